@@ -1,0 +1,1 @@
+"""The stages: one folder, one KFP component, one container image. A stage never imports another."""

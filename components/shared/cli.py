@@ -1,0 +1,351 @@
+"""The stage command: `python -m components.<stage> --option value`, the same in KFP, in a pod and in a shell.
+
+`main(Config, run)` parses the options (a dataclass, through tyro), opens the inputs, and when the same work is already
+published hands that out again; else it calls `run(config, out)`, which publishes through `out` and returns the
+manifest. Then it writes what KFP wants: a copy of the manifest (`--output`), the reference (`--reference`), the report
+page (`--report`) and the metrics (`--executor-output`).
+
+KFP passes every parameter as text: `true` / `false` for booleans and an empty string for an absent value, which here
+means "the default". Exit codes: 0 done, 2 wrong input (one line, no traceback), 143 cancelled, else a fault.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from components.shared import storage
+from components.shared.artifact import ArtifactWriter, Input, Manifest, digest_of, find_published, open_artifact
+from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
+from components.shared.log import mask, set_up_logging
+
+log = logging.getLogger("stage")
+
+_REF = "reference"
+_NOT_KEYED = "not keyed"
+Ref = Annotated[str, _REF]
+"""A field that holds one reference ("" when absent). Its digest, not its address, is part of the input key."""
+Refs = Annotated[str, _REF]
+"""Several references, comma-separated, each may end in `:weight`."""
+
+REPORT = "report.html"
+
+
+def not_keyed(kind: Any) -> Any:
+    """Marks a field that does not change the result (`workers: not_keyed(int) = 2`): it is left out of the key."""
+    return Annotated[kind, _NOT_KEYED]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What every stage takes."""
+
+    store: str
+    """Where the data is put: a folder or an s3:// prefix."""
+    output: str = ""
+    """Where a copy of the manifest is written (a path or an s3:// address)."""
+    reference: str = ""
+    """Where the artifact's reference is written, as text."""
+    report: str = ""
+    """Where a copy of the artifact's HTML report is written, if it has one."""
+    executor_output: str = ""
+    """Where KFP's executor output (metrics as artifact metadata) is written."""
+
+
+Config = TypeVar("Config")
+Stage = TypeVar("Stage", bound=StageOptions)
+_PLUMBING = tuple(field.name for field in dataclasses.fields(StageOptions))
+
+
+def split_references(value: str) -> list[str]:
+    """`a,b:0.5` → [`a`, `b`]: the addresses of a reference field, weights taken off."""
+    return [address for address, _ in weighted_references(value)]
+
+
+def weighted_references(value: str) -> list[tuple[str, float]]:
+    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]; a reference without a weight has weight 1."""
+    found = []
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part)
+        found.append((match[1], float(match[2])) if match else (part, 1.0))
+    return found
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
+    """The options as a dataclass. InputError for an unknown option or a value that does not fit."""
+    import tyro
+
+    bridged = _bridge(kind, list(arguments))
+    if "--help" in bridged or "-h" in bridged:
+        return tyro.cli(kind, args=bridged, config=(tyro.conf.FlagConversionOff,))
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            return tyro.cli(kind, args=bridged, config=(tyro.conf.FlagConversionOff,), use_underscores=False)
+    except SystemExit as error:
+        text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|-{4,}", " ", said.getvalue())
+        text = re.sub(r"For full helptext, (see|run) .*", "", " ".join(text.split())).strip()
+        raise InputError(f"{program(kind)}: {text or 'the options do not parse'}; see --help") from error
+
+
+def program(kind: type) -> str:
+    return ".".join(kind.__module__.split(".")[:2])
+
+
+def _bridge(kind: type, arguments: list[str]) -> list[str]:
+    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused."""
+    hints = typing.get_type_hints(kind)
+    known = {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(kind)}
+    bridged: list[str] = []
+    at = 0
+    while at < len(arguments):
+        word = arguments[at]
+        at += 1
+        if not word.startswith("--") or word == "--help":
+            bridged.append(word)
+            continue
+        name, has_value, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name not in known:
+            raise InputError(f"{program(kind)}: there is no option {name}{nearest(name, known)}; see --help")
+        if not has_value:
+            if at < len(arguments) and not arguments[at].startswith("--"):
+                value = arguments[at]
+                at += 1
+            elif known[name] is bool:
+                value = "true"
+            else:
+                raise InputError(f"{program(kind)}: the option {name} needs a value; see --help")
+        if value == "":
+            continue
+        if _is_bool(known[name]) and value.lower() in ("true", "false"):
+            value = value.capitalize()
+        bridged.append(f"{name}={value}")
+    return bridged
+
+
+def _is_bool(hint: Any) -> bool:
+    return hint is bool or (isinstance(hint, types.UnionType) and bool in typing.get_args(hint))
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+    """` (did you mean x?)`, or nothing when no choice is near."""
+    import difflib
+
+    found = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+# --- the input key ----------------------------------------------------------------------------------------------------
+
+
+def references_of(config: Any) -> dict[str, list[str]]:
+    """The reference fields that are set: name → addresses."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if _REF in getattr(hints[field.name], "__metadata__", ()) and value:
+            found[field.name] = split_references(value)
+    return found
+
+
+def configuration_of(config: Any) -> dict[str, Any]:
+    """The options that change the result, as JSON values: no plumbing, no addresses of inputs."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if field.name in _PLUMBING or _NOT_KEYED in marks:
+            continue
+        value = getattr(config, field.name)
+        if _REF in marks:
+            # the weights and the order of several inputs count; their addresses do not
+            weights = [weight for _, weight in weighted_references(value)]
+            if any(weight != 1.0 for weight in weights):
+                chosen[field.name] = weights
+            continue
+        chosen[field.name] = value
+    return typing.cast(dict[str, Any], json.loads(json.dumps(chosen)))
+
+
+def inputs_of(config: Any) -> dict[str, Input]:
+    """Reference fields → what they hold now. Several references in a field become `name.0`, `name.1`."""
+    found: dict[str, Input] = {}
+    for name, addresses in references_of(config).items():
+        option = f"--{name.replace('_', '-')}"
+        for index, address in enumerate(addresses):
+            artifact = open_artifact(address, option)
+            reference = artifact.manifest.reference if artifact.verified else storage.normalise(address)
+            found[name if len(addresses) == 1 else f"{name}.{index}"] = Input(reference, artifact.digest)
+    return found
+
+
+def source_digest(stages: Sequence[str]) -> str:
+    """SHA-256 over the files of the stages and of shared that do work (not the KFP signature, not the command line)."""
+    import components
+
+    root = Path(components.__file__).parent
+    running = hashlib.sha256()
+    for folder in (*sorted(stages), "shared"):
+        for path in sorted((root / folder).rglob("*")):
+            works = path.suffix in (".py", ".json", ".yaml", ".txt", ".html", ".jinja") and path.is_file()
+            if works and path.name not in ("component.py", "__main__.py"):
+                running.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return running.hexdigest()
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise InputError(f"the package {package} is not installed; install this stage's extra") from error
+    return found
+
+
+def input_key(config: Any, inputs: dict[str, Input], stages: Sequence[str], packages: Sequence[str]) -> str:
+    """The name of this work: 32 hexadecimal digits of the digest of all that decides its result."""
+    value = {
+        "stages": list(stages),
+        "source": source_digest(stages),
+        "versions": versions_of(packages),
+        "configuration": configuration_of(config),
+        "inputs": {name: given.digest for name, given in inputs.items()},
+    }
+    return digest_of(value)[:32]
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def run_stage(
+    config: Stage,
+    run: Callable[[Stage, ArtifactWriter], Manifest],
+    packages: Sequence[str] = (),
+    also_source: Sequence[str] = (),
+) -> Manifest:
+    """The stage without the process around it: key, skip or work, outputs. Returns the manifest."""
+    stage = type(config).__module__.split(".")[1]
+    started = time.monotonic()
+    storage.check_writable(config.store)
+    inputs = inputs_of(config)
+    key = input_key(config, inputs, (stage, *also_source), packages)
+    manifest = find_published(config.store, stage, key)
+    if manifest is not None:
+        log.info("%s: already done, nothing has changed: %s", stage, manifest.reference)
+    else:
+        out = ArtifactWriter(config.store, stage, key, configuration_of(config), inputs)
+        manifest = run(config, out)
+        summary = manifest.facts.get("summary", "")
+        log.info("%s: done in %.1f s%s", stage, time.monotonic() - started, f": {summary}" if summary else "")
+    write_outputs(config, manifest)
+    return manifest
+
+
+def write_outputs(config: StageOptions, manifest: Manifest) -> None:
+    """What KFP reads after the step: manifest copy, report, metrics, and last the reference."""
+    if config.output:
+        storage.write_bytes(storage.normalise(config.output), manifest.to_json())
+    if config.report and any(file.path == REPORT for file in manifest.files):
+        page = open_artifact(manifest.reference).read(REPORT)
+        storage.write_bytes(storage.normalise(config.report), page)
+    if config.executor_output:
+        metadata = dict(manifest.metrics)
+        value = {"artifacts": {"metrics": {"artifacts": [{"metadata": metadata}]}}}
+        storage.write_bytes(storage.normalise(config.executor_output), json.dumps(value).encode())
+    if config.reference:
+        storage.write_bytes(storage.normalise(config.reference), manifest.reference.encode())
+
+
+def main(
+    kind: type[Stage],
+    run: Callable[[Stage, ArtifactWriter], Manifest],
+    packages: Sequence[str] = (),
+    also_source: Sequence[str] = (),
+    rest: str = "",
+) -> NoReturn:
+    """The whole program of a stage. Never returns.
+
+    packages: whose installed versions are part of the key. also_source: other stages whose source is. rest: the field
+    (a tuple of texts) that takes what stands after `--`.
+    """
+
+    def work() -> None:
+        arguments, remainder = sys.argv[1:], []
+        if rest and "--" in arguments:
+            cut = arguments.index("--")
+            arguments, remainder = arguments[:cut], arguments[cut + 1 :]
+        config = parse(kind, arguments)
+        if rest:
+            config = dataclasses.replace(config, **typing.cast(Any, {rest: tuple(remainder)}))
+        run_stage(config, run, packages, also_source)
+
+    guarded(work)
+
+
+def guarded(work: Callable[[], None]) -> NoReturn:
+    """Runs a program's body and ends the process with the contract's exit code and one line for an error."""
+    set_up_logging()
+    signal.signal(signal.SIGTERM, _cancelled)
+    try:
+        work()
+    except InputError as error:
+        end(EXIT_INPUT, f"error: {error}")
+    except StorageFault as error:
+        end(EXIT_FAULT, f"fault: {error}")
+    except KeyboardInterrupt:
+        end(EXIT_CANCELLED, "cancelled")
+    except OSError as error:
+        mend = {
+            errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
+            errno.EDQUOT: "the disk quota is used up; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
+            errno.EROFS: "the file system is read-only; choose another place",
+            errno.EACCES: "permission denied; choose another place or mend its rights",
+        }.get(error.errno or 0)
+        if mend is None:
+            _fault()
+        end(EXIT_INPUT, f"error: {error.filename or 'a file'}: {mend}")
+    except Exception:  # noqa: BLE001 - the end of the program: reported whole, exit code 1
+        _fault()
+    sys.exit(EXIT_DONE)
+
+
+def _fault() -> NoReturn:
+    print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
+    kind, error, _ = sys.exc_info()
+    end(EXIT_FAULT, f"fault: {kind.__name__ if kind else ''}: {error}")
+
+
+def _cancelled(signum: int, frame: object) -> NoReturn:
+    end(EXIT_CANCELLED, "cancelled")
+
+
+def end(code: int, line: str) -> NoReturn:
+    """Prints the last line, leaves it where Kubernetes shows it, and exits."""
+    line = mask(" ".join(line.split()))
+    print(line, file=sys.stderr, flush=True)
+    place = os.environ.get("ZHLLAMA_TERMINATION_LOG", "/dev/termination-log")
+    if os.path.exists(place) and os.access(place, os.W_OK):
+        Path(place).write_text(line + "\n")
+    sys.exit(code)

@@ -1,0 +1,25 @@
+"""The two ways a stage ends badly.
+
+`InputError`: what the user gave is wrong; one line (what, where, how to mend it), exit code 2, no retry.
+`StorageFault`: the world failed (a server, a network) after retries; one line, exit code 1, worth another attempt.
+Everything else is a bug or a fault we did not foresee: a traceback and exit code 1.
+"""
+
+EXIT_DONE = 0
+EXIT_FAULT = 1
+EXIT_INPUT = 2
+EXIT_CANCELLED = 143
+
+
+class InputError(Exception):
+    """The input is wrong. The text is one line: what is wrong, where, and how to mend it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class StorageFault(Exception):
+    """A server or a network failed after the retries were used up."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))

@@ -1,0 +1,61 @@
+"""Alpaca items: `{"instruction", "input", "output"}`, as a JSON list or one object a line (JSONL)."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from components.shared.artifact import Artifact
+from components.shared.errors import InputError
+
+FIELDS = ("instruction", "input", "output")
+
+
+def read_instructions(artifact: Artifact) -> Iterator[dict[str, str]]:
+    """Every item of the artifact's .json and .jsonl files, in order of file name and place.
+
+    Items have exactly the three fields, as text; `input` may be missing. InputError names file, item and field.
+    """
+    names = [name for name in sorted(artifact.names) if name.endswith((".json", ".jsonl")) and name != "manifest.json"]
+    names = [name for name in names if name not in ("blocks.json", "report.json", "card.json")]
+    if not names:
+        raise InputError(f"{artifact.root}: no .json or .jsonl file in it; give Alpaca items in one")
+    for name in names:
+        where = f"{artifact.root}/{name}"
+        for number, item in enumerate(_items(artifact, name, where), start=1):
+            yield checked_item(item, f"{where}: item {number}")
+
+
+def _items(artifact: Artifact, name: str, where: str) -> Iterator[Any]:
+    if name.endswith(".jsonl"):
+        with artifact.open(name) as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except ValueError as error:
+                        raise InputError(f"{where}: line {number} is not JSON ({error}); mend or remove it") from error
+        return
+    try:
+        items = json.loads(artifact.read(name))
+    except ValueError as error:
+        raise InputError(
+            f"{where}: not JSON ({error}); a list of objects with {', '.join(FIELDS)} is needed"
+        ) from error
+    if not isinstance(items, list):
+        raise InputError(
+            f"{where}: a {type(items).__name__} where a list of objects with {', '.join(FIELDS)} is needed"
+        )
+    yield from items
+
+
+def checked_item(item: Any, where: str) -> dict[str, str]:
+    """The item with its three fields; InputError for a missing, empty or non-text one."""
+    if not isinstance(item, dict):
+        raise InputError(f"{where}: a {type(item).__name__} where an object with {', '.join(FIELDS)} is needed")
+    for field in FIELDS:
+        value = item.get(field, "" if field == "input" else None)
+        if not isinstance(value, str):
+            raise InputError(f"{where}: field {field!r} is {'missing' if value is None else 'not text'}; mend the item")
+        if not value.strip() and field != "input":
+            raise InputError(f"{where}: field {field!r} is empty; mend or remove the item")
+    return {field: item.get(field, "") for field in FIELDS}

@@ -1,0 +1,54 @@
+"""Logging to standard error: one line a record, secrets masked.
+
+What is masked: the values of environment variables whose names say that they are secret, and what follows
+`Authorization:`, `X-Amz-Signature=` and the like in a text that a library logs.
+"""
+
+import logging
+import os
+import re
+import sys
+
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    r"(?i)((?:authorization|x-api-key)['\"]?\s*[:=]\s*['\"]?(?:bearer\s+)?|x-amz-(?:signature|credential|security-token)=)"
+    r"[^\s'\"&,]+"
+)
+
+
+def mask(text: str) -> str:
+    """The text with every secret replaced by `***`."""
+    for name, value in os.environ.items():
+        # short values would mask ordinary words ("true", a region)
+        if len(value) >= 8 and _SECRET_NAME.search(name) and not os.path.exists(value):
+            text = text.replace(value, "***")
+    return _SECRET_TEXT.sub(r"\1***", text)
+
+
+class OneLine(logging.Formatter):
+    """`12:00:01 INFO stage: text`; line breaks inside a message become ` | `, so that a record is a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return mask(" | ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def set_up_logging(level: str | None = None) -> None:
+    """Sends all records to standard error. Level: the argument, else ZHLLAMA_LOG, else INFO."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel((level or os.environ.get("ZHLLAMA_LOG") or "INFO").upper())
+    for noisy in (
+        "botocore",
+        "boto3",
+        "urllib3",
+        "s3transfer",
+        "httpx",
+        "httpcore",
+        "filelock",
+        "fsspec",
+        "kubernetes",
+    ):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

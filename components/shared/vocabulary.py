@@ -1,0 +1,130 @@
+"""The vocabulary contract and the one encoder.
+
+The contract is what two artifacts must agree on before a weight is loaded: the ordered pieces (as digests of the first
+32,000, 49,953, 49,954 … pieces, so that *extends* can be told from *foreign* without the pieces at hand), the special
+ids, tying, padding of the embedding rows and dtype. It travels in every manifest from the tokenizer on.
+
+Encoding is SentencePiece's own; special ids are put in by id, never by text, so that `</s>` in a user's text stays
+text.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+from components.shared.errors import InputError
+
+PAD_PIECE = "[PAD]"
+RECIPE_SIZES = (32_000, 49_953, 49_954)
+"""LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
+
+
+class Relation(Enum):
+    EQUAL = "equal"
+    EXTENDS = "extends"
+    SHRINKS = "shrinks"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The contract. `prefixes` maps a number of pieces (as text, for JSON) to the digest of that many pieces."""
+
+    size: int
+    digest: str
+    bos: int
+    eos: int
+    pad: int | None
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    padding_multiple: int = 1
+    tied: bool | None = None
+    dtype: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: the pieces, rounded up to the padding multiple."""
+        return -(-self.size // self.padding_multiple) * self.padding_multiple
+
+    def relation_to(self, other: "Vocabulary") -> Relation:
+        """How this vocabulary stands to `other`: it *extends* other when other's pieces are its first ones."""
+        if (self.bos, self.eos) != (other.bos, other.eos):
+            return Relation.FOREIGN
+        if self.size == other.size:
+            return Relation.EQUAL if self.digest == other.digest else Relation.FOREIGN
+        if self.prefixes.get(str(other.size)) == other.digest:
+            return Relation.EXTENDS
+        if other.prefixes.get(str(self.size)) == self.digest:
+            return Relation.SHRINKS
+        return Relation.FOREIGN
+
+    def __str__(self) -> str:
+        return f"{self.size} pieces ({self.digest[:8]})"
+
+
+def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
+    """InputError unless both contracts are there and equal. Names say what is compared: `--dataset s3://…`."""
+    if have is None or want is None:
+        missing = have_name if have is None else want_name
+        raise InputError(f"{missing}: carries no vocabulary contract; give an artifact with a tokenizer")
+    relation = have.relation_to(want)
+    if relation is not Relation.EQUAL:
+        raise InputError(
+            f"{have_name} has {have} and {want_name} has {want}: the first {relation.value} the second where they must "
+            "be equal; use the artifacts of one extension"
+        )
+
+
+class Encoder:
+    """SentencePiece encoding by the ids used in training. Built from the bytes of a `tokenizer.model`."""
+
+    def __init__(self, model: bytes, where: str = "tokenizer.model") -> None:
+        import sentencepiece
+
+        self.model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise InputError(f"{where}: not a SentencePiece model ({error}); give a tokenizer.model") from error
+        self.size: int = self._processor.get_piece_size()
+        self.bos: int = self._processor.bos_id()
+        self.eos: int = self._processor.eos_id()
+        if self.bos < 0 or self.eos < 0:
+            raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        return [self._processor.id_to_piece(index) for index in range(self.size)]
+
+    @cached_property
+    def pad(self) -> int | None:
+        """The id of `[PAD]`, or of the model's own padding piece; None without one."""
+        index = self._processor.piece_to_id(PAD_PIECE)
+        if index != self._processor.unk_id():
+            return index
+        return self._processor.pad_id() if self._processor.pad_id() >= 0 else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without BOS or EOS."""
+        return list(self._processor.encode(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As encode, many at a time, on SentencePiece's threads."""
+        return [list(ids) for ids in self._processor.encode(list(texts))] if texts else []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._processor.decode([int(index) for index in ids]))
+
+    def vocabulary(self, also_at: Iterable[int] = (), **facts: Any) -> Vocabulary:
+        """The contract of this tokenizer; `also_at`: more sizes whose prefix digest is recorded (the base's)."""
+        marks = {size for size in (*RECIPE_SIZES, *also_at) if size < self.size}
+        running = hashlib.sha256()
+        prefixes: dict[str, str] = {}
+        for index, piece in enumerate(self.pieces):
+            if index in marks:
+                prefixes[str(index)] = running.hexdigest()
+            text = piece.encode()
+            running.update(len(text).to_bytes(4, "little") + text)
+        return Vocabulary(self.size, running.hexdigest(), self.bos, self.eos, self.pad, prefixes, **facts)

