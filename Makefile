@@ -1,0 +1,71 @@
+# The commands of this project. From a bare clone: Python 3.11 or newer with pip and venv, nothing else.
+#
+#   make demo      the whole adaptation on this machine: TEXT=folder INSTRUCTIONS=file.json for your own data
+#   make test      the test suite
+#
+# TORCH_INDEX_ARGS: what pip is told when it installs torch. PyPI's Linux torch is the CUDA build, some gigabytes; on a
+# laptop the processor's build is enough: TORCH_INDEX_ARGS='--index-url ADDRESS', the address that pytorch.org names
+# for "CPU". Empty: whatever pip finds first.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX_ARGS ?=
+PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
+TEXT ?=
+INSTRUCTIONS ?=
+DEMO_ARGS ?=
+REGISTRY ?=
+TAG ?= 0.1.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format types render images lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+venv: $(INSTALLED)  ## .venv with everything, as constraints.txt pins it
+
+# torch first: which build is taken must not be decided by a package that merely depends on it
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) --version): Python 3.11 or newer is needed; name one: make venv PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV) \
+		|| { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	$(PIP) install -q -c constraints.txt $(TORCH_INDEX_ARGS) torch
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: venv  ## the whole adaptation, on real Chinese text, on this machine
+	$(BIN)/zhllama demo $(if $(TEXT),--text "$(TEXT)") $(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") $(DEMO_ARGS)
+
+test: venv  ## the test suite
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+lint: venv  ## format and lint, as CI checks them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: venv  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: venv  ## mypy
+	$(BIN)/mypy
+
+render: venv  ## k8s/ again, from pipelines/sizes
+	$(BIN)/zhllama render all
+
+images:  ## every image: REGISTRY=registry.example.com/team TAG=1.2.3
+	REGISTRY="$(REGISTRY)" TAG="$(TAG)" docker buildx bake $(BAKE_ARGS)
+
+lock: venv  ## constraints.txt and images/requirements again, from what is installed
+	$(BIN)/python images/lock.py
+
+clean:  ## caches and build output; the demo's data (.zhllama) stays
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
