@@ -13,9 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.shared.errors import InputError
+
+if TYPE_CHECKING:
+    from components.shared.artifact import Artifact
 
 PAD_PIECE = "[PAD]"
 RECIPE_SIZES = (32_000, 49_953, 49_954)
@@ -128,3 +131,15 @@ class Encoder:
             text = piece.encode()
             running.update(len(text).to_bytes(4, "little") + text)
         return Vocabulary(self.size, running.hexdigest(), self.bos, self.eos, self.pad, prefixes, **facts)
+
+
+def load_encoder(artifact: "Artifact", option: str) -> Encoder:
+    """The encoder of an artifact that carries a tokenizer.model: a tokenizer, a model or an adapter.
+
+    `option` (as `--tokenizer`) says in the message which option gave the artifact.
+    """
+    name = "tokenizer.model"
+    where = f"{option} {artifact.root}"
+    if name not in artifact:
+        raise InputError(f"{where}: no {name} in it; give a tokenizer, or a model or adapter with its tokenizer")
+    return Encoder(artifact.read(name), f"{where}/{name}")
