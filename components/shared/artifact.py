@@ -179,6 +179,15 @@ class Artifact:
             "the stored file is corrupt, run its stage again"
         )
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """As read_range, into a writable buffer of bytes, a few blocks at a time: memory beyond it stays at 32 MiB."""
+        at = 0
+        while at < len(buffer):
+            # up to the next border, so that no block is read (and hashed) twice
+            end = min(len(buffer), ((start + at) // BLOCK + 2) * BLOCK - start)
+            buffer[at:end] = self.read_range(name, start + at, end - at)
+            at = end
+
     def _block_digests(self, file: File) -> list[str]:
         if file.size <= BLOCK:
             return [file.sha256]
@@ -459,6 +468,10 @@ class FileStream:
                 self._end_block()
         self.size += len(view)
         return len(view)
+
+    def sha256(self) -> str:
+        """The digest of what has been written so far, in hexadecimal."""
+        return self._whole.hexdigest()
 
     def _end_block(self) -> None:
         self._digests.append(self._block.hexdigest())

@@ -8,7 +8,7 @@ permuted. Permuting row blocks per head commutes with joining shards along axis 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -165,17 +165,17 @@ def split(weight: "torch.Tensor", axis: int | None, shards: int, uneven: bool = 
 
 
 def split_to_shards(
-    tensors: Iterable[tuple[str, "torch.Tensor"]], n_heads: int, shards: int, kv_heads: int | None = None
+    tensors: Mapping[str, "torch.Tensor"], n_heads: int, shards: int, kv_heads: int | None = None
 ) -> list[dict[str, "torch.Tensor"]]:
-    """A small Hugging Face state dict (name, tensor) as the state dicts of `shards` Meta shards, each tensor its own.
+    """A small Hugging Face state dict as the state dicts of `shards` Meta shards, each tensor its own.
 
     In memory as a whole: for models made here and for tests. ValueError when the counts do not divide.
     """
-    given = dict(tensors)
-    layers = len({name.split(".")[2] for name in given if name.startswith("model.layers.")})
+    layers = len({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
     cut: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
     for place in places(layers, n_heads, kv_heads or n_heads):
-        weight = given.get(place.hf, given[EMBEDDING]) if place.hf == HEAD else given[place.hf]
+        # a tied model has no head of its own
+        weight = tensors.get(HEAD, tensors[EMBEDDING]) if place.hf == HEAD else tensors[place.hf]
         if place.heads:
             extents(place.heads, shards)
             weight = unpermute(weight, place.heads)
@@ -185,7 +185,7 @@ def split_to_shards(
 
 
 def meta_files(
-    tensors: Iterable[tuple[str, "torch.Tensor"]], params: MetaParams, tokenizer: bytes, shards: int
+    tensors: Mapping[str, "torch.Tensor"], params: MetaParams, tokenizer: bytes, shards: int
 ) -> Mapping[str, bytes]:
     """A small Hugging Face state dict as the files of a Meta model, `sha256sums.txt` among them: name → content."""
     import hashlib

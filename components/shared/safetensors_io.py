@@ -120,8 +120,9 @@ class Checkpoint:
         row = info.length // max(info.shape[0], 1)
         if count == 0 or row == 0:
             return torch.empty((count, *info.shape[1:]), dtype=kind)
-        content = bytearray(self.artifact.read_range(info.file, info.start + first * row, count * row))
-        return torch.frombuffer(content, dtype=kind).reshape(count, *info.shape[1:])
+        content = torch.empty(count * row, dtype=torch.uint8)
+        self.artifact.read_into(info.file, info.start + first * row, content.numpy().data)
+        return content.view(kind).reshape(count, *info.shape[1:])
 
 
 class SafetensorsStream:
