@@ -1,0 +1,204 @@
+"""PyTorch checkpoints (.pth, .bin), one tensor at a time, from S3 or a folder to S3 or a folder.
+
+torch.save writes a zip of stored (never compressed) records: a pickle that describes the tensors, then their bytes.
+Reading: the pickle is loaded under FakeTensorMode, which allocates nothing and records where each storage begins, and
+the tensors are then range-read. That moves the pickle and the zip's directory (kilobytes), where mmap makes the
+resident set grow with the file and needs a local copy. Always weights_only: a pickle that wants to run code is refused.
+Writing: torch's own zip writer on a stream, the records one by one. Memory: one tensor, each way.
+"""
+
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from components.shared.artifact import Artifact
+from components.shared.errors import InputError
+from components.shared.safetensors_io import Sink
+
+if TYPE_CHECKING:
+    import torch
+
+_ZIP = b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in its file: dtype (torch's name), shape, strides in elements, first byte, bytes spanned."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+    length: int
+
+
+def load_pickle(stream: Any, where: str) -> Any:
+    """`torch.load(weights_only=True)` on the CPU, with its refusals as InputErrors."""
+    import torch
+
+    try:
+        return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise InputError(
+                f"{where}: this pickle wants to run code ({wanted[1]}) and is not opened; fetch the weights from a "
+                "source you trust"
+            ) from error
+        raise InputError(f"{where}: the pickle is damaged or holds more than tensors; fetch it again") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: not a PyTorch checkpoint, or cut short ({said}); fetch it again") from error
+
+
+class PthFile:
+    """The tensors of one checkpoint, readable one by one. InputError for what is not a dictionary of tensors."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        from torch import Tensor
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self._artifact = artifact
+        self.name = name
+        self.where = where = f"{artifact.root}/{name}"
+        self.tensors: dict[str, StoredTensor] = {}
+        with artifact.open(name) as stream:
+            if not is_zip(artifact, name):
+                raise InputError(
+                    f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
+                    "newer, or fetch it again"
+                )
+            with FakeTensorMode():
+                found = load_pickle(stream, where)
+        if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+            raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
+        size = artifact.file(name).size
+        for key, tensor in found.items():
+            span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
+            width = tensor.element_size()
+            start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * width
+            length = span * width if tensor.numel() else 0
+            if start + length > size:
+                raise InputError(f"{where}: tensor {key} does not lie in the file; it is cut short, fetch it again")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.tensors[str(key)] = StoredTensor(dtype, tuple(tensor.shape), tuple(tensor.stride()), start, length)
+
+    def read(self, key: str) -> "torch.Tensor":
+        """A tensor, verified, in its stored dtype, with memory of its own."""
+        import torch
+
+        stored = self.tensors[key]
+        kind = getattr(torch, stored.dtype)
+        if not stored.length:
+            return torch.empty(stored.shape, dtype=kind)
+        flat = torch.empty(stored.length, dtype=torch.uint8)
+        self._artifact.read_into(self.name, stored.start, flat.numpy().data)
+        return flat.view(kind).as_strided(stored.shape, stored.strides)
+
+
+def is_zip(artifact: Artifact, name: str) -> bool:
+    """Whether the file begins as PyTorch's zip format does (older torch wrote bare pickles)."""
+    return artifact.file(name).size >= 4 and artifact.read_range(name, 0, 4) == _ZIP
+
+
+class PthStream:
+    """Writes a state dict as a stream: declare every tensor first, then write them, whole, in that order.
+
+    `tensors` maps name → (torch dtype name, shape). The file is what `torch.save` would write.
+    """
+
+    def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        import sys
+
+        import torch
+
+        self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
+        self._at = 0
+        self._zip = torch._C.PyTorchFileWriter(_Counting(sink))
+        description = _pickled(tensors)
+        self._zip.write_record("data.pkl", description, len(description))
+        self._zip.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
+
+    def write(self, name: str, tensor: "torch.Tensor") -> None:
+        """The next tensor. ValueError when order, dtype or shape are not as declared (a bug)."""
+        import torch
+
+        wanted, dtype, shape = self._left.pop(0)
+        if name != wanted or tensor.dtype != getattr(torch, dtype) or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} ({tensor.dtype}, {tuple(tensor.shape)}) written where {wanted} ({dtype}, {shape}) was declared"
+            )
+        content = tensor.detach().cpu().contiguous()
+        storage = content.untyped_storage()
+        if storage.nbytes() != content.numel() * content.element_size():
+            storage = content.clone().untyped_storage()
+        self._zip.write_record(f"data/{self._at}", storage, storage.nbytes())
+        self._at += 1
+
+    def close(self) -> None:
+        """Writes the zip's directory. ValueError when a declared tensor was not written (a bug)."""
+        if self._left:
+            raise ValueError(f"{self._left[0][0]} was declared and not written")
+        self._zip.write_end_of_file()
+
+
+class _Counting:
+    """What torch's writer wants of a stream: write() that returns the count."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sink.write(view)
+        return len(view)
+
+
+class _Storage:
+    """Stands for a storage in the pickle: torch's persistent id is (kind, class, key, device, elements)."""
+
+    def __init__(self, identity: tuple[str, Any, str, str, int]) -> None:
+        self.identity = identity
+
+
+class _Tensor:
+    """Pickles as a contiguous tensor over a storage of its own does."""
+
+    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
+        self._storage = storage
+        self._shape = shape
+
+    def __reduce__(self) -> Any:
+        from collections import OrderedDict
+
+        import torch
+
+        strides = []
+        step = 1
+        for extent in reversed(self._shape):
+            strides.insert(0, step)
+            step *= extent
+        return torch._utils._rebuild_tensor_v2, (self._storage, 0, self._shape, tuple(strides), False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        return value.identity if isinstance(value, _Storage) else None
+
+
+def _pickled(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    import torch
+
+    described = {}
+    for index, (name, (dtype, shape)) in enumerate(tensors.items()):
+        elements = 1
+        for extent in shape:
+            elements *= extent
+        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[getattr(torch, dtype)])
+        described[name] = _Tensor(_Storage(("storage", legacy, str(index), "cpu", elements)), shape)
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump(described)
+    return buffer.getvalue()
