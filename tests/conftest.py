@@ -8,6 +8,7 @@ import random
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,3 +143,50 @@ def llama_tokenizer(english_text: list[str]) -> bytes:
             piece.score = -1e9
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return bytes(proto.SerializeToString())
+
+
+# --- a tiny model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_state(llama_tokenizer: bytes) -> dict[str, Any]:
+    """A seeded random LLaMA as a Hugging Face state dict, float16: 64 wide, 2 layers, 4 heads, 800 pieces."""
+    import torch
+
+    from components.shared.vocabulary import Encoder
+
+    chance = torch.Generator().manual_seed(64)
+    rows = Encoder(llama_tokenizer).size
+    shapes = {"model.embed_tokens.weight": (rows, 64), "lm_head.weight": (rows, 64), "model.norm.weight": (64,)}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (64, 64) for name in "qkvo"}
+        shapes |= {f"{prefix}.mlp.{name}_proj.weight": (192, 64) for name in ("gate", "up")}
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (64, 192)
+        shapes |= {f"{prefix}.{name}_layernorm.weight": (64,) for name in ("input", "post_attention")}
+    # norms about 1, the rest with LLaMA's spread at this width, so that logits are of ordinary size
+    return {
+        name: (torch.randn(shape, generator=chance) * 0.1 + (len(shape) == 1)).half() for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_meta(tmp_path_factory: pytest.TempPathFactory, tiny_state: dict[str, Any], llama_tokenizer: bytes) -> Path:
+    """`tiny_state` as a folder in Meta's layout: two shards, params.json, tokenizer.model, sha256sums.txt."""
+    from components.shared.meta_format import MetaParams, meta_files
+
+    folder = tmp_path_factory.mktemp("tiny-meta")
+    params = MetaParams(dim=64, n_layers=2, n_heads=4, norm_eps=1e-6, multiple_of=32)
+    for name, content in meta_files(tiny_state, params, llama_tokenizer, shards=2).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str:
+    """The reference of the Hugging Face model that convert_weights makes of `tiny_meta`; its folder is the parent."""
+    from components.convert_weights.converter import ConvertWeights, convert_weights
+    from components.shared.cli import run_stage
+
+    store = str(tmp_path_factory.mktemp("tiny-model"))
+    return run_stage(ConvertWeights(store=store, weights=str(tiny_meta)), convert_weights).reference

@@ -12,7 +12,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
@@ -117,7 +117,7 @@ class PthStream:
 
         self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
         self._at = 0
-        self._zip = torch._C.PyTorchFileWriter(_Counting(sink))
+        self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], _Counting(sink)))
         description = _pickled(tensors)
         self._zip.write_record("data.pkl", description, len(description))
         self._zip.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
@@ -176,7 +176,7 @@ class _Tensor:
 
         import torch
 
-        strides = []
+        strides: list[int] = []
         step = 1
         for extent in reversed(self._shape):
             strides.insert(0, step)

@@ -1,0 +1,132 @@
+"""Meta's shards → Hugging Face safetensors, streaming: one tensor in memory, no local copy, float16 stays float16.
+
+The embeddings (embed_tokens and lm_head) get a file of their own, because extending the vocabulary and the first stage
+of training change nothing else: those stages rewrite that file and copy the others within the store.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
+from components.shared.cli import Ref, StageOptions
+from components.shared.errors import InputError
+from components.shared.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
+from components.shared.progress import Progress, human
+from components.shared.vocabulary import Vocabulary
+
+EMBEDDINGS_FILE = "model-embeddings.safetensors"
+FILE_LIMIT = 2 * 10**9
+"""Bytes per safetensors file, embeddings apart: what changes together stays together, what fails is sent again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertWeights(StageOptions):
+    """Convert Meta's LLaMA checkpoint to a Hugging Face model."""
+
+    weights: Ref
+    """Reference to Meta's files: consolidated.NN.pth, params.json, tokenizer.model."""
+    max_positions: int = 2048
+    """Positions that the model was trained on. Meta's files do not say; LLaMA has 2,048, LLaMA 2 4,096."""
+
+    def __post_init__(self) -> None:
+        if self.max_positions < 1:
+            raise InputError(f"--max-positions {self.max_positions}: give the positions the model knows, as 2048")
+
+
+def convert_weights(config: ConvertWeights, out: ArtifactWriter) -> Manifest:
+    """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
+    from components.convert_weights.meta_model import MetaModel
+    from components.shared.fast_tokenizer import tokenizer_files
+    from components.shared.safetensors_io import INDEX, SafetensorsStream, index_json
+    from components.shared.vocabulary import load_encoder
+
+    weights = open_artifact(config.weights, "--weights").expect("meta-weights", option="--weights")
+    encoder = load_encoder(weights, "--weights")
+    model = MetaModel(weights, "--weights")
+    if encoder.size != model.vocabulary_rows:
+        raise InputError(
+            f"--weights {weights.root}: {TOKENIZER} has {encoder.size} pieces and the weights have "
+            f"{model.vocabulary_rows} rows; give the tokenizer that belongs to these weights"
+        )
+    out.vocabulary = encoder.vocabulary(tied=False, dtype=model.dtype)
+
+    sizes = {name: _bytes(joined.dtype, joined.shape) for name, joined in model.tensors.items()}
+    files = files_of(sizes)
+    with Progress("converting", sum(sizes.values())) as bar:
+        for file, names in files.items():
+            declared = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}
+            with out.writer(file) as stream:
+                tensors = SafetensorsStream(stream, declared)
+                for name in names:
+                    tensors.write(name, model.read(name))
+                    bar.advance(sizes[name])
+                tensors.close()
+    place_of = {name: file for file, names in files.items() for name in names}
+    out.add_bytes(INDEX, index_json(place_of, sum(sizes.values())))
+    out.add_json("config.json", hf_config(model.params, model.width, out.vocabulary, config.max_positions))
+    out.add_json("generation_config.json", {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos})
+    for name, content in tokenizer_files(encoder.model, config.max_positions).items():
+        out.add_bytes(name, content)
+
+    parameters = sum(_elements(joined.shape) for joined in model.tensors.values())
+    out.facts["parameters"] = parameters
+    out.facts["shards"] = len(model.shards)
+    out.facts["summary"] = f"{parameters:,} parameters, {model.dtype}, {human(sum(sizes.values()), 'B')}"
+    return out.publish("hf-model")
+
+
+def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, list[str]]:
+    """File → tensors: the embeddings apart, the rest in order, each file filled up to `limit` bytes."""
+    files: dict[str, list[str]] = {EMBEDDINGS_FILE: [name for name in sizes if name in (EMBEDDING, HEAD)]}
+    current, used = "", limit + 1
+    for name, size in sizes.items():
+        if name in (EMBEDDING, HEAD):
+            continue
+        if used + size > limit:
+            current, used = f"model-{len(files):05d}.safetensors", 0
+            files[current] = []
+        files[current].append(name)
+        used += size
+    return files
+
+
+def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
+    """config.json of a LLaMA model, in the terms of transformers 5 (rope_parameters, dtype)."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary.rows,
+        "hidden_size": params.dim,
+        "intermediate_size": width,
+        "num_hidden_layers": params.n_layers,
+        "num_attention_heads": params.n_heads,
+        "num_key_value_heads": params.kv_heads,
+        "head_dim": params.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": params.norm_eps,
+        "max_position_embeddings": max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": params.rope_theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "bos_token_id": vocabulary.bos,
+        "eos_token_id": vocabulary.eos,
+        "pad_token_id": vocabulary.pad,
+        "dtype": vocabulary.dtype,
+        "use_cache": True,
+    }
+
+
+def _elements(shape: Iterable[int]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def _bytes(dtype: str, shape: Iterable[int]) -> int:
+    import torch
+
+    return _elements(shape) * int(getattr(torch, dtype).itemsize)
