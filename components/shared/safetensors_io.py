@@ -6,6 +6,7 @@ memory and lie in S3, so the container is read by range and written as a stream.
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ DTYPES = {
 }  # fmt: skip
 """safetensors' names → torch's."""
 _CODES = {name: code for code, name in DTYPES.items()}
+_WIDTHS = {code: 1 if code == "BOOL" else int(code.lstrip("BFIU")) // 8 for code in DTYPES}
+"""Bytes of an element."""
 _MAX_HEADER = 100 * 2**20
 
 
@@ -54,36 +57,40 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
     try:
-        header = json.loads(artifact.read_range(file, 8, length))
-    except ValueError as error:
+        header = dict(json.loads(artifact.read_range(file, 8, length)))
+        header.pop("__metadata__", None)
+        entries = [(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
     found: dict[str, TensorInfo] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in DTYPES or not 0 <= begin <= end <= size - 8 - length:
-            raise InputError(f"{where}: tensor {name} ({entry['dtype']}) does not lie in the file; it is cut short")
-        found[name] = TensorInfo(
-            name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin, end - begin
-        )
+    for name, dtype, shape, begin, end in entries:
+        if dtype not in DTYPES:
+            raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
+        if not 0 <= begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
+            raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
+        found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
     return found
 
 
 class Checkpoint:
     """The tensors of a model folder (`model.safetensors`, or an index and its shards), readable one by one."""
 
-    def __init__(self, artifact: Artifact, option: str = "--model") -> None:
+    def __init__(self, artifact: Artifact, option: str = "--model", single: str = SINGLE) -> None:
+        """`single`: the file to read where there is no index (an adapter's is adapter_model.safetensors)."""
         self.artifact = artifact
         self.tensors: dict[str, TensorInfo] = {}
-        if INDEX in artifact:
-            named: dict[str, str] = json.loads(artifact.read(INDEX))["weight_map"]
+        named: dict[str, str] = {}
+        if single == SINGLE and INDEX in artifact:
+            try:
+                named = dict(json.loads(artifact.read(INDEX))["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{option} {artifact.root}: {INDEX} is damaged ({error}); fetch it again") from error
             files = sorted(set(named.values()))
-        elif SINGLE in artifact:
-            named, files = {}, [SINGLE]
+        elif single in artifact:
+            files = [single]
         else:
             raise InputError(
-                f"{option} {artifact.root}: no {SINGLE} and no {INDEX} in it; a Hugging Face model is needed"
+                f"{option} {artifact.root}: no {single} and no index in it; give a folder with safetensors"
             )
         for file in files:
             if file not in artifact:
@@ -113,16 +120,15 @@ class Checkpoint:
 
         info = self.info(name)
         kind = getattr(torch, info.dtype)
-        if not info.shape:
-            content = bytearray(self.artifact.read_range(info.file, info.start, info.length))
-            return torch.frombuffer(content, dtype=kind).reshape(())
-        count = info.shape[0] - first if count is None else count
-        row = info.length // max(info.shape[0], 1)
+        rows = info.shape[0] if info.shape else 1
+        count = rows - first if count is None else count
+        row = info.length // max(rows, 1)
+        shape = (count, *info.shape[1:]) if info.shape else ()
         if count == 0 or row == 0:
-            return torch.empty((count, *info.shape[1:]), dtype=kind)
+            return torch.empty(shape, dtype=kind)
         content = torch.empty(count * row, dtype=torch.uint8)
         self.artifact.read_into(info.file, info.start + first * row, content.numpy().data)
-        return content.view(kind).reshape(count, *info.shape[1:])
+        return content.view(kind).reshape(shape)
 
 
 class SafetensorsStream:

@@ -67,6 +67,16 @@ class Vocabulary:
         return f"{self.size} pieces ({self.digest[:8]})"
 
 
+def padding_multiple(pieces: int, rows: int) -> int:
+    """The smallest power of two that rounds `pieces` up to `rows`; `rows` itself where none does."""
+    multiple = 1
+    while multiple <= rows:
+        if -(-pieces // multiple) * multiple == rows:
+            return multiple
+        multiple *= 2
+    return rows
+
+
 def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
     """InputError unless both contracts are there and equal. Names say what is compared: `--dataset s3://…`."""
     if have is None or want is None:
