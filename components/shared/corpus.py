@@ -1,6 +1,7 @@
 """Plain text as documents: a line of a .txt file, or the `text` of a line of a .jsonl file.
 
-Files are read in order of their names (recorded in the artifact that is made of them), streamed, UTF-8 checked.
+Files are read in order of their names (recorded in the artifact that is made of them), streamed, UTF-8 checked. Of a
+packed dataset the held-out documents are read, so that its reference is a text to evaluate on.
 """
 
 import json
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
+from components.shared.packed import HELD_OUT_TEXT, KIND
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class Document:
 
 def text_files(artifact: Artifact) -> list[str]:
     """The names of the artifact's text files, sorted; InputError when it has none."""
+    if artifact.manifest.kind == KIND:
+        if HELD_OUT_TEXT not in artifact:
+            raise InputError(
+                f"{artifact.root}: this packed dataset holds no text back; prepare it from --text with "
+                "--validation-fraction or --validation"
+            )
+        return [HELD_OUT_TEXT]
     names = sorted(name for name in artifact.names if name.endswith((".txt", ".jsonl")))
     if not names:
         raise InputError(f"{artifact.root}: no .txt or .jsonl file in it; give a folder or prefix of text files")

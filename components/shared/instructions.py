@@ -1,4 +1,7 @@
-"""Alpaca items: `{"instruction", "input", "output"}`, as a JSON list or one object a line (JSONL)."""
+"""Alpaca items: `{"instruction", "input", "output"}`, as a JSON list or one object a line (JSONL).
+
+Of a packed dataset the held-out items are read, so that its reference is a set to evaluate on.
+"""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from typing import Any
 
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
+from components.shared.packed import HELD_OUT_INSTRUCTIONS, KIND
 
 FIELDS = ("instruction", "input", "output")
 
@@ -15,14 +19,25 @@ def read_instructions(artifact: Artifact) -> Iterator[dict[str, str]]:
 
     Items have exactly the three fields, as text; `input` may be missing. InputError names file, item and field.
     """
-    names = [name for name in sorted(artifact.names) if name.endswith((".json", ".jsonl")) and name != "manifest.json"]
-    names = [name for name in names if name not in ("blocks.json", "report.json", "card.json")]
-    if not names:
-        raise InputError(f"{artifact.root}: no .json or .jsonl file in it; give Alpaca items in one")
-    for name in names:
+    for name in _item_files(artifact):
         where = f"{artifact.root}/{name}"
         for number, item in enumerate(_items(artifact, name, where), start=1):
             yield checked_item(item, f"{where}: item {number}")
+
+
+def _item_files(artifact: Artifact) -> list[str]:
+    if artifact.manifest.kind == KIND:
+        if HELD_OUT_INSTRUCTIONS not in artifact:
+            raise InputError(
+                f"{artifact.root}: this packed dataset holds no instructions back; prepare it from --instructions with "
+                "--validation-fraction or --validation"
+            )
+        return [HELD_OUT_INSTRUCTIONS]
+    beside = ("manifest.json", "blocks.json", "report.json", "card.json")
+    names = [name for name in sorted(artifact.names) if name.endswith((".json", ".jsonl")) and name not in beside]
+    if not names:
+        raise InputError(f"{artifact.root}: no .json or .jsonl file in it; give Alpaca items in one")
+    return names
 
 
 def _items(artifact: Artifact, name: str, where: str) -> Iterator[Any]:

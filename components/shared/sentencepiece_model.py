@@ -17,9 +17,10 @@ TOKENIZER_MODEL = "tokenizer.model"
 def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:
     """The ModelProto of a `tokenizer.model`; InputError when it is not one."""
     from google.protobuf.message import DecodeError
-    from transformers.utils import sentencepiece_model_pb2_new as pb2
+    from transformers.utils import sentencepiece_model_pb2_new
 
-    proto = pb2.ModelProto()
+    generated: Any = sentencepiece_model_pb2_new
+    proto = generated.ModelProto()
     try:
         proto.ParseFromString(model)
     except DecodeError as error:

@@ -1,0 +1,259 @@
+"""The packed dataset: blocks of token ids, all of one length, and where the documents in each block lie.
+
+Two bytes a token while the vocabulary fits 16 bits (four beyond that), against 36 for the same text tokenised into
+Arrow lists. A block is found by arithmetic, so one is read by range from S3 or memory-mapped from a folder; nothing is
+decoded. A shard is at most 1 GB and is three files, little-endian:
+
+    train-00000.bin            blocks × block_size ids, u16 or u32
+    train-00000.offsets.bin    u32 × (blocks + 1): block i has the segments offsets[i] to offsets[i + 1]
+    train-00000.segments.bin   (start, learned_from, end) of each segment in its block, u16, or u32 for longer blocks
+
+A segment is a document or a piece of one. Attention and positions need not cross its borders. Its tokens from
+`learned_from` to `end` are predicted; the first one never is, since nothing of its document stands before it. What
+follows the last segment of a block is padding. Splits: `train`, and `validation` unless nothing was held out.
+"""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from components.shared.artifact import Artifact, ArtifactWriter, FileStream
+from components.shared.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KIND = "packed-dataset"
+TRAIN = "train"
+VALIDATION = "validation"
+HELD_OUT_TEXT = "held-out.jsonl"
+HELD_OUT_INSTRUCTIONS = "held-out.json"
+"""The validation documents as they were, for `evaluate`: `{"text"}` lines, or an Alpaca list."""
+
+MAX_SHARD = 10**9
+IGNORED = -100
+"""The label of a token that is not predicted, torch's convention."""
+_BUFFERED = 2**20
+
+
+class Segment(NamedTuple):
+    """A document, or a piece of one, as it goes into a block: its ids, and how many of them are prompt."""
+
+    ids: "np.ndarray"
+    prompt: int = 0
+
+
+def token_type(vocabulary_size: int) -> str:
+    """numpy's name of the ids' type in a file: `<u2` up to 65,536 pieces, else `<u4`."""
+    return "<u2" if vocabulary_size <= 2**16 else "<u4"
+
+
+def _place_type(block_size: int) -> str:
+    return "<u2" if block_size < 2**16 else "<u4"
+
+
+def _shard(split: str, number: int) -> str:
+    return f"{split}-{number:05d}"
+
+
+class PackedWriter:
+    """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write(segments)`.
+
+    Memory: 1 MB of blocks, and of the shard in the making the segments' places (6 bytes a document).
+    """
+
+    def __init__(
+        self,
+        out: ArtifactWriter,
+        split: str,
+        block_size: int,
+        vocabulary_size: int,
+        pad_id: int,
+        max_shard: int = MAX_SHARD,
+    ) -> None:
+        import numpy as np
+
+        self._out = out
+        self.split = split
+        self._block_size = block_size
+        self._pad_id = pad_id
+        self._type = np.dtype(token_type(vocabulary_size))
+        self._per_shard = max(1, max_shard // (block_size * self._type.itemsize))
+        self._buffer = np.empty((max(1, _BUFFERED // (block_size * self._type.itemsize)), block_size), self._type)
+        self._buffered = 0
+        self._stream: FileStream | None = None
+        self._offsets: list[int] = []
+        self._places: list[int] = []
+        self.shards: list[int] = []
+        """Blocks in each shard."""
+        self.segments = 0
+        self.tokens = 0
+        self.learned = 0
+
+    @property
+    def blocks(self) -> int:
+        return sum(self.shards)
+
+    @property
+    def fill(self) -> float:
+        """The share of the blocks' places that hold tokens, 0 to 1."""
+        return self.tokens / (self.blocks * self._block_size) if self.shards else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """What the reader needs to know of this split, and its figures."""
+        return {
+            "shards": self.shards,
+            "blocks": self.blocks,
+            "segments": self.segments,
+            "tokens": self.tokens,
+            "learned": self.learned,
+            "fill": round(self.fill, 5),
+        }
+
+    def write(self, segments: Sequence[Segment]) -> None:
+        """One block. ValueError when the segments are empty or longer than it (a bug)."""
+        if self._stream is None:
+            self._stream = self._out.writer(f"{_shard(self.split, len(self.shards))}.bin").__enter__()
+            self.shards.append(0)
+            self._offsets, self._places = [0], []
+        block = self._buffer[self._buffered]
+        at = 0
+        for ids, prompt in segments:
+            end = at + len(ids)
+            if not at < end <= self._block_size:
+                raise ValueError(f"a segment of {len(ids)} tokens at {at} of a block of {self._block_size}")
+            block[at:end] = ids
+            learned_from = min(at + max(prompt, 1), end)
+            self._places += (at, learned_from, end)
+            self.learned += end - learned_from
+            at = end
+        if at == 0:
+            raise ValueError("a block without a segment")
+        block[at:] = self._pad_id
+        self.tokens += at
+        self.segments += len(segments)
+        self._offsets.append(len(self._places) // 3)
+        self._buffered += 1
+        self.shards[-1] += 1
+        if self._buffered == len(self._buffer):
+            self._flush()
+        if self.shards[-1] == self._per_shard:
+            self._end_shard()
+
+    def _flush(self) -> None:
+        assert self._stream is not None
+        self._stream.write(self._buffer[: self._buffered].tobytes())
+        self._buffered = 0
+
+    def _end_shard(self) -> None:
+        import numpy as np
+
+        if self._stream is None:
+            return
+        self._flush()
+        stream, self._stream = self._stream, None
+        stream.__exit__(None)
+        name = _shard(self.split, len(self.shards) - 1)
+        self._out.add_bytes(f"{name}.offsets.bin", np.array(self._offsets, "<u4").tobytes())
+        self._out.add_bytes(f"{name}.segments.bin", np.array(self._places, _place_type(self._block_size)).tobytes())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._end_shard()
+        elif self._stream is not None:
+            self._stream.__exit__(kind, error, trace)
+
+
+class PackedDataset:
+    """One split, readable by index, memory-mapped: a sequence that torch's DataLoader takes as it is.
+
+    An item is a dictionary of int64 arrays of shape [block_size]: `input_ids`; `labels`, -100 over prompts, padding
+    and each segment's first token (so that after the model's shift nothing is predicted across a border);
+    `position_ids`, which begin at 0 in each segment and again in the padding.
+    """
+
+    def __init__(self, artifact: Artifact, split: str = TRAIN, option: str = "--dataset") -> None:
+        artifact.expect(KIND, option=option)
+        facts = artifact.manifest.facts
+        if "splits" not in facts:
+            raise InputError(f"{option} {artifact.root}: not a packed dataset; give what prepare_dataset wrote")
+        if split not in facts["splits"]:
+            raise InputError(
+                f"{option} {artifact.root}: it has no {split} split; prepare it with --validation-fraction or "
+                "--validation"
+            )
+        self.split = split
+        self.block_size: int = facts["block_size"]
+        self.pad_id: int = facts["pad_id"]
+        self.vocabulary = artifact.manifest.vocabulary
+        self.facts: dict[str, Any] = facts["splits"][split]
+        self._token_type: str = facts["token_type"]
+        self._ends = list(itertools.accumulate(self.facts["shards"]))
+        self._folder: Path = artifact.local()
+        self._open: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a memory map would be pickled whole; a DataLoader's worker opens its own
+        return {**self.__dict__, "_open": {}}
+
+    def _map(self, name: str, kind: str) -> "np.ndarray":
+        import numpy as np
+
+        if name not in self._open:
+            self._open[name] = np.memmap(self._folder / name, dtype=kind, mode="r")
+        return self._open[name]
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        """The shard of a block and the block's number in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        return _shard(self.split, number), index - (self._ends[number - 1] if number else 0)
+
+    def tokens(self, index: int) -> "np.ndarray":
+        """The ids of a block as they are stored, [block_size]."""
+        name, at = self._locate(index)
+        return self._map(f"{name}.bin", self._token_type)[at * self.block_size : (at + 1) * self.block_size]
+
+    def segments(self, index: int) -> "np.ndarray":
+        """The places of a block's segments: int64 [segments, 3], columns start, learned_from, end."""
+        name, at = self._locate(index)
+        first, end = self._map(f"{name}.offsets.bin", "<u4")[at : at + 2].tolist()
+        places = self._map(f"{name}.segments.bin", _place_type(self.block_size))
+        return places[3 * first : 3 * end].astype("int64").reshape(-1, 3)
+
+    def __getitem__(self, index: int) -> dict[str, "np.ndarray"]:
+        import numpy as np
+
+        if index < 0:
+            index += len(self)
+        input_ids = self.tokens(index).astype(np.int64)
+        labels = np.full(self.block_size, IGNORED, np.int64)
+        position_ids = np.arange(self.block_size, dtype=np.int64)
+        end = 0
+        for start, learned_from, end in self.segments(index).tolist():
+            labels[learned_from:end] = input_ids[learned_from:end]
+            position_ids[start:end] -= start
+        position_ids[end:] -= end
+        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+
+
+def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Sequence[PackedWriter]) -> dict[str, Any]:
+    """The manifest's facts that make a packed dataset readable. Splits that got no block are left out."""
+    return {
+        "block_size": block_size,
+        "token_type": token_type(vocabulary_size),
+        "pad_id": pad_id,
+        "splits": {split.split: split.facts() for split in splits if split.shards},
+    }
