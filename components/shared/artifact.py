@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -28,6 +29,8 @@ from typing import Any
 from components.shared import storage
 from components.shared.errors import InputError, StorageFault
 from components.shared.vocabulary import Vocabulary
+
+log = logging.getLogger("artifact")
 
 MANIFEST = "manifest.json"
 BLOCKS = "blocks.json"
@@ -161,6 +164,12 @@ class Artifact:
         if start < 0 or length < 0 or start + length > file.size:
             raise InputError(f"{self.root}/{name}: bytes {start}+{length} asked of {file.size}; the file is truncated")
         uri = storage.join(self.root, name)
+        try:
+            return self._verified_range(file, uri, start, length)
+        except FileNotFoundError as error:
+            raise InputError(f"{uri}: the file is gone; run its stage again or give another reference") from error
+
+    def _verified_range(self, file: File, uri: str, start: int, length: int) -> bytes:
         if not self.verified or length == 0:
             return storage.read_bytes(uri, start, length)
         first = start // BLOCK * BLOCK
@@ -225,13 +234,22 @@ class Artifact:
                 temporary.unlink(missing_ok=True)
         return folder
 
-    def local(self) -> Path:
-        """A folder on this machine with all files: the root itself when it is one, else a cached verified copy.
+    def verify(self) -> None:
+        """Reads every file against its digests; InputError names the first that differs. Memory: one block."""
+        for file in self.manifest.files:
+            for start in range(0, file.size, BLOCK):
+                self.read_range(file.path, start, min(BLOCK, file.size - start))
 
-        The cache (ZHLLAMA_CACHE, default below the temporary folder) is keyed by the artifact's digest and shared by
-        the processes of a node: the first fetches, the others wait.
+    def local(self) -> Path:
+        """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy.
+
+        A root is read once for that, as fast as SHA-256 goes. The cache (ZHLLAMA_CACHE, default below the temporary
+        folder) is keyed by the artifact's digest and shared by the processes of a node: the first fetches, the others
+        wait.
         """
         if not storage.is_s3(self.root):
+            if self.verified:
+                self.verify()
             return Path(self.root)
         cache = Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
         folder = cache / self.digest[:24]
@@ -485,7 +503,11 @@ class FileStream:
         if kind is not None:
             self._writer.abort()
             return
-        self._writer.commit()
+        try:
+            self._writer.commit()
+        except BaseException:
+            self._writer.abort()
+            raise
         if self._in_block:
             self._end_block()
         self._done(File(self._name, self.size, self._whole.hexdigest()), self._digests)
@@ -497,12 +519,17 @@ def place(store: str, stage: str, key: str) -> str:
 
 
 def find_published(store: str, stage: str, key: str) -> Manifest | None:
-    """The manifest of finished work, or None when it, or a file that it names, is missing or of another size."""
+    """The manifest of finished work; None when it is damaged, or a file that it names is missing or of another size."""
     where = storage.join(place(store, stage, key), MANIFEST)
     content = _read_or_none(where)
     if content is None:
         return None
-    manifest = Manifest.from_json(content, where)
+    try:
+        manifest = Manifest.from_json(content, where)
+    except InputError as error:
+        # what is wrong with our own output is mended by doing the work again
+        log.warning("%s", error)
+        return None
     there = {item.name: item.size for item in storage.listing(manifest.root)}
     if any(there.get(file.path) != file.size for file in manifest.files):
         return None

@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -89,7 +89,8 @@ def _client_for(endpoint: str | None, process: int) -> Any:
         s3={"addressing_style": "path"} if endpoint else {},
     )
     try:
-        return boto3.client("s3", endpoint_url=endpoint, config=config)
+        # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
+        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
     except ValueError as error:
         raise InputError(f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host") from error
 
@@ -102,6 +103,10 @@ def s3_client() -> Any:
 
 def forget_client() -> None:
     _client_for.cache_clear()
+
+
+_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken")
+_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 
 
 @contextmanager
@@ -124,8 +129,13 @@ def _mapped(uri: str) -> Iterator[None]:
         if code in ("NoSuchKey", "404", "NotFound"):
             raise FileNotFoundError(uri) from error
         if code == "NoSuchBucket":
-            raise InputError(f"{uri}: there is no such bucket; create it, or correct the address") from error
-        if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "Forbidden") or status == 403:
+            bucket, _ = split_s3(uri)
+            raise InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address") from error
+        if code in _REGION:
+            raise InputError(
+                f"{uri}: S3 says the bucket is in another region ({code}); set AWS_DEFAULT_REGION"
+            ) from error
+        if code in _CREDENTIALS or status in (401, 403):
             raise InputError(
                 f"{uri}: S3 refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
                 "rights of this account on the bucket"
@@ -143,12 +153,27 @@ def check_writable(uri: str) -> None:
     """Writes and deletes a small object under `uri`; InputError when that fails. The first thing a stage does."""
     probe = join(normalise(uri), f".probe-{uuid.uuid4().hex}")
     try:
+        if is_s3(uri):
+            _check_bucket(uri)
         write_bytes(probe, b"")
         delete(probe)
     except StorageFault as error:
         raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"{uri}: cannot write there ({error.strerror}); choose another --store") from error
+
+
+def _check_bucket(uri: str) -> None:
+    """InputError when the bucket is absent: some servers would make it at the first write."""
+    bucket, _ = split_s3(uri)
+    try:
+        with _mapped(uri):
+            s3_client().head_bucket(Bucket=bucket)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address") from error
+    except InputError:
+        # an account may write below a prefix without any right on the bucket; the write will tell
+        return
 
 
 def size_of(uri: str) -> int:
@@ -221,7 +246,7 @@ def write_bytes(uri: str, content: bytes, if_absent: bool = False) -> None:
         return
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _beside(uri)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -235,6 +260,12 @@ def write_bytes(uri: str, content: bytes, if_absent: bool = False) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _beside(path: str) -> Path:
+    """A hidden name of its own in the same folder: listings leave it out, and a rename puts it into place."""
+    target = Path(path)
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+
 def open_writer(uri: str) -> Writer:
     """A stream into `uri`: a multipart upload, or a temporary file beside it that commit() moves into place."""
     return _S3Writer(uri) if is_s3(uri) else _FileWriter(uri)
@@ -244,7 +275,7 @@ class _FileWriter:
     def __init__(self, uri: str) -> None:
         self._target = Path(uri)
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self._target.with_name(f".{self._target.name}.{uuid.uuid4().hex}.tmp")
+        self._temporary = _beside(uri)
         self._file: BinaryIO = open(self._temporary, "wb")
 
     def write(self, data: bytes | memoryview) -> int:
@@ -257,7 +288,9 @@ class _FileWriter:
         os.replace(self._temporary, self._target)
 
     def abort(self) -> None:
-        self._file.close()
+        # closing writes what is buffered, and on a full disk fails as the write did; the file is given up anyway
+        with suppress(OSError):
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -315,9 +348,12 @@ def copy(source: str, target: str) -> None:
         return
     if not is_s3(source) and not is_s3(target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        temporary = _beside(target)
+        try:
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
         return
     writer = open_writer(target)
     try:
@@ -340,14 +376,7 @@ def listing(uri: str) -> list[Stored]:
     """Every file below a folder or prefix, sorted by name; hidden files (a leading dot) are left out."""
     found: list[Stored] = []
     if is_s3(uri):
-        bucket, key = split_s3(uri)
-        prefix = f"{key}/" if key else ""
-        with _mapped(uri):
-            for page in s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-                for item in page.get("Contents", []):
-                    name = item["Key"][len(prefix) :]
-                    if name and not name.endswith("/"):
-                        found.append(Stored(name, int(item["Size"]), item["ETag"].strip('"')))
+        found = [item for item in _objects(uri) if not item.name.endswith("/")]
     else:
         root = Path(uri)
         for path in root.rglob("*"):
@@ -355,6 +384,20 @@ def listing(uri: str) -> list[Stored]:
                 status = path.stat()
                 found.append(Stored(path.relative_to(root).as_posix(), status.st_size, str(status.st_mtime_ns)))
     return sorted((f for f in found if not any(p.startswith(".") for p in f.name.split("/"))), key=lambda f: f.name)
+
+
+def _objects(uri: str) -> list[Stored]:
+    """Every object below a prefix, page by page; keys that end in a slash are consoles' folder marks."""
+    bucket, key = split_s3(uri)
+    prefix = f"{key}/" if key else ""
+    with _mapped(uri):
+        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [
+            Stored(item["Key"][len(prefix) :], int(item["Size"]), item["ETag"].strip('"'))
+            for page in pages
+            for item in page.get("Contents", [])
+            if item["Key"] != prefix
+        ]
 
 
 def delete(uri: str) -> None:
@@ -368,9 +411,9 @@ def delete(uri: str) -> None:
 
 
 def delete_all(uri: str) -> None:
-    """Deletes everything below a folder or prefix."""
+    """Deletes everything below a folder or prefix, hidden files too."""
     if is_s3(uri):
-        for file in listing(uri):
-            delete(join(uri, file.name))
+        for item in _objects(uri):
+            delete(f"{uri}/{item.name}")
     else:
         shutil.rmtree(uri, ignore_errors=True)

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from components.shared import storage
 from components.shared.artifact import BLOCK, ArtifactWriter, find_published, open_artifact
-from components.shared.errors import InputError
+from components.shared.errors import InputError, StorageFault
 
 SMALL = b"abc" * 1000
 LARGE = bytes(range(256)) * (BLOCK // 256 * 2 + 77)
@@ -21,6 +23,13 @@ def published(store: str):
         for start in range(0, len(LARGE), 1_000_003):
             stream.write(LARGE[start : start + 1_000_003])
     out.metrics["figure"] = 1.5
+    return out.publish("files")
+
+
+@pytest.fixture(scope="module")
+def in_a_folder(tmp_path_factory: pytest.TempPathFactory):
+    out = ArtifactWriter(str(tmp_path_factory.mktemp("store")), "stage", "key")
+    out.add_bytes("folder/large.bin", LARGE)
     return out.publish("files")
 
 
@@ -92,6 +101,63 @@ def test_equal_content_has_an_equal_digest_wherever_it_lies(published, store):
 def test_a_local_copy_is_whole_and_verified(published, tmp_path: Path):
     folder = open_artifact(published.reference).local()
     assert (folder / "folder/large.bin").read_bytes() == LARGE
+
+
+def test_a_local_copy_of_a_damaged_artifact_is_refused(published):
+    corrupt(published.root, "small.txt", 5)
+    with pytest.raises(InputError, match=r"small\.txt: bytes 0 to 3000: sha256 .* expected, .* found"):
+        open_artifact(published.reference).local()
+
+
+def test_a_fetched_file_is_verified_and_a_damaged_one_not_left_behind(published, tmp_path: Path):
+    corrupt(published.root, "folder/large.bin", 2 * BLOCK + 1)
+    with pytest.raises(InputError, match="corrupt"):
+        open_artifact(published.reference).fetch(tmp_path / "copy", ["folder/large.bin"])
+    assert [path for path in (tmp_path / "copy").rglob("*") if path.is_file()] == []
+
+
+def test_damaged_block_digests_are_refused(published):
+    corrupt(published.root, "blocks.json", 5)
+    with pytest.raises(InputError, match=r"blocks\.json: sha256 differs"):
+        open_artifact(published.reference).read_range("folder/large.bin", 0, 10)
+
+
+def test_a_file_that_is_gone_is_named(published):
+    storage.delete(storage.join(published.root, "small.txt"))
+    with pytest.raises(InputError, match=r"small\.txt: the file is gone; run its stage again"):
+        open_artifact(published.reference).read("small.txt")
+
+
+def test_a_file_that_was_cut_short_is_no_success(published):
+    uri = storage.join(published.root, "small.txt")
+    storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
+    with pytest.raises(StorageFault, match=r"small\.txt: 2999 bytes .* truncated"):
+        open_artifact(published.reference).read("small.txt")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": 99}'], ids=str)
+def test_a_damaged_manifest_is_refused_and_its_work_done_again(published, store, damage):
+    storage.write_bytes(published.reference, damage)
+    with pytest.raises(InputError, match=r"manifest"):
+        open_artifact(published.reference)
+    assert find_published(store, "stage", "key") is None
+
+
+@given(st.integers(0, 2**34), st.integers(0, 2**24))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_range_is_the_slice_or_refused(in_a_folder, start, length):
+    start %= len(LARGE) + 10
+    artifact = open_artifact(in_a_folder.reference)
+    if start + length > len(LARGE):
+        with pytest.raises(InputError, match="truncated"):
+            artifact.read_range("folder/large.bin", start, length)
+    else:
+        assert artifact.read_range("folder/large.bin", start, length) == LARGE[start : start + length]
+
+
+def test_a_kind_that_does_not_fit_is_refused_by_its_option(published):
+    with pytest.raises(InputError, match=r"--model .*: this is a files; a hf-model or adapter is needed"):
+        open_artifact(published.reference).expect("hf-model", "adapter", option="--model")
 
 
 def test_a_failed_stream_leaves_no_file(store):
