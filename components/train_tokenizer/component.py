@@ -1,0 +1,28 @@
+"""The KFP signature of train_tokenizer."""
+
+from kfp import dsl
+
+from components.shared.images import image
+
+
+@dsl.container_component
+def train_tokenizer(
+    store: str,
+    text: str,
+    ref: dsl.OutputPath(str),
+    tokenizer: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    vocab_size: int = 20000,
+):
+    return dsl.ContainerSpec(
+        image=image("train_tokenizer"),
+        command=["python", "-m", "components.train_tokenizer"],
+        args=[
+            "--store", store,
+            "--text", text,
+            "--vocab-size", vocab_size,
+            "--output", tokenizer.path,
+            "--reference", ref,
+            "--executor-output", "{{$.outputs.output_file}}",
+        ],
+    )  # fmt: skip
