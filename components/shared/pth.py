@@ -135,7 +135,7 @@ class PthStream:
         storage = content.untyped_storage()
         if storage.nbytes() != content.numel() * content.element_size():
             storage = content.clone().untyped_storage()
-        self._zip.write_record(f"data/{self._at}", cast("torch.Storage", storage), storage.nbytes())
+        self._zip.write_record(f"data/{self._at}", cast(Any, storage), storage.nbytes())
         self._at += 1
 
     def close(self) -> None:

@@ -1,0 +1,28 @@
+"""The KFP signature of merge_adapters."""
+
+from kfp import dsl
+
+from components.shared.images import image
+
+
+@dsl.container_component
+def merge_adapters(
+    store: str,
+    model: str,
+    adapters: str,
+    ref: dsl.OutputPath(str),
+    merged: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    return dsl.ContainerSpec(
+        image=image("merge_adapters"),
+        command=["python", "-m", "components.merge_adapters"],
+        args=[
+            "--store", store,
+            "--model", model,
+            "--adapters", adapters,
+            "--output", merged.path,
+            "--reference", ref,
+            "--executor-output", "{{$.outputs.output_file}}",
+        ],
+    )  # fmt: skip

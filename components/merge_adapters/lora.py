@@ -1,0 +1,197 @@
+"""A LoRA adapter as peft stores it, and what it does to a tensor of the base model.
+
+W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: what peft's merge_and_unload does
+with its defaults, to the bit. Products above 256 MB are made by blocks of rows, which gives the same bits. A tensor in
+modules_to_save (or saved beside its update) replaces the base's first. Settings that mean another arithmetic (DoRA,
+biases …) are refused by name.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from components.shared.artifact import Artifact
+from components.shared.errors import InputError
+from components.shared.safetensors_io import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "adapter_config.json"
+SAFE = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+PRODUCT_LIMIT = 2**26
+"""Elements of a float32 product that are made at once."""
+
+_PREFIX = "base_model.model."
+_KEY = re.compile(
+    r"(?P<module>.+?)\.(?:(?P<part>lora_(?:embedding_)?[AB])(?:\.default)?(?:\.weight)?"
+    r"|(?:modules_to_save\.(?:default\.)?|base_layer\.)?(?P<saved>weight))"
+)
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.original_module\.weight$")
+"""Rotary frequencies, which old versions saved, and the base's own embedding, which peft saves after a resize."""
+_REFUSED = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "layer_replication": "replicated layers",
+    "target_parameters": "target_parameters",
+    "trainable_token_indices": "single trained token rows",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+}
+"""Fields of adapter_config.json that, when set, mean another arithmetic than W + scale·B·A."""
+
+
+class Stored(Protocol):
+    """What is known of a stored tensor without reading it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two factors of an update, by key. Linear: A (r, in), B (out, r). Embedding: A (r, rows), B (dim, r)."""
+
+    a: str
+    b: str
+    embedding: bool
+
+
+class Adapter:
+    """One adapter: its settings checked, its tensors known by name and shape, read when asked for."""
+
+    def __init__(self, artifact: Artifact, option: str) -> None:
+        self.artifact = artifact
+        self.where = where = f"{option} {artifact.root}"
+        if CONFIG not in artifact:
+            raise InputError(f"{where}: no {CONFIG} in it; give a peft adapter's folder")
+        try:
+            self.config: dict[str, Any] = dict(json.loads(artifact.read(CONFIG)))
+            self._rank, self._alpha = int(self.config["r"]), float(self.config["lora_alpha"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{where}: {CONFIG} is no LoRA configuration ({error}); fetch it again") from error
+        self._refuse()
+        self._file: Any
+        self.stored: Mapping[str, Stored]
+        if SAFE in artifact:
+            self._file = Checkpoint(artifact, option, single=SAFE)
+            self.stored = self._file.tensors
+        elif PICKLE in artifact:
+            self._file = _pickled(artifact)
+            self.stored = self._file if isinstance(self._file, dict) else self._file.tensors
+        else:
+            raise InputError(f"{where}: neither {SAFE} nor {PICKLE} in it; publish or fetch the adapter again")
+        self.updates: dict[str, Pair] = {}
+        self.replaced: dict[str, str] = {}
+        self._sort_keys()
+
+    def _refuse(self) -> None:
+        if str(self.config.get("peft_type", "LORA")).upper() != "LORA":
+            raise InputError(f"{self.where}: a {self.config['peft_type']} adapter; only LoRA can be merged here")
+        for name, meaning in _REFUSED.items():
+            if self.config.get(name):
+                raise InputError(f"{self.where}: {CONFIG} sets {name} ({meaning}); merge this adapter with peft")
+        if self.config.get("bias", "none") != "none":
+            raise InputError(f"{self.where}: {CONFIG} sets bias={self.config['bias']!r}; merge this adapter with peft")
+
+    def _sort_keys(self) -> None:
+        factors: dict[str, dict[str, str]] = {}
+        for key in self.stored:
+            if _IGNORED.search(key):
+                continue
+            found = _KEY.fullmatch(key.removeprefix(_PREFIX))
+            if found is None:
+                raise InputError(f"{self.where}: tensor {key} is neither a LoRA factor nor a saved module")
+            weight = f"{found['module']}.weight"
+            if found["saved"]:
+                self.replaced[weight] = key
+            else:
+                factors.setdefault(weight, {})[found["part"]] = key
+        for weight, parts in factors.items():
+            a, b = parts.get("lora_A"), parts.get("lora_B")
+            embedding = a is None and b is None
+            if embedding:
+                a, b = parts.get("lora_embedding_A"), parts.get("lora_embedding_B")
+            if a is None or b is None:
+                raise InputError(f"{self.where}: {weight} has one of its two LoRA factors; the adapter is cut short")
+            self.updates[weight] = Pair(a, b, embedding)
+        if not self.updates and not self.replaced:
+            raise InputError(f"{self.where}: no tensor in the adapter; it was saved empty, train or fetch it again")
+
+    def read(self, key: str) -> "torch.Tensor":
+        """A tensor of the adapter, in its stored dtype."""
+        found: torch.Tensor = self._file[key] if isinstance(self._file, dict) else self._file.read(key)
+        return found
+
+    def _setting(self, pattern: str, weight: str, default: float) -> float:
+        """The rank or alpha of a module: the first pattern that matches the end of its name, else the default."""
+        module = weight.removesuffix(".weight")
+        for key, value in (self.config.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({key})$", module):
+                return float(value)
+        return default
+
+    def rank(self, weight: str) -> int:
+        return int(self._setting("rank_pattern", weight, self._rank))
+
+    def scale(self, weight: str) -> float:
+        """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        alpha, rank = self._setting("alpha_pattern", weight, self._alpha), self.rank(weight)
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def transposed(self, weight: str) -> bool:
+        return self.updates[weight].embedding or bool(self.config.get("fan_in_fan_out"))
+
+    def updated_shape(self, weight: str) -> tuple[int, ...]:
+        """The shape that the base's tensor must have, from the factors; InputError when they contradict the rank."""
+        pair = self.updates[weight]
+        a, b = self.stored[pair.a].shape, self.stored[pair.b].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != self.rank(weight) or b[1] != self.rank(weight):
+            raise InputError(
+                f"{self.where}: {weight} has factors {a} and {b} where rank {self.rank(weight)} is configured; "
+                f"{CONFIG} belongs to another adapter"
+            )
+        return (a[1], b[0]) if self.transposed(weight) else (b[0], a[1])
+
+    def apply(self, name: str, weight: "torch.Tensor") -> "torch.Tensor":
+        """The base's tensor after this adapter, in the base's dtype. `weight` may be changed in place."""
+        if name in self.replaced:
+            weight = self.read(self.replaced[name]).to(weight.dtype)
+        if name in self.updates:
+            pair, scale = self.updates[name], self.scale(name)
+            a, b = self.read(pair.a).float(), self.read(pair.b).float()
+            if pair.embedding:
+                # peft rounds the update of an embedding before it adds it, unlike every other
+                weight += ((b @ a).T * scale).to(weight.dtype)
+            elif self.transposed(name):
+                weight += (b @ a).T * scale
+            else:
+                rows = max(1, PRODUCT_LIMIT // a.shape[1])
+                for at in range(0, b.shape[0], rows):
+                    # float32 on the right: the sum is made in float32 and rounded once
+                    weight[at : at + rows] += (b[at : at + rows] @ a) * scale
+        return weight
+
+
+def _pickled(artifact: Artifact) -> Any:
+    """adapter_model.bin: a file to read from, tensor by tensor, or (before torch 1.6) the tensors themselves."""
+    import torch
+
+    from components.shared.pth import PthFile, is_zip, load_pickle
+
+    if is_zip(artifact, PICKLE):
+        return PthFile(artifact, PICKLE)
+    where = f"{artifact.root}/{PICKLE}"
+    with artifact.open(PICKLE) as stream:
+        found = load_pickle(stream, where)
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise InputError(f"{where}: not a dictionary of tensors; fetch the adapter again")
+    return found

@@ -1,0 +1,285 @@
+"""Merging as a stream: each tensor of the model is read, passed through the adapters in order, rounded after each to
+the model's dtype, and written. One tensor in memory, no local copy; files that no adapter touches are copied.
+
+What does not fit (vocabulary, lineage, names, shapes) is found from headers and manifests before a weight is read.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from components.shared.cli import Ref, Refs, StageOptions, split_references
+from components.shared.errors import InputError
+from components.shared.meta_format import EMBEDDING, HEAD, TOKENIZER
+from components.shared.progress import Progress
+from components.shared.vocabulary import Vocabulary, load_encoder, padding_multiple
+
+if TYPE_CHECKING:
+    import torch
+
+    from components.merge_adapters.lora import Adapter
+    from components.shared.safetensors_io import Checkpoint
+
+REPORT_LIMIT = 2**22
+"""Elements compared at once for the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeAdapters(StageOptions):
+    """Merge one or several LoRA adapters into a model, in the order given."""
+
+    model: Ref
+    """Reference to the Hugging Face model."""
+    adapters: Refs
+    """References to the adapters, comma-separated, in the order in which they were trained."""
+
+    def __post_init__(self) -> None:
+        if not split_references(self.adapters):
+            raise InputError("--adapters: no adapter given; give one or several references, comma-separated")
+
+
+def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
+    """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
+    from components.merge_adapters.lora import Adapter
+    from components.shared.safetensors_io import Checkpoint
+
+    model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
+    settings = _settings(model)
+    checkpoint = Checkpoint(model)
+    references = split_references(config.adapters)
+    adapters = [
+        Adapter(open_artifact(reference, "--adapters").expect("adapter", option="--adapters"), "--adapters")
+        for reference in references
+    ]
+    tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
+    vocabularies = _vocabularies([model, *(adapter.artifact for adapter in adapters)])
+    lineage = _check_order(model, adapters, references, vocabularies, tied)
+    shapes = _check_shapes(checkpoint, adapters, vocabularies, tied)
+
+    report, digest = _merge(checkpoint, adapters, shapes, out)
+    changed = {name: entry for name, entry in report.items() if entry["relative_change"] or entry.get("new_rows")}
+    if not changed:
+        raise InputError(
+            f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
+            "(untrained, or saved empty)"
+        )
+    last = next((adapter.artifact for adapter in reversed(adapters) if TOKENIZER in adapter.artifact), model)
+    _write_tokenizer(out, last, model, settings)
+    vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
+    rows = shapes[EMBEDDING][0]
+    if vocabulary is not None:
+        if rows < vocabulary.size:
+            raise InputError(
+                f"--model {model.root}: {rows} embedding rows for {vocabulary}; give the tokenizer's model"
+            )
+        multiple = padding_multiple(vocabulary.size, rows)
+        dtype = checkpoint.info(EMBEDDING).dtype
+        out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)
+        settings["pad_token_id"] = vocabulary.pad
+    settings["vocab_size"] = rows
+    out.add_json("config.json", settings)
+
+    greatest = max(changed, key=lambda name: float(changed[name]["relative_change"]))
+    changes = [float(entry["relative_change"]) for entry in changed.values()]
+    out.add_json("report.json", {"unchanged": len(checkpoint.tensors) - len(changed), "changed": report})
+    out.facts["lineage"] = list(lineage)
+    out.facts["weights_digest"] = digest
+    out.facts["changed_tensors"] = len(changed)
+    out.facts["summary"] = (
+        f"{len(changed)} of {len(checkpoint.tensors)} tensors changed, most {greatest} by "
+        f"{changed[greatest]['relative_change']:.2%}"
+    )
+    out.metrics["changed_tensors"] = float(len(changed))
+    out.metrics["mean_relative_change"] = sum(changes) / len(changes)
+    out.metrics["greatest_relative_change"] = max(changes)
+    return out.publish("hf-model")
+
+
+def _settings(model: Artifact) -> dict[str, Any]:
+    try:
+        return dict(json.loads(model.read("config.json")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--model {model.root}: config.json is damaged ({error}); fetch the model again") from error
+
+
+# --- checks, before a weight is read ----------------------------------------------------------------------------------
+
+
+def _vocabularies(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
+    """The contract of each: of its tokenizer.model, with prefix digests at the others' sizes, else its manifest's."""
+    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
+    sizes = [encoder.size for encoder in encoders if encoder is not None]
+    sizes += [each.manifest.vocabulary.size for each in artifacts if each.manifest.vocabulary is not None]
+    return [
+        encoder.vocabulary(also_at=sizes) if encoder is not None else each.manifest.vocabulary
+        for encoder, each in zip(encoders, artifacts)
+    ]
+
+
+def lineage_of(model: Artifact) -> tuple[str, ...]:
+    """The model that was adapted first and the adapters merged into it since, by digest."""
+    return tuple(model.manifest.facts.get("lineage", [model.digest]))
+
+
+def _check_order(
+    model: Artifact,
+    adapters: Sequence["Adapter"],
+    references: Sequence[str],
+    vocabularies: Sequence[Vocabulary | None],
+    tied: bool,
+) -> tuple[str, ...]:
+    """Refuses what does not fit, and returns the lineage of the merged model."""
+    from components.merge_adapters.order import Base, Step, require_fit
+
+    embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
+    steps = []
+    for adapter, reference, vocabulary in zip(adapters, references, vocabularies[1:]):
+        facts = adapter.artifact.manifest.facts
+        trained_on = facts.get("base_lineage") or ([facts["base_digest"]] if "base_digest" in facts else None)
+        steps.append(
+            Step(
+                reference,
+                adapter.artifact.digest,
+                vocabulary,
+                brings_rows=embeddings <= set(adapter.replaced),
+                trained_on=tuple(trained_on) if trained_on else None,
+            )
+        )
+    base = Base(f"--model {model.root}", vocabularies[0], lineage_of(model))
+    require_fit(base, steps)
+    return (*base.lineage, *(step.digest for step in steps))
+
+
+def _check_shapes(
+    checkpoint: "Checkpoint", adapters: Sequence["Adapter"], vocabularies: Sequence[Vocabulary | None], tied: bool
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor after the merge. InputError for a target that the model has not, or of another size."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    for adapter, vocabulary in zip(adapters, vocabularies[1:]):
+        for name in (*adapter.replaced, *adapter.updates):
+            if tied and name == HEAD:
+                raise InputError(
+                    f"{adapter.where}: it changes {HEAD}, which {checkpoint.artifact.root} ties to its embedding; give "
+                    "the model that it was trained on"
+                )
+            if name not in shapes:
+                raise InputError(
+                    f"{adapter.where}: it changes {name}, which {checkpoint.artifact.root} does not have; give the "
+                    "model that it was trained on"
+                )
+        for name, key in adapter.replaced.items():
+            brought = adapter.stored[key].shape
+            grown = name in (EMBEDDING, HEAD) and vocabulary is not None and vocabulary.size <= brought[0]
+            if brought != shapes[name] and not (grown and brought[1:] == shapes[name][1:]):
+                raise _other_size(adapter, name, brought, shapes[name])
+            shapes[name] = brought
+        for name in adapter.updates:
+            if adapter.updated_shape(name) != shapes[name]:
+                raise _other_size(adapter, name, adapter.updated_shape(name), shapes[name])
+        if not tied and shapes[EMBEDDING] != shapes[HEAD]:
+            raise _other_size(adapter, HEAD, shapes[HEAD], shapes[EMBEDDING])
+    return shapes
+
+
+def _other_size(adapter: "Adapter", name: str, has: tuple[int, ...], wanted: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"{adapter.where}: {name} is {has} in the adapter and {wanted} in the model; give the model that it was "
+        "trained on (the same size, the same vocabulary)"
+    )
+
+
+# --- the stream -------------------------------------------------------------------------------------------------------
+
+
+def _merge(
+    checkpoint: "Checkpoint", adapters: Sequence["Adapter"], shapes: Mapping[str, tuple[int, ...]], out: ArtifactWriter
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Writes every file of weights, and returns the report of what the adapters touched and the weights' digest."""
+    from components.shared.safetensors_io import INDEX, SafetensorsStream, index_json
+
+    touched = {name for adapter in adapters for name in (*adapter.replaced, *adapter.updates)}
+    report: dict[str, dict[str, Any]] = {}
+    digests: dict[str, str] = {}
+    total = 0
+    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
+        for file in checkpoint.files:
+            infos = sorted(
+                (info for info in checkpoint.tensors.values() if info.file == file), key=lambda info: info.start
+            )
+            if not touched.intersection(info.name for info in infos):
+                for info in infos:
+                    digests[info.name] = _digest(checkpoint.read(info.name))
+                    total += info.length
+                    bar.advance(info.length)
+                out.copy(checkpoint.artifact, file)
+                continue
+            with out.writer(file) as stream:
+                tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
+                for info in infos:
+                    weight = checkpoint.read(info.name)
+                    if info.name in touched:
+                        before = weight.clone()
+                        for adapter in adapters:
+                            weight = adapter.apply(info.name, weight)
+                        report[info.name] = entry = _compare(before, weight)
+                        if not math.isfinite(entry["relative_change"]):
+                            raise InputError(
+                                f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or "
+                                f"overflows {info.dtype}, train it again"
+                            )
+                    tensors.write(info.name, weight)
+                    digests[info.name] = _digest(weight)
+                    total += weight.numel() * weight.element_size()
+                    bar.advance(info.length)
+                tensors.close()
+    if INDEX in checkpoint.artifact:
+        out.add_bytes(INDEX, index_json(checkpoint.tensors, total))
+    whole = hashlib.sha256()
+    for name in sorted(digests):
+        whole.update(f"{name} {digests[name]}\n".encode())
+    return report, whole.hexdigest()
+
+
+def _digest(tensor: "torch.Tensor") -> str:
+    """SHA-256 of a tensor: dtype, shape and bytes."""
+    import torch
+
+    running = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return running.hexdigest()
+
+
+def _compare(before: "torch.Tensor", after: "torch.Tensor") -> dict[str, Any]:
+    """‖after − before‖ / ‖before‖ (Frobenius) over the rows that both have, and the number of rows that are new."""
+    changed = whole = 0.0
+    width = max(1, before[0].numel())
+    common = min(before.shape[0], after.shape[0])
+    rows = max(1, REPORT_LIMIT // width)
+    for at in range(0, common, rows):
+        end = min(common, at + rows)
+        old = before[at:end].float()
+        changed += float((after[at:end].float() - old).square().sum().double())
+        whole += float(old.square().sum().double())
+    relative = (changed / whole) ** 0.5 if whole else float(changed > 0)
+    new = after.shape[0] - common
+    return {"shape": list(after.shape), "relative_change": relative, **({"new_rows": new} if new else {})}
+
+
+def _write_tokenizer(out: ArtifactWriter, source: Artifact, model: Artifact, settings: Mapping[str, Any]) -> None:
+    """The tokenizer files of the last adapter that has one, made from its tokenizer.model; else the model's, as are."""
+    from components.shared.fast_tokenizer import tokenizer_files
+
+    copied = ["generation_config.json"]
+    if TOKENIZER in source:
+        length = int(settings.get("max_position_embeddings", 2048))
+        for name, content in tokenizer_files(source.read(TOKENIZER), length).items():
+            out.add_bytes(name, content)
+    else:
+        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    for name in copied:
+        if name in model:
+            out.copy(model, name)

@@ -1,0 +1,294 @@
+"""Merging: peft's result to the bit, streamed; what does not fit is refused before a weight is read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from components.merge_adapters import lora
+from components.merge_adapters.merger import MergeAdapters, merge_adapters
+from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from components.shared.safetensors_io import Checkpoint
+from components.shared.vocabulary import load_encoder
+
+MODULES = ["embed_tokens", "lm_head"]
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+def merge(store: str | Path, model: str | Path, *adapters: str | Path) -> Manifest:
+    options = MergeAdapters(store=str(store), model=str(model), adapters=",".join(map(str, adapters)))
+    return run_stage(options, merge_adapters)
+
+
+def tensors_of(manifest: Manifest) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(open_artifact(manifest.reference))
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype == torch.float16
+        assert torch.equal(found[name], tensor), name
+
+
+# --- the arithmetic is peft's -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modules_to_save": MODULES},
+        {"use_rslora": True, "r": 4},
+        {"rank_pattern": {"q_proj": 4, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"up_proj": 3}},
+        {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
+    ],
+    ids=["projections", "modules-to-save", "rank-stabilised", "patterns", "embedding"],
+)
+def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter, merged_by_peft, options):
+    adapter = make_adapter(1, **options)
+    assert_same(tensors_of(merge(tmp_path, tiny_model, adapter)), merged_by_peft([adapter]))
+
+
+def test_two_adapters_of_a_growing_vocabulary_merge_as_peft_merges_them(
+    store, tiny_model, make_adapter, merged_by_peft, llama_tokenizer, longer_tokenizer
+):
+    first = make_adapter(1, tokenizer=llama_tokenizer, modules_to_save=MODULES)
+    second = make_adapter(2, rows=801, tokenizer=longer_tokenizer, modules_to_save=MODULES, r=16)
+    manifest = merge(store, tiny_model, first, second)
+    assert_same(tensors_of(manifest), merged_by_peft([first, second], [None, 801]))
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.pad, manifest.vocabulary.dtype) == (801, 800, "float16")
+    artifact = open_artifact(manifest.reference)
+    assert load_encoder(artifact, "").size == 801
+    assert json.loads(artifact.read("config.json"))["vocab_size"] == 801
+
+
+def test_merging_one_by_one_gives_the_weights_of_one_call(tmp_path, tiny_model, make_adapter):
+    first, second = make_adapter(1), make_adapter(2, modules_to_save=MODULES)
+    together = merge(tmp_path, tiny_model, first, second)
+    apart = merge(tmp_path, merge(tmp_path, tiny_model, first).reference, second)
+    assert together.facts["weights_digest"] == apart.facts["weights_digest"]
+    assert together.facts["lineage"] == apart.facts["lineage"]
+    reverse = merge(tmp_path, tiny_model, second, first)
+    assert reverse.facts["weights_digest"] != together.facts["weights_digest"]
+
+
+def test_products_made_by_rows_have_the_same_bits(tmp_path, tiny_model, make_adapter, monkeypatch):
+    adapter = make_adapter(1)
+    whole = merge(tmp_path / "whole", tiny_model, adapter)
+    monkeypatch.setattr(lora, "PRODUCT_LIMIT", 7 * 64)
+    by_rows = merge(tmp_path / "rows", tiny_model, adapter)
+    assert by_rows.facts["weights_digest"] == whole.facts["weights_digest"]
+
+
+def test_a_pickled_adapter_merges_as_its_safetensors_do(tmp_path, tiny_model, make_adapter):
+    adapter = make_adapter(1, modules_to_save=MODULES)
+    wanted = merge(tmp_path, tiny_model, adapter).facts["weights_digest"]
+    for name, legacy in (("zip", False), ("legacy", True)):
+        pickled = shutil.copytree(adapter, tmp_path / name)
+        tensors = load_file(pickled / "adapter_model.safetensors")
+        (pickled / "adapter_model.safetensors").unlink()
+        torch.save(tensors, pickled / "adapter_model.bin", _use_new_zipfile_serialization=not legacy)
+        assert merge(tmp_path, tiny_model, pickled).facts["weights_digest"] == wanted
+
+
+def test_fan_in_fan_out_transposes_the_product(tmp_path, tiny_model, make_adapter, tiny_state):
+    adapter = make_adapter(1, target_modules=["q_proj"], r=4, lora_alpha=2)
+    change_config(adapter, fan_in_fan_out=True)
+    factors = load_file(adapter / "adapter_model.safetensors")
+    name = "model.layers.1.self_attn.q_proj"
+    a, b = (factors[f"base_model.model.{name}.lora_{which}.weight"].float() for which in "AB")
+    wanted = (tiny_state[f"{name}.weight"].float() + (b @ a).T * 0.5).half()
+    assert torch.equal(tensors_of(merge(tmp_path, tiny_model, adapter))[f"{name}.weight"], wanted)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_the_embeddings_are_copied_when_no_adapter_touches_them(store, tiny_model, make_adapter):
+    manifest = merge(store, tiny_model, make_adapter(1))
+    before = {file.path: file.sha256 for file in open_artifact(tiny_model).manifest.files}
+    after = {file.path: file.sha256 for file in manifest.files}
+    assert after["model-embeddings.safetensors"] == before["model-embeddings.safetensors"]
+    assert after["model-00001.safetensors"] != before["model-00001.safetensors"]
+
+
+def test_the_report_names_every_changed_tensor_and_its_size(tmp_path, tiny_model, make_adapter, tiny_state):
+    manifest = merge(tmp_path, tiny_model, make_adapter(1, target_modules=["down_proj"]))
+    report = json.loads(open_artifact(manifest.reference).read("report.json"))
+    assert set(report["changed"]) == {DOWN, DOWN.replace("layers.0", "layers.1")}
+    assert report["unchanged"] == len(tiny_state) - 2
+    before, after = tiny_state[DOWN].double(), tensors_of(manifest)[DOWN].double()
+    wanted = float((after - before).norm() / before.norm())
+    assert report["changed"][DOWN]["relative_change"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_transformers_and_the_command_agree(tmp_path, tiny_folder, make_adapter, merged_by_peft):
+    from transformers import AutoModelForCausalLM
+
+    adapter = make_adapter(1)
+    command = [sys.executable, "-m", "components.merge_adapters", "--store", str(tmp_path), "--model", str(tiny_folder)]
+    command += [
+        "--adapters",
+        str(adapter),
+        "--reference",
+        str(tmp_path / "ref"),
+        "--executor-output",
+        str(tmp_path / "kfp"),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    folder = Path((tmp_path / "ref").read_text()).parent
+    assert_same(dict(AutoModelForCausalLM.from_pretrained(folder).state_dict()), merged_by_peft([adapter]))
+    metrics = json.loads((tmp_path / "kfp").read_text())["artifacts"]["metrics"]["artifacts"][0]["metadata"]
+    assert metrics["changed_tensors"] == 14
+
+
+# --- order and lineage ------------------------------------------------------------------------------------------------
+
+
+def published_adapter(store: Path, folder: Path, trained_on: list[str]) -> Manifest:
+    """A peft folder as our training publishes it, with the lineage of the model it was trained on."""
+    out = ArtifactWriter(str(store), "finetune", folder.name)
+    out.add_folder(folder)
+    out.facts = {"base_digest": trained_on[0], "base_lineage": trained_on}
+    return out.publish("adapter")
+
+
+@pytest.fixture
+def trained_pair(tmp_path, tiny_model, make_adapter) -> tuple[str, str]:
+    """Two adapters: one trained on the model, one on the model with the first merged."""
+    base = open_artifact(tiny_model).digest
+    first = published_adapter(tmp_path, make_adapter(1), [base])
+    second = published_adapter(tmp_path, make_adapter(2), [base, first.digest])
+    return first.reference, second.reference
+
+
+def test_adapters_in_the_order_of_their_training_are_merged(tmp_path, tiny_model, trained_pair):
+    first, second = trained_pair
+    together = merge(tmp_path, tiny_model, first, second)
+    apart = merge(tmp_path, merge(tmp_path, tiny_model, first).reference, second)
+    assert together.facts["weights_digest"] == apart.facts["weights_digest"]
+
+
+def test_adapters_in_another_order_are_refused_and_the_right_one_is_named(tmp_path, tiny_model, trained_pair):
+    first, second = trained_pair
+    with pytest.raises(InputError, match=rf"the order is wrong .*give --adapters {first},{second}$"):
+        merge(tmp_path, tiny_model, second, first)
+
+
+def test_an_adapter_of_a_model_with_another_merged_is_refused(tmp_path, tiny_model, trained_pair):
+    with pytest.raises(InputError, match=r"was trained on the model .* merged, and here"):
+        merge(tmp_path, tiny_model, trained_pair[1])
+
+
+def test_a_shrinking_vocabulary_is_refused_and_the_right_order_is_named(
+    tmp_path, tiny_model, make_adapter, llama_tokenizer, longer_tokenizer
+):
+    plus = make_adapter(1, tokenizer=llama_tokenizer, modules_to_save=MODULES)
+    alpaca = make_adapter(2, rows=801, tokenizer=longer_tokenizer, modules_to_save=MODULES)
+    with pytest.raises(InputError, match=rf"800 pieces .*801 pieces .*shrinks.*give --adapters {plus},{alpaca}$"):
+        merge(tmp_path, tiny_model, alpaca, plus)
+
+
+def test_more_pieces_without_their_rows_are_refused(tmp_path, tiny_model, make_adapter, longer_tokenizer):
+    with pytest.raises(InputError, match="bring no embedding rows"):
+        merge(tmp_path, tiny_model, make_adapter(1, tokenizer=longer_tokenizer))
+
+
+def test_a_foreign_vocabulary_is_refused(tmp_path, tiny_model, make_adapter, llama_tokenizer):
+    from components.shared.sentencepiece_model import parse_model
+
+    proto = parse_model(llama_tokenizer)
+    proto.pieces[700].piece, proto.pieces[701].piece = proto.pieces[701].piece, proto.pieces[700].piece
+    with pytest.raises(InputError, match="foreign to the 800 pieces"):
+        merge(tmp_path, tiny_model, make_adapter(1, tokenizer=proto.SerializeToString()))
+
+
+# --- bad adapters -----------------------------------------------------------------------------------------------------
+
+
+def change_config(adapter: Path, **changes: object) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_tensors(adapter: Path, change) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(change(tensors), path)
+
+
+def cut_in_half(adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+BAD = {
+    "no configuration": (lambda a: (a / "adapter_config.json").unlink(), "no adapter_config.json in it"),
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "neither adapter_model.safetensors nor"),
+    "cut short": (cut_in_half, "does not lie in the file; it is cut short"),
+    "empty": (lambda a: change_tensors(a, lambda _: {}), "no tensor in the adapter; it was saved empty"),
+    "a factor lost": (
+        lambda a: change_tensors(a, lambda t: {k: v for k, v in t.items() if k != f"{Q}.lora_B.weight"}),
+        "has one of its two LoRA factors",
+    ),
+    "another architecture": (
+        lambda a: change_tensors(a, lambda t: {k.replace("self_attn", "attn"): v for k, v in t.items()}),
+        r"it changes model\.layers\.0\.attn\.\w+\.weight, which .* does not have",
+    ),
+    "another size": (
+        lambda a: change_tensors(a, lambda t: t | {f"{Q}.lora_A.weight": torch.zeros(8, 32)}),
+        r"q_proj\.weight is \(64, 32\) in the adapter and \(64, 64\) in the model",
+    ),
+    "another rank": (lambda a: change_config(a, r=4), "where rank 4 is configured"),
+    "DoRA": (lambda a: change_config(a, use_dora=True), r"sets use_dora \(DoRA\)"),
+    "bias": (lambda a: change_config(a, bias="all"), "sets bias='all'"),
+    "not LoRA": (lambda a: change_config(a, peft_type="IA3"), "a IA3 adapter; only LoRA"),
+    "untrained": (
+        lambda a: change_tensors(a, lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()}),
+        "merging changes no weight",
+    ),
+    "not finite": (
+        lambda a: change_tensors(a, lambda t: t | {f"{Q}.lora_B.weight": torch.full((64, 8), float("nan"))}),
+        r"q_proj\.weight is not finite after the merge",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_adapter_is_named_and_nothing_is_published(tmp_path, tiny_model, make_adapter, name):
+    spoil, message = BAD[name]
+    adapter = shutil.copytree(make_adapter(1), tmp_path / "adapter")
+    spoil(adapter)
+    with pytest.raises(InputError, match=message):
+        merge(tmp_path / "store", tiny_model, adapter)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def test_an_adapter_that_wants_to_run_code_is_refused(tmp_path, tiny_model, make_adapter):
+    class Code:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    adapter = shutil.copytree(make_adapter(1), tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"x": Code()}, adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"adapter_model\.bin: this pickle wants to run code \((posix|nt)\.system\)"):
+        merge(tmp_path, tiny_model, adapter)
+
+
+def test_a_model_given_as_an_adapter_is_refused(tmp_path, tiny_model):
+    with pytest.raises(InputError, match="this is a hf-model; a adapter is needed"):
+        merge(tmp_path, tiny_model, tiny_model)
