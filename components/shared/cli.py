@@ -16,6 +16,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -24,8 +25,8 @@ import time
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -95,26 +96,54 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     import tyro
 
     bridged = _bridge(kind, list(arguments))
+    prog = f"python -m {program(kind)}"
+    config = (tyro.conf.FlagConversionOff,)
     if "--help" in bridged or "-h" in bridged:
-        return tyro.cli(kind, args=bridged, config=(tyro.conf.FlagConversionOff,))
+        return tyro.cli(kind, prog=prog, args=bridged, config=config)
     said = io.StringIO()
     try:
-        with redirect_stderr(said), redirect_stdout(said):
-            return tyro.cli(kind, args=bridged, config=(tyro.conf.FlagConversionOff,), use_underscores=False)
+        with _wide_terminal(), redirect_stderr(said), redirect_stdout(said):
+            return tyro.cli(kind, prog=prog, args=bridged, config=config, use_underscores=False)
     except SystemExit as error:
-        text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|-{4,}", " ", said.getvalue())
-        text = re.sub(r"For full helptext, (see|run) .*", "", " ".join(text.split())).strip()
-        raise InputError(f"{program(kind)}: {text or 'the options do not parse'}; see --help") from error
+        raise InputError(f"{program(kind)}: {_tyros_complaint(said.getvalue())}; see --help") from error
 
 
 def program(kind: type) -> str:
     return ".".join(kind.__module__.split(".")[:2])
 
 
+@contextmanager
+def _wide_terminal() -> Iterator[None]:
+    """tyro folds its messages at the terminal's width, in the middle of a path if need be."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "2000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _tyros_complaint(said: str) -> str:
+    """What is wrong, in one line. tyro writes a title, a rule, what is wrong, a rule, and the help of the option."""
+    sections = re.split(r"^[ ]*-{4,}[ ]*$", said, flags=re.MULTILINE)
+    text = " ".join(sections[min(1, len(sections) - 1)].split())
+    return text.removesuffix(".") or "the options do not parse"
+
+
 def _bridge(kind: type, arguments: list[str]) -> list[str]:
-    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused."""
+    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused.
+
+    A text may begin with `--` (a prompt may): only an option's name is never taken for a value.
+    """
     hints = typing.get_type_hints(kind)
     known = {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(kind)}
+
+    def option(word: str) -> str:
+        return word.partition("=")[0].replace("_", "-")
+
     bridged: list[str] = []
     at = 0
     while at < len(arguments):
@@ -123,18 +152,20 @@ def _bridge(kind: type, arguments: list[str]) -> list[str]:
         if not word.startswith("--") or word == "--help":
             bridged.append(word)
             continue
-        name, has_value, value = word.partition("=")
-        name = name.replace("_", "-")
+        name = option(word)
+        _, has_value, value = word.partition("=")
         if name not in known:
             raise InputError(f"{program(kind)}: there is no option {name}{nearest(name, known)}; see --help")
         if not has_value:
-            if at < len(arguments) and not arguments[at].startswith("--"):
-                value = arguments[at]
-                at += 1
-            elif known[name] is bool:
+            following = arguments[at] if at < len(arguments) else None
+            flag = _is_bool(known[name])
+            if following is None or option(following) in known or (flag and following.startswith("--")):
+                if not flag:
+                    raise InputError(f"{program(kind)}: the option {name} needs a value; see --help")
                 value = "true"
             else:
-                raise InputError(f"{program(kind)}: the option {name} needs a value; see --help")
+                value = following
+                at += 1
         if value == "":
             continue
         if _is_bool(known[name]) and value.lower() in ("true", "false"):
@@ -271,7 +302,8 @@ def write_outputs(config: StageOptions, manifest: Manifest) -> None:
         page = open_artifact(manifest.reference).read(REPORT)
         storage.write_bytes(storage.normalise(config.report), page)
     if config.executor_output:
-        metadata = dict(manifest.metrics)
+        # KFP reads this with a strict parser: NaN and infinity are no JSON
+        metadata = {name: value for name, value in manifest.metrics.items() if math.isfinite(value)}
         value = {"artifacts": {"metrics": {"artifacts": [{"metadata": metadata}]}}}
         storage.write_bytes(storage.normalise(config.executor_output), json.dumps(value).encode())
     if config.reference:
@@ -306,15 +338,15 @@ def main(
 
 def guarded(work: Callable[[], None]) -> NoReturn:
     """Runs a program's body and ends the process with the contract's exit code and one line for an error."""
-    set_up_logging()
-    signal.signal(signal.SIGTERM, _cancelled)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
+        set_up_logging()
         work()
     except InputError as error:
         end(EXIT_INPUT, f"error: {error}")
     except StorageFault as error:
         end(EXIT_FAULT, f"fault: {error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated):
         end(EXIT_CANCELLED, "cancelled")
     except OSError as error:
         mend = {
@@ -337,8 +369,14 @@ def _fault() -> NoReturn:
     end(EXIT_FAULT, f"fault: {kind.__name__ if kind else ''}: {error}")
 
 
-def _cancelled(signum: int, frame: object) -> NoReturn:
-    end(EXIT_CANCELLED, "cancelled")
+class _Terminated(SystemExit):
+    """SIGTERM came. A SystemExit, so that what is open is given up on the way out, and a forked worker ends quietly."""
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    # a second SIGTERM must not cut short what the first one has begun to clear away
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    raise _Terminated(EXIT_CANCELLED)
 
 
 def end(code: int, line: str) -> NoReturn:

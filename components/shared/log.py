@@ -1,7 +1,7 @@
 """Logging to standard error: one line a record, secrets masked.
 
-What is masked: the values of environment variables whose names say that they are secret, and what follows
-`Authorization:`, `X-Amz-Signature=` and the like in a text that a library logs.
+What is masked: the values of environment variables whose names say that they are secret, and in a text that a library
+logs what follows `Authorization:`, `Bearer`, `Signature=` and the like, and the password of an address.
 """
 
 import logging
@@ -9,10 +9,18 @@ import os
 import re
 import sys
 
+from components.shared.errors import InputError
+
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
-    r"(?i)((?:authorization|x-api-key)['\"]?\s*[:=]\s*['\"]?(?:bearer\s+)?|x-amz-(?:signature|credential|security-token)=)"
-    r"[^\s'\"&,]+"
+    r"""(?ix)
+    ( (?:authorization|x-api-key|api[-_]key)['"]?\s*[:=]\s*['"]?(?:(?:bearer|basic|aws4-hmac-sha256)\s+)?
+    | \bbearer\s+
+    | \b(?:x-amz-)?(?:signature|credential|security-token)=
+    | ://[^\s/:@]+: (?=[^\s/@]+@)
+    )
+    [^\s'",&@]+
+    """
 )
 
 
@@ -34,12 +42,15 @@ class OneLine(logging.Formatter):
 
 
 def set_up_logging(level: str | None = None) -> None:
-    """Sends all records to standard error. Level: the argument, else ZHLLAMA_LOG, else INFO."""
+    """Sends all records to standard error. Level: the argument, else ZHLLAMA_LOG, else INFO; InputError for another."""
+    wanted = (level or os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
+    if wanted not in logging.getLevelNamesMapping():
+        raise InputError(f"ZHLLAMA_LOG={wanted}: no such level; use DEBUG, INFO, WARNING or ERROR")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel((level or os.environ.get("ZHLLAMA_LOG") or "INFO").upper())
+    root.setLevel(wanted)
     for noisy in (
         "botocore",
         "boto3",
