@@ -68,6 +68,10 @@ class StageOptions:
     executor_output: str = ""
     """Where KFP's executor output (metrics as artifact metadata) is written."""
 
+    def more_inputs(self) -> dict[str, Input]:
+        """Inputs that are no references to artifacts, with digests that tell when they have changed. Part of the key."""
+        return {}
+
 
 Config = TypeVar("Config")
 Stage = TypeVar("Stage", bound=StageOptions)
@@ -228,6 +232,8 @@ def inputs_of(config: Any) -> dict[str, Input]:
             artifact = open_artifact(address, option)
             reference = artifact.manifest.reference if artifact.verified else storage.normalise(address)
             found[name if len(addresses) == 1 else f"{name}.{index}"] = Input(reference, artifact.digest)
+    if isinstance(config, StageOptions):
+        found.update(config.more_inputs())
     return found
 
 
