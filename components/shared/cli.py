@@ -69,7 +69,7 @@ class StageOptions:
     """Where KFP's executor output (metrics as artifact metadata) is written."""
 
     def more_inputs(self) -> dict[str, Input]:
-        """Inputs that are no references to artifacts, with digests that tell when they have changed. Part of the key."""
+        """Inputs that are no artifacts, each with a digest that tells when it has changed. Part of the key."""
         return {}
 
 
