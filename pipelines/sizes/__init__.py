@@ -1,0 +1,192 @@
+"""The sizes: everything that differs by model size, one YAML file each, typed and validated.
+
+Pipeline defaults, rendered manifests and the README's table come from here. `load("13b")` gives a `Size`; a wrong field
+or value is an InputError that names the file and the field.
+"""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from components.shared.errors import InputError
+
+FOLDER = Path(__file__).parent
+STAGES = ("embeddings", "lora", "sft")
+"""The three trainings: continued pre-training's two stages, then instruction tuning."""
+
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGT]i?)?")
+_RESOURCE = re.compile(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """The shape of the LoRA matrices: W + (alpha / rank) · B·A."""
+
+    rank: int
+    alpha: int
+    dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one pod of a stage that streams the weights may use (Kubernetes quantities)."""
+
+    cpu: str
+    memory: str
+    ephemeral_storage: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training and the pods it runs on."""
+
+    steps: int
+    """Optimizer steps."""
+    learning_rate: float
+    batch: int
+    """Blocks per process and forward pass."""
+    accumulation: int
+    """Forward passes per optimizer step."""
+    warmup_ratio: float
+    """Share of the steps over which the rate rises."""
+    weight_decay: float
+    save_steps: int
+    """Steps between checkpoints."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    deepspeed: Literal["zero2", "zero3", "none"]
+    nodes: int
+    processes_per_node: int
+    """One per GPU."""
+    gpu: str
+    """The resource name of a GPU, one per process; empty for none."""
+    cpu: str
+    memory: str
+    shared_memory: str
+    """Size of /dev/shm."""
+    ephemeral_storage: str
+    """For the copy of base model and data on the node."""
+    deadline_seconds: int
+    """The job is ended after this long (waiting in a queue not counted)."""
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.processes_per_node
+
+    @property
+    def global_batch(self) -> int:
+        """Blocks per optimizer step, over all processes."""
+        return self.batch * self.accumulation * self.processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One model size."""
+
+    name: str
+    shards: int
+    """consolidated.NN.pth files of Meta's release."""
+    vocab_size: int
+    """Pieces of the Chinese tokenizer, before it is merged into LLaMA's."""
+    block_size: int
+    """Tokens per training block."""
+    validation_fraction: float
+    adapter: Adapter
+    work: Work
+    embeddings: Training
+    lora: Training
+    sft: Training
+
+    def training(self, stage: str) -> Training:
+        """The training of a stage: embeddings, lora or sft."""
+        if stage not in STAGES:
+            raise InputError(f"there is no training stage {stage!r}{_nearest(stage, STAGES)}; use {', '.join(STAGES)}")
+        return typing.cast(Training, getattr(self, stage))
+
+
+Record = TypeVar("Record")
+
+
+def names() -> list[str]:
+    """The sizes that there are, smallest first."""
+    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (name != "tiny", _number(name), name))
+
+
+def _number(name: str) -> float:
+    found = re.match(r"\d+", name)
+    return float(found[0]) if found else 0.0
+
+
+def load(name: str) -> Size:
+    """The size of that name. InputError names the nearest when there is none."""
+    wanted = "33b" if name.lower() == "30b" else name.lower()
+    if wanted not in names():
+        raise InputError(f"there is no size {name!r}{_nearest(wanted, names())}; the sizes are {', '.join(names())}")
+    return read(FOLDER / f"{wanted}.yaml")
+
+
+def read(path: Path) -> Size:
+    """A size from a YAML file, checked. InputError names the file and the field."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path.name}: not a readable YAML file ({error})") from error
+    size = _record(Size, value, path.name, "")
+    if size.name != path.stem:
+        raise InputError(f"{path.name}: name: {size.name!r} where the file's name says {path.stem!r}")
+    return size
+
+
+def _record(kind: type[Record], value: Any, file: str, prefix: str) -> Record:
+    """A dataclass from a mapping: every field there, none unknown, each of its type and in its range."""
+    where = f"{file}: {prefix.rstrip('.')}" if prefix else file
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: {value!r} where a mapping is needed")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise InputError(f"{file}: there is no field {prefix}{name}{_nearest(str(name), hints)}")
+    found: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if name not in value:
+            raise InputError(f"{file}: the field {prefix}{name} is missing")
+        field = f"{file}: {prefix}{name}"
+        if dataclasses.is_dataclass(hint):
+            found[name] = _record(typing.cast(type, hint), value[name], file, f"{prefix}{name}.")
+        else:
+            found[name] = _scalar(hint, name, value[name], field)
+    return kind(**found)
+
+
+_RATIOS = ("validation_fraction", "warmup_ratio", "dropout", "weight_decay")
+_WORDS = {int: "a whole number", float: "a number", str: "a text"}
+_QUANTITIES = ("cpu", "memory", "shared_memory", "ephemeral_storage")
+
+
+def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise InputError(f"{field}: {value!r}; use {' or '.join(typing.get_args(hint))}")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float) if hint is float else hint):
+        raise InputError(f"{field}: {value!r} where {_WORDS[hint]} is needed")
+    if name in _RATIOS and not 0 <= value < 1:
+        raise InputError(f"{field}: {value} is not in [0, 1)")
+    if name not in _RATIOS and hint in (int, float) and value <= 0:
+        raise InputError(f"{field}: {value} where a positive number is needed")
+    if name in _QUANTITIES and not _QUANTITY.fullmatch(str(value)):
+        raise InputError(f"{field}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
+    if name == "gpu" and value and not _RESOURCE.fullmatch(str(value)):
+        raise InputError(f"{field}: {value!r} is not a resource name; write nvidia.com/gpu, or nothing for none")
+    return hint(value)
+
+
+def _nearest(word: str, choices: typing.Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.4)
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -1,0 +1,108 @@
+"""The sizes hold the recipe's values, and a wrong file is refused by name and field."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.shared.errors import InputError
+from pipelines import sizes
+
+
+@pytest.mark.parametrize("name", sizes.names())
+def test_every_size_loads_and_its_stages_agree_on_the_block(name):
+    size = sizes.load(name)
+    assert size.name == name
+    assert {size.training(stage).processes_per_node > 0 for stage in sizes.STAGES} == {True}
+
+
+def test_the_names_are_in_order_of_size():
+    assert sizes.names() == ["tiny", "7b", "13b", "33b", "65b"]
+
+
+@pytest.mark.parametrize("name", ["7b", "13b", "33b", "65b"])
+def test_the_recipes_rates_and_global_batches(name):
+    size = sizes.load(name)
+    assert [size.training(stage).learning_rate for stage in sizes.STAGES] == [2e-4, 1e-4, 1e-4]
+    assert [size.training(stage).global_batch for stage in sizes.STAGES] == [1024, 1024, 512]
+    assert [size.training(stage).warmup_ratio for stage in sizes.STAGES] == [0.05, 0.05, 0.03]
+    assert (size.adapter.rank, size.adapter.alpha, size.adapter.dropout) == (8, 32, 0.05)
+    assert (size.block_size, size.vocab_size) == (512, 20_000)
+
+
+@pytest.mark.parametrize(("name", "shards"), [("7b", 1), ("13b", 2), ("33b", 4), ("65b", 8)])
+def test_metas_shard_counts(name, shards):
+    assert sizes.load(name).shards == shards
+
+
+def test_7b_has_the_steps_and_gpus_of_the_wiki():
+    size = sizes.load("7b")
+    assert (size.embeddings.steps, size.embeddings.processes) == (3000, 8)
+    assert (size.lora.steps, size.lora.processes) == (6000, 16)
+    assert 6000 <= size.sft.steps <= 10_000
+    assert size.sft.processes == 16
+
+
+def test_tiny_needs_no_gpu_and_two_processes():
+    tiny = sizes.load("tiny")
+    assert [tiny.training(stage).processes for stage in sizes.STAGES] == [2, 2, 2]
+    assert {tiny.training(stage).gpu for stage in sizes.STAGES} == {""}
+
+
+def test_30b_is_the_other_name_of_33b():
+    assert sizes.load("30B").name == "33b"
+
+
+def test_an_unknown_size_names_the_nearest():
+    with pytest.raises(InputError, match=r"no size '14b' \(did you mean 13b\?\); the sizes are tiny, 7b, 13b"):
+        sizes.load("14b")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_sice": 512}, r"bad.yaml: there is no field block_sice \(did you mean block_size\?\)"),
+        ({"block_size": "long"}, "bad.yaml: block_size: 'long' where a whole number is needed"),
+        ({"block_size": True}, "bad.yaml: block_size: True where a whole number is needed"),
+        ({"block_size": 0}, "bad.yaml: block_size: 0 where a positive number is needed"),
+        ({"validation_fraction": 1.5}, r"bad.yaml: validation_fraction: 1.5 is not in \[0, 1\)"),
+        (
+            {"work": {"cpu": "1", "memory": "lots", "ephemeral_storage": "1Gi"}},
+            "work.memory: 'lots' is not a Kubernetes",
+        ),
+        ({"work": {"cpu": "1", "memory": "1Gi"}}, "the field work.ephemeral_storage is missing"),
+        ({"work": 3}, "bad.yaml: work: 3 where a mapping is needed"),
+        ({"name": "other"}, "bad.yaml: name: 'other' where the file's name says 'bad'"),
+    ],
+    ids=["unknown", "type", "boolean", "zero", "ratio", "quantity", "missing", "mapping", "name"],
+)
+def test_a_wrong_field_is_named(tmp_path, change, message):
+    value = yaml.safe_load((sizes.FOLDER / "tiny.yaml").read_text()) | {"name": "bad"} | change
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(value))
+    with pytest.raises(InputError, match=message):
+        sizes.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("gpu", "a GPU", "sft.gpu: 'a GPU' is not a resource name"),
+        ("deepspeed", "zero9", "sft.deepspeed: 'zero9'; use zero2 or zero3 or none"),
+        ("learning_rate", "fast", "sft.learning_rate: 'fast' where a number is needed"),
+    ],
+)
+def test_a_wrong_field_of_a_training_is_named(tmp_path, field, value, message):
+    whole = yaml.safe_load((sizes.FOLDER / "tiny.yaml").read_text()) | {"name": "bad"}
+    whole["sft"] = {**whole["sft"], field: value}
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    with pytest.raises(InputError, match=message):
+        sizes.read(path)
+
+
+def test_broken_yaml_is_one_line(tmp_path: Path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: [")
+    with pytest.raises(InputError, match=r"bad\.yaml: not a readable YAML file"):
+        sizes.read(path)
