@@ -1,0 +1,93 @@
+"""Small pipelines, compiled by KFP, for the runner's tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import compiler, dsl
+
+STEP = str(Path(__file__).parent / "small_step.py")
+
+
+@dsl.container_component
+def echo(value: str, ref: dsl.OutputPath(str), name: str = "echo", journal: str = ""):
+    words = ["--value", value, "--reference", ref, "--name", name, "--journal", journal]
+    return dsl.ContainerSpec(image="none", command=["python", STEP], args=["echo", *words])
+
+
+@dsl.container_component
+def publish(
+    store: str,
+    value: str,
+    ref: dsl.OutputPath(str),
+    thing: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    name: str = "publish",
+    journal: str = "",
+    source: str = "",
+):
+    words = ["--store", store, "--value", value, "--reference", ref, "--output", thing.path]
+    words += ["--name", name, "--journal", journal, "--place", source]
+    words += ["--executor-output", "{{$.outputs.output_file}}"]
+    return dsl.ContainerSpec(image="none", command=["python", STEP], args=["publish", *words])
+
+
+@dsl.container_component
+def meet(place: str, name: str, ref: dsl.OutputPath(str)):
+    words = ["--place", place, "--name", name, "--reference", ref]
+    return dsl.ContainerSpec(image="none", command=["python", STEP], args=["meet", *words])
+
+
+@dsl.container_component
+def hang(place: str, journal: str = "", after: str = ""):
+    words = ["--place", place, "--journal", journal, "--name", "hang", "--value", after]
+    return dsl.ContainerSpec(image="none", command=["python", STEP], args=["hang", *words])
+
+
+@dsl.container_component
+def fail(value: str, code: int, journal: str = ""):
+    words = ["--value", value, "--code", code, "--journal", journal, "--name", "fail"]
+    return dsl.ContainerSpec(image="none", command=["python", STEP], args=["fail", *words])
+
+
+@dsl.container_component
+def tidy(journal: str, name: str = "tidy"):
+    words = ["--reference", "/dev/null", "--journal", journal, "--name", name]
+    return dsl.ContainerSpec(image="none", command=["python", STEP], args=["echo", *words])
+
+
+class Steps:
+    """The components above, for pipelines in tests."""
+
+    echo, publish, meet, hang, fail, tidy = echo, publish, meet, hang, fail, tidy
+
+
+@pytest.fixture(scope="session")
+def steps() -> type[Steps]:
+    return Steps
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[[Any], Path]:
+    """Compiles a pipeline function into a YAML file."""
+
+    def compile_it(pipeline: Any) -> Path:
+        path = tmp_path / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        return path
+
+    return compile_it
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """Where steps write their names when they run."""
+    path = tmp_path / "journal"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def ran(journal: Path) -> Callable[[], list[str]]:
+    return lambda: journal.read_text().split()
