@@ -19,10 +19,14 @@ def read_instructions(artifact: Artifact) -> Iterator[dict[str, str]]:
 
     Items have exactly the three fields, as text; `input` may be missing. InputError names file, item and field.
     """
+    empty = True
     for name in _item_files(artifact):
         where = f"{artifact.root}/{name}"
         for number, item in enumerate(_items(artifact, name, where), start=1):
+            empty = False
             yield checked_item(item, f"{where}: item {number}")
+    if empty:
+        raise InputError(f"{artifact.root}: no item in it; give a list of objects with {', '.join(FIELDS)}")
 
 
 def _item_files(artifact: Artifact) -> list[str]:

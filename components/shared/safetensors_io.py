@@ -115,13 +115,18 @@ class Checkpoint:
         return self.read_rows(name, 0, None)
 
     def read_rows(self, name: str, first: int, count: int | None) -> "torch.Tensor":
-        """Rows `first` to `first + count` along axis 0 (all of them for None), without reading the others."""
+        """Rows `first` to `first + count` along axis 0 (to the last for None), without reading the others.
+
+        ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
+        """
         import torch
 
         info = self.info(name)
         kind = getattr(torch, info.dtype)
         rows = info.shape[0] if info.shape else 1
         count = rows - first if count is None else count
+        if first < 0 or count < 0 or first + count > rows:
+            raise ValueError(f"{name}: rows {first} to {first + count} asked of {rows}")
         row = info.length // max(rows, 1)
         shape = (count, *info.shape[1:]) if info.shape else ()
         if count == 0 or row == 0:
