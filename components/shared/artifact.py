@@ -417,6 +417,11 @@ class ArtifactWriter:
             for start in range(0, file.size, BLOCK):
                 stream.write(source.read_range(name, start, min(BLOCK, file.size - start)))
 
+    @property
+    def files(self) -> list[File]:
+        """What has been written so far, by name."""
+        return [self._files[name] for name in sorted(self._files)]
+
     def _add(self, file: File, blocks: list[str]) -> None:
         self._files[file.path] = file
         if file.size > BLOCK:
@@ -434,7 +439,7 @@ class ArtifactWriter:
             kind=kind,
             stage=self.stage,
             root=self.root,
-            files=tuple(self._files[name] for name in sorted(self._files)),
+            files=tuple(self.files),
             blocks=named,
             vocabulary=self.vocabulary,
             configuration=self.configuration,
