@@ -1,0 +1,99 @@
+"""The KFP signature of each stage against the command that it runs: the same names, types and defaults."""
+
+import ast
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = sorted(path.parent.name for path in (ROOT / "components").glob("*/__main__.py"))
+PLUMBING = {"output", "reference", "report", "executor_output"}
+every_stage = pytest.mark.parametrize("stage", STAGES)
+
+
+def config_of(stage: str) -> type:
+    """The dataclass that the stage's command parses: the first argument of its `main(...)`."""
+    tree = ast.parse((ROOT / "components" / stage / "__main__.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "main"]
+    name = ast.unparse(calls[0].args[0])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return getattr(importlib.import_module(str(node.module)), name)
+    raise AssertionError(f"{stage}: {name} is not imported")
+
+
+def signature_of(stage: str) -> Any:
+    return getattr(importlib.import_module(f"components.{stage}.component"), stage)
+
+
+def parameters(stage: str) -> dict[str, Any]:
+    return dict(signature_of(stage).component_spec.inputs or {})
+
+
+def arguments(stage: str) -> list[str]:
+    """The container's arguments, placeholders as KFP writes them."""
+    implementation = signature_of(stage).component_spec.implementation
+    return [str(word) for word in implementation.container.args]
+
+
+@every_stage
+def test_every_parameter_is_an_option_of_the_command(stage):
+    fields = {field.name for field in dataclasses.fields(config_of(stage))}
+    assert set(parameters(stage)) <= fields - PLUMBING
+    assert "store" in parameters(stage)
+
+
+@every_stage
+def test_every_parameter_reaches_its_option_and_no_other(stage):
+    words = arguments(stage)
+    for name in parameters(stage):
+        place = words.index(f"--{name.replace('_', '-')}")
+        assert words[place + 1] == f"{{{{$.inputs.parameters['{name}']}}}}"
+
+
+@every_stage
+def test_defaults_are_those_of_the_command(stage):
+    fields = {field.name: field for field in dataclasses.fields(config_of(stage))}
+    for name, parameter in parameters(stage).items():
+        default = fields[name].default
+        if parameter.default is None:
+            continue
+        wanted = "" if default is None else default
+        assert parameter.default == wanted, f"--{name}: the command's default is {default!r}"
+
+
+@every_stage
+def test_what_the_command_can_do_without_the_step_can_do_without(stage):
+    fields = {field.name: field for field in dataclasses.fields(config_of(stage))}
+    for name, parameter in parameters(stage).items():
+        if fields[name].default is dataclasses.MISSING:
+            assert not parameter.optional, f"--{name} is required by the command"
+
+
+@every_stage
+def test_types_are_those_of_the_command(stage):
+    kinds = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
+    named = {"String": str, "Integer": int, "Float": float, "Double": float, "Boolean": bool}
+    hints = typing.get_type_hints(config_of(stage))
+    for name, parameter in parameters(stage).items():
+        kind = named.get(parameter.type)
+        assert kind in kinds, f"--{name}: the type {parameter.type}"
+        hint = hints[name]
+        if hint in kinds:
+            # a number that may be left out is text for KFP: only text can be empty
+            assert kind in (hint, str), f"--{name} is {hint.__name__}"
+
+
+@every_stage
+def test_a_step_hands_on_its_reference_and_its_manifest(stage):
+    outputs = dict(signature_of(stage).component_spec.outputs or {})
+    words = arguments(stage)
+    assert outputs["ref"].type == "String"
+    assert words[words.index("--reference") + 1] == "{{$.outputs.parameters['ref'].output_file}}"
+    place = words[words.index("--output") + 1]
+    artifacts = [name for name, output in outputs.items() if place == f"{{{{$.outputs.artifacts['{name}'].path}}}}"]
+    assert len(artifacts) == 1
