@@ -145,6 +145,14 @@ def llama_tokenizer(english_text: list[str]) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+@pytest.fixture(scope="session")
+def chinese_tokenizer(chinese_text: list[str]) -> bytes:
+    """A small Chinese tokenizer.model, as train_tokenizer makes it: 800 pieces."""
+    from components.train_tokenizer.sentencepiece_trainer import trained
+
+    return trained(chinese_text, 800, 0.9995, "chinese_text")
+
+
 # --- a tiny model -----------------------------------------------------------------------------------------------------
 
 
@@ -190,3 +198,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str
 
     store = str(tmp_path_factory.mktemp("tiny-model"))
     return run_stage(ConvertWeights(store=store, weights=str(tiny_meta)), convert_weights).reference
+
+
+@pytest.fixture(scope="session")
+def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, chinese_tokenizer: bytes) -> str:
+    """The reference of `tiny_model` extended by the pieces of `chinese_tokenizer` and [PAD]."""
+    from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
+    from components.shared.cli import run_stage
+
+    folder = tmp_path_factory.mktemp("extended-model")
+    (folder / "tokenizer.model").write_bytes(chinese_tokenizer)
+    options = ExtendTokenizer(
+        store=str(folder / "store"), model=tiny_model, chinese_tokenizer=str(folder / "tokenizer.model")
+    )
+    return run_stage(options, extend_tokenizer).reference

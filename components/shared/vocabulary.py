@@ -97,8 +97,9 @@ class Encoder:
         import sentencepiece
 
         self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise InputError(f"{where}: not a SentencePiece model ({error}); give a tokenizer.model") from error
         self.size: int = self._processor.get_piece_size()
@@ -143,13 +144,25 @@ class Encoder:
         return Vocabulary(self.size, running.hexdigest(), self.bos, self.eos, self.pad, prefixes, **facts)
 
 
-def load_encoder(artifact: "Artifact", option: str) -> Encoder:
-    """The encoder of an artifact that carries a tokenizer.model: a tokenizer, a model or an adapter.
+def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
+    """Where the SentencePiece model of an artifact stands (for messages), and its bytes.
 
-    `option` (as `--tokenizer`) says in the message which option gave the artifact.
+    It is `tokenizer.model`, or the only .model file of a plain folder. `option` (as `--tokenizer`) says in the message
+    which option gave the artifact.
     """
-    name = "tokenizer.model"
+    named = [name for name in artifact.names if name.endswith(".model")]
+    name = named[0] if len(named) == 1 else "tokenizer.model"
     where = f"{option} {artifact.root}"
     if name not in artifact:
-        raise InputError(f"{where}: no {name} in it; give a tokenizer, or a model or adapter with its tokenizer")
-    return Encoder(artifact.read(name), f"{where}/{name}")
+        other = " (a tokenizer.json alone is none: byte-level tokenizers are not supported)"
+        raise InputError(
+            f"{where}: no tokenizer.model in it{other if 'tokenizer.json' in artifact else ''}; give a SentencePiece "
+            "tokenizer, or a model or adapter with one"
+        )
+    return f"{where}/{name}", artifact.read(name)
+
+
+def load_encoder(artifact: "Artifact", option: str) -> Encoder:
+    """The encoder of an artifact that carries a SentencePiece model: a tokenizer, a model or an adapter."""
+    where, model = tokenizer_model_in(artifact, option)
+    return Encoder(model, where)

@@ -1,0 +1,34 @@
+"""The KFP signature of extend_tokenizer."""
+
+from kfp import dsl
+
+from components.shared.images import image
+
+
+@dsl.container_component
+def extend_tokenizer(
+    store: str,
+    model: str,
+    ref: dsl.OutputPath(str),
+    extended: dsl.Output[dsl.Model],
+    chinese_tokenizer: str = "",
+    scores: str = "distinct",
+    pieces: str = "han",
+    pad: bool = True,
+    init: str = "piece-mean",
+):
+    return dsl.ContainerSpec(
+        image=image("extend_tokenizer"),
+        command=["python", "-m", "components.extend_tokenizer"],
+        args=[
+            "--store", store,
+            "--model", model,
+            "--chinese-tokenizer", chinese_tokenizer,
+            "--scores", scores,
+            "--pieces", pieces,
+            "--pad", pad,
+            "--init", init,
+            "--output", extended.path,
+            "--reference", ref,
+        ],
+    )  # fmt: skip

@@ -1,0 +1,174 @@
+"""LLaMA's vocabulary and model, extended: new pieces, new rows, everything else as it was.
+
+Only the file with embed_tokens and lm_head is written, streaming; the others are copied, server-side within a store.
+32,000 → 49,954 pieces × 4096: two tables of 409 MB in a few seconds, one old table in memory. transformers'
+resize_token_embeddings took 220 s at a quarter of that width.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from components.extend_tokenizer.embedding_rows import Init, new_rows
+from components.extend_tokenizer.parity import differing, probe
+from components.extend_tokenizer.pieces import Pieces, Scores, extended, splits, unreachable
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from components.shared.cli import Ref, Refs, StageOptions, split_references
+from components.shared.errors import InputError
+from components.shared.meta_format import EMBEDDING, HEAD
+from components.shared.progress import Progress
+from components.shared.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
+
+EMBEDDINGS_FILE = "model-embeddings.safetensors"
+REST_FILE = "model-00000.safetensors"
+"""What a single-file model keeps beside its embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendTokenizer(StageOptions):
+    """Extend LLaMA's vocabulary and model by the pieces of Chinese SentencePiece models."""
+
+    model: Ref
+    """Reference to the model to extend: a Hugging Face model with its tokenizer.model."""
+    chinese_tokenizer: Refs = ""
+    """References to Chinese SentencePiece models, comma-separated, appended in turn. Without one, only [PAD] is."""
+    scores: Scores = "distinct"
+    """distinct: one apart, so that all engines merge alike. zero: the recipe's, for adapters that were made with it."""
+    pieces: Pieces = "han"
+    """han: pieces with Han characters or full-width punctuation, so that English keeps its ids. all: the recipe's."""
+    pad: bool = True
+    """Append the padding piece [PAD] as the last one, if there is none."""
+    init: Init = "piece-mean"
+    """New rows: piece-mean (of the pieces the old vocabulary splits them into), mean (of all), or normal (0, 0.02)."""
+    seed: int = 20
+    """Decides the rows of --init normal."""
+
+    def __post_init__(self) -> None:
+        if not self.chinese_tokenizer and not self.pad:
+            raise InputError("--pad false without --chinese-tokenizer: nothing would be appended; give one of them")
+
+
+def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
+    """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
+    from components.shared.fast_tokenizer import tokenizer_files
+    from components.shared.safetensors_io import Checkpoint
+
+    model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
+    base = load_encoder(model, "--model")
+    settings = _json(model, "config.json")
+    checkpoint = Checkpoint(model)
+    tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
+    for table in tables:
+        rows = checkpoint.info(table).shape[0]
+        if rows < base.size:
+            raise InputError(
+                f"--model {model.root}: {table} has {rows} rows and tokenizer.model {base.size} pieces; give the "
+                "tokenizer that belongs to this model"
+            )
+    chinese = []
+    for reference in split_references(config.chinese_tokenizer):
+        artifact = open_artifact(reference, "--chinese-tokenizer")
+        chinese.append(tokenizer_model_in(artifact, "--chinese-tokenizer"))
+    extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
+    encoder = Encoder(extension.model)
+    vocabulary = encoder.vocabulary(
+        also_at=(base.size, encoder.size - 1), tied=len(tables) == 1, dtype=checkpoint.info(EMBEDDING).dtype
+    )
+    out.vocabulary = vocabulary
+
+    files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048))
+    for name, content in files.items():
+        out.add_bytes(name, content)
+    _write_settings(out, model, settings, vocabulary)
+    _write_weights(out, checkpoint, tables, base, encoder.size, splits(base.model, extension.appended), config)
+
+    lines = probe(extension.appended, config.seed)
+    differ = differing(files, encoder, lines)
+    out.facts = {
+        "pieces_before": base.size,
+        "appended": len(extension.appended),
+        "already_there": extension.present,
+        "left_out": extension.left_out,
+        "unreachable": unreachable(extension),
+        "parity": {"lines": len(lines), "differ": differ},
+    }
+    out.facts["summary"] = f"{base.size:,} → {encoder.size:,} pieces"
+    if differ:
+        out.facts["summary"] += f", fast tokenizer differs on {differ} of {len(lines)} probe lines"
+    return out.publish("hf-model")
+
+
+def _json(model: Artifact, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(model.read(name))
+    except ValueError as error:
+        raise InputError(f"--model {model.root}: {name} is not JSON ({error}); fetch the model again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"--model {model.root}: {name} holds no object; fetch the model again")
+    return value
+
+
+def _write_settings(out: ArtifactWriter, model: Artifact, settings: dict[str, Any], vocabulary: Vocabulary) -> None:
+    special = {
+        "bos_token_id": vocabulary.bos,
+        "eos_token_id": vocabulary.eos,
+        "pad_token_id": vocabulary.pad,
+    }
+    out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
+    generation = _json(model, "generation_config.json") if "generation_config.json" in model else {}
+    out.add_json("generation_config.json", generation | special)
+
+
+def _write_weights(
+    out: ArtifactWriter,
+    checkpoint: Any,
+    tables: list[str],
+    base: Encoder,
+    size: int,
+    new: list[list[int]],
+    config: ExtendTokenizer,
+) -> None:
+    """The embeddings with their new rows into a file of their own; every other tensor as it is; the index."""
+    import torch
+
+    from components.shared.safetensors_io import INDEX, SINGLE, SafetensorsStream, index_json
+
+    generator = torch.Generator().manual_seed(config.seed)
+    infos = {name: checkpoint.info(name) for name in tables}
+    declared = {name: (info.dtype, (size, *info.shape[1:])) for name, info in infos.items()}
+    total = sum(info.length for info in checkpoint.tensors.values())
+    place_of: dict[str, str] = {}
+    written = 0
+    with Progress("extending", total) as bar:
+        with out.writer(EMBEDDINGS_FILE) as stream:
+            tensors = SafetensorsStream(stream, declared)
+            for name in tables:
+                old = checkpoint.read_rows(name, 0, base.size)
+                tensors.write(name, old)
+                for rows in new_rows(old, new, config.init, generator):
+                    tensors.write(name, rows)
+                place_of[name] = EMBEDDINGS_FILE
+                written += size * old.shape[1] * old.element_size()
+                bar.advance(infos[name].length)
+            tensors.close()
+        for file in checkpoint.files:
+            inside = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
+            # a tied model may still carry an lm_head, which nobody reads: it is left behind
+            kept = {name: info for name, info in inside.items() if name not in (EMBEDDING, HEAD)}
+            if not kept:
+                continue
+            target = file
+            if len(kept) == len(inside):
+                out.copy(checkpoint.artifact, file)
+            else:
+                target = REST_FILE if file in (SINGLE, EMBEDDINGS_FILE) else file
+                with out.writer(target) as stream:
+                    tensors = SafetensorsStream(stream, {name: (info.dtype, info.shape) for name, info in kept.items()})
+                    for name in kept:
+                        tensors.write(name, checkpoint.read(name))
+                    tensors.close()
+            place_of |= dict.fromkeys(kept, target)
+            size_kept = sum(info.length for info in kept.values())
+            written += size_kept
+            bar.advance(size_kept)
+    out.add_bytes(INDEX, index_json(place_of, written))

@@ -1,0 +1,116 @@
+"""Which pieces are appended to LLaMA's vocabulary, and with which scores.
+
+The recipe's rule (`scores="zero"`, `pieces="all"`): in the Chinese model's order, append each piece whose text is
+absent, score 0, type unset; then `[PAD]` likewise. Nothing that is there moves, settings included.
+
+Two departures are the defaults. Scores are distinct, one apart, below the lowest ordinary piece, because equal scores
+make merges tie and every engine breaks ties its own way; LLaMA's white-space pieces at −1e9 are no ordinary ones:
+float32 has steps of 64 there, and all would tie again. And only pieces that no English text can contain are appended (a
+Han character or full-width punctuation in them): others changed the ids of 113 to 327 of 3,000 English lines. Of those
+in turn the ones that hold a character without a piece of its own (“好 where “ is left out) stay away: SentencePiece
+merges such a character, `tokenizers` has taken it apart into bytes by then.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from components.shared.errors import InputError
+from components.shared.sentencepiece_model import NORMAL, parse_model
+from components.shared.vocabulary import PAD_PIECE, Encoder
+
+Scores = Literal["distinct", "zero"]
+Pieces = Literal["han", "all"]
+CONTROL = 3
+SPACE = "▁"
+
+_CHINESE = re.compile(
+    "["
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han characters: unified, compatibility, extensions
+    "\u3000-\u303f"  # CJK symbols and punctuation: 、。々〇《》「」
+    "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"  # full-width punctuation: ！（），：；？
+    "]"
+)
+
+
+def is_chinese(piece: str) -> bool:
+    """Whether a piece holds a Han character or full-width punctuation, so that no English text contains it."""
+    return _CHINESE.search(piece) is not None
+
+
+@dataclass(frozen=True)
+class Extension:
+    """An extended `tokenizer.model`, the texts that were appended (`[PAD]` included), and what was not, counted."""
+
+    model: bytes
+    appended: list[str]
+    present: int
+    left_out: int
+
+
+def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, pieces: Pieces, pad: bool) -> Extension:
+    """Appends to the model `base` the pieces of each Chinese model (a name for messages, its bytes) in turn.
+
+    InputError when a model is not SentencePiece's, or gives nothing new.
+    """
+    proto = parse_model(base)
+    there = {piece.piece for piece in proto.pieces}
+    appended: list[str] = []
+    present = left_out = 0
+    for name, model in chinese:
+        before = len(appended)
+        given = [piece.piece for piece in parse_model(model, name).pieces]
+        wanted = set(given) if pieces == "all" else _spelt(filter(is_chinese, given), there)
+        for piece in given:
+            if piece in there:
+                present += 1
+            elif piece not in wanted:
+                left_out += 1
+            else:
+                appended.append(piece)
+                there.add(piece)
+        if len(appended) == before:
+            raise InputError(f"{name}: all its Chinese pieces are in the vocabulary already; leave it out")
+    lowest = _lowest_ordinary(proto)
+    for index, text in enumerate(appended):
+        proto.pieces.add(piece=text, score=0.0 if scores == "zero" else lowest - 1 - index)
+    if pad and PAD_PIECE not in there:
+        if scores == "zero":
+            proto.pieces.add(piece=PAD_PIECE, score=0.0)
+        else:
+            # a control piece: no text is ever encoded to it
+            proto.pieces.add(piece=PAD_PIECE, score=lowest - 1 - len(appended), type=CONTROL)
+        appended.append(PAD_PIECE)
+    if not appended:
+        raise InputError(
+            f"nothing to append: {PAD_PIECE} is there already; give --chinese-tokenizer, or skip this stage"
+        )
+    return Extension(proto.SerializeToString(), appended, present, left_out)
+
+
+def _spelt(pieces: Iterable[str], there: set[str]) -> set[str]:
+    """The pieces each of whose characters has a piece, among themselves or among those that are there."""
+    chosen = set(pieces)
+    letters = {piece for piece in chosen | there if len(piece) == 1}
+    return {piece for piece in chosen if letters.issuperset(piece)}
+
+
+def _lowest_ordinary(proto: Any) -> float:
+    """The lowest score of the pieces that merges make of text, white space apart."""
+    return float(min(piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece.strip(SPACE)))
+
+
+def splits(model: bytes, pieces: Iterable[str]) -> list[list[int]]:
+    """The ids into which a tokenizer splits each piece as it stands, without a space put before it."""
+    proto = parse_model(model)
+    proto.normalizer_spec.add_dummy_prefix = False
+    return Encoder(proto.SerializeToString()).encode_batch(list(pieces))
+
+
+def unreachable(extension: Extension) -> int:
+    """How many appended pieces merges cannot make, so that no text is ever encoded to them (`[PAD]` not counted)."""
+    size = Encoder(extension.model).size
+    first = size - len(extension.appended)
+    made = splits(extension.model, extension.appended)
+    return sum(ids != [first + index] for index, ids in enumerate(made) if extension.appended[index] != PAD_PIECE)

@@ -1,0 +1,277 @@
+"""The extended model: old rows, old files and old behaviour as they were; new rows as asked; one contract."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from components.extend_tokenizer.embedding_rows import CHUNK, new_rows
+from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
+from components.extend_tokenizer.pieces import splits
+from components.shared import storage
+from components.shared.artifact import open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from components.shared.meta_format import EMBEDDING, HEAD
+from components.shared.safetensors_io import INDEX, Checkpoint
+from components.shared.vocabulary import Relation, load_encoder
+
+
+@pytest.fixture
+def chinese(tmp_path, chinese_tokenizer):
+    """The reference of a ready Chinese SentencePiece model: a file by any name."""
+    (tmp_path / "chinese").mkdir()
+    (tmp_path / "chinese" / "chinese_sp.model").write_bytes(chinese_tokenizer)
+    return str(tmp_path / "chinese" / "chinese_sp.model")
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model):
+    return open_artifact(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def extended(extended_model):
+    return open_artifact(extended_model)
+
+
+def extend(store, model, chinese="", **options):
+    manifest = run_stage(
+        ExtendTokenizer(store=str(store), model=str(model), chinese_tokenizer=chinese, **options), extend_tokenizer
+    )
+    return open_artifact(manifest.reference)
+
+
+def llama(folder, tied=False, **options):
+    """Saves a tiny random LLaMA as transformers does, and returns its folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(tie_word_embeddings=tied, **sizes, **options)).half().save_pretrained(folder)
+    return folder
+
+
+def test_old_rows_stay_to_the_bit_and_new_ones_follow(base, extended):
+    old, new = Checkpoint(base), Checkpoint(extended)
+    size = load_encoder(base, "").size
+    for table in (EMBEDDING, HEAD):
+        assert torch.equal(new.read(table)[:size], old.read(table))
+        assert new.info(table).shape == (load_encoder(extended, "").size, 64)
+        assert torch.isfinite(new.read(table)).all()
+
+
+def test_every_other_file_is_the_same_file(base, extended):
+    shards = [name for name in base.names if name.startswith("model-0")]
+    assert shards
+    for name in shards:
+        assert extended.file(name) == base.file(name)
+    assert json.loads(extended.read(INDEX))["weight_map"] == json.loads(base.read(INDEX))["weight_map"]
+
+
+def test_the_settings_and_the_contract_name_the_new_size(base, extended):
+    encoder = load_encoder(extended, "")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads(extended.read(name))["pad_token_id"] == encoder.size - 1
+    assert json.loads(extended.read("config.json"))["vocab_size"] == encoder.size
+    contract = extended.manifest.vocabulary
+    assert (contract.size, contract.pad, contract.tied, contract.dtype) == (
+        encoder.size, encoder.size - 1, False, "float16",
+    )  # fmt: skip
+    assert contract.relation_to(base.manifest.vocabulary) is Relation.EXTENDS
+    assert extended.manifest.facts["parity"]["differ"] == 0
+
+
+def test_transformers_loads_it_and_english_gets_the_old_logits(base, extended, english_text):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before = AutoModelForCausalLM.from_pretrained(base.root, dtype=torch.float32)
+    after = AutoModelForCausalLM.from_pretrained(extended.root, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(extended.root)
+    ids = tokenizer(english_text[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(after(ids).logits[..., : before.config.vocab_size], before(ids).logits)
+    assert tokenizer.pad_token_id == after.config.pad_token_id == after.config.vocab_size - 1
+
+
+def test_the_published_tokenizer_gives_sentencepieces_ids(extended, chinese_text, english_text):
+    from transformers import AutoTokenizer
+
+    texts, encoder = chinese_text + english_text[:1000], load_encoder(extended, "")
+    found = AutoTokenizer.from_pretrained(extended.root)(texts)["input_ids"]
+    assert found == [[encoder.bos, *ids] for ids in encoder.encode_batch(texts)]
+
+
+def test_a_new_row_is_the_mean_of_its_old_pieces_at_their_norm(base, extended):
+    table = Checkpoint(base).read(EMBEDDING).float()
+    encoder = load_encoder(extended, "")
+    piece = next(piece for piece in encoder.pieces[800:] if len(piece) == 2)
+    parts = table[splits(load_encoder(base, "").model, [piece])[0]]
+    mean = parts.mean(dim=0)
+    row = Checkpoint(extended).read(EMBEDDING)[encoder.pieces.index(piece)].float()
+    torch.testing.assert_close(row, mean / mean.norm() * parts.norm(dim=1).mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_normal_rows_are_the_recipes_and_the_same_for_a_seed(tmp_path, tiny_model, chinese):
+    found = [
+        Checkpoint(extend(tmp_path / name, tiny_model, chinese, init="normal", seed=seed)).read(EMBEDDING)[800:].float()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert found[0].std().item() == pytest.approx(0.02, rel=0.02)
+    assert found[0].mean().item() == pytest.approx(0, abs=5e-4)
+
+
+def test_mean_rows_are_the_mean_of_all_rows(tmp_path, base, tiny_model, chinese):
+    rows = Checkpoint(extend(tmp_path, tiny_model, chinese, init="mean")).read(HEAD)[800:].float()
+    expected = Checkpoint(base).read(HEAD).float().mean(dim=0).expand_as(rows)
+    torch.testing.assert_close(rows, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_rows_do_not_depend_on_the_chunk_they_lie_in():
+    old = torch.randn(50, 8, generator=torch.Generator().manual_seed(3))
+    parts = [[index % 50, (index * 7) % 50] for index in range(CHUNK + 10)]
+    chunks = list(new_rows(old, parts, "piece-mean", torch.Generator()))
+    assert [len(chunk) for chunk in chunks] == [CHUNK, 10]
+    alone = next(new_rows(old, parts[CHUNK:], "piece-mean", torch.Generator()))
+    torch.testing.assert_close(chunks[1], alone)
+
+
+def test_in_s3_the_result_is_the_same(s3_store, base, extended, chinese):
+    for file in base.manifest.files:
+        storage.write_bytes(f"{s3_store}/model/{file.path}", base.read(file.path))
+    found = extend(f"{s3_store}/out", f"{s3_store}/model", chinese)
+    assert {file.path: file.sha256 for file in found.manifest.files} == {
+        file.path: file.sha256 for file in extended.manifest.files
+    }
+
+
+def test_a_model_in_one_file_is_parted(tmp_path, llama_tokenizer, chinese):
+    folder = llama(tmp_path / "model", vocab_size=800)
+    (folder / "tokenizer.model").write_bytes(llama_tokenizer)
+    found = extend(tmp_path / "store", folder, chinese)
+    assert "model.safetensors" not in found
+    before, after = Checkpoint(open_artifact(str(folder))), Checkpoint(found)
+    assert set(before.tensors) == set(after.tensors)
+    for name in before.tensors:
+        assert torch.equal(after.read(name)[: before.info(name).shape[0]], before.read(name))
+    assert {info.file for name, info in after.tensors.items() if name in (EMBEDDING, HEAD)} == {
+        "model-embeddings.safetensors"
+    }
+
+
+def test_a_sharded_foreign_model_keeps_its_files_but_for_the_embeddings(tmp_path, llama_tokenizer, chinese):
+    from transformers import AutoModelForCausalLM
+
+    folder = llama(tmp_path / "whole", vocab_size=800)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16).save_pretrained(
+        tmp_path / "model", max_shard_size="60KB"
+    )
+    (tmp_path / "model" / "tokenizer.model").write_bytes(llama_tokenizer)
+    before, after = (
+        Checkpoint(open_artifact(str(tmp_path / "model"))),
+        Checkpoint(extend(tmp_path / "store", tmp_path / "model", chinese)),
+    )
+    assert len(before.files) > 2
+    for name, info in before.tensors.items():
+        assert torch.equal(after.read(name)[: info.shape[0]], before.read(name))
+        if name not in (EMBEDDING, HEAD):
+            assert after.info(name).file == info.file
+
+
+def test_a_tied_model_stays_tied(tmp_path, llama_tokenizer, chinese):
+    from transformers import AutoModelForCausalLM
+
+    folder = llama(tmp_path / "model", tied=True, vocab_size=800)
+    (folder / "tokenizer.model").write_bytes(llama_tokenizer)
+    found = extend(tmp_path / "store", folder, chinese)
+    assert HEAD not in Checkpoint(found).tensors
+    assert found.manifest.vocabulary.tied is True
+    model = AutoModelForCausalLM.from_pretrained(found.root)
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_rows_that_only_pad_the_old_table_are_dropped(tmp_path, llama_tokenizer, chinese):
+    folder = llama(tmp_path / "model", vocab_size=832)
+    (folder / "tokenizer.model").write_bytes(llama_tokenizer)
+    found = extend(tmp_path / "store", folder, chinese)
+    rows = Checkpoint(found).read(EMBEDDING)
+    assert torch.equal(rows[:800], Checkpoint(open_artifact(str(folder))).read(EMBEDDING)[:800])
+    assert len(rows) == found.manifest.vocabulary.size
+
+
+def test_zero_scores_say_in_the_manifest_how_many_lines_differ(tmp_path, tiny_model, tying_tokenizer):
+    (tmp_path / "tying.model").write_bytes(tying_tokenizer)
+    facts = extend(tmp_path, tiny_model, str(tmp_path / "tying.model"), scores="zero", pieces="all").manifest.facts
+    assert 0 < facts["parity"]["differ"] < facts["parity"]["lines"]
+    assert f"differs on {facts['parity']['differ']} of" in facts["summary"]
+
+
+def test_the_padding_piece_alone_extends_a_recipes_model(tmp_path, tiny_model, chinese):
+    plain = extend(tmp_path, tiny_model, chinese, scores="zero", pieces="all", pad=False)
+    padded = extend(tmp_path, plain.manifest.reference, scores="zero", pieces="all")
+    assert padded.manifest.facts["appended"] == 1
+    assert padded.manifest.vocabulary.relation_to(plain.manifest.vocabulary) is Relation.EXTENDS
+
+
+def broken_model(tmp_path, llama_tokenizer, fault):
+    folder = llama(tmp_path / "model", vocab_size=700 if fault == "rows" else 800)
+    if fault != "tokenizer":
+        (folder / "tokenizer.model").write_bytes(b"junk" if fault == "junk" else llama_tokenizer)
+    if fault == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    if fault == "config":
+        (folder / "config.json").unlink()
+    if fault == "json":
+        (folder / "config.json").write_text("{")
+    if fault == "weights":
+        (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("rows", "has 700 rows and tokenizer.model 800 pieces"),
+        ("tokenizer", "no tokenizer.model in it .*byte-level tokenizers are not supported"),
+        ("junk", "not a SentencePiece model"),
+        ("config", "no file config.json"),
+        ("json", "config.json is not JSON"),
+        ("weights", "no model.safetensors"),
+    ],
+)
+def test_a_model_that_cannot_be_extended_is_named(tmp_path, llama_tokenizer, chinese, fault, said):
+    folder = broken_model(tmp_path, llama_tokenizer, fault)
+    with pytest.raises(InputError, match=said):
+        extend(tmp_path / "store", folder, chinese)
+    assert not any(file.name.endswith("manifest.json") for file in storage.listing(str(tmp_path / "store")))
+
+
+def test_nothing_to_append_is_refused_at_once():
+    with pytest.raises(InputError, match="--pad false without --chinese-tokenizer"):
+        ExtendTokenizer(store="s", model="m", pad=False)
+
+
+def test_an_artifact_of_another_kind_is_refused(tmp_path, tiny_model, chinese_tokenizer):
+    from components.shared.artifact import ArtifactWriter
+
+    out = ArtifactWriter(str(tmp_path), "train_tokenizer", "key")
+    out.add_bytes("tokenizer.model", chinese_tokenizer)
+    reference = out.publish("tokenizer").reference
+    with pytest.raises(InputError, match=r"--model .*this is a tokenizer; a hf-model is needed"):
+        extend(tmp_path / "store", reference)
+
+
+def test_the_command_takes_kfps_texts(tmp_path, tiny_model, chinese):
+    command = [sys.executable, "-m", "components.extend_tokenizer", "--store", str(tmp_path / "store")]
+    command += ["--model", tiny_model, "--chinese-tokenizer", chinese, "--scores", "zero", "--pieces", "all"]
+    command += ["--pad", "false", "--init", "", "--reference", str(tmp_path / "ref")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    artifact = open_artifact((tmp_path / "ref").read_text())
+    assert artifact.manifest.kind == "hf-model"
+    assert artifact.manifest.vocabulary.pad is None
+    assert artifact.manifest.configuration["pad"] is False
