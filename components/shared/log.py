@@ -58,6 +58,8 @@ def set_up_logging(level: str | None = None) -> None:
         "s3transfer",
         "httpx",
         "httpcore",
+        "httpx2",
+        "httpcore2",
         "filelock",
         "fsspec",
         "kubernetes",

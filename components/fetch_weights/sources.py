@@ -1,0 +1,308 @@
+"""Where weights come from: a folder, S3, HTTP, the Hugging Face hub, behind three questions.
+
+`stat(name)`: is this file there, how large. `names(likely)`: what is there; HTTP has no listing, so there the likely
+names are tried one by one. `chunks(name)`: its bytes, streamed; a broken connection goes on where it broke.
+"""
+
+import ipaddress
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any, Protocol
+from urllib.parse import quote, urlsplit
+
+from components.shared import storage
+from components.shared.errors import InputError, StorageFault
+
+CHUNK = 4 * 2**20
+ATTEMPTS = 5
+TIMEOUT = 60.0
+"""Seconds without a byte."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a source. `tag` changes when the file does; `sha256` only where the source itself says it."""
+
+    name: str
+    size: int | None
+    tag: str
+    sha256: str | None = None
+
+
+class Source(Protocol):
+    @property
+    def address(self) -> str: ...
+
+    def stat(self, name: str) -> Found | None: ...
+    def names(self, likely: Iterable[str]) -> list[str]: ...
+    def chunks(self, name: str) -> Iterator[bytes]: ...
+    def below(self, folder: str) -> "Source": ...
+    def above(self) -> "Source | None": ...
+
+
+def read(source: Source, name: str) -> bytes:
+    """A small file, whole."""
+    return b"".join(source.chunks(name))
+
+
+def open_source(address: str) -> Source:
+    """InputError for an address of no known kind."""
+    if address.startswith(("http://", "https://")):
+        return HttpSource(address)
+    if address.startswith("hf://"):
+        return HubSource.parse(address)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", address) and not os.path.isdir(address):
+        return HubSource.parse(f"hf://{address}")
+    return StoredSource(storage.normalise(address).removesuffix("/manifest.json"))
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """A folder or an s3:// prefix."""
+
+    address: str
+
+    @cached_property
+    def _listing(self) -> dict[str, storage.Stored]:
+        return {item.name: item for item in storage.listing(self.address)}
+
+    def stat(self, name: str) -> Found | None:
+        if "/" not in name and "_listing" in self.__dict__:
+            item = self._listing.get(name)
+            return None if item is None else Found(name, item.size, item.tag)
+        uri = storage.join(self.address, name)
+        return Found(name, storage.size_of(uri), "") if storage.exists(uri) else None
+
+    def names(self, likely: Iterable[str]) -> list[str]:
+        return list(self._listing)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return storage.read_chunks(storage.join(self.address, name), CHUNK)
+
+    def below(self, folder: str) -> "StoredSource":
+        return StoredSource(storage.join(self.address, folder))
+
+    def above(self) -> "StoredSource | None":
+        parent = self.address.rpartition("/")[0]
+        return StoredSource(parent) if parent and not parent.endswith(":/") else None
+
+
+class _Resume(Exception):
+    """A connection that ended early."""
+
+
+def _resumed(name: str, size: int | None, connect: Callable[[int], Iterator[bytes]]) -> Iterator[bytes]:
+    """What `connect(start)` streams, connected again from where it broke; StorageFault when it keeps breaking."""
+    at = failures = 0
+    while True:
+        before = at
+        try:
+            for chunk in connect(at):
+                at += len(chunk)
+                yield chunk
+            if size is not None and at < size:
+                raise _Resume(f"{at} of {size} bytes came")
+            return
+        except (_Resume, OSError, HTTPException) as error:
+            # progress made: the server is alive, so the count begins anew
+            failures = 1 if at > before else failures + 1
+            if failures >= ATTEMPTS:
+                raise StorageFault(f"{name}: the connection broke at byte {at} ({error}); try again") from error
+
+
+class HttpSource:
+    """Files below an https:// address (http:// on this machine only)."""
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        if parts.scheme == "http" and not _loopback(parts.hostname or ""):
+            raise InputError(f"--source {parts.scheme}://{parts.hostname}: weights are fetched by https:// only")
+        if parts.username or parts.query or parts.fragment or not parts.hostname:
+            # it would stand in the manifest
+            raise InputError("--source: give the https:// address of a folder, without user, query or fragment")
+        self.address = address.rstrip("/")
+
+    def _url(self, name: str) -> str:
+        return f"{self.address}/{quote(name)}"
+
+    def _open(self, url: str, method: str = "GET", start: int = 0) -> Any:
+        request = urllib.request.Request(url, method=method)
+        request.add_header("User-Agent", "zhllama")
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+        return _opener().open(request, timeout=TIMEOUT)
+
+    def stat(self, name: str) -> Found | None:
+        url = self._url(name)
+        for _ in range(ATTEMPTS):
+            try:
+                with self._open(url, "HEAD") as answer:
+                    length = answer.headers.get("Content-Length")
+                    tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+                    return Found(name, int(length) if length else None, tag)
+            except urllib.error.HTTPError as error:
+                if error.code in (403, 404, 410):
+                    # object stores answer 403 for what is absent when listing is not allowed
+                    return None
+                if error.code < 500:
+                    raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
+                failed: Exception = error
+            except (OSError, HTTPException) as error:
+                failed = error
+        raise StorageFault(f"--source {url}: no answer after {ATTEMPTS} attempts ({failed}); check address and network")
+
+    def names(self, likely: Iterable[str]) -> list[str]:
+        return [name for name in likely if self.stat(name) is not None]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        url = self._url(name)
+
+        def connect(start: int) -> Iterator[bytes]:
+            with self._open(url, start=start) as answer:
+                if start and answer.status != 206:
+                    raise InputError(f"--source {url}: the server knows no ranges, and the connection broke; try again")
+                while chunk := answer.read(CHUNK):
+                    yield chunk
+
+        found = self.stat(name)
+        return _resumed(url, found.size if found else None, connect)
+
+    def below(self, folder: str) -> "HttpSource":
+        return HttpSource(f"{self.address}/{folder}")
+
+    def above(self) -> "HttpSource | None":
+        parent = self.address.rpartition("/")[0]
+        return HttpSource(parent) if urlsplit(parent).hostname else None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to http."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        target = urlsplit(newurl)
+        if target.scheme != "https" and not _loopback(target.hostname or ""):
+            raise InputError(f"--source {req.full_url}: the server redirects to {target.scheme}://{target.hostname}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_OnlyHttps())
+
+
+class HubSource:
+    """A repository of the Hugging Face hub, or a folder in it, at one commit.
+
+    Token and endpoint are taken from where the hub's own library takes them (HF_TOKEN, HF_ENDPOINT).
+    """
+
+    def __init__(self, repository: str, revision: str | None = None, folder: str = "") -> None:
+        self.repository = repository
+        self._revision = revision
+        self._folder = folder
+
+    @staticmethod
+    def parse(address: str) -> "HubSource":
+        """`hf://owner/name`, `hf://owner/name@revision`, `hf://owner/name/folder`."""
+        found = re.fullmatch(r"hf://([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?(?:/([\w./-]+?))?/?", address)
+        if found is None:
+            raise InputError(f"--source {address}: no repository; write hf://owner/name or hf://owner/name@revision")
+        return HubSource(found[1], found[2], found[3] or "")
+
+    @property
+    def address(self) -> str:
+        folder = f"/{self._folder}" if self._folder else ""
+        return f"hf://{self.repository}{folder}"
+
+    @cached_property
+    def _listing(self) -> tuple[str, dict[str, Found]]:
+        """The commit, and the files of the folder."""
+        from huggingface_hub import HfApi
+
+        with _hub_errors(self.address):
+            info = HfApi(endpoint=_endpoint()).model_info(
+                self.repository, revision=self._revision, files_metadata=True, timeout=TIMEOUT
+            )
+        prefix = f"{self._folder}/" if self._folder else ""
+        files = {}
+        for item in info.siblings or []:
+            if item.rfilename.startswith(prefix):
+                name = item.rfilename[len(prefix) :]
+                sha256 = item.lfs.sha256 if item.lfs else None
+                files[name] = Found(name, item.size, item.blob_id or "", sha256)
+        return info.sha or "main", files
+
+    def stat(self, name: str) -> Found | None:
+        return self._listing[1].get(name)
+
+    def names(self, likely: Iterable[str]) -> list[str]:
+        return list(self._listing[1])
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        from huggingface_hub import HfFileSystem
+
+        commit, files = self._listing
+        where = f"{self.address}/{name}"
+        path = f"{self.repository}@{commit}/{f'{self._folder}/' if self._folder else ''}{name}"
+
+        def stream() -> Iterator[bytes]:
+            at = 0
+            with _hub_errors(where), HfFileSystem(endpoint=_endpoint()).open(path, "rb", block_size=0) as file:
+                while chunk := file.read(CHUNK):
+                    at += len(chunk)
+                    yield chunk
+            size = files[name].size
+            if size is not None and at != size:
+                raise StorageFault(f"{where}: {at} of {size} bytes came; try again")
+
+        return stream()
+
+    def below(self, folder: str) -> "HubSource":
+        return HubSource(self.repository, self._revision, f"{self._folder}/{folder}".strip("/"))
+
+    def above(self) -> "HubSource | None":
+        if not self._folder:
+            return None
+        return HubSource(self.repository, self._revision, self._folder.rpartition("/")[0])
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def _hub_errors(address: str) -> Iterator[None]:
+    """Turns the hub library's exceptions into ours."""
+    from huggingface_hub import errors as hub
+
+    where = f"--source {address}"
+    try:
+        yield
+    except hub.GatedRepoError as error:
+        raise InputError(f"{where}: access has to be granted; ask for it on the hub and set HF_TOKEN") from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        raise InputError(
+            f"{where}: no such folder here, and no such repository or revision on the hub; correct the name, or set "
+            "HF_TOKEN if it is private"
+        ) from error
+    except hub.OfflineModeIsEnabled as error:
+        raise InputError(f"{where}: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked") from error
+    except (hub.EntryNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"{where}: the file is listed but not there; fetch another revision") from error
+    except (hub.HTTPError, OSError) as error:
+        raise StorageFault(f"{where}: the hub does not answer ({error}); check the network and try again") from error
