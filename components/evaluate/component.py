@@ -1,0 +1,46 @@
+"""The KFP signature of evaluate."""
+
+from kfp import dsl
+
+from components.shared.images import image
+
+
+@dsl.container_component
+def evaluate(
+    store: str,
+    model: str,
+    ref: dsl.OutputPath(str),  # type: ignore[valid-type]
+    evaluation: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    baseline: str = "",
+    labels: str = "",
+    text: str = "",
+    english: str = "",
+    instructions: str = "",
+    trainings: str = "",
+    samples: int = 6,
+    max_bytes: int = 200_000,
+    max_items: int = 500,
+):
+    return dsl.ContainerSpec(
+        image=image("evaluate"),
+        command=["python", "-m", "components.evaluate"],
+        args=[
+            "--store", store,
+            "--model", model,
+            "--baseline", baseline,
+            "--labels", labels,
+            "--text", text,
+            "--english", english,
+            "--instructions", instructions,
+            "--trainings", trainings,
+            "--samples", samples,
+            "--max-bytes", max_bytes,
+            "--max-items", max_items,
+            "--output", evaluation.path,
+            "--reference", ref,
+            "--report", report.path,
+            "--executor-output", "{{$.outputs.output_file}}",
+        ],
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""Scores against the plain way: one document, one choice, one full matrix of logits at a time."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from components.evaluate import scoring
+from components.evaluate.selection import Selection, choose_items
+from components.shared.inference import LoadedModel, Sampling, answer
+from components.shared.prompt import wrap_item
+
+
+def plain_log_probs(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Any:
+    """(answer,): natural log-probabilities, from transformers' own forward with all logits."""
+    import torch
+
+    with torch.inference_mode():
+        logits = loaded.model(torch.tensor([prompt + answer])).logits[0].double()
+    found = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return found.gather(1, torch.tensor(answer)[:, None])[:, 0]
+
+
+def test_bits_per_byte_is_the_plain_log_loss_over_bytes(loaded: LoadedModel, chinese_text: list[str]) -> None:
+    texts = [*chinese_text[:20], "a", "多" * 7]
+    losses = [
+        -plain_log_probs(loaded, [loaded.encoder.bos], loaded.encoder.encode(text)).sum().item() for text in texts
+    ]
+    score = scoring.score_text(loaded, texts, "text")
+    assert score.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / len("".join(texts).encode()), rel=1e-5)
+    assert score.tokens_per_character == score.tokens / len("".join(texts))
+
+
+def test_a_long_document_is_scored_in_windows_every_id_once(loaded: LoadedModel, english_text: list[str]) -> None:
+    text = " ".join(english_text[:12])
+    narrow = dataclasses.replace(loaded, positions=32)
+    ids = loaded.encoder.encode(text)
+    assert len(ids) > 100
+    loss = sum(
+        -plain_log_probs(loaded, [loaded.encoder.bos], ids[start : start + 31]).sum().item()
+        for start in range(0, len(ids), 31)
+    )
+    score = scoring.score_text(narrow, [text], "text")
+    assert score.tokens == len(ids)
+    assert score.bits_per_byte == pytest.approx(loss / math.log(2) / len(text.encode()), rel=1e-5)
+
+
+def test_a_model_that_says_nothing_costs_the_logarithm_of_its_pieces(loaded: LoadedModel) -> None:
+    import copy
+
+    silent = copy.deepcopy(loaded.model)
+    silent.get_output_embeddings().weight.data.zero_()
+    score = scoring.score_text(dataclasses.replace(loaded, model=silent), ["汉字"], "text")
+    assert score.bits_per_byte == pytest.approx(score.tokens * math.log2(loaded.encoder.size) / 6)
+
+
+def test_rows_that_only_pad_the_embedding_take_no_part(loaded: LoadedModel, chinese_text: list[str]) -> None:
+    import copy
+
+    padded = copy.deepcopy(loaded.model)
+    padded.resize_token_embeddings(loaded.encoder.size + 64, mean_resizing=False)
+    padded.get_output_embeddings().weight.data[loaded.encoder.size :] = 9.0
+    score = scoring.score_text(dataclasses.replace(loaded, model=padded), chinese_text[:5], "text")
+    assert score == scoring.score_text(loaded, chinese_text[:5], "text")
+
+
+def test_choices_behind_one_prompt_score_as_rows_of_their_own(
+    loaded: LoadedModel, reviews: list[dict[str, str]]
+) -> None:
+    prompts = [loaded.prompt_ids(wrap_item(item)) for item in reviews[:6]]
+    answers = [[*loaded.encoder.encode(text), loaded.encoder.eos] for text in ("好评", "差评，不推荐", "很")]
+    scored = scoring._score_rows(loaded, [scoring._row(prompt, answers) for prompt in prompts])
+    for prompt, (log_probs, _) in zip(prompts, scored):
+        expected = [value for answer in answers for value in plain_log_probs(loaded, prompt, answer).tolist()]
+        assert log_probs.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dict[str, str]]) -> None:
+    from components.shared.inference import load_model
+
+    learnt = load_model(str(judge))
+    selection = choose_items([*reviews[:20], {"instruction": "别的。", "input": "", "output": "答案"}], 500)
+    greedy = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
+    items = [*(choice.item for choice in selection.choice), *selection.free]
+    said = answer(learnt, [learnt.prompt_ids(wrap_item(item)) for item in items], greedy)
+    expected = [ids == learnt.encoder.encode(item["output"]) for ids, item in zip(said, items)]
+    assert any(expected)
+    assert not all(expected)
+    assert list(scoring.score_items(learnt, selection, "items").exact) == expected
+
+
+def test_a_model_that_learnt_the_answers_has_them_right(
+    loaded: LoadedModel, judge: Any, reviews: list[dict[str, str]]
+) -> None:
+    from components.shared.inference import load_model
+
+    selection = choose_items(reviews, 500)
+    before = scoring.score_items(loaded, selection, "items")
+    after = scoring.score_items(load_model(str(judge)), selection, "items")
+    assert sum(before.right) < 45
+    assert sum(after.right) >= 57
+    assert after.answer_bits_per_byte < before.answer_bits_per_byte / 10
+
+
+def test_items_that_do_not_fit_are_counted_not_scored(loaded: LoadedModel, reviews: list[dict[str, str]]) -> None:
+    long = [{**item, "input": item["input"] * 40} for item in reviews[:5]]
+    narrow = dataclasses.replace(loaded, positions=256)
+    score = scoring.score_items(narrow, choose_items([*reviews, *long], 500), "items")
+    assert score.too_long == 5
+    assert len(score.items) == len(score.right) == 60
+
+
+def test_no_items_give_no_figures(loaded: LoadedModel) -> None:
+    score = scoring.score_items(loaded, Selection((), ()), "items")
+    assert score.items == ()
+    assert math.isnan(score.answer_bits_per_byte)
