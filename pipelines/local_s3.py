@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from components.shared.errors import InputError
+from pipelines.processes import Ledger, die_with_parent
 
 BUCKET = "zhllama"
 START_TIMEOUT = 60.0
@@ -45,9 +46,14 @@ def free_ports(count: int) -> list[int]:
     try:
         while len(held) < count:
             sock = socket.socket()
-            sock.bind(("127.0.0.1", 0))
             held.append(sock)
+            sock.bind(("127.0.0.1", 0))
         return [sock.getsockname()[1] for sock in held]
+    except OSError as error:
+        raise InputError(
+            f"no free port on 127.0.0.1 for the S3 server ({error.strerror}); end what uses them, or set "
+            "ZHLLAMA_S3_ENDPOINT to a server of your own, or give a folder as store"
+        ) from error
     finally:
         for sock in held:
             sock.close()
@@ -64,6 +70,7 @@ class LocalS3:
         self.bucket = bucket
         self.access = Access("", "", "")
         self._server: subprocess.Popen[bytes] | None = None
+        self._ledger = Ledger(self.folder / "running.json")
 
     def __enter__(self) -> Self:
         program = Path(sys.executable).parent / "weed"
@@ -72,6 +79,8 @@ class LocalS3:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             keys = self._keys()
+            # a server that a killed run left behind would share the data with this one
+            self._ledger.end_leftovers()
         except OSError as error:
             raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
         ports = free_ports(10)
@@ -97,7 +106,9 @@ class LocalS3:
             stderr=subprocess.STDOUT,
             cwd=self.folder,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
+        self._ledger.add(self._server.pid)
         self.access = Access(f"http://127.0.0.1:{ports[8]}", keys["accessKey"], keys["secretKey"])
         try:
             self._wait_until_ready()
@@ -171,6 +182,7 @@ class LocalS3:
             except subprocess.TimeoutExpired:
                 os.killpg(self._server.pid, signal.SIGKILL)
                 self._server.wait()
+        self._ledger.remove(self._server.pid)
         self._log.close()
         self._server = None
 

@@ -11,8 +11,8 @@ STEP = str(Path(__file__).parent / "small_step.py")
 
 
 @dsl.container_component
-def echo(value: str, ref: dsl.OutputPath(str), name: str = "echo", journal: str = ""):
-    words = ["--value", value, "--reference", ref, "--name", name, "--journal", journal]
+def echo(value: str, ref: dsl.OutputPath(str), name: str = "echo"):
+    words = ["--value", value, "--reference", ref, "--name", name]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["echo", *words])
 
 
@@ -24,11 +24,10 @@ def publish(
     thing: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     name: str = "publish",
-    journal: str = "",
     source: str = "",
 ):
     words = ["--store", store, "--value", value, "--reference", ref, "--output", thing.path]
-    words += ["--name", name, "--journal", journal, "--place", source]
+    words += ["--name", name, "--place", source]
     words += ["--executor-output", "{{$.outputs.output_file}}"]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["publish", *words])
 
@@ -40,20 +39,20 @@ def meet(place: str, name: str, ref: dsl.OutputPath(str)):
 
 
 @dsl.container_component
-def hang(place: str, journal: str = "", after: str = ""):
-    words = ["--place", place, "--journal", journal, "--name", "hang", "--value", after]
+def hang(place: str, after: str = ""):
+    words = ["--place", place, "--name", "hang", "--value", after]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["hang", *words])
 
 
 @dsl.container_component
-def fail(value: str, code: int, journal: str = ""):
-    words = ["--value", value, "--code", code, "--journal", journal, "--name", "fail"]
+def fail(value: str, code: int):
+    words = ["--value", value, "--code", code, "--name", "fail"]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["fail", *words])
 
 
 @dsl.container_component
-def tidy(journal: str, name: str = "tidy"):
-    words = ["--reference", "/dev/null", "--journal", journal, "--name", name]
+def tidy(name: str = "tidy"):
+    words = ["--reference", "/dev/null", "--name", name]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["echo", *words])
 
 
@@ -81,10 +80,11 @@ def compiled(tmp_path: Path) -> Callable[[Any], Path]:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Path:
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where steps write their names when they run."""
     path = tmp_path / "journal"
     path.touch()
+    monkeypatch.setenv("JOURNAL", str(path))
     return path
 
 

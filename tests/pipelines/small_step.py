@@ -3,7 +3,7 @@
 python small_step.py WHAT --option value …: `echo` writes --value to --reference; `publish` puts it into the store as
 an artifact; `meet` waits until a partner has arrived too; `hang` starts a child and waits for ever; `fail` ends with
 --code.
-Every run appends its --name to the file --journal.
+Every run appends its --name to the file that JOURNAL names.
 """
 
 import argparse
@@ -20,12 +20,12 @@ PATIENCE = 30.0
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["echo", "publish", "meet", "hang", "fail"])
-    for name in ("name", "value", "reference", "journal", "store", "output", "place", "executor-output"):
+    for name in ("name", "value", "reference", "store", "output", "place", "executor-output"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--code", type=int, default=1)
     given = parser.parse_args()
-    if given.journal:
-        with open(given.journal, "a") as file:
+    if "JOURNAL" in os.environ:
+        with open(os.environ["JOURNAL"], "a") as file:
             file.write(f"{given.name}\n")
     print(f"{given.what} {given.value}", flush=True)
     globals()[given.what](given)

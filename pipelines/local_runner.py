@@ -1,0 +1,448 @@
+"""Runs a compiled pipeline on this machine: the same YAML, each container step a subprocess with its own command.
+
+Independent steps run side by side (two by default); a training runs alone, since its processes take every core. What a
+step did is recorded (records.py), so that a run picks up where an earlier one stopped, was killed or failed. Nothing
+is left running: see processes.py. What the IR holds beyond what our pipeline uses is refused by name (ir.py).
+
+Below the work folder: `steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3
+server's data; `cache/`, copies of artifacts.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.shared import storage
+from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
+from pipelines import plan as planning
+from pipelines.ir import Package, read_package
+from pipelines.local_s3 import BUCKET, LocalS3
+from pipelines.placeholders import Surroundings, Value, command, value_of
+from pipelines.plan import Ended, Node, Plan, State, checked_arguments
+from pipelines.processes import Ledger, die_with_parent, send
+from pipelines.records import Record, forget, key_of, read_record, still_there
+from pipelines.run_table import Row, RunTable, duration, last_lines
+
+GRACE = 45.0
+"""Seconds between SIGTERM and SIGKILL: a training writes its checkpoint in them."""
+ALONE = ("launch_training", "pretrain", "finetune")
+"""Stages that use every core, so that nothing runs beside them."""
+SHOWN = 20
+"""Lines of a failed step's log that are shown."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """How one step of a run ended."""
+
+    name: str
+    stage: str
+    state: str
+    """done, unchanged, skipped, failed, not run or left out."""
+    seconds: float
+    reference: str
+    """The reference that it wrote; empty when there is none."""
+    inputs: Mapping[str, Value]
+    parameters: Mapping[str, Value]
+    facts: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    log: str
+
+    @property
+    def summary(self) -> str:
+        return str(self.facts.get("summary", ""))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `steps` in the pipeline's order."""
+
+    exit_code: int
+    error: str
+    """One line about the first failure; empty when all is well."""
+    seconds: float
+    steps: Mapping[str, StepResult] = field(default_factory=dict)
+
+    def reference(self, step: str) -> str:
+        """The reference that a step wrote in this run (or before, when nothing has changed)."""
+        found = self.steps[step].reference
+        if not found:
+            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step].state})")
+        return found
+
+
+@contextmanager
+def s3_for(work: Path, store: str) -> Iterator[str]:
+    """The store, reachable: an S3 server on this machine unless an endpoint is set or the store is elsewhere.
+
+    While it is open the environment names the server, for this process and its children.
+    """
+    endpoint = os.environ.get("ZHLLAMA_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL_S3")
+    ours = not store or store == f"s3://{BUCKET}" or store.startswith(f"s3://{BUCKET}/")
+    if endpoint or not ours:
+        yield store or f"s3://{BUCKET}/artifacts"
+        return
+    before = dict(os.environ)
+    with LocalS3(work / "s3") as server:
+        try:
+            os.environ.update(server.access.environment())
+            for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
+                os.environ.pop(name, None)
+            storage.forget_client()
+            yield store or f"s3://{BUCKET}/artifacts"
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            storage.forget_client()
+
+
+@contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Two runs in one folder would write over each other: the second is refused."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = open(work / ".lock", "a+")
+    except OSError as error:
+        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--work {work}: another run is using this folder; wait for it, or choose another"
+            ) from error
+        yield
+
+
+def run_pipeline(
+    package: Path,
+    arguments: Mapping[str, Value],
+    work: Path,
+    *,
+    until: str = "",
+    start_from: str = "",
+    parallel: int = 2,
+    again: str = "",
+) -> RunResult:
+    """Runs a compiled pipeline and returns how it went; a failed step is a result, not an exception.
+
+    arguments: the pipeline's parameters, as texts or values; a `store` that is not given is on an S3 server of our own.
+    until: the last step to run, with what it needs. start_from: run this step again, and what follows from it. again:
+    the command that goes on after a failure, for the message. InputError for what is wrong before anything runs.
+    """
+    if parallel < 1:
+        raise InputError(f"--parallel {parallel}: at least one step has to run")
+    work = work.absolute()
+    spec = read_package(package)
+    with _alone_in(work):
+        ledger = Ledger(work / "running.json")
+        ledger.end_leftovers()
+        if "store" not in spec.root.parameters:
+            return _prepared(spec, arguments, work, ledger, until, start_from, parallel, again)
+        given = str(arguments.get("store") or "")
+        checked_arguments(spec, {**arguments, "store": given or "s3://pending"})
+        with s3_for(work, given) as store:
+            storage.check_writable(store)
+            whole = {**arguments, "store": storage.normalise(store)}
+            return _prepared(spec, whole, work, ledger, until, start_from, parallel, again)
+
+
+def _prepared(
+    spec: Package,
+    arguments: Mapping[str, Value],
+    work: Path,
+    ledger: Ledger,
+    until: str,
+    start_from: str,
+    parallel: int,
+    again: str,
+) -> RunResult:
+    plan = Plan(spec, checked_arguments(spec, arguments), _job(work, spec.name))
+    if until:
+        plan.until(plan.named(until, "--until"))
+    run = _Run(plan, work, ledger, parallel, again)
+    if start_from:
+        named = plan.named(start_from, "--from")
+        for path in {node.path for node in named}.union(*(plan.after(node.path) for node in named)):
+            forget(run.folder(plan.nodes[path]))
+    return asyncio.run(run.whole())
+
+
+def _job(work: Path, name: str) -> dict[str, str]:
+    """What the run's placeholders stand for. The id stays the same in a work folder: going on is the same run."""
+    path = work / "id"
+    if not path.exists():
+        storage.write_bytes(str(path), str(uuid.uuid4()).encode())
+    identity = path.read_text().strip()
+    return {
+        "pipeline_job_uuid": identity,
+        "pipeline_job_name": f"{name}-local",
+        "pipeline_job_resource_name": f"{name}-{identity}",
+    }
+
+
+class _Run:
+    """One run: starts what the plan lets start, until nothing is left."""
+
+    def __init__(self, plan: Plan, work: Path, ledger: Ledger, parallel: int, again: str) -> None:
+        self._plan = plan
+        self._work = work
+        self._ledger = ledger
+        self._parallel = parallel
+        self._again = again
+        self._ended: dict[planning.Path, Ended] = {}
+        self._records: dict[planning.Path, Record] = {}
+        self._tasks: dict[planning.Path, asyncio.Task[None]] = {}
+        self._groups: set[int] = set()
+        self._signals = 0
+        self._failures: list[tuple[Node, int, str]] = []
+        self._rows = {node.path: Row(node.name, self.folder(node) / "log.txt") for node in plan.steps}
+
+    def folder(self, node: Node) -> Path:
+        return self._work / "steps" / node.name.replace("/", ".")
+
+    async def whole(self) -> RunResult:
+        started = time.monotonic()
+        shown = [self._rows[node.path] for node in self._plan.steps if self._is_shown(node)]
+        with self._listening(), RunTable(shown) as self._table:
+            try:
+                await self._loop()
+            finally:
+                self._stop_children(signal.SIGKILL)
+        result = self._result(time.monotonic() - started)
+        storage.write_bytes(
+            str(self._work / "run.json"), (json.dumps(asdict(result), ensure_ascii=False, indent=1)).encode()
+        )
+        self._say(result)
+        return result
+
+    def _is_shown(self, node: Node) -> bool:
+        """Steps that only pass a reference on, or tidy up, are shown when they fail and not else."""
+        return node.module != "shared.forward" and not node.task.always and node.path in self._plan.wanted
+
+    async def _loop(self) -> None:
+        while True:
+            moment = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
+            states = moment.states()
+            for path, state in states.items():
+                if state in planning.SETTLED and self._rows[path].state is State.WAITING:
+                    self._table.change(self._rows[path], state)
+            for node in self._may_start([path for path, state in states.items() if state is State.READY]):
+                self._tasks[node.path] = asyncio.create_task(self._step(node, moment))
+            if not self._tasks:
+                return
+            finished, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            for path in [path for path, task in self._tasks.items() if task in finished]:
+                self._tasks.pop(path).result()
+
+    def _may_start(self, ready: list[planning.Path]) -> list[Node]:
+        chosen: list[Node] = []
+        alone = any(self._plan.nodes[path].module in ALONE for path in self._tasks)
+        for node in (self._plan.nodes[path] for path in ready):
+            busy = len(self._tasks) + len(chosen)
+            if node.module in ALONE:
+                # it waits until everything has ended, and nothing new starts before it
+                return chosen or ([node] if busy == 0 else [])
+            if not alone and busy < self._parallel:
+                chosen.append(node)
+        return chosen
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    async def _step(self, node: Node, moment: planning.Moment) -> None:
+        parameters, artifacts = moment.inputs(node.path)
+        folder = self.folder(node)
+        container = node.component.container
+        assert container is not None
+        outputs = folder / "outputs"
+        around = Surroundings(
+            parameters=parameters,
+            artifacts=artifacts,
+            output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
+            output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
+            output_file=str(outputs / "executor_output.json"),
+            job=self._plan.job_of(node),
+        )
+        words = command(container.words, around)
+        given = {name: value for name, value in parameters.items() if not name.startswith("pipelinechannel--")}
+        key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
+        record = read_record(folder)
+        row = self._rows[node.path]
+        if record is not None and record.key == key and await asyncio.to_thread(still_there, record):
+            self._finish(node, record, unchanged=True)
+            return
+        self._table.change(row, State.RUNNING)
+        shutil.rmtree(outputs, ignore_errors=True)
+        outputs.mkdir(parents=True)
+        code = await self._process(node, words, dict(container.environment), folder / "log.txt")
+        if code == 0:
+            try:
+                values, metrics = _outputs(node, around)
+            except InputError as error:
+                self._fail(node, EXIT_FAULT, str(error))
+                return
+            record = Record(key, given, values, dict(around.output_artifacts), metrics, time.monotonic() - row.started)
+            record.write(folder)
+            self._finish(node, record)
+            return
+        if self._signals and not node.task.always:
+            self._ended[node.path] = Ended(False)
+            self._table.change(row, State.FAILED, "stopped")
+            return
+        self._fail(node, code, "".join(last_lines(folder / "log.txt", 1)))
+
+    def _finish(self, node: Node, record: Record, unchanged: bool = False) -> None:
+        self._records[node.path] = record
+        self._ended[node.path] = Ended(True, record.parameters, record.artifacts)
+        manifest = record.manifest()
+        figure = str(manifest.facts.get("summary", "")) if manifest else ""
+        self._table.change(self._rows[node.path], State.DONE, figure, unchanged)
+
+    def _fail(self, node: Node, code: int, line: str) -> None:
+        self._ended[node.path] = Ended(False)
+        self._failures.append((node, code, line))
+        self._table.change(self._rows[node.path], State.FAILED, line)
+
+    async def _process(self, node: Node, words: list[str], environment: dict[str, str], log: Path) -> int:
+        """Runs the command; its exit code, or minus the signal that ended it."""
+        if words[0] in ("python", "python3"):
+            words = [sys.executable, *words[1:]]
+        around = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        around.setdefault("ZHLLAMA_CACHE", str(self._work / "cache"))
+        with open(log, "wb") as output:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *words,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=around,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+            except OSError as error:
+                output.write(f"{words[0]}: {error.strerror}\n".encode())
+                return 127
+        self._groups.add(process.pid)
+        self._ledger.add(process.pid)
+        try:
+            if self._signals and not node.task.always:
+                send(process.pid, signal.SIGTERM)
+            limit = GRACE if node.task.always else None
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), limit)
+            send(process.pid, signal.SIGKILL)
+            return await process.wait()
+        finally:
+            # whatever the step started and left behind
+            send(process.pid, signal.SIGKILL)
+            self._groups.discard(process.pid)
+            self._ledger.remove(process.pid)
+
+    # --- stopping -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            loop.add_signal_handler(number, self._told_to_stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    def _told_to_stop(self) -> None:
+        """First SIGTERM to all, SIGKILL after GRACE; a second Ctrl-C does not wait."""
+        self._signals += 1
+        if self._signals > 1:
+            self._stop_children(signal.SIGKILL)
+            return
+        self._stop_children(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(GRACE, self._stop_children, signal.SIGKILL)
+
+    def _stop_children(self, number: int) -> None:
+        for group in list(self._groups):
+            send(group, number)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _result(self, seconds: float) -> RunResult:
+        code, error = EXIT_DONE, ""
+        if self._signals:
+            code, error = EXIT_CANCELLED, "cancelled"
+        elif self._failures:
+            node, failed, line = self._failures[0]
+            code = EXIT_INPUT if failed == EXIT_INPUT else EXIT_FAULT
+            error = f"{node.name}: {line or f'it ended with {failed}'}"
+        states = self._plan.at(self._ended, stopped=True).states()
+        steps = {node.name: self._step_result(node, states[node.path]) for node in self._plan.steps}
+        return RunResult(code, error, round(seconds, 2), steps)
+
+    def _step_result(self, node: Node, state: State) -> StepResult:
+        row, record = self._rows[node.path], self._records.get(node.path)
+        manifest = record.manifest() if record else None
+        return StepResult(
+            name=node.name,
+            stage=node.module,
+            state="unchanged" if row.unchanged else state.value,
+            seconds=round(record.seconds if record else row.seconds, 2),
+            reference=record.reference if record else "",
+            inputs=record.inputs if record else {},
+            parameters=record.parameters if record else {},
+            facts=dict(manifest.facts) if manifest else {},
+            metrics=dict(manifest.metrics) if manifest else dict(record.metrics) if record else {},
+            log=str(row.log),
+        )
+
+    def _say(self, result: RunResult) -> None:
+        again = f"\nto go on: {self._again} (what is done is kept)" if self._again else ""
+        if result.exit_code == EXIT_CANCELLED:
+            print(f"cancelled after {duration(result.seconds)}{again}", flush=True)
+            return
+        for node, code, _ in self._failures:
+            log = self.folder(node) / "log.txt"
+            how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+            print(f"\n{node.name} {how}. Its last lines:", flush=True)
+            for line in last_lines(log, 1 if code == EXIT_INPUT else SHOWN):
+                print(f"  {line}")
+            print(f"its log: {log}", flush=True)
+        if self._failures:
+            print(again.strip(), flush=True)
+
+
+def _outputs(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any]]:
+    """The output parameters that a step wrote, and its metrics. InputError for one missing or of another type."""
+    executor: dict[str, Any] = {}
+    if Path(around.output_file).exists():
+        try:
+            executor = json.loads(Path(around.output_file).read_text())
+        except ValueError as error:
+            raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
+    values: dict[str, Value] = {}
+    for name, kind in node.component.output_parameters.items():
+        path = Path(around.output_parameters[name])
+        if name in executor.get("parameterValues", {}):
+            values[name] = executor["parameterValues"][name]
+        elif path.exists():
+            values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
+        else:
+            raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
+    metrics: dict[str, Any] = {}
+    for listed in executor.get("artifacts", {}).values():
+        for artifact in listed.get("artifacts", []):
+            metrics |= artifact.get("metadata", {})
+    return values, metrics
