@@ -1,0 +1,183 @@
+"""The processes of a training on this node: torch's elastic launcher, in this process, from PET_* variables.
+
+torchrun as a program turns every exit code into 1 and kills workers 30 s after SIGTERM. Here the launcher runs in the
+stage's own process: a worker's 2 (wrong input, with its line) and 143 (cancelled) are the stage's too, and a SIGTERM
+is passed on to the workers, which get the grace period (TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds) to come to an end.
+Without PET_* the one process is this one.
+
+Workers are spawned, not forked: each imports torch and transformers anew (4 s), but inherits no threads or locks.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from components.shared.artifact import ArtifactWriter, Input, Manifest, find_published
+from components.shared.cli import StageOptions
+from components.shared.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
+from components.shared.log import mask, set_up_logging
+
+log = logging.getLogger("training")
+
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+DEFAULT_SHUTDOWN_TIMEOUT = 60
+
+Options = TypeVar("Options", bound=StageOptions)
+
+
+class TrainingFault(StorageFault):
+    """A training process ended badly: one line that says which and how; exit code 1, worth another attempt."""
+
+
+@dataclass(frozen=True)
+class Work(Generic[Options]):
+    """What a worker is to do, and where its result belongs: passed to each process of each node."""
+
+    options: Options
+    stage: str
+    key: str
+    configuration: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+
+    def writer(self) -> ArtifactWriter:
+        """The artifact in the making; only the first process of the first node may use it."""
+        return ArtifactWriter(self.options.store, self.stage, self.key, self.configuration, self.inputs)
+
+
+def run_workers(worker: Callable[[Work[Options]], None], options: Options, out: ArtifactWriter) -> Manifest:
+    """Runs `worker(work)` in every process of this node and returns what rank 0, on whichever node, published.
+
+    `worker` is a function of a module (it is pickled). InputError with the worker's line when one ends with 2,
+    SystemExit(143) when they were cancelled, TrainingFault otherwise.
+    """
+    key = out.root.rsplit("/", 1)[1]
+    work = Work(options, out.stage, key, out.configuration, out.inputs)
+    if any(name.startswith("PET_") for name in os.environ):
+        _run_elastic(worker, work)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
+        worker(work)
+    manifest = find_published(options.store, out.stage, key)
+    if manifest is None:
+        raise TrainingFault(f"{out.root}: the training ended, but rank 0 published nothing; see its log")
+    return manifest
+
+
+def _run_elastic(worker: Callable[[Any], None], work: Work[Any]) -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+
+    # the agent reports each failed worker in forty lines; we say it in one
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as said:
+        config = _launch_config(said)
+        try:
+            elastic_launch(config, _in_worker)(worker, work, said)
+        except SignalException as error:
+            raise SystemExit(EXIT_CANCELLED) from error
+        except ChildFailedError as error:
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            raise _outcome(codes, _said(Path(said))) from error
+        except RendezvousError as error:
+            raise TrainingFault(f"the nodes of the training did not find each other: {error}") from error
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _launch_config(folder: str) -> Any:
+    """torchrun's reading of PET_*, so that every variable means what it means there."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.run import config_from_args, determine_local_world_size, get_args_parser
+
+    arguments = ["worker"]
+    if not any(name in os.environ for name in ("PET_MASTER_ADDR", "PET_RDZV_ENDPOINT", "PET_RDZV_BACKEND")):
+        # nobody else to find: any free port will do
+        arguments = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4().hex}", "worker"]
+    try:
+        settings = get_args_parser().parse_args(arguments)
+        processes = determine_local_world_size(settings.nproc_per_node)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+        config, _, _ = config_from_args(settings)
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"PET_* variables: {error}; set them as torchrun's options of the same names") from error
+    config.logs_specs = DefaultLogsSpecs(log_dir=folder)
+    if config.shutdown_timeout is None:
+        config.shutdown_timeout = int(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)
+    return config
+
+
+def _in_worker(worker: Callable[[Any], None], work: Work[Any], said: str) -> None:
+    """The body of a worker process. Leaves the line of an error in `said`, and ends with the contract's code."""
+    set_up_logging()
+    rank = int(os.environ["RANK"])
+    if rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    # what one library deprecates in another is no news to whoever trains
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    signal.signal(signal.SIGTERM, _cancelled)
+    try:
+        worker(work)
+    except InputError as error:
+        _say(said, rank, str(error))
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_CANCELLED)
+    except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
+        print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
+        _say(said, rank, f"{type(error).__name__}: {error}"[:300])
+        sys.exit(EXIT_FAULT)
+
+
+def _cancelled(signum: int, frame: object) -> None:
+    sys.exit(EXIT_CANCELLED)
+
+
+def _say(folder: str, rank: int, line: str) -> None:
+    Path(folder, f"rank-{rank}").write_text(" ".join(line.split()))
+
+
+def _said(folder: Path) -> dict[int, str]:
+    return {int(path.name.split("-")[1]): path.read_text() for path in folder.glob("rank-*")}
+
+
+def _outcome(codes: Mapping[int, int], said: Mapping[int, str]) -> BaseException:
+    """What the end of the workers means, from their exit codes and last lines (both by rank).
+
+    Wrong input wins over all else (the other ranks die of the loss of their peer), then a cancel, then a fault.
+    """
+    ranks = sorted(codes)
+    for rank in ranks:
+        if codes[rank] == EXIT_INPUT:
+            return InputError(said.get(rank, f"rank {rank} says that the input is wrong; see its log"))
+    for rank in ranks:
+        if codes[rank] in (EXIT_CANCELLED, -signal.SIGTERM):
+            return SystemExit(EXIT_CANCELLED)
+    # a rank that was killed, or that says why, tells more than one that lost its peer
+    rank = min(ranks, key=lambda rank: (codes[rank] >= 0, rank not in said, rank))
+    code = codes[rank]
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return TrainingFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity, or the container's quota where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        allowed, _, period = quota.read_text().strip().partition(" ")
+        if allowed.isdigit() and period.isdigit():
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return cores

@@ -1,0 +1,131 @@
+"""What a training reads, checked before any weight is loaded, and before any process starts: no torch here.
+
+Equal vocabulary contracts of model, dataset and adapter; blocks no longer than the model's positions; LoRA targets
+that exist; an adapter that belongs to this model. Each failure is one line and costs a second, not a node's download.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from components.shared.artifact import Artifact, open_artifact
+from components.shared.errors import InputError
+from components.shared.packed import KIND, TRAIN
+from components.shared.safetensors_io import Checkpoint
+from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_file
+from components.shared.vocabulary import Encoder, Vocabulary, require_equal
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """The shape of an adapter: its own when one is continued, else from the options."""
+
+    r: int
+    alpha: float
+    dropout: float
+    targets: list[str]
+    embeddings: bool
+    """embed_tokens and lm_head are trained, and saved, in full."""
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    model: Artifact
+    dataset: Artifact
+    adapter: Artifact | None
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+    """The model's config.json."""
+
+
+def open_inputs(options: TrainingOptions) -> TrainingInputs:
+    """Opens model, dataset and adapter, and checks that they belong together. InputError otherwise."""
+    model = open_artifact(options.model, "--model").expect("hf-model", option="--model")
+    dataset = open_artifact(options.dataset, "--dataset").expect(KIND, option="--dataset")
+    reference = options.adapter if isinstance(options, LoraOptions) else ""
+    adapter = open_artifact(reference, "--adapter").expect("adapter", option="--adapter") if reference else None
+
+    names = f"--model {options.model}", f"--dataset {options.dataset}"
+    vocabulary = vocabulary_of(model)
+    require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
+    assert vocabulary is not None
+    if adapter is not None:
+        require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {reference}", names[0])
+        base = adapter.manifest.facts.get("base_digest")
+        if base is not None and base != model.digest:
+            raise InputError(
+                f"--adapter {reference}: it was trained on another model ({str(base)[:8]}) than {names[0]} "
+                f"({model.digest[:8]}); give that model, or merge the adapter and start a new one"
+            )
+
+    config = _llama_config(model)
+    if config["vocab_size"] < vocabulary.rows:
+        raise InputError(
+            f"{names[0]}: config.json has vocab_size {config['vocab_size']}, its tokenizer {vocabulary.rows} rows; "
+            "extend the model first"
+        )
+    facts = dataset.manifest.facts
+    if TRAIN not in facts.get("splits", {}):
+        raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")
+    if facts["block_size"] > config["max_position_embeddings"]:
+        raise InputError(
+            f"{names[1]}: blocks of {facts['block_size']} tokens, but the model has "
+            f"{config['max_position_embeddings']} positions; prepare the dataset with a smaller --block-size"
+        )
+    if isinstance(options, LoraOptions):
+        lora_shape(options, adapter, embeddings=True)
+        tensors = Checkpoint(model).tensors
+        for target in options.targets:
+            if not any(name.endswith(f".{target}.weight") for name in tensors):
+                raise InputError(
+                    f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, up_proj …"
+                )
+    if EMBEDDING not in Checkpoint(model).tensors:
+        raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
+    deepspeed_file(options.deepspeed)
+    return TrainingInputs(model, dataset, adapter, vocabulary, config)
+
+
+def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
+    """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
+    if artifact.manifest.vocabulary is not None:
+        return artifact.manifest.vocabulary
+    if "tokenizer.model" in artifact:
+        return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
+    return None
+
+
+def _llama_config(model: Artifact) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(model.read("config.json"))
+    if config.get("model_type") != "llama":
+        raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
+    return config
+
+
+def lora_shape(options: LoraOptions, adapter: Artifact | None, embeddings: bool) -> LoraShape:
+    """The adapter's shape. InputError when the options contradict the adapter that is continued.
+
+    embeddings: what a new adapter does; a continued one does as it did.
+    """
+    if adapter is None:
+        return LoraShape(
+            options.lora_r or 8, options.lora_alpha or 32.0, options.lora_dropout, options.targets, embeddings
+        )
+    have = json.loads(adapter.read(ADAPTER_CONFIG))
+    for option, given, field in (("--lora-r", options.lora_r, "r"), ("--lora-alpha", options.lora_alpha, "lora_alpha")):
+        if given and given != have[field]:
+            raise InputError(
+                f"{option} {given:g}: the adapter {adapter.root} has {have[field]:g}; leave the option out, "
+                "or start a new adapter"
+            )
+    saved = set(have.get("modules_to_save") or ())
+    if saved not in (set(), {"embed_tokens", "lm_head"}):
+        raise InputError(
+            f"--adapter {adapter.root}: modules_to_save is {', '.join(sorted(saved))}; "
+            "embed_tokens and lm_head, or none, can be continued"
+        )
+    return LoraShape(have["r"], have["lora_alpha"], options.lora_dropout, sorted(have["target_modules"]), bool(saved))

@@ -1,0 +1,165 @@
+"""The options of a training, named as in transformers' TrainingArguments where it has them. No torch here: the
+launcher checks a command line against these classes before it starts a job in an image that has torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from components.shared.cli import Ref, StageOptions, not_keyed
+from components.shared.errors import InputError
+
+LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
+"""The seven projections of a LLaMA layer, as in the recipe."""
+SHIPPED_DEEPSPEED = ("zero2",)
+"""Names that `--deepspeed` takes instead of a path: JSON files beside this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StageOptions):
+    """What every training takes."""
+
+    model: Ref
+    """Reference to the model that is trained (a Hugging Face LLaMA)."""
+    dataset: Ref
+    """Reference to the packed dataset, made with this model's tokenizer."""
+    max_steps: int = -1
+    """Optimizer steps; -1: as many as `num_train_epochs` gives."""
+    num_train_epochs: float = 1.0
+    """Passes over the dataset, when `max_steps` does not say."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    embedding_lr: float = 0.0
+    """Peak learning rate of embed_tokens and lm_head; 0: as `learning_rate`."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = 0.05
+    """Warm-up: a number of steps, or (below 1) a share of them."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    per_device_train_batch_size: int = 8
+    """Blocks per process and forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    per_device_eval_batch_size: not_keyed(int) = 8  # type: ignore[valid-type]
+    """Blocks per process and pass of an evaluation."""
+    seed: int = 42
+    """One seed for every node: order of the data, dropout, LoRA's initial values."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of the computation; trainable weights keep float32 masters. auto: bf16 on a GPU, fp32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    deepspeed: str = "zero2"
+    """DeepSpeed configuration: a shipped one (zero2), a JSON file, or `none` for plain data parallelism."""
+    logging_steps: not_keyed(int) = 10  # type: ignore[valid-type]
+    """Steps between two lines of metrics.jsonl."""
+    eval_steps: int = 250
+    """Steps between two evaluations; 0: only after the last step."""
+    save_steps: not_keyed(int) = 500  # type: ignore[valid-type]
+    """Steps between two checkpoints; 0: none."""
+    save_total_limit: not_keyed(int) = 3  # type: ignore[valid-type]
+    """Checkpoints that are kept."""
+    ddp_timeout: not_keyed(int) = 30_000  # type: ignore[valid-type]
+    """Seconds that a collective operation may take."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_train_epochs",
+            "learning_rate",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
+            "logging_steps",
+            "save_total_limit",
+            "ddp_timeout",
+        )
+        for name in positive:
+            _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
+        for name in ("embedding_lr", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps"):
+            _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
+        _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
+        _check(
+            self,
+            "warmup_steps",
+            self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps),
+            "give whole steps, or a share below 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(TrainingOptions):
+    """A training whose result is an adapter."""
+
+    adapter: Ref = ""
+    """Reference to an adapter to go on from; its LoRA shape is kept."""
+    lora_r: int = 0
+    """LoRA rank; 0: 8, or the continued adapter's."""
+    lora_alpha: float = 0.0
+    """LoRA alpha; 0: 32, or the continued adapter's."""
+    lora_dropout: float = 0.05
+    """LoRA dropout."""
+    lora_targets: str = LORA_TARGETS
+    """Layers that get LoRA weights, by the last part of their name, comma-separated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)")
+        _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
+        _check(self, "lora_dropout", 0 <= self.lora_dropout < 1, "a share below 1 is needed")
+        _check(self, "lora_targets", bool(self.targets), "name at least one layer")
+
+    @property
+    def targets(self) -> list[str]:
+        return [name.strip() for name in self.lora_targets.split(",") if name.strip()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(LoraOptions):
+    """Continue the pre-training of a model on text."""
+
+    stage: Literal["embeddings", "lora"]
+    """embeddings: all but embed_tokens is frozen, gives a model; lora: LoRA, embed_tokens and lm_head, an adapter."""
+    also_lm_head: bool = False
+    """With `--stage embeddings`: train lm_head too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage == "embeddings" and self.adapter:
+            raise InputError(
+                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it first"
+            )
+        if self.stage == "lora" and self.also_lm_head:
+            raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(LoraOptions):
+    """Tune a model on instructions."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: float = 0.03
+    """Warm-up: a number of steps, or (below 1) a share of them."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    train_embeddings: bool = False
+    """Train embed_tokens and lm_head in full too. A continued adapter decides this itself."""
+
+
+def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
+    if not holds:
+        raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: {mend}")
+
+
+def deepspeed_file(choice: str) -> Path | None:
+    """The JSON file behind `--deepspeed`; None for `none`. InputError when it is neither shipped nor there."""
+    if choice == "none":
+        return None
+    if choice in SHIPPED_DEEPSPEED:
+        return Path(__file__).with_name(f"{choice}.json")
+    path = Path(choice)
+    if not path.is_file():
+        names = ", ".join(SHIPPED_DEEPSPEED)
+        raise InputError(f"--deepspeed {choice}: no such file; give a JSON file, {names} or none")
+    return path

@@ -1,0 +1,366 @@
+"""The training loop: transformers' Trainer with DeepSpeed or plain data parallelism, made lean.
+
+Ours are the optimizer's groups (embeddings may have a rate of their own), the evaluation (sums of losses and right
+guesses, no logits gathered), the lines of metrics.jsonl and a clean stop. The rest is the Trainer's: its loss is
+divided by the labelled tokens of the whole step on all processes, so one process or many give the same course.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from components.shared.errors import EXIT_CANCELLED, InputError
+from components.shared.packed import PackedDataset
+from components.shared.training.data import collate
+from components.shared.training.options import TrainingOptions, deepspeed_file
+
+log = logging.getLogger("training")
+
+Line = dict[str, Any]
+"""One line of metrics.jsonl: `step` and what was measured there."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of a training: the lines of metrics.jsonl."""
+
+    lines: list[Line]
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) wherever it was measured."""
+        return [(int(line["step"]), line[name]) for line in self.lines if name in line]
+
+    def jsonl(self) -> bytes:
+        return "".join(json.dumps(line) + "\n" for line in self.lines).encode()
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of a manifest: first and last loss, the last evaluation, the median speed."""
+        losses = self.series("loss")
+        found = {"steps": float(losses[-1][0]), "first_loss": losses[0][1], "loss": losses[-1][1]}
+        for name in ("eval_loss", "eval_perplexity", "eval_accuracy"):
+            if measured := self.series(name):
+                found[name] = measured[-1][1]
+        if speeds := [value for _, value in self.series("tokens_per_second")]:
+            found["tokens_per_second"] = statistics.median(speeds)
+        return found
+
+    def summary(self) -> str:
+        """`loss 5.13 → 3.20 in 200 steps`."""
+        figures = self.metrics()
+        return f"loss {figures['first_loss']:.2f} → {figures['loss']:.2f} in {figures['steps']:.0f} steps"
+
+
+# --- the processes ----------------------------------------------------------------------------------------------------
+
+
+def precision_of(options: TrainingOptions) -> str:
+    """`bf16`, `fp16` or `fp32`; auto is bf16 on a GPU."""
+    if options.precision != "auto":
+        return options.precision
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def base_dtype(precision: str) -> torch.dtype:
+    """In which type the frozen weights are held."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def deepspeed_config(options: TrainingOptions) -> dict[str, Any] | None:
+    """The DeepSpeed configuration, without what a CPU cannot do. InputError when it contradicts the options."""
+    path = deepspeed_file(options.deepspeed)
+    if path is None:
+        return None
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
+    same = {
+        "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
+        "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
+        "gradient_clipping": ("--max-grad-norm", options.max_grad_norm),
+    }
+    for name, (option, value) in same.items():
+        if config.get(name, "auto") not in ("auto", value):
+            raise InputError(f"--deepspeed {path}: {name} is {config[name]}, but {option} is {value}; write auto there")
+    if not torch.cuda.is_available():
+        # there are no streams to overlap with
+        config.get("zero_optimization", {})["overlap_comm"] = False
+    return config
+
+
+def start_processes(options: TrainingOptions) -> None:
+    """Joins the processes. To be called before TrainingArguments, which would start torch's own and not DeepSpeed's."""
+    if options.deepspeed == "none":
+        return
+    if "RANK" not in os.environ:
+        # one process, which DeepSpeed would otherwise look for under MPI
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if not torch.cuda.is_available():
+        # compiled at first use, which takes 100 s and a compiler
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def training_arguments(options: TrainingOptions, work: Path, blocks: int, evaluated: bool) -> TrainingArguments:
+    """The Trainer's arguments. `work`: where checkpoints go; `blocks`: of the training split; `evaluated`: blocks
+    were held out."""
+    precision = precision_of(options)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    distributed = "RANK" in os.environ
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=options.max_steps,
+        num_train_epochs=options.num_train_epochs,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.lr_scheduler_type,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        per_device_eval_batch_size=options.per_device_eval_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        seed=options.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        deepspeed=deepspeed_config(options),
+        logging_steps=options.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if options.eval_steps and evaluated else "no",
+        eval_steps=options.eval_steps or None,
+        save_strategy="steps" if options.save_steps else "no",
+        save_steps=options.save_steps or 500,
+        save_total_limit=options.save_total_limit,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend="gloo" if distributed and not torch.cuda.is_available() else None,
+        ddp_timeout=options.ddp_timeout,
+        ddp_find_unused_parameters=False,
+        # an incomplete last batch would be filled up with blocks of the first
+        dataloader_drop_last=blocks >= options.per_device_train_batch_size * world,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        log_level="warning",
+        report_to=[],
+    )
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class PackedTrainer(Trainer):
+    """A Trainer for PackedLlama: our optimizer groups, and an evaluation that gathers three numbers."""
+
+    def __init__(self, options: TrainingOptions, **settings: Any) -> None:
+        super().__init__(data_collator=collate, **settings)
+        self._options = options
+        # labels stand where they are predicted: nothing is left to be shifted
+        assert not self._loss_shifts_labels
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW in four groups: embeddings or not, decayed (matrices) or not (norms)."""
+        if self.optimizer is None:
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            trained: Any = self.model
+            for name, parameter in trained.named_parameters():
+                if parameter.requires_grad:
+                    embedding = "embed_tokens" in name or "lm_head" in name
+                    groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
+            rate = self.args.learning_rate
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {
+                        "params": parameters,
+                        "lr": self._options.embedding_lr or rate if embedding else rate,
+                        "weight_decay": self.args.weight_decay if decayed else 0.0,
+                    }
+                    for (embedding, decayed), parameters in groups.items()
+                ],
+                lr=rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                fused=True,
+            )
+        return self.optimizer
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes."""
+        blocks: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model = self.model_wrapped
+        model_of: Any = self.model
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        mine = list(range(self.args.process_index, len(blocks), self.args.world_size))
+        size = self.args.per_device_eval_batch_size
+        with torch.no_grad():
+            for first in range(0, len(mine), size):
+                batch = self._prepare_inputs(collate([blocks[index] for index in mine[first : first + size]]))
+                with self.compute_loss_context_manager():
+                    found = model_of(batch)
+                sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
+        if self.args.world_size > 1:
+            dist.all_reduce(sums)
+        model.train(was_training)
+        loss, correct, count = sums.tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / max(count, 1),
+            f"{metric_key_prefix}_perplexity": _exp(loss / max(count, 1)),
+            f"{metric_key_prefix}_accuracy": correct / max(count, 1),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+class Recorder(TrainerCallback):
+    """Measures the speed, tells the progress, and stops a training whose loss is no number.
+
+    What it measures goes into the Trainer's own log, so that a checkpoint carries it.
+    """
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._began = self._last = 0.0
+        self._first_step = self._last_step = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = self._last = time.monotonic()
+        self._first_step = self._last_step = state.global_step
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        line = state.log_history[-1]
+        step, now = state.global_step, time.monotonic()
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(line.get(name, 0.0)):
+                raise InputError(
+                    f"the {name} at step {step} is {line[name]}; lower --learning-rate, or use --precision bf16 or fp32"
+                )
+        if "loss" in line and step > self._last_step:
+            line["tokens_per_second"] = round((step - self._last_step) * self._tokens_per_step / (now - self._last))
+            self._last_step = step
+        if "loss" in line or "eval_loss" in line:
+            # the time of an evaluation is no part of the training's speed
+            self._last = now
+            if state.is_world_process_zero:
+                log.info("%s", self._text(line, step, state.max_steps, now))
+
+    def _text(self, line: Line, step: int, steps: int, now: float) -> str:
+        if "eval_loss" in line:
+            shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
+            return f"step {step}/{steps}: {shown}, next token right {line['eval_accuracy']:.1%}"
+        left = (now - self._began) / max(step - self._first_step, 1) * (steps - step)
+        shown = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.2e}"
+        return f"step {step}/{steps}: {shown}, {line['tokens_per_second']:,.0f} tokens/s, {left:.0f} s left"
+
+
+_RECORDED = (
+    "step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "eval_loss", "eval_perplexity", "eval_accuracy",
+)  # fmt: skip
+
+
+class CleanStop(TrainerCallback):
+    """SIGTERM on any rank ends the training on all of them after the same step, with a checkpoint if there are any.
+
+    The ranks agree by one integer a step, over gloo: a GPU is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.stopped = False
+        self._group: Any = None
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        log.warning("asked to stop: ending after this step")
+        self.asked = True
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        asked = torch.tensor(int(self.asked))
+        if self._group is not None:
+            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        if asked.item():
+            self.stopped = True
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+
+    def over(self) -> None:
+        """Puts the signal's handler back; ends the process with 143 when it was asked to."""
+        signal.signal(signal.SIGTERM, self._before)
+        if self.stopped:
+            sys.exit(EXIT_CANCELLED)
+
+
+def train(
+    options: TrainingOptions,
+    arguments: TrainingArguments,
+    model: nn.Module,
+    blocks: PackedDataset,
+    held_out: PackedDataset | None,
+) -> History:
+    """Trains `model` in place, from the newest checkpoint in the work folder if there is one.
+
+    SystemExit(143) when asked to stop.
+    """
+    step = options.per_device_train_batch_size * options.gradient_accumulation_steps * arguments.world_size
+    stop = CleanStop()
+    trainer = PackedTrainer(
+        options,
+        model=model,
+        args=arguments,
+        train_dataset=blocks,
+        eval_dataset=held_out,
+        callbacks=[Recorder(step * blocks.block_size), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    folder = Path(str(arguments.output_dir))
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if newest is not None:
+        log.info("going on from %s", Path(newest).name)
+    trainer.train(resume_from_checkpoint=newest)
+    stop.over()
+    lines = trainer.state.log_history
+    if held_out is not None and not any(
+        "eval_loss" in line and line["step"] == trainer.state.global_step for line in lines
+    ):
+        trainer.evaluate()
+    recorded = [{name: line[name] for name in _RECORDED if name in line} for line in lines]
+    return History([line for line in recorded if "loss" in line or "eval_loss" in line])

@@ -1,0 +1,84 @@
+"""One process of a training, from its inputs to what rank 0 publishes. pretrain and finetune say what is trained."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import set_seed
+
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest
+from components.shared.training.data import open_splits
+from components.shared.training.elastic import Work
+from components.shared.training.inputs import TrainingInputs, open_inputs
+from components.shared.training.model import PackedLlama, checkpoint_activations, load_base, trainable
+from components.shared.training.options import TrainingOptions
+from components.shared.training.trainer import (
+    History,
+    base_dtype,
+    precision_of,
+    start_processes,
+    train,
+    training_arguments,
+)
+
+log = logging.getLogger("training")
+
+Prepare = Callable[[PackedLlama, TrainingInputs], nn.Module]
+"""Makes of the frozen base the model that is trained."""
+Publish = Callable[[ArtifactWriter, TrainingInputs, Any, History], Manifest]
+
+
+def run_worker(work: Work[Any], prepare: Prepare, publish: Publish) -> None:
+    """Loads, trains, and on rank 0 publishes. The other ranks wait, so that every node finds the result."""
+    options: TrainingOptions = work.options
+    inputs = open_inputs(options)
+    blocks, held_out = open_splits(inputs.dataset)
+    folder = work_folder(work.key)
+    start_processes(options)
+    arguments = training_arguments(options, folder, len(blocks), held_out is not None)
+    set_seed(options.seed)
+    model = prepare(load_base(inputs.model, base_dtype(precision_of(options))), inputs)
+    if options.gradient_checkpointing:
+        checkpoint_activations(model)
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        _say_what_is_trained(options, inputs.dataset, model, arguments.world_size)
+    history = train(options, arguments, model, blocks, held_out)
+    if rank == 0:
+        publish(work.writer(), inputs, model, history)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def work_folder(key: str) -> Path:
+    """Where this work's checkpoints lie on this node, found again after a restart; removed after a success."""
+    cache = Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
+    return cache / "training" / key
+
+
+def _say_what_is_trained(options: TrainingOptions, dataset: Artifact, model: nn.Module, world: int) -> None:
+    every = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in trainable(model))
+    facts = dataset.manifest.facts
+    log.info(
+        "training %s of %s parameters on %s blocks of %d tokens: %d process%s, %s, %s, %d thread%s each",
+        f"{trained:,}",
+        f"{every:,}",
+        f"{facts['splits']['train']['blocks']:,}",
+        facts["block_size"],
+        world,
+        "" if world == 1 else "es",
+        f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism",
+        precision_of(options),
+        torch.get_num_threads(),
+        "" if torch.get_num_threads() == 1 else "s",
+    )
