@@ -224,7 +224,7 @@ class PackedTrainer(Trainer):
             for first in range(0, len(mine), size):
                 batch = self._prepare_inputs(collate([blocks[index] for index in mine[first : first + size]]))
                 with self.compute_loss_context_manager():
-                    found = model_of(batch)
+                    found = model_of(**batch)
                 sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
         if self.args.world_size > 1:
             dist.all_reduce(sums)
