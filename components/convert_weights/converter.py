@@ -41,7 +41,7 @@ def convert_weights(config: ConvertWeights, out: ArtifactWriter) -> Manifest:
     from components.shared.safetensors_io import INDEX, SafetensorsStream, index_json
     from components.shared.vocabulary import load_encoder
 
-    weights = open_artifact(config.weights, "--weights").expect("meta-weights", option="--weights")
+    weights = open_artifact(config.weights, "--weights").expect("meta-weights", "exported", option="--weights")
     encoder = load_encoder(weights, "--weights")
     model = MetaModel(weights, "--weights")
     if encoder.size != model.vocabulary_rows:

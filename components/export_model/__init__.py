@@ -1,0 +1,5 @@
+"""Export a Hugging Face model to other programs' formats.
+
+In:  an hf-model.
+Out: exported files. meta: `consolidated.NN.pth`, `params.json`, `tokenizer.model` and their `sha256sums.txt`.
+"""

@@ -1,0 +1,178 @@
+"""Export to Meta's format: there and back without a changed bit, for any number of shards."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.convert_weights.converter import ConvertWeights, convert_weights
+from components.export_model.exporter import ExportModel, export_model
+from components.export_model.meta_writer import with_width
+from components.shared.artifact import Manifest, open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from components.shared.meta_format import MetaParams
+from components.shared.safetensors_io import Checkpoint
+
+
+def export(store: str | Path, model: str | Path, shards: int = 0) -> Manifest:
+    return run_stage(ExportModel(store=str(store), model=str(model), shards=shards), export_model)
+
+
+def load(manifest: Manifest, index: int) -> dict[str, torch.Tensor]:
+    with open_artifact(manifest.reference).open(f"consolidated.{index:02d}.pth") as stream:
+        return torch.load(stream, weights_only=True)
+
+
+@pytest.fixture
+def model(tmp_path, tiny_model) -> Path:
+    """A copy of the tiny model's folder that a test may change, without its manifest."""
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    return folder
+
+
+def configure(model: Path, **changes: object) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_metas_own_shards_come_back_tensor_for_tensor(store, tiny_model, tiny_meta):
+    manifest = export(store, tiny_model, shards=2)
+    for index in range(2):
+        wanted = torch.load(tiny_meta / f"consolidated.{index:02d}.pth", weights_only=True)
+        found = load(manifest, index)
+        assert set(found) == set(wanted)
+        assert all(torch.equal(found[name], wanted[name]) and found[name].dtype == torch.float16 for name in wanted)
+    artifact = open_artifact(manifest.reference)
+    assert artifact.read("tokenizer.model") == (tiny_meta / "tokenizer.model").read_bytes()
+    read = [
+        MetaParams.from_json(content, "")
+        for content in (artifact.read("params.json"), (tiny_meta / "params.json").read_bytes())
+    ]
+    assert read[0].width == read[1].width == 192
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_there_and_back_changes_no_bit(store, tiny_model, tiny_state, shards):
+    exported = export(store, tiny_model, shards)
+    back = run_stage(ConvertWeights(store=store, weights=exported.root), convert_weights)
+    checkpoint = Checkpoint(open_artifact(back.reference))
+    for name, wanted in tiny_state.items():
+        assert torch.equal(checkpoint.read(name), wanted), name
+    assert back.vocabulary == open_artifact(tiny_model).manifest.vocabulary
+
+
+def test_the_last_shard_takes_the_remainder_of_the_vocabulary(tmp_path, model, longer_model):
+    manifest = export(tmp_path / "store", longer_model, shards=4)
+    assert [load(manifest, index)["output.weight"].shape[0] for index in range(4)] == [200, 200, 200, 203]
+    assert {load(manifest, index)["tok_embeddings.weight"].shape for index in range(4)} == {(803, 16)}
+    back = run_stage(ConvertWeights(store=str(tmp_path / "store"), weights=manifest.root), convert_weights)
+    before, after = Checkpoint(open_artifact(str(longer_model))), Checkpoint(open_artifact(back.reference))
+    assert torch.equal(after.read("lm_head.weight"), before.read("lm_head.weight"))
+
+
+@pytest.fixture
+def longer_model(model, llama_tokenizer) -> Path:
+    """The tiny model with three pieces and rows more: 803."""
+    from safetensors.torch import load_file, save_file
+
+    from components.shared.sentencepiece_model import parse_model
+
+    proto = parse_model(llama_tokenizer)
+    for text in ("中文", "你好", "[PAD]"):
+        proto.pieces.add(piece=text, score=0.0)
+    (model / "tokenizer.model").write_bytes(proto.SerializeToString())
+    path = model / "model-embeddings.safetensors"
+    rows = {name: torch.cat([tensor, tensor[5:8] * 2]) for name, tensor in load_file(path).items()}
+    save_file(rows, path)
+    configure(model, vocab_size=803)
+    return model
+
+
+def test_rows_that_only_pad_are_left_out(tmp_path, longer_model, llama_tokenizer):
+    (longer_model / "tokenizer.model").write_bytes(llama_tokenizer)
+    assert load(export(tmp_path / "store", longer_model), 0)["output.weight"].shape == (800, 64)
+
+
+def test_a_tied_model_gets_a_head_of_its_own(tmp_path, model):
+    from safetensors.torch import load_file, save_file
+
+    path = model / "model-embeddings.safetensors"
+    tensors = load_file(path)
+    save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, path)
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    del index["weight_map"]["lm_head.weight"]
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    configure(model, tie_word_embeddings=True)
+    found = load(export(tmp_path / "store", model), 0)
+    assert torch.equal(found["output.weight"], found["tok_embeddings.weight"])
+
+
+def test_the_export_can_be_fetched_again_verified(tmp_path, tiny_model):
+    exported = export(tmp_path, tiny_model, shards=4)
+    command = [sys.executable, "-m", "components.fetch_weights", "--store", str(tmp_path / "again")]
+    ended = subprocess.run([*command, "--source", exported.root, "--size", "tiny"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "6 verified by SHA-256" in ended.stderr
+
+
+def test_the_command_exports(tmp_path, tiny_model):
+    command = [sys.executable, "-m", "components.export_model", "--store", str(tmp_path), "--model", tiny_model]
+    command += ["--format", "meta", "--shards", "0", "--reference", str(tmp_path / "ref")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert open_artifact((tmp_path / "ref").read_text()).manifest.facts["shards"] == 1
+
+
+@pytest.mark.parametrize(
+    ("dim", "width"),
+    [(4096, 11008), (5120, 13824), (6656, 17920), (8192, 22016)],
+    ids=["7b", "13b", "30b", "65b"],
+)
+def test_llamas_widths_are_said_as_meta_says_them(dim, width):
+    params = with_width(MetaParams(dim, 1, 1, 1e-6), width)
+    assert (params.multiple_of, params.ffn_dim_multiplier) == (256, None)
+
+
+@given(st.integers(1, 1024), st.integers(1, 20_000))
+def test_any_width_is_said_and_read_back(pairs, width):
+    params = with_width(MetaParams(2 * pairs, 1, 1, 1e-6), width)
+    assert MetaParams.from_json(params.to_json(), "").width == width
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen2"}, "a qwen2 model"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"stretches the rotary positions \(yarn\)"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"hidden_size": "wide"}, "not a LLaMA model's"),
+    ],
+    ids=["architecture", "rope", "bias", "damaged"],
+)
+def test_what_metas_format_cannot_say_is_refused(tmp_path, model, changes, message):
+    configure(model, **changes)
+    with pytest.raises(InputError, match=message):
+        export(tmp_path / "store", model)
+
+
+def test_shards_that_do_not_divide_the_heads_are_refused(tmp_path, tiny_model):
+    with pytest.raises(InputError, match="3 shards do not divide"):
+        export(tmp_path, tiny_model, shards=3)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, longer_model, tiny_model):
+    model = shutil.copytree(
+        Path(tiny_model).parent, tmp_path / "shorter", ignore=shutil.ignore_patterns("manifest.json")
+    )
+    shutil.copy(longer_model / "tokenizer.model", model)
+    with pytest.raises(InputError, match="has 803 pieces and the model 800 rows"):
+        export(tmp_path / "store", model)
