@@ -14,22 +14,24 @@ from components.shared.packed import HELD_OUT_INSTRUCTIONS, KIND
 FIELDS = ("instruction", "input", "output")
 
 
-def read_instructions(artifact: Artifact) -> Iterator[dict[str, str]]:
+def read_instructions(artifact: Artifact, answered: bool = True) -> Iterator[dict[str, str]]:
     """Every item of the artifact's .json and .jsonl files, in order of file name and place.
 
-    Items have exactly the three fields, as text; `input` may be missing. InputError names file, item and field.
+    Items have exactly the three fields, as text; `input` may be missing, and `output` too, or be empty, unless
+    `answered`. InputError names file, item and field.
     """
     empty = True
-    for name in _item_files(artifact):
+    for name in instruction_files(artifact):
         where = f"{artifact.root}/{name}"
         for number, item in enumerate(_items(artifact, name, where), start=1):
             empty = False
-            yield checked_item(item, f"{where}: item {number}")
+            yield checked_item(item, f"{where}: item {number}", answered)
     if empty:
         raise InputError(f"{artifact.root}: no item in it; give a list of objects with {', '.join(FIELDS)}")
 
 
-def _item_files(artifact: Artifact) -> list[str]:
+def instruction_files(artifact: Artifact) -> list[str]:
+    """The names of the artifact's files of items, sorted; InputError when it has none."""
     if artifact.manifest.kind == KIND:
         if HELD_OUT_INSTRUCTIONS not in artifact:
             raise InputError(
@@ -67,14 +69,15 @@ def _items(artifact: Artifact, name: str, where: str) -> Iterator[Any]:
     yield from items
 
 
-def checked_item(item: Any, where: str) -> dict[str, str]:
-    """The item with its three fields; InputError for a missing, empty or non-text one."""
+def checked_item(item: Any, where: str, answered: bool = True) -> dict[str, str]:
+    """The item with its three fields; InputError for a missing, empty or non-text one (see read_instructions)."""
+    optional = ("input",) if answered else ("input", "output")
     if not isinstance(item, dict):
         raise InputError(f"{where}: a {type(item).__name__} where an object with {', '.join(FIELDS)} is needed")
     for field in FIELDS:
-        value = item.get(field, "" if field == "input" else None)
+        value = item.get(field, "" if field in optional else None)
         if not isinstance(value, str):
             raise InputError(f"{where}: field {field!r} is {'missing' if value is None else 'not text'}; mend the item")
-        if not value.strip() and field != "input":
+        if not value.strip() and field not in optional:
             raise InputError(f"{where}: field {field!r} is empty; mend or remove the item")
     return {field: item.get(field, "") for field in FIELDS}

@@ -1,0 +1,137 @@
+"""The conversation: what the model sees of it, and how it behaves in a terminal."""
+
+import dataclasses
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.generate.chat import PROMPT, Conversation
+from components.shared.inference import LoadedModel, load_model
+from components.shared.prompt import wrap
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model: str) -> LoadedModel:
+    return load_model(tiny_model)
+
+
+def test_a_conversation_is_prompt_answer_eos_repeated(loaded: LoadedModel) -> None:
+    encoder = loaded.encoder
+    conversation = Conversation(loaded, True, 100)
+    conversation.add("你好", [500, 501])
+    expected = [encoder.bos, *encoder.encode(wrap("你好")), 500, 501, encoder.eos, *encoder.encode(wrap("再见"))]
+    assert conversation.prompt("再见") == expected
+
+
+def test_the_chat_template_gives_the_same_ids_and_order(loaded: LoadedModel, tiny_model: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(tiny_model).parent)
+    conversation = Conversation(loaded, True, 100)
+    messages = [{"role": "user", "content": "你好, hello"}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert list(ids) == conversation.prompt("你好, hello")
+    messages += [{"role": "assistant", "content": "good day"}, {"role": "user", "content": "bye"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert rendered == f"<s>{wrap('你好, hello')}good day</s>{wrap('bye')}"
+
+
+def test_turns_that_do_not_fit_are_forgotten_oldest_first(loaded: LoadedModel) -> None:
+    narrow = dataclasses.replace(loaded, positions=400)
+    conversation = Conversation(narrow, False, 50)
+    for index in range(300, 306):
+        conversation.add("", [index] * 80)
+    prompt = conversation.prompt("再见")
+    assert len(prompt) + 50 <= 400
+    assert [index for index in range(300, 306) if index in prompt] == [302, 303, 304, 305]
+
+
+# --- in a terminal ----------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program in a terminal of its own: type into it, wait until it has written something."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._own, other = pty.openpty()
+        environment = {**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+        self.program = subprocess.Popen(
+            command, stdin=other, stdout=other, stderr=other, start_new_session=True, env=environment, close_fds=True,
+            preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(other)
+        self.seen = b""
+
+    def type(self, text: str) -> None:
+        os.write(self._own, text.encode())
+
+    def read(self, done: Any, seconds: float = 60) -> str:
+        """What was written since the last read, up to the moment that `done(text)` holds; fails after a minute."""
+        found, until = b"", time.monotonic() + seconds
+        while not done(found.decode(errors="ignore")):
+            assert time.monotonic() < until, f"not seen; the terminal shows {found.decode(errors='replace')!r}"
+            if select.select([self._own], [], [], 0.2)[0]:
+                try:
+                    found += os.read(self._own, 4096)
+                except OSError:  # the program has closed the terminal
+                    break
+        return found.decode(errors="replace")
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@contextmanager
+def terminal(command: list[str]) -> Iterator[Terminal]:
+    opened = Terminal(command)
+    try:
+        yield opened
+    finally:
+        opened.program.kill()
+        opened.program.wait()
+
+
+@pytest.fixture
+def command(tiny_model: str) -> list[str]:
+    return [sys.executable, "-m", "components.generate", "--model", tiny_model, "--interactive", "--do-sample", "false"]
+
+
+def test_ctrl_c_stops_the_answer_and_ctrl_d_ends(command: list[str]) -> None:
+    with terminal([*command, "--max-new-tokens", "1900"]) as chat:
+        chat.read(lambda text: PROMPT in text)
+        chat.type("\n")
+        chat.read(lambda text: PROMPT in text)  # an empty line is ignored
+        chat.type("你好\n")
+        chat.read(lambda text: len(text) > 40)  # the answer has begun
+        chat.type("\x03")
+        answer = chat.read(lambda text: PROMPT in text)
+        assert len(answer) < 4000  # 1,900 tokens would be more
+        assert "Traceback" not in answer
+        chat.type("\x03")
+        assert "Ctrl-D ends" in chat.read(lambda text: text.count(PROMPT) > 0 and "ends" in text)
+        chat.type("\x04")
+        assert chat.program.wait(30) == 0
+
+
+def test_a_conversation_through_a_pipe_answers_each_line(command: list[str]) -> None:
+    asked = "你好\n\n   \n" + "长" * 2000 + "\n再见\n"
+    given = asked.encode() + b"\xff\xfe\n"
+    done = subprocess.run([*command, "--max-new-tokens", "6"], input=given, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # three answers (the last to bytes that are no text), and the refusal of the line that fills the context
+    assert len(done.stdout.decode().rstrip("\n").split("\n")) >= 3
+    assert b"2048 positions; shorten the prompt" in done.stderr
+    assert b"Traceback" not in done.stderr

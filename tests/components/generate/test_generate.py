@@ -1,0 +1,127 @@
+"""Batch answers: what is asked reaches the model as in training, and the answers are published."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.generate.generate import SAMPLES, Generate, generate, read_questions
+from components.shared.artifact import open_artifact
+from components.shared.cli import parse, run_stage
+from components.shared.errors import InputError
+from components.shared.prompt import wrap
+
+SHORT = {"do_sample": False, "max_new_tokens": 8}
+
+
+def said(reference: str) -> list[dict[str, str]]:
+    return list(json.loads(open_artifact(reference).read(SAMPLES)))
+
+
+def test_the_defaults_are_the_recipes() -> None:
+    config = Generate(model="m", prompt="x")
+    assert (config.temperature, config.top_k, config.top_p, config.do_sample) == (0.2, 40, 0.9, True)
+    assert (config.repetition_penalty, config.max_new_tokens) == (1.1, 400)
+
+
+def test_a_prompt_is_wrapped_and_its_answer_published(tiny_model: str, store: str) -> None:
+    manifest = run_stage(Generate(store=store, model=tiny_model, prompt="写一首诗。", **SHORT), generate)
+    assert manifest.kind == "samples"
+    (sample,) = said(manifest.reference)
+    assert sample["Input"] == wrap("写一首诗。")
+    assert manifest.facts["summary"] == "1 answers"
+
+
+def test_without_wrapping_the_model_reads_the_text_alone(tiny_model: str, tmp_path: Path) -> None:
+    config = Generate(store=str(tmp_path), model=tiny_model, prompt="从前有座山", with_prompt=False, **SHORT)
+    assert said(run_stage(config, generate).reference)[0]["Input"] == "从前有座山"
+
+
+items = [{"instruction": "翻译。", "input": "Open file"}, {"instruction": "写诗。", "input": "", "output": ""}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps(items)),
+        ("a.jsonl", "".join(json.dumps(item) + "\n" for item in items)),
+        ("a.txt", "翻译。\n\n写诗。\n"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_questions_come_from_lines_or_items(tmp_path: Path, name: str, content: str, wrapped: bool) -> None:
+    (tmp_path / name).write_text(content)
+    first = "翻译。" if name == "a.txt" else "翻译。\nOpen file"
+    expected = [first, "写诗。"]
+    found = read_questions(open_artifact(str(tmp_path / name)), wrapped)
+    assert found == ([wrap(text) for text in expected] if wrapped else expected)
+
+
+def test_a_file_is_answered_in_order(tiny_model: str, tmp_path: Path, chinese_text: list[str]) -> None:
+    (tmp_path / "asked.txt").write_text("\n".join(chinese_text[:11]))
+    given = {"model": tiny_model, "input": str(tmp_path / "asked.txt"), **SHORT}
+    found = said(run_stage(Generate(store=str(tmp_path / "store"), **given), generate).reference)
+    assert [sample["Input"] for sample in found] == [wrap(text) for text in chinese_text[:11]]
+    alone = Generate(store=str(tmp_path / "store"), model=tiny_model, prompt=chinese_text[7], **SHORT)
+    assert found[7] == said(run_stage(alone, generate).reference)[0]
+
+
+def test_the_command_takes_kfps_texts_and_writes_the_reference(tiny_model: str, tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "components.generate", "--store", str(tmp_path / "store"), "--model", tiny_model),
+        *("--adapters", "", "--prompt", "你好", "--input", "", "--with-prompt", "true", "--do-sample", "false"),
+        *("--temperature", "0.2", "--max-new-tokens", "4", "--seed", "42"),
+        *("--output", str(tmp_path / "manifest"), "--reference", str(tmp_path / "ref")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(said((tmp_path / "ref").read_text())) == 1
+    assert json.loads((tmp_path / "manifest").read_text())["kind"] == "samples"
+
+
+def test_without_a_store_the_answer_is_printed(tiny_model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "components.generate", "--model", tiny_model, "--prompt", "你好"]
+    command += ["--do-sample", "false", "--max-new-tokens", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    stored = run_stage(Generate(store=str(tmp_path), model=tiny_model, prompt="你好", **SHORT), generate)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == said(stored.reference)[0]["Output"].strip()
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "give one of --prompt TEXT, --input FILE and --interactive"),
+        (["--prompt", "x", "--interactive"], "give one of"),
+        (["--prompt", "x", "--reference", "r"], "--reference needs a --store"),
+        (["--interactive", "--store", "s"], "leave out --store or --interactive"),
+        (["--prompt", "x", "--temperature", "0"], "--temperature is 0.0; it must be above 0"),
+        (["--prompt", "x", "--top-p", "1.5"], "--top-p is 1.5"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(arguments: list[str], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        parse(Generate, ["--model", "m", *arguments])
+
+
+@pytest.mark.parametrize(("content", "line"), [("", "are empty"), ("[]", "no item in it"), ("[{}]", "'instruction'")])
+def test_a_file_without_questions_is_refused(tiny_model: str, tmp_path: Path, content: str, line: str) -> None:
+    file = tmp_path / ("asked.json" if content else "asked.txt")
+    file.write_text(content or "\n\n")
+    config = Generate(store=str(tmp_path / "store"), model=tiny_model, input=str(file))
+    with pytest.raises(InputError, match=line):
+        run_stage(config, generate)
+
+
+def test_a_prompt_longer_than_the_context_is_named(tiny_model: str, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("你好\n" + "长" * 2000 + "\n")
+    config: Any = Generate(store=str(tmp_path / "store"), model=tiny_model, input=str(tmp_path / "asked.txt"))
+    with pytest.raises(InputError, match=r"--input .*: item 2: \d+ tokens, and the model has 2048 positions"):
+        run_stage(config, generate)
