@@ -2,8 +2,10 @@
 
 torch.save writes a zip of stored (never compressed) records: a pickle that describes the tensors, then their bytes.
 Reading: the pickle is loaded under FakeTensorMode, which allocates nothing and records where each storage begins, and
-the tensors are then range-read. That moves the pickle and the zip's directory (kilobytes), where mmap makes the
-resident set grow with the file and needs a local copy. Always weights_only: a pickle that wants to run code is refused.
+the tensors are then range-read. That moves the pickle, the zip's directory and each record's header (16 KiB a read),
+where mmap makes the resident set grow with the file and needs a local copy. Headers between tensors are read
+unverified, since a verified read is of 8 MiB; they are verified with the tensors they stand between. Always
+weights_only: a pickle that wants to run code is refused.
 Writing: torch's own zip writer on a stream, the records one by one. Memory: one tensor, each way.
 """
 
@@ -14,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from components.shared.artifact import Artifact
+from components.shared import storage
+from components.shared.artifact import BLOCK, Artifact
 from components.shared.errors import InputError
 from components.shared.safetensors_io import Sink
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 _ZIP = b"PK\x03\x04"
+_WINDOW = 16 * 2**10
+"""Bytes of a read while a file is indexed."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,18 @@ class PthFile:
         self.name = name
         self.where = where = f"{artifact.root}/{name}"
         self.tensors: dict[str, StoredTensor] = {}
-        with artifact.open(name) as stream:
-            if not is_zip(artifact, name):
-                raise InputError(
-                    f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
-                    "newer, or fetch it again"
-                )
-            with FakeTensorMode():
-                found = load_pickle(stream, where)
+        if not is_zip(artifact, name):
+            raise InputError(
+                f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
+                "newer, or fetch it again"
+            )
+        size = artifact.file(name).size
+        # the last block holds the zip's directory; is_zip has verified the first, which holds the pickle
+        artifact.read_range(name, max(0, size - BLOCK), min(BLOCK, size))
+        with io.BufferedReader(_Windows(artifact, name), _WINDOW) as stream, FakeTensorMode():
+            found = load_pickle(stream, where)
         if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
             raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
-        size = artifact.file(name).size
         for key, tensor in found.items():
             span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
             width = tensor.element_size()
@@ -99,6 +105,31 @@ class PthFile:
         return flat.view(kind).as_strided(stored.shape, stored.strides)
 
 
+class _Windows(io.RawIOBase):
+    """A file by small ranges, unverified."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self._uri = storage.join(artifact.root, name)
+        self._size = artifact.file(name).size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), max(0, self._size - self._at))
+        buffer[:count] = storage.read_bytes(self._uri, self._at, count) if count else b""
+        self._at += count
+        return count
+
+
 def is_zip(artifact: Artifact, name: str) -> bool:
     """Whether the file begins as PyTorch's zip format does (older torch wrote bare pickles)."""
     return artifact.file(name).size >= 4 and artifact.read_range(name, 0, 4) == _ZIP
@@ -118,9 +149,15 @@ class PthStream:
         self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
         self._at = 0
         self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], _Counting(sink)))
-        description = _pickled(tensors)
-        self._zip.write_record("data.pkl", description, len(description))
-        self._zip.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
+        # the records that torch.save writes, in its order: from them a reader computes where the tensors lie
+        records = {
+            "data.pkl": _pickled(tensors),
+            ".format_version": b"1",
+            ".storage_alignment": str(torch.serialization._get_storage_alignment()).encode(),
+            "byteorder": sys.byteorder.encode(),
+        }
+        for name, content in records.items():
+            self._zip.write_record(name, content, len(content))
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
         """The next tensor. ValueError when order, dtype or shape are not as declared (a bug)."""
@@ -132,10 +169,10 @@ class PthStream:
                 f"{name} ({tensor.dtype}, {tuple(tensor.shape)}) written where {wanted} ({dtype}, {shape}) was declared"
             )
         content = tensor.detach().cpu().contiguous()
-        storage = content.untyped_storage()
-        if storage.nbytes() != content.numel() * content.element_size():
-            storage = content.clone().untyped_storage()
-        self._zip.write_record(f"data/{self._at}", cast(Any, storage), storage.nbytes())
+        held = content.untyped_storage()
+        if held.nbytes() != content.numel() * content.element_size():
+            held = content.clone().untyped_storage()
+        self._zip.write_record(f"data/{self._at}", cast(Any, held), held.nbytes())
         self._at += 1
 
     def close(self) -> None:
@@ -180,7 +217,7 @@ class _Tensor:
         step = 1
         for extent in reversed(self._shape):
             strides.insert(0, step)
-            step *= extent
+            step *= max(extent, 1)
         return torch._utils._rebuild_tensor_v2, (self._storage, 0, self._shape, tuple(strides), False, OrderedDict())
 
 
