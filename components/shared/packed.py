@@ -99,8 +99,8 @@ class PackedWriter:
 
     @property
     def fill(self) -> float:
-        """The share of the blocks' places that hold tokens, 0 to 1."""
-        return self.tokens / (self.blocks * self._block_size) if self.shards else 0.0
+        """The share of the blocks' places that hold tokens, 0 to 1, to five digits."""
+        return round(self.tokens / (self.blocks * self._block_size), 5) if self.shards else 0.0
 
     def facts(self) -> dict[str, Any]:
         """What the reader needs to know of this split, and its figures."""
@@ -110,7 +110,7 @@ class PackedWriter:
             "segments": self.segments,
             "tokens": self.tokens,
             "learned": self.learned,
-            "fill": round(self.fill, 5),
+            "fill": self.fill,
         }
 
     def write(self, segments: Sequence[Segment]) -> None:

@@ -1,0 +1,38 @@
+"""The KFP signature of prepare_dataset."""
+
+from kfp import dsl
+
+from components.shared.images import image
+
+
+@dsl.container_component
+def prepare_dataset(
+    store: str,
+    tokenizer: str,
+    ref: dsl.OutputPath(str),
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    text: str = "",
+    instructions: str = "",
+    block_size: int = 512,
+    packing: str = "best-fit",
+    validation_fraction: float = 0.01,
+    validation: str = "",
+):
+    return dsl.ContainerSpec(
+        image=image("prepare_dataset"),
+        command=["python", "-m", "components.prepare_dataset"],
+        args=[
+            "--store", store,
+            "--tokenizer", tokenizer,
+            "--text", text,
+            "--instructions", instructions,
+            "--block-size", block_size,
+            "--packing", packing,
+            "--validation-fraction", validation_fraction,
+            "--validation", validation,
+            "--output", dataset.path,
+            "--reference", ref,
+            "--executor-output", "{{$.outputs.output_file}}",
+        ],
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""Several sources as one stream, and which side of the split an example is on.
+
+Unweighted sources are read one after another, whole. Weighted ones are interleaved so that at every point the tokens
+taken stand in the ratio of the weights; the stream ends with the first source that is used up, so that nothing is
+repeated and the ratio holds. No chance is involved.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from components.prepare_dataset.examples import Example
+
+
+@dataclass
+class Source:
+    """A stream of examples with its weight, and what was taken of it."""
+
+    examples: Iterator[Example]
+    weight: float
+    taken: int = 0
+    tokens: int = 0
+    used_up: bool = False
+
+
+def mixed(sources: Sequence[Source]) -> Iterator[Example]:
+    """The examples of all sources, in the ratio of their weights."""
+    weighted = any(source.weight != 1 for source in sources)
+    left = list(sources)
+    while left:
+        source = min(left, key=lambda source: source.tokens / source.weight) if weighted else left[0]
+        example = next(source.examples, None)
+        if example is None:
+            source.used_up = True
+            left = [] if weighted else left[1:]
+            continue
+        source.taken += 1
+        source.tokens += len(example.segment.ids)
+        yield example
+
+
+def fingerprint(identity: bytes) -> bytes:
+    """16 bytes that stand for a content."""
+    return hashlib.blake2b(identity, digest_size=16).digest()
+
+
+def is_held_out(identity: bytes, fraction: float, seed: int) -> bool:
+    """Whether this content belongs to the validation split: the same content always does, in any corpus and order."""
+    drawn = hashlib.blake2b(identity, digest_size=8, key=str(seed).encode()).digest()
+    return int.from_bytes(drawn, "little") < fraction * 2**64
