@@ -79,7 +79,8 @@ def _run_elastic(worker: Callable[[Any], None], work: Work[Any]) -> None:
     from torch.distributed.launcher.api import elastic_launch
 
     # the agent reports each failed worker in forty lines; we say it in one
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as said:
         config = _launch_config(said)

@@ -46,8 +46,8 @@ class TrainingOptions(StageOptions):
     """Blocks per process and pass of an evaluation."""
     seed: int = 42
     """One seed for every node: order of the data, dropout, LoRA's initial values."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Of the computation; trainable weights keep float32 masters. auto: bf16 on a GPU, fp32 on a CPU."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of the computation; trainable weights keep float32 masters. auto: bfloat16 on a GPU, float32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deepspeed: str = "zero2"

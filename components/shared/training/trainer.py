@@ -69,15 +69,10 @@ class History:
 
 
 def precision_of(options: TrainingOptions) -> str:
-    """`bf16`, `fp16` or `fp32`; auto is bf16 on a GPU."""
+    """`bfloat16`, `float16` or `float32`; auto is bfloat16 on a GPU."""
     if options.precision != "auto":
         return options.precision
-    return "bf16" if torch.cuda.is_available() else "fp32"
-
-
-def base_dtype(precision: str) -> torch.dtype:
-    """In which type the frozen weights are held."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def deepspeed_config(options: TrainingOptions) -> dict[str, Any] | None:
@@ -144,8 +139,8 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
         per_device_eval_batch_size=options.per_device_eval_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         seed=options.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
         deepspeed=deepspeed_config(options),
         logging_steps=options.logging_steps,
         logging_first_step=True,
@@ -262,13 +257,18 @@ class Recorder(TrainerCallback):
         self._began = self._last = time.monotonic()
         self._first_step = self._last_step = state.global_step
 
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            # the last step belongs to the curve; its weights are published, so no checkpoint of them is needed
+            control.should_log, control.should_save = True, False
+
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         line = state.log_history[-1]
         step, now = state.global_step, time.monotonic()
         for name in ("loss", "eval_loss"):
             if not math.isfinite(line.get(name, 0.0)):
                 raise InputError(
-                    f"the {name} at step {step} is {line[name]}; lower --learning-rate, or use --precision bf16 or fp32"
+                    f"the {name} at step {step} is {line[name]}; lower --learning-rate, or give --precision bfloat16"
                 )
         if "loss" in line and step > self._last_step:
             line["tokens_per_second"] = round((step - self._last_step) * self._tokens_per_step / (now - self._last))

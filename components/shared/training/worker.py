@@ -21,7 +21,6 @@ from components.shared.training.model import PackedLlama, checkpoint_activations
 from components.shared.training.options import TrainingOptions
 from components.shared.training.trainer import (
     History,
-    base_dtype,
     precision_of,
     start_processes,
     train,
@@ -44,7 +43,7 @@ def run_worker(work: Work[Any], prepare: Prepare, publish: Publish) -> None:
     start_processes(options)
     arguments = training_arguments(options, folder, len(blocks), held_out is not None)
     set_seed(options.seed)
-    model = prepare(load_base(inputs.model, base_dtype(precision_of(options))), inputs)
+    model = prepare(load_base(inputs.model, getattr(torch, precision_of(options))), inputs)
     if options.gradient_checkpointing:
         checkpoint_activations(model)
     rank = int(os.environ.get("RANK", "0"))

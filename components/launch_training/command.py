@@ -1,0 +1,82 @@
+"""The command of the job, with the training's options checked before anything is started.
+
+The options are parsed against the training's own classes (shared/training/options.py, without torch): a misspelt one
+is exit code 2 in a second, not a failed job after the queue.
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from components.shared import storage
+from components.shared.cli import parse
+from components.shared.errors import InputError
+from components.shared.training.options import FinetuneOptions, LoraOptions, PretrainOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainArguments(PretrainOptions):
+    """pretrain's options, given to launch_training after `--`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneArguments(FinetuneOptions):
+    """finetune's options, given to launch_training after `--`."""
+
+
+OURS = {
+    "--store": "it is launch_training's --store",
+    "--model": "it is launch_training's --model",
+    "--dataset": "it is launch_training's --dataset",
+    "--adapter": "it is launch_training's --adapter",
+    "--stage": "it is launch_training's --stage",
+    "--output": "launch_training sets it",
+    "--reference": "launch_training sets it",
+    "--report": "launch_training sets it",
+    "--executor-output": "launch_training sets it",
+}
+
+
+def training_module(stage: str) -> str:
+    return "finetune" if stage == "sft" else "pretrain"
+
+
+def training_arguments(
+    *, stage: str, store: str, model: str, dataset: str, adapter: str, output: str, more: tuple[str, ...]
+) -> list[str]:
+    """The training's arguments, `more` being the user's. InputError for what the training would not take."""
+    for word in more:
+        name = word.partition("=")[0].replace("_", "-")
+        if name in OURS:
+            raise InputError(f"training option {name}: {OURS[name]}; leave it out")
+    given = {"--store": store, "--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
+    if stage != "sft":
+        given["--stage"] = stage
+    arguments = [word for name, value in given.items() if value for word in (name, _absolute(name, value))]
+    arguments += _without_empty(more)
+    parse_training(stage, arguments)
+    return arguments
+
+
+def parse_training(stage: str, arguments: list[str]) -> LoraOptions:
+    """The arguments as the training will read them."""
+    return parse(FinetuneArguments if stage == "sft" else PretrainArguments, arguments)
+
+
+def _absolute(name: str, value: str) -> str:
+    return value if name == "--stage" else storage.normalise(value)
+
+
+def _without_empty(words: tuple[str, ...]) -> list[str]:
+    """KFP passes an absent value as an empty text: such an option is not given at all."""
+    kept: list[str] = []
+    for word in words:
+        if word == "" and kept and kept[-1].startswith("--") and "=" not in kept[-1]:
+            kept.pop()
+        elif word != "" and not (word.startswith("--") and word.endswith("=")):
+            kept.append(word)
+    return kept
+
+
+def command_line(stage: str, arguments: list[str], python: str = "python") -> tuple[str, ...]:
+    """`python -m components.pretrain …`; `python`: the interpreter, in an image the one on its path."""
+    return (str(PurePath(python)), "-m", f"components.{training_module(stage)}", *arguments)

@@ -1,0 +1,177 @@
+"""The step that runs a training job and hands its result on as its own.
+
+The training writes a copy of its manifest beside the launcher's place in the store. So a launcher that starts again
+finds a result whatever became of the job; and it leaves that manifest as its own, so the step is skipped next time.
+"""
+
+import logging
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from components.launch_training.command import command_line, parse_training, training_arguments, training_module
+from components.shared import storage
+from components.shared.artifact import MANIFEST, ArtifactWriter, Manifest, find_published, open_artifact
+from components.shared.cli import Ref, StageOptions, not_keyed
+from components.shared.errors import InputError, StorageFault
+from components.shared.images import image
+from components.shared.training.inputs import open_inputs
+from components.shared.training_job import LABEL, TrainingJob, job_name
+
+log = logging.getLogger("launch")
+
+JOB_MANIFEST = "job-manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchTraining(StageOptions):
+    """Run a training as a job. What stands after `--` goes to the training: pretrain's or finetune's options."""
+
+    stage: Literal["embeddings", "lora", "sft"]
+    """embeddings and lora run pretrain, sft runs finetune."""
+    model: Ref
+    """Reference to the model that is trained."""
+    dataset: Ref
+    """Reference to the packed dataset."""
+    adapter: Ref = ""
+    """Reference to an adapter to go on from."""
+    backend: not_keyed(Literal["pytorchjob", "local"]) = "pytorchjob"  # type: ignore[valid-type]
+    """pytorchjob: on a cluster with Kubeflow's training operator; local: as processes on this machine."""
+    size: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Name of the model size, a label on the job."""
+    nodes: int = 1
+    """Nodes of the job."""
+    processes_per_node: int = 1
+    """Training processes on each node: one per GPU."""
+    gpu_resource: str = ""
+    """The name under which the cluster offers GPUs, as nvidia.com/gpu: one for each process; empty: none."""
+    image: str = ""
+    """The training's image; empty: pretrain's or finetune's of this version."""
+    cpu: not_keyed(str) = "2"  # type: ignore[valid-type]
+    """CPU of each node."""
+    memory: not_keyed(str) = "8Gi"  # type: ignore[valid-type]
+    """Memory of each node, /dev/shm included."""
+    shared_memory: not_keyed(str) = "2Gi"  # type: ignore[valid-type]
+    """Size of /dev/shm."""
+    ephemeral_storage: not_keyed(str) = "20Gi"  # type: ignore[valid-type]
+    """Node-local disk for model, data and checkpoints."""
+    queue: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Kueue's local queue."""
+    priority_class: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Kueue's workload priority class."""
+    s3_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account's identity."""
+    s3_endpoint: not_keyed(str) = ""  # type: ignore[valid-type]
+    """The S3 server's address for the job; empty: this process's ZHLLAMA_S3_ENDPOINT."""
+    pull_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Secret to pull the image with."""
+    service_account: not_keyed(str) = ""  # type: ignore[valid-type]
+    """The job's service account; it needs no rights."""
+    namespace: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Namespace of the job; empty: this pod's."""
+    run_id: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Names the job: `<run id>-<stage>-a<attempt>`; empty: from the input key."""
+    team: not_keyed(str) = ""  # type: ignore[valid-type]
+    """A label on the job."""
+    deadline_seconds: not_keyed(int) = 86_400  # type: ignore[valid-type]
+    """The job's run time at most."""
+    grace_seconds: not_keyed(int) = 120  # type: ignore[valid-type]
+    """What the job gets between SIGTERM and SIGKILL."""
+    attempts: not_keyed(int) = 3  # type: ignore[valid-type]
+    """Jobs that may fail before the step does."""
+    arguments: str = ""
+    """More options of the training, as one text."""
+    training: tuple[str, ...] = ()
+    """Options of the training; given after `--`."""
+
+    def __post_init__(self) -> None:
+        self.training_arguments("/unknown-yet")
+
+    def training_arguments(self, output: str) -> list[str]:
+        """The training's arguments; InputError when one of them is wrong."""
+        try:
+            more = (*self.training, *shlex.split(self.arguments))
+        except ValueError as error:
+            raise InputError(f"--arguments {self.arguments}: {error}; quote it as in a shell") from error
+        return training_arguments(
+            stage=self.stage,
+            store=self.store,
+            model=self.model,
+            dataset=self.dataset,
+            adapter=self.adapter,
+            output=output,
+            more=more,
+        )
+
+
+def launch_training(config: LaunchTraining, out: ArtifactWriter) -> Manifest:
+    """Runs the job unless its result is there already, and publishes that result as the launcher's own."""
+    place = storage.join(out.root, JOB_MANIFEST)
+    manifest = published(place)
+    if manifest is None:
+        arguments = config.training_arguments(place)
+        if open_artifact(config.model, "--model").manifest.vocabulary is not None:
+            # what a job would find out after its queue
+            open_inputs(parse_training(config.stage, arguments))
+        run_job(config, out.root.rsplit("/", 1)[1], arguments)
+        manifest = published(place)
+        if manifest is None:
+            raise StorageFault(f"{place}: the job ended, but the training left no manifest there; see its log")
+    else:
+        log.info("the job's result is there: %s", manifest.reference)
+    storage.write_bytes(storage.join(out.root, MANIFEST), manifest.to_json())
+    return manifest
+
+
+def published(place: str) -> Manifest | None:
+    """The manifest that a training left at `place`, if what it names is all there."""
+    try:
+        copy = Manifest.from_json(storage.read_bytes(place), place)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    store, stage, key = copy.root.rsplit("/", 2)
+    return find_published(store, stage, key)
+
+
+def run_job(config: LaunchTraining, key: str, arguments: list[str]) -> None:
+    """One job, on the backend that was chosen."""
+    if config.backend == "local":
+        from components.launch_training.local_job import run_local
+
+        run_local(training_job(config, key, command_line(config.stage, arguments, sys.executable), attempt=1))
+        return
+    from components.launch_training.cluster_job import run_on_cluster
+
+    command = command_line(config.stage, arguments)
+    run_on_cluster(lambda attempt: training_job(config, key, command, attempt), config.attempts)
+
+
+def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], attempt: int) -> TrainingJob:
+    """The job of an attempt."""
+    run = config.run_id or f"run-{key[:8]}"
+    labels = {"run": run, "stage": config.stage, "size": config.size, "team": config.team, "key": key}
+    endpoint = config.s3_endpoint or os.environ.get("ZHLLAMA_S3_ENDPOINT", "")
+    return TrainingJob(
+        name=job_name(run, config.stage, attempt),
+        command=command,
+        image=config.image or image(training_module(config.stage)),
+        namespace=config.namespace,
+        nodes=config.nodes,
+        processes_per_node=config.processes_per_node,
+        cpu=config.cpu,
+        memory=config.memory,
+        ephemeral_storage=config.ephemeral_storage,
+        shared_memory=config.shared_memory,
+        gpu_resource=config.gpu_resource,
+        environment={"ZHLLAMA_S3_ENDPOINT": endpoint} if endpoint else {},
+        s3_secret=config.s3_secret,
+        pull_secret=config.pull_secret,
+        service_account=config.service_account,
+        queue=config.queue,
+        priority_class=config.priority_class,
+        labels={f"{LABEL}{name}": value for name, value in labels.items() if value},
+        deadline_seconds=config.deadline_seconds,
+        grace_seconds=config.grace_seconds,
+    )

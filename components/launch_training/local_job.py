@@ -1,0 +1,123 @@
+"""A training job as processes of this machine: one a node, with the variables that the operator would set.
+
+They get SIGTERM when this process is told to stop (or, on Linux, when it dies), the grace period to end, and then
+SIGKILL, each with whatever it started.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
+from components.shared.training_job import TrainingJob
+
+log = logging.getLogger("launch")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_local(job: TrainingJob) -> None:
+    """Runs the job to its end. InputError and SystemExit(143) as the training says, StorageFault for other ends."""
+    environment = {**os.environ, **job.environment}
+    share = max(1, _cores() // (job.nodes * job.processes_per_node))
+    environment.setdefault("OMP_NUM_THREADS", str(share))
+    nodes = [_Node(number, job, {**environment, **own}) for number, own in enumerate(job.local_environments(_port()))]
+    try:
+        ended: queue.SimpleQueue[_Node] = queue.SimpleQueue()
+        for node in nodes:
+            node.follow(ended)
+        for _ in nodes:
+            node = ended.get()
+            if node.process.returncode != EXIT_DONE:
+                raise node.outcome()
+    finally:
+        _stop([node.process for node in nodes], job.grace_seconds)
+        for node in nodes:
+            node.join()
+
+
+class _Node:
+    """One node's process and the thread that passes its lines on."""
+
+    def __init__(self, number: int, job: TrainingJob, environment: dict[str, str]) -> None:
+        self.number = number
+        self._prefix = f"node {number} | " if job.nodes > 1 else ""
+        self._last = ""
+        self._thread: threading.Thread | None = None
+        self.process = subprocess.Popen(
+            job.command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+    def follow(self, ended: "queue.SimpleQueue[_Node]") -> None:
+        """Passes its lines on, and puts the node into `ended` when its process is over."""
+
+        def work() -> None:
+            assert self.process.stdout is not None
+            for raw in self.process.stdout:
+                line = raw.decode(errors="replace").rstrip()
+                if line:
+                    self._last = line
+                    print(f"{self._prefix}{line}", file=sys.stderr, flush=True)
+            self.process.wait()
+            ended.put(self)
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def outcome(self) -> BaseException:
+        """What its end means: the training's last line is its reason."""
+        code = self.process.returncode
+        _, _, reason = self._last.partition(": ")
+        if code == EXIT_INPUT:
+            return InputError(reason)
+        if code in (EXIT_CANCELLED, -signal.SIGTERM):
+            return SystemExit(EXIT_CANCELLED)
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return StorageFault(f"the training's node {self.number} {ended}: {self._last}")
+
+
+def _stop(processes: "list[subprocess.Popen[bytes]]", grace: float) -> None:
+    """Ends what still runs: SIGTERM to each process, after the grace period SIGKILL to its whole group."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + grace
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.warning("the training did not end within %.0f s: killed", grace)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,215 @@
+"""A training job, once: rendered for the Kubeflow training operator, or run as processes on this machine with exactly
+the variables that the operator would set.
+
+The command starts torch's elastic launcher itself (shared/training/elastic.py), so a pod's exit code is the
+training's own: 2 for wrong input, 143 for a cancel. Pods pass the *restricted* Pod Security Standard, hold no
+Kubernetes token, get S3 by secret reference, and write below /tmp alone.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.shared.errors import InputError
+
+PORT = 23456
+"""The operator's default port of the master."""
+LABEL = "zhllama.io/"
+"""Prefix of our labels: run, size, stage, key."""
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Keys of the S3 secret that must be there; each becomes the variable of its name."""
+S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "ZHLLAMA_S3_ENDPOINT")
+_POD_ENVIRONMENT = {
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "HF_HOME": "/tmp/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    "TRITON_CACHE_DIR": "/tmp/triton",
+    "ZHLLAMA_CACHE": "/tmp/zhllama-cache",
+}
+_LONGEST_NAME = 63 - len("-worker-999")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What a training job is, whoever runs it."""
+
+    name: str
+    """DNS label; the operator makes `<name>-master-0` and `<name>-worker-<i>` of it."""
+    command: tuple[str, ...]
+    image: str = ""
+    namespace: str = ""
+    nodes: int = 1
+    processes_per_node: int = 1
+    cpu: str = "2"
+    """Per node, requested and limited, as the next ones."""
+    memory: str = "8Gi"
+    ephemeral_storage: str = "20Gi"
+    """Node-local disk for the model, the dataset and checkpoints."""
+    shared_memory: str = "2Gi"
+    """/dev/shm, part of `memory`."""
+    gpu_resource: str = ""
+    """Name of the cluster's GPUs, one for each process; empty: none."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    s3_secret: str = ""
+    """Secret with S3_KEYS (and perhaps S3_OPTIONAL_KEYS); empty: the service account's own identity."""
+    pull_secret: str = ""
+    service_account: str = ""
+    queue: str = ""
+    """Kueue's local queue; the job is created suspended and admitted by it."""
+    priority_class: str = ""
+    """Kueue's workload priority class."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, str], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    owner: Mapping[str, Any] | None = None
+    """Owner reference, so that deleting a run deletes its job."""
+    deadline_seconds: int = 86_400
+    """The job's run time at most; waiting in a queue does not count."""
+    grace_seconds: int = 120
+    """From SIGTERM to SIGKILL: what a training needs to write a checkpoint."""
+    restarts: int = 3
+    """Pod failures after which the job has failed."""
+    ttl_seconds: int = 3_600
+    """How long a finished job stays."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", self.name) or len(self.name) > _LONGEST_NAME:
+            raise InputError(
+                f"job name {self.name!r}: lower-case letters, digits and dashes, at most {_LONGEST_NAME}, are needed"
+            )
+        for name in ("nodes", "processes_per_node"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+
+    # --- the operator's variables -------------------------------------------------------------------------------------
+
+    def operator_environment(self, node: int, address: str, port: int) -> dict[str, str]:
+        """What the operator (v1, with a Master) sets in the pod of a node: RANK is the pod's, not a process's."""
+        return {
+            "PYTHONUNBUFFERED": "1",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(self.nodes * self.processes_per_node),
+            "RANK": str(node),
+            "PET_MASTER_ADDR": address,
+            "PET_MASTER_PORT": str(port),
+            "PET_NNODES": str(self.nodes),
+            "PET_NPROC_PER_NODE": str(self.processes_per_node),
+            "PET_NODE_RANK": str(node),
+        }
+
+    def local_environments(self, port: int) -> list[dict[str, str]]:
+        """The variables of each node's process on this machine."""
+        return [self.operator_environment(node, "127.0.0.1", port) for node in range(self.nodes)]
+
+    # --- kubeflow.org/v1 ----------------------------------------------------------------------------------------------
+
+    def pytorchjob(self) -> dict[str, Any]:
+        """The PyTorchJob: one Master, the other nodes Workers."""
+        labels = dict(self.labels)
+        if self.queue:
+            labels["kueue.x-k8s.io/queue-name"] = self.queue
+        if self.priority_class:
+            labels["kueue.x-k8s.io/priority-class"] = self.priority_class
+        metadata: dict[str, Any] = {"name": self.name, "labels": labels}
+        if self.namespace:
+            metadata["namespace"] = self.namespace
+        if self.annotations:
+            metadata["annotations"] = dict(self.annotations)
+        if self.owner is not None:
+            metadata["ownerReferences"] = [dict(self.owner)]
+        replicas = {"Master": self._replicas(1)}
+        if self.nodes > 1:
+            replicas["Worker"] = self._replicas(self.nodes - 1)
+        return {
+            "apiVersion": "kubeflow.org/v1",
+            "kind": "PyTorchJob",
+            "metadata": metadata,
+            "spec": {
+                "nprocPerNode": str(self.processes_per_node),
+                "runPolicy": {
+                    "cleanPodPolicy": "Running",
+                    "backoffLimit": self.restarts,
+                    "activeDeadlineSeconds": self.deadline_seconds,
+                    "ttlSecondsAfterFinished": self.ttl_seconds,
+                },
+                "pytorchReplicaSpecs": replicas,
+            },
+        }
+
+    def _replicas(self, count: int) -> dict[str, Any]:
+        return {"replicas": count, "restartPolicy": "OnFailure", "template": self._pod()}
+
+    def _pod(self) -> dict[str, Any]:
+        pod: dict[str, Any] = {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": self.grace_seconds,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [self._container()],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
+            ],
+        }
+        if self.service_account:
+            pod["serviceAccountName"] = self.service_account
+        if self.pull_secret:
+            pod["imagePullSecrets"] = [{"name": self.pull_secret}]
+        if self.node_selector:
+            pod["nodeSelector"] = dict(self.node_selector)
+        if self.tolerations:
+            pod["tolerations"] = [dict(toleration) for toleration in self.tolerations]
+        # Istio's sidecar would stand between the processes, and keep the pod alive after them
+        labels = {**self.labels, "sidecar.istio.io/inject": "false"}
+        return {"metadata": {"labels": labels}, "spec": pod}
+
+    def _container(self) -> dict[str, Any]:
+        resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
+        if self.gpu_resource:
+            resources[self.gpu_resource] = str(self.processes_per_node)
+        return {
+            # the operator sets its variables in a container of this name alone
+            "name": "pytorch",
+            "image": self.image,
+            "command": list(self.command),
+            "env": self._variables(),
+            "resources": {"requests": dict(resources), "limits": dict(resources)},
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+        }
+
+    def _variables(self) -> list[dict[str, Any]]:
+        plain = {
+            **_POD_ENVIRONMENT,
+            # the launcher inside must be done before the kubelet kills it
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, self.grace_seconds - 15)),
+            **self.environment,
+        }
+        variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
+        if self.s3_secret:
+            for key in (*S3_KEYS, *S3_OPTIONAL_KEYS):
+                if key in plain:
+                    continue
+                reference: dict[str, Any] = {"name": self.s3_secret, "key": key}
+                if key in S3_OPTIONAL_KEYS:
+                    reference["optional"] = True
+                variables.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
+        return variables
+
+
+def job_name(run: str, stage: str, attempt: int) -> str:
+    """`<run>-<stage>-a<N>`, cut and cleaned to a DNS label."""
+    tail = f"-{stage}-a{attempt}"
+    clean = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
+    if not clean[:1].isalpha():
+        clean = f"run-{clean}"
+    return clean[: _LONGEST_NAME - len(tail)].rstrip("-") + tail
