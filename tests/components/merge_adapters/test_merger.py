@@ -289,6 +289,21 @@ def test_an_adapter_that_wants_to_run_code_is_refused(tmp_path, tiny_model, make
         merge(tmp_path, tiny_model, adapter)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"model-00001\.safetensors: tensor .* is cut short"),
+        (lambda path: path.unlink(), r"the shard model-00001\.safetensors is missing"),
+    ],
+    ids=["cut short", "missing"],
+)
+def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, message):
+    model = shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json"))
+    spoil(model / "model-00001.safetensors")
+    with pytest.raises(InputError, match=message):
+        merge(tmp_path / "store", model, make_adapter(1))
+
+
 def test_a_model_given_as_an_adapter_is_refused(tmp_path, tiny_model):
     with pytest.raises(InputError, match="this is a hf-model; a adapter is needed"):
         merge(tmp_path, tiny_model, tiny_model)
