@@ -52,7 +52,7 @@ def training_arguments(
     if stage != "sft":
         given["--stage"] = stage
     arguments = [word for name, value in given.items() if value for word in (name, _absolute(name, value))]
-    arguments += _without_empty(more)
+    arguments += _without_absent(more, stage)
     parse_training(stage, arguments)
     return arguments
 
@@ -66,11 +66,18 @@ def _absolute(name: str, value: str) -> str:
     return value if name == "--stage" else storage.normalise(value)
 
 
-def _without_empty(words: tuple[str, ...]) -> list[str]:
-    """KFP passes an absent value as an empty text: such an option is not given at all."""
+_ONLY_OF = {"--train-embeddings": ("sft",), "--also-lm-head": ("embeddings",)}
+"""Switches that one training has. A KFP step passes them to each, as false."""
+
+
+def _without_absent(words: tuple[str, ...], stage: str) -> list[str]:
+    """The words without what says nothing: options with an empty value, and another training's switch that is off."""
     kept: list[str] = []
     for word in words:
-        if word == "" and kept and kept[-1].startswith("--") and "=" not in kept[-1]:
+        name = kept[-1].replace("_", "-") if kept else ""
+        absent = word == "" and name.startswith("--") and "=" not in name
+        foreign = word.lower() == "false" and stage not in _ONLY_OF.get(name, (stage,))
+        if absent or foreign:
             kept.pop()
         elif word != "" and not (word.startswith("--") and word.endswith("=")):
             kept.append(word)

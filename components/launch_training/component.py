@@ -48,7 +48,7 @@ def launch_training(
     lora_r: int = 0,
     lora_alpha: float = 0.0,
     lora_dropout: float = 0.05,
-    train_embeddings: str = "",
+    train_embeddings: bool = False,
     arguments: str = "",
 ):
     return dsl.ContainerSpec(
@@ -65,7 +65,7 @@ def launch_training(
             "--nodes", nodes,
             "--processes-per-node", processes_per_node,
             "--gpu-resource", gpu_resource,
-            "--image", training_image,
+            "--training-image", training_image,
             "--cpu", cpu,
             "--memory", memory,
             "--shared-memory", shared_memory,
@@ -77,11 +77,12 @@ def launch_training(
             "--namespace", namespace,
             "--run-id", run_id,
             "--deadline-seconds", deadline_seconds,
-            f"--arguments={arguments}",
             "--output", trained.path,
             "--reference", ref,
             "--report", report.path,
             "--executor-output", "{{$.outputs.output_file}}",
+            # its value may begin with dashes
+            f"--arguments={arguments}",
             "--",
             "--max-steps", max_steps,
             "--learning-rate", learning_rate,

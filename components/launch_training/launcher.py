@@ -18,7 +18,7 @@ from components.shared.cli import Ref, StageOptions, not_keyed
 from components.shared.errors import InputError, StorageFault
 from components.shared.images import image
 from components.shared.training.inputs import open_inputs
-from components.shared.training_job import LABEL, TrainingJob, job_name
+from components.shared.training_job import LABEL, TrainingJob, job_name, label_value
 
 log = logging.getLogger("launch")
 
@@ -47,7 +47,7 @@ class LaunchTraining(StageOptions):
     """Training processes on each node: one per GPU."""
     gpu_resource: str = ""
     """The name under which the cluster offers GPUs, as nvidia.com/gpu: one for each process; empty: none."""
-    image: str = ""
+    training_image: str = ""
     """The training's image; empty: pretrain's or finetune's of this version."""
     cpu: not_keyed(str) = "2"  # type: ignore[valid-type]
     """CPU of each node."""
@@ -156,7 +156,7 @@ def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], att
     return TrainingJob(
         name=job_name(run, config.stage, attempt),
         command=command,
-        image=config.image or image(training_module(config.stage)),
+        image=config.training_image or image(training_module(config.stage)),
         namespace=config.namespace,
         nodes=config.nodes,
         processes_per_node=config.processes_per_node,
@@ -171,7 +171,7 @@ def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], att
         service_account=config.service_account,
         queue=config.queue,
         priority_class=config.priority_class,
-        labels={f"{LABEL}{name}": value for name, value in labels.items() if value},
+        labels={f"{LABEL}{name}": label_value(value) for name, value in labels.items() if value},
         deadline_seconds=config.deadline_seconds,
         grace_seconds=config.grace_seconds,
     )

@@ -206,6 +206,11 @@ class TrainingJob:
         return variables
 
 
+def label_value(text: str) -> str:
+    """The text as a label's value: what is not allowed there becomes a dash, at most 63 characters."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("-._")
+
+
 def job_name(run: str, stage: str, attempt: int) -> str:
     """`<run>-<stage>-a<N>`, cut and cleaned to a DNS label."""
     tail = f"-{stage}-a{attempt}"

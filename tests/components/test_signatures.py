@@ -26,6 +26,18 @@ def config_of(stage: str) -> type:
     raise AssertionError(f"{stage}: {name} is not imported")
 
 
+def options_of(stage: str) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """The command's options, each with its type. launch_training hands some on to the training, after `--`."""
+    from components.shared.training.options import FinetuneOptions, PretrainOptions
+
+    found: dict[str, tuple[dataclasses.Field, Any]] = {}
+    for config in (config_of(stage), *((PretrainOptions, FinetuneOptions) if stage == "launch_training" else ())):
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            found.setdefault(field.name, (field, hints[field.name]))
+    return found
+
+
 def signature_of(stage: str) -> Any:
     return getattr(importlib.import_module(f"components.{stage}.component"), stage)
 
@@ -42,8 +54,7 @@ def arguments(stage: str) -> list[str]:
 
 @every_stage
 def test_every_parameter_is_an_option_of_the_command(stage):
-    fields = {field.name for field in dataclasses.fields(config_of(stage))}
-    assert set(parameters(stage)) <= fields - PLUMBING
+    assert set(parameters(stage)) <= set(options_of(stage)) - PLUMBING
     assert "store" in parameters(stage)
 
 
@@ -51,15 +62,14 @@ def test_every_parameter_is_an_option_of_the_command(stage):
 def test_every_parameter_reaches_its_option_and_no_other(stage):
     words = arguments(stage)
     for name in parameters(stage):
-        place = words.index(f"--{name.replace('_', '-')}")
-        assert words[place + 1] == f"{{{{$.inputs.parameters['{name}']}}}}"
+        option, value = f"--{name.replace('_', '-')}", f"{{{{$.inputs.parameters['{name}']}}}}"
+        assert f"{option}={value}" in words or words[words.index(option) + 1] == value
 
 
 @every_stage
 def test_defaults_are_those_of_the_command(stage):
-    fields = {field.name: field for field in dataclasses.fields(config_of(stage))}
     for name, parameter in parameters(stage).items():
-        default = fields[name].default
+        default = options_of(stage)[name][0].default
         if parameter.default is None:
             continue
         wanted = "" if default is None else default
@@ -68,9 +78,8 @@ def test_defaults_are_those_of_the_command(stage):
 
 @every_stage
 def test_what_the_command_can_do_without_the_step_can_do_without(stage):
-    fields = {field.name: field for field in dataclasses.fields(config_of(stage))}
     for name, parameter in parameters(stage).items():
-        if fields[name].default is dataclasses.MISSING:
+        if options_of(stage)[name][0].default is dataclasses.MISSING:
             assert not parameter.optional, f"--{name} is required by the command"
 
 
@@ -78,11 +87,10 @@ def test_what_the_command_can_do_without_the_step_can_do_without(stage):
 def test_types_are_those_of_the_command(stage):
     kinds = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN"}
     named = {"String": str, "Integer": int, "Float": float, "Double": float, "Boolean": bool}
-    hints = typing.get_type_hints(config_of(stage))
     for name, parameter in parameters(stage).items():
         kind = named.get(parameter.type)
         assert kind in kinds, f"--{name}: the type {parameter.type}"
-        hint = hints[name]
+        hint = options_of(stage)[name][1]
         if hint in kinds:
             # a number that may be left out is text for KFP: only text can be empty
             assert kind in (hint, str), f"--{name} is {hint.__name__}"
