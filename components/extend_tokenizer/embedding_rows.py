@@ -3,7 +3,8 @@
 `piece-mean`: the mean of the rows of the pieces into which the old vocabulary splits the new one, scaled to their mean
 norm (a mean of n nearly orthogonal rows is about √n shorter than each, and RMSNorm would lift its noise). `mean`: the
 mean of all old rows. `normal`: N(0, 0.02), the recipe's. Rows come in chunks: beside the old table, 2,048 new rows are
-in memory.
+in memory. torch's embedding_bag sums in float32 whatever the table holds: 18,000 means × 4096 take 0.3 s, gathering and
+index_add 9.
 """
 
 from collections.abc import Iterator
@@ -24,10 +25,11 @@ def new_rows(
     import torch
 
     mean = _mean(old) if init == "mean" else None
+    norms = torch.cat([part.float().norm(dim=1) for part in old.split(CHUNK)]) if init == "piece-mean" else None
     for start in range(0, len(splits), CHUNK):
         chunk = splits[start : start + CHUNK]
-        if init == "piece-mean":
-            rows = _piece_means(old, chunk)
+        if norms is not None:
+            rows = _piece_means(old, norms, chunk)
         elif mean is not None:
             rows = mean.expand(len(chunk), -1)
         else:
@@ -44,12 +46,13 @@ def _mean(old: "torch.Tensor") -> "torch.Tensor":
     return total / len(old)
 
 
-def _piece_means(old: "torch.Tensor", splits: list[list[int]]) -> "torch.Tensor":
+def _piece_means(old: "torch.Tensor", norms: "torch.Tensor", splits: list[list[int]]) -> "torch.Tensor":
     import torch
+    from torch.nn.functional import embedding_bag
 
     counts = torch.tensor([len(ids) for ids in splits])
-    owner = torch.repeat_interleave(torch.arange(len(splits)), counts)  # [parts]: the new row each part belongs to
-    parts = old[torch.tensor([index for ids in splits for index in ids])].float()  # [parts, width]
-    means = torch.zeros(len(splits), old.shape[1]).index_add_(0, owner, parts) / counts[:, None]
-    norms = torch.zeros(len(splits)).index_add_(0, owner, parts.norm(dim=1)) / counts
-    return means * (norms / means.norm(dim=1).clamp_min(1e-12))[:, None]
+    starts = counts.cumsum(0) - counts
+    parts = torch.tensor([index for ids in splits for index in ids])
+    means = embedding_bag(parts, old, starts, mode="mean").float()  # [new rows, width]
+    wanted = embedding_bag(parts, norms[:, None], starts, mode="mean")  # [new rows, 1]
+    return means * (wanted / means.norm(dim=1, keepdim=True).clamp_min(1e-12))

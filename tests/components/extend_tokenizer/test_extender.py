@@ -11,7 +11,7 @@ from components.extend_tokenizer.embedding_rows import CHUNK, new_rows
 from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
 from components.extend_tokenizer.pieces import splits
 from components.shared import storage
-from components.shared.artifact import open_artifact
+from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.meta_format import EMBEDDING, HEAD
@@ -141,12 +141,16 @@ def test_rows_do_not_depend_on_the_chunk_they_lie_in():
 
 
 def test_in_s3_the_result_is_the_same(s3_store, base, extended, chinese):
-    for file in base.manifest.files:
-        storage.write_bytes(f"{s3_store}/model/{file.path}", base.read(file.path))
-    found = extend(f"{s3_store}/out", f"{s3_store}/model", chinese)
+    out = ArtifactWriter(s3_store, "convert_weights", "key")
+    for name in base.names:
+        out.copy(base, name)
+    out.vocabulary = base.manifest.vocabulary
+    found = extend(s3_store, out.publish("hf-model").reference, chinese)
     assert {file.path: file.sha256 for file in found.manifest.files} == {
         file.path: file.sha256 for file in extended.manifest.files
     }
+    for name in found.names:
+        assert found.read(name) == extended.read(name)
 
 
 def test_a_model_in_one_file_is_parted(tmp_path, llama_tokenizer, chinese):
@@ -256,8 +260,6 @@ def test_nothing_to_append_is_refused_at_once():
 
 
 def test_an_artifact_of_another_kind_is_refused(tmp_path, tiny_model, chinese_tokenizer):
-    from components.shared.artifact import ArtifactWriter
-
     out = ArtifactWriter(str(tmp_path), "train_tokenizer", "key")
     out.add_bytes("tokenizer.model", chinese_tokenizer)
     reference = out.publish("tokenizer").reference
