@@ -72,8 +72,7 @@ def load_model(reference: str, adapters: str = "", option: str = "--model") -> L
     size, an adapter of another model or vocabulary.
     """
     artifact = open_artifact(reference, option).expect("hf-model", option=option)
-    encoder, vocabulary = open_encoder(artifact, option)
-    _check_rows(artifact, encoder, vocabulary, option)
+    encoder, vocabulary = check_model(artifact, option)
     plan = _adapter_plan(artifact, encoder, vocabulary, adapters)
 
     import torch
@@ -97,6 +96,26 @@ def load_model(reference: str, adapters: str = "", option: str = "--model") -> L
     return LoadedModel(model, encoder, int(model.config.max_position_embeddings))
 
 
+def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
+    """The tokenizer of a model and its contract, after every shard's header was read.
+
+    InputError when a shard is missing or damaged, or the embedding's rows are not the tokenizer's pieces.
+    """
+    encoder, vocabulary = open_encoder(artifact, option)
+    if "config.json" not in artifact:
+        raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
+    rows = Checkpoint(artifact, option).info("model.embed_tokens.weight").shape[0]
+    # without a contract nothing says what the rows are padded to: multiples of 8 are what people pad to
+    stated = artifact.manifest.vocabulary is not None
+    padded = rows == vocabulary.rows if stated else rows > encoder.size and rows % 8 == 0
+    if rows != encoder.size and not padded:
+        raise InputError(
+            f"{option} {artifact.root}: the embedding has {rows} rows and tokenizer.model {encoder.size} pieces; "
+            "give the tokenizer that belongs to these weights"
+        )
+    return encoder, vocabulary
+
+
 def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     """The tokenizer of a model or adapter, and its contract; InputError when it is not the manifest's."""
     encoder = load_encoder(artifact, option)
@@ -109,21 +128,6 @@ def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
             f"{option} {artifact.root}: its tokenizer.model has {found}, its manifest says {stated}; publish it again"
         )
     return encoder, stated
-
-
-def _check_rows(artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, option: str) -> None:
-    """Reads every shard's header, and holds the embedding's rows against the tokenizer's pieces."""
-    if "config.json" not in artifact:
-        raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
-    rows = Checkpoint(artifact, option).info("model.embed_tokens.weight").shape[0]
-    # without a contract nothing says what the rows are padded to: multiples of 8 are what people pad to
-    stated = artifact.manifest.vocabulary is not None
-    padded = rows == vocabulary.rows if stated else rows > encoder.size and rows % 8 == 0
-    if rows != encoder.size and not padded:
-        raise InputError(
-            f"{option} {artifact.root}: the embedding has {rows} rows and tokenizer.model {encoder.size} pieces; "
-            "give the tokenizer that belongs to these weights"
-        )
 
 
 @dataclass(frozen=True)
