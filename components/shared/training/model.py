@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import nn
@@ -115,16 +115,18 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
 
 
 def _put_in(model: PeftModel, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    try:
-        result: Any = set_peft_model_state_dict(model, dict(weights))
-    except RuntimeError as error:
-        raise InputError(f"--adapter {where}: its weights do not fit this model ({error})") from error
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    missing = trained & set(result.missing_keys)
-    if missing or result.unexpected_keys:
-        name = min(missing or result.unexpected_keys)
-        says = "it has no weights for" if missing else "this model has no place for"
-        raise InputError(f"--adapter {where}: {says} {name}; give the adapter of this model")
+    wanted = {
+        name: tensor.shape for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    given = {name: tensor.shape for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            has, needs = (list(shapes[name]) if name in shapes else "nothing" for shapes in (given, wanted))
+            raise InputError(
+                f"--adapter {where}: its weights do not fit this model: {name} is {has} there and {needs} here; "
+                "give an adapter of this model"
+            )
+    set_peft_model_state_dict(model, dict(weights))
 
 
 def _with_masters(model: Any) -> Any:
@@ -142,7 +144,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PackedLlama)
     base.enable_input_require_grads()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def adapter_config_json(model: PeftModel) -> bytes:

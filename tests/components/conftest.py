@@ -1,0 +1,68 @@
+"""Packed data for the tiny model: text, and instructions with short answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
+from components.shared.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
+from components.shared.prompt import wrap
+from components.shared.vocabulary import Encoder, Vocabulary
+
+BLOCK = 64
+
+
+def packed(store: str, key: str, segments: Sequence[Segment], vocabulary: Vocabulary, held_out: int) -> Manifest:
+    """Segments in order, as many to a block as fit; the first `held_out` blocks are the validation split."""
+    blocks: list[list[Segment]] = [[]]
+    for segment in segments:
+        if sum(len(one.ids) for one in blocks[-1]) + len(segment.ids) > BLOCK:
+            blocks.append([])
+        blocks[-1].append(segment)
+    out = ArtifactWriter(store, "prepare_dataset", key)
+    with PackedWriter(out, TRAIN, BLOCK, vocabulary.size, 0) as train:
+        for block in blocks[held_out:]:
+            train.write(block)
+    with PackedWriter(out, VALIDATION, BLOCK, vocabulary.size, 0) as validation:
+        for block in blocks[:held_out]:
+            validation.write(block)
+    out.vocabulary = vocabulary
+    out.facts = packed_facts(BLOCK, vocabulary.size, 0, [train, validation])
+    return out.publish(KIND)
+
+
+def contract_of(model: str) -> Vocabulary:
+    found = open_artifact(model).manifest.vocabulary
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def packed_text(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes, english_text: list[str]
+) -> str:
+    """The reference of 200 English lines in blocks of 64, five of them held out."""
+    import numpy as np
+
+    encoder = Encoder(llama_tokenizer)
+    ids = [[encoder.bos, *encoder.encode(line), encoder.eos][:BLOCK] for line in english_text[:200]]
+    segments = [Segment(np.array(one)) for one in ids]
+    store = str(tmp_path_factory.mktemp("packed"))
+    return packed(store, "text", segments, contract_of(tiny_model), held_out=5).reference
+
+
+@pytest.fixture(scope="session")
+def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes) -> str:
+    """The reference of 120 questions that have the answer Yes or No."""
+    import numpy as np
+
+    encoder = Encoder(llama_tokenizer)
+    whole: list[Any] = []
+    for number in range(120):
+        # the end of the recipe's prompt: all of it would not fit a block
+        prompt = [encoder.bos, *encoder.encode(wrap(f"Is {number} even?")[-36:])]
+        answer = [*encoder.encode("No" if number % 2 else "Yes"), encoder.eos]
+        whole.append(Segment(np.array(prompt + answer), prompt=len(prompt)))
+    store = str(tmp_path_factory.mktemp("packed"))
+    return packed(store, "instructions", whole, contract_of(tiny_model), held_out=4).reference

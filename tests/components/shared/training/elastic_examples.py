@@ -1,0 +1,66 @@
+"""Workers for test_elastic.py: functions of a module that a spawned process can import."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from components.shared.artifact import Manifest
+from components.shared.errors import InputError
+from components.shared.training.elastic import Work
+
+
+def publish_ranks(work: Work[Any]) -> None:
+    """Every rank leaves a file; rank 0 publishes when all are there."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    folder = Path(work.options.store)
+    (folder / f"rank-{rank}").write_text(os.environ["OMP_NUM_THREADS"])
+    if rank == 0:
+        while len(list(folder.glob("rank-*"))) < world:
+            time.sleep(0.01)
+        publish(work)
+
+
+def publish(work: Work[Any]) -> Manifest:
+    out = work.writer()
+    out.add_bytes("done.txt", b"done")
+    return out.publish("files")
+
+
+def rank_1_has_wrong_input(work: Work[Any]) -> None:
+    if os.environ["RANK"] == "1":
+        raise InputError("the file x: is wrong; mend it")
+    signal.pause()
+
+
+def rank_1_fails(work: Work[Any]) -> None:
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("a bug")
+    signal.pause()
+
+
+def rank_1_is_killed(work: Work[Any]) -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def save_when_told(work: Work[Any]) -> None:
+    """Says that it runs; on SIGTERM takes a moment to save, then ends with 143."""
+    folder, rank = Path(work.options.store), os.environ["RANK"]
+
+    def save(signum: int, frame: object) -> None:
+        time.sleep(0.5)
+        (folder / f"saved-{rank}").touch()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, save)
+    (folder / f"running-{rank}").touch()
+    while True:
+        signal.pause()
+
+
+def nothing(work: Work[Any]) -> None:
+    pass
