@@ -12,7 +12,7 @@ from components.shared.artifact import Artifact, open_artifact
 from components.shared.errors import InputError
 from components.shared.packed import KIND, TRAIN
 from components.shared.safetensors_io import Checkpoint
-from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_file
+from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_settings
 from components.shared.vocabulary import Encoder, Vocabulary, require_equal
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -86,7 +86,7 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
                 )
     if EMBEDDING not in Checkpoint(model).tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
-    deepspeed_file(options.deepspeed)
+    deepspeed_settings(options)
     return TrainingInputs(model, dataset, adapter, vocabulary, config)
 
 

@@ -1,9 +1,10 @@
 """The options of a training, named as in transformers' TrainingArguments where it has them. No torch here: the
 launcher checks a command line against these classes before it starts a job in an image that has torch."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from components.shared.cli import Ref, StageOptions, not_keyed
 from components.shared.errors import InputError
@@ -163,3 +164,25 @@ def deepspeed_file(choice: str) -> Path | None:
         names = ", ".join(SHIPPED_DEEPSPEED)
         raise InputError(f"--deepspeed {choice}: no such file; give a JSON file, {names} or none")
     return path
+
+
+def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
+    """What `--deepspeed` says; None for `none`. InputError when it cannot be read or contradicts the options."""
+    path = deepspeed_file(options.deepspeed)
+    if path is None:
+        return None
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
+    same = {
+        "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
+        "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
+        "gradient_clipping": ("--max-grad-norm", options.max_grad_norm),
+    }
+    for name, (option, value) in same.items():
+        if settings.get(name, "auto") not in ("auto", value):
+            raise InputError(
+                f"--deepspeed {path}: {name} is {settings[name]}, but {option} is {value}; write auto there"
+            )
+    return settings

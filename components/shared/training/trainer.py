@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from components.shared.errors import EXIT_CANCELLED, InputError
 from components.shared.packed import PackedDataset
 from components.shared.training.data import collate
-from components.shared.training.options import TrainingOptions, deepspeed_file
+from components.shared.training.options import TrainingOptions, deepspeed_settings
 
 log = logging.getLogger("training")
 
@@ -76,23 +76,9 @@ def precision_of(options: TrainingOptions) -> str:
 
 
 def deepspeed_config(options: TrainingOptions) -> dict[str, Any] | None:
-    """The DeepSpeed configuration, without what a CPU cannot do. InputError when it contradicts the options."""
-    path = deepspeed_file(options.deepspeed)
-    if path is None:
-        return None
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
-    same = {
-        "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
-        "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
-        "gradient_clipping": ("--max-grad-norm", options.max_grad_norm),
-    }
-    for name, (option, value) in same.items():
-        if config.get(name, "auto") not in ("auto", value):
-            raise InputError(f"--deepspeed {path}: {name} is {config[name]}, but {option} is {value}; write auto there")
-    if not torch.cuda.is_available():
+    """The DeepSpeed configuration for this machine: without what a CPU cannot do."""
+    config = deepspeed_settings(options)
+    if config is not None and not torch.cuda.is_available():
         # there are no streams to overlap with
         config.get("zero_optimization", {})["overlap_comm"] = False
     return config

@@ -1,0 +1,113 @@
+"""Instruction tuning: answers alone are learnt, an adapter is continued in its own shape, embeddings only when told."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.finetune.finetuning import Finetune, finetune
+from components.shared.artifact import Manifest, open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+
+QUICK = {
+    "max_steps": 20,
+    "logging_steps": 5,
+    "learning_rate": 1e-2,
+    "eval_steps": 0,
+    "deepspeed": "none",
+    "per_device_train_batch_size": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No PET_* from outside; checkpoints of this test only."""
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tune(tiny_model, packed_instructions, tmp_path):
+    """`tune(**options)`: the stage on the tiny model and the Yes-or-No questions."""
+
+    def run(**options) -> Manifest:
+        chosen = {"model": tiny_model, "dataset": packed_instructions, "store": str(tmp_path / "store"), **QUICK}
+        return run_stage(Finetune(**{**chosen, **options}), finetune)
+
+    return run
+
+
+def weights(manifest: Manifest) -> dict[str, torch.Tensor]:
+    return load_file(Path(manifest.root) / "adapter_model.safetensors")
+
+
+def config(manifest: Manifest) -> dict:
+    return json.loads(open_artifact(manifest.reference).read("adapter_config.json"))
+
+
+def test_answers_are_learnt(tune):
+    manifest = tune(max_steps=40)
+    assert manifest.kind == "adapter"
+    assert manifest.metrics["eval_loss"] < 0.6 * manifest.metrics["first_loss"]
+    assert manifest.metrics["eval_accuracy"] > 0.5
+    assert manifest.facts["summary"].endswith("in 40 steps")
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_embeddings_are_trained_only_when_told(tune, embeddings):
+    manifest = tune(train_embeddings=embeddings, max_steps=2)
+    saved = {name.rsplit(".", 2)[1] for name in weights(manifest) if "lora_" not in name}
+    assert saved == ({"embed_tokens", "lm_head"} if embeddings else set())
+    assert bool(config(manifest)["modules_to_save"]) == embeddings == manifest.facts["embeddings"]
+
+
+def test_an_adapter_is_continued_in_its_own_shape(tune):
+    first = tune(lora_r=4, lora_alpha=12.0, train_embeddings=True)
+    second = tune(adapter=first.reference)
+    assert (config(second)["r"], config(second)["lora_alpha"]) == (4, 12)
+    assert weights(second).keys() == weights(first).keys()
+    # it begins where the first one ended, not anew
+    assert second.metrics["first_loss"] == pytest.approx(first.metrics["eval_loss"], rel=0.3)
+    assert second.metrics["eval_loss"] < first.metrics["eval_loss"]
+    assert second.inputs["adapter"].digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"lora_r": 8}, "--lora-r 8: the adapter .* has 4"),
+        ({"lora_alpha": 8.0}, "--lora-alpha 8: the adapter .* has 32"),
+    ],
+    ids=["rank", "alpha"],
+)
+def test_an_option_that_contradicts_the_adapter_is_refused(tune, option, said):
+    first = tune(lora_r=4, max_steps=1)
+    with pytest.raises(InputError, match=said):
+        tune(adapter=first.reference, **option)
+
+
+def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
+    from components.shared.artifact import ArtifactWriter
+
+    first = tune(max_steps=1)
+    source = open_artifact(tiny_model)
+    out = ArtifactWriter(str(tmp_path / "other"), "convert_weights", "key")
+    for name in source.names:
+        out.copy(source, name)
+    out.add_bytes("README.md", b"the same model, with a note: another artifact")
+    out.vocabulary = source.manifest.vocabulary
+    with pytest.raises(InputError, match="it was trained on another model"):
+        tune(adapter=first.reference, model=out.publish("hf-model").reference)
+
+
+def test_the_same_work_is_not_done_again(tune, caplog):
+    first = tune(max_steps=1)
+    with caplog.at_level("INFO"):
+        second = tune(max_steps=1)
+    assert second == first
+    assert "already done" in caplog.text
