@@ -162,6 +162,9 @@ def test_names_are_those_of_compiled_pipelines(bake, monkeypatch):
     monkeypatch.delenv("ZHLLAMA_REGISTRY", raising=False)
     monkeypatch.delenv("ZHLLAMA_TAG", raising=False)
     assert image("fetch_weights") == f"zhllama-fetch-weights:{VERSION}"
+    monkeypatch.setenv("ZHLLAMA_REGISTRY", "registry.example.com/team/")
+    monkeypatch.setenv("ZHLLAMA_TAG", "1.2.3")
+    assert image("serve") == "registry.example.com/team/zhllama-serve:1.2.3"
     assert bake["function"]["image"]["result"].endswith('zhllama-${replace(stage, "_", "-")}:${TAG}')
     assert bake["target"]["stage"]["tags"] == ["${image(built.stage)}"]
 
