@@ -34,8 +34,8 @@ from pipelines.processes import Ledger, die_with_parent, send
 from pipelines.records import Record, forget, key_of, read_record, still_there
 from pipelines.run_table import Row, RunTable, duration, last_lines
 
-GRACE = 45.0
-"""Seconds between SIGTERM and SIGKILL: a training writes its checkpoint in them."""
+GRACE = 150.0
+"""Seconds between SIGTERM and SIGKILL: more than a training job gives its own processes (120)."""
 ALONE = ("launch_training", "pretrain", "finetune")
 """Stages that use every core, so that nothing runs beside them."""
 SHOWN = 20
@@ -48,6 +48,8 @@ class StepResult:
 
     name: str
     stage: str
+    kind: str
+    """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
     state: str
     """done, unchanged, skipped, failed, not run or left out."""
     seconds: float
@@ -190,6 +192,20 @@ def _job(work: Path, name: str) -> dict[str, str]:
         "pipeline_job_name": f"{name}-local",
         "pipeline_job_resource_name": f"{name}-{identity}",
     }
+
+
+def last_model(work: Path) -> str:
+    """The model that the last run in a work folder ended with: what its last steps were given, or the last it made."""
+    try:
+        steps = json.loads((work / "run.json").read_text())["steps"]
+    except FileNotFoundError as error:
+        raise InputError(f"--work {work}: no run has been here; start one with: zhllama run") from error
+    given = [step["inputs"].get("model") for step in steps.values() if step["stage"] in ("generate", "evaluate")]
+    made = [step["reference"] for step in steps.values() if step["kind"] == "hf-model"]
+    for found in (*reversed(given), *reversed(made)):
+        if found:
+            return str(found)
+    raise InputError(f"--work {work}: the last run made no model; see its steps with: zhllama run")
 
 
 class _Run:
@@ -398,6 +414,7 @@ class _Run:
         return StepResult(
             name=node.name,
             stage=node.module,
+            kind=manifest.kind if manifest else "",
             state="unchanged" if row.unchanged else state.value,
             seconds=round(record.seconds if record else row.seconds, 2),
             reference=record.reference if record else "",

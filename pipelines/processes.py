@@ -84,6 +84,8 @@ class Ledger:
         left = [pid for pid in left if group_runs(pid)]
         for pid in left:
             send(pid, signal.SIGTERM)
+            # a stopped one (Ctrl-Z) would not hear it
+            send(pid, signal.SIGCONT)
         deadline = time.monotonic() + patience
         while any(group_runs(pid) for pid in left) and time.monotonic() < deadline:
             time.sleep(0.05)

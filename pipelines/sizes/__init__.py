@@ -57,8 +57,7 @@ class Training:
     weight_decay: float
     save_steps: int
     """Steps between checkpoints."""
-    dtype: Literal["float32", "bfloat16", "float16"]
-    deepspeed: Literal["zero2", "zero3", "none"]
+    deepspeed: Literal["zero2", "none"]
     nodes: int
     processes_per_node: int
     """One per GPU."""
@@ -72,6 +71,13 @@ class Training:
     """For the copy of base model and data on the node."""
     deadline_seconds: int
     """The job is ended after this long (waiting in a queue not counted)."""
+    arguments: str
+    """More options of the training's command, as one text."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs on each node."""
+        return self.processes_per_node if self.gpu else 0
 
     @property
     def processes(self) -> int:
@@ -96,6 +102,9 @@ class Size:
     """Tokens per training block."""
     validation_fraction: float
     adapter: Adapter
+    sft_trains_embeddings: bool
+    """Whether instruction tuning trains embed_tokens and lm_head too, as the recipe does. Without it the adapter is a
+    plain LoRA, which serving engines load as it is."""
     work: Work
     embeddings: Training
     lora: Training
@@ -165,7 +174,7 @@ def _record(kind: type[Record], value: Any, file: str, prefix: str) -> Record:
 
 
 _RATIOS = ("validation_fraction", "warmup_ratio", "dropout", "weight_decay")
-_WORDS = {int: "a whole number", float: "a number", str: "a text"}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _QUANTITIES = ("cpu", "memory", "shared_memory", "ephemeral_storage")
 
 
@@ -173,6 +182,8 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise InputError(f"{field}: {value!r}; use {' or '.join(typing.get_args(hint))}")
+        return value
+    if isinstance(value, bool) and hint is bool:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float) if hint is float else hint):
         raise InputError(f"{field}: {value!r} where {_WORDS[hint]} is needed")

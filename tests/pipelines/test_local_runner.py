@@ -466,3 +466,51 @@ def test_wrong_names_are_refused_before_anything_starts(published, work):
     with pytest.raises(InputError, match=r"--until publich: .* \(did you mean publish\?\)"):
         run_pipeline(published, {"store": str(work / "store")}, work, until="publich")
     assert not (work / "s3").exists()
+
+
+def in_namespace(
+    options: str, prepare: str, package: Path, work: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """The runner in namespaces of its own (`unshare`), after a shell command that changes them."""
+    if subprocess.run(["unshare", options, "true"], capture_output=True).returncode:
+        pytest.skip(f"this machine allows no `unshare {options}`")
+    script = f'{prepare} && exec "$@"'
+    words = [
+        "unshare",
+        options,
+        "sh",
+        "-c",
+        script,
+        "sh",
+        sys.executable,
+        "-c",
+        GUARDED,
+        str(package),
+        str(work),
+        *arguments,
+    ]
+    around = {
+        name: value for name, value in os.environ.items() if name not in ("ZHLLAMA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3")
+    }
+    return subprocess.run(words, capture_output=True, text=True, env=around, timeout=120)
+
+
+GUARDED = f"from components.shared.cli import guarded\nguarded(lambda: exec({RUN!r}, {{}}))"
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(published, work, tmp_path):
+    work.mkdir()
+    full = f"mount -t tmpfs -o size=16k tmpfs {work} && head -c 15k /dev/zero > {work}/filler"
+    ended = in_namespace("-rm", full, published, work, f"store={tmp_path / 'store'}")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "no space left; free some" in ended.stderr
+    assert run_pipeline(published, {"store": str(tmp_path / "store")}, work).exit_code == 0
+
+
+def test_no_free_port_is_one_line(published, work):
+    few = "echo '40000 40003' > /proc/sys/net/ipv4/ip_local_port_range && ip link set lo up"
+    ended = in_namespace("-rn", few, published, work)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "no free port on 127.0.0.1 for the S3 server" in ended.stderr

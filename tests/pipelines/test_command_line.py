@@ -1,0 +1,127 @@
+"""zhllama: what it prints, how it ends."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from kfp import dsl
+
+from components.shared.errors import InputError
+from pipelines.__main__ import settings
+
+
+def zhllama(*words: object, **more) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
+
+
+def test_help_is_quick_and_names_the_commands():
+    started = time.process_time()
+    ended = zhllama("--help")
+    assert ended.returncode == 0
+    assert {"run", "chat", "compile", "parameters", "submit"} <= set(ended.stdout.split())
+    assert time.process_time() - started < 1
+
+
+IMPORTED = """
+import sys
+from pipelines.__main__ import main
+try:
+    main()
+except SystemExit:
+    print(sorted({"kfp", "torch", "transformers", "boto3", "rich", "kubernetes"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("words", ["--help", "run --help", "compile --help", "submit --help"])
+def test_help_imports_nothing_heavy(words):
+    ended = subprocess.run([sys.executable, "-c", IMPORTED, *words.split()], capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "[]", ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compile", "--size", "14b", "-o", "x.yaml"], "there is no size '14b' (did you mean 13b?)"),
+        (["run", "--size", "tinny"], "there is no size 'tinny' (did you mean tiny?)"),
+        (["run", "--set", "stor=a"], "--set stor: the pipeline has no such parameter (did you mean store?)"),
+        (["run", "--set", "store"], "--set store: write NAME=VALUE"),
+        (["run", "--set", "lora_steps=many"], "--set lora_steps: 'many' where a whole number is needed"),
+        (["run", "--set", "store=out", "--until", "merge"], "--until merge: there is no such step"),
+        (["run", "--package", "none.yaml"], "none.yaml: No such file or directory"),
+        (["run", "--parallel", "0"], "--parallel 0: at least one step has to run"),
+        (["chat"], "no run has been here; start one with: zhllama run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_one_line_and_exit_2(tmp_path, words, said):
+    ended = zhllama(*words, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_settings_are_pairs_and_each_is_given_once():
+    assert settings(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+    with pytest.raises(InputError, match="--set a: given twice"):
+        settings(["a=1", "a=2"])
+
+
+def test_run_goes_on_with_the_command_that_it_names(compiled, steps, tmp_path):
+    @dsl.pipeline(name="test")
+    def pipeline(store: str, value: str):
+        done = steps.publish(store=store, value=value)
+        steps.fail(value="no good", code=2).after(done)
+
+    path = compiled(pipeline)
+    words = [
+        "run",
+        "--package",
+        path,
+        "--work",
+        tmp_path / "work",
+        "--set",
+        f"store={tmp_path / 'store'}",
+        "--set",
+        "value=a b",
+    ]
+    ended = zhllama(*words)
+    assert ended.returncode == 2
+    said = ended.stdout.splitlines()
+    assert "fail failed with exit code 2. Its last lines:" in said
+    assert "  error: no good" in said
+    (again,) = [line for line in said if line.startswith("to go on: ")]
+    assert "--set 'value=a b'" in again
+    command = again.removeprefix("to go on: zhllama ").removesuffix(" (what is done is kept)")
+    shell = f"{sys.executable} -m pipelines {command}"
+    assert "publish unchanged" in subprocess.run(shell, shell=True, capture_output=True, text=True).stdout
+
+
+def test_the_images_of_a_compiled_pipeline_are_where_they_were_said_to_be(tmp_path):
+    ended = zhllama(
+        "compile", "--size", "7b", "--registry", "r.example.com/team", "--tag", "1.2", "-o", tmp_path / "p.yaml"
+    )
+    assert ended.returncode == 0
+    images = {line.split("image: ")[1] for line in (tmp_path / "p.yaml").read_text().splitlines() if " image: " in line}
+    assert "r.example.com/team/zhllama-convert-weights:1.2" in images
+    assert all(image.startswith("r.example.com/team/zhllama-") and image.endswith(":1.2") for image in images)
+
+
+def test_parameters_lists_defaults_of_the_size():
+    said = zhllama("parameters", "--size", "13b", env={**os.environ, "COLUMNS": "200"}).stdout
+    lines = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    assert lines["store"] == ["string", "(required)"]
+    assert lines["lora_learning_rate"] == ["float", "0.0001"]
+    assert lines["size"] == ["string", "13b"]
+
+
+def test_chat_answers_with_the_model_of_the_last_run(tmp_path, tiny_model):
+    work = tmp_path / "work"
+    work.mkdir()
+    step = {"stage": "evaluate", "inputs": {"model": tiny_model}, "reference": "", "kind": "report"}
+    (work / "run.json").write_text(json.dumps({"steps": {"evaluate": step}}))
+    ended = zhllama("chat", "--work", work, input="hello\n")
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,204 @@
+"""The whole adaptation at a nano size, through SeaweedFS: every stage, killed on the way, and every starting point."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.shared import storage
+from components.shared.artifact import open_artifact
+from pipelines.adapt_llama import compile_pipeline
+from pipelines.local_runner import RunResult, run_pipeline
+from pipelines.local_s3 import LocalS3
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+
+NANO = {
+    "vocab_size": "600",
+    "block_size": "256",
+    "validation_fraction": "0.1",
+    "embeddings_steps": "4",
+    "lora_steps": "6",
+    "sft_steps": "6",
+    "embeddings_batch": "4",
+    "lora_batch": "4",
+    "sft_batch": "4",
+    "backend": "local",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A store in S3, the user's data in it, and the pipeline."""
+
+    package: Path
+    root: Path
+    arguments: Mapping[str, str]
+
+    def run(self, name: str, *, until: str = "", **changed: str) -> RunResult:
+        """A run in a work folder of its own; the store is shared, so that what was done is found again."""
+        arguments = {name: value for name, value in {**self.arguments, **changed}.items() if value}
+        result = run_pipeline(self.package, arguments, self.root / name, until=until)
+        assert result.exit_code == 0, result.error
+        return result
+
+
+@pytest.fixture(scope="module")
+def world(
+    s3_server: LocalS3,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_meta: Path,
+    chinese_text: list[str],
+    english_text: list[str],
+) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("end-to-end")
+    store = f"s3://tests/end-to-end-{os.getpid()}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.access.environment().items():
+            patch.setenv(name, value)
+        patch.setenv("ZHLLAMA_CACHE", str(root / "cache"))
+        storage.forget_client()
+        data = {
+            "text": {"reviews.txt": "\n".join(chinese_text)},
+            "english": {"english.txt": "\n".join(english_text[:400])},
+            "instructions": {"items.json": json.dumps(questions(chinese_text), ensure_ascii=False)},
+            "prompts": {"prompts.txt": "你好吗？\n哪里可以看书？"},
+        }
+        for folder, files in data.items():
+            for name, content in files.items():
+                storage.write_bytes(f"{store}/uploads/{folder}/{name}", content.encode())
+        for path in tiny_meta.iterdir():
+            storage.copy(str(path), f"{store}/uploads/weights/{path.name}")
+        arguments = {
+            "store": f"{store}/artifacts",
+            "weights": f"{store}/uploads/weights",
+            "text": f"{store}/uploads/text",
+            "english_text": f"{store}/uploads/english",
+            "instructions": f"{store}/uploads/instructions",
+            "prompts": f"{store}/uploads/prompts",
+            **NANO,
+        }
+        compile_pipeline("tiny", root / "pipeline.yaml")
+        yield World(root / "pipeline.yaml", root, arguments)
+    storage.forget_client()
+
+
+def questions(sentences: list[str]) -> list[dict[str, str]]:
+    """Is it about food or not: items with two answers, about as often the one as the other."""
+    chance = random.Random(7)
+    food = ("蛋糕", "牛肉面", "豆腐", "绿茶", "咖啡", "蔬菜", "水果", "早餐")
+    items = []
+    for sentence in chance.sample(sentences, 300):
+        answer = "是" if any(word in sentence for word in food) else "否"
+        items.append({"instruction": "这句话谈到吃的或喝的吗？回答是或否。", "input": sentence, "output": answer})
+    return items
+
+
+@pytest.fixture(scope="module")
+def adapted(world: World) -> RunResult:
+    """The whole pipeline from Meta's weights, by the command; killed in stage 2, and run again."""
+    command = [sys.executable, "-m", "pipelines", "run", "--package", str(world.package)]
+    command += ["--work", str(world.root / "adapted")]
+    command += [word for name, value in world.arguments.items() for word in ("--set", f"{name}={value}")]
+    log = world.root / "adapted" / "steps" / "train_lora" / "log.txt"
+    with open(world.root / "killed.txt", "wb") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 240
+        while not log.exists():
+            assert process.poll() is None, (world.root / "killed.txt").read_text()
+            assert time.monotonic() < deadline, "stage 2 did not start in time"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stdout
+    return world.run("adapted")
+
+
+def summary(result: RunResult, step: str) -> dict[str, Any]:
+    return dict(result.steps[step].facts)
+
+
+def test_every_stage_ran_and_the_next_run_starts_none_of_them(world, adapted):
+    again = world.run("adapted")
+    states = {name: step.state for name, step in again.steps.items() if step.stage != "shared.forward"}
+    ran = {name for name, state in states.items() if state == "unchanged"}
+    assert ran >= {
+        "fetch_weights", "convert_weights", "train_tokenizer", "extend_tokenizer", "prepare_text",
+        "prepare_instructions", "train_embeddings", "train_lora", "merge_lora", "train_sft", "merge_sft", "merge_both",
+        "evaluate", "generate",
+    }  # fmt: skip
+    assert set(states.values()) == {"unchanged", "skipped", "done"}
+    assert [name for name, state in states.items() if state == "done"] == ["cleanup_training"]
+    assert again.seconds < 30
+
+
+def test_merged_one_by_one_and_in_one_call_the_weights_are_equal(adapted):
+    one_by_one, in_one_call = summary(adapted, "merge_sft"), summary(adapted, "merge_both")
+    assert one_by_one["weights_digest"] == in_one_call["weights_digest"]
+
+
+def test_the_report_compares_base_stages_and_the_adapted_model(adapted):
+    report = json.loads(open_artifact(adapted.reference("evaluate")).read("report.json"))
+    assert [model["label"] for model in report["models"]] == ["base", "stage 1", "stage 2", "adapted"]
+    base, _, _, after = report["models"]
+    assert after["tokens_per_character"]["zh"] < 0.7 * base["tokens_per_character"]["zh"]
+    assert after["bits_per_byte"]["zh"] < base["bits_per_byte"]["zh"]
+    assert len(report["trainings"]) == 3
+    assert after["instructions"]["items"] > 10
+
+
+def test_the_answers_are_there(adapted):
+    samples = json.loads(open_artifact(adapted.reference("generate")).read("samples.json"))
+    assert len(samples) == 2
+
+
+# --- other starting points --------------------------------------------------------------------------------------------
+
+
+def test_from_a_ready_model(world, adapted):
+    ready = world.run("model", until="extend_tokenizer", weights="", model=adapted.reference("convert_weights"))
+    assert ready.steps["fetch_weights"].state == "skipped"
+    assert ready.reference("extend_tokenizer") == adapted.reference("extend_tokenizer")
+
+
+def test_from_a_ready_chinese_tokenizer(world, adapted):
+    pieces = adapted.reference("train_tokenizer")
+    ready = world.run("tokenizer", until="extend_by_given", chinese_tokenizer=pieces)
+    assert ready.steps["train_tokenizer"].state == "left out"
+    assert ready.reference("extend_by_given") == adapted.reference("extend_tokenizer")
+
+
+def test_from_a_ready_extended_model(world, adapted):
+    extended = adapted.reference("extend_tokenizer")
+    ready = world.run("extended", until="train_embeddings", weights="", extended_model=extended)
+    assert ready.reference("train_embeddings") == adapted.reference("train_embeddings")
+
+
+def test_published_adapters_are_merged_without_training(world, adapted):
+    published = f"{adapted.reference('train_lora')},{adapted.reference('train_sft')}"
+    merged = world.run("published", weights="", model=adapted.reference("train_embeddings"), adapters=published)
+    assert summary(merged, "merge_published")["weights_digest"] == summary(adapted, "merge_sft")["weights_digest"]
+    assert {merged.steps[name].state for name in ("train_embeddings", "train_lora", "train_sft")} == {"skipped"}
+    assert {merged.steps[name].state for name in ("evaluate", "generate")} == {"done"}
+
+
+def test_without_stage_1(world, adapted):
+    without = world.run("no-stage-1", until="merge_lora", run_stage1="false")
+    assert without.steps["train_embeddings"].state == "skipped"
+    assert without.steps["train_lora"].inputs["model"] == adapted.reference("extend_tokenizer")
+
+
+def test_without_sft_and_without_instructions(world, adapted):
+    without = world.run("no-sft", run_sft="false", instructions="")
+    assert {without.steps[name].state for name in ("train_sft", "merge_sft", "prepare_instructions")} == {"skipped"}
+    assert without.steps["evaluate"].inputs["model"] == adapted.reference("merge_lora")
