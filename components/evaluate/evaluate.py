@@ -1,7 +1,7 @@
 """The evaluation: select held-out data once, score every model on it, write one report.
 
 Models of equal digest (a stage that was skipped) are scored once. Measured at 4 layers × 128, 38,000 pieces, 100 kB of
-Chinese, 100 kB of English and 500 two-way items: 8 CPU seconds a model, the output layer being most of them.
+Chinese, 100 kB of English and 500 two-way items: 8 to 10 CPU seconds a model, the output layer being most of them.
 """
 
 import json

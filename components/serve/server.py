@@ -58,7 +58,8 @@ class Server:
         self._process = subprocess.Popen(
             command,
             cwd=self._folder,
-            env={**os.environ, **quiet, "PYTHONUNBUFFERED": "1"},
+            # passive: idle threads leave the cores to others (components/shared/inference.py)
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **quiet, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

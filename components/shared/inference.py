@@ -8,6 +8,7 @@ on older cards) on a GPU.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,9 @@ def load_model(reference: str, adapters: str = "", option: str = "--model") -> L
     artifact = open_artifact(reference, option).expect("hf-model", option=option)
     encoder, vocabulary = check_model(artifact, option)
     plan = _adapter_plan(artifact, encoder, vocabulary, adapters)
+    # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
+    # beside other work: 45 s of waiting for 9 s of arithmetic)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     import torch
     from transformers import AutoModelForCausalLM
