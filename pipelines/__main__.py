@@ -56,6 +56,27 @@ def parser() -> argparse.ArgumentParser:
     _size(add, "tiny")
     add.set_defaults(command=parameters)
 
+    render = commands.add_parser("render", help="write manifests for kubectl apply")
+    kinds = render.add_subparsers(required=True, metavar="WHAT")
+    add = kinds.add_parser("pytorchjob", help="one training as a PyTorchJob, to standard output")
+    _size(add, None)
+    add.add_argument("--stage", required=True, help="embeddings, lora or sft")
+    for name, note in (
+        ("model", "reference to the model that is trained"),
+        ("dataset", "reference to the packed dataset"),
+        ("store", "where the result is put: s3://bucket/prefix"),
+    ):
+        add.add_argument(f"--{name}", required=True, metavar="REF" if name != "store" else "URI", help=note)
+    add.add_argument("--adapter", default="", metavar="REF", help="an adapter to go on from")
+    add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
+    add.add_argument("--namespace", default="")
+    add.add_argument("--queue", default="", help="Kueue's local queue")
+    add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
+    _images(add)
+    add.set_defaults(command=render_pytorchjob)
+    add = kinds.add_parser("all", help="k8s/pytorchjob again, from pipelines/sizes")
+    add.set_defaults(command=render_all)
+
     add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
     _size(add, None)
     _images(add)
@@ -134,6 +155,32 @@ def parameters(given: argparse.Namespace) -> None:
     for name, found in (adapt_llama(sizes.load(given.size)).component_spec.inputs or {}).items():
         table.add_row(name, found.type.lower(), "(required)" if not found.optional else text_of(found.default))
     Console().print(table)
+
+
+def render_pytorchjob(given: argparse.Namespace) -> None:
+    _use_images(given)
+    from pipelines import render, sizes
+
+    job = render.training_job(
+        sizes.load(given.size),
+        given.stage,
+        model=given.model,
+        dataset=given.dataset,
+        store=given.store,
+        adapter=given.adapter,
+        name=given.name,
+        namespace=given.namespace,
+        queue=given.queue,
+        arguments=given.arguments,
+    )
+    print(render.as_yaml(job), end="")
+
+
+def render_all(given: argparse.Namespace) -> None:
+    from pipelines import render
+
+    for path in render.write_examples():
+        print(path)
 
 
 def run(given: argparse.Namespace) -> None:

@@ -1,0 +1,150 @@
+"""Training jobs as manifests for `kubectl apply`, for teams that run no pipeline: from the sizes, through TrainingJob.
+
+`k8s/pytorchjob/<size>/<stage>.yaml` are such manifests with example addresses; a test keeps them as this module
+writes them.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.shared.cli import parse
+from components.shared.errors import InputError
+from components.shared.images import image
+from components.shared.training.options import FinetuneOptions, PretrainOptions
+from components.shared.training_job import LABEL, TrainingJob
+from pipelines import sizes
+from pipelines.sizes import Size
+
+S3_SECRET = "zhllama-s3"
+SERVICE_ACCOUNT = "zhllama-training"
+FOLDER = Path(__file__).parents[1] / "k8s" / "pytorchjob"
+EXAMPLE_STORE = "s3://zhllama/artifacts"
+EXAMPLE_MODELS = {"embeddings": "extended", "lora": "stage-1", "sft": "stage-2"}
+EXAMPLE_DATASETS = {"embeddings": "text", "lora": "text", "sft": "instructions"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(PretrainOptions):
+    """pretrain's options, as they are checked here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(FinetuneOptions):
+    """finetune's options, as they are checked here."""
+
+
+def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: str = "") -> list[str]:
+    """The training's own arguments. InputError when the training would not take them."""
+    training = size.training(stage)
+    options: dict[str, Any] = {
+        **given,
+        "max-steps": training.steps,
+        "learning-rate": training.learning_rate,
+        "warmup-steps": training.warmup_ratio,
+        "weight-decay": training.weight_decay,
+        "per-device-train-batch-size": training.batch,
+        "gradient-accumulation-steps": training.accumulation,
+        "save-steps": training.save_steps,
+        "deepspeed": training.deepspeed,
+    }
+    if stage != "sft":
+        options = {"stage": stage, **options}
+    if stage != "embeddings":
+        options |= {"lora-r": size.adapter.rank, "lora-alpha": size.adapter.alpha, "lora-dropout": size.adapter.dropout}
+    if stage == "sft" and size.sft_trains_embeddings:
+        options["train-embeddings"] = "true"
+    words = [word for name, value in options.items() if value != "" for word in (f"--{name}", str(value))]
+    try:
+        words += shlex.split(training.arguments) + shlex.split(more)
+    except ValueError as error:
+        raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
+    parse(Finetune if stage == "sft" else Pretrain, words)
+    return words
+
+
+def training_job(
+    size: Size,
+    stage: str,
+    *,
+    model: str,
+    dataset: str,
+    store: str,
+    adapter: str = "",
+    name: str = "",
+    namespace: str = "",
+    queue: str = "",
+    s3_secret: str = S3_SECRET,
+    service_account: str = SERVICE_ACCOUNT,
+    arguments: str = "",
+) -> TrainingJob:
+    """A stage's training as a job with the machines of the size."""
+    training = size.training(stage)
+    addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
+    module = "finetune" if stage == "sft" else "pretrain"
+    words = training_arguments(size, stage, addresses, arguments)
+    return TrainingJob(
+        name=name or f"llama-{size.name}-{stage}",
+        command=("python", "-m", f"components.{module}", *words),
+        image=image(module),
+        namespace=namespace,
+        nodes=training.nodes,
+        processes_per_node=training.processes_per_node,
+        cpu=training.cpu,
+        memory=training.memory,
+        ephemeral_storage=training.ephemeral_storage,
+        shared_memory=training.shared_memory,
+        gpu_resource=training.gpu,
+        s3_secret=s3_secret,
+        service_account=service_account,
+        queue=queue,
+        labels={f"{LABEL}size": size.name, f"{LABEL}stage": stage},
+        deadline_seconds=training.deadline_seconds,
+    )
+
+
+def as_yaml(job: TrainingJob) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(job.pytorchjob(), sort_keys=False, width=120))
+
+
+def examples() -> dict[str, str]:
+    """The manifests below k8s/pytorchjob: `<size>/<stage>.yaml` → text, for every size that trains on GPUs."""
+    found = {}
+    for size in map(sizes.load, sizes.names()):
+        for stage in sizes.STAGES:
+            if not size.training(stage).gpu:
+                continue
+            job = training_job(
+                size,
+                stage,
+                model=f"{EXAMPLE_STORE}/models/{size.name}-{EXAMPLE_MODELS[stage]}",
+                dataset=f"{EXAMPLE_STORE}/datasets/{EXAMPLE_DATASETS[stage]}",
+                store=EXAMPLE_STORE,
+            )
+            found[f"{size.name}/{stage}.yaml"] = f"{_HEAD.format(size=size.name, stage=stage)}{as_yaml(job)}"
+    return found
+
+
+_HEAD = """\
+# Written by `zhllama render all`. With your own addresses:
+# zhllama render pytorchjob --size {size} --stage {stage} --model REF --dataset REF --store s3://bucket/prefix
+"""
+
+
+def write_examples(folder: Path = FOLDER) -> list[Path]:
+    """Writes the examples; files of sizes that are no more are taken away."""
+    wanted = {folder / name: text for name, text in examples().items()}
+    try:
+        for old in folder.glob("*/*.yaml"):
+            if old not in wanted:
+                old.unlink()
+        for path, text in wanted.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; run it from a clone that can be written") from error
+    return list(wanted)

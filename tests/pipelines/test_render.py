@@ -1,0 +1,130 @@
+"""The rendered jobs are what is in k8s/, fit the operator's schema, and run the training with the size's values."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from components.finetune.finetuning import Finetune
+from components.pretrain.pretraining import Pretrain
+from components.shared.cli import parse
+from components.shared.errors import InputError
+from pipelines import render, sizes
+
+CRD = Path(__file__).resolve().parents[3] / "shared/crds/training-operator-v1.9.4_kubeflow.org_pytorchjobs.yaml"
+ADDRESSES = {"model": "s3://b/model", "dataset": "s3://b/dataset", "store": "s3://b/store"}
+
+
+@pytest.fixture(autouse=True)
+def no_registry(monkeypatch):
+    for name in ("ZHLLAMA_REGISTRY", "ZHLLAMA_TAG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_k8s_holds_what_the_sizes_give():
+    kept = {str(path.relative_to(render.FOLDER)): path.read_text() for path in render.FOLDER.glob("*/*.yaml")}
+    assert kept == render.examples(), "k8s/pytorchjob is not as pipelines/sizes say; run: zhllama render all"
+
+
+def test_every_size_with_gpus_has_its_three_trainings():
+    assert set(render.examples()) == {
+        f"{size}/{stage}.yaml" for size in ("7b", "13b", "33b", "65b") for stage in sizes.STAGES
+    }
+
+
+def strict(schema: Any) -> Any:
+    """The schema with every object that lists its properties closed: a misspelt field is an error."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for value in schema.values():
+            strict(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            strict(value)
+    return schema
+
+
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    if not CRD.exists():
+        pytest.skip(f"{CRD} is not here: PyTorchJobs are not checked against the operator's schema")
+    version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
+    found = strict(copy.deepcopy(version["schema"]["openAPIV3Schema"]))
+    found["properties"]["metadata"] = {"type": "object"}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(render.examples()))
+def test_a_job_fits_the_operators_schema(schema, name):
+    jsonschema.validate(yaml.safe_load(render.examples()[name]), schema)
+
+
+def container(job: dict[str, Any], replica: str = "Master") -> dict[str, Any]:
+    (found,) = job["spec"]["pytorchReplicaSpecs"][replica]["template"]["spec"]["containers"]
+    return found
+
+
+@pytest.mark.parametrize("stage", sizes.STAGES)
+@pytest.mark.parametrize("name", ["tiny", "7b", "65b"])
+def test_the_command_is_the_trainings_own_with_the_sizes_values(name, stage):
+    size = sizes.load(name)
+    machine = size.training(stage)
+    job = render.training_job(size, stage, **ADDRESSES).pytorchjob()
+    words = container(job)["command"]
+    config = parse(Finetune if stage == "sft" else Pretrain, words[3:])
+    assert (config.model, config.dataset, config.store) == tuple(ADDRESSES.values())
+    assert (config.max_steps, config.learning_rate) == (machine.steps, machine.learning_rate)
+    assert (
+        config.per_device_train_batch_size * config.gradient_accumulation_steps * machine.processes
+        == machine.global_batch
+    )
+    assert getattr(config, "stage", "sft") == stage
+    assert sum(spec["replicas"] for spec in job["spec"]["pytorchReplicaSpecs"].values()) == machine.nodes
+
+
+def test_what_is_asked_for_is_in_the_job():
+    size = sizes.load("7b")
+    job = render.training_job(
+        size, "lora", **ADDRESSES, name="mine", namespace="team", queue="gpus", arguments="--lora-r 64"
+    ).pytorchjob()
+    assert (job["metadata"]["name"], job["metadata"]["namespace"]) == ("mine", "team")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert parse(Pretrain, container(job)["command"][3:]).lora_r == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"arguments": "--lora-rr 64"}, r"there is no option --lora-rr \(did you mean --lora-r\?\)"),
+        ({"arguments": "--seed 'x"}, "--arguments --seed 'x: No closing quotation"),
+        ({"name": "Not A Name"}, "job name 'Not A Name'"),
+    ],
+)
+def test_a_wrong_option_is_refused(arguments, said):
+    with pytest.raises(InputError, match=said):
+        render.training_job(sizes.load("7b"), "lora", **ADDRESSES, **arguments)
+
+
+def test_an_unknown_stage_names_the_nearest():
+    with pytest.raises(InputError, match=r"no training stage 'loras' \(did you mean lora\?\)"):
+        render.training_job(sizes.load("7b"), "loras", **ADDRESSES)
+
+
+def test_the_command_writes_a_manifest_to_standard_output():
+    words = ["render", "pytorchjob", "--size", "13b", "--stage", "sft", "--registry", "r.example.com/t", "--tag", "2"]
+    words += [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
+    ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
+    assert container(yaml.safe_load(ended.stdout))["image"] == "r.example.com/t/zhllama-finetune:2"
+
+
+def test_examples_of_a_size_that_is_no_more_are_taken_away(tmp_path):
+    (tmp_path / "9b").mkdir()
+    (tmp_path / "9b" / "lora.yaml").touch()
+    render.write_examples(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.yaml")} == set(render.examples())
