@@ -326,6 +326,7 @@ class _Run:
         self._table.change(self._rows[node.path], State.DONE, figure, unchanged)
 
     def _fail(self, node: Node, code: int, line: str) -> None:
+        line = line.removeprefix("error: ").removeprefix("fault: ")
         self._ended[node.path] = Ended(False)
         self._failures.append((node, code, line))
         self._table.change(self._rows[node.path], State.FAILED, line)

@@ -118,6 +118,8 @@ class RunTable:
             table.add_column(title, no_wrap=True)
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for row in self._rows:
+            if row.state is State.SKIPPED:
+                continue  # the other ways to the same end
             look = _LOOKS[row.state]
             figure = row.figure
             if row.state is State.RUNNING:

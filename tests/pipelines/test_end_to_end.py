@@ -3,11 +3,10 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,15 @@ NANO = {
 }
 
 
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[Any], said: Path, seconds: float = 240.0) -> None:
+    """Waits for something that a running command does; its own words when it ends before."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline, f"it did not happen in time: {said.read_text()}"
+        time.sleep(0.1)
+
+
 @dataclass(frozen=True)
 class World:
     """A store in S3, the user's data in it, and the pipeline."""
@@ -43,6 +51,12 @@ class World:
     package: Path
     root: Path
     arguments: Mapping[str, str]
+
+    def command(self, name: str, **changed: str) -> list[str]:
+        """The command that runs the pipeline in a work folder of its own."""
+        words = [sys.executable, "-m", "pipelines", "run", "--package", str(self.package)]
+        words += ["--work", str(self.root / name)]
+        return words + [word for pair in {**self.arguments, **changed}.items() for word in ("--set", "=".join(pair))]
 
     def run(self, name: str, *, until: str = "", **changed: str) -> RunResult:
         """A run in a work folder of its own; the store is shared, so that what was done is found again."""
@@ -106,18 +120,13 @@ def questions(sentences: list[str]) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def adapted(world: World) -> RunResult:
     """The whole pipeline from Meta's weights, by the command; killed in stage 2, and run again."""
-    command = [sys.executable, "-m", "pipelines", "run", "--package", str(world.package)]
-    command += ["--work", str(world.root / "adapted")]
-    command += [word for name, value in world.arguments.items() for word in ("--set", f"{name}={value}")]
+    command = world.command("adapted")
     log = world.root / "adapted" / "steps" / "train_lora" / "log.txt"
-    with open(world.root / "killed.txt", "wb") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 240
-        while not log.exists():
-            assert process.poll() is None, (world.root / "killed.txt").read_text()
-            assert time.monotonic() < deadline, "stage 2 did not start in time"
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
+    said = world.root / "killed.txt"
+    with open(said, "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        wait_for(log.exists, process, said)
+        process.kill()
         process.wait()
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
     assert ended.returncode == 0, ended.stdout
@@ -160,6 +169,33 @@ def test_the_report_compares_base_stages_and_the_adapted_model(adapted):
 def test_the_answers_are_there(adapted):
     samples = json.loads(open_artifact(adapted.reference("generate")).read("samples.json"))
     assert len(samples) == 2
+
+
+def processes_with(text: bytes) -> list[str]:
+    """The command lines of the processes that were started with this text in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if text in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def test_a_stop_in_the_middle_of_a_training_leaves_no_process(world, adapted):
+    command = world.command("stopped", embeddings_steps="5000", embeddings_arguments="--logging-steps 1")
+    log = world.root / "stopped" / "steps" / "train_embeddings" / "log.txt"
+    said = world.root / "stopped.txt"
+    mark = b"STOPPED_RUN=" + os.urandom(8).hex().encode()
+    with open(said, "wb") as output:
+        around = {**os.environ, "STOPPED_RUN": mark.split(b"=")[1].decode()}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=around)
+        wait_for(lambda: log.exists() and b"step" in log.read_bytes(), process, said)
+        assert len(processes_with(mark)) >= 4  # the runner, the launcher, the training and its two processes
+        process.terminate()
+        assert process.wait(200) == 143
+    assert processes_with(mark) == []
 
 
 # --- other starting points --------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def test_a_failed_step_ends_the_run_with_its_line_and_starts_nothing_new(
 
     result = run_pipeline(compiled(pipeline), {"code": str(code)}, work, again="zhllama run")
     assert result.exit_code == whole
-    assert result.error == "fail: error: the text is empty; give another"
+    assert result.error == "fail: the text is empty; give another"
     assert ran() == ["fail"]
     said = capsys.readouterr().out
     assert f"fail failed with exit code {code}. Its last lines:" in said
