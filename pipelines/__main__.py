@@ -41,6 +41,14 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--parallel", type=int, default=2, metavar="N", help="stages side by side (default: 2)")
     add.set_defaults(command=run)
 
+    add = commands.add_parser("demo", help="see the whole adaptation on this machine, on real Chinese text")
+    add.add_argument(
+        "--text", default="", metavar="REF", help="your own text: a folder or prefix of .txt or .jsonl files"
+    )
+    add.add_argument("--instructions", default="", metavar="REF", help="your own Alpaca items: a .json or .jsonl file")
+    _work(add)
+    add.set_defaults(command=demo)
+
     add = commands.add_parser("chat", help="talk to the model of the last run")
     add.add_argument("--model", default="", metavar="REF", help="another model")
     _work(add)
@@ -211,6 +219,12 @@ def run(given: argparse.Namespace) -> None:
         again=again,
     )
     sys.exit(result.exit_code)
+
+
+def demo(given: argparse.Namespace) -> None:
+    from pipelines.demo.run import demo as run_demo
+
+    sys.exit(run_demo(given.work, given.text, given.instructions))
 
 
 def chat(given: argparse.Namespace) -> None:

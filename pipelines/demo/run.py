@@ -1,0 +1,111 @@
+"""The demo's course: material, a tiny base model, one run of the compiled pipeline, and what was learnt.
+
+What has not changed is not done again: the material and the base carry the digest of what made them, the pipeline's
+steps skip themselves.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from components.shared import storage
+from components.shared.artifact import open_artifact
+from components.shared.cli import REPORT
+from components.shared.errors import EXIT_DONE
+from pipelines.demo.material import Material, prepare_material
+from pipelines.demo.show import show_report
+
+log = logging.getLogger("demo")
+
+SIZE = "tiny"
+
+
+def base_model(material: Material, folder: Path) -> Path:
+    """The folder with the tiny LLaMA in Meta's layout, trained by a process of its own when it is not there yet."""
+    module = Path(__file__).with_name("base_model.py")
+    made_of = hashlib.sha256(module.read_bytes() + material.tokenizer.read_bytes())
+    made_of.update((material.english / "english.txt").read_bytes())
+    note = folder.with_suffix(".made-of")
+    if note.exists() and note.read_text() == made_of.hexdigest():
+        return folder
+    log.info("training a tiny LLaMA on English, to stand for a user's weights")
+    command = [sys.executable, "-m", "pipelines.demo.base_model", "--english", str(material.english)]
+    command += ["--tokenizer", str(material.tokenizer), "--out", str(folder)]
+    ended = subprocess.run(command)
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
+    note.write_text(made_of.hexdigest())
+    return folder
+
+
+def upload(folder: Path, target: str) -> str:
+    """Puts the files of a folder under a prefix, as a user would, and gives the prefix."""
+    kept = {item.name for item in storage.listing(str(folder))}
+    for item in storage.listing(target):
+        if item.name not in kept:
+            storage.delete(storage.join(target, item.name))
+    for file in sorted(kept):
+        storage.copy(storage.join(str(folder), file), storage.join(target, file))
+    return target
+
+
+def demo(work: Path, text: str = "", instructions: str = "") -> int:
+    """Runs the demo below `work` and returns the exit code.
+
+    text, instructions: references to a user's own text and Alpaca items, instead of the demo's; a share of each is
+    held out for the evaluation.
+    """
+    from pipelines.adapt_llama import compile_pipeline
+    from pipelines.local_runner import run_pipeline, s3_for
+
+    started = time.monotonic()
+    console = Console(highlight=False)
+    work = work.absolute()
+    material = prepare_material(work / "material")
+    base = base_model(material, work / "tiny-llama")
+    package = work / "pipeline.yaml"
+    compile_pipeline(SIZE, package)
+    with s3_for(work, "") as store:
+        # side by side with the artifacts, in the same bucket
+        uploads = f"{store.rsplit('/', 1)[0]}/uploads"
+        arguments = {
+            "store": store,
+            "backend": "local",
+            "weights": upload(base, f"{uploads}/tiny-llama"),
+            "expect": f"{uploads}/tiny-llama/sha256sums.txt",
+            "text": text or upload(material.text, f"{uploads}/text"),
+            "english_text": upload(material.english_held_out, f"{uploads}/english-held-out"),
+            "instructions": instructions or upload(material.instructions, f"{uploads}/instructions"),
+            "prompts": upload(material.prompts, f"{uploads}/prompts"),
+        }
+        if not instructions:
+            arguments["instructions_validation"] = upload(material.instructions_held_out, f"{uploads}/held-out")
+        again = "make demo" if work.name == ".zhllama" else f"zhllama demo --work {work}"
+        result = run_pipeline(package, arguments, work, again=again)
+        if result.exit_code != EXIT_DONE:
+            return result.exit_code
+        evaluation = open_artifact(result.reference("evaluate"))
+        page = work / REPORT
+        page.write_bytes(evaluation.read(REPORT))
+        one_by_one, in_one_call = (
+            open_artifact(result.reference(step)).manifest.facts["weights_digest"]
+            for step in ("merge_sft", "merge_both")
+        )
+        show_report(json.loads(evaluation.read("report.json")), (one_by_one, in_one_call), console)
+    _say_what_next(console, page, work, time.monotonic() - started)
+    return EXIT_DONE if one_by_one == in_one_call else 1
+
+
+def _say_what_next(console: Console, page: Path, work: Path, seconds: float) -> None:
+    program = Path(sys.executable).with_name("zhllama")
+    shown = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
+    option = "" if work == Path(".zhllama").absolute() else f" --work {work}"
+    console.print(f"\nAll of it took {seconds / 60:.1f} minutes. The report, a page for the browser: {page}")
+    console.print(f"Talk to the model: {shown} chat{option}")
