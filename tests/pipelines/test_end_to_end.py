@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -238,3 +239,40 @@ def test_without_sft_and_without_instructions(world, adapted):
     without = world.run("no-sft", run_sft="false", instructions="")
     assert {without.steps[name].state for name in ("train_sft", "merge_sft", "prepare_instructions")} == {"skipped"}
     assert without.steps["evaluate"].inputs["model"] == adapted.reference("merge_lora")
+
+
+# --- bad input, and the run after it ----------------------------------------------------------------------------------
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+@pytest.mark.parametrize(
+    ("argument", "file", "damage", "step", "said"),
+    [
+        (
+            "weights",
+            "consolidated.01.pth",
+            flipped,
+            "fetch_weights",
+            r"consolidated\.01\.pth: sha256 .* expected .*, .* found",
+        ),
+        ("text", "reviews.txt", lambda _: b"\n\n", "train_tokenizer", r"the text files are empty"),
+        ("instructions", "items.json", lambda content: content[:-2], "prepare_instructions", r"items\.json: not JSON"),
+    ],
+    ids=["corrupted shard", "empty text", "invalid JSON"],
+)
+def test_bad_input_is_one_line_and_the_next_run_goes_on(world, adapted, argument, file, damage, step, said):
+    good = world.arguments[argument]
+    bad = f"{good}-bad"
+    for item in storage.listing(good):
+        storage.copy(f"{good}/{item.name}", f"{bad}/{item.name}")
+    storage.write_bytes(f"{bad}/{file}", damage(storage.read_bytes(f"{good}/{file}")))
+    changed = {"expect": f"{good}/sha256sums.txt"} if argument == "weights" else {}
+    arguments = {**world.arguments, **changed, argument: bad}
+    failed = run_pipeline(world.package, arguments, world.root / f"bad-{argument}", until=step)
+    assert failed.exit_code == 2
+    assert re.search(f"^{step}: .*{said}", failed.error), failed.error
+    mended = run_pipeline(world.package, {**arguments, argument: good}, world.root / f"bad-{argument}", until=step)
+    assert mended.exit_code == 0, mended.error
