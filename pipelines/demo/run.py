@@ -38,7 +38,8 @@ def base_model(material: Material, folder: Path) -> Path:
     log.info("training a tiny LLaMA on English, to stand for a user's weights")
     command = [sys.executable, "-m", "pipelines.demo.base_model", "--english", str(material.english)]
     command += ["--tokenizer", str(material.tokenizer), "--out", str(folder)]
-    ended = subprocess.run(command)
+    # idle threads that spin cost several times the work where something else runs too
+    ended = subprocess.run(command, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
     note.write_text(made_of.hexdigest())
