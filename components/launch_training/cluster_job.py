@@ -77,7 +77,7 @@ class Cluster:
             if _ACCOUNT.exists():
                 config.load_incluster_config()
             else:
-                config.load_kube_config()
+                config.load_kube_config(os.environ.get("KUBECONFIG"))
         except config.ConfigException as error:
             raise InputError(
                 f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run in a pod"
@@ -171,10 +171,10 @@ class Cluster:
 
     def _pods_of(self, selector: str, namespace: str, lines: "_Lines") -> list[dict[str, Any]]:
         try:
-            listed = _call(self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
+            listed = _call(_plain, call=self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
         except ApiException as error:
             raise _unanswered(error) from error
-        pods: list[dict[str, Any]] = client.ApiClient().sanitize_for_serialization(listed)["items"]
+        pods: list[dict[str, Any]] = listed["items"]
         for pod in pods:
             labels = pod["metadata"].get("labels", {})
             if labels.get("training.kubeflow.org/replica-type") == "master":
@@ -210,20 +210,14 @@ class Cluster:
         if not name or not _ACCOUNT.exists() or namespace != self.namespace:
             return None
         try:
-            pod = _call(self._pods.read_namespaced_pod, name=name, namespace=namespace)
+            pod = _call(_plain, call=self._pods.read_namespaced_pod, name=name, namespace=namespace)
         except ApiException as error:
             log.warning("the job gets no owner: this pod cannot be read (%s)", _short(error))
             return None
-        for owner in pod.metadata.owner_references or ():
-            if owner.kind == "Workflow":
-                return {
-                    "apiVersion": owner.api_version,
-                    "kind": owner.kind,
-                    "name": owner.name,
-                    "uid": owner.uid,
-                    "controller": False,
-                    "blockOwnerDeletion": False,
-                }
+        for owner in pod["metadata"].get("ownerReferences", ()):
+            if owner["kind"] == "Workflow":
+                named = {field: owner[field] for field in ("apiVersion", "kind", "name", "uid")}
+                return {**named, "controller": False, "blockOwnerDeletion": False}
         return None
 
 
@@ -231,7 +225,7 @@ def _own_namespace() -> str:
     place = _ACCOUNT / "namespace"
     if place.exists():
         return place.read_text().strip()
-    _, current = config.list_kube_config_contexts()
+    _, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
     return str(current["context"].get("namespace") or "default")
 
 
@@ -250,14 +244,19 @@ def _passes(error: BaseException) -> bool:
     stop=stop_after_delay(GIVE_UP_AFTER),
     reraise=True,
 )
-def _attempted(call: Callable[..., Any], **options: Any) -> Any:
-    return call(**options, _request_timeout=TIMEOUT)
+def _attempted(request: Callable[..., Any], **options: Any) -> Any:
+    return request(**options, _request_timeout=TIMEOUT)
 
 
-def _call(call: Callable[..., Any], **options: Any) -> Any:
+def _plain(call: Callable[..., Any], **options: Any) -> Any:
+    """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
+    return json.loads(call(**options, _preload_content=False).data)
+
+
+def _call(request: Callable[..., Any], **options: Any) -> Any:
     """A request, again while the server is away or busy. ApiException for an answer that will not change."""
     try:
-        return _attempted(call, **options)
+        return _attempted(request, **options)
     except HTTPError as error:
         raise StorageFault(f"the Kubernetes API server cannot be reached ({_short(error)}); try again") from error
 
@@ -298,7 +297,9 @@ def _wake(
     pause = 0.5
     while not stop.is_set():
         try:
-            for _ in watch.Watch().stream(listing, **options, timeout_seconds=300, _request_timeout=(10, 330)):
+            for _ in watch.Watch(return_type="object").stream(
+                listing, **options, timeout_seconds=300, _request_timeout=(10, 330)
+            ):
                 pause = 0.5
                 woken.put(None)
                 if stop.is_set():

@@ -1,0 +1,56 @@
+"""The job's command: the training's own options, checked before there is a job."""
+
+import pytest
+
+from components.launch_training.command import command_line, training_arguments
+from components.launch_training.launcher import LaunchTraining
+from components.shared.errors import InputError
+
+PATHS = {"store": "s3://bucket/store", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
+
+
+def arguments(*more: str, stage: str = "lora", adapter: str = "") -> list[str]:
+    return training_arguments(stage=stage, **PATHS, adapter=adapter, output="s3://bucket/out.json", more=more)
+
+
+def test_the_command_is_the_trainings_own():
+    words = command_line("lora", arguments("--max-steps", "7"))
+    assert words[:3] == ("python", "-m", "components.pretrain")
+    assert words[-4:] == ("--stage", "lora", "--max-steps", "7")
+    assert "--adapter" not in words
+    assert command_line("sft", arguments(stage="sft"))[2] == "components.finetune"
+
+
+def test_what_kfp_leaves_empty_is_not_given():
+    given = arguments("--max-steps", "", "--lora-r", "4", "--lora-alpha", "", "--deepspeed=")
+    assert given[-2:] == ["--lora-r", "4"]
+
+
+@pytest.mark.parametrize("stage", ["embeddings", "lora", "sft"])
+def test_a_step_may_pass_every_trainings_switches_when_they_are_off(stage):
+    given = arguments("--train-embeddings", "false", "--also-lm-head", "False", stage=stage)
+    assert ("--train-embeddings" in given) == (stage == "sft")
+    assert ("--also-lm-head" in given) == (stage == "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-step", "3"), r"there is no option --max-step \(did you mean --max-steps\?\)"),
+        (("--learning-rate", "fast"), "--learning-rate"),
+        (("--model", "x"), "training option --model: it is launch_training's --model"),
+        (("--output=x",), "training option --output: launch_training sets it"),
+        (("--train-embeddings", "true"), "there is no option --train-embeddings"),
+    ],
+    ids=["misspelt", "no number", "the launcher's own", "set by the launcher", "another training's"],
+)
+def test_a_wrong_training_option_is_refused_at_once(words, said):
+    with pytest.raises(InputError, match=said):
+        LaunchTraining(stage="lora", training=words, **PATHS)
+
+
+def test_options_come_as_one_text_too():
+    config = LaunchTraining(stage="lora", arguments="--max-steps 9 --lora-targets 'q_proj, v_proj'", **PATHS)
+    assert config.training_arguments("/out")[-4:] == ["--max-steps", "9", "--lora-targets", "q_proj, v_proj"]
+    with pytest.raises(InputError, match="No closing quotation"):
+        LaunchTraining(stage="lora", arguments="--lora-targets 'q_proj", **PATHS)
