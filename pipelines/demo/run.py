@@ -81,9 +81,11 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
             "backend": "local",
             "weights": upload(base, f"{uploads}/tiny-llama"),
             "expect": f"{uploads}/tiny-llama/sha256sums.txt",
-            "text": text or upload(material.text, f"{uploads}/text"),
+            "text": storage.normalise(text) if text else upload(material.text, f"{uploads}/text"),
             "english_text": upload(material.english_held_out, f"{uploads}/english-held-out"),
-            "instructions": instructions or upload(material.instructions, f"{uploads}/instructions"),
+            "instructions": storage.normalise(instructions)
+            if instructions
+            else upload(material.instructions, f"{uploads}/instructions"),
             "prompts": upload(material.prompts, f"{uploads}/prompts"),
         }
         if not instructions:
