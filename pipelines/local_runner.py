@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from components.shared import storage
+from components.shared.children import die_with_parent
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from pipelines import plan as planning
 from pipelines.ir import Package, read_package
 from pipelines.local_s3 import BUCKET, LocalS3
 from pipelines.placeholders import Surroundings, Value, command, value_of
 from pipelines.plan import Ended, Node, Plan, State, checked_arguments
-from pipelines.processes import Ledger, die_with_parent, send
+from pipelines.processes import Ledger, send
 from pipelines.records import Record, forget, key_of, read_record, still_there
 from pipelines.run_table import Row, RunTable, duration, last_lines
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from components.shared.children import die_with_parent
 from components.shared.errors import InputError
-from pipelines.processes import Ledger, die_with_parent
+from pipelines.processes import Ledger
 
 BUCKET = "zhllama"
 START_TIMEOUT = 60.0

@@ -1,29 +1,17 @@
 """Child processes that never outlive their purpose: own process groups, ended whole, and gone when we are.
 
-Three nets, since each has a hole. A stop sends SIGTERM to the group and, after a while, SIGKILL. On Linux the kernel
-sends SIGTERM to a child whose parent was killed (PR_SET_PDEATHSIG), which covers `kill -9` of the runner. And what is
-running is written down, so that the next run ends what an earlier one left (a machine without prctl, a child that did
-not listen).
+Three nets, since each has a hole. A stop sends SIGTERM to the group and, after a while, SIGKILL. On Linux a child ends
+with its parent (components/shared/children.py), which covers `kill -9` of the runner. And what is running is written
+down, so that the next run ends what an earlier one left (a machine without that signal, a child that did not listen).
 """
 
-import ctypes
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 from components.shared import storage
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """For `preexec_fn`: SIGTERM when the parent's (starting) thread ends, however it ends."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _fields(pid: str) -> list[str]:

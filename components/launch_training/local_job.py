@@ -5,7 +5,6 @@ SIGKILL, each with whatever it started.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import queue
@@ -16,12 +15,11 @@ import sys
 import threading
 import time
 
+from components.shared.children import die_with_parent
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
 from components.shared.training_job import TrainingJob
 
 log = logging.getLogger("launch")
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run_local(job: TrainingJob) -> None:
@@ -58,7 +56,7 @@ class _Node:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent,
         )
 
     def follow(self, ended: "queue.SimpleQueue[_Node]") -> None:
@@ -107,10 +105,6 @@ def _stop(processes: "list[subprocess.Popen[bytes]]", grace: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _port() -> int:

@@ -21,6 +21,7 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn, Self
 
+from components.shared.children import die_with_parent
 from components.shared.errors import InputError
 from components.shared.inference import Sampling
 
@@ -63,6 +64,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -6,6 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -247,3 +250,16 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     settings = json.loads((lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer)) / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
+
+
+def test_a_killed_command_takes_its_server_with_it(model: str):
+    with serving(model) as (program, address):
+        program.kill()
+        program.wait()
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            except (urllib.error.URLError, ConnectionError):
+                return
+    pytest.fail("the server outlived the command that started it")

@@ -1,0 +1,14 @@
+"""Child processes that end with their parent, however it ends: Linux's parent-death signal covers `kill -9` too."""
+
+import ctypes
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: SIGTERM when the parent's (starting) thread ends, however it ends."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
