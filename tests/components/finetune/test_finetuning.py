@@ -111,3 +111,25 @@ def test_the_same_work_is_not_done_again(tune, caplog):
         second = tune(max_steps=1)
     assert second == first
     assert "already done" in caplog.text
+
+
+def test_model_data_and_result_can_lie_in_s3(tune, tiny_model, packed_instructions, s3_store):
+    from components.shared.artifact import ArtifactWriter
+
+    def moved(reference: str) -> str:
+        source = open_artifact(reference)
+        out = ArtifactWriter(s3_store, source.manifest.stage, "key")
+        for name in source.names:
+            out.copy(source, name)
+        out.vocabulary, out.facts = source.manifest.vocabulary, dict(source.manifest.facts)
+        return out.publish(source.manifest.kind).reference
+
+    here = tune(max_steps=2)
+    there = tune(max_steps=2, model=moved(tiny_model), dataset=moved(packed_instructions), store=s3_store)
+    assert there.root.startswith("s3://")
+    assert there.metrics["loss"] == here.metrics["loss"]
+    names = {file.path: file.sha256 for file in there.files}
+    assert (
+        names["adapter_model.safetensors"]
+        == {file.path: file.sha256 for file in here.files}["adapter_model.safetensors"]
+    )
