@@ -114,8 +114,9 @@ class RunTable:
         from rich.text import Text
 
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for title in ("stage", "state", "time"):
-            table.add_column(title, no_wrap=True)
+        # a long key figure is cut, never the columns before it
+        for title, width in (("stage", self._width), ("state", len("unchanged")), ("time", len("12 min 34 s"))):
+            table.add_column(title, no_wrap=True, min_width=width)
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for row in self._rows:
             if row.state is State.SKIPPED:
