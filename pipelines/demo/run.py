@@ -11,20 +11,25 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from components.shared import storage
 from components.shared.artifact import open_artifact
 from components.shared.cli import REPORT
-from components.shared.errors import EXIT_DONE
+from components.shared.errors import EXIT_DONE, EXIT_FAULT
 from pipelines.demo.material import Material, prepare_material
 from pipelines.demo.show import show_report
 
 log = logging.getLogger("demo")
 
 SIZE = "tiny"
+LEAST_ACCURACY = 0.65
+LEAST_FEWER_TOKENS = 1.6
+"""What the demo's own data has to give; less means that something in the course is broken."""
 
 
 def base_model(material: Material, folder: Path) -> Path:
@@ -101,9 +106,28 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
             open_artifact(result.reference(step)).manifest.facts["weights_digest"]
             for step in ("merge_sft", "merge_both")
         )
-        show_report(json.loads(evaluation.read("report.json")), (one_by_one, in_one_call), console)
+        report = json.loads(evaluation.read("report.json"))
+        show_report(report, (one_by_one, in_one_call), console)
     _say_what_next(console, page, work, time.monotonic() - started)
-    return EXIT_DONE if one_by_one == in_one_call else 1
+    problems = [] if text or instructions else shortfalls(report)
+    if one_by_one != in_one_call:
+        problems.append("merging one by one and in one call gave different weights")
+    for problem in problems:
+        log.error("%s", problem)
+    return EXIT_FAULT if problems else EXIT_DONE
+
+
+def shortfalls(report: Mapping[str, Any]) -> list[str]:
+    """What the report of the demo's own data falls short of, a line each; empty when all is as it should be."""
+    base, adapted = report["models"][0], report["models"][-1]
+    fewer = base["tokens_per_character"]["zh"] / adapted["tokens_per_character"]["zh"]
+    accuracy = adapted["instructions"]["accuracy"]
+    found = []
+    if fewer < LEAST_FEWER_TOKENS:
+        found.append(f"{fewer:.2f} times fewer tokens for Chinese; {LEAST_FEWER_TOKENS} are expected")
+    if accuracy < LEAST_ACCURACY:
+        found.append(f"{accuracy:.1%} right answers; {LEAST_ACCURACY:.0%} are expected")
+    return found
 
 
 def _say_what_next(console: Console, page: Path, work: Path, seconds: float) -> None:

@@ -12,7 +12,7 @@ from components.shared import storage
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from pipelines.demo import base_model, material
-from pipelines.demo.run import upload
+from pipelines.demo.run import shortfalls, upload
 from pipelines.demo.show import show_report
 
 
@@ -47,6 +47,14 @@ def test_the_figures_stand_side_by_side():
 
 def test_two_ways_to_merge_that_differ_are_called_different():
     assert "DIFFERENT" in printed(report(0.5), ("a" * 64, "b" * 64))
+
+
+def test_a_demo_that_learnt_too_little_is_a_failure():
+    assert shortfalls(report(0.792)) == []
+    assert shortfalls(report(0.64)) == ["64.0% right answers; 65% are expected"]
+    longer = report(0.792)
+    longer["models"][-1]["tokens_per_character"]["zh"] = 1.0
+    assert shortfalls(longer) == ["1.20 times fewer tokens for Chinese; 1.6 are expected"]
 
 
 def test_an_upload_is_the_folder_and_nothing_else(store: str, tmp_path: Path):
