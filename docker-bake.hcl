@@ -20,9 +20,9 @@ variable "REVISION" {
   default = ""
 }
 
-// By digest for a release: docker.io/library/python@sha256:…
+// By digest for a release: python@sha256:…
 variable "PYTHON_IMAGE" {
-  default = "docker.io/library/python:3.11-slim"
+  default = "python:3.11-slim"
 }
 
 variable "TORCH_SPEC" {
