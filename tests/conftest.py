@@ -4,6 +4,7 @@ import ast
 import io
 import itertools
 import os
+import signal
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from pipelines.local_s3 import LocalS3
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a shell that starts the suite in the background has it ignore Ctrl-C, and every program under test inherits that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # on a busy machine an example may take long: that says nothing about the code
 hypothesis.settings.register_profile("busy machine", deadline=None)
