@@ -4,8 +4,8 @@ import ast
 import io
 import itertools
 import os
-import signal
 import random
+import signal
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
