@@ -368,9 +368,17 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path):
 
 
 def test_a_forked_child_has_a_client_of_its_own(s3_store):
-    import multiprocessing
+    # in a program of its own: this one has threads, and what they hold when it forks stays held in the child
+    program = """
+import multiprocessing, sys
+from components.shared import storage
 
-    storage.write_bytes(f"{s3_store}/a", b"1")
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(storage.read_bytes, [f"{s3_store}/a"] * 8) == [b"1"] * 8
-    assert storage.read_bytes(f"{s3_store}/a") == b"1"
+address = sys.argv[1]
+storage.write_bytes(address, b"1")
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map(storage.read_bytes, [address] * 8))
+print(storage.read_bytes(address))
+"""
+    command = [sys.executable, "-c", program, f"{s3_store}/a"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [str([b"1"] * 8), str(b"1")], done.stderr
