@@ -16,6 +16,8 @@ TEST_WORKERS ?= 2
 TEXT ?=
 INSTRUCTIONS ?=
 DEMO_ARGS ?=
+ONLY ?=
+SEEDS ?= 0:500
 REGISTRY ?=
 TAG ?= 0.1.0
 
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types render images lock clean
+.PHONY: help venv demo test bench soak lint format types render images lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -46,6 +48,12 @@ demo: venv  ## the whole adaptation, on real Chinese text, on this machine
 
 test: venv  ## the test suite
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+
+bench: venv  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
+	$(BIN)/python -m tests.bench $(ONLY)
+
+soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500
+	$(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)
 
 lint: venv  ## format and lint, as CI checks them
 	$(BIN)/ruff format --check .

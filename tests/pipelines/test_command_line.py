@@ -10,7 +10,7 @@ import pytest
 from kfp import dsl
 
 from components.shared.errors import InputError
-from pipelines.__main__ import settings
+from pipelines.commands.options import settings
 
 
 def zhllama(*words: object, **more) -> subprocess.CompletedProcess[str]:

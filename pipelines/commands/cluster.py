@@ -1,0 +1,119 @@
+"""For a cluster: `zhllama compile`, `parameters`, `render` and `submit`."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from pipelines.commands import options
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add = commands.add_parser("compile", help="write the pipeline as a YAML file for Kubeflow Pipelines")
+    options.size_option(add, None)
+    options.image_options(add)
+    add.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    add.set_defaults(command=compile_)
+
+    add = commands.add_parser("parameters", help="the pipeline's parameters, with their defaults at a size")
+    options.size_option(add, "tiny")
+    add.set_defaults(command=parameters)
+
+    render = commands.add_parser("render", help="write manifests for kubectl apply")
+    kinds = render.add_subparsers(required=True, metavar="WHAT")
+    add = kinds.add_parser("pytorchjob", help="one training as a PyTorchJob, to standard output")
+    options.size_option(add, None)
+    add.add_argument("--stage", required=True, help="embeddings, lora or sft")
+    for name, note in (
+        ("model", "reference to the model that is trained"),
+        ("dataset", "reference to the packed dataset"),
+        ("store", "where the result is put: s3://bucket/prefix"),
+    ):
+        add.add_argument(f"--{name}", required=True, metavar="REF" if name != "store" else "URI", help=note)
+    add.add_argument("--adapter", default="", metavar="REF", help="an adapter to go on from")
+    add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
+    add.add_argument("--namespace", default="")
+    add.add_argument("--queue", default="", help="Kueue's local queue")
+    add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
+    options.image_options(add)
+    add.set_defaults(command=render_pytorchjob)
+    add = kinds.add_parser("all", help="k8s/pytorchjob again, from pipelines/sizes")
+    add.set_defaults(command=render_all)
+
+    add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
+    options.size_option(add, None)
+    options.image_options(add)
+    options.set_option(add)
+    add.add_argument("--host", required=True, metavar="URL", help="of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN")
+    add.add_argument("--namespace", default=None, help="the profile's namespace, where there are profiles")
+    add.add_argument("--experiment", default="zhllama")
+    add.add_argument("--run-name", default=None)
+    add.set_defaults(command=submit)
+
+
+def compile_(given: argparse.Namespace) -> None:
+    options.use_images(given)
+    from pipelines.adapt_llama import compile_pipeline
+
+    compile_pipeline(given.size, given.output)
+    print(f"{given.output}: the pipeline at size {given.size}")
+
+
+def parameters(given: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines import sizes
+    from pipelines.adapt_llama import adapt_llama
+    from pipelines.placeholders import text_of
+
+    table = Table("parameter", "type", "default", box=None, padding=(0, 2, 0, 0))
+    for name, found in (adapt_llama(sizes.load(given.size)).component_spec.inputs or {}).items():
+        table.add_row(name, found.type.lower(), "(required)" if not found.optional else text_of(found.default))
+    Console().print(table)
+
+
+def render_pytorchjob(given: argparse.Namespace) -> None:
+    options.use_images(given)
+    from pipelines import render, sizes
+
+    job = render.training_job(
+        sizes.load(given.size),
+        given.stage,
+        model=given.model,
+        dataset=given.dataset,
+        store=given.store,
+        adapter=given.adapter,
+        name=given.name,
+        namespace=given.namespace,
+        queue=given.queue,
+        arguments=given.arguments,
+    )
+    print(render.as_yaml(job), end="")
+
+
+def render_all(given: argparse.Namespace) -> None:
+    from pipelines import render
+
+    for path in render.write_examples():
+        print(path)
+
+
+def submit(given: argparse.Namespace) -> None:
+    options.use_images(given)
+    from pipelines.adapt_llama import compile_pipeline
+    from pipelines.submit import submit_run
+
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compile_pipeline(given.size, package)
+        address = submit_run(
+            package,
+            options.settings(given.settings),
+            host=given.host,
+            run_name=given.run_name or f"adapt-llama-{given.size}",
+            namespace=given.namespace,
+            experiment=given.experiment,
+            token=os.environ.get("ZHLLAMA_KFP_TOKEN", ""),
+        )
+    print(address)

@@ -1,0 +1,83 @@
+"""On this machine: `zhllama run`, `demo` and `chat`."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pipelines.commands import options
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add = commands.add_parser("run", help="run the pipeline on this machine; going on where an earlier run stopped")
+    options.size_option(add, "tiny")
+    add.add_argument("--package", type=Path, metavar="FILE", help="a compiled pipeline, instead of a size")
+    options.set_option(add)
+    add.add_argument("--until", default="", metavar="STAGE", help="stop after this stage")
+    add.add_argument(
+        "--from", dest="start_from", default="", metavar="STAGE", help="run this stage and what follows again"
+    )
+    options.work_option(add)
+    add.add_argument("--parallel", type=int, default=2, metavar="N", help="stages side by side (default: 2)")
+    add.set_defaults(command=run)
+
+    add = commands.add_parser("demo", help="see the whole adaptation on this machine, on real Chinese text")
+    add.add_argument(
+        "--text", default="", metavar="REF", help="your own text: a folder or prefix of .txt or .jsonl files"
+    )
+    add.add_argument("--instructions", default="", metavar="REF", help="your own Alpaca items: a .json or .jsonl file")
+    options.work_option(add)
+    add.set_defaults(command=demo)
+
+    add = commands.add_parser("chat", help="talk to the model of the last run")
+    add.add_argument("--model", default="", metavar="REF", help="another model")
+    options.work_option(add)
+    add.set_defaults(command=chat)
+
+
+def run(given: argparse.Namespace) -> None:
+    from pipelines.ir import read_package
+    from pipelines.local_runner import run_pipeline
+
+    arguments = options.settings(given.settings)
+    package = given.package
+    again = f"zhllama run --size {given.size}"
+    if package is None:
+        from pipelines.adapt_llama import compile_pipeline
+
+        package = given.work / "pipeline.yaml"
+        compile_pipeline(given.size, package)
+    else:
+        again = f"zhllama run --package {shlex.quote(str(package))}"
+    again += "".join(f" --set {shlex.quote(pair)}" for pair in given.settings)
+    again += f" --work {shlex.quote(str(given.work))}" if given.work != options.WORK else ""
+    if "backend" in read_package(package).root.parameters:
+        arguments.setdefault("backend", "local")
+    result = run_pipeline(
+        package,
+        arguments,
+        given.work,
+        until=given.until,
+        start_from=given.start_from,
+        parallel=given.parallel,
+        again=again,
+    )
+    sys.exit(result.exit_code)
+
+
+def demo(given: argparse.Namespace) -> None:
+    from pipelines.demo.run import demo as run_demo
+
+    sys.exit(run_demo(given.work, given.text, given.instructions))
+
+
+def chat(given: argparse.Namespace) -> None:
+    from pipelines.local_runner import last_model, s3_for
+
+    model = given.model or last_model(given.work)
+    with s3_for(given.work.absolute(), model):
+        environment = {"ZHLLAMA_CACHE": str(given.work.absolute() / "cache"), **os.environ}
+        command = [sys.executable, "-m", "components.generate", "--model", model, "--interactive"]
+        sys.exit(subprocess.run(command, env=environment).returncode)
