@@ -2,10 +2,15 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.shared.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WORK = Path(".zhllama")
 
@@ -31,6 +36,17 @@ def set_option(add: argparse.ArgumentParser) -> None:
 
 def work_option(add: argparse.ArgumentParser) -> None:
     add.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"logs, records and data (default: {WORK})")
+
+
+def json_option(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def console() -> "Console":
+    """Standard output. Where it is no terminal, lines are as long as they are: what reads them may be a program."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def settings(pairs: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,128 @@
+"""For what the stages published: `zhllama ls`, `show`, `verify`, `gc` and `cp`, in S3 and in folders alike.
+
+Where the address is in the bucket of this machine's own S3 server, that server is started for as long as it takes.
+"""
+
+import argparse
+import json
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from pipelines.commands import options
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.tree import Tree
+
+    from components.shared.artifact import Manifest
+    from pipelines.lineage import Ancestor
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add = commands.add_parser("show", help="an artifact: its manifest, and what it came from, up to the weights")
+    add.add_argument("reference", metavar="REF", help="the reference that a stage wrote, or the folder of its manifest")
+    options.json_option(add)
+    options.work_option(add)
+    add.set_defaults(command=show)
+
+
+def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager[str]:
+    from pipelines.local_runner import s3_for
+
+    return s3_for(given.work.absolute(), address)
+
+
+def show(given: argparse.Namespace) -> None:
+    from pipelines.lineage import as_json, lineage, read_manifest
+
+    with _reaching(given, given.reference):
+        manifest = read_manifest(given.reference)
+        ancestor = lineage(manifest)
+    if given.json:
+        print(json.dumps(as_json(manifest, ancestor), indent=1, ensure_ascii=False))
+        return
+    options.console().print(shown(manifest, ancestor))
+
+
+def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
+    """An artifact as a person reads it: what it is, its files, how it was made, what it came from."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from components.shared.progress import human
+
+    def pairs(title: str, values: Any) -> list["RenderableType"]:
+        if not values:
+            return []
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
+        for name, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            table.add_row(Text(str(name), "dim"), Text(text, overflow="fold"))
+        return [Text(f"\n{title}", "bold"), table]
+
+    about: dict[str, Any] = {
+        "kind": manifest.kind,
+        "stage": manifest.stage,
+        "where": manifest.root,
+        "digest": manifest.digest,
+        "made": f"{manifest.created} on {manifest.host}",
+    }
+    if "summary" in manifest.facts:
+        about["summary"] = manifest.facts["summary"]
+    if manifest.vocabulary is not None:
+        found = manifest.vocabulary
+        about["vocabulary"] = f"{found}, bos {found.bos}, eos {found.eos}, pad {found.pad}, {found.rows} rows"
+    files = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
+    files.add_column("file", overflow="fold")
+    files.add_column("size", justify="right", no_wrap=True)
+    files.add_column("SHA-256", no_wrap=True)
+    for file in manifest.files:
+        files.add_row(file.path, human(file.size, "B"), file.sha256[:16])
+    total = human(sum(file.size for file in manifest.files), "B")
+    facts = {name: value for name, value in manifest.facts.items() if name != "summary"}
+    return Group(
+        *pairs(manifest.reference, about),
+        Text(f"\nfiles: {len(manifest.files)}, {total}", "bold"),
+        files,
+        *pairs("configuration", manifest.configuration),
+        *pairs("facts", facts),
+        *pairs("metrics", manifest.metrics),
+        Text("\nlineage", "bold"),
+        _tree(ancestor),
+    )
+
+
+def _tree(ancestor: "Ancestor") -> "Tree":
+    from rich.tree import Tree
+
+    expanded: set[str] = set()
+
+    def add(node: "Ancestor", parent: Tree | None) -> Tree:
+        seen = bool(node.inputs) and node.digest in expanded
+        expanded.add(node.digest)
+        label = _label(node, seen)
+        branch = Tree(label, guide_style="dim") if parent is None else parent.add(label)
+        for given in () if seen else node.inputs:
+            add(given, branch)
+        return branch
+
+    return add(ancestor, None)
+
+
+def _label(node: "Ancestor", seen: bool) -> "RenderableType":
+    from rich.text import Text
+
+    text = Text(overflow="fold")
+    if node.name:
+        text.append(f"{node.name}: ", "dim")
+    text.append(node.kind or "input", "bold")
+    if node.stage:
+        text.append(f" by {node.stage}")
+    text.append(f"  {node.digest[:12]}", "cyan")
+    if node.summary and not seen:
+        text.append(f"  {node.summary}")
+    if node.state:
+        text.append(f"  {node.state}", "bold red")
+    text.append("  (as above)" if seen else f"\n{node.reference}", "dim")
+    return text
