@@ -28,6 +28,7 @@ from typing import Any
 
 from components.shared import storage
 from components.shared.errors import InputError, StorageFault
+from components.shared.space import require_space
 from components.shared.vocabulary import Vocabulary
 
 log = logging.getLogger("artifact")
@@ -240,27 +241,52 @@ class Artifact:
             for start in range(0, file.size, BLOCK):
                 self.read_range(file.path, start, min(BLOCK, file.size - start))
 
-    def local(self) -> Path:
+    def local(self, recheck: bool = False) -> Path:
         """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy.
 
         A root is read once for that, as fast as SHA-256 goes. The cache (ZHLLAMA_CACHE, default below the temporary
         folder) is keyed by the artifact's digest and shared by the processes of a node: the first fetches, the others
-        wait.
+        wait. What an earlier process fetched is used again, file by file, after an interruption too; `recheck`: after
+        its digests were compared once more. InputError, before anything is fetched, when the disk has not the room.
         """
         if not storage.is_s3(self.root):
             if self.verified:
                 self.verify()
             return Path(self.root)
-        cache = Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
+        cache = cache_folder()
         folder = cache / self.digest[:24]
         folder.mkdir(parents=True, exist_ok=True)
         with open(cache / f"{self.digest[:24]}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             complete = folder / ".complete"
-            if not complete.exists():
-                self.fetch(folder)
-                complete.touch()
+            whole = complete.exists()
+            missing = self._missing(folder, whole, compare=recheck or not whole)
+            if missing:
+                complete.unlink(missing_ok=True)
+                require_space(str(folder), sum(self.file(name).size for name in missing), "ZHLLAMA_CACHE")
+                self.fetch(folder, missing)
+            complete.touch()
         return folder
+
+    def _missing(self, folder: Path, whole: bool, compare: bool) -> list[str]:
+        """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone.
+
+        Of a plain prefix no digest is known: its files count only where the whole was fetched.
+        """
+        found = []
+        for file in self.manifest.files:
+            path = folder / file.path
+            there = path.is_file() and path.stat().st_size == file.size
+            if there and compare:
+                there = _sha256(path) == file.sha256 if file.sha256 else whole
+            if not there and file.path != self.manifest.blocks:
+                found.append(file.path)
+        return found
+
+
+def cache_folder() -> Path:
+    """Where this node keeps what it fetched: ZHLLAMA_CACHE, by default a folder below the temporary one."""
+    return Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
 
 
 def _first_bad_block(content: bytes, wanted: list[str]) -> tuple[int, str] | None:
@@ -314,11 +340,15 @@ class _RangeStream(io.RawIOBase):
 
 
 def open_artifact(reference: str, option: str = "") -> Artifact:
-    """Opens a reference: the URI of a manifest, or a folder or prefix with or without one.
+    """Opens a reference: the URI of a manifest, a folder or prefix with or without one, or a dataset of the Hub.
 
     InputError when nothing is there; `option` (as `--model`) says in the message which option gave it.
     """
     where = f"{option} {reference}".strip()
+    if reference.startswith("hf://datasets/"):
+        from components.shared.hub_dataset import open_hub_dataset
+
+        return open_hub_dataset(reference, where)
     uri = storage.normalise(reference)
     if uri.endswith(f"/{MANIFEST}"):
         content = _read_or_none(uri)
@@ -421,6 +451,15 @@ class ArtifactWriter:
     def files(self) -> list[File]:
         """What has been written so far, by name."""
         return [self._files[name] for name in sorted(self._files)]
+
+    def part(self) -> dict[str, Any]:
+        """What this writer has written, as JSON: for the process that publishes what several have written."""
+        return {"files": [asdict(file) for file in self.files], "blocks": self._blocks}
+
+    def adopt(self, part: Mapping[str, Any]) -> None:
+        """Counts in what another process has written below this root, as its `part` says."""
+        for file in part["files"]:
+            self._add(File(**file), part["blocks"].get(file["path"], []))
 
     def _add(self, file: File, blocks: list[str]) -> None:
         self._files[file.path] = file

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.shared import storage
-from components.shared.artifact import BLOCK, ArtifactWriter, find_published, open_artifact
+from components.shared.artifact import BLOCK, Artifact, ArtifactWriter, find_published, open_artifact
 from components.shared.errors import InputError, StorageFault
 
 SMALL = b"abc" * 1000
@@ -107,6 +108,74 @@ def test_a_local_copy_of_a_damaged_artifact_is_refused(published):
     corrupt(published.root, "small.txt", 5)
     with pytest.raises(InputError, match=r"small\.txt: bytes 0 to 3000: sha256 .* expected, .* found"):
         open_artifact(published.reference).local()
+
+
+@pytest.fixture
+def cached(s3_store: str):
+    """An artifact in S3 and its copy in the node's cache."""
+    out = ArtifactWriter(s3_store, "stage", "key")
+    out.add_bytes("small.txt", SMALL)
+    out.add_bytes("folder/large.bin", LARGE)
+    artifact = open_artifact(out.publish("files").reference)
+    return artifact, artifact.local()
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are fetched from now on."""
+    names: list[str] = []
+    fetch = Artifact.fetch
+
+    def recorded(self, folder, chosen=None):
+        names.extend(chosen)
+        return fetch(self, folder, chosen)
+
+    monkeypatch.setattr(Artifact, "fetch", recorded)
+    return names
+
+
+def test_what_the_node_has_is_not_fetched_again(cached, fetched):
+    artifact, _ = cached
+    artifact.local(recheck=True)
+    assert fetched == []
+
+
+def test_an_interrupted_fetch_goes_on_where_it_stopped(cached, fetched):
+    artifact, folder = cached
+    (folder / ".complete").unlink()
+    (folder / "small.txt").unlink()
+    assert artifact.local() == folder
+    assert fetched == ["small.txt"]
+    assert (folder / "small.txt").read_bytes() == SMALL
+
+
+def test_a_cached_file_that_was_damaged_is_found_and_fetched_again(cached, fetched):
+    artifact, folder = cached
+    damaged = bytearray(LARGE)
+    damaged[BLOCK] ^= 1
+    (folder / "folder/large.bin").write_bytes(damaged)
+    artifact.local(recheck=True)
+    assert fetched == ["folder/large.bin"]
+    assert (folder / "folder/large.bin").read_bytes() == LARGE
+
+
+def test_a_cache_without_room_is_refused_before_anything_is_fetched(cached, fetched, monkeypatch):
+    artifact, folder = cached
+    (folder / "folder/large.bin").unlink()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=len(LARGE) - 1))
+    with pytest.raises(InputError, match=r"ZHLLAMA_CACHE .* will be needed and .* are free"):
+        artifact.local()
+    assert fetched == []
+
+
+def test_several_processes_publish_one_artifact(tmp_path: Path):
+    writers = [ArtifactWriter(str(tmp_path), "stage", "key") for _ in range(2)]
+    for rank, writer in enumerate(writers):
+        writer.add_bytes(f"rank-{rank}.bin", LARGE)
+    writers[0].adopt(json.loads(json.dumps(writers[1].part())))
+    published = open_artifact(writers[0].publish("files").reference)
+    assert published.names == ["blocks.json", "rank-0.bin", "rank-1.bin"]
+    published.verify()
 
 
 def test_a_fetched_file_is_verified_and_a_damaged_one_not_left_behind(published, tmp_path: Path):
