@@ -100,6 +100,7 @@ def adapt_llama(of: Size) -> Any:
         text: str = "",
         text_validation: str = "",
         english_text: str = "",
+        exams: str = "",
         instructions: str = "",
         instructions_validation: str = "",
         generate_items: int = 0,
@@ -292,6 +293,7 @@ def adapt_llama(of: Size) -> Any:
                 labels=LABELS,
                 text=text_data,
                 english=english_text,
+                exams=exams,
                 instructions=instruction_data,
                 trainings=ref(trainings),
             )

@@ -4,22 +4,26 @@ Models of equal digest (a stage that was skipped) are scored once. Measured at 4
 Chinese, 100 kB of English and 500 two-way items: 8 to 10 CPU seconds a model, the output layer being most of them.
 """
 
+import itertools
 import json
 import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.evaluate.report import REPORT_JSON, table
+from components.evaluate.exams import Exam, read_exam
+from components.evaluate.report import REPORT_JSON
 from components.evaluate.selection import ChoiceItem, Selection, chance, choose_items, choose_texts, content_hash
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import REPORT, Ref, Refs, StageOptions, split_references
 from components.shared.errors import InputError
+from components.shared.figures import figures_table
 
 if TYPE_CHECKING:
-    from components.evaluate.scoring import ItemScores
+    from components.evaluate.scoring import ItemScores, SubjectScore
     from components.shared.inference import LoadedModel
 
 log = logging.getLogger("evaluate")
@@ -50,23 +54,42 @@ class Evaluate(StageOptions):
     """Held-out instructions: Alpaca items, or a packed dataset, whose held-out part is read."""
     trainings: Refs = ""
     """What the trainings published (with metrics.jsonl), comma-separated: their loss curves are shown."""
+    exams: Refs = ""
+    """Exams, comma-separated: folders of CSV files in C-Eval's or CMMLU's layout (dev/, val/ or test/)."""
+    shots: str = "0,5"
+    """Worked examples before an exam's question, comma-separated: each number is a figure of its own."""
+    max_questions: int = 0
+    """Questions of each subject of an exam that are asked; 0 for all of them."""
+    prompts: Ref = ""
+    """Fixed prompts that every model answers: .txt (one a line) or Alpaca items. "": the project's own twelve."""
+    max_prompts: int = 12
+    """How many of the fixed prompts are asked; 0 for none."""
+    lm_eval: str = ""
+    """Tasks of lm-evaluation-harness, comma-separated; needs `pip install 'zhllama[lm-eval]'`."""
+    lm_eval_tasks: Ref = ""
+    """A folder with YAML files of more such tasks. They may run code that they name: only your own."""
     samples: int = 6
-    """Answers and continuations shown side by side."""
+    """Answers to held-out instructions and continuations of held-out text shown side by side."""
     max_bytes: int = 200_000
     """Bytes of each text that are scored."""
     max_items: int = 500
     """Multiple-choice items that are scored (a fifth of it of the other items)."""
 
     def __post_init__(self) -> None:
-        if not (self.text or self.english or self.instructions):
-            raise InputError("evaluate: nothing to measure on; give --text, --english or --instructions")
+        if not (self.text or self.english or self.instructions or self.exams or self.lm_eval):
+            raise InputError(
+                "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval"
+            )
         for name, value, least in (
             ("--samples", self.samples, 0),
             ("--max-bytes", self.max_bytes, 1),
             ("--max-items", self.max_items, 1),
+            ("--max-questions", self.max_questions, 0),
+            ("--max-prompts", self.max_prompts, 0),
         ):
             if value < least:
                 raise InputError(f"evaluate: {name} is {value}; it must be {least} or more")
+        shots_of(self.shots)
         count = len(split_references(self.baseline)) + 1
         named = [label for label in _split(self.labels) if label]
         if named and (len(named) != count or len(set(named)) != count):
@@ -78,6 +101,14 @@ class Evaluate(StageOptions):
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")] if text else []
+
+
+def shots_of(text: str) -> list[int]:
+    """`0,5` as numbers, each once. InputError for what is none."""
+    parts = _split(text)
+    if not parts or not all(part.isdecimal() and part.isascii() for part in parts):
+        raise InputError(f"evaluate: --shots is {text!r}; write numbers, comma-separated: 0,5")
+    return list(dict.fromkeys(map(int, parts)))
 
 
 def labels_of(config: Evaluate) -> list[str]:
@@ -96,12 +127,18 @@ class HeldOut:
     texts: Mapping[str, Sequence[str]]
     """Language → documents; empty where none was given."""
     selection: Selection
+    exams: Sequence[Exam]
+    shots: Sequence[int]
     prompts: Sequence["Sample"]
+    tasks: Sequence[str] = ()
+    """Of lm-evaluation-harness, with the folder of the user's own ones."""
+    task_folder: Path | None = None
+    max_questions: int = 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt that every model answers: an instruction (wrapped for training), or the beginning of a text."""
+    """A prompt that every model answers: a fixed one, an instruction (both wrapped as in training), or a text."""
 
     kind: str
     prompt: str
@@ -151,7 +188,7 @@ def evaluate(config: Evaluate, out: ArtifactWriter) -> Manifest:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(table(report))
+        Console().print(figures_table("Held-out figures", report["models"]))
     return out.publish("report")
 
 
@@ -181,7 +218,42 @@ def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
     if config.instructions:
         artifact = open_artifact(config.instructions, "--instructions")
         selection = choose_items(read_instructions(artifact), config.max_items)
-    return HeldOut(texts, selection, choose_samples(texts["zh"], selection, config.samples)), said
+    exams = [read_exam(open_artifact(exam, "--exams"), config.max_questions) for exam in split_references(config.exams)]
+    tasks, task_folder = _split(config.lm_eval), None
+    if tasks:
+        from components.evaluate.harness import check_tasks
+
+        if config.lm_eval_tasks:
+            task_folder = open_artifact(config.lm_eval_tasks, "--lm-eval-tasks").local()
+        check_tasks(tasks, task_folder)
+    samples = [
+        *fixed_prompts(config.prompts, config.max_prompts),
+        *choose_samples(texts["zh"], selection, config.samples),
+    ]
+    held_out = HeldOut(
+        texts, selection, exams, shots_of(config.shots), samples, tasks, task_folder, config.max_questions
+    )
+    return held_out, said
+
+
+def fixed_prompts(reference: str, count: int) -> list[Sample]:
+    """The first `count` of the prompts that are the same in every evaluation: the user's, or the project's own."""
+    from components.shared.corpus import read_documents
+    from components.shared.instructions import read_instructions
+    from components.shared.prompt import wrap, wrap_item
+
+    if not reference:
+        lines = (Path(__file__).parent / "prompts.txt").read_text("utf-8").splitlines()
+        return [Sample("prompt", wrap(line), line, "") for line in lines[:count]]
+    artifact = open_artifact(reference, "--prompts")
+    if any(name.endswith(".txt") for name in artifact.names):
+        texts = (document.text for document in read_documents(artifact))
+        return [Sample("prompt", wrap(text), text, "") for text in itertools.islice(texts, count)]
+    items = itertools.islice(read_instructions(artifact, answered=False), count)
+    return [
+        Sample("prompt", wrap_item(item), "\n".join(filter(None, (item["instruction"], item["input"]))), item["output"])
+        for item in items
+    ]
 
 
 def choose_samples(texts: Sequence[str], selection: Selection, count: int) -> list[Sample]:
@@ -253,7 +325,7 @@ def _finite(value: Any) -> float | None:
 
 def measure(reference: str, held_out: HeldOut, label: str, option: str) -> tuple[dict[str, Any], list[str | None]]:
     """A model's figures, as report.json has them, and its answers to the samples."""
-    from components.evaluate.scoring import score_items, score_text
+    from components.evaluate.scoring import score_exam, score_items, score_text
     from components.shared.inference import load_model
 
     log.info("%s: loading %s", label, reference)
@@ -269,11 +341,55 @@ def measure(reference: str, held_out: HeldOut, label: str, option: str) -> tuple
         "parameters": sum(tensor.numel() for tensor in loaded.model.parameters()),
         **{
             name: {language: getattr(score, name) if score else None for language, score in scores.items()}
-            for name in ("tokens_per_character", "bits_per_byte", "next_token_accuracy")
+            for name in ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy")
         },
         "instructions": instruction_figures(items) if items else None,
+        "exams": [
+            exam_figures(exam, shots, score_exam(loaded, exam, shots, f"{label}: {exam.name}, {shots} shots"))
+            for exam in held_out.exams
+            for shots in held_out.shots
+        ],
+        "lm_eval": _lm_eval(loaded, held_out),
     }
     return figures, say(loaded, held_out.prompts)
+
+
+def _lm_eval(loaded: "LoadedModel", held_out: HeldOut) -> dict[str, dict[str, float]]:
+    if not held_out.tasks:
+        return {}
+    from components.evaluate.harness import run_tasks
+
+    return run_tasks(loaded, held_out.tasks, held_out.task_folder, held_out.max_questions)
+
+
+def exam_figures(exam: Exam, shots: int, scores: Sequence["SubjectScore"]) -> dict[str, Any]:
+    """SubjectScores as report.json has them. The accuracy is over questions, not the mean of the subjects'."""
+    asked = sum(score.questions for score in scores)
+    right = sum(score.right for score in scores)
+    questions = [question for subject in exam.subjects for question in subject.questions]
+    accuracy = right / asked if asked else None
+    return {
+        "exam": exam.name,
+        "shots": shots,
+        "items": asked,
+        "accuracy": accuracy,
+        "margin": margin(accuracy, asked) if accuracy is not None else None,
+        "chance": sum(1 / len(question.choices) for question in questions) / len(questions) if questions else None,
+        "too_long": sum(score.too_long for score in scores),
+        "subjects": [
+            {
+                "subject": score.subject,
+                "items": score.questions,
+                "accuracy": score.right / score.questions if score.questions else None,
+            }
+            for score in scores
+        ],
+    }
+
+
+def margin(share: float, count: int) -> float:
+    """Half the 95% interval of a share: the normal approximation of the binomial."""
+    return 1.96 * math.sqrt(share * (1 - share) / count)
 
 
 def instruction_figures(scores: "ItemScores") -> dict[str, Any]:
@@ -285,8 +401,7 @@ def instruction_figures(scores: "ItemScores") -> dict[str, Any]:
         groups.setdefault(item.item["instruction"], []).append((item, right))
     return {
         "accuracy": accuracy,
-        # normal approximation of the binomial, 95%
-        "margin": 1.96 * math.sqrt(accuracy * (1 - accuracy) / count) if accuracy is not None else None,
+        "margin": margin(accuracy, count) if accuracy is not None else None,
         "chance": chance(scores.items) if count else None,
         "items": count,
         "exact_match": sum(scores.exact) / len(scores.exact) if scores.exact else None,
@@ -331,9 +446,14 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
         found[f"tokens_per_character_en{suffix}"] = model["tokens_per_character"]["en"]
         for language in LANGUAGES:
             found[f"bits_per_byte_{language}{suffix}"] = model["bits_per_byte"][language]
+            found[f"perplexity_{language}{suffix}"] = model["perplexity"][language]
             found[f"next_token_accuracy_{language}{suffix}"] = model["next_token_accuracy"][language]
         for name in ("accuracy", "chance", "exact_match", "items"):
             found[f"{name}{suffix}"] = (model["instructions"] or {}).get(name)
+        for exam in model["exams"]:
+            found[f"{exam['exam']}_{exam['shots']}_shots{suffix}"] = exam["accuracy"]
+        for task, figures in model["lm_eval"].items():
+            found |= {f"{task}_{name.removesuffix(',none')}{suffix}": value for name, value in figures.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -348,4 +468,9 @@ def summary(report: Mapping[str, Any]) -> str:
     scored = last["instructions"]
     if scored and scored["accuracy"] is not None:
         said.append(f"accuracy {scored['accuracy']:.1%} (chance {scored['chance']:.1%})")
+    said += [
+        f"{exam['exam']} {exam['accuracy']:.1%} ({exam['shots']} shots)"
+        for exam in last["exams"]
+        if exam["accuracy"] is not None
+    ]
     return ", ".join(said) or f"{len(report['models'])} models"

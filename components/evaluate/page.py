@@ -88,6 +88,8 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
         headlines=headlines(report),
         bits=[found for language in LANGUAGE_NAMES if (found := bits_bars(report, language))],
         accuracy=accuracy_bars(report),
+        exams=exam_bars(report),
+        tasks=task_rows(report),
         curves=[curves(training) for training in report["trainings"] if len(training["points"]) > 1],
         languages=LANGUAGE_NAMES,
         answer_tokens=answer_tokens,
@@ -175,6 +177,35 @@ def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
             choices = " / ".join(last["choices"])
             found.append(bars_of([group[0] for group in groups], name, f"{last['items']:,} items; {choices}"))
     return found
+
+
+def exam_bars(report: Mapping[str, Any]) -> list[Bars]:
+    """Accuracy in each exam, for each number of examples before a question."""
+    models = report["models"]
+    found = []
+    for index, exam in enumerate(models[-1]["exams"]):
+        each = [model["exams"][index] for model in models]
+        if any(one["accuracy"] is None for one in each):
+            continue
+        bars = []
+        for place, (model, one) in enumerate(zip(models, each)):
+            value, around = one["accuracy"], one["margin"]
+            span = (100 * max(0.0, value - around), 100 * min(1.0, value + around))
+            ends = f"±{100 * around:.1f}"
+            bars.append(Bar(model["label"], 100 * value, percent(value), ends, place == len(models) - 1, span))
+        note = f"{exam['items']:,} questions, {len(exam['subjects'])} subjects"
+        found.append(Bars(f"{exam['exam']}, {exam['shots']} shots", note, bars, 100 * exam["chance"]))
+    return found
+
+
+def task_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
+    """(task and metric, its value for each model) of lm-evaluation-harness."""
+    models = report["models"]
+    return [
+        (f"{task}, {metric.removesuffix(',none')}", [model["lm_eval"].get(task, {}).get(metric) for model in models])
+        for task, figures in models[-1]["lm_eval"].items()
+        for metric in figures
+    ]
 
 
 def curves(training: Mapping[str, Any]) -> Curves:

@@ -7,7 +7,8 @@ bytes). Next-token accuracy is not: a bigger vocabulary has harder tokens.
 
 Answers: the training prompt, then the answer's ids and EOS, as training encodes them. An instruction with few distinct
 answers is multiple choice: the greatest summed log-likelihood wins. All its choices are scored in one row behind one
-prompt, each seeing the prompt and itself: half the work of a row a choice, for two.
+prompt, each seeing the prompt and itself: half the work of a row a choice, for two. The letters of an exam's question
+are scored in the same way, without EOS: text goes on behind them.
 
 Rows of like length run together, padded on the right (a causal model never looks there), and the output layer, which
 is most of a small model's work, runs at the scored positions alone, in chunks that stay in cache reach.
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from components.evaluate.exams import Exam, letters, prompts
 from components.evaluate.selection import ChoiceItem, Selection
 from components.shared.inference import LoadedModel
 from components.shared.progress import Progress
@@ -37,6 +39,8 @@ class TextScore:
     """Figures of one text under one model."""
 
     bits_per_byte: float
+    perplexity: float
+    """Per token, so that it can only be compared within one vocabulary."""
     next_token_accuracy: float
     tokens_per_character: float
     tokens: int
@@ -80,6 +84,7 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> TextSco
     tokens = sum(map(len, encoded))
     return TextScore(
         bits_per_byte=loss / math.log(2) / sum(len(text.encode()) for text in texts),
+        perplexity=math.exp(loss / tokens),
         next_token_accuracy=hits / tokens,
         tokens_per_character=tokens / sum(map(len, texts)),
         tokens=tokens,
@@ -136,16 +141,11 @@ def score_items(loaded: LoadedModel, selection: Selection, title: str) -> ItemSc
     right: list[bool] = [False] * len(rows)
     exact: list[bool] = [False] * len(rows)
     losses = torch.zeros(len(rows), dtype=torch.float64)
-    with torch.inference_mode(), Progress(title, len(rows), "items") as bar:
-        for batch in _batches([len(row.ids) for row in rows]):
-            for index, (log_probs, hit) in zip(batch, _score_rows(loaded, [rows[index] for index in batch])):
-                owner, answer = torch.tensor(rows[index].owner), fitting[index][3]
-                # (answers,): the log-likelihood of each
-                sums = torch.zeros(len(fitting[index][2]), dtype=torch.float64).index_add_(0, owner, log_probs)
-                right[index] = int(sums.argmax()) == answer
-                exact[index] = bool(hit[owner == answer].all())
-                losses[index] = -sums[answer]
-            bar.advance(len(batch))
+    for index, sums, hits in _scored_rows(loaded, rows, title, "items"):
+        answer = fitting[index][3]
+        right[index] = int(sums.argmax()) == answer
+        exact[index] = bool(hits[answer])
+        losses[index] = -sums[answer]
     size = sum(len(choices[answer].encode()) for _, _, choices, answer in fitting)
     chosen = tuple(item for item, *_ in fitting if item is not None)
     return ItemScores(
@@ -155,6 +155,68 @@ def score_items(loaded: LoadedModel, selection: Selection, title: str) -> ItemSc
         answer_bits_per_byte=losses.sum().item() / math.log(2) / size if size else math.nan,
         too_long=len(pairs) - len(fitting),
     )
+
+
+@dataclass(frozen=True)
+class SubjectScore:
+    """A subject of an exam: its questions that fitted, how many were answered rightly, and how many did not fit."""
+
+    subject: str
+    questions: int
+    right: int
+    too_long: int
+
+
+def score_exam(loaded: LoadedModel, exam: Exam, shots: int, title: str) -> list[SubjectScore]:
+    """Asks every question of an exam with up to `shots` worked examples before it."""
+    rows, owners = [], []
+    too_long = [0] * len(exam.subjects)
+    for number, subject in enumerate(exam.subjects):
+        for question in subject.questions:
+            row = next(_fitting_rows(loaded, prompts(subject, question, shots), letters(question)), None)
+            if row is None:
+                too_long[number] += 1
+            else:
+                rows.append(row)
+                owners.append((number, question.answer))
+    right, asked = [0] * len(exam.subjects), [0] * len(exam.subjects)
+    for index, sums, _ in _scored_rows(loaded, rows, title, "questions"):
+        number, answer = owners[index]
+        asked[number] += 1
+        right[number] += int(sums.argmax()) == answer
+    return [
+        SubjectScore(subject.name, *counts)
+        for subject, *counts in zip(exam.subjects, asked, right, too_long)  # type: ignore[arg-type]
+    ]
+
+
+def _fitting_rows(loaded: LoadedModel, texts: Sequence[str], answers: Sequence[str]) -> Iterator[_Row]:
+    """The rows of those prompts that fit the model's positions with the longest answer behind them."""
+    for text in texts:
+        # a letter is encoded where it stands: alone it would get a space in front
+        whole = [loaded.prompt_ids(text + answer) for answer in answers]
+        common = loaded.prompt_ids(text)
+        while any(ids[: len(common)] != common for ids in whole):
+            common.pop()
+        if max(map(len, whole)) <= loaded.positions:
+            yield _row(common, [ids[len(common) :] for ids in whole])
+
+
+def _scored_rows(
+    loaded: LoadedModel, rows: Sequence[_Row], title: str, unit: str
+) -> Iterator[tuple[int, "torch.Tensor", "torch.Tensor"]]:
+    """(index of the row, log-likelihood of each of its answers, whether greedy decoding gives it), in any order."""
+    import torch
+
+    with torch.inference_mode(), Progress(title, len(rows), unit) as bar:
+        for batch in _batches([len(row.ids) for row in rows]):
+            for index, (log_probs, hit) in zip(batch, _score_rows(loaded, [rows[index] for index in batch])):
+                owner = torch.tensor(rows[index].owner)
+                count = int(owner.max()) + 1
+                sums = torch.zeros(count, dtype=torch.float64).index_add_(0, owner, log_probs)
+                missed = torch.zeros(count, dtype=torch.int64).index_add_(0, owner, (~hit).long())
+                yield index, sums, missed == 0
+            bar.advance(len(batch))
 
 
 def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:

@@ -3,48 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
+
+from components.shared.figures import figures_table
 
 
 def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console: Console) -> None:
     """`report` is evaluate's report.json; `merge_proof` the weights' digests of the two ways to merge."""
     models = report["models"]
     console.print()
-    console.print(_figures(models))
+    console.print(figures_table("What was learnt", models))
     console.print(_proof(*merge_proof))
-    if report["samples"]:
-        console.print(_answers(report["samples"], [model["label"] for model in models]))
-
-
-def _figures(models: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="What was learnt", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-    table.add_column("on held-out text")
-    for model in models:
-        table.add_column(str(model["label"]), justify="right")
-    rows = (
-        ("tokens per Chinese character", ("tokens_per_character", "zh"), "{:.2f}"),
-        ("tokens per English character", ("tokens_per_character", "en"), "{:.2f}"),
-        ("bits per byte, Chinese", ("bits_per_byte", "zh"), "{:.3f}"),
-        ("bits per byte, English", ("bits_per_byte", "en"), "{:.3f}"),
-        ("right answers", ("instructions", "accuracy"), "{:.1%}"),
-        ("  chance", ("instructions", "chance"), "{:.1%}"),
-        ("  questions", ("instructions", "items"), "{:,}"),
-    )
-    for title, path, form in rows:
-        values = [_at(model, path) for model in models]
-        if any(value is not None for value in values):
-            table.add_row(title, *("–" if value is None else form.format(value) for value in values))
-    return table
-
-
-def _at(value: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+    # the fixed prompts ask for knowledge, which no model of this size has: they are in the report
+    samples = [sample for sample in report["samples"] if sample["kind"] != "prompt"]
+    if samples:
+        console.print(_answers(samples, [model["label"] for model in models]))
 
 
 def _proof(one_by_one: str, in_one_call: str) -> Text:

@@ -1,7 +1,6 @@
 """The stage: one report for several models, the same on every run, and one line for what is wrong."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.evaluate.evaluate import METRICS, Evaluate, evaluate
-from components.evaluate.report import table
+from components.evaluate.evaluate import METRICS, Evaluate, evaluate, fixed_prompts
 from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
@@ -22,6 +20,7 @@ def options(held_out: Path, **more: Any) -> dict[str, Any]:
         "english": str(held_out / "en"),
         "instructions": str(held_out / "instructions"),
         "samples": 3,
+        "max_prompts": 2,
         "max_bytes": 3000,
     }
     return {**given, **more}
@@ -69,7 +68,8 @@ def test_the_report_sets_the_models_side_by_side(report: dict[str, Any]) -> None
 
 def test_samples_are_answered_by_every_model(report: dict[str, Any]) -> None:
     kinds = [sample["kind"] for sample in report["samples"]]
-    assert kinds == ["instruction", "instruction", "instruction"]  # the sentences are too short to be continued
+    # the sentences are too short to be continued
+    assert kinds == ["prompt", "prompt", "instruction", "instruction", "instruction"]
     assert all(set(sample["answers"]) == {"base", "judge"} for sample in report["samples"])
     judged = next(sample for sample in report["samples"] if sample["prompt"].startswith("判断"))
     assert judged["answers"]["judge"] == judged["expected"]
@@ -95,17 +95,6 @@ def test_the_page_is_published_beside_the_figures(published: Manifest) -> None:
     page = open_artifact(published.reference).read("report.html").decode()
     assert "judge" in page
     assert "pretrain lora" in page
-
-
-def test_the_table_has_a_line_for_each_model(report: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))
-    console.print(table(report))
-    text = console.export_text()
-    assert "base" in text
-    assert "judge" in text
-    assert f"{report['models'][1]['instructions']['accuracy']:.1%}" in text
 
 
 def test_models_of_equal_digest_are_scored_once(
@@ -142,19 +131,58 @@ def test_the_command_writes_what_kfp_reads(held_out: Path, tiny_model: str, s3_s
     assert metadata["bits_per_byte_zh"] == manifest.metrics["bits_per_byte_zh"]
 
 
+def test_the_users_own_prompts_and_exams_are_used(tiny_model: str, tmp_path: Path) -> None:
+    exam = tmp_path / "exam"
+    (exam / "val").mkdir(parents=True)
+    (exam / "val" / "law.csv").write_text("question,A,B,answer\n" + "".join(f"问{n},甲,乙,B\n" for n in range(4)))
+    (tmp_path / "prompts.txt").write_text("你好\n\n再见\n天气\n", "utf-8")
+    config = Evaluate(
+        model=tiny_model, exams=str(exam), shots="0", prompts=str(tmp_path / "prompts.txt"), max_prompts=2,
+        store=str(tmp_path / "store"),
+    )  # fmt: skip
+    manifest = run_stage(config, evaluate)
+    report = json.loads(open_artifact(manifest.reference).read("report.json"))
+    assert [(sample["kind"], sample["prompt"]) for sample in report["samples"]] == [
+        ("prompt", "你好"),
+        ("prompt", "再见"),
+    ]
+    (figures,) = report["models"][0]["exams"]
+    assert (figures["exam"], figures["shots"], figures["items"], figures["chance"]) == ("exam", 0, 4, 0.5)
+    assert manifest.metrics["exam_0_shots"] == figures["accuracy"]
+    assert "exam " in manifest.facts["summary"]
+
+
+def test_alpaca_items_may_be_the_prompts(tmp_path: Path) -> None:
+    (tmp_path / "items.json").write_text(json.dumps([{"instruction": "翻译", "input": "猫", "output": "cat"}]))
+    (sample,) = fixed_prompts(str(tmp_path), 5)
+    assert (sample.asked, sample.expected) == ("翻译\n猫", "cat")
+
+
+def test_the_projects_own_prompts_are_as_many_as_the_default_asks() -> None:
+    assert len(fixed_prompts("", 99)) == Evaluate(model="m", text="t", store="s").max_prompts
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"text": "", "english": "", "instructions": ""}, "give --text, --english or --instructions"),
+        ({"text": "", "english": "", "instructions": ""}, "give --text, --english, --instructions, --exams or"),
         ({"labels": "a,b,c"}, "--labels has 3 names"),
         ({"labels": "a,a", "baseline": "x"}, "--labels has 2 names"),
         ({"max_bytes": 0}, "--max-bytes is 0"),
         ({"samples": -1}, "--samples is -1"),
+        ({"shots": "0,five"}, "--shots is '0,five'"),
     ],
-    ids=["nothing to measure on", "too many labels", "one label twice", "no bytes", "negative samples"],
+    ids=[
+        "nothing to measure on",
+        "too many labels",
+        "one label twice",
+        "no bytes",
+        "negative samples",
+        "shots in words",
+    ],
 )
 def test_options_that_contradict_are_refused(held_out: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):

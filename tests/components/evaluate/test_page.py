@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.page import averaged, change, curves, headlines, ratio, render, ticks
+from components.evaluate.page import (
+    averaged,
+    change,
+    curves,
+    exam_bars,
+    headlines,
+    ratio,
+    render,
+    task_rows,
+    ticks,
+)
 
 
 def figures(label: str, bits: float, accuracy: float, tokens: float) -> dict[str, Any]:
@@ -24,7 +34,22 @@ def figures(label: str, bits: float, accuracy: float, tokens: float) -> dict[str
         "parameters": 5678,
         "tokens_per_character": {"zh": tokens, "en": 0.26},
         "bits_per_byte": {"zh": bits, "en": 2.5},
+        "perplexity": {"zh": 9.5, "en": 7.5},
         "next_token_accuracy": {"zh": 0.2, "en": 0.3},
+        "exams": [
+            {
+                "exam": "考试",
+                "shots": shots,
+                "items": 40,
+                "accuracy": accuracy,
+                "margin": 0.1,
+                "chance": 0.25,
+                "too_long": 0,
+                "subjects": [{"subject": "历史", "items": 40, "accuracy": accuracy}],
+            }
+            for shots in (0, 5)
+        ],
+        "lm_eval": {"xnli_zh": {"acc,none": accuracy}},
         "instructions": {
             "accuracy": accuracy,
             "margin": 0.04,
@@ -48,6 +73,7 @@ def report() -> dict[str, Any]:
         "texts": {"zh": text, "en": text},
         "samples": [
             {"kind": "instruction", "prompt": "问", "expected": "答", "answers": {"base": "<script>", "adapted": "答"}},
+            {"kind": "prompt", "prompt": "介绍长江", "expected": "", "answers": {"base": "长", "adapted": "长江"}},
             {"kind": "text", "prompt": "很久以前", "expected": "有座山", "answers": {"adapted": ""}},
         ],
         "trainings": [{"label": "pretrain lora", "reference": "t", "points": points}],
@@ -113,6 +139,8 @@ def test_a_lone_model_is_shown_without_comparison(report: dict[str, Any]) -> Non
         ("instructions", "Held-out instructions"),
         ("trainings", "Training"),
         ("samples", "Side"),
+        ("exams", "Exams"),
+        ("lm_eval", "lm-evaluation-harness"),
     ],
 )
 def test_what_was_not_measured_has_no_section(report: dict[str, Any], missing: str, heading: str) -> None:
@@ -121,8 +149,11 @@ def test_what_was_not_measured_has_no_section(report: dict[str, Any], missing: s
     if missing == "text":
         left["texts"] = {"zh": None, "en": None}
         for model in left["models"]:
-            for name in ("tokens_per_character", "bits_per_byte", "next_token_accuracy"):
+            for name in ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy"):
                 model[name] = {"zh": None, "en": None}
+    elif missing in ("exams", "lm_eval"):
+        for model in left["models"]:
+            model[missing] = type(model[missing])()
     elif missing == "instructions":
         for model in left["models"]:
             model["instructions"] = None
@@ -137,6 +168,16 @@ def test_a_prompt_that_did_not_fit_and_an_empty_answer_are_told_apart(report: di
     text = read(render(report, 96)).text
     assert "the prompt does not fit this model" in text
     assert "(nothing)" in text
+
+
+def test_exams_and_tasks_are_shown_for_every_model(report: dict[str, Any]) -> None:
+    asked, _ = exam_bars(report)
+    shown = task_rows(report)
+    assert asked.title == "考试, 0 shots"
+    assert [bar.text for bar in asked.bars] == ["50.0%", "75.0%"]
+    assert asked.chance == 25
+    assert shown == [("xnli_zh, acc", [0.5, 0.75])]
+    assert "perplexity, Chinese" in read(render(report, 96)).text
 
 
 def test_curves_span_their_box(report: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def report(accuracy: float) -> dict:
             "instructions": {"accuracy": accuracy, "chance": 0.5, "items": 500},
         }
 
-    samples = [{"prompt": "问题\n评论", "answers": {"base": "", "adapted": "正面"}}]
+    samples = [{"kind": "instruction", "prompt": "问题\n评论", "answers": {"base": "", "adapted": "正面"}}]
     return {"models": [model("base", 1.2), model("adapted", 0.7)], "samples": samples}
 
 

@@ -1,0 +1,124 @@
+"""Exams in the style of C-Eval and CMMLU: questions with lettered choices, read from CSV files that the user has.
+
+The files of an exam are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the
+worked examples of the few-shot prompt; `val` is scored where it is there (C-Eval keeps the answers of its `test` to
+itself), else `test`. Columns, in any case: question, A, B, C and so on, answer; others are ignored.
+
+A question is asked in plain text, the same for every model, examples first; the letter with the greatest
+log-likelihood is the model's answer. Examples that do not fit the model's positions are left out, the first ones first.
+"""
+
+import csv
+import io
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from components.shared.artifact import Artifact
+from components.shared.errors import InputError
+
+EXAMPLES = "dev"
+SCORED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its choices; `answer` is the index of the right one."""
+
+    text: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The questions of one subject, and its worked examples."""
+
+    name: str
+    examples: tuple[Question, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An exam under the name of its folder; subjects in the order of their names."""
+
+    name: str
+    subjects: tuple[Subject, ...]
+
+
+def read_exam(artifact: Artifact, max_questions: int = 0) -> Exam:
+    """The exam, or the first `max_questions` of each subject.
+
+    InputError names what is wrong: no split, no column, an answer that is none of the choices.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in sorted(artifact.names):
+        *folders, file = name.split("/")
+        if file.lower().endswith(".csv") and folders:
+            split = folders[-1]
+            found.setdefault(split, {})[file[: -len(".csv")].removesuffix(f"_{split}")] = name
+    scored = next((split for split in SCORED if found.get(split)), None)
+    if scored is None:
+        raise InputError(
+            f"{artifact.root}: no questions in it; an exam has val/<subject>.csv or test/<subject>.csv, and "
+            "dev/<subject>.csv for examples"
+        )
+    examples = found.get(EXAMPLES, {})
+    subjects = [
+        Subject(
+            subject,
+            tuple(_questions(artifact, examples[subject])) if subject in examples else (),
+            tuple(_questions(artifact, name))[: max_questions or None],
+        )
+        for subject, name in sorted(found[scored].items())
+    ]
+    return Exam(artifact.root.rstrip("/").rsplit("/", 1)[-1], tuple(subjects))
+
+
+def _questions(artifact: Artifact, name: str) -> Iterator[Question]:
+    where = f"{artifact.root}/{name}"
+    try:
+        text = artifact.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 ({error.reason}); convert the file") from error
+    rows = csv.reader(io.StringIO(text, newline=""))
+    columns = [column.strip().lower() for column in next(rows, [])]
+    letters = [letter for letter in string.ascii_uppercase if letter.lower() in columns]
+    missing = [column for column in ("question", "a", "b", "answer") if column not in columns]
+    if missing:
+        raise InputError(f"{where}: no column {', '.join(missing)}; an exam's columns are question, A, B, C, D, answer")
+    for row in rows:
+        if not row:
+            continue
+        place = f"{where}: line {rows.line_num}"
+        if len(row) != len(columns):
+            raise InputError(f"{place} has {len(row)} fields for {len(columns)} columns; mend or remove it")
+        value = dict(zip(columns, (field.strip() for field in row)))
+        answer = value["answer"].upper()
+        if answer not in letters:
+            raise InputError(f"{place}: the answer {value['answer']!r} is none of {', '.join(letters)}; mend the row")
+        yield Question(value["question"], tuple(value[letter.lower()] for letter in letters), letters.index(answer))
+
+
+def prompts(subject: Subject, question: Question, shots: int) -> list[str]:
+    """The prompt with `shots` examples, then with one fewer each time: the first that fits is asked.
+
+    The text ends where the letter is to follow.
+    """
+    head = f"以下是关于{subject.name.replace('_', ' ')}的单项选择题，请选出正确答案。\n\n"
+    examples = [f"{_asked(example)}{letter(example.answer)}\n\n" for example in subject.examples[:shots]]
+    return [head + "".join(examples[start:]) + _asked(question) for start in range(len(examples) + 1)]
+
+
+def _asked(question: Question) -> str:
+    choices = "".join(f"{letter(index)}. {choice}\n" for index, choice in enumerate(question.choices))
+    return f"{question.text}\n{choices}答案："
+
+
+def letter(index: int) -> str:
+    return string.ascii_uppercase[index]
+
+
+def letters(question: Question) -> Sequence[str]:
+    return [letter(index) for index in range(len(question.choices))]
