@@ -172,12 +172,12 @@ class Artifact:
 
     def _verified_range(self, file: File, uri: str, start: int, length: int) -> bytes:
         if not self.verified or length == 0:
-            return storage.read_bytes(uri, start, length)
+            return self.read_stored(file.path, start, length)
         first = start // BLOCK * BLOCK
         end = min(file.size, -(-(start + length) // BLOCK) * BLOCK)
         wanted = self._block_digests(file)
         for _ in range(2):
-            content = storage.read_bytes(uri, first, end - first)
+            content = self.read_stored(file.path, first, end - first)
             bad = _first_bad_block(content, wanted[first // BLOCK :])
             if bad is None:
                 return content if first == start and end == start + length else content[start - first :][:length]
@@ -188,6 +188,10 @@ class Artifact:
             f"{uri}: bytes {at} to {min(at + BLOCK, file.size)}: sha256 {wanted[at // BLOCK]} expected, {found} found; "
             "the stored file is corrupt, run its stage again"
         )
+
+    def read_stored(self, name: str, start: int, length: int) -> bytes:
+        """As read_range, unverified: for what is verified in another way."""
+        return storage.read_bytes(storage.join(self.root, name), start, length)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """As read_range, into a writable buffer of bytes, a few blocks at a time: memory beyond it stays at 32 MiB."""
@@ -414,6 +418,7 @@ class ArtifactWriter:
         self.metrics: dict[str, float] = {}
         self._files: dict[str, File] = {}
         self._blocks: dict[str, list[str]] = {}
+        self._recorded: set[str] = set()
 
     def writer(self, name: str) -> "FileStream":
         """A stream for a new file: `with out.writer("x.bin") as stream: stream.write(...)`."""
@@ -447,6 +452,10 @@ class ArtifactWriter:
             for start in range(0, file.size, BLOCK):
                 stream.write(source.read_range(name, start, min(BLOCK, file.size - start)))
 
+    def add_stored(self, file: File, blocks: list[str]) -> None:
+        """Counts in a file that lies in its place below the root already: its digest, and those of its 8 MiB blocks."""
+        self._add(file, blocks)
+
     @property
     def files(self) -> list[File]:
         """What has been written so far, by name."""
@@ -460,6 +469,30 @@ class ArtifactWriter:
         """Counts in what another process has written below this root, as its `part` says."""
         for file in part["files"]:
             self._add(File(**file), part["blocks"].get(file["path"], []))
+
+    def keep(self, name: str, note: Mapping[str, Any]) -> None:
+        """Records that a file is whole, with what the stage has to know of it, for the case that this run is killed."""
+        part = {"files": [asdict(self._files[name])], "blocks": {name: self._blocks.get(name, [])}}
+        storage.write_bytes(self._record_of(name), json.dumps({"part": part, "note": note}).encode())
+        self._recorded.add(name)
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """The note of a file that a killed run of the same work has kept, which then counts as written; else None."""
+        content = _read_or_none(self._record_of(name))
+        if content is None:
+            return None
+        record = json.loads(content)
+        (file,) = record["part"]["files"]
+        uri = storage.join(self.root, name)
+        if not storage.exists(uri) or storage.size_of(uri) != file["size"]:
+            return None
+        self.adopt(record["part"])
+        self._recorded.add(name)
+        return dict(record["note"])
+
+    def _record_of(self, name: str) -> str:
+        # hidden: no listing shows it
+        return f"{self.root}/.kept/{name}.json"
 
     def _add(self, file: File, blocks: list[str]) -> None:
         self._files[file.path] = file
@@ -492,6 +525,8 @@ class ArtifactWriter:
         value = json.loads(manifest.to_json())
         manifest = _from_value(value, manifest)
         storage.write_bytes(manifest.reference, manifest.to_json())
+        for name in sorted(self._recorded):
+            storage.delete(self._record_of(name))
         return manifest
 
 

@@ -10,13 +10,13 @@ Writing: torch's own zip writer on a stream, the records one by one. Memory: one
 """
 
 import io
+import math
 import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from components.shared import storage
 from components.shared.artifact import BLOCK, Artifact
 from components.shared.errors import InputError
 from components.shared.safetensors_io import Sink
@@ -104,12 +104,26 @@ class PthFile:
         self._artifact.read_into(self.name, stored.start, flat.numpy().data)
         return flat.view(kind).as_strided(stored.shape, stored.strides)
 
+    def read_rows(self, key: str, first: int, count: int) -> "torch.Tensor":
+        """`count` rows of a tensor from `first`, without reading the others where rows lie one after another."""
+        import torch
+
+        stored = self.tensors[key]
+        kind = getattr(torch, stored.dtype)
+        row = math.prod(stored.shape[1:])
+        if not stored.length or stored.length != math.prod(stored.shape) * kind.itemsize or stored.strides[0] != row:
+            return self.read(key)[first : first + count].clone()
+        flat = torch.empty(count * row * kind.itemsize, dtype=torch.uint8)
+        self._artifact.read_into(self.name, stored.start + first * row * kind.itemsize, flat.numpy().data)
+        return flat.view(kind).as_strided((count, *stored.shape[1:]), stored.strides)
+
 
 class _Windows(io.RawIOBase):
     """A file by small ranges, unverified."""
 
     def __init__(self, artifact: Artifact, name: str) -> None:
-        self._uri = storage.join(artifact.root, name)
+        self._artifact = artifact
+        self._name = name
         self._size = artifact.file(name).size
         self._at = 0
 
@@ -125,7 +139,7 @@ class _Windows(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = min(len(buffer), max(0, self._size - self._at))
-        buffer[:count] = storage.read_bytes(self._uri, self._at, count) if count else b""
+        buffer[:count] = self._artifact.read_stored(self._name, self._at, count) if count else b""
         self._at += count
         return count
 

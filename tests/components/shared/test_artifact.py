@@ -261,3 +261,28 @@ def test_names_that_leave_the_prefix_are_refused(name):
 def test_an_absent_reference_says_so(reference):
     with pytest.raises(InputError, match=r"nothing is there|no such manifest"):
         open_artifact(reference, "--model")
+
+
+# --- work that is killed and started again ----------------------------------------------------------------------------
+
+
+def test_a_kept_file_counts_as_written_in_the_next_run(store):
+    killed = ArtifactWriter(store, "merge", "key")
+    killed.add_bytes("large.bin", LARGE)
+    killed.keep("large.bin", {"changed": 3})
+
+    again = ArtifactWriter(store, "merge", "key")
+    assert again.kept("large.bin") == {"changed": 3}
+    manifest = again.publish("files")
+    assert open_artifact(manifest.reference).read("large.bin") == LARGE
+    assert not storage.exists(f"{manifest.root}/.kept/large.bin.json")
+
+
+def test_a_kept_file_of_another_size_is_written_anew(tmp_path):
+    killed = ArtifactWriter(str(tmp_path), "merge", "key")
+    killed.add_bytes("a", b"whole")
+    killed.keep("a", {})
+    Path(killed.root, "a").write_bytes(b"cut")
+    again = ArtifactWriter(str(tmp_path), "merge", "key")
+    assert again.kept("a") is None
+    assert again.kept("never written") is None

@@ -1,0 +1,50 @@
+"""Reading ahead: the next item is made in a thread while this one is worked on. Two at a time, so memory is bounded."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class _Ended:
+    pass
+
+
+def ahead(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
+    """The items in order; at most `depth` are ready and one more is being made. What making one raises, is raised here.
+
+    A generator: close it (`contextlib.closing`) when it may be left before its end, so that its thread ends too.
+    """
+    ready: queue.Queue[Item | _Ended | BaseException] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(value: Item | _Ended | BaseException) -> bool:
+        while not left.is_set():
+            try:
+                ready.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_Ended())
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+            put(error)
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), _Ended):
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        left.set()
+        thread.join()
