@@ -169,7 +169,7 @@ def evaluate(config: Evaluate, out: ArtifactWriter) -> Manifest:
         for sample, text in zip(answers, said):
             if text is not None:
                 sample[label] = text
-    report = {
+    report: dict[str, Any] = {
         "models": models,
         "texts": texts,
         "samples": [

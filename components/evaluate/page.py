@@ -193,7 +193,8 @@ def exam_bars(report: Mapping[str, Any]) -> list[Bars]:
             span = (100 * max(0.0, value - around), 100 * min(1.0, value + around))
             ends = f"±{100 * around:.1f}"
             bars.append(Bar(model["label"], 100 * value, percent(value), ends, place == len(models) - 1, span))
-        note = f"{exam['items']:,} questions, {len(exam['subjects'])} subjects"
+        subjects = len(exam["subjects"])
+        note = f"{exam['items']:,} questions, {subjects} {'subject' if subjects == 1 else 'subjects'}"
         found.append(Bars(f"{exam['exam']}, {exam['shots']} shots", note, bars, 100 * exam["chance"]))
     return found
 

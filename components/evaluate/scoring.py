@@ -184,10 +184,7 @@ def score_exam(loaded: LoadedModel, exam: Exam, shots: int, title: str) -> list[
         number, answer = owners[index]
         asked[number] += 1
         right[number] += int(sums.argmax()) == answer
-    return [
-        SubjectScore(subject.name, *counts)
-        for subject, *counts in zip(exam.subjects, asked, right, too_long)  # type: ignore[arg-type]
-    ]
+    return [SubjectScore(subject.name, *counts) for subject, *counts in zip(exam.subjects, asked, right, too_long)]
 
 
 def _fitting_rows(loaded: LoadedModel, texts: Sequence[str], answers: Sequence[str]) -> Iterator[_Row]:
