@@ -32,7 +32,15 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from components.shared import storage
-from components.shared.artifact import ArtifactWriter, Input, Manifest, digest_of, find_published, open_artifact
+from components.shared.artifact import (
+    Artifact,
+    ArtifactWriter,
+    Input,
+    Manifest,
+    digest_of,
+    find_published,
+    open_artifact,
+)
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from components.shared.log import mask, set_up_logging
 
@@ -230,11 +238,16 @@ def inputs_of(config: Any) -> dict[str, Input]:
         option = f"--{name.replace('_', '-')}"
         for index, address in enumerate(addresses):
             artifact = open_artifact(address, option)
-            reference = artifact.manifest.reference if artifact.verified else storage.normalise(address)
+            reference = artifact.manifest.reference if artifact.verified else _plain_address(address, artifact)
             found[name if len(addresses) == 1 else f"{name}.{index}"] = Input(reference, artifact.digest)
     if isinstance(config, StageOptions):
         found.update(config.more_inputs())
     return found
+
+
+def _plain_address(address: str, artifact: Artifact) -> str:
+    """A folder, prefix or file as it was given, made absolute; of a dataset of the Hub, with the commit found."""
+    return artifact.root if address.startswith("hf://") else storage.normalise(address)
 
 
 def source_digest(stages: Sequence[str]) -> str:

@@ -1,29 +1,51 @@
-"""Plain text as documents: a line of a .txt file, or the `text` of a line of a .jsonl file.
+"""Text as documents: a line of a .txt file, the `text` of a line of a .jsonl file or of a row of a .parquet file.
 
-Files are read in order of their names (recorded in the artifact that is made of them), streamed, UTF-8 checked. Of a
-packed dataset the held-out documents are read, so that its reference is a text to evaluate on.
+Text files may be compressed (.gz, .zst). Files are read in order of their names (recorded in the artifact that is made
+of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as `hf://datasets/OWNER/NAME`
+(hub_dataset.py). Of a packed dataset the held-out documents are read, so that its reference is a text to evaluate on.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from components.shared import hub_dataset
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
 from components.shared.packed import HELD_OUT_TEXT, KIND
+from components.shared.text_stream import lines_of, plain_name
+
+PARQUET_ROWS = 1000
+"""Rows of a Parquet file in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document, and where it stands: file and line, counted from 1."""
+    """One document, and where it stands: file and line (of a table, row), counted from 1."""
 
     text: str
     file: str
     line: int
 
 
+@dataclass
+class Skipped:
+    """Lines and items that could not be read and were left out: how many, and what was wrong with the first ones."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, fault: InputError) -> None:
+        self.count += 1
+        if len(self.first) < 10:
+            self.first.append(str(fault))
+
+
 def text_files(artifact: Artifact) -> list[str]:
-    """The names of the artifact's text files, sorted; InputError when it has none."""
+    """The names of the artifact's text files, sorted; none for a dataset of the Hub. InputError when it has none."""
+    if artifact.manifest.kind == hub_dataset.KIND:
+        return []
     if artifact.manifest.kind == KIND:
         if HELD_OUT_TEXT not in artifact:
             raise InputError(
@@ -31,39 +53,107 @@ def text_files(artifact: Artifact) -> list[str]:
                 "--validation-fraction or --validation"
             )
         return [HELD_OUT_TEXT]
-    names = sorted(name for name in artifact.names if name.endswith((".txt", ".jsonl")))
+    names = sorted(name for name in artifact.names if plain_name(name).endswith((".txt", ".jsonl", ".parquet")))
     if not names:
-        raise InputError(f"{artifact.root}: no .txt or .jsonl file in it; give a folder or prefix of text files")
+        raise InputError(
+            f"{artifact.root}: no .txt or .jsonl file in it (.gz and .zst too), and no .parquet; give a folder or "
+            "prefix of text files"
+        )
     return names
 
 
-def read_documents(artifact: Artifact, keep_blank: bool = False) -> Iterator[Document]:
-    """Every document; blank lines are left out unless `keep_blank`. InputError for bytes that are not UTF-8."""
+def bytes_of_text(artifact: Artifact) -> int | None:
+    """How much text there is; None where that is known only when it has been read."""
+    names = text_files(artifact)
+    if not names or any(plain_name(name) != name or name.endswith(".parquet") for name in names):
+        return None
+    return sum(artifact.file(name).size for name in names)
+
+
+def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[Document]:
+    """Every document; blank lines are left out unless `keep_blank`.
+
+    InputError names file and line of bytes that are not UTF-8 or a line without text; with `skipped` such lines are
+    counted there and left out.
+    """
     empty = True
-    for name in text_files(artifact):
-        where = f"{artifact.root}/{name}"
-        with artifact.open(name) as stream:
-            for number, raw in enumerate(stream, start=1):
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{where}: line {number} is not UTF-8 ({error.reason}); convert the file"
-                    ) from error
-                if name.endswith(".jsonl") and text.strip():
-                    text = _text_field(text, f"{where}: line {number}")
-                if keep_blank or text.strip():
-                    empty = empty and not text.strip()
-                    yield Document(text, name, number)
+    for document in _all_documents(artifact, skipped):
+        blank = not document.text.strip()
+        if keep_blank or not blank:
+            empty = empty and blank
+            yield document
     if empty:
         raise InputError(f"{artifact.root}: the text files are empty; give files with text in them")
+
+
+def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Document]:
+    if artifact.manifest.kind == hub_dataset.KIND:
+        column = hub_dataset.column_of(artifact)
+        values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
+        yield from _column(values, "", f"{artifact.root}: row", column, skipped)
+    for name in text_files(artifact):
+        if name.endswith(".parquet"):
+            yield from _column(_parquet(artifact, name), name, f"{artifact.root}/{name}: row", "text", skipped)
+        else:
+            yield from _lines(artifact, name, skipped)
+
+
+def _lines(artifact: Artifact, name: str, skipped: Skipped | None) -> Iterator[Document]:
+    where = f"{artifact.root}/{name}"
+    json_lines = plain_name(name).endswith(".jsonl")
+    for number, raw in enumerate(lines_of(artifact, name), start=1):
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            if json_lines and text.strip():
+                text = _text_field(text, f"{where}: line {number}")
+        except UnicodeDecodeError as error:
+            fault = InputError(f"{where}: line {number} is not UTF-8 ({error.reason}); convert the file, or --skip-bad")
+            if skipped is None:
+                raise fault from error
+            skipped.add(fault)
+        except InputError as fault:
+            if skipped is None:
+                raise
+            skipped.add(fault)
+        else:
+            yield Document(text, name, number)
 
 
 def _text_field(line: str, where: str) -> str:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error}); mend or remove it") from error
+        raise InputError(f"{where} is not JSON ({error}); mend or remove it, or --skip-bad") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise InputError(f"{where} has no text field; each line must be an object with one")
+        raise InputError(f"{where} has no text field; each line must be an object with one, or --skip-bad")
     return str(value["text"])
+
+
+def _parquet(artifact: Artifact, name: str) -> Iterator[Any]:
+    """The values of the column `text`."""
+    import pyarrow
+    from pyarrow import parquet
+
+    where = f"{artifact.root}/{name}"
+    try:
+        with artifact.open(name) as stream:
+            table = parquet.ParquetFile(pyarrow.PythonFile(stream, mode="r"), buffer_size=2**20)
+            if "text" not in table.schema_arrow.names:
+                has = ", ".join(table.schema_arrow.names)
+                raise InputError(f"{where}: no column text (it has {has}); rename the one that holds the text")
+            for batch in table.iter_batches(PARQUET_ROWS, columns=["text"]):
+                yield from batch.column(0).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{where}: not a Parquet file, or a damaged one ({error}); write it again") from error
+
+
+def _column(values: Iterator[Any], file: str, where: str, column: str, skipped: Skipped | None) -> Iterator[Document]:
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, str):
+            yield Document(value, file, number)
+            continue
+        what = "nothing" if value is None else f"a {type(value).__name__}"
+        fault = InputError(f"{where} {number} has {what} in the column {column!r}; text is needed, or --skip-bad")
+        if skipped is None:
+            raise fault
+        skipped.add(fault)

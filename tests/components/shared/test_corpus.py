@@ -1,14 +1,20 @@
 """Text as documents, and instructions as items: read in order, and every fault named with its place."""
 
+import gzip
+import io
 import json
+import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
+from components.shared import storage
 from components.shared.artifact import Artifact, open_artifact
-from components.shared.corpus import Document, read_documents
+from components.shared.corpus import Document, Skipped, bytes_of_text, read_documents
 from components.shared.errors import InputError
 from components.shared.instructions import read_instructions
 
@@ -63,6 +69,93 @@ def test_every_line_is_a_document_whatever_it_holds(tmp_path_factory, lines):
     assert [document.text for document in read_documents(artifact)] == [line for line in lines if line.strip()]
 
 
+def zstd(content: bytes) -> bytes:
+    """One frame, as the command `zstd` writes it."""
+    made = io.BytesIO()
+    with pyarrow.CompressedOutputStream(pyarrow.PythonFile(made, mode="w"), "zstd") as stream:
+        stream.write(content)
+        held = made  # closing the stream closes the file: its content is taken by then
+        made.close = lambda: None  # type: ignore[method-assign]
+    return held.getvalue()
+
+
+def table(path: Path, **columns: list) -> Path:
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=400)
+    return path
+
+
+LINES = [f"第{number}行，压缩过的。" for number in range(2500)]
+
+
+@pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_compressed_text_is_read_as_the_text(tmp_path, compressed, kind):
+    plain = LINES if kind == "txt" else [json.dumps({"text": line}) for line in LINES]
+    content = "\n".join(plain).encode()
+    suffix = {gzip.compress: "gz", zstd: "zst"}[compressed]
+    # two frames, one after the other, as parallel compressors write them
+    (tmp_path / f"a.{kind}.{suffix}").write_bytes(compressed(content[:5000]) + compressed(content[5000:]))
+    artifact = open_artifact(str(tmp_path))
+    assert [document.text for document in read_documents(artifact)] == LINES
+    assert bytes_of_text(artifact) is None
+
+
+@pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
+@pytest.mark.parametrize(
+    "broken", [lambda content: content[:-20], lambda content: b"no" + content], ids=["short", "other"]
+)
+def test_a_damaged_compressed_file_is_named(tmp_path, compressed, broken):
+    name = {gzip.compress: "a.txt.gz", zstd: "a.txt.zst"}[compressed]
+    (tmp_path / name).write_bytes(broken(compressed("\n".join(LINES).encode())))
+    with pytest.raises(InputError, match=rf"{name}: cannot be decompressed .*; compress it again"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_a_parquet_file_is_read_row_by_row(tmp_path):
+    table(tmp_path / "a.parquet", number=list(range(2500)), text=LINES)
+    found = list(read_documents(open_artifact(str(tmp_path))))
+    assert [document.text for document in found] == LINES
+    assert found[1700] == Document(LINES[1700], "a.parquet", 1701)
+
+
+def test_a_parquet_file_in_s3_is_read_by_range(s3_store, tmp_path):
+    content = table(tmp_path / "a.parquet", text=LINES).read_bytes()
+    storage.write_bytes(f"{s3_store}/a.parquet", content)
+    assert [document.text for document in read_documents(open_artifact(s3_store))] == LINES
+
+
+def test_a_table_without_text_says_what_it_has(tmp_path):
+    table(tmp_path / "a.parquet", content=LINES, title=LINES)
+    with pytest.raises(InputError, match=r"a.parquet: no column text \(it has content, title\)"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_an_empty_cell_is_named_by_its_row(tmp_path):
+    table(tmp_path / "a.parquet", text=["一", None, "三"])
+    with pytest.raises(InputError, match=r"a.parquet: row 2 has nothing in the column 'text'"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = table(tmp_path / "a.parquet", text=LINES)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"a.parquet: not a Parquet file, or a damaged one"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_lines_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
+    table(tmp_path / "d.parquet", text=["七", None])
+    artifact = folder(
+        tmp_path,
+        a_txt="一\n".encode() + b"\xff\xfe\n" + "二\n".encode(),
+        b_jsonl='{"text": "三"}\n{\n{"content": "x"}\n\n{"text": 4}\n{"text": "五"}\n',
+    )
+    skipped = Skipped()
+    assert [document.text for document in read_documents(artifact, skipped=skipped)] == ["一", "二", "三", "五", "七"]
+    assert skipped.count == 5
+    assert "a.txt: line 2 is not UTF-8" in skipped.first[0]
+
+
 @pytest.mark.parametrize(
     ("files", "line"),
     [
@@ -107,6 +200,43 @@ def test_items_come_in_order_from_lists_and_lines(tmp_path):
 def test_one_file_is_read_alone(tmp_path):
     folder(tmp_path, a_json=json.dumps([ITEM]), b_json="{")
     assert list(read_instructions(open_artifact(str(tmp_path / "a.json")))) == [ITEM]
+
+
+def test_an_absent_input_may_be_null(tmp_path):
+    artifact = folder(tmp_path, a_json=json.dumps([{**ITEM, "input": None}]))
+    assert list(read_instructions(artifact)) == [{**ITEM, "input": ""}]
+
+
+@pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
+def test_compressed_items_are_read(tmp_path, compressed):
+    suffix = {gzip.compress: "gz", zstd: "zst"}[compressed]
+    (tmp_path / f"a.json.{suffix}").write_bytes(compressed(json.dumps([ITEM] * 500, indent=1).encode()))
+    (tmp_path / f"b.jsonl.{suffix}").write_bytes(compressed((json.dumps(ITEM) + "\n").encode() * 500))
+    assert list(read_instructions(open_artifact(str(tmp_path)))) == [ITEM] * 1000
+
+
+def test_items_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
+    artifact = folder(
+        tmp_path,
+        a_json=json.dumps([ITEM, 5, {"instruction": "x"}]),
+        b_jsonl=json.dumps(ITEM) + "\n{\n",
+    )
+    skipped = Skipped()
+    assert list(read_instructions(artifact, skipped=skipped)) == [ITEM, ITEM]
+    assert skipped.count == 3
+    assert "a.json: item 2: a int" in skipped.first[0]
+
+
+def test_a_long_list_is_read_in_the_memory_of_a_few_blocks(tmp_path):
+    item = json.dumps({**ITEM, "output": "好" * 3000}, ensure_ascii=False)
+    artifact = folder(tmp_path, a_json="[" + ",\n".join([item] * 7000) + "]")
+    size = (tmp_path / "a.json").stat().st_size
+    tracemalloc.start()
+    assert sum(1 for _ in read_instructions(artifact)) == 7000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 60e6
+    assert peak < 35e6
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):
