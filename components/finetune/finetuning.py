@@ -5,17 +5,10 @@ was none, `--train-embeddings` trains them in full as the recipe does. An adapte
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from components.shared.artifact import ArtifactWriter, Manifest
-from components.shared.training.elastic import Work, run_workers
-from components.shared.training.inputs import TrainingInputs, lora_shape, open_inputs
 from components.shared.training.options import FinetuneOptions
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from components.shared.training.model import PackedLlama
+from components.shared.training.stage import run_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +17,4 @@ class Finetune(FinetuneOptions):
 
 
 def finetune(config: Finetune, out: ArtifactWriter) -> Manifest:
-    """Trains in as many processes as PET_* says (one without) and returns what they published."""
-    open_inputs(config)
-    return run_workers(finetune_worker, config, out)
-
-
-def finetune_worker(work: Work[Finetune]) -> None:
-    """One process of the training."""
-    from components.shared.training.model import add_lora
-    from components.shared.training.publish import publish_adapter
-    from components.shared.training.worker import run_worker
-
-    config = work.options
-
-    def with_lora(model: "PackedLlama", inputs: TrainingInputs) -> "nn.Module":
-        return add_lora(model, lora_shape(config, inputs.adapter, config.train_embeddings), inputs.adapter)
-
-    run_worker(work, with_lora, publish_adapter)
+    return run_training(config, out)

@@ -23,9 +23,28 @@ def open_splits(dataset: Artifact) -> tuple[PackedDataset, PackedDataset | None]
     return PackedDataset(dataset, TRAIN), PackedDataset(dataset, VALIDATION) if held_out else None
 
 
-def collate(blocks: Sequence["Block"]) -> dict[str, torch.Tensor]:
-    """input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token that follows t, or -100."""
-    batch = {name: torch.from_numpy(np.stack([block[name] for block in blocks])) for name in blocks[0]}
-    labels = torch.full_like(batch["labels"], IGNORED)
-    labels[:, :-1] = batch["labels"][:, 1:]
-    return {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "labels": labels}
+class Collate:
+    """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100.
+
+    faithful: as the recipe does it. Padding is cut to the longest of the batch, and positions run on to the block's
+    end, so that nothing in it is kept apart.
+    """
+
+    def __init__(self, faithful: bool = False) -> None:
+        self._faithful = faithful
+
+    def __call__(self, blocks: Sequence["Block"]) -> dict[str, torch.Tensor]:
+        batch = {name: torch.from_numpy(np.stack([block[name] for block in blocks])) for name in blocks[0]}
+        labels = torch.full_like(batch["labels"], IGNORED)
+        labels[:, :-1] = batch["labels"][:, 1:]
+        found = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "labels": labels}
+        if self._faithful:
+            # a sample's last token is always learned, and has no label after the move
+            length = int((batch["labels"] != IGNORED).any(dim=0).nonzero().max()) + 1
+            found["position_ids"] = torch.arange(labels.shape[1]).expand_as(labels)
+            found = {name: tensor[:, :length] for name, tensor in found.items()}
+        return found
+
+
+collate = Collate()
+"""Blocks of documents that are kept apart."""

@@ -12,24 +12,12 @@ from components.shared.artifact import Artifact, open_artifact
 from components.shared.errors import InputError
 from components.shared.packed import KIND, TRAIN
 from components.shared.safetensors_io import Checkpoint
-from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_settings
+from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
+from components.shared.training.shape import lora_shape
 from components.shared.vocabulary import Encoder, Vocabulary, require_equal
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-@dataclass(frozen=True)
-class LoraShape:
-    """The shape of an adapter: its own when one is continued, else from the options."""
-
-    r: int
-    alpha: float
-    dropout: float
-    targets: list[str]
-    embeddings: bool
-    """embed_tokens and lm_head are trained, and saved, in full."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +64,28 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
             f"{names[1]}: blocks of {facts['block_size']} tokens, but the model has "
             f"{config['max_position_embeddings']} positions; prepare the dataset with a smaller --block-size"
         )
-    if isinstance(options, LoraOptions):
-        lora_shape(options, adapter, embeddings=True)
-        tensors = Checkpoint(model).tensors
-        for target in options.targets:
-            if not any(name.endswith(f".{target}.weight") for name in tensors):
+    settings = deepspeed_settings(options)
+    if isinstance(options, LoraOptions) and options.gives_adapter:
+        shape = lora_shape(options, model, adapter)
+        for target in shape.targets:
+            layers = (info for name, info in Checkpoint(model).tensors.items() if name.endswith(f".{target}.weight"))
+            if not any(len(info.shape) == 2 for info in layers):
                 raise InputError(
                     f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, up_proj …"
                 )
+        if shape.embeddings == "new" and zero_stage(settings) == 3:
+            raise InputError(
+                "--embedding-rows new: under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained "
+                "alone; give --deepspeed zero2 or none"
+            )
+    packing = dataset.manifest.configuration.get("packing")
+    if options.faithful and packing != "faithful":
+        raise InputError(
+            f"--faithful: {names[1]} was packed as {packing or 'nobody says what'}, several documents to a block; "
+            "prepare it with --packing faithful"
+        )
     if EMBEDDING not in Checkpoint(model).tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
-    deepspeed_settings(options)
     return TrainingInputs(model, dataset, adapter, vocabulary, config)
 
 
@@ -104,28 +103,3 @@ def _llama_config(model: Artifact) -> dict[str, Any]:
     if config.get("model_type") != "llama":
         raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     return config
-
-
-def lora_shape(options: LoraOptions, adapter: Artifact | None, embeddings: bool) -> LoraShape:
-    """The adapter's shape. InputError when the options contradict the adapter that is continued.
-
-    embeddings: what a new adapter does; a continued one does as it did.
-    """
-    if adapter is None:
-        return LoraShape(
-            options.lora_r or 8, options.lora_alpha or 32.0, options.lora_dropout, options.targets, embeddings
-        )
-    have = json.loads(adapter.read(ADAPTER_CONFIG))
-    for option, given, field in (("--lora-r", options.lora_r, "r"), ("--lora-alpha", options.lora_alpha, "lora_alpha")):
-        if given and given != have[field]:
-            raise InputError(
-                f"{option} {given:g}: the adapter {adapter.root} has {have[field]:g}; leave the option out, "
-                "or start a new adapter"
-            )
-    saved = set(have.get("modules_to_save") or ())
-    if saved not in (set(), {"embed_tokens", "lm_head"}):
-        raise InputError(
-            f"--adapter {adapter.root}: modules_to_save is {', '.join(sorted(saved))}; "
-            "embed_tokens and lm_head, or none, can be continued"
-        )
-    return LoraShape(have["r"], have["lora_alpha"], options.lora_dropout, sorted(have["target_modules"]), bool(saved))

@@ -7,9 +7,12 @@ forward pass, so nothing is computed twice: three products with the head, where 
 
 With E = exp(logits − max) and s its row sums, softmax = E/s; the division is done on [rows, hidden] and [rows, hidden]
 instead of [rows, vocabulary], which leaves four passes over the chunk: max, subtract, exp, sum.
+
+On a GPU the same is done by Liger's fused kernel where liger-kernel is installed.
 """
 
-from typing import Any, NamedTuple
+import importlib.util
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -33,10 +36,26 @@ def labelled(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, 
     return hidden.flatten(0, 1).index_select(0, at), labels.flatten().index_select(0, at)
 
 
+def loss_kernel(device: torch.device) -> Literal["liger", "chunked"]:
+    """Which of the two computes the loss on a device: Liger's needs a GPU and the package liger-kernel."""
+    return "liger" if device.type == "cuda" and importlib.util.find_spec("liger_kernel") else "chunked"
+
+
 def summed_loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The sum of −log softmax(hidden · headᵀ)[label], differentiable in `hidden` [n, width] and `head` [vocabulary,
     width]. The products run in hidden's dtype, sums and exponentials in float32."""
+    # a kernel over no rows at all cannot be started
+    if len(labels) and loss_kernel(hidden.device) == "liger":
+        return _by_liger(hidden, head, labels)
     loss: torch.Tensor = _SummedLoss.apply(hidden, head, labels)
+    return loss
+
+
+def _by_liger(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
+    loss: torch.Tensor = fused(head.to(hidden.dtype), hidden, labels)
     return loss
 
 

@@ -1,10 +1,15 @@
 """The model that is trained: a LLaMA whose forward pass gives the loss, with what is not trained frozen.
 
-Attention does not cross documents: with restarting position_ids, no attention mask and no cache (the cache must be off
-in so many words, or the documents see each other silently) transformers makes the block-diagonal mask itself.
+Attention does not cross documents. Where flash-attn is there (on a GPU, in half precision), the batch is laid out as
+one row and its kernel for sequences of varying length is told where each document begins. Elsewhere transformers makes
+a block-diagonal mask for SDPA, which it does with restarting position_ids, no attention mask and no cache (the cache
+must be off in so many words, or the documents see each other silently).
 
 Trainable weights are float32 whatever the base is in: after 50 AdamW steps at 2e-5 in bf16, 70% of the values of an
-embedding had not moved. DeepSpeed in bf16 casts them for the computation and keeps the float32 masters itself.
+embedding had not moved. DeepSpeed in bf16 and fp16 casts them for the computation and keeps the float32 masters itself.
+
+The loss is computed inside lm_head's own forward, so that whoever wraps that layer (peft's trained copy, ZeRO-3's
+gathering of a partitioned weight) does its part once a pass.
 """
 
 import json
@@ -14,20 +19,37 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaForCausalLM
-from transformers.utils import ModelOutput
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import ModelOutput, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
-from components.shared.training.inputs import LoraShape
-from components.shared.training.loss import labelled, score, summed_loss
+from components.shared.training.inputs import TrainingInputs
+from components.shared.training.loss import Score, labelled, score, summed_loss
+from components.shared.training.options import LoraOptions, PretrainOptions
+from components.shared.training.shape import EMBEDDINGS, LoraShape, lora_shape
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-EMBEDDINGS = ("embed_tokens", "lm_head")
+FLASH = "flash_attention_2"
+
+
+class Head(nn.Linear):
+    """lm_head. With labels it gives their loss (in training) or their score (in evaluation); without, logits."""
+
+    def forward(self, rows: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        """rows [n, width], labels [n]."""
+        return super().forward(rows) if labels is None else measure(rows, self.weight, labels, self.training)
+
+
+def measure(rows: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor | Score:
+    if torch.is_autocast_enabled(rows.device.type):
+        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+    return summed_loss(rows, head, labels) if training else score(rows, head, labels)
 
 
 class PackedLlama(LlamaForCausalLM):
@@ -37,6 +59,10 @@ class PackedLlama(LlamaForCausalLM):
     """
 
     accepts_loss_kwargs = True
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.lm_head.__class__ = Head
 
     def forward(
         self,
@@ -51,38 +77,65 @@ class PackedLlama(LlamaForCausalLM):
         In training: `loss`, the sum over labels divided by `num_items_in_batch` (those of the whole step, on all
         processes; by default this batch's). In evaluation: `loss`, `correct`, `labels`: sums over this batch's labels.
         """
+        borders: dict[str, Any] = {}
+        if self.config._attn_implementation == FLASH:
+            input_ids, position_ids, labels, borders = in_one_row(input_ids, position_ids, labels)
         hidden = self.model(
-            input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False
+            input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False, **borders
         ).last_hidden_state
         rows, wanted = labelled(hidden, labels)
-        if torch.is_autocast_enabled(hidden.device.type):
-            rows = rows.to(torch.get_autocast_dtype(hidden.device.type))
-        head = active_weight(self.lm_head)
-        if not self.training:
-            return ModelOutput(**score(rows, head, wanted)._asdict())
+        head = self.lm_head
+        if isinstance(head, TrainableTokensWrapper):
+            # it hands on no labels; its weight is the base's with the trained rows put in
+            measured = measure(rows, head.weight, wanted, self.training)
+        else:
+            measured = head(rows, wanted)
+        if isinstance(measured, Score):
+            return ModelOutput(**measured._asdict())
         divisor = len(wanted) if num_items_in_batch is None else num_items_in_batch
-        return ModelOutput(loss=summed_loss(rows, head, wanted) / divisor)
+        return ModelOutput(loss=measured / divisor)
 
 
-def active_weight(module: nn.Module) -> torch.Tensor:
-    """The weight of a layer that peft may have wrapped: the trained copy when one is active, else the layer's own."""
-    if isinstance(module, ModulesToSaveWrapper):
-        trained = [name for name in module.active_adapters if name in module.modules_to_save]
-        module = (
-            module.modules_to_save[trained[0]] if trained and not module.disable_adapters else module.original_module
-        )
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight
+def in_one_row(
+    input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """[batch, block] → [1, batch · block] each, and where the documents lie in it, as flash-attn's kernel takes it."""
+    positions = position_ids.reshape(-1)
+    begins = (positions == 0).nonzero().squeeze(1)
+    ends = torch.cat([begins, begins.new_tensor([len(positions)])]).to(torch.int32)
+    longest = int(ends.diff().max())
+    borders = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return input_ids.reshape(1, -1), positions[None], labels.reshape(1, -1), borders
+
+
+def attention(dtype: torch.dtype) -> str:
+    """transformers' name of the attention: flash-attn where it is installed and can be used, else SDPA."""
+    flash = torch.cuda.is_available() and is_flash_attn_2_available() and dtype in (torch.float16, torch.bfloat16)
+    return FLASH if flash else "sdpa"
 
 
 def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
-    loaded = PackedLlama.from_pretrained(model.local(), dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+    loaded = PackedLlama.from_pretrained(
+        model.local(), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
+    )
     loaded.config.use_cache = False
     loaded.requires_grad_(False)
     return loaded
+
+
+def trained_model(options: LoraOptions, inputs: TrainingInputs, dtype: torch.dtype) -> nn.Module:
+    """The model of the inputs, with what the options say made trainable."""
+    model: Any = load_base(inputs.model, dtype)
+    if options.gives_adapter:
+        model = add_lora(model, lora_shape(options, inputs.model, inputs.adapter), inputs.adapter)
+    else:
+        assert isinstance(options, PretrainOptions)
+        model = train_embeddings_only(model, options.also_lm_head)
+    if options.gradient_checkpointing:
+        checkpoint_activations(model)
+    return model
 
 
 def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama:
@@ -94,7 +147,7 @@ def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama
 
 
 def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
-    """LoRA on the shape's layers, and embed_tokens and lm_head in full when it says so.
+    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so.
 
     With `adapter`, its weights are put in. InputError when they do not fit this model.
     """
@@ -105,10 +158,12 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=shape.dropout,
         target_modules=shape.targets,
-        modules_to_save=list(EMBEDDINGS) if shape.embeddings else None,
+        modules_to_save=list(EMBEDDINGS) if shape.embeddings == "all" else None,
+        trainable_token_indices={name: list(shape.rows) for name in EMBEDDINGS} if shape.embeddings == "new" else None,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if adapter is not None:
         _put_in(adapted, load_file(adapter.local() / ADAPTER_WEIGHTS), adapter.root)
     return _with_masters(adapted)
@@ -130,13 +185,35 @@ def _put_in(model: PeftModel, weights: Mapping[str, torch.Tensor], where: str) -
 
 
 def _with_masters(model: Any) -> Any:
-    for parameter in trainable(model):
-        parameter.data = parameter.data.float()
+    if not is_deepspeed_zero3_enabled():
+        for parameter in trainable(model):
+            parameter.data = parameter.data.float()
     return model
 
 
 def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
     return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies.
+
+    All processes call it together (DeepSpeed's masters lie in parts on all of them), before the engine is given up.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[name] = _master(parameter).detach().to("cpu", torch.float32, copy=True)
+    return found
+
+
+def _master(parameter: nn.Parameter) -> torch.Tensor:
+    if not hasattr(parameter, "_hp_mapping") and not hasattr(parameter, "ds_id"):
+        return parameter
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master: torch.Tensor = safe_get_full_fp32_param(parameter)
+    return master
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -11,8 +11,9 @@ from components.shared.errors import InputError
 
 LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
 """The seven projections of a LLaMA layer, as in the recipe."""
-SHIPPED_DEEPSPEED = ("zero2",)
-"""Names that `--deepspeed` takes instead of a path: JSON files beside this one."""
+SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
+"""Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
+what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,11 @@ class TrainingOptions(StageOptions):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deepspeed: str = "zero2"
-    """DeepSpeed configuration: a shipped one (zero2), a JSON file, or `none` for plain data parallelism."""
+    """DeepSpeed configuration: zero2, zero2_offload, zero3, a JSON file, or `none` for plain data parallelism."""
+    faithful: bool = False
+    """The recipe's batches, for comparison: padded to the longest, documents of a block not kept apart."""
+    peak_tflops: not_keyed(float) = 0.0  # type: ignore[valid-type]
+    """What one GPU can do at best, in TFLOP/s, for the utilisation (MFU) in the log; 0: known by its name."""
     logging_steps: not_keyed(int) = 10  # type: ignore[valid-type]
     """Steps between two lines of metrics.jsonl."""
     eval_steps: int = 250
@@ -77,7 +82,15 @@ class TrainingOptions(StageOptions):
         )
         for name in positive:
             _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
-        for name in ("embedding_lr", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps"):
+        for name in (
+            "embedding_lr",
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "eval_steps",
+            "save_steps",
+            "peak_tflops",
+        ):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
         _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
         _check(
@@ -98,21 +111,45 @@ class LoraOptions(TrainingOptions):
     """LoRA rank; 0: 8, or the continued adapter's."""
     lora_alpha: float = 0.0
     """LoRA alpha; 0: 32, or the continued adapter's."""
-    lora_dropout: float = 0.05
-    """LoRA dropout."""
-    lora_targets: str = LORA_TARGETS
-    """Layers that get LoRA weights, by the last part of their name, comma-separated."""
+    lora_dropout: float | None = None
+    """LoRA dropout. Not given: 0.05, or the continued adapter's."""
+    lora_targets: str = ""
+    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: the seven projections
+    of a LLaMA layer, or the continued adapter's."""
+    embedding_rows: Literal["auto", "all", "new"] = "auto"
+    """Rows of embed_tokens and lm_head that are trained, where they are: all (the recipe), or those that
+    extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self, "lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)")
         _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
-        _check(self, "lora_dropout", 0 <= self.lora_dropout < 1, "a share below 1 is needed")
-        _check(self, "lora_targets", bool(self.targets), "name at least one layer")
+        _check(self, "lora_dropout", 0 <= (self.lora_dropout or 0) < 1, "a share below 1 is needed")
+        _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
+        for name in ("embed_tokens", "lm_head"):
+            _check(
+                self, "lora_targets", name not in self.targets, f"{name} is trained by rows, not by LoRA; leave it out"
+            )
 
     @property
     def targets(self) -> list[str]:
+        """The layers named by `lora_targets`; empty when it is not given."""
         return [name.strip() for name in self.lora_targets.split(",") if name.strip()]
+
+    @property
+    def gives_adapter(self) -> bool:
+        """Whether the result is an adapter, and not a model."""
+        return True
+
+    @property
+    def asks_for_embeddings(self) -> bool:
+        """Whether the options say that the embeddings are to be trained too."""
+        return False
+
+    @property
+    def trained_rows(self) -> Literal["", "all", "new"]:
+        """Of the embeddings in a new adapter: nothing, all rows, or the new ones."""
+        return "new" if self.embedding_rows == "new" else "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +169,14 @@ class PretrainOptions(LoraOptions):
             )
         if self.stage == "lora" and self.also_lm_head:
             raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
+        if self.stage == "embeddings" and self.embedding_rows == "new":
+            raise InputError(
+                "--embedding-rows new: --stage embeddings trains all rows; leave it out, or use --stage lora"
+            )
+
+    @property
+    def gives_adapter(self) -> bool:
+        return self.stage == "lora"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +190,23 @@ class FinetuneOptions(LoraOptions):
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     train_embeddings: bool = False
-    """Train embed_tokens and lm_head in full too. A continued adapter decides this itself."""
+    """Train embed_tokens and lm_head too. A continued adapter decides this itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding_rows != "auto" and not self.train_embeddings and not self.adapter:
+            raise InputError(
+                f"--embedding-rows {self.embedding_rows}: nothing of the embeddings is trained without "
+                "--train-embeddings true; give both or neither"
+            )
+
+    @property
+    def asks_for_embeddings(self) -> bool:
+        return self.train_embeddings
+
+    @property
+    def trained_rows(self) -> Literal["", "all", "new"]:
+        return super().trained_rows if self.train_embeddings else ""
 
 
 def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
@@ -175,14 +236,36 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
         settings: dict[str, Any] = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"--deepspeed {path}: a JSON object is needed; docs/training.md shows one")
     same = {
         "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
         "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
         "gradient_clipping": ("--max-grad-norm", options.max_grad_norm),
+        "train_batch_size": ("the number of processes times their batch", "auto"),
     }
+    found = {name: settings.get(name, "auto") for name in same}
+    for precision in ("float16", "bfloat16"):
+        section = {"float16": "fp16", "bfloat16": "bf16"}[precision]
+        name = f"{section}.enabled"
+        found[name] = (settings.get(section) or {}).get("enabled", "auto")
+        same[name] = ("--precision", options.precision)
+        if found[name] is (options.precision == precision):
+            found[name] = "auto"
     for name, (option, value) in same.items():
-        if settings.get(name, "auto") not in ("auto", value):
+        if found[name] not in ("auto", value):
             raise InputError(
-                f"--deepspeed {path}: {name} is {settings[name]}, but {option} is {value}; write auto there"
+                f"--deepspeed {path}: {name} is {json.dumps(found[name])}, but {option} is {value}; write auto there"
+            )
+    for name in ("optimizer", "scheduler"):
+        if name in settings:
+            raise InputError(
+                f"--deepspeed {path}: its {name} would take the place of --learning-rate, --embedding-lr, "
+                f"--weight-decay and --lr-scheduler-type; leave the section {name} out"
             )
     return settings
+
+
+def zero_stage(settings: dict[str, Any] | None) -> int:
+    """ZeRO's stage in a DeepSpeed configuration: what is kept in parts (2: optimizer and gradients, 3: weights too)."""
+    return int(((settings or {}).get("zero_optimization") or {}).get("stage", 0))

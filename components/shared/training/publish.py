@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from components.shared.artifact import MANIFEST, ArtifactWriter, Manifest
 from components.shared.safetensors_io import Checkpoint, SafetensorsStream
-from components.shared.training.inputs import ADAPTER_CONFIG, EMBEDDING, HEAD, TrainingInputs
+from components.shared.training.course import EVENTS, METRICS, History
+from components.shared.training.inputs import TrainingInputs
 from components.shared.training.model import (
     ADAPTER_WEIGHTS,
     PackedLlama,
@@ -23,11 +24,11 @@ from components.shared.training.model import (
     read_back,
 )
 from components.shared.training.report import loss_report
-from components.shared.training.trainer import History
+from components.shared.training.shape import ADAPTER_CONFIG
+from components.shared.training.trainer import Trained
 
 log = logging.getLogger("training")
 
-METRICS = "metrics.jsonl"
 REPORT = "report.html"
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -36,14 +37,15 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_MADE_BY_A_STAGE = {METRICS, REPORT, MANIFEST, "blocks.json"}
+_MADE_BY_A_STAGE = {METRICS, EVENTS, REPORT, MANIFEST, "blocks.json"}
 
 
-def publish_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, history: History) -> Manifest:
+def publish_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> Manifest:
     """The adapter, float16, with the tokenizer of its model."""
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    # clones: peft gives views of the live weights
-    half = {name: weight.detach().to("cpu", torch.float16).clone().contiguous() for name, weight in weights.items()}
+    weights = get_peft_model_state_dict(model, state_dict=trained.weights, save_embedding_layers=False)
+    if len(weights) != len(trained.weights):
+        raise ValueError(f"{len(trained.weights)} tensors were trained, but the adapter would have {len(weights)}")
+    half = {name: weight.to(torch.float16).contiguous() for name, weight in weights.items()}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         path = Path(folder, ADAPTER_WEIGHTS)
         save_file(half, path, metadata={"format": "pt"})
@@ -62,18 +64,17 @@ def publish_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftMode
         "lora_r": config.r,
         "lora_alpha": config.lora_alpha,
         "embeddings": bool(config.modules_to_save),
+        "new_rows": len(next(iter((config.trainable_token_indices or {}).values()), ())),
     }
     out.vocabulary = inputs.vocabulary
-    _add_course(out, history)
+    _add_course(out, trained.history)
     return out.publish("adapter")
 
 
-def publish_embeddings(out: ArtifactWriter, inputs: TrainingInputs, model: PackedLlama, history: History) -> Manifest:
+def publish_embeddings(out: ArtifactWriter, inputs: TrainingInputs, model: PackedLlama, trained: Trained) -> Manifest:
     """The base with its new embeddings: the file that holds them is rewritten, in the base's dtype, the rest copied."""
     checkpoint = Checkpoint(inputs.model)
-    trained = {EMBEDDING: model.get_input_embeddings().weight, HEAD: model.get_output_embeddings().weight}
-    trained = {name: weight.detach().cpu() for name, weight in trained.items() if weight.requires_grad}
-    rewritten = {checkpoint.info(name).file for name in trained}
+    rewritten = {checkpoint.info(name).file for name in trained.weights}
     for name in inputs.model.names:
         if name not in rewritten | _MADE_BY_A_STAGE:
             out.copy(inputs.model, name)
@@ -82,20 +83,24 @@ def publish_embeddings(out: ArtifactWriter, inputs: TrainingInputs, model: Packe
         with out.writer(file) as sink:
             stream = SafetensorsStream(sink, {name: (info.dtype, info.shape) for name, info in there.items()})
             for name, info in there.items():
-                tensor = trained.get(name)
+                tensor = trained.weights.get(name)
                 if tensor is None:
                     stream.write(name, checkpoint.read(name))
                 else:
                     stream.write(name, tensor.to(getattr(torch, info.dtype)))
             stream.close()
     out.vocabulary = inputs.vocabulary
-    out.facts["trained"] = sorted(trained)
-    _add_course(out, history)
+    out.facts["trained"] = sorted(trained.weights)
+    if "pieces_before" in inputs.model.manifest.facts:
+        # stage 2 may train the new rows alone: it has to know which they are
+        out.facts["pieces_before"] = inputs.model.manifest.facts["pieces_before"]
+    _add_course(out, trained.history)
     return out.publish("hf-model")
 
 
 def _add_course(out: ArtifactWriter, history: History) -> None:
     out.add_bytes(METRICS, history.jsonl())
+    out.add_bytes(EVENTS, history.events())
     out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
     out.metrics |= history.metrics()
     out.facts["summary"] = history.summary()

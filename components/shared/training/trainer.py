@@ -1,19 +1,16 @@
 """The training loop: transformers' Trainer with DeepSpeed or plain data parallelism, made lean.
 
 Ours are the optimizer's groups (embeddings may have a rate of their own), the evaluation (sums of losses and right
-guesses, no logits gathered), the lines of metrics.jsonl and a clean stop. The rest is the Trainer's: its loss is
-divided by the labelled tokens of the whole step on all processes, so one process or many give the same course.
+guesses, no logits gathered), the course that is shown (course.py) and a clean stop. The rest is the Trainer's: its loss
+is divided by the labelled tokens of the whole step on all processes, so one process or many give the same course.
 """
 
-import json
 import logging
 import math
 import os
 import signal
 import socket
-import statistics
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,45 +21,23 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from components.shared.errors import EXIT_CANCELLED, InputError
-from components.shared.packed import PackedDataset
-from components.shared.training.data import collate
-from components.shared.training.options import TrainingOptions, deepspeed_settings
+from components.shared.errors import EXIT_CANCELLED
+from components.shared.packed import IGNORED, PackedDataset
+from components.shared.training.course import History, Recorder, Step, flops_per_token, peak_tflops
+from components.shared.training.data import Collate
+from components.shared.training.model import trained_weights
+from components.shared.training.options import TrainingOptions, deepspeed_settings, zero_stage
 
 log = logging.getLogger("training")
 
-Line = dict[str, Any]
-"""One line of metrics.jsonl: `step` and what was measured there."""
-
 
 @dataclass(frozen=True)
-class History:
-    """The course of a training: the lines of metrics.jsonl."""
+class Trained:
+    """What comes of a training."""
 
-    lines: list[Line]
-
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) wherever it was measured."""
-        return [(int(line["step"]), line[name]) for line in self.lines if name in line]
-
-    def jsonl(self) -> bytes:
-        return "".join(json.dumps(line) + "\n" for line in self.lines).encode()
-
-    def metrics(self) -> dict[str, float]:
-        """The figures of a manifest: first and last loss, the last evaluation, the median speed."""
-        losses = self.series("loss")
-        found = {"steps": float(losses[-1][0]), "first_loss": losses[0][1], "loss": losses[-1][1]}
-        for name in ("eval_loss", "eval_perplexity", "eval_accuracy"):
-            if measured := self.series(name):
-                found[name] = measured[-1][1]
-        if speeds := [value for _, value in self.series("tokens_per_second")]:
-            found["tokens_per_second"] = statistics.median(speeds)
-        return found
-
-    def summary(self) -> str:
-        """`loss 5.13 → 3.20 in 200 steps`."""
-        figures = self.metrics()
-        return f"loss {figures['first_loss']:.2f} → {figures['loss']:.2f} in {figures['steps']:.0f} steps"
+    history: History
+    weights: dict[str, torch.Tensor]
+    """By the names of the model's parameters: those that were trained, float32, on the CPU."""
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -151,6 +126,10 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
     )
 
 
+NO_BLOCK = -1
+"""In a list of blocks: one that is not counted."""
+
+
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,8 +137,9 @@ class PackedTrainer(Trainer):
     """A Trainer for PackedLlama: our optimizer groups, and an evaluation that gathers three numbers."""
 
     def __init__(self, options: TrainingOptions, **settings: Any) -> None:
-        super().__init__(data_collator=collate, **settings)
+        super().__init__(data_collator=Collate(options.faithful), **settings)
         self._options = options
+        self._gathers_weights = zero_stage(deepspeed_settings(options)) == 3
         # labels stand where they are predicted: nothing is left to be shifted
         assert not self._loss_shifts_labels
 
@@ -201,9 +181,12 @@ class PackedTrainer(Trainer):
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         mine = list(range(self.args.process_index, len(blocks), self.args.world_size))
         size = self.args.per_device_eval_batch_size
+        if self._gathers_weights and len(mine) < -(-len(blocks) // self.args.world_size):
+            # all processes gather each layer together: as many passes for each, the last one without labels
+            mine.append(NO_BLOCK)
         with torch.no_grad():
             for first in range(0, len(mine), size):
-                batch = self._prepare_inputs(collate([blocks[index] for index in mine[first : first + size]]))
+                batch = self._prepare_inputs(self._batch(blocks, mine[first : first + size]))
                 with self.compute_loss_context_manager():
                     found = model_of(**batch)
                 sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
@@ -220,63 +203,19 @@ class PackedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _batch(self, blocks: Any, indices: list[int]) -> dict[str, torch.Tensor]:
+        batch: dict[str, torch.Tensor] = self.data_collator([blocks[max(index, 0)] for index in indices])
+        for row, index in enumerate(indices):
+            if index == NO_BLOCK:
+                batch["labels"][row] = IGNORED
+        return batch
+
 
 def _exp(value: float) -> float:
     try:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-class Recorder(TrainerCallback):
-    """Measures the speed, tells the progress, and stops a training whose loss is no number.
-
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it.
-    """
-
-    def __init__(self, tokens_per_step: int) -> None:
-        self._tokens_per_step = tokens_per_step
-        self._began = self._last = 0.0
-        self._first_step = self._last_step = 0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began = self._last = time.monotonic()
-        self._first_step = self._last_step = state.global_step
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            # the last step belongs to the curve; its weights are published, so no checkpoint of them is needed
-            control.should_log, control.should_save = True, False
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        line = state.log_history[-1]
-        step, now = state.global_step, time.monotonic()
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(line.get(name, 0.0)):
-                raise InputError(
-                    f"the {name} at step {step} is {line[name]}; lower --learning-rate, or give --precision bfloat16"
-                )
-        if "loss" in line and step > self._last_step:
-            line["tokens_per_second"] = round((step - self._last_step) * self._tokens_per_step / (now - self._last))
-            self._last_step = step
-        if "loss" in line or "eval_loss" in line:
-            # the time of an evaluation is no part of the training's speed
-            self._last = now
-            if state.is_world_process_zero:
-                log.info("%s", self._text(line, step, state.max_steps, now))
-
-    def _text(self, line: Line, step: int, steps: int, now: float) -> str:
-        if "eval_loss" in line:
-            shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
-            return f"step {step}/{steps}: {shown}, next token right {line['eval_accuracy']:.1%}"
-        left = (now - self._began) / max(step - self._first_step, 1) * (steps - step)
-        shown = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.2e}"
-        return f"step {step}/{steps}: {shown}, {line['tokens_per_second']:,.0f} tokens/s, {left:.0f} s left"
-
-
-_RECORDED = (
-    "step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "eval_loss", "eval_perplexity", "eval_accuracy",
-)  # fmt: skip
 
 
 class CleanStop(TrainerCallback):
@@ -321,32 +260,45 @@ def train(
     model: nn.Module,
     blocks: PackedDataset,
     held_out: PackedDataset | None,
-) -> History:
-    """Trains `model` in place, from the newest checkpoint in the work folder if there is one.
+    live: str | None = None,
+) -> Trained:
+    """Trains `model` in place, from the newest checkpoint in the work folder if there is one. All processes call it.
 
-    SystemExit(143) when asked to stop.
+    live: where the metrics are put while it runs. SystemExit(143) when asked to stop.
     """
-    step = options.per_device_train_batch_size * options.gradient_accumulation_steps * arguments.world_size
     stop = CleanStop()
+    recorder = Recorder(what_a_step_is(options, arguments, model, blocks), live)
     trainer = PackedTrainer(
-        options,
-        model=model,
-        args=arguments,
-        train_dataset=blocks,
-        eval_dataset=held_out,
-        callbacks=[Recorder(step * blocks.block_size), stop],
+        options, model=model, args=arguments, train_dataset=blocks, eval_dataset=held_out, callbacks=[recorder, stop]
     )
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(arguments.output_dir))
     newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if newest is not None:
         log.info("going on from %s", Path(newest).name)
-    trainer.train(resume_from_checkpoint=newest)
-    stop.over()
-    lines = trainer.state.log_history
-    if held_out is not None and not any(
-        "eval_loss" in line and line["step"] == trainer.state.global_step for line in lines
-    ):
-        trainer.evaluate()
-    recorded = [{name: line[name] for name in _RECORDED if name in line} for line in lines]
-    return History([line for line in recorded if "loss" in line or "eval_loss" in line])
+    with recorder:
+        trainer.train(resume_from_checkpoint=newest)
+        stop.over()
+        lines = trainer.state.log_history
+        if held_out is not None and not any(
+            "eval_loss" in line and line["step"] == trainer.state.global_step for line in lines
+        ):
+            trainer.evaluate()
+    return Trained(History.of(lines), trained_weights(model))
+
+
+def what_a_step_is(
+    options: TrainingOptions, arguments: TrainingArguments, model: nn.Module, blocks: PackedDataset
+) -> Step:
+    """Tokens and operations of an optimizer step, and what the devices can do."""
+    world = arguments.world_size
+    size = options.per_device_train_batch_size * options.gradient_accumulation_steps * world
+    peak = options.peak_tflops
+    if not peak and torch.cuda.is_available():
+        peak = peak_tflops(torch.cuda.get_device_name())
+    facts = blocks.facts
+    return Step(
+        tokens=size * facts["tokens"] / facts["blocks"],
+        flops_per_token=flops_per_token(model, facts["learned"] / facts["tokens"]),
+        peak_flops=peak * 1e12 * world,
+    )

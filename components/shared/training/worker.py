@@ -1,4 +1,4 @@
-"""One process of a training, from its inputs to what rank 0 publishes. pretrain and finetune say what is trained."""
+"""One process of a training, from its inputs to what rank 0 publishes."""
 
 import logging
 import os
@@ -14,13 +14,14 @@ from torch import nn
 from transformers import set_seed
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest
+from components.shared.training.course import size_of
 from components.shared.training.data import open_splits
 from components.shared.training.elastic import Work
 from components.shared.training.inputs import TrainingInputs, open_inputs
-from components.shared.training.model import PackedLlama, checkpoint_activations, load_base, trainable
-from components.shared.training.options import TrainingOptions
+from components.shared.training.model import trainable, trained_model
+from components.shared.training.options import LoraOptions, TrainingOptions
 from components.shared.training.trainer import (
-    History,
+    Trained,
     precision_of,
     start_processes,
     train,
@@ -29,29 +30,25 @@ from components.shared.training.trainer import (
 
 log = logging.getLogger("training")
 
-Prepare = Callable[[PackedLlama, TrainingInputs], nn.Module]
-"""Makes of the frozen base the model that is trained."""
-Publish = Callable[[ArtifactWriter, TrainingInputs, Any, History], Manifest]
+Publish = Callable[[ArtifactWriter, TrainingInputs, Any, Trained], Manifest]
 
 
-def run_worker(work: Work[Any], prepare: Prepare, publish: Publish) -> None:
+def run_worker(work: Work[Any], publish: Publish) -> None:
     """Loads, trains, and on rank 0 publishes. The other ranks wait, so that every node finds the result."""
-    options: TrainingOptions = work.options
+    options: LoraOptions = work.options
     inputs = open_inputs(options)
     blocks, held_out = open_splits(inputs.dataset)
     folder = work_folder(work.key)
     start_processes(options)
     arguments = training_arguments(options, folder, len(blocks), held_out is not None)
     set_seed(options.seed)
-    model = prepare(load_base(inputs.model, getattr(torch, precision_of(options))), inputs)
-    if options.gradient_checkpointing:
-        checkpoint_activations(model)
+    model = trained_model(options, inputs, getattr(torch, precision_of(options)))
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         _say_what_is_trained(options, inputs.dataset, model, arguments.world_size)
-    history = train(options, arguments, model, blocks, held_out)
+    trained = train(options, arguments, model, blocks, held_out, live=work.writer().root)
     if rank == 0:
-        publish(work.writer(), inputs, model, history)
+        publish(work.writer(), inputs, model, trained)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -65,8 +62,8 @@ def work_folder(key: str) -> Path:
 
 
 def _say_what_is_trained(options: TrainingOptions, dataset: Artifact, model: nn.Module, world: int) -> None:
-    every = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in trainable(model))
+    every = sum(size_of(parameter) for parameter in model.parameters())
+    trained = sum(size_of(parameter) for parameter in trainable(model))
     facts = dataset.manifest.facts
     log.info(
         "training %s of %s parameters on %s blocks of %d tokens: %d process%s, %s, %s, %d thread%s each",

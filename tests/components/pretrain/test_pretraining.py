@@ -66,7 +66,8 @@ def test_stage_1_gives_a_model_that_transformers_reads(stage_1, tiny_model):
     tensor = Checkpoint(open_artifact(stage_1.reference)).read(EMBEDDING)
     assert torch.equal(model.get_input_embeddings().weight.half(), tensor)
     names = {file.path for file in stage_1.files}
-    assert names == {file.path for file in open_artifact(tiny_model).manifest.files} | {"metrics.jsonl", "report.html"}
+    course = {"metrics.jsonl", "report.html", "tensorboard/events.out.tfevents.0.training"}
+    assert names == {file.path for file in open_artifact(tiny_model).manifest.files} | course
 
 
 def test_stage_1_trains_lm_head_too_when_told(tiny_model, packed_text, tmp_path):
