@@ -1,15 +1,16 @@
 """A LoRA adapter as peft stores it, and what it does to a tensor of the base model.
 
 W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: what peft's merge_and_unload does
-with its defaults, to the bit. Products above 256 MB are made by blocks of rows, which gives the same bits. A tensor in
-modules_to_save (or saved beside its update) replaces the base's first. Settings that mean another arithmetic (DoRA,
-biases …) are refused by name.
+with its defaults, to the bit. A tensor in modules_to_save (or saved beside its update) replaces the base's first;
+trained token rows replace those rows. All of it is done for some rows at a time, which gives the same bits: the
+embedding of a 65B model never is in memory whole. Settings that mean another arithmetic (DoRA, biases …) are refused
+by name.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 SAFE = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-PRODUCT_LIMIT = 2**26
-"""Elements of a float32 product that are made at once."""
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:(?P<part>lora_(?:embedding_)?[AB])(?:\.default)?(?:\.weight)?"
-    r"|(?:modules_to_save\.(?:default\.)?|base_layer\.)?(?P<saved>weight))"
+    r"|token_adapter\.(?P<rows>trainable_tokens_delta)(?:\.default)?"
+    r"|(?:modules_to_save\.(?:default\.)?|base_layer\.|token_adapter\.base_layer\.)?(?P<saved>weight))"
 )
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.original_module\.weight$")
 """Rotary frequencies, which old versions saved, and the base's own embedding, which peft saves after a resize."""
@@ -40,7 +40,6 @@ _REFUSED = {
     "use_bdlora": "block-diagonal LoRA",
     "layer_replication": "replicated layers",
     "target_parameters": "target_parameters",
-    "trainable_token_indices": "single trained token rows",
     "alora_invocation_tokens": "activated LoRA",
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
@@ -63,6 +62,14 @@ class Pair:
     a: str
     b: str
     embedding: bool
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Trained rows of an embedding or head: the key of the tensor (n, width), and which n rows it replaces."""
+
+    key: str
+    rows: Sequence[int]
 
 
 class Adapter:
@@ -91,7 +98,13 @@ class Adapter:
             raise InputError(f"{where}: neither {SAFE} nor {PICKLE} in it; publish or fetch the adapter again")
         self.updates: dict[str, Pair] = {}
         self.replaced: dict[str, str] = {}
+        self.tokens: dict[str, TokenRows] = {}
         self._sort_keys()
+
+    @property
+    def touched(self) -> set[str]:
+        """The tensors of the model that this adapter changes."""
+        return {*self.replaced, *self.updates, *self.tokens}
 
     def _refuse(self) -> None:
         if str(self.config.get("peft_type", "LORA")).upper() != "LORA":
@@ -113,6 +126,8 @@ class Adapter:
             weight = f"{found['module']}.weight"
             if found["saved"]:
                 self.replaced[weight] = key
+            elif found["rows"]:
+                self.tokens[weight] = TokenRows(key, self._token_rows(found["module"]))
             else:
                 factors.setdefault(weight, {})[found["part"]] = key
         for weight, parts in factors.items():
@@ -123,12 +138,31 @@ class Adapter:
             if a is None or b is None:
                 raise InputError(f"{self.where}: {weight} has one of its two LoRA factors; the adapter is cut short")
             self.updates[weight] = Pair(a, b, embedding)
-        if not self.updates and not self.replaced:
+        if not self.touched:
             raise InputError(f"{self.where}: no tensor in the adapter; it was saved empty, train or fetch it again")
+
+    def _token_rows(self, module: str) -> Sequence[int]:
+        """The rows that trainable_token_indices name for a module: one list for the embedding, or one by module."""
+        named = self.config.get("trainable_token_indices") or []
+        if isinstance(named, dict):
+            named = next((rows for name, rows in named.items() if f".{module}".endswith(f".{name}")), [])
+        if not named or not all(isinstance(row, int) and row >= 0 for row in named):
+            raise InputError(
+                f"{self.where}: {CONFIG} does not name the trained rows of {module} (trainable_token_indices); it "
+                "belongs to another adapter"
+            )
+        return [int(row) for row in named]
 
     def read(self, key: str) -> "torch.Tensor":
         """A tensor of the adapter, in its stored dtype."""
         found: torch.Tensor = self._file[key] if isinstance(self._file, dict) else self._file.read(key)
+        return found
+
+    def read_rows(self, key: str, first: int, count: int) -> "torch.Tensor":
+        """`count` rows of a tensor from `first`, in its stored dtype."""
+        if isinstance(self._file, dict):
+            return self.read(key)[first : first + count].clone()
+        found: torch.Tensor = self._file.read_rows(key, first, count)
         return found
 
     def _setting(self, pattern: str, weight: str, default: float) -> float:
@@ -161,24 +195,62 @@ class Adapter:
             )
         return (a[1], b[0]) if self.transposed(weight) else (b[0], a[1])
 
-    def apply(self, name: str, weight: "torch.Tensor") -> "torch.Tensor":
-        """The base's tensor after this adapter, in the base's dtype. `weight` may be changed in place."""
-        if name in self.replaced:
-            weight = self.read(self.replaced[name]).to(weight.dtype)
-        if name in self.updates:
-            pair, scale = self.updates[name], self.scale(name)
-            a, b = self.read(pair.a).float(), self.read(pair.b).float()
-            if pair.embedding:
-                # peft rounds the update of an embedding before it adds it, unlike every other
-                weight += ((b @ a).T * scale).to(weight.dtype)
-            elif self.transposed(name):
-                weight += (b @ a).T * scale
-            else:
-                rows = max(1, PRODUCT_LIMIT // a.shape[1])
-                for at in range(0, b.shape[0], rows):
-                    # float32 on the right: the sum is made in float32 and rounded once
-                    weight[at : at + rows] += (b[at : at + rows] @ a) * scale
-        return weight
+    def change(self, name: str) -> "Change":
+        """What this adapter does to a tensor, its factors read."""
+        return Change(self, name)
+
+
+class Change:
+    """One adapter's change of one tensor, to be applied to any of its rows."""
+
+    def __init__(self, adapter: Adapter, name: str) -> None:
+        self._adapter = adapter
+        self._replaced = adapter.replaced.get(name)
+        self._tokens = adapter.tokens.get(name)
+        self._embedding = self._transposed = False
+        self._scale = 1.0
+        self._a: torch.Tensor | None = None
+        if name in adapter.updates:
+            pair = adapter.updates[name]
+            self._a, self._b = adapter.read(pair.a).float(), adapter.read(pair.b).float()
+            self._embedding, self._transposed = pair.embedding, adapter.transposed(name)
+            self._scale = adapter.scale(name)
+
+    def apply(self, first: int, count: int, rows: "torch.Tensor | None", dtype: "torch.dtype") -> "torch.Tensor | None":
+        """Rows `first` to `first + count` after the change, in the model's dtype.
+
+        `rows`: as they are before it, changed in place; None for rows that do not exist before it. None again when
+        this adapter does not bring them either.
+        """
+        if self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]:
+            rows = self._adapter.read_rows(self._replaced, first, count).to(dtype)
+        if rows is None:
+            return None
+        if self._a is not None:
+            self._add_product(rows, first, first + count)
+        if self._tokens is not None:
+            self._put_tokens(rows, first, first + count)
+        return rows
+
+    def _add_product(self, rows: "torch.Tensor", first: int, end: int) -> None:
+        assert self._a is not None
+        if self._embedding:
+            # peft rounds the update of an embedding before it adds it, unlike every other
+            rows += ((self._b @ self._a[:, first:end]).T * self._scale).to(rows.dtype)
+        elif self._transposed:
+            rows += (self._b @ self._a[:, first:end]).T * self._scale
+        else:
+            # float32 on the right: the sum is made in float32 and rounded once
+            rows += (self._b[first:end] @ self._a) * self._scale
+
+    def _put_tokens(self, rows: "torch.Tensor", first: int, end: int) -> None:
+        assert self._tokens is not None
+        places = [(place, row) for place, row in enumerate(self._tokens.rows) if first <= row < end]
+        if not places:
+            return
+        lowest, highest = min(place for place, _ in places), max(place for place, _ in places)
+        trained = self._adapter.read_rows(self._tokens.key, lowest, highest + 1 - lowest).to(rows.dtype)
+        rows[[row - first for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
 
 def _pickled(artifact: Artifact) -> Any:

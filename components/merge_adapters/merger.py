@@ -1,31 +1,29 @@
-"""Merging as a stream: each tensor of the model is read, passed through the adapters in order, rounded after each to
-the model's dtype, and written. One tensor in memory, no local copy; files that no adapter touches are copied.
+"""The stage: do these adapters fit this model, what will the merge need, and what is published.
 
-What does not fit (vocabulary, lineage, names, shapes) is found from headers and manifests before a weight is read.
+What does not fit (vocabulary, lineage, names, shapes, room) is found from headers and manifests before a weight is
+read. The merge itself is a stream (stream.py).
 """
 
-import hashlib
 import json
-import math
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from components.shared import storage
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
 from components.shared.cli import Ref, Refs, StageOptions, split_references
 from components.shared.errors import InputError
 from components.shared.meta_format import EMBEDDING, HEAD, TOKENIZER
-from components.shared.progress import Progress
+from components.shared.progress import human
+from components.shared.space import require_space
 from components.shared.vocabulary import Vocabulary, load_encoder, padding_multiple
 
 if TYPE_CHECKING:
-    import torch
-
     from components.merge_adapters.lora import Adapter
     from components.shared.safetensors_io import Checkpoint
 
-REPORT_LIMIT = 2**22
-"""Elements compared at once for the report."""
+log = logging.getLogger("merge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,7 @@ class MergeAdapters(StageOptions):
 def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.lora import Adapter
+    from components.merge_adapters.stream import bytes_after, merge_weights
     from components.shared.safetensors_io import Checkpoint
 
     model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
@@ -60,7 +59,8 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     lineage = _check_order(model, adapters, references, vocabularies, tied)
     shapes = _check_shapes(checkpoint, adapters, vocabularies, tied)
 
-    report, digest = _merge(checkpoint, adapters, shapes, out)
+    _say_needs(checkpoint, adapters, bytes_after(checkpoint, shapes), out)
+    report = merge_weights(checkpoint, adapters, shapes, out)
     changed = {name: entry for name, entry in report.items() if entry["relative_change"] or entry.get("new_rows")}
     if not changed:
         raise InputError(
@@ -87,7 +87,8 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     changes = [float(entry["relative_change"]) for entry in changed.values()]
     out.add_json("report.json", {"unchanged": len(checkpoint.tensors) - len(changed), "changed": report})
     out.facts["lineage"] = list(lineage)
-    out.facts["weights_digest"] = digest
+    weights = set(checkpoint.files)
+    out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
     out.facts["changed_tensors"] = len(changed)
     out.facts["summary"] = (
         f"{len(changed)} of {len(checkpoint.tensors)} tensors changed, most {greatest} by "
@@ -160,7 +161,7 @@ def _check_shapes(
     """The shape of every tensor after the merge. InputError for a target that the model has not, or of another size."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
-        for name in (*adapter.replaced, *adapter.updates):
+        for name in sorted(adapter.touched):
             if tied and name == HEAD:
                 raise InputError(
                     f"{adapter.where}: it changes {HEAD}, which {checkpoint.artifact.root} ties to its embedding; give "
@@ -180,6 +181,15 @@ def _check_shapes(
         for name in adapter.updates:
             if adapter.updated_shape(name) != shapes[name]:
                 raise _other_size(adapter, name, adapter.updated_shape(name), shapes[name])
+        for name, tokens in adapter.tokens.items():
+            brought, rows = adapter.stored[tokens.key].shape, len(tokens.rows)
+            if brought != (rows, *shapes[name][1:]):
+                raise _other_size(adapter, f"the trained rows of {name}", brought, (rows, *shapes[name][1:]))
+            if max(tokens.rows) >= shapes[name][0]:
+                raise InputError(
+                    f"{adapter.where}: it trained row {max(tokens.rows)} of {name}, which has {shapes[name][0]} rows; "
+                    "give the model that it was trained on (with its vocabulary extended)"
+                )
         if not tied and shapes[EMBEDDING] != shapes[HEAD]:
             raise _other_size(adapter, HEAD, shapes[HEAD], shapes[EMBEDDING])
     return shapes
@@ -192,81 +202,26 @@ def _other_size(adapter: "Adapter", name: str, has: tuple[int, ...], wanted: tup
     )
 
 
-# --- the stream -------------------------------------------------------------------------------------------------------
+def _say_needs(checkpoint: "Checkpoint", adapters: Sequence["Adapter"], written: int, out: ArtifactWriter) -> None:
+    """What the merge reads, writes and needs, in the log; InputError when the store has not the room."""
+    read = sum(info.length for info in checkpoint.tensors.values())
+    touched = set().union(*(adapter.touched for adapter in adapters))
+    log.info(
+        "%d adapter%s into %s: %d of %d tensors to change, %s to read, %s to write, under 1.5 GB of memory",
+        len(adapters),
+        "s" if len(adapters) > 1 else "",
+        checkpoint.artifact.root,
+        len(touched),
+        len(checkpoint.tensors),
+        human(read, "B"),
+        human(written, "B"),
+    )
+    # what a killed run has left is there already
+    there = sum(item.size for item in storage.listing(out.root))
+    require_space(out.root, max(0, written - there), "--store")
 
 
-def _merge(
-    checkpoint: "Checkpoint", adapters: Sequence["Adapter"], shapes: Mapping[str, tuple[int, ...]], out: ArtifactWriter
-) -> tuple[dict[str, dict[str, Any]], str]:
-    """Writes every file of weights, and returns the report of what the adapters touched and the weights' digest."""
-    from components.shared.safetensors_io import INDEX, SafetensorsStream, index_json
-
-    touched = {name for adapter in adapters for name in (*adapter.replaced, *adapter.updates)}
-    report: dict[str, dict[str, Any]] = {}
-    digests: dict[str, str] = {}
-    total = 0
-    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
-        for file in checkpoint.files:
-            infos = sorted(
-                (info for info in checkpoint.tensors.values() if info.file == file), key=lambda info: info.start
-            )
-            if not touched.intersection(info.name for info in infos):
-                for info in infos:
-                    digests[info.name] = _digest(checkpoint.read(info.name))
-                    total += info.length
-                    bar.advance(info.length)
-                out.copy(checkpoint.artifact, file)
-                continue
-            with out.writer(file) as stream:
-                tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
-                for info in infos:
-                    weight = checkpoint.read(info.name)
-                    if info.name in touched:
-                        before = weight.clone()
-                        for adapter in adapters:
-                            weight = adapter.apply(info.name, weight)
-                        report[info.name] = entry = _compare(before, weight)
-                        if not math.isfinite(entry["relative_change"]):
-                            raise InputError(
-                                f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or "
-                                f"overflows {info.dtype}, train it again"
-                            )
-                    tensors.write(info.name, weight)
-                    digests[info.name] = _digest(weight)
-                    total += weight.numel() * weight.element_size()
-                    bar.advance(info.length)
-                tensors.close()
-    if INDEX in checkpoint.artifact:
-        out.add_bytes(INDEX, index_json(checkpoint.tensors, total))
-    whole = hashlib.sha256()
-    for name in sorted(digests):
-        whole.update(f"{name} {digests[name]}\n".encode())
-    return report, whole.hexdigest()
-
-
-def _digest(tensor: "torch.Tensor") -> str:
-    """SHA-256 of a tensor: dtype, shape and bytes."""
-    import torch
-
-    running = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return running.hexdigest()
-
-
-def _compare(before: "torch.Tensor", after: "torch.Tensor") -> dict[str, Any]:
-    """‖after − before‖ / ‖before‖ (Frobenius) over the rows that both have, and the number of rows that are new."""
-    changed = whole = 0.0
-    width = max(1, before[0].numel())
-    common = min(before.shape[0], after.shape[0])
-    rows = max(1, REPORT_LIMIT // width)
-    for at in range(0, common, rows):
-        end = min(common, at + rows)
-        old = before[at:end].float()
-        changed += float((after[at:end].float() - old).square().sum().double())
-        whole += float(old.square().sum().double())
-    relative = (changed / whole) ** 0.5 if whole else float(changed > 0)
-    new = after.shape[0] - common
-    return {"shape": list(after.shape), "relative_change": relative, **({"new_rows": new} if new else {})}
+# --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
 def _write_tokenizer(out: ArtifactWriter, source: Artifact, model: Artifact, settings: Mapping[str, Any]) -> None:

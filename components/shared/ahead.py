@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -12,7 +12,7 @@ class _Ended:
     pass
 
 
-def ahead(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
+def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
     """The items in order; at most `depth` are ready and one more is being made. What making one raises, is raised here.
 
     A generator: close it (`contextlib.closing`) when it may be left before its end, so that its thread ends too.

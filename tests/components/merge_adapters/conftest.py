@@ -39,7 +39,7 @@ def load_base(folder: Path, rows: int | None = None) -> Any:
 def randomise(model: Any, seed: int) -> None:
     chance = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        if "lora_" in name or "modules_to_save" in name or "trainable_tokens_delta" in name:
             made = torch.randn(parameter.shape, generator=chance) * 0.05
             parameter.data = made.to(parameter.dtype)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from components.merge_adapters import lora
+from components.merge_adapters import stream
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import run_stage
@@ -51,8 +53,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         {"use_rslora": True, "r": 4},
         {"rank_pattern": {"q_proj": 4, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"up_proj": 3}},
         {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
+        {"trainable_token_indices": [799, 3, 500]},
+        {"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [799, 7]}},
     ],
-    ids=["projections", "modules-to-save", "rank-stabilised", "patterns", "embedding"],
+    ids=["projections", "modules-to-save", "rank-stabilised", "patterns", "embedding", "tokens", "tokens-by-module"],
 )
 def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter, merged_by_peft, options):
     adapter = make_adapter(1, **options)
@@ -83,12 +87,29 @@ def test_merging_one_by_one_gives_the_weights_of_one_call(tmp_path, tiny_model, 
     assert reverse.facts["weights_digest"] != together.facts["weights_digest"]
 
 
-def test_products_made_by_rows_have_the_same_bits(tmp_path, tiny_model, make_adapter, monkeypatch):
-    adapter = make_adapter(1)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modules_to_save": MODULES},
+        {"target_modules": ["embed_tokens"]},
+        {"trainable_token_indices": [799, 63, 64, 5]},
+    ],
+    ids=["projections", "modules-to-save", "embedding", "tokens"],
+)
+def test_parts_of_a_tensor_have_the_bits_of_the_whole(tmp_path, tiny_model, make_adapter, monkeypatch, options):
+    adapter = make_adapter(1, **options)
     whole = merge(tmp_path / "whole", tiny_model, adapter)
-    monkeypatch.setattr(lora, "PRODUCT_LIMIT", 7 * 64)
-    by_rows = merge(tmp_path / "rows", tiny_model, adapter)
-    assert by_rows.facts["weights_digest"] == whole.facts["weights_digest"]
+    monkeypatch.setattr(stream, "CHUNK", 64 * 64)
+    by_parts = merge(tmp_path / "parts", tiny_model, adapter)
+    assert by_parts.facts["weights_digest"] == whole.facts["weights_digest"]
+
+
+@given(st.integers(0, 300), st.integers(1, 1000), st.integers(1, 5000))
+def test_parts_cover_every_row_once_and_none_is_small(begin, rows, width):
+    parts = stream._parts(begin, begin + rows, (begin + rows, width))
+    assert [row for first, last in parts for row in range(first, last)] == list(range(begin, begin + rows))
+    assert min(last - first for first, last in parts) >= min(rows, stream.FEWEST_ROWS)
 
 
 def test_a_pickled_adapter_merges_as_its_safetensors_do(tmp_path, tiny_model, make_adapter):

@@ -1,0 +1,174 @@
+"""Merging as a stream: some rows of a tensor are read, passed through the adapters in order, rounded after each to the
+model's dtype, and written, while the next rows are read ahead. Memory: some rows, whatever the model. No local copy;
+files that no adapter touches are copied. A file that is whole when the process is killed is kept for the next start.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from components.merge_adapters.lora import Adapter, Change
+from components.shared.ahead import ahead
+from components.shared.artifact import ArtifactWriter
+from components.shared.errors import InputError
+from components.shared.progress import Progress
+from components.shared.safetensors_io import INDEX, Checkpoint, SafetensorsStream, TensorInfo, index_json
+
+log = logging.getLogger("merge")
+
+CHUNK = 2**22
+"""Elements of a tensor that are merged at once."""
+FEWEST_ROWS = 64
+"""Products of few rows or columns are made by other kernels, whose last bits differ: measured at ranks 2 to 128 and
+widths to 2048, parts of 64 and more had the bits of the whole, parts of 7 had not."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows `first` to `first + count` of a tensor, as the model has them; None for rows that only adapters bring."""
+
+    first: int
+    count: int
+    before: torch.Tensor | None
+
+
+def merge_weights(
+    checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, ...]], out: ArtifactWriter
+) -> dict[str, dict[str, Any]]:
+    """Writes every file of weights, and returns the report of what the adapters touched."""
+    touched = set().union(*(adapter.touched for adapter in adapters))
+    report: dict[str, dict[str, Any]] = {}
+    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
+        for file in checkpoint.files:
+            infos = sorted(
+                (info for info in checkpoint.tensors.values() if info.file == file), key=lambda info: info.start
+            )
+            found = out.kept(file)
+            if found is None:
+                if touched.intersection(info.name for info in infos):
+                    found = _merge_file(checkpoint, file, infos, adapters, shapes, out, bar)
+                else:
+                    out.copy(checkpoint.artifact, file)
+                    found = {}
+                    bar.advance(sum(info.length for info in infos))
+                out.keep(file, found)
+            else:
+                log.info("%s: kept from a run that was ended", file)
+                bar.advance(sum(info.length for info in infos))
+            report |= found
+    if INDEX in checkpoint.artifact:
+        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
+    return report
+
+
+def _merge_file(
+    checkpoint: Checkpoint,
+    file: str,
+    infos: Sequence[TensorInfo],
+    adapters: Sequence[Adapter],
+    shapes: Mapping[str, tuple[int, ...]],
+    out: ArtifactWriter,
+    bar: Progress,
+) -> dict[str, dict[str, Any]]:
+    report: dict[str, dict[str, Any]] = {}
+    with out.writer(file) as stream, closing(ahead(_all_rows(checkpoint, infos, adapters, shapes))) as parts:
+        tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
+        for info in infos:
+            dtype = getattr(torch, info.dtype)
+            changes: list[Change] = [adapter.change(info.name) for adapter in adapters if info.name in adapter.touched]
+            compared = _Compared()
+            rows = 0
+            while rows < shapes[info.name][0]:
+                part = next(parts)
+                weight = part.before.clone() if changes and part.before is not None else part.before
+                for change in changes:
+                    weight = change.apply(part.first, part.count, weight, dtype)
+                assert weight is not None, (
+                    f"{info.name}: rows {part.first} to {part.first + part.count} come from nowhere"
+                )
+                if changes:
+                    compared.add(part.before, weight)
+                tensors.write(info.name, weight)
+                rows += part.count
+                bar.advance(weight.nbytes)
+            if changes:
+                report[info.name] = entry = compared.entry(shapes[info.name])
+                if not math.isfinite(entry["relative_change"]) or not compared.finite:
+                    raise InputError(
+                        f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows "
+                        f"{info.dtype}, train it again"
+                    )
+        tensors.close()
+    return report
+
+
+def _all_rows(
+    checkpoint: Checkpoint,
+    infos: Sequence[TensorInfo],
+    adapters: Sequence[Adapter],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Iterator[_Rows]:
+    """The tensors' rows in the order of the file, in like parts of about CHUNK elements.
+
+    A part never goes over the number of rows that the model or an adapter has.
+    """
+    for info in infos:
+        rows = shapes[info.name][0]
+        has = {info.shape[0], *(a.stored[a.replaced[info.name]].shape[0] for a in adapters if info.name in a.replaced)}
+        for begin, end in pairwise(sorted({0, rows, *(count for count in has if count < rows)})):
+            for first, last in _parts(begin, end, info.shape):
+                known = last <= info.shape[0]
+                before = checkpoint.read_rows(info.name, first, last - first) if known else None
+                yield _Rows(first, last - first, before)
+
+
+def _parts(begin: int, end: int, shape: Sequence[int]) -> list[tuple[int, int]]:
+    """`begin` to `end` in parts of about CHUNK elements: multiples of FEWEST_ROWS, what is over in the last one."""
+    rows = CHUNK // max(1, math.prod(shape[1:])) // FEWEST_ROWS * FEWEST_ROWS
+    step = max(FEWEST_ROWS, rows)
+    starts = list(range(begin, max(begin + 1, end - FEWEST_ROWS + 1), step))
+    return list(pairwise([*starts, end]))
+
+
+class _Compared:
+    """‖after − before‖ / ‖before‖ (Frobenius) over the rows that both have, summed up part by part."""
+
+    def __init__(self) -> None:
+        self._changed = self._whole = 0.0
+        self._new = 0
+        self.finite = True
+
+    def add(self, before: torch.Tensor | None, after: torch.Tensor) -> None:
+        if before is None:
+            self._new += after.shape[0]
+            self.finite = self.finite and bool(torch.isfinite(after).all())
+            return
+        old = before.float()
+        self._whole += _square(old)
+        self._changed += _square(after.float().sub_(old))
+
+    def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Of the report: the tensor's shape, its relative change and, where rows are new, how many."""
+        relative = (self._changed / self._whole) ** 0.5 if self._whole else float(self._changed > 0)
+        relative = relative if math.isfinite(self._changed) else self._changed
+        new = {"new_rows": self._new} if self._new else {}
+        return {"shape": list(shape), "relative_change": relative, **new}
+
+
+def _square(values: torch.Tensor) -> float:
+    """The sum of squares: of parts in float32, of the parts' sums in float64."""
+    return float(torch.linalg.vector_norm(values).double().square())
+
+
+def bytes_after(checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of all tensors once they have these shapes."""
+    return sum(
+        info.length // max(1, math.prod(info.shape)) * math.prod(shapes[name])
+        for name, info in checkpoint.tensors.items()
+    )
