@@ -1,16 +1,14 @@
 """The training loop: transformers' Trainer with DeepSpeed or plain data parallelism, made lean.
 
 Ours are the optimizer's groups (embeddings may have a rate of their own), the evaluation (sums of losses and right
-guesses, no logits gathered), the course that is shown (course.py) and a clean stop. The rest is the Trainer's: its loss
-is divided by the labelled tokens of the whole step on all processes, so one process or many give the same course.
+guesses, no logits gathered), the course that is shown (course.py) and the checkpoints (keeping.py). The rest is the Trainer's: its
+loss is divided by the labelled tokens of the whole step on all processes, so one process or many give the same course.
 """
 
 import logging
 import math
 import os
-import signal
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, TrainingArguments
 
-from components.shared.errors import EXIT_CANCELLED
 from components.shared.packed import IGNORED, PackedDataset
+from components.shared.training.checkpoints import Run
 from components.shared.training.course import History, Recorder, Step, flops_per_token, peak_tflops
 from components.shared.training.data import Collate
+from components.shared.training.keeping import Keeper, KeptTrainer
 from components.shared.training.model import trained_weights
 from components.shared.training.options import TrainingOptions, deepspeed_settings, zero_stage
 
@@ -61,6 +59,8 @@ def deepspeed_config(options: TrainingOptions) -> dict[str, Any] | None:
 
 def start_processes(options: TrainingOptions) -> None:
     """Joins the processes. To be called before TrainingArguments, which would start torch's own and not DeepSpeed's."""
+    # accelerate imports DeepSpeed in any case, which would say that it looked for a GPU
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     if options.deepspeed == "none":
         return
     if "RANK" not in os.environ:
@@ -70,7 +70,6 @@ def start_processes(options: TrainingOptions) -> None:
             port = free.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
@@ -108,9 +107,8 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
         logging_nan_inf_filter=False,
         eval_strategy="steps" if options.eval_steps and evaluated else "no",
         eval_steps=options.eval_steps or None,
-        save_strategy="steps" if options.save_steps else "no",
-        save_steps=options.save_steps or 500,
-        save_total_limit=options.save_total_limit,
+        # the Keeper says when
+        save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if distributed and not torch.cuda.is_available() else None,
         ddp_timeout=options.ddp_timeout,
@@ -133,11 +131,11 @@ NO_BLOCK = -1
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(KeptTrainer):
     """A Trainer for PackedLlama: our optimizer groups, and an evaluation that gathers three numbers."""
 
-    def __init__(self, options: TrainingOptions, **settings: Any) -> None:
-        super().__init__(data_collator=Collate(options.faithful), **settings)
+    def __init__(self, options: TrainingOptions, keeper: Keeper, **settings: Any) -> None:
+        super().__init__(keeper, data_collator=Collate(options.faithful), **settings)
         self._options = options
         self._gathers_weights = zero_stage(deepspeed_settings(options)) == 3
         # labels stand where they are predicted: nothing is left to be shifted
@@ -218,67 +216,35 @@ def _exp(value: float) -> float:
         return math.inf
 
 
-class CleanStop(TrainerCallback):
-    """SIGTERM on any rank ends the training on all of them after the same step, with a checkpoint if there are any.
-
-    The ranks agree by one integer a step, over gloo: a GPU is not waited for.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.stopped = False
-        self._group: Any = None
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, signum: int, frame: object) -> None:
-        log.warning("asked to stop: ending after this step")
-        self.asked = True
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        asked = torch.tensor(int(self.asked))
-        if self._group is not None:
-            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
-        if asked.item():
-            self.stopped = True
-            control.should_training_stop = True
-            control.should_save = args.save_strategy != "no"
-
-    def over(self) -> None:
-        """Puts the signal's handler back; ends the process with 143 when it was asked to."""
-        signal.signal(signal.SIGTERM, self._before)
-        if self.stopped:
-            sys.exit(EXIT_CANCELLED)
-
-
 def train(
     options: TrainingOptions,
     arguments: TrainingArguments,
     model: nn.Module,
     blocks: PackedDataset,
     held_out: PackedDataset | None,
+    run: Run,
     live: str | None = None,
 ) -> Trained:
-    """Trains `model` in place, from the newest checkpoint in the work folder if there is one. All processes call it.
+    """Trains `model` in place, from the newest checkpoint of the run if there is one. All processes call it.
 
     live: where the metrics are put while it runs. SystemExit(143) when asked to stop.
     """
-    stop = CleanStop()
+    keeper = Keeper(options, run, arguments, zero_stage(deepspeed_settings(options)))
     recorder = Recorder(what_a_step_is(options, arguments, model, blocks), live)
     trainer = PackedTrainer(
-        options, model=model, args=arguments, train_dataset=blocks, eval_dataset=held_out, callbacks=[recorder, stop]
+        options,
+        keeper,
+        model=model,
+        args=arguments,
+        train_dataset=blocks,
+        eval_dataset=held_out,
+        callbacks=[recorder],
     )
     trainer.remove_callback(PrinterCallback)
-    folder = Path(str(arguments.output_dir))
-    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if newest is not None:
-        log.info("going on from %s", Path(newest).name)
+    resumed = keeper.resume()
     with recorder:
-        trainer.train(resume_from_checkpoint=newest)
-        stop.over()
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        keeper.over()
         lines = trainer.state.log_history
         if held_out is not None and not any(
             "eval_loss" in line and line["step"] == trainer.state.global_step for line in lines
