@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench soak lint format types render images lock clean
+.PHONY: help venv gguf demo test bench soak lint format types render images lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -43,13 +43,28 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# llama.cpp comes as source. Nothing that only this processor knows, no OpenMP library, no programs, no vision
+GGUF := $(VENV)/.gguf
+LLAMA_CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAVA_BUILD=OFF
+
+gguf: $(GGUF)  ## llama.cpp, compiled in some minutes: export to GGUF, its tests, serving GGUF
+
+$(GGUF): $(INSTALLED)
+	@command -v c++ >/dev/null \
+		|| { echo "no C++ compiler to build llama.cpp with; on Debian and Ubuntu: apt-get install g++" >&2; exit 2; }
+	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(PIP) install -q -c constraints.txt -e '.[gguf]'
+	@touch $@
+
+# without a compiler the tests that need llama.cpp are skipped, and say so
+WITH_GGUF := $(if $(shell command -v c++),$(GGUF))
+
 demo: venv  ## the whole adaptation, on real Chinese text, on this machine
 	$(BIN)/zhllama demo $(if $(TEXT),--text "$(TEXT)") $(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") $(DEMO_ARGS)
 
-test: venv  ## the test suite
+test: venv $(WITH_GGUF)  ## the test suite
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
-bench: venv  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
+bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
 	$(BIN)/python -m tests.bench $(ONLY)
 
 soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500

@@ -50,12 +50,12 @@ group "without-torch" {
 
 target "base" {
   name       = "base-${extra}"
-  matrix     = { extra = ["control", "data", "train", "generate", "serve"] }
+  matrix     = { extra = ["control", "data", "train", "generate", "serve", "gguf"] }
   dockerfile = "images/base/Dockerfile"
   args = {
     EXTRA            = extra
     PYTHON_IMAGE     = PYTHON_IMAGE
-    TORCH_SPEC       = contains(["train", "serve"], extra) ? TORCH_SPEC : ""
+    TORCH_SPEC       = contains(["train", "serve", "gguf"], extra) ? TORCH_SPEC : ""
     TORCH_INDEX_ARGS = TORCH_INDEX_ARGS
   }
 }
@@ -74,7 +74,7 @@ target "stage" {
       { stage = "finetune", extra = "train" },
       { stage = "launch_training", extra = "control" },
       { stage = "merge_adapters", extra = "train" },
-      { stage = "export_model", extra = "train" },
+      { stage = "export_model", extra = "gguf" },
       { stage = "evaluate", extra = "train" },
       { stage = "generate", extra = "train" },
       { stage = "serve", extra = "serve" },

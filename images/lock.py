@@ -21,7 +21,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "core"
 """The name here of what the package needs without any extra."""
-IMAGE_EXTRAS = ("control", "data", "train", "generate", "serve")
+IMAGE_EXTRAS = ("control", "data", "train", "generate", "serve", "gguf")
 """The extras that an image is made of."""
 SECTIONS = (CORE, *IMAGE_EXTRAS, "pipelines", "local", "dev")
 _GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")

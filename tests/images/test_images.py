@@ -54,7 +54,7 @@ def packages_of(extra: str) -> set[str]:
     """The distributions in an image of this extra."""
     listed = (ROOT / "images" / "requirements" / f"{extra}.txt").read_text().splitlines()
     names = {canonicalize_name(line.partition("==")[0]) for line in listed if line and not line.startswith("#")}
-    return names | ({"torch"} if extra in ("train", "serve") else set())
+    return names | ({"torch"} if extra in ("train", "serve", "gguf") else set())
 
 
 def missing_modules(extra: str) -> set[str]:
@@ -122,10 +122,18 @@ def test_the_base_is_not_root_and_writes_below_tmp_alone():
 
 
 def test_no_compiler_and_no_pip_reach_an_image():
-    text = (ROOT / "images" / "base" / "Dockerfile").read_text()
-    assert "--only-binary=:all:" in text
-    assert "uninstall -y pip" in text
-    assert not re.search(r"apt-get|gcc|build-essential", text)
+    building, final = (ROOT / "images" / "base" / "Dockerfile").read_text().rsplit("\nFROM ", 1)
+    assert "--only-binary=:all:" in building
+    assert "uninstall -y pip" in building
+    assert not re.search(r"apt-get|gcc|g\+\+|build-essential|dependencies /(?!opt/venv)", final)
+
+
+def test_llama_cpp_is_compiled_in_images_as_it_is_for_the_tests():
+    said = {
+        name: re.search(r'-DGGML_NATIVE=OFF[^"\n]*', (ROOT / name).read_text())[0].strip()
+        for name in ("Makefile", "images/base/Dockerfile")
+    }
+    assert said["Makefile"] == said["images/base/Dockerfile"]
 
 
 # --- docker-bake.hcl --------------------------------------------------------------------------------------------------
@@ -146,7 +154,7 @@ def test_groups_name_what_is_baked(bake, extras):
     names = {stage.replace("_", "-") for stage in extras} | {"stage"}
     for group in bake["group"].values():
         assert set(group["targets"]) <= names
-    light = {stage.replace("_", "-") for stage, extra in extras.items() if extra not in ("train", "serve")}
+    light = {stage.replace("_", "-") for stage, extra in extras.items() if extra not in ("train", "serve", "gguf")}
     assert set(bake["group"]["without-torch"]["targets"]) == light
 
 
@@ -207,7 +215,7 @@ def test_an_image_holds_every_package_that_its_stage_imports(stage, extras):
 @every_stage
 def test_a_stage_without_torch_loads_with_what_its_image_holds(stage, extras):
     """Every module of the stage, and what of shared it loads, in a process where the rest cannot be imported."""
-    if extras[stage] in ("train", "serve"):
+    if extras[stage] in ("train", "serve", "gguf"):
         return
     program = (
         "import importlib, json, pkgutil, sys\n"

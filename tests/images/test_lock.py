@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("control", "data", "train", "generate", "serve")
+EXTRAS = ("control", "data", "train", "generate", "serve", "gguf")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ def test_torch_is_pinned_and_left_to_its_own_argument():
         ("train", {"peft", "deepspeed", "accelerate", "safetensors", "sentencepiece"}),
         ("generate", {"openai"}),
         ("serve", {"fastapi", "uvicorn", "transformers"}),
+        ("gguf", {"gguf", "llama-cpp-python", "safetensors"}),
     ],
 )
 def test_an_extra_holds_what_its_stages_need(extra, holds):
