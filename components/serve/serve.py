@@ -1,120 +1,137 @@
-"""The served model: checked, started, announced, and stopped with whoever started it.
+"""What serve is asked: a server on this machine, one question through it, or a deployment on a cluster.
 
-The server is transformers' own (`transformers serve`), as a child process on the artifact's folder; with a tiny model
-it answers 5 s after the command. It cannot check API keys, so it listens on loopback only. Before it is announced the
-tokenizer that it uses is held against SentencePiece: ids in are the ids of training.
+On this machine the model is checked, its engine started on loopback, and the front (front.py) listens: 5 s to the
+first answer with a tiny model. Before it is announced the tokenizer that the engine uses is held against SentencePiece:
+ids in are the ids of training.
 """
 
-import ipaddress
+import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
+from components.serve.engines import Name
+from components.shared.artifact import ArtifactWriter, Manifest
 from components.shared.cli import Ref, StageOptions, not_keyed, parse, run_stage
 from components.shared.errors import InputError
 
-if TYPE_CHECKING:
-    from components.serve.server import Server
-
 SAMPLES = "samples.json"
 PACKAGES = ("torch", "transformers", "sentencepiece")
+KEY_VARIABLE = "ZHLLAMA_API_KEY"
+SHORTEST_KEY = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(StageOptions):
-    """Serve a model on this machine behind an OpenAI-compatible API. Ctrl-C ends it."""
+    """Serve a model behind an OpenAI-compatible API: on this machine until Ctrl-C, or on a cluster with --deploy."""
 
     store: str = ""
     """With --ask: where the answer is put, a folder or an s3:// prefix. Without it the answer is only printed."""
     model: Ref
-    """Reference to the model."""
+    """Reference to the model: a Hugging Face folder, or a GGUF file."""
+    engine: Name = "auto"
+    """What runs it here: transformers, llama.cpp (for GGUF) or vllm. auto: what fits the model and this machine."""
+    file: str = ""
+    """The GGUF file to serve, where the artifact holds several."""
     host: not_keyed(str) = "127.0.0.1"  # type: ignore[valid-type]
-    """A loopback address: the server cannot check API keys."""
+    """Where to listen. Any address but a loopback one needs an API key: ZHLLAMA_API_KEY, or --api-key-file."""
     port: not_keyed(int) = 8000  # type: ignore[valid-type]
     """The port; 0 takes a free one."""
+    api_key_file: not_keyed(str) = ""  # type: ignore[valid-type]
+    """A file with the API key that requests must give."""
+    page: not_keyed(bool) = True  # type: ignore[valid-type]
+    """Whether there is a chat page at /."""
     name: str = "zhllama"
-    """What requests call the model."""
+    """What requests call the model, and on a cluster what its objects are called."""
     ask: str = ""
     """Ask this through the API, print the answer, and end: a check that the model serves."""
+    deploy: Literal["none", "kubernetes", "kserve"] = "none"
+    """Deploy to the cluster of this pod or of KUBECONFIG: as a Deployment and Service, or as an InferenceService."""
+    namespace: not_keyed(str) = ""  # type: ignore[valid-type]
+    """With --deploy: where to. Empty: this pod's, or the context's."""
+    replicas: not_keyed(int) = 1  # type: ignore[valid-type]
+    """With --deploy: pods, each with the whole model. So on to --address."""
+    gpus: not_keyed(int) = 1  # type: ignore[valid-type]
+    """GPUs of a pod; the model is split between them."""
+    gpu_resource: not_keyed(str) = "nvidia.com/gpu"  # type: ignore[valid-type]
+    """What the cluster calls a GPU."""
+    cpu: not_keyed(str) = "8"  # type: ignore[valid-type]
+    """Processors of a pod."""
+    memory: not_keyed(str) = "64Gi"  # type: ignore[valid-type]
+    """Memory of a pod."""
+    context_length: not_keyed(int) = 2048  # type: ignore[valid-type]
+    """Tokens of prompt and answer together."""
+    s3_secret: not_keyed(str) = "zhllama-s3"  # type: ignore[valid-type]
+    """The secret with the S3 settings; none for web identity."""
+    api_key_secret: not_keyed(str) = "zhllama-api-key"  # type: ignore[valid-type]
+    """The secret whose API_KEY requests must give. Its value must be here too (ZHLLAMA_API_KEY), to try the server."""
+    stop_first: not_keyed(bool) = False  # type: ignore[valid-type]
+    """Stop the old pods before the new ones start, where there are no GPUs to spare."""
+    wait_minutes: not_keyed(int) = 30  # type: ignore[valid-type]
+    """How long the new pods may take until they answer."""
+    address: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Where the service is reached from here; empty: by its name within the cluster."""
 
     def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
-            raise InputError(
-                f"serve: --host {self.host} is not a loopback address, and transformers' server cannot check API keys; "
-                "leave out --host, and put a proxy that checks keys, or an ssh tunnel, in front"
-            )
         if not 0 <= self.port <= 65535:
             raise InputError(f"serve: --port is {self.port}; it must be between 0 (a free one) and 65535")
         if not self.name or not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in self.name):
             raise InputError(f"serve: --name is {self.name!r}; use letters, digits, - and _")
-        for option, needed in (("output", "store"), ("reference", "store"), ("store", "ask")):
-            if getattr(self, option) and not getattr(self, needed):
+        deployed = self.deploy != "none"
+        if deployed and self.ask:
+            raise InputError("serve: --ask starts a server here and --deploy one on a cluster; leave out one")
+        for option in ("output", "reference", "store"):
+            needed = "store" if option != "store" else "ask"
+            if getattr(self, option) and not getattr(self, needed) and not deployed:
                 raise InputError(f"serve: --{option} is for the answer to a question; give --{needed} too")
+        for option in ("replicas", "gpus", "context_length", "wait_minutes"):
+            if getattr(self, option) < 1:
+                raise InputError(f"serve: --{option.replace('_', '-')} is {getattr(self, option)}; 1 or more is needed")
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    def api_key(self) -> str:
+        """The key, from its file or the environment; empty for none. InputError for one that is easily guessed."""
+        where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
+        if self.api_key_file:
+            where = f"--api-key-file {self.api_key_file}"
+            try:
+                key = Path(self.api_key_file).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"serve: {where}: it cannot be read ({error}); give a file with the key") from error
+            if not key:
+                raise InputError(f"serve: {where}: it is empty; put the key in it")
+        if key and (len(key) < SHORTEST_KEY or not key.isascii() or any(letter.isspace() for letter in key)):
+            raise InputError(
+                f"serve: {where}: a key has {SHORTEST_KEY} or more ASCII characters and no blank; make one with: "
+                "openssl rand -hex 24"
+            )
+        return key
 
 
 def run() -> None:
-    """The command: serve until stopped, or ask one question for the store or for the screen."""
+    """The command: serve until stopped, ask one question for the store or for the screen, or deploy."""
     config = parse(Serve, sys.argv[1:])
-    if config.store:
+    if config.deploy != "none":
+        from components.serve.deploy import deploy
+
+        deploy(config)
+    elif config.store:
         run_stage(config, serve_and_ask, PACKAGES)
     elif config.ask:
-        print(_ask(config))
+        from components.serve.here import ask
+
+        print(ask(config))
     else:
-        _serve(config)
+        from components.serve.here import serve
+
+        serve(config)
 
 
 def serve_and_ask(config: Serve, out: ArtifactWriter) -> Manifest:
     """Starts the server, asks `--ask`, stops it, and publishes question and answer."""
-    answer = _ask(config)
+    from components.serve.here import ask
+
+    answer = ask(config)
     out.add_json(SAMPLES, [{"Input": config.ask, "Output": answer}])
     out.facts["summary"] = f"{len(answer)} characters answered"
     return out.publish("samples")
-
-
-def _ask(config: Serve) -> str:
-    with served(config) as server:
-        return server.ask(config.ask)
-
-
-def _serve(config: Serve) -> None:
-    with served(config) as server:
-        try:
-            print(
-                f'{server.address}/v1 answers as "{config.name}". Ctrl-C ends it. To ask it:\n'
-                f"curl {server.address}/v1/chat/completions -H 'Content-Type: application/json' "
-                f'-d \'{{"model": "{config.name}", "messages": [{{"role": "user", "content": "你好"}}]}}\'',
-                flush=True,
-            )
-            server.wait()
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
-
-
-@contextmanager
-def served(config: Serve) -> "Iterator[Server]":
-    """A server that answers for `--model`. InputError where the model is not fit to be served."""
-    from components.serve.server import Server
-    from components.serve.view import check_tokenizer, lay_out
-    from components.shared.inference import check_model
-
-    artifact = open_artifact(config.model, "--model").expect("hf-model", option="--model")
-    encoder, _ = check_model(artifact, "--model")
-    with tempfile.TemporaryDirectory(prefix="zhllama-serve-") as folder:
-        laid_out = lay_out(artifact.local(), Path(folder) / config.name, encoder)
-        with Server(Path(folder), config.name, config.host, config.port) as server:
-            # while the server reads its weights
-            check_tokenizer(laid_out, encoder, f"--model {artifact.root}")
-            server.wait_until_healthy()
-            yield server

@@ -4,7 +4,11 @@ Stanford Alpaca's two sentences, then the instruction; the response starts after
 the recipe trains it. A non-empty input follows the instruction after a newline.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from components.shared.vocabulary import Encoder
 
 _BEFORE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -35,3 +39,23 @@ CHAT_TEMPLATE = (
 )
 """Jinja, for tokenizer_config.json: prompt + answer + EOS, repeated. It ends where an answer has to begin. A system
 message, which the recipe has not, goes before the instruction it stands in front of."""
+
+
+def chat_ids(encoder: "Encoder", messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of a conversation as the chat template has it, ending where an answer has to begin.
+
+    A text is encoded up to the next EOS in one piece, a prompt together with its answer, as serving engines encode the
+    rendered template. In training the answer was encoded apart: parity is claimed for prompts and for generated ids.
+    """
+    ids = [encoder.bos]
+    text = system = ""
+    for message in messages:
+        if message["role"] == "system":
+            system = f"{message['content']}\n"
+        elif message["role"] == "user":
+            text += wrap(system + message["content"])
+            system = ""
+        else:
+            ids += [*encoder.encode(text + message["content"]), encoder.eos]
+            text = ""
+    return [*ids, *encoder.encode(text)]

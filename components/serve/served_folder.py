@@ -7,6 +7,7 @@ generation_config.json: left as it is, it would decode greedily and ignore a req
 import json
 from pathlib import Path
 
+from components.shared.artifact import Artifact
 from components.shared.errors import InputError
 from components.shared.inference import Sampling
 from components.shared.prompt import wrap
@@ -46,6 +47,32 @@ def lay_out(source: Path, target: Path, encoder: Encoder) -> Path:
         settings |= json.loads(given.read_text())
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
     return target
+
+
+def positions_of(artifact: Artifact) -> int:
+    """Tokens of prompt and answer together, from config.json. InputError where it does not say."""
+    try:
+        return int(json.loads(artifact.read("config.json"))["max_position_embeddings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--model {artifact.root}: config.json has no max_position_embeddings ({error}); publish it again"
+        ) from error
+
+
+def gguf_file(artifact: Artifact, chosen: str) -> str | None:
+    """The GGUF file to serve, or None for a Hugging Face folder. InputError where `chosen` is wrong or needed."""
+    files = [name for name in artifact.names if name.endswith(".gguf")]
+    if chosen:
+        if chosen not in artifact:
+            raise InputError(f"--model {artifact.root}: no file {chosen}; it has {', '.join(files) or 'no GGUF file'}")
+        return chosen
+    if "config.json" in artifact or not files:
+        return None
+    if len(files) > 1:
+        raise InputError(
+            f"--model {artifact.root}: {len(files)} GGUF files; choose one with --file: {', '.join(files)}"
+        )
+    return files[0]
 
 
 def check_tokenizer(folder: Path, encoder: Encoder, where: str) -> None:

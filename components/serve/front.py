@@ -1,0 +1,386 @@
+"""The server that people reach: routes, keys, checks, metrics and the chat page, in front of an engine on loopback.
+
+Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key. So all
+requests end here; what is in order goes on to the engine, and its answer comes back as it comes. About 1 ms a request.
+
+Without a key the server listens on loopback alone, and then refuses requests that name another host, and those that a
+page of another site makes a browser send: a page that is merely open must not talk to the model.
+"""
+
+import hmac
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import prometheus_client
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from components.serve import requests
+from components.serve.engines import Engine
+from components.serve.requests import ApiError, Asked, Limits
+
+log = logging.getLogger("serve")
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+OPEN = ("/health", "/metrics")
+"""Paths that ask for no key: probes and Prometheus have none, and nothing that was asked is in them."""
+PAGE_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'"
+)
+"""For browsers: what an answer of the model names (a picture, say) is not fetched from elsewhere."""
+SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Metrics:
+    """What Prometheus reads. Of requests it holds counts and times, never texts."""
+
+    def __init__(self, name: str) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        given: dict[str, Any] = {"registry": self.registry}
+        self.requests = prometheus_client.Counter(
+            "zhllama_requests", "Requests answered, by path and status.", ("path", "status"), **given
+        )
+        self.running = prometheus_client.Gauge("zhllama_requests_running", "Requests being answered.", **given)
+        self.seconds = prometheus_client.Histogram(
+            "zhllama_request_seconds", "From request to last byte.", ("path",), buckets=SECONDS, **given
+        )
+        self.first = prometheus_client.Histogram(
+            "zhllama_first_token_seconds", "From request to first text of a stream.", buckets=SECONDS, **given
+        )
+        self.prompt_tokens = prometheus_client.Counter("zhllama_prompt_tokens", "Tokens of prompts.", **given)
+        self.answer_tokens = prometheus_client.Counter("zhllama_answer_tokens", "Tokens of answers.", **given)
+        self.engine = prometheus_client.Gauge("zhllama_engine_up", "1 while the engine runs.", ("model",), **given)
+        self._name = name
+
+    def text(self, alive: bool) -> bytes:
+        self.engine.labels(self._name).set(alive)
+        return prometheus_client.generate_latest(self.registry)
+
+
+class Front:
+    """The application for one engine: `Front(...).app()` is ASGI."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        engine: Engine,
+        address: str,
+        alive: Callable[[], bool],
+        api_key: str = "",
+        host: str = "127.0.0.1",
+    ) -> None:
+        """address: the engine's. api_key: empty for none, which is for loopback alone. host: where this listens."""
+        self.limits = limits
+        self.metrics = Metrics(limits.name)
+        self._engine = engine
+        self._alive = alive
+        self._api_key = api_key
+        self._host = host
+        self._started = int(time.time())
+        # an answer may take as long as it takes; an engine that does not even accept is gone
+        self._client = httpx2.AsyncClient(base_url=address, timeout=httpx2.Timeout(None, connect=10), trust_env=False)
+
+    def app(self, page: ASGIApp | None = None) -> ASGIApp:
+        """The whole server. `page`: what answers at / and below, where nothing else does."""
+        routes: list[Any] = [
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name}", self._models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._completion, methods=["POST"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/v1/{rest:path}", self._nothing, methods=["GET", "POST", "PUT", "DELETE"]),
+        ]
+        if page is not None:
+            routes.append(Mount("/", page))
+        errors: Any = {ApiError: _as_json, Exception: self._fault, 404: _as_json, 405: _as_json}
+        return Guard(Starlette(routes=routes, exception_handlers=errors), self._api_key, self._host)
+
+    def key_fits(self, key: str) -> bool:
+        return fits(key, self._api_key)
+
+    @property
+    def needs_key(self) -> bool:
+        return bool(self._api_key)
+
+    # --- small answers ------------------------------------------------------------------------------------------------
+
+    async def _health(self, request: Request) -> Response:
+        if not self._alive():
+            return JSONResponse({"status": "the engine has ended"}, 503)
+        try:
+            answer = await self._client.get(self._engine.health, timeout=5)
+        except httpx2.HTTPError:
+            return JSONResponse({"status": "the engine does not answer"}, 503)
+        status = 200 if answer.status_code == 200 else 503
+        return JSONResponse({"status": "ok" if status == 200 else "the engine is not ready"}, status)
+
+    async def _metrics(self, request: Request) -> Response:
+        text = self.metrics.text(self._alive())
+        if self._engine.metrics:
+            try:
+                text += (await self._client.get(self._engine.metrics, timeout=5)).content
+            except httpx2.HTTPError as error:
+                log.warning("the engine's metrics cannot be read: %s", error)
+        return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    async def _models(self, request: Request) -> Response:
+        model = {
+            "id": self.limits.name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "zhllama",
+            "max_model_len": self.limits.positions,
+        }
+        wanted = request.path_params.get("name")
+        if wanted is None:
+            return JSONResponse({"object": "list", "data": [model]})
+        requests.check_model({"model": wanted}, self.limits)
+        return JSONResponse(model)
+
+    async def _tokenize(self, request: Request) -> Response:
+        return JSONResponse(requests.tokenized(requests.parse_json(await _body(request)), self.limits))
+
+    async def _nothing(self, request: Request) -> Response:
+        raise ApiError(404, f"there is no {request.url.path} here")
+
+    # --- answers of the model -----------------------------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, "/v1/chat/completions", requests.chat)
+
+    async def _completion(self, request: Request) -> Response:
+        return await self._answer(request, "/v1/completions", requests.completion)
+
+    async def _answer(self, request: Request, path: str, check: Callable[[Any, Limits], Asked]) -> Response:
+        record = _Record(self.metrics, path)
+        try:
+            asked = check(requests.parse_json(await _body(request)), self.limits)
+            record.prompt_tokens = len(asked.ids)
+            upstream = await self._send(path, asked)
+        except ApiError as error:
+            record.end(error.status)
+            raise
+        except BaseException:
+            record.end(499)
+            raise
+        if asked.stream:
+            return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
+        try:
+            value = json.loads(await upstream.aread())
+            record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
+        except (httpx2.HTTPError, ValueError, AttributeError) as error:
+            record.end(502)
+            raise ApiError(502, "the engine broke off its answer") from error
+        finally:
+            await upstream.aclose()
+        record.end(200)
+        return JSONResponse(value)
+
+    async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
+        """The answer to a conversation, in pieces, for the chat page. ApiError as a client of the API gets it."""
+        record = _Record(self.metrics, "page")
+        try:
+            asked = requests.chat({"model": self.limits.name, "messages": messages, "stream": True}, self.limits)
+            record.prompt_tokens = len(asked.ids)
+            upstream = await self._send("/v1/chat/completions", asked)
+        except ApiError as error:
+            record.end(error.status)
+            raise
+        async for event in self._events(upstream, record):
+            if "error" in event:
+                raise ApiError(502, str(event["error"]["message"]))
+            for choice in event.get("choices", ()):
+                if piece := choice.get("delta", {}).get("content"):
+                    yield piece
+
+    async def _send(self, path: str, asked: Asked) -> httpx2.Response:
+        """The engine's answer, its head read. ApiError when it has none, or refuses."""
+        body = self._engine.request(asked.body)
+        try:
+            upstream = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
+        except httpx2.HTTPError as error:
+            raise ApiError(503, "the engine does not answer") from error
+        if upstream.status_code == 200:
+            return upstream
+        try:
+            said = (await upstream.aread())[:2000].decode(errors="replace")
+        except httpx2.HTTPError:
+            said = ""
+        finally:
+            await upstream.aclose()
+        log.warning("the engine answered %d: %s", upstream.status_code, said)
+        if 400 <= upstream.status_code < 500:
+            raise ApiError(400, f"the engine refused the request: {said}")
+        raise ApiError(502, "the engine failed at this request")
+
+    async def _passed_on(self, upstream: httpx2.Response, record: "_Record") -> AsyncIterator[bytes]:
+        async for event in self._events(upstream, record):
+            yield b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    async def _events(self, upstream: httpx2.Response, record: "_Record") -> AsyncIterator[dict[str, Any]]:
+        """The events of a stream; a failure becomes a last one, {"error": …}. Closing it stops the engine's work."""
+        status = 499
+        try:
+            async for line in _lines(upstream):
+                content = line.removeprefix(b"data:").strip()
+                if not line.startswith(b"data:") or content == b"[DONE]":
+                    continue
+                event = json.loads(content)
+                if "error" in event:
+                    raise ValueError(f"it said {event['error']}")
+                record.first()
+                if usage := event.get("usage"):
+                    record.answer_tokens = int(usage.get("completion_tokens", 0))
+                yield event
+            status = 200
+        except (httpx2.HTTPError, ValueError) as error:
+            status = 502
+            log.warning("the engine broke off a stream: %s", error)
+            yield ApiError(502, "the engine broke off its answer").body
+        finally:
+            await upstream.aclose()
+            record.end(status)
+
+    async def _fault(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=499)
+        log.error("%s: %s: %s", request.url.path, type(error).__name__, error)
+        return JSONResponse(ApiError(500, "a fault in this server; its log has it").body, 500)
+
+
+class _Record:
+    """One request, from its beginning to its end: a line in the log, and the metrics."""
+
+    def __init__(self, metrics: Metrics, path: str) -> None:
+        self._metrics = metrics
+        self._path = path
+        self._begin = time.monotonic()
+        self._seen = False
+        self.prompt_tokens = 0
+        self.answer_tokens = 0
+        metrics.running.inc()
+
+    def first(self) -> None:
+        if not self._seen:
+            self._seen = True
+            self._metrics.first.observe(time.monotonic() - self._begin)
+
+    def end(self, status: int) -> None:
+        """499: the client went away."""
+        seconds = time.monotonic() - self._begin
+        self._metrics.running.dec()
+        self._metrics.requests.labels(self._path, str(status)).inc()
+        self._metrics.seconds.labels(self._path).observe(seconds)
+        if status == 200:
+            self._metrics.prompt_tokens.inc(self.prompt_tokens)
+            self._metrics.answer_tokens.inc(self.answer_tokens)
+        log.info(
+            "%s %d: %d tokens asked, %d answered, %.2f s",
+            self._path,
+            status,
+            self.prompt_tokens,
+            self.answer_tokens,
+            seconds,
+        )
+
+
+class Guard:
+    """Who may ask: the key's holder; on loopback without a key, whoever is on this machine and no page of elsewhere."""
+
+    def __init__(self, app: ASGIApp, api_key: str, host: str) -> None:
+        self._app = app
+        self._api_key = api_key
+        self._names = {*LOOPBACK_NAMES, host} if is_loopback(host) else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refused = self._refusal(scope)
+        if refused is None:
+            await self._app(scope, receive, _with_policy(send) if scope["type"] == "http" else send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await _as_json(None, refused)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self._names is not None and urlsplit(f"//{host}").hostname not in self._names:
+            return ApiError(403, "this server answers to the names of this machine alone")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return ApiError(403, "this server does not answer to the pages of other sites")
+        path = scope["path"]
+        if self._api_key and (path == "/tokenize" or path.startswith("/v1/")):
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not fits(key.strip(), self._api_key):
+                return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
+        return None
+
+
+def _with_policy(send: Send) -> Send:
+    async def passed_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Content-Security-Policy"] = PAGE_POLICY
+        await send(message)
+
+    return passed_on
+
+
+def fits(given: str, key: str) -> bool:
+    """Whether they are the same, in a time that does not tell how much of it is."""
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), key.encode())
+
+
+def _as_json(request: Any, error: Any) -> Response:
+    if not isinstance(error, ApiError):
+        error = ApiError(error.status_code, str(error.detail))
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return JSONResponse(error.body, error.status, headers)
+
+
+async def _lines(upstream: httpx2.Response) -> AsyncIterator[bytes]:
+    """The lines of an event stream. Only a line feed ends one: answers hold other separators (U+2028, say)."""
+    rest = b""
+    async for chunk in upstream.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+    if rest:
+        yield rest
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a JSON request. ApiError for another type (which any page could send) and for one too long."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "the request must be sent as Content-Type: application/json")
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > requests.LONGEST_BODY:
+            raise ApiError(413, f"the body is longer than {requests.LONGEST_BODY:,} bytes")
+    return bytes(content)

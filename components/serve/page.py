@@ -1,0 +1,142 @@
+"""The chat page: Shiny's chat component, on the front's own answers.
+
+The component (shinychat: streaming, Markdown, phone width, keyboard) is a library's, 5 MB from PyPI with no build step
+and nothing fetched at run time; what is here is what it says, in Chinese and English, and what it asks. Looked at
+instead: gradio (its pins exclude this server's starlette and pydantic, and it brings pandas), nicegui (no chat input,
+twice the packages), a component from npm (a laptop that has pip may have no node).
+
+A turn that no longer fits the context is forgotten, oldest first, as in the terminal.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from components.serve.requests import ApiError
+from components.shared.inference import Sampling
+from components.shared.prompt import chat_ids
+
+if TYPE_CHECKING:
+    from components.serve.front import Front
+
+WORDS = {
+    "zh": {
+        "hello": "你好！请输入问题或指令，例如“请用三句话介绍北京”。",
+        "placeholder": "输入消息，按回车发送",
+        "new": "新对话",
+        "key": "API 密钥",
+        "wrong key": "需要正确的 API 密钥。",
+        "too long": "这条消息超出了模型的上下文长度，请缩短后再试。",
+        "fault": "服务器出错了，请稍后再试。",
+        "other": "English",
+        "note": "模型的回答可能有误，请自行核对。",
+    },
+    "en": {
+        "hello": "Hello! Ask a question or give an instruction, in Chinese or in English.",
+        "placeholder": "Type a message, Enter sends it",
+        "new": "New chat",
+        "key": "API key",
+        "wrong key": "A valid API key is needed.",
+        "too long": "This message is longer than the model's context; please shorten it.",
+        "fault": "The server failed; please try again later.",
+        "other": "中文",
+        "note": "The model's answers may be wrong; check them.",
+    },
+}
+OTHER = {"zh": "en", "en": "zh"}
+STYLE = """
+html, body { height: 100%; margin: 0; overflow: hidden; }
+shiny-chat-container { flex: 1 1 0 !important; min-height: 0; }
+.bar { display: flex; align-items: center; gap: .5rem; padding: .5rem .75rem; border-bottom: 1px solid #ddd; }
+.bar h1 { font-size: 1.1rem; margin: 0; flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bar .form-group { margin: 0; width: 9rem; }
+.bar .btn, .bar a { white-space: nowrap; }
+.note { text-align: center; color: #666; font-size: .75rem; padding: .1rem; }
+"""
+
+
+def language_of(query: str, accepted: str) -> str:
+    """`?lang=` wins over what the browser says; Chinese where neither says."""
+    asked = parse_qs(query.lstrip("?")).get("lang", [""])[0]
+    if asked in WORDS:
+        return asked
+    first = accepted.split(",")[0].strip().lower()
+    return "en" if first and not first.startswith("zh") else "zh"
+
+
+def fitting(messages: list[dict[str, str]], front: "Front") -> list[dict[str, str]]:
+    """The newest messages that leave room for an answer; the last one stays, whatever its length."""
+    limits = front.limits
+    room = min(Sampling().max_new_tokens, limits.positions // 2)
+    while len(messages) > 1 and len(chat_ids(limits.encoder, messages)) + room > limits.positions:
+        # a question and its answer go together
+        messages = messages[2:]
+    return messages
+
+
+def chat_page(front: "Front") -> Any:
+    """The page as an ASGI application."""
+    # the component would ask a service elsewhere for the icons of sites that an answer names
+    os.environ.setdefault("SHINYCHAT_ASIDE_FAVICON", "false")
+    from shiny import App, reactive, ui
+    from shinychat import Chat, chat_ui
+
+    def page(request: Any) -> Any:
+        language = language_of(request.url.query, request.headers.get("accept-language", ""))
+        words = WORDS[language]
+        key = [ui.input_password("key", None, placeholder=words["key"])] if front.needs_key else []
+        return ui.page_fillable(
+            ui.head_content(ui.tags.style(STYLE)),
+            ui.div(
+                ui.h1(front.limits.name),
+                *key,
+                ui.input_action_button("new", words["new"], class_="btn-sm"),
+                ui.a(words["other"], href=f"?lang={OTHER[language]}"),
+                class_="bar",
+            ),
+            chat_ui("chat", greeting=words["hello"], placeholder=words["placeholder"], show_history=False),
+            ui.div(words["note"], class_="note"),
+            title=f"{front.limits.name} · zhllama",
+            lang=language,
+            fillable_mobile=True,
+            padding=0,
+            gap=0,
+        )
+
+    def server(input: Any, output: Any, session: Any) -> None:
+        chat = Chat("chat", history=False)
+        said: list[dict[str, str]] = []
+
+        def words() -> dict[str, str]:
+            search = session.clientdata.url_search()
+            return WORDS[language_of(search, session.http_conn.headers.get("accept-language", ""))]
+
+        @chat.on_user_submit
+        async def _(text: str) -> None:
+            spoken = words()
+            if front.needs_key and not front.key_fits(input.key() or ""):
+                await chat.append_message(spoken["wrong key"])
+                return
+            await chat.append_message_stream(answer(text, spoken))
+
+        async def answer(text: str, spoken: dict[str, str]) -> AsyncIterator[str]:
+            asked = fitting([*said, {"role": "user", "content": text}], front)
+            pieces: list[str] = []
+            try:
+                async for piece in front.stream(asked):
+                    pieces.append(piece)
+                    yield piece
+            except ApiError as error:
+                too_long = error.body["error"]["code"] == "context_length_exceeded"
+                yield f"\n\n*{spoken['too long' if too_long else 'fault']}*"
+            if pieces:
+                said[:] = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+        @reactive.effect
+        @reactive.event(input.new)
+        async def _() -> None:
+            said.clear()
+            await chat.clear_messages(greeting=False)
+
+    return App(page, server)

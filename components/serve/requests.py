@@ -1,0 +1,194 @@
+"""What a request may say, checked before an engine sees it: wrong ones get OpenAI's 4xx body, and the engine none.
+
+Engines differ in what they do with a wrong request (transformers' server answers 500 to a message without a role, and
+says nothing of a prompt that is longer than the model's positions), so all is checked here, once, in the ids of
+training.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from components.shared.inference import Sampling
+from components.shared.prompt import chat_ids
+from components.shared.vocabulary import Encoder
+
+LONGEST_BODY = 4 * 2**20
+"""Bytes: some hundred times what a context of 4,096 tokens takes."""
+
+
+class ApiError(Exception):
+    """An answer that is an error: its status and OpenAI's body."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that is in order: its prompt's ids, whether the answer streams, and what the engine is sent."""
+
+    ids: list[int]
+    stream: bool
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests are held against."""
+
+    name: str
+    """What the model is called."""
+    encoder: Encoder
+    positions: int
+    """Of prompt and answer together."""
+    refuses: tuple[str, ...] = ()
+    """Fields that the engine cannot honour."""
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """The body as an object; ApiError 400 for anything else."""
+    try:
+        # JSON has no NaN; Python's reader has
+        body = json.loads(content, parse_constant=_no_constant)
+        # a lone surrogate is no text that could be sent on
+        json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body is a {type(body).__name__}; a JSON object is needed")
+    return body
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def chat(body: Mapping[str, Any], limits: Limits) -> Asked:
+    """A request to /v1/chat/completions."""
+    messages = checked_messages(body)
+    return _asked({**body, "messages": messages}, chat_ids(limits.encoder, messages), limits)
+
+
+def completion(body: Mapping[str, Any], limits: Limits) -> Asked:
+    """A request to /v1/completions: the model reads the prompt as it is."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        (prompt,) = prompt
+    if not isinstance(prompt, str):
+        raise ApiError(400, "prompt must be one text", "prompt")
+    ids = [limits.encoder.bos, *limits.encoder.encode(prompt)]
+    return _asked({**body, "prompt": prompt}, ids, limits)
+
+
+def tokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """The answer to /tokenize, which is vLLM's: {"tokens", "count", "max_model_len"} of `prompt` or of `messages`."""
+    check_model(body, limits)
+    if "messages" in body:
+        ids = chat_ids(limits.encoder, checked_messages(body))
+    elif isinstance(body.get("prompt"), str):
+        ids = [limits.encoder.bos, *limits.encoder.encode(body["prompt"])]
+    else:
+        raise ApiError(400, "give prompt, a text, or messages", "prompt")
+    return {"tokens": ids, "count": len(ids), "max_model_len": limits.positions}
+
+
+def checked_messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The messages, each {"role", "content"} with its text in one piece. ApiError 400 names the one that is wrong."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ApiError(400, "messages must be a list with at least one message", "messages")
+    found: list[dict[str, str]] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if not isinstance(message, dict):
+            raise ApiError(400, f"{where} must be an object with role and content", "messages")
+        role = "system" if message.get("role") == "developer" else message.get("role")
+        if role not in ("system", "user", "assistant"):
+            raise ApiError(400, f"{where}.role must be system, user or assistant, not {role!r}", "messages")
+        found.append({"role": role, "content": _text(message.get("content"), where)})
+    if found[-1]["role"] != "user":
+        raise ApiError(400, "the last message must be the user's", "messages")
+    return found
+
+
+def _text(content: Any, where: str) -> str:
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ApiError(400, f"{where}.content must be text; this model reads nothing else", "messages")
+    return "".join(part["text"] for part in parts)
+
+
+def check_model(body: Mapping[str, Any], limits: Limits) -> None:
+    name = body.get("model")
+    if not isinstance(name, str):
+        raise ApiError(400, "model must be the name of a model", "model")
+    if name != limits.name:
+        raise ApiError(
+            404, f"the model {name!r} does not exist; this server has {limits.name!r}", "model", "model_not_found"
+        )
+
+
+def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Asked:
+    check_model(body, limits)
+    body = {name: value for name, value in body.items() if value is not None}
+    _check_fields(body, limits)
+    room = limits.positions - len(ids)
+    wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
+    if room < 1 or (wanted or 1) > room:
+        asks = f"{len(ids)} in the prompt" + (f" and {wanted} for the answer" if wanted else "")
+        raise ApiError(
+            400,
+            f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it",
+            "prompt" if "prompt" in body else "messages",
+            "context_length_exceeded",
+        )
+    body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
+    return Asked(ids, bool(body.get("stream")), body)
+
+
+_NUMBERS = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "max_tokens": (1, 10**9),
+    "max_completion_tokens": (1, 10**9),
+    "seed": (-(2**63), 2**63 - 1),
+}
+_WHOLE = ("max_tokens", "max_completion_tokens", "seed")
+
+
+def _check_fields(body: dict[str, Any], limits: Limits) -> None:
+    """ApiError 400 for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
+    for name, (lowest, highest) in _NUMBERS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        whole = name in _WHOLE
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise ApiError(400, f"{name} must be a {'whole ' if whole else ''}number", name)
+        if not lowest <= value <= highest:
+            raise ApiError(400, f"{name} is {value}; it must be between {lowest} and {highest}", name)
+    if not isinstance(body.get("stream", False), bool):
+        raise ApiError(400, "stream must be true or false", "stream")
+    stop = body.get("stop", [])
+    if not isinstance(stop, str) and not (isinstance(stop, list) and all(isinstance(one, str) for one in stop)):
+        raise ApiError(400, "stop must be a text or a list of texts", "stop")
+    if body.pop("n", 1) != 1:
+        raise ApiError(400, "n: this server gives one answer to a request", "n")
+    for name in ("tools", "functions", "audio"):
+        if body.pop(name, None):
+            raise ApiError(400, f"{name}: this model answers with text alone", name)
+    for name in ("tool_choice", "parallel_tool_calls", "function_call", "modalities"):
+        body.pop(name, None)
+    if body.get("response_format") == {"type": "text"}:
+        del body["response_format"]
+    for name in limits.refuses:
+        if body.pop(name, None):
+            raise ApiError(400, f"{name} is not something that this engine can do", name)

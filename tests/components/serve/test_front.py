@@ -1,0 +1,361 @@
+"""The front before an engine of the tests' own: who is let in, what is refused, what comes back; and it lives on."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.serve.engines import Engine
+from components.serve.front import Front, is_loopback
+from components.serve.here import listening
+from components.serve.requests import ApiError, Limits, chat, completion, parse_json
+from components.shared.prompt import chat_ids, wrap
+from components.shared.vocabulary import Encoder
+from tests.fake_engine import FakeEngine
+
+KEY = "a-key-for-the-tests-only"
+QUESTION = [{"role": "user", "content": "你好"}]
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def encoder(llama_tokenizer: bytes) -> Encoder:
+    return Encoder(llama_tokenizer)
+
+
+@pytest.fixture
+def engine(encoder: Encoder) -> Iterator[FakeEngine]:
+    with FakeEngine(encoder) as made:
+        yield made
+
+
+@contextmanager
+def listening_front(
+    engine: FakeEngine, api_key: str = "", positions: int = 256, **more: Any
+) -> Iterator[httpx2.Client]:
+    made = Engine("fake", Path(), lambda host, port: [], "/health", metrics="/metrics", refuses=("logprobs",))
+    front = Front(
+        Limits("zhllama", engine.encoder, positions, made.refuses), made, engine.address, lambda: True, api_key, **more
+    )
+    with listening("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(front.app(), log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def client(engine: FakeEngine) -> Iterator[httpx2.Client]:
+    with listening_front(engine) as made:
+        yield made
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"model": "zhllama", "messages": QUESTION, **more}
+
+
+def error_of(answer: httpx2.Response) -> dict[str, Any]:
+    """The error; fails where the body is not OpenAI's."""
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("invalid_request_error" if answer.status_code < 500 else "server_error")
+    return dict(error)
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_comes_back_and_the_engine_is_told_how_long_it_may_be(
+    client: httpx2.Client, engine: FakeEngine
+) -> None:
+    answer = client.post(CHAT, json=body(user="someone", stream_options={"include_usage": True}))
+    assert answer.json()["choices"][0]["message"]["content"] == "好的。"
+    ((path, sent),) = engine.seen
+    assert path == CHAT
+    assert sent == body(max_tokens=256 - len(chat_ids(engine.encoder, QUESTION)))
+
+
+def test_a_stream_comes_back_event_by_event_and_ends_as_openais_do(client: httpx2.Client, engine: FakeEngine) -> None:
+    # separators that are no line ends in an event stream
+    engine.pieces = ["好", "\u2028的", "\x85。"]
+    with client.stream("POST", CHAT, json=body(stream=True)) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.read().split(b"\n\n") if line]
+    assert lines[-1] == b"data: [DONE]"
+    events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "好\u2028的\x85。"
+
+
+def test_a_completion_reads_the_prompt_as_it_is(client: httpx2.Client, engine: FakeEngine) -> None:
+    assert client.post("/v1/completions", json={"model": "zhllama", "prompt": ["从前"]}).json()["choices"][0]["text"]
+    assert engine.seen[0][1]["prompt"] == "从前"
+
+
+def test_tokenize_gives_the_ids_of_training(client: httpx2.Client, encoder: Encoder) -> None:
+    asked = client.post("/tokenize", json={"model": "zhllama", "prompt": "今天"}).json()
+    assert asked == {"tokens": [1, *encoder.encode("今天")], "count": len(asked["tokens"]), "max_model_len": 256}
+    asked = client.post("/tokenize", json=body()).json()
+    assert asked["tokens"] == [1, *encoder.encode(wrap("你好"))]
+
+
+def test_the_model_is_listed(client: httpx2.Client) -> None:
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["zhllama"]
+    assert client.get("/v1/models/zhllama").json()["max_model_len"] == 256
+    assert error_of(client.get("/v1/models/gpt-4"))["code"] == "model_not_found"
+
+
+def test_metrics_count_requests_and_tokens_and_hold_no_text(client: httpx2.Client, encoder: Encoder) -> None:
+    client.post(CHAT, json=body())
+    client.post(CHAT, json=body(model="other"))
+    with client.stream("POST", CHAT, json=body(stream=True)) as answer:
+        answer.read()
+    text = client.get("/metrics").text
+    assert f'zhllama_requests_total{{path="{CHAT}",status="200"}} 2.0' in text
+    assert f'zhllama_requests_total{{path="{CHAT}",status="404"}} 1.0' in text
+    assert f"zhllama_prompt_tokens_total {2.0 * len(chat_ids(encoder, QUESTION))}" in text
+    assert "zhllama_answer_tokens_total 6.0" in text
+    assert "zhllama_requests_running 0.0" in text
+    assert "zhllama_first_token_seconds_count 1.0" in text
+    assert 'zhllama_engine_up{model="zhllama"} 1.0' in text
+    assert "fake_engine_metric 1" in text
+    assert "你好" not in text
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not JSON"),
+        (b'{"model": "zhllama"', "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "a JSON object is needed"),
+        (b'{"temperature": NaN}', "NaN is no number"),
+        (b'{"model": "\\ud800"}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_400(client: httpx2.Client, content: bytes, said: str) -> None:
+    for path in (CHAT, "/v1/completions", "/tokenize"):
+        answer = client.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        assert said in error_of(answer)["message"]
+    assert client.post(CHAT, json=body()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "said"),
+    [
+        ({"model": None}, 400, "model", "must be the name"),
+        ({"model": "gpt-4"}, 404, "model", "does not exist; this server has 'zhllama'"),
+        ({"messages": []}, 400, "messages", "at least one"),
+        ({"messages": "你好"}, 400, "messages", "must be a list"),
+        ({"messages": ["你好"]}, 400, "messages", r"messages[0] must be an object"),
+        ({"messages": [{"content": "x"}]}, 400, "messages", "messages[0].role must be"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages", "not 'tool'"),
+        ({"messages": [{"role": "user"}]}, 400, "messages", "content must be text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", "must be text"),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": "x"}]}, 400, "messages", "the user's"),
+        ({"messages": [{"role": "user", "content": "长" * 500}]}, 400, "messages", "context is 256 tokens"),
+        ({"max_tokens": 250}, 400, "messages", "and 250 for the answer"),
+        ({"max_completion_tokens": 250}, 400, "messages", "and 250 for the answer"),
+        ({"max_tokens": 0}, 400, "max_tokens", "between 1"),
+        ({"max_tokens": 1.5}, 400, "max_tokens", "whole number"),
+        ({"temperature": "hot"}, 400, "temperature", "must be a number"),
+        ({"temperature": 3}, 400, "temperature", "between 0 and 2"),
+        ({"top_p": True}, 400, "top_p", "must be a number"),
+        ({"stream": "yes"}, 400, "stream", "true or false"),
+        ({"stop": 5}, 400, "stop", "must be a text"),
+        ({"n": 2}, 400, "n", "one answer"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "text alone"),
+        ({"logprobs": True}, 400, "logprobs", "this engine"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_openais_form_and_the_engine_hears_nothing(
+    client: httpx2.Client, engine: FakeEngine, change: dict[str, Any], status: int, param: str, said: str
+) -> None:
+    answer = client.post(CHAT, json=body(**change))
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (status, param)
+    assert said in error["message"]
+    assert not engine.seen
+    assert client.post(CHAT, json=body()).status_code == 200
+
+
+def test_a_prompt_longer_than_the_context_has_openais_code(client: httpx2.Client) -> None:
+    long = client.post("/v1/completions", json={"model": "zhllama", "prompt": "长" * 300})
+    assert (long.status_code, error_of(long)["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_body_of_many_megabytes_is_413(client: httpx2.Client) -> None:
+    answer = client.post(CHAT, json=body(user="x" * 5_000_000))
+    assert (answer.status_code, error_of(answer)["type"]) == (413, "invalid_request_error")
+
+
+def test_a_path_or_method_that_is_not_there_is_told_in_json(client: httpx2.Client) -> None:
+    assert client.get("/v1/embeddings").status_code == 404
+    assert error_of(client.post("/v1/embeddings", json={}))["message"] == "there is no /v1/embeddings here"
+    assert error_of(client.get(CHAT))["message"]
+    assert client.get(CHAT).status_code in (404, 405)
+
+
+_json = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=6,
+)
+_FIELDS = ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", "seed", "stop", "stream", "n", "tools",
+           "max_completion_tokens", "logprobs", "response_format", "tool_choice", "user")  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(_FIELDS), _json, max_size=6), st.booleans())
+@settings(max_examples=300)
+def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: dict[str, Any], usable: bool) -> None:
+    limits = Limits("zhllama", Encoder(llama_tokenizer), 256)
+    given_body = {**asked, **(body() if usable else {}), **({"prompt": "x"} if usable else {})}
+    for check in (chat, completion):
+        try:
+            found = check(parse_json(json.dumps(given_body).encode()), limits)
+        except ApiError as error:
+            assert error.status in (400, 404)  # noqa: PT017 - either is right
+        else:
+            assert found.ids[0] == 1
+            assert 1 <= found.body["max_tokens"] <= 256 - len(found.ids)
+
+
+# --- an engine that misbehaves ----------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_refuses_fails_or_breaks_off_is_told_in_openais_form(
+    client: httpx2.Client, engine: FakeEngine
+) -> None:
+    def cut(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"choices": [')
+        handler.close_connection = True
+
+    faults = {
+        "refuses": (lambda handler: handler.json(422, {"detail": "no"}), 400),
+        "fails": (lambda handler: handler.json(500, {"detail": "no"}), 502),
+        "says nonsense": (lambda handler: handler.raw(200, b"<html>", "text/html"), 502),
+        "breaks off": (cut, 502),
+    }
+    for fault, status in faults.values():
+        engine.faults[CHAT] = fault
+        answer = client.post(CHAT, json=body())
+        assert answer.status_code == status
+        assert error_of(answer)["message"]
+    engine.faults.clear()
+    assert client.post(CHAT, json=body()).status_code == 200
+
+
+def test_a_stream_that_breaks_ends_with_an_error_that_openais_client_raises(engine: FakeEngine) -> None:
+    faults = (
+        lambda handler: handler.stream([handler.chunk("好")], whole=False),
+        lambda handler: handler.stream([handler.chunk("好"), b'data: {"error": "Invalid prefix"}\n\n']),
+        lambda handler: handler.stream([handler.chunk("好"), b"data: {nonsense\n\n"]),
+    )
+    with listening_front(engine) as client:
+        asked = openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0)
+        for fault in faults:
+            engine.faults[CHAT] = fault
+            chunks = iter(asked.chat.completions.create(**body(stream=True)))
+            assert next(chunks).choices[0].delta.content == "好"
+            with pytest.raises(openai.APIError, match="broke off"):
+                next(chunks)
+        text = client.get("/metrics").text
+    assert f'zhllama_requests_total{{path="{CHAT}",status="502"}} 3.0' in text
+
+
+def test_a_client_that_leaves_ends_its_stream_at_the_engine(client: httpx2.Client, engine: FakeEngine) -> None:
+    ended = threading.Event()
+
+    def forever(handler: Any) -> None:
+        try:
+            handler.stream([handler.chunk("好")] * 3, whole=False)
+            while not engine.released.wait(0.01):
+                event = handler.chunk("好" * 1000)
+                handler.wfile.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+        except OSError:
+            ended.set()
+
+    engine.faults[CHAT] = forever
+    with client.stream("POST", CHAT, json=body(stream=True)) as answer:
+        next(answer.iter_bytes())
+    assert ended.wait(60)
+    assert client.get("/v1/models").status_code == 200
+
+
+def test_health_says_when_the_engine_is_gone(engine: FakeEngine) -> None:
+    with listening_front(engine) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        engine.faults["/health"] = lambda handler: handler.json(503, {})
+        assert client.get("/health").status_code == 503
+        engine.__exit__()
+        assert client.get("/health").json() == {"status": "the engine does not answer"}
+        answer = client.post(CHAT, json=body())
+        assert (answer.status_code, error_of(answer)["message"]) == (503, "the engine does not answer")
+
+
+# --- who is let in ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given_key", [None, "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", KEY, "Bearer 密钥"])
+def test_without_the_key_nothing_of_the_model_is_answered(engine: FakeEngine, given_key: str | None) -> None:
+    headers = {} if given_key is None else {"Authorization": given_key.encode()}
+    with listening_front(engine, KEY, host="0.0.0.0") as client:
+        for method, path in (("POST", CHAT), ("POST", "/v1/completions"), ("POST", "/tokenize"), ("GET", "/v1/models")):
+            answer = client.request(method, path, json=body(prompt="x") if method == "POST" else None, headers=headers)
+            assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+            assert KEY not in answer.text
+        assert client.get("/health").status_code == 200
+        assert not [path for path, _ in engine.seen if path != "/health"]
+
+
+def test_with_the_key_it_is(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    with listening_front(engine, KEY, host="0.0.0.0") as client:
+        answer = client.post(CHAT, json=body(), headers={"Authorization": f"Bearer {KEY}"})
+        assert answer.status_code == 200
+        # any name of this machine: it listens on all of its addresses
+        named = {"Authorization": f"Bearer {KEY}", "Host": "models.example.com"}
+        assert client.post(CHAT, json=body(), headers=named).status_code == 200
+    assert CHAT in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_a_page_of_another_site_is_not_answered(client: httpx2.Client, engine: FakeEngine) -> None:
+    there = {"Origin": "https://evil.example.com"}
+    assert client.post(CHAT, json=body(), headers=there).status_code == 403
+    assert client.post(CHAT, json=body(), headers={"Host": "evil.example.com"}).status_code == 403
+    # what a form of such a page can send, without asking first
+    assert client.post(CHAT, content=json.dumps(body()), headers={"Content-Type": "text/plain"}).status_code == 415
+    assert not engine.seen
+    here = {"Origin": str(client.base_url).rstrip("/")}
+    assert client.post(CHAT, json=body(), headers=here).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.1.5", False), ("example.org", False)],
+)  # fmt: skip
+def test_what_counts_as_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
