@@ -1,9 +1,10 @@
 """Labels move to the place that predicts them, and never across a document's border."""
 
+import numpy as np
 import torch
 
 from components.shared.artifact import open_artifact
-from components.shared.training.data import collate, open_splits
+from components.shared.training.data import Collate, collate, open_splits
 
 
 def test_each_label_is_the_token_that_follows(packed_text):
@@ -37,3 +38,17 @@ def test_only_answers_are_learnt(packed_instructions, llama_tokenizer):
             end = learnt.index(encoder.eos) + 1
             assert tuple(learnt[:end]) in answers
             learnt = learnt[end:]
+
+
+def test_faithful_batches_are_cut_to_their_longest_sample_and_keep_nothing_apart():
+    def block(prompt: int, end: int) -> dict[str, np.ndarray]:
+        ids = np.arange(100, 116)
+        labels = np.where((np.arange(16) >= prompt) & (np.arange(16) < end), ids, -100)
+        positions = np.concatenate([np.arange(end), np.arange(16 - end)])
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+    batch = Collate(faithful=True)([block(2, 6), block(4, 11)])
+    assert {tuple(tensor.shape) for tensor in batch.values()} == {(2, 11)}
+    assert batch["position_ids"].tolist() == [list(range(11))] * 2
+    assert batch["labels"][0].tolist() == [-100, 102, 103, 104, 105] + [-100] * 6
+    assert batch["labels"][1].tolist() == [-100] * 3 + list(range(104, 111)) + [-100]

@@ -1,5 +1,8 @@
 """The chunked loss is the naive one, in value and gradients, whatever the chunk, the labels and the type."""
 
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 from components.shared.packed import IGNORED
 from components.shared.training import loss as chunked
-from components.shared.training.loss import labelled, score, summed_loss
+from components.shared.training.loss import labelled, loss_kernel, score, summed_loss
 
 WIDTH, VOCABULARY = 24, 301
 
@@ -88,3 +91,42 @@ def test_the_score_counts_right_first_guesses():
     assert (int(found.correct), found.labels) == (20, 50)
     naive = F.cross_entropy(logits, labels, reduction="sum")
     assert found.loss.item() == pytest.approx(naive.item(), rel=1e-5)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "chosen"),
+    [("cuda", True, "liger"), ("cuda", False, "chunked"), ("cpu", True, "chunked")],
+    ids=["GPU with Liger", "GPU without", "no GPU"],
+)
+def test_ligers_kernel_is_taken_on_a_gpu_where_it_is_installed(device, installed, chosen, monkeypatch):
+    monkeypatch.setattr(chunked.importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert loss_kernel(torch.device(device)) == chosen
+
+
+def test_liger_is_called_so_that_it_gives_the_same_sum_and_a_float32_gradient(monkeypatch):
+    """Its kernel needs a GPU: a class of the same signature, which computes it naively, stands for it."""
+
+    class Fused:
+        def __init__(self, ignore_index: int, reduction: str, accum_dtype: torch.dtype) -> None:
+            assert (ignore_index, accum_dtype) == (IGNORED, torch.float32)
+            self.reduction = reduction
+
+        def __call__(self, weight: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            assert weight.dtype == rows.dtype
+            return F.cross_entropy((rows @ weight.T).float(), target, reduction=self.reduction)
+
+    module = types.ModuleType("liger_kernel.transformers")
+    module.LigerFusedLinearCrossEntropyLoss = Fused
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
+    hidden, head, labels = example(40)
+    wanted = summed_loss(hidden.bfloat16(), head, labels)
+    monkeypatch.setattr(chunked, "loss_kernel", lambda device: "liger")
+    found = summed_loss(hidden.bfloat16(), head, labels)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-2)
+    (gradient,) = gradients(found, head)
+    assert gradient.dtype == torch.float32
+    assert summed_loss(hidden[:0], head, labels[:0]).item() == 0

@@ -1,5 +1,6 @@
 """What is trained and what is not, float32 masters, documents that do not see each other, adapters put back in."""
 
+import itertools
 import json
 
 import pytest
@@ -12,14 +13,17 @@ from components.shared.errors import InputError
 from components.shared.packed import PackedDataset
 from components.shared.training.data import collate
 from components.shared.training.model import (
+    FLASH,
     PackedLlama,
     adapter_config_json,
     add_lora,
+    attention,
     checkpoint_activations,
     load_base,
     read_back,
     train_embeddings_only,
     trainable,
+    trained_weights,
 )
 from components.shared.training.options import LORA_TARGETS
 from components.shared.training.shape import LoraShape
@@ -102,6 +106,118 @@ def test_the_head_that_is_trained_gets_the_gradient(base, batch):
     assert trained.grad is not None
     assert trained.grad.abs().sum() > 0
     assert head.original_module.weight.grad is None
+
+
+def test_new_rows_alone_are_trained_and_begin_where_the_base_has_them(base, batch):
+    base.eval()
+    before = base(**batch)
+    model = add_lora(base, shape(embeddings="new"))
+    assert float(model.eval()(**batch)["loss"]) == pytest.approx(float(before["loss"]), rel=1e-6)
+    rows = {name: parameter for name, parameter in model.named_parameters() if "trainable_tokens_delta" in name}
+    assert {(name.split(".token_adapter")[0].rsplit(".", 1)[-1], tuple(rows[name].shape)) for name in rows} == {
+        ("embed_tokens", (100, 64)),
+        ("lm_head", (100, 64)),
+    }
+    every = add_lora_count(embeddings="all")
+    assert every - sum(one.numel() for one in trainable(model)) == 2 * 700 * 64
+    model.train()
+    model(**batch).loss.backward()
+    for name, parameter in rows.items():
+        assert parameter.grad.abs().sum() > 0, name
+    frozen = [one for one in model.parameters() if not one.requires_grad]
+    assert all(one.grad is None for one in frozen)
+
+
+def add_lora_count(embeddings: str) -> int:
+    with torch.device("meta"):
+        config = LlamaConfig(
+            vocab_size=800, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
+        )
+        model = add_lora(PackedLlama(config).requires_grad_(False), shape(embeddings=embeddings))
+    return sum(parameter.numel() for parameter in trainable(model))
+
+
+def test_new_rows_get_the_gradient_that_they_get_among_all(tiny_model, batch):
+    gradients = []
+    for rows in ("all", "new"):
+        torch.manual_seed(0)
+        model = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(embeddings=rows))
+        model.train()
+        model(**batch).loss.backward()
+        found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        for layer in ("embed_tokens", "lm_head"):
+            (gradient,) = (value for name, value in found.items() if layer in name)
+            gradients.append(gradient[700:] if rows == "all" else gradient)
+    assert gradients[1].any()
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[3])
+
+
+# --- attention that stays in its document -----------------------------------------------------------------------------
+
+
+def by_segments(module, query, key, value, attention_mask, scaling, dropout=0.0, **borders):
+    """What flash-attn's kernel for sequences of varying length computes, called as transformers calls it."""
+    assert attention_mask is None
+    assert torch.equal(borders["cu_seq_lens_q"], borders["cu_seq_lens_k"])
+    ends = borders["cu_seq_lens_q"].tolist()
+    assert query.shape[0] == 1
+    assert borders["max_length_q"] == max(end - begin for begin, end in itertools.pairwise(ends))
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(tensor[:, :, begin:end] for tensor in (query, key, value)), is_causal=True, scale=scaling
+        )
+        for begin, end in itertools.pairwise(ends)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("recomputed", [False, True], ids=["plain", "activations recomputed"])
+def test_the_loss_is_the_same_by_segments_and_by_a_mask(recomputed, tiny_model, batch, monkeypatch):
+    """The kernel itself needs a GPU; a loop over the borders that it is given stands for it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, FLASH, by_segments)
+    found = []
+    for kind in ("sdpa", FLASH):
+        torch.manual_seed(0)
+        model = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape())
+        if recomputed:
+            checkpoint_activations(model)
+        model.config._attn_implementation = kind
+        model.train()
+        loss = model(**batch).loss
+        loss.backward()
+        found.append((loss.item(), torch.cat([one.grad.flatten() for one in trainable(model)])))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "dtype", "chosen"),
+    [
+        (True, True, torch.bfloat16, FLASH),
+        (True, True, torch.float16, FLASH),
+        (True, True, torch.float32, "sdpa"),
+        (True, False, torch.bfloat16, "sdpa"),
+        (False, True, torch.bfloat16, "sdpa"),
+    ],
+    ids=["bf16", "fp16", "no half precision", "not installed", "no GPU"],
+)
+def test_flash_attention_is_taken_where_it_can_be(gpu, installed, dtype, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("components.shared.training.model.is_flash_attn_2_available", lambda: installed)
+    assert attention(dtype) == chosen
+
+
+def test_what_is_published_are_the_weights_in_float32(tiny_model):
+    model = add_lora(load_base(open_artifact(tiny_model), torch.bfloat16), shape())
+    weights = trained_weights(model)
+    assert weights.keys() == {name for name, one in model.named_parameters() if one.requires_grad}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    name, tensor = next(iter(weights.items()))
+    tensor += 1
+    assert not torch.equal(model.get_parameter(name), tensor)
 
 
 def test_gradients_are_the_same_with_activations_recomputed(tiny_model, batch):
