@@ -1,9 +1,18 @@
 """Options that cannot be meant are refused in one line, before torch is even imported."""
 
+import json
+import re
+
 import pytest
 
 from components.shared.errors import InputError
-from components.shared.training.options import FinetuneOptions, PretrainOptions, deepspeed_file
+from components.shared.training.options import (
+    FinetuneOptions,
+    PretrainOptions,
+    deepspeed_file,
+    deepspeed_settings,
+    zero_stage,
+)
 
 PATHS = {"store": "s", "model": "m", "dataset": "d"}
 
@@ -20,6 +29,9 @@ PATHS = {"store": "s", "model": "m", "dataset": "d"}
         ({"lora_targets": " , "}, "--lora-targets"),
         ({"stage": "embeddings", "adapter": "a"}, "--adapter a: --stage embeddings trains no adapter"),
         ({"also_lm_head": True}, "--also-lm-head"),
+        ({"lora_targets": "q_proj,lm_head"}, "lm_head is trained by rows, not by LoRA"),
+        ({"stage": "embeddings", "embedding_rows": "new"}, "--embedding-rows new: --stage embeddings trains all rows"),
+        ({"peak_tflops": -1.0}, "--peak-tflops -1.0"),
     ],
 )
 def test_a_wrong_option_is_named(options, said):
@@ -43,3 +55,84 @@ def test_a_shipped_deepspeed_configuration_goes_by_its_name(tmp_path):
     assert deepspeed_file(str(own)) == own
     with pytest.raises(InputError, match="no such file"):
         deepspeed_file("zero9")
+
+
+def test_rows_are_chosen_only_where_embeddings_are_trained():
+    with pytest.raises(InputError, match="--embedding-rows new: nothing of the embeddings is trained"):
+        FinetuneOptions(**PATHS, embedding_rows="new")
+
+
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+RECIPE = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 100,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1e-10,
+    },
+    "zero_optimization": {
+        "stage": 2,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 1e8,
+        "overlap_comm": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 1e8,
+        "contiguous_gradients": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+"""The recipe's ds_zero2_no_offload.json."""
+
+
+def test_zero2_has_every_field_of_the_recipes_configuration():
+    """Beside it bf16, which the recipe does not know. DeepSpeed takes only whole numbers from 1 as min_loss_scale."""
+    ours = deepspeed_settings(FinetuneOptions(**PATHS, deepspeed="zero2"))
+    assert ours.pop("bf16") == {"enabled": "auto"}
+    assert ours["fp16"].pop("min_loss_scale") == 1
+    assert ours == {**RECIPE, "fp16": {k: v for k, v in RECIPE["fp16"].items() if k != "min_loss_scale"}}
+
+
+@pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero2_offload", 2), ("zero3", 3), ("none", 0)])
+def test_each_shipped_configuration_is_of_its_stage(name, stage):
+    settings = deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=name))
+    assert zero_stage(settings) == stage
+    if name != "none":
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+        read = DeepSpeedZeroConfig(**settings["zero_optimization"])
+        assert (read.offload_optimizer is not None) == (name == "zero2_offload")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"gradient_accumulation_steps": 7}, "is 7, but --gradient-accumulation-steps is 1; write auto there"),
+        ({"train_micro_batch_size_per_gpu": 3}, "is 3, but --per-device-train-batch-size is 8"),
+        ({"train_batch_size": 64}, "train_batch_size is 64, but the number of processes times their batch is auto"),
+        ({"gradient_clipping": 0.5}, "is 0.5, but --max-grad-norm is 1.0"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled is true, but --precision is bfloat16"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled is false, but --precision is bfloat16"),
+        ({"optimizer": {"type": "AdamW"}}, "its optimizer would take the place of --learning-rate"),
+        ({"scheduler": {"type": "WarmupLR"}}, "its scheduler would take the place"),
+        ([], "a JSON object is needed"),
+    ],
+)
+def test_a_deepspeed_file_that_contradicts_the_options_is_refused(settings, said, tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=re.escape(f"--deepspeed {path}: ") + ".*" + re.escape(said)):
+        deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=str(path), precision="bfloat16"))
+
+
+def test_a_deepspeed_file_that_says_the_same_is_taken(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"gradient_accumulation_steps": 1, "bf16": {"enabled": True}, "gradient_clipping": 1.0}))
+    assert deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=str(path), precision="bfloat16"))
