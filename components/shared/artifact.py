@@ -272,6 +272,14 @@ class Artifact:
             complete.touch()
         return folder
 
+    def bytes_to_fetch(self) -> int:
+        """Bytes that `local` would fetch now: of a folder none, of S3 what the node's cache has not got."""
+        if not storage.is_s3(self.root):
+            return 0
+        folder = cache_folder() / self.digest[:24]
+        whole = (folder / ".complete").exists()
+        return sum(self.file(name).size for name in self._missing(folder, whole, compare=False))
+
     def _missing(self, folder: Path, whole: bool, compare: bool) -> list[str]:
         """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone.
 
@@ -291,6 +299,11 @@ class Artifact:
 def cache_folder() -> Path:
     """Where this node keeps what it fetched: ZHLLAMA_CACHE, by default a folder below the temporary one."""
     return Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
+
+
+def require_room(artifacts: Iterable[Artifact]) -> None:
+    """InputError when the node's cache has not the room for all that `local` would fetch of these."""
+    require_space(str(cache_folder()), sum(artifact.bytes_to_fetch() for artifact in artifacts), "ZHLLAMA_CACHE")
 
 
 def _first_bad_block(content: bytes, wanted: list[str]) -> tuple[int, str] | None:

@@ -22,14 +22,18 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from components.shared.artifact import ArtifactWriter, Input, Manifest, find_published
+from components.shared.children import die_with_parent
 from components.shared.cli import StageOptions
 from components.shared.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from components.shared.log import mask, set_up_logging
+from components.shared.training.checkpoints import Run
 
 log = logging.getLogger("training")
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 DEFAULT_SHUTDOWN_TIMEOUT = 60
+JOIN_TIMEOUT = 3600
+"""Seconds that a node waits for the others to come. PET_RDZV_CONF may say otherwise."""
 
 Options = TypeVar("Options", bound=StageOptions)
 
@@ -48,27 +52,34 @@ class Work(Generic[Options]):
     configuration: Mapping[str, Any]
     inputs: Mapping[str, Input]
 
+    @classmethod
+    def of(cls, options: Options, out: ArtifactWriter) -> "Work[Options]":
+        """The work whose result belongs at `out`."""
+        return cls(options, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
+
+    def run(self) -> Run:
+        """The same as its checkpoints know it."""
+        return Run(self.options.store, self.stage, self.key, self.configuration, self.inputs)
+
     def writer(self) -> ArtifactWriter:
         """The artifact in the making; only the first process of the first node may use it."""
         return ArtifactWriter(self.options.store, self.stage, self.key, self.configuration, self.inputs)
 
 
-def run_workers(worker: Callable[[Work[Options]], None], options: Options, out: ArtifactWriter) -> Manifest:
+def run_workers(worker: Callable[[Work[Options]], None], work: Work[Options]) -> Manifest:
     """Runs `worker(work)` in every process of this node and returns what rank 0, on whichever node, published.
 
     `worker` is a function of a module (it is pickled). InputError with the worker's line when one ends with 2,
     SystemExit(143) when they were cancelled, TrainingFault otherwise.
     """
-    key = out.root.rsplit("/", 1)[1]
-    work = Work(options, out.stage, key, out.configuration, out.inputs)
     if any(name.startswith("PET_") for name in os.environ):
         _run_elastic(worker, work)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
         worker(work)
-    manifest = find_published(options.store, out.stage, key)
+    manifest = find_published(work.options.store, work.stage, work.key)
     if manifest is None:
-        raise TrainingFault(f"{out.root}: the training ended, but rank 0 published nothing; see its log")
+        raise TrainingFault(f"{work.writer().root}: the training ended, but rank 0 published nothing; see its log")
     return manifest
 
 
@@ -122,11 +133,16 @@ def _launch_config(folder: str) -> Any:
     config.logs_specs = DefaultLogsSpecs(log_dir=folder)
     if config.shutdown_timeout is None:
         config.shutdown_timeout = int(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)
+    for name in ("timeout", "join_timeout"):
+        # one node may be done with fetching the model long before another
+        config.rdzv_configs.setdefault(name, JOIN_TIMEOUT)
     return config
 
 
 def _in_worker(worker: Callable[[Any], None], work: Work[Any], said: str) -> None:
     """The body of a worker process. Leaves the line of an error in `said`, and ends with the contract's code."""
+    # nobody would wait for this process: a new start must not find it still at work
+    die_with_parent(signal.SIGKILL)
     set_up_logging()
     rank = int(os.environ["RANK"])
     if rank:

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from components.shared.artifact import Artifact, open_artifact
+from components.shared.artifact import Artifact, open_artifact, require_room
 from components.shared.errors import InputError
 from components.shared.packed import KIND, TRAIN
 from components.shared.safetensors_io import Checkpoint
@@ -87,6 +87,18 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
     if EMBEDDING not in Checkpoint(model).tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
     return TrainingInputs(model, dataset, adapter, vocabulary, config)
+
+
+def fetch_inputs(inputs: TrainingInputs) -> None:
+    """Brings model, dataset and adapter onto this node, once, before its processes start; they find them there.
+
+    What an earlier start fetched is used again after its digests were compared. InputError, before anything is
+    fetched, where the disk has not the room for all of them.
+    """
+    given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
+    require_room(given)
+    for artifact in given:
+        artifact.local(recheck=True)
 
 
 def vocabulary_of(artifact: Artifact) -> Vocabulary | None:

@@ -65,7 +65,13 @@ class TrainingOptions(StageOptions):
     save_steps: not_keyed(int) = 500  # type: ignore[valid-type]
     """Steps between two checkpoints; 0: none."""
     save_total_limit: not_keyed(int) = 3  # type: ignore[valid-type]
-    """Checkpoints that are kept."""
+    """Checkpoints that are kept in the store."""
+    resume_from_checkpoint: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Reference to the checkpoint to go on from; empty: the newest of this training, if there is one."""
+    publish_checkpoint: Ref = ""
+    """Reference to a checkpoint of this training: publish it as the training's result would be, and train nothing."""
+    max_minutes_without_checkpoint: not_keyed(float) = 120.0  # type: ignore[valid-type]
+    """Minutes for which checkpoints may fail to reach the store before the training stops; 0: it never does."""
     ddp_timeout: not_keyed(int) = 30_000  # type: ignore[valid-type]
     """Seconds that a collective operation may take."""
 
@@ -90,6 +96,7 @@ class TrainingOptions(StageOptions):
             "eval_steps",
             "save_steps",
             "peak_tflops",
+            "max_minutes_without_checkpoint",
         ):
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
         _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")

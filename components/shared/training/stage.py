@@ -7,20 +7,40 @@ What is trained follows from the options: stage 1 trains the embeddings and give
 from typing import Any
 
 from components.shared.artifact import ArtifactWriter, Manifest
+from components.shared.training.checkpoints import open_checkpoint, require_same_run
 from components.shared.training.elastic import Work, run_workers
-from components.shared.training.inputs import open_inputs
+from components.shared.training.inputs import fetch_inputs, open_inputs
 from components.shared.training.options import LoraOptions
 
 
 def run_training(options: LoraOptions, out: ArtifactWriter) -> Manifest:
-    """Trains in as many processes as PET_* says (one without) and returns what they published."""
-    open_inputs(options)
-    return run_workers(train_worker, options, out)
+    """Trains in as many processes as PET_* says (one without) and returns what they published.
+
+    With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.
+    """
+    inputs = open_inputs(options)
+    work = Work.of(options, out)
+    for option in ("resume_from_checkpoint", "publish_checkpoint"):
+        reference = getattr(options, option)
+        if reference:
+            name = f"--{option.replace('_', '-')}"
+            require_same_run(open_checkpoint(reference, name).manifest, work.run(), name)
+    fetch_inputs(inputs)
+    if options.publish_checkpoint:
+        from components.shared.training.worker import publish_checkpoint
+
+        return publish_checkpoint(work, _publisher(options))
+    return run_workers(train_worker, work)
 
 
 def train_worker(work: Work[Any]) -> None:
     """One process of the training."""
-    from components.shared.training.publish import publish_adapter, publish_embeddings
     from components.shared.training.worker import run_worker
 
-    run_worker(work, publish_adapter if work.options.gives_adapter else publish_embeddings)
+    run_worker(work, _publisher(work.options))
+
+
+def _publisher(options: LoraOptions) -> Any:
+    from components.shared.training.publish import publish_adapter, publish_embeddings
+
+    return publish_adapter if options.gives_adapter else publish_embeddings

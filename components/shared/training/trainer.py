@@ -1,8 +1,9 @@
 """The training loop: transformers' Trainer with DeepSpeed or plain data parallelism, made lean.
 
 Ours are the optimizer's groups (embeddings may have a rate of their own), the evaluation (sums of losses and right
-guesses, no logits gathered), the course that is shown (course.py) and the checkpoints (keeping.py). The rest is the Trainer's: its
-loss is divided by the labelled tokens of the whole step on all processes, so one process or many give the same course.
+guesses, no logits gathered), the course that is shown (course.py) and the checkpoints (keeping.py). The rest is the
+Trainer's: its loss is divided by the labelled tokens of the whole step on all processes, so one process or many give
+the same course.
 """
 
 import logging

@@ -1,9 +1,9 @@
 """One process of a training, from its inputs to what rank 0 publishes."""
 
+import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import torch.distributed as dist
 from torch import nn
 from transformers import set_seed
 
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest
-from components.shared.training.course import size_of
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest, cache_folder
+from components.shared.errors import InputError
+from components.shared.training.checkpoints import TRAINER, open_checkpoint
+from components.shared.training.course import History, size_of
 from components.shared.training.data import open_splits
 from components.shared.training.elastic import Work
 from components.shared.training.inputs import TrainingInputs, open_inputs
@@ -27,6 +29,7 @@ from components.shared.training.trainer import (
     train,
     training_arguments,
 )
+from components.shared.training.training_state import weights_of
 
 log = logging.getLogger("training")
 
@@ -46,7 +49,7 @@ def run_worker(work: Work[Any], publish: Publish) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         _say_what_is_trained(options, inputs.dataset, model, arguments.world_size)
-    trained = train(options, arguments, model, blocks, held_out, live=work.writer().root)
+    trained = train(options, arguments, model, blocks, held_out, work.run(), live=work.writer().root)
     if rank == 0:
         publish(work.writer(), inputs, model, trained)
     if dist.is_initialized():
@@ -55,10 +58,24 @@ def run_worker(work: Work[Any], publish: Publish) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def publish_checkpoint(work: Work[Any], publish: Publish) -> Manifest:
+    """Publishes the checkpoint that the options name as the training's result would be. In one process."""
+    options: LoraOptions = work.options
+    inputs = open_inputs(options)
+    checkpoint = open_checkpoint(options.publish_checkpoint, "--publish-checkpoint")
+    model = trained_model(options, inputs, torch.float32)
+    weights = {name: tensor.float() for name, tensor in weights_of(checkpoint).items()}
+    if weights.keys() != {name for name, parameter in model.named_parameters() if parameter.requires_grad}:
+        raise InputError(f"--publish-checkpoint {options.publish_checkpoint}: its weights are none of this training's")
+    history = History.of(json.loads(checkpoint.read(TRAINER))["log_history"])
+    out = work.writer()
+    out.facts["step"] = checkpoint.manifest.facts["step"]
+    return publish(out, inputs, model, Trained(history, weights))
+
+
 def work_folder(key: str) -> Path:
-    """Where this work's checkpoints lie on this node, found again after a restart; removed after a success."""
-    cache = Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
-    return cache / "training" / key
+    """Where the Trainer keeps its own small files on this node; removed after a success."""
+    return cache_folder() / "training" / key
 
 
 def _say_what_is_trained(options: TrainingOptions, dataset: Artifact, model: nn.Module, world: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from components.shared.artifact import ArtifactWriter
 from components.shared.cli import StageOptions
 from components.shared.errors import InputError
-from components.shared.training.elastic import TrainingFault, _outcome, run_workers
+from components.shared.training.elastic import TrainingFault, Work, _outcome, run_workers
 
 FOLDER = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def two(monkeypatch: pytest.MonkeyPatch):
 
 def run(worker, folder: Path):
     options = StageOptions(store=str(folder))
-    return run_workers(worker, options, ArtifactWriter(options.store, "stage", "key"))
+    return run_workers(worker, Work.of(options, ArtifactWriter(options.store, "stage", "key")))
 
 
 def test_without_pet_the_one_process_is_this_one(examples, tmp_path):
@@ -117,9 +117,10 @@ def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1]); import elastic_examples as examples\n"
         "from components.shared.artifact import ArtifactWriter\n"
         "from components.shared.cli import StageOptions\n"
-        "from components.shared.training.elastic import run_workers\n"
+        "from components.shared.training.elastic import Work, run_workers\n"
         "options = StageOptions(store=sys.argv[2])\n"
-        "print(run_workers(examples.publish_ranks, options, ArtifactWriter(options.store, 'stage', 'key')).digest)\n"
+        "work = Work.of(options, ArtifactWriter(options.store, 'stage', 'key'))\n"
+        "print(run_workers(examples.publish_ranks, work).digest)\n"
     )
     job = TrainingJob(name="two", command=("unused",), nodes=2)
     nodes = [
