@@ -115,6 +115,9 @@ def adapt_llama(of: Size) -> Any:
         vocab_size: int = of.vocab_size,
         block_size: int = of.block_size,
         validation_fraction: float = of.validation_fraction,
+        evaluation: str = "",
+        skip_bad: bool = False,
+        drop_near_duplicates: bool = False,
         # how to train
         embeddings_steps: int = of.embeddings.steps,
         embeddings_learning_rate: float = of.embeddings.learning_rate,
@@ -166,7 +169,8 @@ def adapt_llama(of: Size) -> Any:
                 with_given = extend_tokenizer(store=store, model=base, chinese_tokenizer=chinese_tokenizer)
                 step(with_given, "extend_by_given")
             with dsl.Else():
-                pieces = step(train_tokenizer(store=store, text=text, vocab_size=vocab_size), "train_tokenizer")
+                pieces = train_tokenizer(store=store, text=text, vocab_size=vocab_size, skip_bad=skip_bad)
+                step(pieces, "train_tokenizer")
                 extended = extend_tokenizer(store=store, model=base, chinese_tokenizer=ref(pieces))
                 step(extended, "extend_tokenizer")
             chinese = dsl.OneOf(ref(published), given, ref(with_given), ref(extended))
@@ -174,7 +178,8 @@ def adapt_llama(of: Size) -> Any:
             # --- data: packed blocks; where nothing is trained, what the evaluation reads as it is
 
             packing = {"store": store, "tokenizer": chinese, "block_size": block_size}
-            packing["validation_fraction"] = validation_fraction
+            packing |= {"validation_fraction": validation_fraction, "evaluation": evaluation}
+            packing |= {"skip_bad": skip_bad, "drop_near_duplicates": drop_near_duplicates}
             with dsl.If(adapters == ""):
                 packed_text = prepare_dataset(text=text, validation=text_validation, **packing)
                 step(packed_text, "prepare_text")

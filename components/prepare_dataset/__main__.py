@@ -2,4 +2,4 @@ from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
 from components.shared.cli import main
 
 if __name__ == "__main__":
-    main(PrepareDataset, prepare_dataset, packages=("sentencepiece", "numpy"))
+    main(PrepareDataset, prepare_dataset, packages=("sentencepiece", "numpy", "rensa"))

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from components.shared.packed import Segment
 
 WINDOW = 50_000
-"""Segments sorted together: a few million tokens, some 10 MB."""
+"""Segments sorted together at most, some 10 MB of them."""
+WINDOW_TOKENS = 5_000_000
+"""Fewer, when they are long: 10 MB of 16-bit ids."""
 OPEN_BLOCKS = 1_000
 """Blocks with room that wait for the next window; the fullest go first when there are more."""
 
@@ -19,10 +21,13 @@ OPEN_BLOCKS = 1_000
 def cut(segment: Segment, block_size: int) -> list[Segment]:
     """A document in pieces that fit. Each piece after the first begins with its predecessor's last token, which is not
     learned again: so every token but the document's first is predicted exactly once."""
+    if len(segment.ids) <= block_size:
+        return [segment]
     step = block_size - 1
-    last = max(len(segment.ids) - 1, 1)
+    last = len(segment.ids) - 1
     return [
-        Segment(segment.ids[start : start + block_size], max(segment.prompt - start, 0))
+        # a copy, since a piece may wait long for its block, and a view would keep the whole document with it
+        Segment(segment.ids[start : start + block_size].copy(), max(segment.prompt - start, 0))
         for start in range(0, last, step)
     ]
 
@@ -30,9 +35,13 @@ def cut(segment: Segment, block_size: int) -> list[Segment]:
 class BestFit:
     """Takes segments no longer than a block, gives full blocks; `finish` gives the rest."""
 
-    def __init__(self, block_size: int, window: int = WINDOW, open_blocks: int = OPEN_BLOCKS) -> None:
+    def __init__(
+        self, block_size: int, window: int = WINDOW, open_blocks: int = OPEN_BLOCKS, tokens: int = WINDOW_TOKENS
+    ) -> None:
         self._block_size = block_size
         self._window = window
+        self._window_tokens = tokens
+        self._tokens = 0
         self._limit = open_blocks
         self._waiting: list[Segment] = []
         self._open: list[list[Segment]] = []
@@ -40,7 +49,8 @@ class BestFit:
     def add(self, segment: Segment) -> Iterator[Sequence[Segment]]:
         """Takes one segment; yields the blocks that are done by it (none, until a window is full)."""
         self._waiting.append(segment)
-        if len(self._waiting) >= self._window:
+        self._tokens += len(segment.ids)
+        if len(self._waiting) >= self._window or self._tokens >= self._window_tokens:
             self._place_window()
             # stable, so the same stream gives the same blocks
             self._open.sort(key=_length, reverse=True)
@@ -80,7 +90,7 @@ class BestFit:
                 self._open.append([segment])
             room.setdefault(left - length, []).append(index)
             rooms |= 1 << (left - length)
-        self._waiting = []
+        self._waiting, self._tokens = [], 0
 
 
 def _length(block: Sequence[Segment]) -> int:

@@ -18,6 +18,9 @@ def prepare_dataset(
     packing: str = "best-fit",
     validation_fraction: float = 0.01,
     validation: str = "",
+    evaluation: str = "",
+    skip_bad: bool = False,
+    drop_near_duplicates: bool = False,
 ):
     return dsl.ContainerSpec(
         image=image("prepare_dataset"),
@@ -31,6 +34,9 @@ def prepare_dataset(
             "--packing", packing,
             "--validation-fraction", validation_fraction,
             "--validation", validation,
+            "--evaluation", evaluation,
+            "--skip-bad", skip_bad,
+            "--drop-near-duplicates", drop_near_duplicates,
             "--output", dataset.path,
             "--reference", ref,
             "--executor-output", "{{$.outputs.output_file}}",

@@ -7,6 +7,7 @@ blocks that are held out, not lines.
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import groupby, islice
 
 import numpy as np
@@ -24,12 +25,14 @@ def line_groups(lines: Iterable[Example], block_size: int, encoder: Encoder) -> 
         while group := list(islice(of_file, LINES)):
             joined = np.concatenate([line.segment.ids for line in group])
             whole = len(joined) // block_size * block_size
+            characters = sum(line.characters for line in group) / len(joined)
             for start in range(0, whole or len(joined), block_size):
-                yield _block(joined[start : start + block_size], encoder)
+                ids = joined[start : start + block_size]
+                records = partial(_lines_of, ids, encoder)
+                yield Example(Segment(ids), ids.tobytes(), records, "", "", round(characters * len(ids)))
 
 
-def _block(ids: np.ndarray, encoder: Encoder) -> Example:
+def _lines_of(ids: np.ndarray, encoder: Encoder) -> list[str]:
     begins = np.flatnonzero(ids == encoder.bos)
     texts = [encoder.decode(line[line != encoder.bos]) for line in np.split(ids, begins)]
-    records = [json.dumps({"text": text}, ensure_ascii=False) for text in texts if text.strip()]
-    return Example(Segment(ids), ids.tobytes(), records, sum(map(len, texts)))
+    return [json.dumps({"text": text}, ensure_ascii=False) for text in texts if text.strip()]

@@ -39,11 +39,6 @@ def mixed(sources: Sequence[Source]) -> Iterator[Example]:
         yield example
 
 
-def fingerprint(identity: bytes) -> bytes:
-    """16 bytes that stand for a content."""
-    return hashlib.blake2b(identity, digest_size=16).digest()
-
-
 def is_held_out(identity: bytes, fraction: float, seed: int) -> bool:
     """Whether this content belongs to the validation split: the same content always does, in any corpus and order."""
     drawn = hashlib.blake2b(identity, digest_size=8, key=str(seed).encode()).digest()

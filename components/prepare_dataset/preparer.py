@@ -1,7 +1,7 @@
 """Text or Alpaca items → packed blocks, streaming: a window of documents in memory, whatever the corpus's size.
 
-7.4 MB of reviews (35,123 of them, 1.8 million tokens) take about a second on two cores and two bytes a token; the
-recipe's way (tokenise into Arrow, group by 1,000 lines, save) took 12 to 16 s and 36 bytes a token for 16.5 MB.
+The recipe's way (tokenise into Arrow, group by 1,000 lines, save) takes 36 bytes a token, this one two, and several
+times as long: `make bench ONLY=prepare_dataset` prints both.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, weighted_references
-from components.shared.corpus import read_documents, text_files
+from components.shared.cli import Ref, Refs, StageOptions, split_references, weighted_references
+from components.shared.corpus import Skipped, bytes_of_text, read_documents
 from components.shared.errors import InputError
-from components.shared.instructions import instruction_files, read_instructions
+from components.shared.instructions import bytes_of_instructions, read_instructions
 from components.shared.packed import (
     HELD_OUT_INSTRUCTIONS,
     HELD_OUT_TEXT,
@@ -40,9 +40,10 @@ class PrepareDataset(StageOptions):
     tokenizer: Ref
     """Reference to a tokenizer, or to a model or adapter with one: what the trained model will use."""
     text: Refs = ""
-    """References to text: folders, s3:// prefixes or artifacts of .txt or .jsonl files. Weighted: `zh:0.9,en:0.1`."""
+    """References to text: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet files, or
+    hf://datasets/OWNER/NAME. Weighted: `zh:0.9,en:0.1`."""
     instructions: Refs = ""
-    """References to Alpaca items (.json, .jsonl), in place of --text. Weighted likewise."""
+    """References to Alpaca items (.json, .jsonl, hf://), in place of --text. Weighted likewise."""
     block_size: int = 512
     """Tokens in a block; no more than the model has positions."""
     packing: Packing = "best-fit"
@@ -53,6 +54,13 @@ class PrepareDataset(StageOptions):
     """Reference to the documents to hold out; those that are also in the training data are left out of it."""
     seed: int = 20
     """Decides which documents are held out."""
+    skip_bad: bool = False
+    """Leave out, and count, lines that are not UTF-8 or hold no text, and items that lack a field; else they end it."""
+    drop_near_duplicates: bool = False
+    """Leave out, and count, documents that are nearly like an earlier one (MinHash). Memory: 3 KB a document."""
+    evaluation: Refs = ""
+    """References to text or items that the model will be scored on: what overlaps with them (13 words or Han
+    characters in a row) is left out and counted."""
 
     def __post_init__(self) -> None:
         if bool(self.text) == bool(self.instructions):
@@ -66,6 +74,11 @@ class PrepareDataset(StageOptions):
             raise InputError("a source with weight 0 is never read; leave it out, or give it a weight above 0")
         if self.packing == "faithful" and any(weight != 1 for weight in weights):
             raise InputError("--packing faithful reads its sources as they are; leave their weights out")
+        if self.packing == "faithful" and self.text and (self.drop_near_duplicates or self.evaluation):
+            raise InputError(
+                "--packing faithful packs every line of a text, as the recipe does; leave out --drop-near-duplicates "
+                "and --evaluation"
+            )
 
     @property
     def data(self) -> str:
@@ -84,37 +97,37 @@ class PrepareDataset(StageOptions):
 
 def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
     """Publishes the packed dataset. InputError for data that is not there, malformed, or leaves a split empty."""
-    from components.prepare_dataset.mixture import Source, fingerprint, is_held_out, mixed
+    from components.prepare_dataset.mixture import Source, is_held_out, mixed
+    from components.prepare_dataset.sieve import Sieve, evaluation_texts
 
     tokenizer = open_artifact(config.tokenizer, "--tokenizer")
     tokenizer.expect("tokenizer", "hf-model", "adapter", option="--tokenizer")
     encoder = load_encoder(tokenizer, "--tokenizer")
     given = [(open_artifact(address, config.option), weight) for address, weight in weighted_references(config.data)]
-    sources = [Source(_examples(config, artifact, encoder), weight) for artifact, weight in given]
+    skipped = Skipped()
+    sieve = Sieve(config.drop_near_duplicates)
+    sources = [Source(sieve.kept(_examples(config, artifact, encoder, skipped)), weight) for artifact, weight in given]
+    for address in split_references(config.evaluation):
+        sieve.evaluate_on(evaluation_texts(open_artifact(address, "--evaluation")))
 
-    known: set[bytes] = set()
-    left_out = {"fully_masked": 0, "in_validation_too": 0}
     fraction = 0.0 if config.validation else config.validation_fraction
     with ExitStack() as stack:
         train, validation = (_Split(name, config, out, encoder, stack) for name in (TRAIN, VALIDATION))
         if config.validation:
-            for example in _examples(config, open_artifact(config.validation, "--validation"), encoder):
-                known.add(fingerprint(example.identity))
+            for example in _examples(config, open_artifact(config.validation, "--validation"), encoder, skipped):
+                sieve.hold_out(example)
                 if example.learned:
                     validation.add(example)
-        with Progress("packing", sum(_size(config, artifact) for artifact, _ in given)) as bar:
-            for example in mixed(sources):
-                bar.advance(sum(len(record.encode()) for record in example.records))
-                if not example.learned:
-                    left_out["fully_masked"] += 1
-                elif fingerprint(example.identity) in known:
-                    left_out["in_validation_too"] += 1
-                elif is_held_out(example.identity, fraction, config.seed):
-                    validation.add(example)
-                else:
-                    train.add(example)
+        bar = stack.enter_context(Progress("packing", _bytes_to_read(config, [artifact for artifact, _ in given])))
+        for example in mixed(sources):
+            bar.advance(len(example.identity) + 1)
+            if fraction and is_held_out(example.identity, fraction, config.seed):
+                validation.add(example)
+            else:
+                train.add(example)
         train.finish()
         validation.finish()
+    left_out = sieve.left_out | ({"bad": skipped.count} if config.skip_bad else {})
     _check(config, train, validation, left_out)
 
     contract = tokenizer.manifest.vocabulary
@@ -126,32 +139,42 @@ def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
         "documents": train.examples,
         "held_out": validation.examples,
         "left_out": left_out,
+        "first_bad": skipped.first,
         "sources": [
             {"weight": source.weight, "taken": source.taken, "tokens": source.tokens, "used_up": source.used_up}
             for source in sources
         ],
         "summary": f"{train.packed.blocks:,} + {validation.packed.blocks:,} blocks of {config.block_size}, "
-        f"{100 * train.packed.fill:.1f}% filled, {tokens:,} tokens",
+        f"{100 * train.packed.fill:.1f}% filled, {tokens:,} tokens{_said(left_out)}",
     }
     out.metrics = {"fill": train.packed.fill, "tokens": float(tokens), "tokens_per_character": tokens / characters}
     return out.publish(KIND)
 
 
-def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder) -> Iterator["Example"]:
+def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skipped: Skipped) -> Iterator["Example"]:
     from components.prepare_dataset.examples import instruction_examples, text_examples
     from components.prepare_dataset.line_groups import line_groups
 
+    bad = skipped if config.skip_bad else None
     if config.instructions:
-        return instruction_examples(read_instructions(artifact), encoder, config.block_size)
+        return instruction_examples(read_instructions(artifact, skipped=bad), encoder, config.block_size)
     if config.packing == "faithful":
-        lines = text_examples(read_documents(artifact, keep_blank=True), encoder, end=False)
+        lines = text_examples(read_documents(artifact, keep_blank=True, skipped=bad), encoder, end=False)
         return line_groups(lines, config.block_size, encoder)
-    return text_examples(read_documents(artifact), encoder)
+    return text_examples(read_documents(artifact, skipped=bad), encoder)
 
 
-def _size(config: PrepareDataset, artifact: Artifact) -> int:
-    names = text_files(artifact) if config.text else instruction_files(artifact)
-    return sum(artifact.file(name).size for name in names)
+def _bytes_to_read(config: PrepareDataset, artifacts: list[Artifact]) -> int | None:
+    """None where one of them says only in the end how much it was."""
+    sizes = [bytes_of_text(artifact) if config.text else bytes_of_instructions(artifact) for artifact in artifacts]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+def _said(left_out: dict[str, int]) -> str:
+    """What was left out and why, for people; nothing when nothing was."""
+    counted = ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in left_out.items() if count)
+    return f"; left out: {counted}" if counted else ""
 
 
 def _pad(encoder: Encoder) -> int:
@@ -180,7 +203,7 @@ class _Split:
         self.examples += 1
         self.characters += example.characters
         if self._records is not None:
-            self._records.write(example.records)
+            self._records.write(example.records())
         if self._packer is None:
             self.packed.write([example.segment])
             return
@@ -224,10 +247,10 @@ class _Records:
 
 def _check(config: PrepareDataset, train: _Split, validation: _Split, left_out: dict[str, int]) -> None:
     if not train.examples:
-        why = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in left_out.items() if count)
+        why = _said(left_out).removeprefix("; ") or "all is held out"
         raise InputError(
-            f"{config.option} {config.data}: nothing is left to train on ({why or 'all is held out'}); give more data, "
-            "a longer --block-size or a smaller --validation-fraction"
+            f"{config.option} {config.data}: nothing is left to train on ({why}); give more data, a longer "
+            "--block-size or a smaller --validation-fraction"
         )
     if config.holds_out and not validation.examples:
         raise InputError(

@@ -16,6 +16,7 @@ follows the last segment of a block is padding. Splits: `train`, and `validation
 import bisect
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -62,7 +63,7 @@ def _shard(split: str, number: int) -> str:
 class PackedWriter:
     """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write(segments)`.
 
-    Memory: 1 MB of blocks, and of the shard in the making the segments' places (6 bytes a document).
+    Memory: 1 MB of blocks and the places of their segments, however much is written.
     """
 
     def __init__(
@@ -84,9 +85,13 @@ class PackedWriter:
         self._per_shard = max(1, max_shard // (block_size * self._type.itemsize))
         self._buffer = np.empty((max(1, _BUFFERED // (block_size * self._type.itemsize)), block_size), self._type)
         self._buffered = 0
-        self._stream: FileStream | None = None
+        self._shard = ExitStack()
+        self._streams: list[FileStream] = []
+        """Of the shard in the making: ids, offsets, segments."""
         self._offsets: list[int] = []
         self._places: list[int] = []
+        self._segments_before = 0
+        """Segments of the shard that are written already; those in `_places` follow."""
         self.shards: list[int] = []
         """Blocks in each shard."""
         self.segments = 0
@@ -115,10 +120,8 @@ class PackedWriter:
 
     def write(self, segments: Sequence[Segment]) -> None:
         """One block. ValueError when the segments are empty or longer than it (a bug)."""
-        if self._stream is None:
-            self._stream = self._out.writer(f"{_shard(self.split, len(self.shards))}.bin").__enter__()
-            self.shards.append(0)
-            self._offsets, self._places = [0], []
+        if not self._streams:
+            self._begin_shard()
         block = self._buffer[self._buffered]
         at = 0
         for ids, prompt in segments:
@@ -135,7 +138,7 @@ class PackedWriter:
         block[at:] = self._pad_id
         self.tokens += at
         self.segments += len(segments)
-        self._offsets.append(len(self._places) // 3)
+        self._offsets.append(self._segments_before + len(self._places) // 3)
         self._buffered += 1
         self.shards[-1] += 1
         if self._buffered == len(self._buffer):
@@ -143,22 +146,28 @@ class PackedWriter:
         if self.shards[-1] == self._per_shard:
             self._end_shard()
 
-    def _flush(self) -> None:
-        assert self._stream is not None
-        self._stream.write(self._buffer[: self._buffered].tobytes())
-        self._buffered = 0
+    def _begin_shard(self) -> None:
+        name = _shard(self.split, len(self.shards))
+        for kind in ("bin", "offsets.bin", "segments.bin"):
+            self._streams.append(self._shard.enter_context(self._out.writer(f"{name}.{kind}")))
+        self.shards.append(0)
+        self._offsets, self._segments_before = [0], 0
 
-    def _end_shard(self) -> None:
+    def _flush(self) -> None:
         import numpy as np
 
-        if self._stream is None:
-            return
-        self._flush()
-        stream, self._stream = self._stream, None
-        stream.__exit__(None)
-        name = _shard(self.split, len(self.shards) - 1)
-        self._out.add_bytes(f"{name}.offsets.bin", np.array(self._offsets, "<u4").tobytes())
-        self._out.add_bytes(f"{name}.segments.bin", np.array(self._places, _place_type(self._block_size)).tobytes())
+        ids, offsets, places = self._streams
+        ids.write(self._buffer[: self._buffered].tobytes())
+        offsets.write(np.array(self._offsets, "<u4").tobytes())
+        places.write(np.array(self._places, _place_type(self._block_size)).tobytes())
+        self._segments_before += len(self._places) // 3
+        self._buffered, self._offsets, self._places = 0, [], []
+
+    def _end_shard(self) -> None:
+        if self._streams:
+            self._flush()
+            self._shard.close()
+            self._streams = []
 
     def __enter__(self) -> Self:
         return self
@@ -166,10 +175,14 @@ class PackedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is not None:
+            self._shard.__exit__(kind, error, trace)
+            return
+        try:
             self._end_shard()
-        elif self._stream is not None:
-            self._stream.__exit__(kind, error, trace)
+        except BaseException as fault:
+            self._shard.__exit__(type(fault), fault, fault.__traceback__)
+            raise
 
 
 class PackedDataset:

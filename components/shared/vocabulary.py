@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from components.shared.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from components.shared.artifact import Artifact
 
 PAD_PIECE = "[PAD]"
@@ -127,6 +129,13 @@ class Encoder:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As encode, many at a time, on SentencePiece's threads."""
         return [list(ids) for ids in self._processor.encode(list(texts))] if texts else []
+
+    def encode_arrays(self, texts: Sequence[str], begin: bool = False, end: bool = False) -> list["np.ndarray"]:
+        """As encode_batch, as int32 arrays; with `begin` BOS stands before each, with `end` EOS after it."""
+        if not texts:
+            return []
+        # the ids are put in after the text was encoded, so a literal </s> stays text
+        return list(self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end))
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(index) for index in ids]))

@@ -13,6 +13,7 @@ def train_tokenizer(
     tokenizer: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     vocab_size: int = 20000,
+    skip_bad: bool = False,
 ):
     return dsl.ContainerSpec(
         image=image("train_tokenizer"),
@@ -21,6 +22,7 @@ def train_tokenizer(
             "--store", store,
             "--text", text,
             "--vocab-size", vocab_size,
+            "--skip-bad", skip_bad,
             "--output", tokenizer.path,
             "--reference", ref,
             "--executor-output", "{{$.outputs.output_file}}",

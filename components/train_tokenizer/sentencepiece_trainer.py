@@ -2,21 +2,21 @@
 
 Identity normalisation, since LLaMA's own normaliser encodes later: nmt_nfkc would fold ，：；！？（） into ASCII and
 leave no pieces for them. The trainer skips lines over 4,192 bytes without a word, so long ones are split. 7.4 MB of
-reviews: 8,000 pieces in a second. The trainer holds its text in memory; of a larger corpus it gets a seeded sample.
-Equal text gives equal bytes on every machine.
+reviews: 8,000 pieces in a second. The trainer holds its text in memory; of a larger corpus it gets a seeded sample, and
+the report says so. Equal text gives equal bytes on every machine.
 """
 
 import io
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, StageOptions
-from components.shared.corpus import read_documents, text_files
+from components.shared.cli import Refs, StageOptions, split_references
+from components.shared.corpus import Skipped, bytes_of_text, read_documents
 from components.shared.errors import InputError
 from components.shared.progress import Progress
 from components.shared.vocabulary import Encoder
@@ -37,8 +37,9 @@ EXAMPLES = 10
 class TrainTokenizer(StageOptions):
     """Train a SentencePiece BPE model on Chinese text."""
 
-    text: Ref
-    """Reference to the corpus: a folder, an s3:// prefix or an artifact of .txt or .jsonl files."""
+    text: Refs
+    """References to the corpus: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet
+    files, or hf://datasets/OWNER/NAME. Weights (`zh:0.9,en:0.1`), meant for training, do not matter here."""
     vocab_size: int = 20_000
     """Pieces, special and byte pieces included. The recipe's Chinese model has 20,000."""
     character_coverage: float = 0.9995
@@ -47,6 +48,8 @@ class TrainTokenizer(StageOptions):
     """Lines to train on at most; of a longer corpus, a seeded sample."""
     seed: int = 20
     """Decides the sample."""
+    skip_bad: bool = False
+    """Leave out, and count, lines that are not UTF-8 or hold no text; else they end it."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < SMALLEST:
@@ -59,33 +62,42 @@ class TrainTokenizer(StageOptions):
 
 def train_tokenizer(config: TrainTokenizer, out: ArtifactWriter) -> Manifest:
     """Publishes `tokenizer.model` and `report.json`. InputError for a corpus that cannot give that many pieces."""
-    text = open_artifact(config.text, "--text")
-    lines, seen = sampled(training_lines(text), config.sample_lines, config.seed)
+    corpus = [open_artifact(address, "--text") for address in split_references(config.text)]
+    skipped = Skipped() if config.skip_bad else None
+    lines, seen = sampled(training_lines(corpus, skipped), config.sample_lines, config.seed)
     log.info("training %d pieces on %d of %d lines", config.vocab_size, len(lines), seen)
-    model = trained(lines, config.vocab_size, config.character_coverage, f"--text {text.root}")
+    model = trained(lines, config.vocab_size, config.character_coverage, f"--text {config.text}")
 
     encoder = Encoder(model)
     report = report_on(encoder, lines[:: max(1, len(lines) // REPORT_LINES)])
-    out.add_bytes("tokenizer.model", model)
-    out.add_json("report.json", report)
-    out.vocabulary = encoder.vocabulary()
-    out.facts = {
-        "summary": f"{encoder.size:,} pieces, {report['tokens_per_character']:.3f} tokens per character",
+    sample = {
         "lines": seen,
         "lines_trained_on": len(lines),
+        "sampled": len(lines) < seen,
+        "seed": config.seed,
+        "bad_lines": skipped.count if skipped else 0,
     }
+    out.add_bytes("tokenizer.model", model)
+    out.add_json("report.json", report | {"corpus": sample})
+    out.vocabulary = encoder.vocabulary()
+    summary = f"{encoder.size:,} pieces, {report['tokens_per_character']:.3f} tokens per character"
+    if len(lines) < seen:
+        summary += f", from a sample of {len(lines):,} of {seen:,} lines"
+    out.facts = {"summary": summary, **sample}
     out.metrics = {name: report[name] for name in ("tokens_per_character", "coverage")}
     return out.publish("tokenizer")
 
 
-def training_lines(text: Artifact) -> Iterator[str]:
-    """The corpus in lines that the trainer takes, none longer than LONGEST characters."""
-    size = sum(text.file(name).size for name in text_files(text))
-    with Progress("reading", size) as bar:
-        for document in read_documents(text):
-            for line in document.text.splitlines():
-                yield from (line[at : at + LONGEST] for at in range(0, len(line), LONGEST))
-            bar.advance(len(document.text.encode()) + 1)
+def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None = None) -> Iterator[str]:
+    """The texts in lines that the trainer takes, none longer than LONGEST characters."""
+    sizes = [bytes_of_text(text) for text in corpus]
+    known = [size for size in sizes if size is not None]
+    with Progress("reading", sum(known) if len(known) == len(sizes) else None) as bar:
+        for text in corpus:
+            for document in read_documents(text, skipped=skipped):
+                for line in document.text.splitlines():
+                    yield from (line[at : at + LONGEST] for at in range(0, len(line), LONGEST))
+                bar.advance(len(document.text.encode()) + 1)
 
 
 def sampled(lines: Iterable[str], limit: int, seed: int) -> tuple[list[str], int]:

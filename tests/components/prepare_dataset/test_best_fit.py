@@ -54,6 +54,18 @@ def test_memory_is_bounded_by_the_window():
         assert count - given_out < 10 + 3 + 1
 
 
+def test_long_segments_make_a_window_shorter():
+    packer = BestFit(BLOCK, window=1000, open_blocks=0, tokens=5 * BLOCK)
+    blocks = [block for segment in segments_of([BLOCK] * 9) for block in packer.add(segment)]
+    assert len(blocks) == 5
+    assert len(list(packer.finish())) == 4
+
+
+def test_a_piece_does_not_keep_its_document():
+    pieces = cut(Segment(np.arange(10 * BLOCK)), BLOCK)
+    assert all(ids.base is None for ids, _ in pieces)
+
+
 def test_the_same_stream_gives_the_same_blocks():
     sizes = np.random.default_rng(1).integers(1, BLOCK, 500).tolist()
     first, second = (packed(segments_of(sizes), window=100) for _ in range(2))

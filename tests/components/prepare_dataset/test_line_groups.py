@@ -39,7 +39,8 @@ def test_the_blocks_are_the_recipes(encoder, sizes, data):
     border = data.draw(st.integers(0, len(sizes)))
     lines = [[index % 700 + 3] * size for index, size in enumerate(sizes)]
     examples = [
-        Example(Segment(np.array(ids)), b"", [], 0, "a" if index < border else "b") for index, ids in enumerate(lines)
+        Example(Segment(np.array(ids)), b"", list, "", "", 0, "a" if index < border else "b")
+        for index, ids in enumerate(lines)
     ]
     expected = recipes_blocks(lines[:border], BLOCK) + recipes_blocks(lines[border:], BLOCK)
     assert [block.segment.ids.tolist() for block in line_groups(examples, BLOCK, encoder)] == expected
@@ -55,4 +56,4 @@ def test_a_line_is_bos_and_ids_and_a_blank_one_bos_alone(encoder):
 def test_a_blocks_records_are_its_lines(encoder):
     documents = [Document(text, "a.txt", number) for number, text in enumerate(["first one", "", "second one"])]
     (block,) = line_groups(text_examples(documents, encoder, end=False), 200, encoder)
-    assert [json.loads(record)["text"] for record in block.records] == ["first one", "second one"]
+    assert [json.loads(record)["text"] for record in block.records()] == ["first one", "second one"]

@@ -13,7 +13,7 @@ from components.shared.packed import Segment
 
 
 def source(name, sizes, weight):
-    return Source(iter([Example(Segment(np.zeros(size)), b"", [name], size) for size in sizes]), weight)
+    return Source(iter([Example(Segment(np.zeros(size)), b"", list, name, name, size) for size in sizes]), weight)
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def test_tokens_stand_in_the_ratio_of_the_weights(weight, sizes):
 
 def test_the_mixture_ends_with_the_first_source_that_is_used_up():
     sources = [source("a", [10] * 100, 0.9), source("b", [10] * 100, 0.1)]
-    taken = [example.records[0] for example in mixed(sources)]
+    taken = [example.text for example in mixed(sources)]
     assert taken.count("a") == 100
     assert taken.count("b") == pytest.approx(11, abs=1)
     assert [one.used_up for one in sources] == [True, False]
@@ -36,7 +36,7 @@ def test_the_mixture_ends_with_the_first_source_that_is_used_up():
 
 def test_unweighted_sources_are_read_whole_one_after_another():
     sources = [source("a", [5, 6], 1), source("b", [7], 1), source("c", [], 1)]
-    assert [example.records[0] for example in mixed(sources)] == ["a", "a", "b"]
+    assert [example.text for example in mixed(sources)] == ["a", "a", "b"]
     assert all(one.used_up for one in sources)
 
 

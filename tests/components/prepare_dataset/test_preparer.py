@@ -1,10 +1,14 @@
 """The stage: what is in the dataset is what was in the data, prompts masked, splits apart, contract attached."""
 
+import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
 from components.shared import storage
@@ -243,6 +247,120 @@ def test_sources_are_mixed_by_weight(tmp_path, tokenizer, english, chinese_text)
     assert chinese["used_up"] != english_source["used_up"]
 
 
+def test_bad_lines_are_counted_and_left_out_on_request(tmp_path, tokenizer, encoder):
+    (tmp_path / "a.txt").write_bytes(b"good one\nbad \xff one\ngood two\n")
+    with pytest.raises(InputError, match=r"a\.txt: line 2 is not UTF-8 .*--skip-bad"):
+        prepare(tmp_path / "store", tokenizer, text=str(tmp_path / "a.txt"), validation_fraction=0)
+    artifact = prepare(
+        tmp_path / "store", tokenizer, text=str(tmp_path / "a.txt"), validation_fraction=0, skip_bad=True
+    )
+    assert sorted(documents_of(PackedDataset(artifact), encoder)) == ["good one", "good two"]
+    assert artifact.manifest.facts["left_out"]["bad"] == 1
+    assert "a.txt: line 2" in artifact.manifest.facts["first_bad"][0]
+    assert "left out: 1 bad" in artifact.manifest.facts["summary"]
+
+
+def test_near_duplicates_are_left_out_on_request(tmp_path, tokenizer, encoder, chinese_text):
+    longer = ["".join(chinese_text[at : at + 4]) for at in range(0, 400, 4)]
+    edited = [text[:30] + "改" + text[31:] for text in longer[:40]]
+    (tmp_path / "a.txt").write_text("\n".join(longer + edited), "utf-8")
+    options = {"text": str(tmp_path / "a.txt"), "block_size": 512, "validation_fraction": 0}
+    assert prepare(tmp_path / "s", tokenizer, **options).manifest.facts["documents"] == 140
+    artifact = prepare(tmp_path / "s", tokenizer, drop_near_duplicates=True, **options)
+    assert artifact.manifest.facts["left_out"]["near_duplicates"] == 40
+    assert set(documents_of(PackedDataset(artifact), encoder)) <= set(longer)
+    again = prepare(tmp_path / "elsewhere", tokenizer, drop_near_duplicates=True, **options)
+    assert again.digest == artifact.digest
+
+
+def test_what_is_nearly_in_the_validation_set_is_left_out_on_request(tmp_path, tokenizer, chinese_text):
+    longer = ["".join(chinese_text[at : at + 4]) for at in range(0, 400, 4)]
+    (tmp_path / "v.txt").write_text("\n".join(text[:30] + "改" + text[31:] for text in longer[:25]), "utf-8")
+    (tmp_path / "a.txt").write_text("\n".join(longer), "utf-8")
+    options = {"text": str(tmp_path / "a.txt"), "validation": str(tmp_path / "v.txt"), "block_size": 512}
+    facts = prepare(tmp_path / "s", tokenizer, drop_near_duplicates=True, **options).manifest.facts
+    assert (facts["left_out"]["near_duplicates"], facts["documents"], facts["held_out"]) == (25, 75, 25)
+
+
+def test_what_an_evaluation_holds_is_left_out_of_text_and_items(tmp_path, tokenizer, encoder, chinese_text):
+    asked = chinese_text[:30]
+    exam = [{"instruction": "这句话的意思是什么？", "input": text, "output": "好"} for text in asked]
+    (tmp_path / "exam.json").write_text(json.dumps(exam))
+    (tmp_path / "a.txt").write_text("\n".join(f"前面的话{text}后面的话" for text in chinese_text), "utf-8")
+    options = {"evaluation": str(tmp_path / "exam.json"), "block_size": 512, "validation_fraction": 0}
+    artifact = prepare(tmp_path / "s", tokenizer, text=str(tmp_path / "a.txt"), **options)
+    left = " ".join(documents_of(PackedDataset(artifact), encoder))
+    assert artifact.manifest.facts["left_out"]["in_evaluation"] >= 30
+    assert not any(text in left for text in asked)
+    items = [{"instruction": "这句话的意思是什么？", "input": text, "output": "坏"} for text in chinese_text]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    artifact = prepare(tmp_path / "s", tokenizer, instructions=str(tmp_path / "items.json"), **options)
+    assert 30 <= artifact.manifest.facts["left_out"]["in_evaluation"] < 500
+
+
+def test_text_from_every_kind_of_file_is_the_same_dataset(tmp_path, tokenizer, english_text):
+    texts = english_text[:200]
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.txt").write_text("\n".join(texts))
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "a.txt.gz").write_bytes(gzip.compress("\n".join(texts[:80]).encode()))
+    parquet.write_table(pyarrow.table({"text": texts[80:]}), tmp_path / "packed" / "b.parquet")
+    plain, packed = (prepare(tmp_path / "s", tokenizer, text=str(tmp_path / name)) for name in ("plain", "packed"))
+    for name in plain.names:
+        assert plain.read(name) == packed.read(name)
+
+
+# --- keyed by content and settings ------------------------------------------------------------------------------------
+
+
+def test_an_unchanged_input_is_not_tokenised_twice(tmp_path, tokenizer, english, caplog):
+    caplog.set_level("INFO")
+    first = prepare(tmp_path / "s", tokenizer, text=english)
+    blocks = Path(first.root) / "train-00000.bin"
+    written = blocks.stat().st_mtime_ns
+    moved = Path(english).rename(tmp_path / "elsewhere.txt")
+    again = prepare(tmp_path / "s", tokenizer, text=str(moved.rename(english)))
+    assert again.root == first.root
+    assert blocks.stat().st_mtime_ns == written
+    assert "already done" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"block_size": 63},
+        {"packing": "faithful"},
+        {"seed": 21},
+        {"validation_fraction": 0.2},
+        {"skip_bad": True},
+        {"drop_near_duplicates": True},
+        {"evaluation": "EVALUATION"},
+        {"validation": "EVALUATION"},
+        {"tokenizer": "OTHER"},
+        {"text": "OTHER"},
+    ],
+    ids=lambda changed: f"{next(iter(changed))}",
+)
+def test_what_decides_the_result_is_in_the_key(tmp_path, tokenizer, english, english_text, chinese_tokenizer, changed):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tokenizer.model").write_bytes(chinese_tokenizer)
+    (tmp_path / "other.txt").write_text(Path(english).read_text() + "\none line more")
+    (tmp_path / "evaluation.txt").write_text("\n".join(english_text[:20]))
+    given = {"tokenizer": tokenizer, "text": english}
+    first = prepare(tmp_path / "s", **given)
+    replacement = {
+        "EVALUATION": str(tmp_path / "evaluation.txt"),
+        "OTHER": str(tmp_path / ("other" if "tokenizer" in changed else "other.txt")),
+    }
+    changed = {
+        name: replacement.get(value, value) if isinstance(value, str) else value for name, value in changed.items()
+    }
+    second = prepare(tmp_path / "s", **given | changed)
+    assert second.root != first.root
+    if "tokenizer" in changed:
+        assert second.manifest.vocabulary != first.manifest.vocabulary
+
+
 def test_the_contract_is_the_models(tmp_path, extended_model, english):
     artifact = prepare(tmp_path / "store", extended_model, text=english)
     model = open_artifact(extended_model)
@@ -285,8 +403,10 @@ def test_bad_items_are_named(tmp_path, tokenizer, content, said):
         ({"text": "a", "validation_fraction": 1.0}, "--validation-fraction 1.0"),
         ({"text": "a:0,b:1"}, "weight 0"),
         ({"text": "a:0.5,b:0.5", "packing": "faithful"}, "faithful reads its sources as they are"),
+        ({"text": "a", "packing": "faithful", "drop_near_duplicates": True}, "faithful packs every line"),
+        ({"text": "a", "packing": "faithful", "evaluation": "b"}, "faithful packs every line"),
     ],
-    ids=["no data", "both", "block", "fraction", "weight", "weighted faithful"],
+    ids=["no data", "both", "block", "fraction", "weight", "weighted faithful", "faithful sieve", "faithful overlap"],
 )
 def test_options_that_do_not_fit_are_named(options, said):
     with pytest.raises(InputError, match=said):
@@ -300,7 +420,7 @@ def test_a_share_that_holds_nothing_out_says_so(tmp_path, tokenizer):
 
 
 def test_a_validation_set_that_is_the_training_set_leaves_nothing(tmp_path, tokenizer, english):
-    with pytest.raises(InputError, match=r"nothing is left to train on \(300 in validation too\)"):
+    with pytest.raises(InputError, match=r"nothing is left to train on \(left out: 300 in validation too\)"):
         prepare(tmp_path / "store", tokenizer, text=english, validation=english)
 
 

@@ -1,6 +1,7 @@
 """The packed dataset gives back every token, learns nothing across a border, and is found by arithmetic."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -125,6 +126,36 @@ def test_another_artifact_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(InputError, match=r"--dataset .*not a packed dataset"):
         PackedDataset(open_artifact(str(tmp_path)))
+
+
+def test_memory_does_not_grow_with_what_is_written(tmp_path):
+    out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
+    block = [Segment(np.full(64, 7)) for _ in range(8)]
+    flush = 2**20 // (512 * 2)  # blocks that are written together
+    held = []
+    tracemalloc.start()
+    with PackedWriter(out, "train", 512, 1000, PAD) as split:
+        for count in range(1, 12 * flush + 1):
+            split.write(block)
+            if count in (4 * flush, 12 * flush):
+                held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert split.segments == 8 * 12 * flush
+    assert held[1] < held[0] + 20_000
+
+
+def test_a_failing_store_leaves_no_shard(tmp_path, monkeypatch):
+    out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    split = PackedWriter(out, "train", BLOCK, 1000, PAD)
+    split.write([Segment(np.full(2, 7))])
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        split.__exit__(None, None, None)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("index", [-2, 1])

@@ -91,6 +91,31 @@ def test_a_sample_takes_late_lines_as_often_as_early_ones():
     assert late == pytest.approx(1000, abs=100)
 
 
+def test_a_sample_is_stated(tmp_path, corpus):
+    artifact = trained(tmp_path / "store", corpus, vocab_size=700, sample_lines=400)
+    report = json.loads(artifact.read("report.json"))
+    assert report["corpus"] == {
+        "lines": 600, "lines_trained_on": 400, "sampled": True, "seed": 20, "bad_lines": 0
+    }  # fmt: skip
+    assert "from a sample of 400 of 600 lines" in artifact.manifest.facts["summary"]
+    other = trained(tmp_path / "store", corpus, vocab_size=700, sample_lines=400, seed=21)
+    assert other.read("tokenizer.model") != artifact.read("tokenizer.model")
+
+
+def test_several_texts_are_one_corpus(tmp_path, corpus, tokenizer, chinese_text):
+    for name, texts in (("one", chinese_text[300:]), ("two", chinese_text[:300])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts), "utf-8")
+    both = trained(tmp_path / "store", f"{tmp_path}/one.txt:0.9,{tmp_path}/two.txt:0.1", vocab_size=VOCAB)
+    assert both.read("tokenizer.model") == tokenizer.read("tokenizer.model")
+
+
+def test_bad_lines_are_counted_on_request(tmp_path, corpus, tokenizer):
+    (corpus / "c.txt").write_bytes(b"\xff\xfe\n")
+    artifact = trained(tmp_path / "store", corpus, vocab_size=VOCAB, skip_bad=True)
+    assert artifact.read("tokenizer.model") == tokenizer.read("tokenizer.model")
+    assert artifact.manifest.facts["bad_lines"] == 1
+
+
 def test_more_pieces_than_the_text_can_give_says_how_many_it_gives(tmp_path):
     (tmp_path / "short.txt").write_text("好的好的\n" * 3, "utf-8")
     with pytest.raises(InputError, match=r"gives \d+ pieces at most, 5000 were asked for; lower --vocab-size"):
