@@ -5,7 +5,6 @@ Level-triggered: watches on the job and its pods only wake the loop, which then 
 of run, stage and attempt: a launcher that starts again finds its job by it and goes on following.
 """
 
-import json
 import logging
 import math
 import os
@@ -17,16 +16,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from kubernetes import client, config, watch
+from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from components.launch_training.job_state import State, Verdict, judge
 from components.shared.errors import InputError, StorageFault
+from components.shared.kubernetes_api import ACCOUNT, TIMEOUT, call, connect, plain, short, unanswered
 from components.shared.log import mask
 from components.shared.training_job import LABEL, TrainingJob, label_value
 
@@ -34,13 +32,8 @@ log = logging.getLogger("launch")
 
 LOOK_EVERY = 60.0
 """Seconds after which the job is looked at even if no watch said anything."""
-GIVE_UP_AFTER = 600.0
-"""Seconds for which an API server may fail or be away."""
-TIMEOUT = (10, 60)
-"""Of a request: to connect, and between two bytes."""
 KEPT_LINES = 30
 _KIND: dict[str, Any] = {"group": "kubeflow.org", "version": "v1", "plural": "pytorchjobs"}
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def run_on_cluster(job_of: Callable[[int], TrainingJob], attempts: int) -> None:
@@ -73,18 +66,9 @@ class Cluster:
     """The API server, as the launcher needs it."""
 
     def __init__(self) -> None:
-        try:
-            if _ACCOUNT.exists():
-                config.load_incluster_config()
-            else:
-                config.load_kube_config(os.environ.get("KUBECONFIG"))
-        except config.ConfigException as error:
-            raise InputError(
-                f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run in a pod"
-            ) from error
+        self.namespace = connect()
         self._jobs = client.CustomObjectsApi()
         self._pods = client.CoreV1Api()
-        self.namespace = _own_namespace()
 
     # --- one job ------------------------------------------------------------------------------------------------------
 
@@ -102,7 +86,7 @@ class Cluster:
         there = self._read(job.name, job.namespace)
         if there is None:
             try:
-                _call(
+                call(
                     self._jobs.create_namespaced_custom_object, **_KIND, namespace=job.namespace, body=job.pytorchjob()
                 )
             except ApiException as error:
@@ -160,20 +144,20 @@ class Cluster:
 
     def _read(self, name: str, namespace: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = _call(
+            found: dict[str, Any] = call(
                 self._jobs.get_namespaced_custom_object, **_KIND, namespace=namespace, name=name
             )
         except ApiException as error:
             if error.status == 404:
                 return None
-            raise _unanswered(error) from error
+            raise unanswered(error) from error
         return found
 
     def _pods_of(self, selector: str, namespace: str, lines: "_Lines") -> list[dict[str, Any]]:
         try:
-            listed = _call(_plain, call=self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
+            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
         except ApiException as error:
-            raise _unanswered(error) from error
+            raise unanswered(error) from error
         pods: list[dict[str, Any]] = listed["items"]
         for pod in pods:
             labels = pod["metadata"].get("labels", {})
@@ -189,16 +173,16 @@ class Cluster:
             log.info("training job %s/%s deleted", namespace, name)
         except (ApiException, HTTPError) as error:
             if not isinstance(error, ApiException) or error.status != 404:
-                log.warning("training job %s/%s could not be deleted: %s", namespace, name, _short(error))
+                log.warning("training job %s/%s could not be deleted: %s", namespace, name, short(error))
 
     def delete_run(self, run: str, namespace: str) -> list[str]:
         selector = f"{LABEL}run={label_value(run)}"
         try:
-            listed = _call(
+            listed = call(
                 self._jobs.list_namespaced_custom_object, **_KIND, namespace=namespace, label_selector=selector
             )
         except ApiException as error:
-            raise _unanswered(error) from error
+            raise unanswered(error) from error
         names = [job["metadata"]["name"] for job in listed["items"] if not judge(job, ()).over]
         for name in names:
             self._delete(name, namespace)
@@ -207,12 +191,12 @@ class Cluster:
     def _workflow(self, namespace: str) -> dict[str, Any] | None:
         """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
         name = os.environ.get("HOSTNAME", "")
-        if not name or not _ACCOUNT.exists() or namespace != self.namespace:
+        if not name or not ACCOUNT.exists() or namespace != self.namespace:
             return None
         try:
-            pod = _call(_plain, call=self._pods.read_namespaced_pod, name=name, namespace=namespace)
+            pod = call(plain, call=self._pods.read_namespaced_pod, name=name, namespace=namespace)
         except ApiException as error:
-            log.warning("the job gets no owner: this pod cannot be read (%s)", _short(error))
+            log.warning("the job gets no owner: this pod cannot be read (%s)", short(error))
             return None
         for owner in pod["metadata"].get("ownerReferences", ()):
             if owner["kind"] == "Workflow":
@@ -221,44 +205,7 @@ class Cluster:
         return None
 
 
-def _own_namespace() -> str:
-    place = _ACCOUNT / "namespace"
-    if place.exists():
-        return place.read_text().strip()
-    _, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
-    return str(current["context"].get("namespace") or "default")
-
-
-# --- calls that may fail for a while ----------------------------------------------------------------------------------
-
-
-def _passes(error: BaseException) -> bool:
-    return isinstance(error, HTTPError) or (
-        isinstance(error, ApiException) and error.status in (0, 429, 500, 502, 503, 504)
-    )
-
-
-@retry(
-    retry=retry_if_exception(_passes),
-    wait=wait_random_exponential(multiplier=0.5, max=15),
-    stop=stop_after_delay(GIVE_UP_AFTER),
-    reraise=True,
-)
-def _attempted(request: Callable[..., Any], **options: Any) -> Any:
-    return request(**options, _request_timeout=TIMEOUT)
-
-
-def _plain(call: Callable[..., Any], **options: Any) -> Any:
-    """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
-    return json.loads(call(**options, _preload_content=False).data)
-
-
-def _call(request: Callable[..., Any], **options: Any) -> Any:
-    """A request, again while the server is away or busy. ApiException for an answer that will not change."""
-    try:
-        return _attempted(request, **options)
-    except HTTPError as error:
-        raise StorageFault(f"the Kubernetes API server cannot be reached ({_short(error)}); try again") from error
+# --- what the server refuses ------------------------------------------------------------------------------------------
 
 
 def _refused(job: TrainingJob, error: ApiException) -> Exception:
@@ -267,24 +214,8 @@ def _refused(job: TrainingJob, error: ApiException) -> Exception:
             403: "give this account the Role zhllama-runner",
             404: "install the training operator, or check --namespace",
         }.get(error.status, "mend the job's options")
-        return InputError(f"training job {job.namespace}/{job.name} was refused: {_short(error)}; {mend}")
-    return _unanswered(error)
-
-
-def _unanswered(error: ApiException) -> Exception:
-    if error.status in (401, 403):
-        return InputError(f"the Kubernetes API server refused: {_short(error)}; check the account and its Role")
-    return StorageFault(f"the Kubernetes API server failed: {_short(error)}")
-
-
-def _short(error: Exception) -> str:
-    if not isinstance(error, ApiException):
-        return " ".join(str(error).split())[:200]
-    try:
-        text = json.loads(error.body or "")["message"]
-    except (ValueError, KeyError, TypeError):
-        text = error.reason or ""
-    return f"{error.status} {text}".strip()[:300]
+        return InputError(f"training job {job.namespace}/{job.name} was refused: {short(error)}; {mend}")
+    return unanswered(error)
 
 
 # --- what happens meanwhile -------------------------------------------------------------------------------------------

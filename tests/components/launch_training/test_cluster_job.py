@@ -151,7 +151,7 @@ def test_a_job_of_that_name_with_other_work_is_not_followed(cluster, launch):
 
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_busy_api_server_is_asked_again(cluster, launch, status, monkeypatch):
-    monkeypatch.setattr("components.launch_training.cluster_job._attempted.retry.wait", lambda state: 0)
+    monkeypatch.setattr("components.shared.kubernetes_api.attempted.retry.wait", lambda state: 0)
     cluster.on_create = succeed(cluster)
     cluster.faults = [status, status]
     launch()
