@@ -62,7 +62,7 @@ demo: venv  ## the whole adaptation, on real Chinese text, on this machine
 	$(BIN)/zhllama demo $(if $(TEXT),--text "$(TEXT)") $(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") $(DEMO_ARGS)
 
 test: venv $(WITH_GGUF)  ## the test suite
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
 	$(BIN)/python -m tests.bench $(ONLY)

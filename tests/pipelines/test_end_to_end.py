@@ -20,7 +20,8 @@ from pipelines.adapt_llama import compile_pipeline
 from pipelines.local_runner import RunResult, run_pipeline
 from pipelines.local_s3 import LocalS3
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+# one worker for all of it: what the first test makes (two minutes) the others use
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480), pytest.mark.xdist_group("end to end")]
 
 NANO = {
     "vocab_size": "600",
