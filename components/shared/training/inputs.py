@@ -14,7 +14,7 @@ from components.shared.packed import KIND, TRAIN
 from components.shared.safetensors_io import Checkpoint
 from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
 from components.shared.training.shape import lora_shape
-from components.shared.vocabulary import Encoder, Vocabulary, require_equal
+from components.shared.vocabulary import Encoder, Vocabulary, padding_multiple, require_equal
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -51,10 +51,13 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
             )
 
     config = _llama_config(model)
-    if config["vocab_size"] < vocabulary.rows:
+    rows = config["vocab_size"]
+    # a folder without a manifest does not say how its rows are padded; by less than eight nobody does it
+    padded = rows > vocabulary.rows and padding_multiple(vocabulary.size, rows) in {2**power for power in range(3, 11)}
+    if rows != vocabulary.rows and not padded:
         raise InputError(
-            f"{names[0]}: config.json has vocab_size {config['vocab_size']}, its tokenizer {vocabulary.rows} rows; "
-            "extend the model first"
+            f"{names[0]}: config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows; "
+            "give the tokenizer that belongs to the model, or extend the model first"
         )
     facts = dataset.manifest.facts
     if TRAIN not in facts.get("splits", {}):

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
+from components.shared.errors import InputError
 from components.shared.packed import IGNORED, PackedDataset
 from components.shared.training.checkpoints import Run
 from components.shared.training.course import History, Recorder, Step, flops_per_token, peak_tflops
@@ -43,7 +44,9 @@ class Trained:
 
 
 def precision_of(options: TrainingOptions) -> str:
-    """`bfloat16`, `float16` or `float32`; auto is bfloat16 on a GPU."""
+    """`bfloat16`, `float16` or `float32`; auto is bfloat16 on a GPU. InputError where the device cannot do it."""
+    if options.precision == "float16" and not torch.cuda.is_available():
+        raise InputError("--precision float16: it needs a GPU, and there is none here; give bfloat16 or float32")
     if options.precision != "auto":
         return options.precision
     return "bfloat16" if torch.cuda.is_available() else "float32"
