@@ -16,6 +16,7 @@ def extend_tokenizer(
     pieces: str = "han",
     pad: bool = True,
     init: str = "piece-mean",
+    pad_to_multiple_of: int = 1,
 ):
     return dsl.ContainerSpec(
         image=image("extend_tokenizer"),
@@ -28,6 +29,7 @@ def extend_tokenizer(
             "--pieces", pieces,
             "--pad", pad,
             "--init", init,
+            "--pad-to-multiple-of", pad_to_multiple_of,
             "--output", extended.path,
             "--reference", ref,
         ],

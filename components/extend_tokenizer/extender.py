@@ -22,6 +22,8 @@ from components.shared.vocabulary import Encoder, Vocabulary, load_encoder, toke
 EMBEDDINGS_FILE = "model-embeddings.safetensors"
 REST_FILE = "model-00000.safetensors"
 """What a single-file model keeps beside its embeddings."""
+SHOWN = 20
+"""Pieces that the manifest shows of those it counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,13 @@ class ExtendTokenizer(StageOptions):
     """New rows: piece-mean (of the pieces the old vocabulary splits them into), mean (of all), or normal (0, 0.02)."""
     seed: int = 20
     """Decides the rows of --init normal."""
+    pad_to_multiple_of: int = 1
+    """Rows of embed_tokens and lm_head are filled up to a multiple of this (64, say, for tensor cores or to divide them
+    among GPUs); no text is encoded to the rows beyond the pieces."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.pad_to_multiple_of <= 1024:
+            raise InputError(f"--pad-to-multiple-of {self.pad_to_multiple_of}: give 1 to 1024, as 64")
         if not self.chinese_tokenizer and not self.pad:
             raise InputError("--pad false without --chinese-tokenizer: nothing would be appended; give one of them")
 
@@ -72,7 +79,10 @@ def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
     encoder = Encoder(extension.model)
     vocabulary = encoder.vocabulary(
-        also_at=(base.size, encoder.size - 1), tied=len(tables) == 1, dtype=checkpoint.info(EMBEDDING).dtype
+        also_at=(base.size, encoder.size - 1),
+        tied=len(tables) == 1,
+        dtype=checkpoint.info(EMBEDDING).dtype,
+        padding_multiple=config.pad_to_multiple_of,
     )
     out.vocabulary = vocabulary
 
@@ -80,7 +90,7 @@ def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
     for name, content in files.items():
         out.add_bytes(name, content)
     _write_settings(out, model, settings, vocabulary)
-    _write_weights(out, checkpoint, tables, base, encoder.size, splits(base.model, extension.appended), config)
+    _write_weights(out, checkpoint, tables, base, vocabulary, splits(base.model, extension.appended), config)
 
     lines = probe(extension.appended, config.seed)
     differ = differing(files, encoder, lines)
@@ -89,10 +99,18 @@ def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
         "appended": len(extension.appended),
         "already_there": extension.present,
         "left_out": extension.left_out,
+        "completing": {"count": len(extension.completing), "first": extension.completing[:SHOWN]},
+        "dropped": {"count": len(extension.dropped), "first": extension.dropped[:SHOWN]},
         "unreachable": unreachable(extension),
         "parity": {"lines": len(lines), "differ": differ},
     }
     out.facts["summary"] = f"{base.size:,} → {encoder.size:,} pieces"
+    if extension.completing:
+        out.facts["summary"] += f", {len(extension.completing)} of them so that merges reach others"
+    if extension.dropped:
+        out.facts["summary"] += f", {len(extension.dropped)} dropped that merges cannot reach"
+    if vocabulary.rows > encoder.size:
+        out.facts["summary"] += f" in {vocabulary.rows:,} rows"
     if differ:
         out.facts["summary"] += f", fast tokenizer differs on {differ} of {len(lines)} probe lines"
     return out.publish("hf-model")
@@ -124,7 +142,7 @@ def _write_weights(
     checkpoint: Any,
     tables: list[str],
     base: Encoder,
-    size: int,
+    vocabulary: Vocabulary,
     new: list[list[int]],
     config: ExtendTokenizer,
 ) -> None:
@@ -135,7 +153,8 @@ def _write_weights(
 
     generator = torch.Generator().manual_seed(config.seed)
     infos = {name: checkpoint.info(name) for name in tables}
-    declared = {name: (info.dtype, (size, *info.shape[1:])) for name, info in infos.items()}
+    declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in infos.items()}
+    filling: list[list[int]] = [[]] * (vocabulary.rows - vocabulary.size)
     total = sum(info.length for info in checkpoint.tensors.values())
     place_of: dict[str, str] = {}
     written = 0
@@ -147,8 +166,11 @@ def _write_weights(
                 tensors.write(name, old)
                 for rows in new_rows(old, new, config.init, generator):
                     tensors.write(name, rows)
+                # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
+                for rows in new_rows(old, filling, "mean", generator):
+                    tensors.write(name, rows)
                 place_of[name] = EMBEDDINGS_FILE
-                written += size * old.shape[1] * old.element_size()
+                written += vocabulary.rows * old.shape[1] * old.element_size()
                 bar.advance(infos[name].length)
             tensors.close()
         for file in checkpoint.files:

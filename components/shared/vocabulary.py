@@ -9,6 +9,7 @@ text.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 PAD_PIECE = "[PAD]"
 RECIPE_SIZES = (32_000, 49_953, 49_954)
 """LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
+
+
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")
+"""How LLaMA 3's tokenizer.model begins: a token in Base64 and its rank."""
 
 
 class Relation(Enum):
@@ -163,12 +168,18 @@ def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
     name = named[0] if len(named) == 1 else "tokenizer.model"
     where = f"{option} {artifact.root}"
     if name not in artifact:
-        other = " (a tokenizer.json alone is none: byte-level tokenizers are not supported)"
+        other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
         raise InputError(
             f"{where}: no tokenizer.model in it{other if 'tokenizer.json' in artifact else ''}; give a SentencePiece "
             "tokenizer, or a model or adapter with one"
         )
-    return f"{where}/{name}", artifact.read(name)
+    model = artifact.read(name)
+    if _TIKTOKEN.match(model):
+        raise InputError(
+            f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
+            "needed; LLaMA 3 is not supported, give a model of LLaMA 1's or 2's shape"
+        )
+    return f"{where}/{name}", model
 
 
 def load_encoder(artifact: "Artifact", option: str) -> Encoder:

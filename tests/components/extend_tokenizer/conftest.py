@@ -1,5 +1,6 @@
 """What both test files of this stage use."""
 
+import io
 import itertools
 from collections import Counter
 
@@ -18,3 +19,22 @@ def tying_tokenizer(chinese_tokenizer: bytes, chinese_text: list[str]) -> bytes:
         if "".join(pair) not in have:
             proto.pieces.add(piece="".join(pair), score=-2000)
     return bytes(proto.SerializeToString())
+
+
+@pytest.fixture(scope="session")
+def unigram_tokenizer(chinese_text: list[str]) -> bytes:
+    """A Chinese unigram model: 700 pieces, of which merges alone cannot make all."""
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(chinese_text),
+        model_writer=made,
+        model_type="unigram",
+        vocab_size=700,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return made.getvalue()

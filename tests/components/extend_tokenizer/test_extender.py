@@ -221,10 +221,49 @@ def test_the_padding_piece_alone_extends_a_recipes_model(tmp_path, tiny_model, c
     assert padded.manifest.vocabulary.relation_to(plain.manifest.vocabulary) is Relation.EXTENDS
 
 
+def test_a_unigram_model_is_completed_and_the_manifest_says_so(tmp_path, tiny_model, unigram_tokenizer):
+    (tmp_path / "unigram.model").write_bytes(unigram_tokenizer)
+    artifact = extend(tmp_path, tiny_model, str(tmp_path / "unigram.model"))
+    facts = artifact.manifest.facts
+    assert facts["completing"]["count"] > 0
+    assert len(facts["completing"]["first"]) == min(20, facts["completing"]["count"])
+    assert (facts["unreachable"], facts["dropped"]["count"], facts["parity"]["differ"]) == (0, 0, 0)
+    assert f"{facts['completing']['count']} of them so that merges reach others" in facts["summary"]
+
+
+def test_rows_are_filled_up_to_a_multiple(tmp_path, base, tiny_model, chinese):
+    from transformers import AutoModelForCausalLM
+
+    plain, padded = (extend(tmp_path, tiny_model, chinese, pad_to_multiple_of=multiple) for multiple in (1, 64))
+    size, rows = padded.manifest.vocabulary.size, padded.manifest.vocabulary.rows
+    assert rows % 64 == 0
+    assert size < rows
+    assert json.loads(padded.read("config.json"))["vocab_size"] == rows
+    for table in (EMBEDDING, HEAD):
+        found = Checkpoint(padded).read(table)
+        assert torch.equal(found[:size], Checkpoint(plain).read(table))
+        mean = Checkpoint(base).read(table).float().mean(dim=0).expand(rows - size, -1)
+        torch.testing.assert_close(found[size:].float(), mean, atol=1e-4, rtol=1e-3)
+    # the vocabulary is the same one: what was trained with the one fits the other
+    assert padded.manifest.vocabulary.relation_to(plain.manifest.vocabulary) is Relation.EQUAL
+    assert AutoModelForCausalLM.from_pretrained(padded.root).lm_head.weight.shape[0] == rows
+    assert f"in {rows:,} rows" in padded.manifest.facts["summary"]
+
+
+def test_padded_rows_may_be_extended_again(tmp_path, tiny_model, chinese, unigram_tokenizer):
+    (tmp_path / "unigram.model").write_bytes(unigram_tokenizer)
+    padded = extend(tmp_path, tiny_model, chinese, pad_to_multiple_of=64, pad=False)
+    again = extend(tmp_path, padded.manifest.reference, str(tmp_path / "unigram.model"))
+    size = padded.manifest.vocabulary.size
+    assert again.manifest.vocabulary.relation_to(padded.manifest.vocabulary) is Relation.EXTENDS
+    assert torch.equal(Checkpoint(again).read(EMBEDDING)[:size], Checkpoint(padded).read(EMBEDDING)[:size])
+
+
 def broken_model(tmp_path, llama_tokenizer, fault):
     folder = llama(tmp_path / "model", vocab_size=700 if fault == "rows" else 800)
     if fault != "tokenizer":
-        (folder / "tokenizer.model").write_bytes(b"junk" if fault == "junk" else llama_tokenizer)
+        content = {"junk": b"junk", "llama 3": b"IQ== 0\nIg== 1\nIw== 2\n"}.get(fault, llama_tokenizer)
+        (folder / "tokenizer.model").write_bytes(content)
     if fault == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
     if fault == "config":
@@ -240,8 +279,9 @@ def broken_model(tmp_path, llama_tokenizer, fault):
     ("fault", "said"),
     [
         ("rows", "has 700 rows and tokenizer.model 800 pieces"),
-        ("tokenizer", "no tokenizer.model in it .*byte-level tokenizers are not supported"),
+        ("tokenizer", "no tokenizer.model in it .*as LLaMA 3 has it.*: byte-level tokenizers are not supported"),
         ("junk", "not a SentencePiece model"),
+        ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
         ("config", "no file config.json"),
         ("json", "config.json is not JSON"),
         ("weights", "no model.safetensors"),
@@ -257,6 +297,11 @@ def test_a_model_that_cannot_be_extended_is_named(tmp_path, llama_tokenizer, chi
 def test_nothing_to_append_is_refused_at_once():
     with pytest.raises(InputError, match="--pad false without --chinese-tokenizer"):
         ExtendTokenizer(store="s", model="m", pad=False)
+
+
+def test_a_multiple_out_of_range_is_refused():
+    with pytest.raises(InputError, match="--pad-to-multiple-of 0: give 1 to 1024"):
+        ExtendTokenizer(store="s", model="m", pad_to_multiple_of=0)
 
 
 def test_an_artifact_of_another_kind_is_refused(tmp_path, tiny_model, chinese_tokenizer):

@@ -1,6 +1,8 @@
 """The rule of extension: what is appended, with which score, and that nothing else changes."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from components.extend_tokenizer.parity import differing, probe
@@ -128,12 +130,63 @@ def test_pieces_are_split_as_the_old_vocabulary_splits_them(llama_tokenizer):
     assert "".join(encoder.pieces[index] for index in english) == "string"
 
 
-def test_pieces_that_merges_cannot_make_are_counted(llama_tokenizer, chinese_tokenizer):
-    assert unreachable(extension_of(llama_tokenizer, chinese_tokenizer)) == 0
-    stray = parse_model(llama_tokenizer)
-    for text in ("龘", "龘龘龘龘"):
-        stray.pieces.add(piece=text, score=0)
-    assert unreachable(extension_of(llama_tokenizer, stray.SerializeToString())) == 1
+def with_pieces(model, *texts):
+    """A model that has these pieces too."""
+    proto = parse_model(model)
+    for text in texts:
+        proto.pieces.add(piece=text, score=0)
+    return bytes(proto.SerializeToString())
+
+
+def test_a_unigram_models_pieces_are_completed_and_all_reached(llama_tokenizer, unigram_tokenizer, chinese_text):
+    made = extension_of(llama_tokenizer, unigram_tokenizer)
+    recipe = extension_of(llama_tokenizer, unigram_tokenizer, scores="zero")
+    assert unreachable(recipe) > 0
+    assert unreachable(made) == 0
+    assert made.completing
+    assert made.dropped == []
+    # appended after the models' own pieces, which keep the recipe's ids
+    own = [text for text in recipe.appended if text != "[PAD]"]
+    assert made.appended == [*own, *made.completing, "[PAD]"]
+    assert all(is_chinese(text) for text in made.completing)
+    lines = probe(made.appended, seed=5) + chinese_text
+    assert differing(tokenizer_files(made.model), Encoder(made.model), lines) == 0
+
+
+def test_models_of_both_kinds_are_appended_in_turn(llama_tokenizer, chinese_tokenizer, unigram_tokenizer, english_text):
+    made = extension_of(llama_tokenizer, chinese_tokenizer, unigram_tokenizer)
+    assert unreachable(made) == 0
+    encoder = Encoder(made.model)
+    assert encoder.encode_batch(english_text) == Encoder(llama_tokenizer).encode_batch(english_text)
+    assert differing(tokenizer_files(made.model), encoder, probe(made.appended, seed=6)) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text("甲乙丙丁1a▁", min_size=2, max_size=7), min_size=1, max_size=12, unique=True))
+def test_whatever_is_appended_merges_reach_it(llama_tokenizer, texts):
+    letters = "甲乙丙丁"
+    texts = [text for text in texts if is_chinese(text)]
+    if not texts:
+        return
+    made = extension_of(llama_tokenizer, with_pieces(llama_tokenizer, *letters, *texts))
+    assert unreachable(made) == 0
+    assert {*letters, *texts} <= {*made.appended, *made.dropped}
+    lines = ["".join(texts), " ".join(texts), "".join(reversed(texts))]
+    assert differing(tokenizer_files(made.model), Encoder(made.model), lines) == 0
+
+
+def test_with_zero_scores_nothing_is_completed_and_what_is_missed_is_counted(llama_tokenizer):
+    stray = with_pieces(llama_tokenizer, "龘", "龘龘龘龘")
+    assert unreachable(extension_of(llama_tokenizer, stray, scores="zero", pieces="all")) == 1
+    made = extension_of(llama_tokenizer, stray)
+    assert made.appended == ["龘", "龘龘龘龘", "龘龘", "龘龘龘", "[PAD]"]
+    assert made.completing == ["龘龘", "龘龘龘"]
+
+
+def test_with_all_pieces_a_character_without_a_piece_gets_one(llama_tokenizer):
+    made = extension_of(llama_tokenizer, with_pieces(llama_tokenizer, "☆好☆"), pieces="all", pad=False)
+    assert made.appended == ["☆好☆", "☆", "好", "好☆"]
+    assert differing(tokenizer_files(made.model), Encoder(made.model), ["☆好☆好", "a☆好☆"]) == 0
 
 
 def test_with_distinct_scores_the_fast_tokenizer_differs_on_no_line(
