@@ -13,6 +13,8 @@ def export_model(
     exported: dsl.Output[dsl.Model],
     format: str = "meta",
     shards: int = 0,
+    quantization: str = "",
+    name: str = "zhllama",
 ):
     return dsl.ContainerSpec(
         image=image("export_model"),
@@ -22,6 +24,8 @@ def export_model(
             "--model", model,
             "--format", format,
             "--shards", shards,
+            "--quantization", quantization,
+            "--name", name,
             "--output", exported.path,
             "--reference", ref,
         ],

@@ -1,0 +1,81 @@
+"""What llama.cpp itself has to do: quantise a GGUF, and encode with the tokenizer inside one.
+
+The mixture of a k-quant (which tensor gets how many bits) is llama.cpp's own and changes with it, so its quantiser
+does the work, through llama-cpp-python. It reads and writes local files and cannot be interrupted, so it runs as a
+program of its own (`python -m components.export_model.llama_cpp_tools SOURCE TARGET TYPE`), which ends when we do.
+"""
+
+import importlib.metadata
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from components.shared.children import die_with_parent
+from components.shared.errors import InputError, StorageFault
+
+QUANTIZATIONS = {
+    "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.6, "q5_1": 6.0, "q5_0": 5.6, "q4_k_m": 4.9, "q4_k_s": 4.7,
+    "q4_1": 5.1, "q4_0": 4.7, "q3_k_l": 4.4, "q3_k_m": 4.0, "q3_k_s": 3.7, "q2_k": 3.4,
+}  # fmt: skip
+"""Names as llama.cpp's (lower case) → about as many bits a weight, for LLaMA's proportions; to estimate room by."""
+SUPER_BLOCK = 256
+"""Weights of a row that a k-quant packs together; where it does not divide a row, llama.cpp takes another type."""
+
+
+def llama_cpp_version() -> str:
+    """The version of llama-cpp-python; InputError where it is not installed."""
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            "--format gguf: the package llama-cpp-python is not installed; install zhllama[gguf], with a C++ compiler "
+            "at hand"
+        ) from error
+
+
+def quantise(source: Path, target: Path, kind: str) -> None:
+    """Writes `target`, the GGUF `source` quantised. StorageFault with llama.cpp's last words when it fails."""
+    command = [sys.executable, "-m", "components.export_model.llama_cpp_tools", str(source), str(target), kind]
+    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", preexec_fn=die_with_parent)
+    if ended.returncode:
+        said = [line for line in ended.stderr.splitlines() if line.strip()][-3:]
+        raise StorageFault(f"llama.cpp could not quantise to {kind} (exit {ended.returncode}): {' '.join(said)}")
+
+
+def _quantise(source: str, target: str, kind: str) -> int:
+    import llama_cpp
+    from gguf import LlamaFileType
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = LlamaFileType[f"MOSTLY_{kind.upper()}"]
+    return int(llama_cpp.llama_model_quantize(source.encode(), target.encode(), settings))
+
+
+def tensor_types(path: Path) -> dict[str, int]:
+    """Type of llama.cpp → number of tensors of a GGUF that have it."""
+    from gguf import GGUFReader
+
+    return dict(sorted(Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors).items()))
+
+
+def encode(path: Path, texts: Sequence[str]) -> list[list[int]]:
+    """The ids that llama.cpp gives each text, BOS first, by the tokenizer inside a GGUF (its tensors are not read)."""
+    model = load(path, vocab_only=True)
+    return [model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
+
+
+def load(path: Path, **settings: Any) -> Any:
+    """`llama_cpp.Llama`, silent. StorageFault for a file that llama.cpp does not load."""
+    from llama_cpp import Llama
+
+    try:
+        return Llama(str(path), verbose=False, **settings)
+    except ValueError as error:
+        raise StorageFault(f"llama.cpp does not load {path}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(_quantise(*sys.argv[1:]))

@@ -1,0 +1,53 @@
+"""A model that has learnt a little, wide enough for k-quants: what its GGUF says can be held against transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.shared.artifact import open_artifact
+from components.shared.fast_tokenizer import tokenizer_files
+from components.shared.vocabulary import Encoder
+
+STEPS = 60
+
+
+@pytest.fixture(scope="session")
+def trained_model(
+    tmp_path_factory: pytest.TempPathFactory, extended_model: str, chinese_text: list[str], english_text: list[str]
+) -> Path:
+    """A plain folder: 256 wide, 2 layers, 4 heads on 2 key-value heads, the extended vocabulary, float16; trained for
+    some seconds, so that its logits have clear winners."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = open_artifact(extended_model).read("tokenizer.model")
+    encoder = Encoder(tokenizer)
+    torch.manual_seed(256)
+    config = LlamaConfig(
+        vocab_size=encoder.size,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-6,
+        bos_token_id=encoder.bos,
+        eos_token_id=encoder.eos,
+        pad_token_id=encoder.pad,
+    )
+    model = LlamaForCausalLM(config)
+    learner: Any = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    lines = [[encoder.bos, *encoder.encode(line)][:24] for line in chinese_text + english_text[:600]]
+    lines = [line for line in lines if len(line) == 24]
+    for step in range(STEPS):
+        batch = torch.tensor([lines[(step * 16 + row) % len(lines)] for row in range(16)])
+        model(batch, labels=batch).loss.backward()
+        learner.step()
+        learner.zero_grad()
+    folder = tmp_path_factory.mktemp("trained")
+    model.half().save_pretrained(folder)
+    for name, content in tokenizer_files(tokenizer, 256).items():
+        (folder / name).write_bytes(content)
+    return folder
