@@ -188,12 +188,17 @@ class PackedWriter:
 class PackedDataset:
     """One split, readable by index, memory-mapped: a sequence that torch's DataLoader takes as it is.
 
+    The files are fetched whole, once, and verified; with `by_range` nothing is fetched but what is asked for (to look
+    at a block of a large dataset in S3).
+
     An item is a dictionary of int64 arrays of shape [block_size]: `input_ids`; `labels`, -100 over prompts, padding
     and each segment's first token (so that after the model's shift nothing is predicted across a border);
     `position_ids`, which begin at 0 in each segment and again in the padding.
     """
 
-    def __init__(self, artifact: Artifact, split: str = TRAIN, option: str = "--dataset") -> None:
+    def __init__(
+        self, artifact: Artifact, split: str = TRAIN, option: str = "--dataset", by_range: bool = False
+    ) -> None:
         artifact.expect(KIND, option=option)
         facts = artifact.manifest.facts
         if "splits" not in facts:
@@ -210,8 +215,8 @@ class PackedDataset:
         self.facts: dict[str, Any] = facts["splits"][split]
         self._token_type: str = facts["token_type"]
         self._ends = list(itertools.accumulate(self.facts["shards"]))
-        self._folder: Path = artifact.local()
-        self._open: dict[str, np.ndarray] = {}
+        self._source: Path | Artifact = artifact if by_range else artifact.local()
+        self._open: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -220,11 +225,15 @@ class PackedDataset:
         # a memory map would be pickled whole; a DataLoader's worker opens its own
         return {**self.__dict__, "_open": {}}
 
-    def _map(self, name: str, kind: str) -> "np.ndarray":
+    def _map(self, name: str, kind: str) -> Any:
+        """The numbers of a file, to be sliced."""
         import numpy as np
 
         if name not in self._open:
-            self._open[name] = np.memmap(self._folder / name, dtype=kind, mode="r")
+            if isinstance(self._source, Artifact):
+                self._open[name] = _Ranges(self._source, name, kind)
+            else:
+                self._open[name] = np.memmap(self._source / name, dtype=kind, mode="r")
         return self._open[name]
 
     def _locate(self, index: int) -> tuple[str, int]:
@@ -237,14 +246,16 @@ class PackedDataset:
     def tokens(self, index: int) -> "np.ndarray":
         """The ids of a block as they are stored, [block_size]."""
         name, at = self._locate(index)
-        return self._map(f"{name}.bin", self._token_type)[at * self.block_size : (at + 1) * self.block_size]
+        ids: np.ndarray = self._map(f"{name}.bin", self._token_type)[at * self.block_size : (at + 1) * self.block_size]
+        return ids
 
     def segments(self, index: int) -> "np.ndarray":
         """The places of a block's segments: int64 [segments, 3], columns start, learned_from, end."""
         name, at = self._locate(index)
         first, end = self._map(f"{name}.offsets.bin", "<u4")[at : at + 2].tolist()
         places = self._map(f"{name}.segments.bin", _place_type(self.block_size))
-        return places[3 * first : 3 * end].astype("int64").reshape(-1, 3)
+        found: np.ndarray = places[3 * first : 3 * end].astype("int64").reshape(-1, 3)
+        return found
 
     def __getitem__(self, index: int) -> dict[str, "np.ndarray"]:
         import numpy as np
@@ -260,6 +271,22 @@ class PackedDataset:
             position_ids[start:end] -= start
         position_ids[end:] -= end
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+
+
+class _Ranges:
+    """The numbers of an artifact's file, read (and verified) slice by slice."""
+
+    def __init__(self, artifact: Artifact, name: str, kind: str) -> None:
+        self._artifact = artifact
+        self._name = name
+        self._kind = kind
+
+    def __getitem__(self, chosen: slice) -> "np.ndarray":
+        import numpy as np
+
+        width = np.dtype(self._kind).itemsize
+        content = self._artifact.read_range(self._name, chosen.start * width, (chosen.stop - chosen.start) * width)
+        return np.frombuffer(content, self._kind)
 
 
 def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Sequence[PackedWriter]) -> dict[str, Any]:

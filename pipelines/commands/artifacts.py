@@ -8,6 +8,7 @@ import json
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from components.shared.errors import InputError
 from pipelines.commands import options
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     add = commands.add_parser("show", help="an artifact: its manifest, and what it came from, up to the weights")
     add.add_argument("reference", metavar="REF", help="the reference that a stage wrote, or the folder of its manifest")
+    add.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="of a packed dataset: this many blocks, as text"
+    )
+    add.add_argument("--split", default="train", choices=("train", "validation"), help="that --sample looks into")
     options.json_option(add)
     options.work_option(add)
     add.set_defaults(command=show)
@@ -35,6 +40,9 @@ def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager
 def show(given: argparse.Namespace) -> None:
     from pipelines.lineage import as_json, lineage, read_manifest
 
+    if given.sample:
+        _show_sample(given)
+        return
     with _reaching(given, given.reference):
         manifest = read_manifest(given.reference)
         ancestor = lineage(manifest)
@@ -42,6 +50,21 @@ def show(given: argparse.Namespace) -> None:
         print(json.dumps(as_json(manifest, ancestor), indent=1, ensure_ascii=False))
         return
     options.console().print(shown(manifest, ancestor))
+
+
+def _show_sample(given: argparse.Namespace) -> None:
+    from components.shared import packed_view
+    from components.shared.artifact import open_artifact
+
+    if given.sample < 0:
+        raise InputError(f"--sample {given.sample}: give how many blocks to show")
+    with _reaching(given, given.reference):
+        artifact = open_artifact(given.reference, "show")
+        if given.json:
+            blocks = packed_view.as_json(artifact, given.sample, given.split)
+            print(json.dumps(blocks, indent=1, ensure_ascii=False))
+        else:
+            options.console().print(packed_view.view(artifact, given.sample, given.split))
 
 
 def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
