@@ -381,7 +381,8 @@ def test_the_command_exports_and_a_cancelled_one_leaves_nothing(tmp_path, traine
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "tmp").rglob("source.gguf")):
+    # no rglob: other temporary folders come and go while it walks
+    while not any((entry / "source.gguf").exists() for entry in (tmp_path / "tmp").iterdir()):
         assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
