@@ -4,10 +4,10 @@ import ast
 import io
 import itertools
 import os
-import random
 import signal
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 from components.shared import storage
 from pipelines.local_s3 import LocalS3
+from tests.texts import chinese_sentences
 
 # tests run side by side on few cores: one thread per process is faster than many that fight
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -80,42 +81,10 @@ def english_text() -> list[str]:
     return list(found)
 
 
-_WORDS = {
-    "who": "我 我们 妈妈 爸爸 老师 同学 朋友 邻居 孩子们 姐姐 弟弟 医生 司机 服务员 老板 顾客 读者 作者 导演 演员",
-    "when": "今天早上 昨天晚上 上个星期 去年冬天 周末 每天下午 前几天 春节期间 放假以后 毕业那年 刚才 半夜里",
-    "place": "北京 上海 火车站 图书馆 酒店 饭馆 办公室 学校 医院 超市 公园 书店 电影院 家里 海边 山上 网上 河边",
-    "thing": "这本书 一台电脑 新手机 热水器 蛋糕 牛肉面 豆腐 绿茶 咖啡 房间 电影 音乐 照片 电池 屏幕 键盘 快递 衣服 "
-    "鞋子 自行车 蔬菜 水果 早餐 地图 词典 故事 小说 报纸 作业 礼物",
-    "does": "买了 看到 收到 喜欢 讨厌 找到 修好 送来 打开 推荐 借走 忘记 谈起 需要 检查 研究 翻译 介绍 弄丢 换掉",
-    "good": "非常满意 质量很好 物美价廉 服务热情 干净舒适 值得推荐 内容丰富 声音清楚 速度很快 印象深刻 味道鲜美",
-    "bad": "十分失望 质量太差 价格偏高 态度冷淡 又脏又吵 不值这个钱 内容空洞 经常死机 速度太慢 毫无新意 难以下咽",
-}
-_SENTENCES = (
-    "{when}，{who}在{place}{does}{thing}，{good}。",
-    "{who}说{thing}{bad}，以后再也不去{place}了！",
-    "{thing}怎么样？{who}觉得{good}，可是{other}觉得{bad}。",
-    "从{place}到{away}要走{number}分钟，{who}一路上都在谈{thing}。",
-    "{when}{who}花了{number}元{does}{thing}，虽然{bad}，但是{good}。",
-    "如果{other}{does}{thing}，{who}就会从{place}赶回来帮忙。",
-    "关于{thing}，{who}和{other}的看法不同：一个说“{good}”，一个说“{bad}”。",
-    "{place}的{thing}{good}，{who}已经是第{number}次来了。",
-    "请问{place}附近哪里可以{does}{thing}？{who}等了很久（大约{number}分钟）。",
-    "{who}把{thing}带到{away}，{other}{when}才发现它{bad}……",
-)
-
-
 @pytest.fixture(scope="session")
 def chinese_text() -> list[str]:
     """Six hundred different Chinese sentences, made of templates and word lists; the same in every session."""
-    chance = random.Random(20)
-    words = {name: listed.split() for name, listed in _WORDS.items()}
-    found: dict[str, None] = {}
-    while len(found) < 600:
-        chosen = {name: chance.choice(options) for name, options in words.items()}
-        chosen["other"] = chance.choice([word for word in words["who"] if word != chosen["who"]])
-        chosen["away"] = chance.choice([word for word in words["place"] if word != chosen["place"]])
-        found[chance.choice(_SENTENCES).format(number=chance.randint(2, 99), **chosen)] = None
-    return list(found)
+    return list(islice(chinese_sentences(), 600))
 
 
 @pytest.fixture(scope="session")
