@@ -58,11 +58,13 @@ class Part:
 class Upload:
     """One multipart upload of `uri`: taken up where an earlier one stopped, or begun. Its calls may come from threads.
 
-    `there` maps part number → Part for what an earlier run left; `put` sends only what is not there yet.
+    `there` maps part number → Part for what an earlier run left; `put` sends only what is not there yet. Parts carry
+    CRC32C, or MD5 where parts are to be kept whose content is not at hand (`md5`): not every server lists CRC32C.
     """
 
-    def __init__(self, uri: str, anew: bool = False) -> None:
+    def __init__(self, uri: str, anew: bool = False, md5: bool = False) -> None:
         self.uri = uri
+        self._md5 = md5 or s3.uses_md5()
         self.key = split_s3(uri)[1]
         self.there: dict[int, Part] = {}
         self._sent: dict[int, dict[str, Any]] = {}
@@ -75,31 +77,26 @@ class Upload:
             self.id = self._begin()
 
     def _begin(self) -> str:
-        algorithm = {} if s3.uses_md5() else {"ChecksumAlgorithm": "CRC32C"}
+        algorithm = {} if self._md5 else {"ChecksumAlgorithm": "CRC32C"}
         return str(s3.call(self.uri, "create_multipart_upload", Key=self.key, **algorithm)["UploadId"])
 
     def put(self, number: int, content: s3.Buffer) -> bool:
         """Sends part `number`, from 1; False when the server had it already."""
         there = self.there.get(number)
         if there is not None and there.holds(content):
-            part: dict[str, Any] = {"PartNumber": number, "ETag": there.tag}
-            if there.crc32c:
-                part["ChecksumCRC32C"] = there.crc32c
-            self._sent[number] = part
+            # named with its checksum even where the server lists none: parts with and without one do not mix
+            checksum = {} if self._md5 else {"ChecksumCRC32C": s3.crc32c(content)}
+            self._sent[number] = {"PartNumber": number, "ETag": there.tag, **checksum}
             return False
         try:
-            self._sent[number] = s3.put_part(self.uri, self.id, number, content)
+            self._sent[number] = s3.put_part(self.uri, self.id, number, content, self._md5)
         except (StorageFault, FileNotFoundError) as error:
             raise self._lost(error) from error
         return True
 
     def keep(self, number: int) -> None:
         """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
-        there = self.there[number]
-        part: dict[str, Any] = {"PartNumber": number, "ETag": there.tag}
-        if there.crc32c:
-            part["ChecksumCRC32C"] = there.crc32c
-        self._sent[number] = part
+        self._sent[number] = {"PartNumber": number, "ETag": self.there[number].tag}
 
     def _lost(self, error: Exception) -> Exception:
         if s3.said(error) == "NoSuchUpload":

@@ -339,9 +339,9 @@ def call_pages(uri: str, operation: str, **arguments: Any) -> list[dict[str, Any
     )
 
 
-def checksum_headers(content: Buffer) -> dict[str, str]:
-    """CRC32C, which the server checks before it stores; MD5 where AWS_REQUEST_CHECKSUM_CALCULATION=when_required."""
-    if uses_md5():
+def checksum_headers(content: Buffer, md5: bool = False) -> dict[str, str]:
+    """CRC32C, which the server checks before it stores; or MD5, on demand or where the settings ask for it."""
+    if md5 or uses_md5():
         digest = hashlib.md5(content, usedforsecurity=False).digest()
         return {"Content-MD5": base64.b64encode(digest).decode()}
     return {"x-amz-checksum-crc32c": crc32c(content)}
@@ -377,9 +377,9 @@ def put(uri: str, content: Buffer, conditions: Mapping[str, str] | None = None) 
         raise
 
 
-def put_part(uri: str, upload: str, number: int, content: Buffer) -> dict[str, Any]:
+def put_part(uri: str, upload: str, number: int, content: Buffer, md5: bool = False) -> dict[str, Any]:
     """A part of a multipart upload (numbered from 1); returns it as the end of the upload names it."""
-    checksum = checksum_headers(content)
+    checksum = checksum_headers(content, md5)
 
     def attempt(session: _Session) -> dict[str, Any]:
         query = {"partNumber": str(number), "uploadId": upload}
