@@ -2,4 +2,4 @@ from components.generate_instructions.generator import GenerateInstructions, gen
 from components.shared.cli import main
 
 if __name__ == "__main__":
-    main(GenerateInstructions, generate_instructions, packages=("openai",))
+    main(GenerateInstructions, generate_instructions, packages=("openai", "json-repair", "rapidfuzz"))

@@ -1,215 +1,322 @@
-"""The loop: ask, read, check, keep what is new, until there are enough items.
+"""From options to an artifact: instructions.json, card.json and its page, report.html.
 
-One request at a time. What passes (429, 5xx, a lost connection) is tried again after as long as Retry-After says, or
-growing waits of up to a minute; what does not pass (401, 403, an unknown model) ends at once. A model that gives
-nothing new in `--fruitless` requests in a row ends it too: with what there is, or with exit code 2 where that is none.
+The artifact's place depends on all that decides its items; the answers' place (journal.py) only on what decides the
+requests. So `--items 1000`, a look at the card, and `--items 50000` pay for 50,000 items once.
 """
 
+import asyncio
 import logging
-import os
-import random
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from components.generate_instructions.answer import items_in
-from components.generate_instructions.request import load_catalogue, request
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, StageOptions, not_keyed
-from components.shared.errors import InputError, StorageFault
+from components.generate_instructions import card
+from components.generate_instructions.budget import Budget, estimated
+from components.generate_instructions.catalogue import Catalogue, load_catalogue
+from components.generate_instructions.ledger import Ledger, replayed
+from components.generate_instructions.request import SCHEMA, Requests
+from components.shared import storage
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from components.shared.cli import REPORT, Ref, Refs, StageOptions, not_keyed, split_references
+from components.shared.errors import InputError
 from components.shared.instructions import read_instructions
-from components.shared.progress import Progress
 
 log = logging.getLogger("generate_instructions")
 
 INSTRUCTIONS = "instructions.json"
-ATTEMPTS = 6
-"""Of one request, before the server counts as failed."""
-LONGEST_WAIT = 60.0
-"""Seconds between two attempts, at most."""
+CARD = "card.json"
+STRUCTURES = ("auto", "schema", "json", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateInstructions(StageOptions):
-    """Have an OpenAI-compatible model write instruction data. Its key is read from OPENAI_API_KEY."""
+    """Have an OpenAI-compatible model write instruction data, or import a public data set (--import-from).
 
-    items: int
-    """Items to generate."""
-    base_url: str
+    The model's key is read from OPENAI_API_KEY or from the file of --api-key-file. Killed at any moment, the same
+    command goes on with the answers that were paid for.
+    """
+
+    items: int = 0
+    """Items wanted; 0: as many as --max-cost or --max-tokens buys, or as the data set has."""
+    base_url: str = ""
     """The API's address, up to /v1: https://api.openai.com/v1, http://127.0.0.1:8000/v1."""
-    model: str
+    model: str = ""
     """The model's name there."""
+    import_from: Refs = ""
+    """Data sets to import instead of asking a model: Alpaca JSON or JSONL, ShareGPT, Parquet, hf://datasets/…"""
     seeds: Ref = ""
-    """Alpaca items that requests show as examples."""
+    """Alpaca items that requests show as examples (self-instruct)."""
+    against: Refs = ""
+    """Alpaca items that count as seen: what is nearly the same is left out."""
+    catalogue: Ref = ""
+    """A YAML file in place of the project's own: topics, task types, language, lengths, the request's text."""
+    max_cost: float = 0
+    """What the answers may cost at most, earlier runs included, in the currency of the prices; 0: no limit."""
+    max_tokens: int = 0
+    """Tokens of prompts and answers that may be bought at most, earlier runs included; 0: no limit."""
+    price_prompt: float = -1
+    """Of a million prompt tokens; needed for --max-cost and for a cost in the card. With --batch, the Batch API's."""
+    price_answer: float = -1
+    """Of a million answer tokens."""
     per_request: int = 20
     """Items that one request asks for."""
+    answer_tokens: int = 8192
+    """Tokens that one answer may have: a request counts with so many until its bill is known."""
     temperature: float = 1.0
     """Of the model's sampling."""
     seed: int = 42
-    """Of the topics and task types that are drawn."""
-    timeout: not_keyed(float) = 300.0  # type: ignore[valid-type]
-    """Seconds for one request."""
+    """Of the topics, task types and examples that are drawn."""
     fruitless: int = 5
-    """Requests in a row without a new item, after which it ends."""
+    """Answers in a row without a new item, after which it ends."""
+    concurrency: not_keyed(int) = 16  # type: ignore[valid-type]
+    """Requests on their way at the same time."""
+    requests_per_minute: not_keyed(float) = 0  # type: ignore[valid-type]
+    """The account's limit; 0: none. Failed attempts count."""
+    tokens_per_minute: not_keyed(float) = 0  # type: ignore[valid-type]
+    """The account's limit, prompts and answers together; 0: none."""
+    timeout: not_keyed(float) = 300.0  # type: ignore[valid-type]
+    """Seconds for one answer, from the first byte sent to the last one read."""
+    structured: not_keyed(str) = "auto"  # type: ignore[valid-type]
+    """Structured output: schema, json or none; auto: the first of them that the server takes."""
+    stream: not_keyed(bool) = True  # type: ignore[valid-type]
+    """Answers come piece by piece, so that what came before a lost connection is kept."""
+    batch: not_keyed(bool) = False  # type: ignore[valid-type]
+    """Use the Batch API: within a day, usually at half the price."""
+    batch_poll_seconds: not_keyed(float) = 60.0  # type: ignore[valid-type]
+    """Seconds between two looks at a batch."""
+    api_key_file: not_keyed(str) = ""  # type: ignore[valid-type]
+    """A file that holds the key (a mounted secret), in place of OPENAI_API_KEY."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InputError(
-                f"generate_instructions: --base-url {self.base_url} is no address; write http(s)://host/v1"
-            )
-        if parts.username or parts.password:
-            raise InputError(
-                "generate_instructions: --base-url holds a user or a password; put the key into OPENAI_API_KEY"
-            )
         for option, right, rule in (
-            ("--items", self.items >= 1, "1 or more"),
+            ("--items", self.items >= 0, "0 or more"),
+            ("--max-cost", 0 <= self.max_cost < float("inf"), "0 or more"),
+            ("--max-tokens", self.max_tokens >= 0, "0 or more"),
             ("--per-request", 1 <= self.per_request <= 100, "between 1 and 100"),
+            ("--answer-tokens", self.answer_tokens >= 1, "1 or more"),
             ("--fruitless", self.fruitless >= 1, "1 or more"),
+            ("--concurrency", 1 <= self.concurrency <= 1000, "between 1 and 1000"),
+            ("--requests-per-minute", self.requests_per_minute >= 0, "0 or more"),
+            ("--tokens-per-minute", self.tokens_per_minute >= 0, "0 or more"),
             ("--timeout", self.timeout > 0, "above 0"),
             ("--temperature", 0 <= self.temperature <= 2, "between 0 and 2"),
+            ("--batch-poll-seconds", self.batch_poll_seconds > 0, "above 0"),
+            ("--structured", self.structured in STRUCTURES, f"one of {', '.join(STRUCTURES)}"),
         ):
             if not right:
                 value = getattr(self, option[2:].replace("-", "_"))
                 raise InputError(f"generate_instructions: {option} is {value}; it must be {rule}")
+        if self.import_from:
+            if self.base_url or self.model:
+                raise InputError(
+                    "generate_instructions: --import-from asks no model; leave out --base-url and --model, or import "
+                    "first and give the result as --against"
+                )
+            return
+        self._check_asking()
+
+    def _check_asking(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InputError(
+                f"generate_instructions: --base-url {self.base_url} is no address; write http(s)://host/v1, or give "
+                "--import-from"
+            )
+        if parts.username or parts.password or parts.query:
+            raise InputError(
+                "generate_instructions: --base-url holds a user, a password or a query; put the key into "
+                "OPENAI_API_KEY or a file"
+            )
+        if not self.model:
+            raise InputError("generate_instructions: --model is missing; name the model as the server does")
+        if not (self.items or self.max_cost or self.max_tokens):
+            raise InputError(
+                "generate_instructions: nothing says when to stop; give --items, --max-cost or --max-tokens"
+            )
+        budget = self.budget
+        if self.max_tokens and self.answer_tokens >= self.max_tokens:
+            raise InputError(
+                f"generate_instructions: --max-tokens {self.max_tokens} holds no request, whose answer may have "
+                f"{self.answer_tokens}; raise it, or lower --answer-tokens and --per-request"
+            )
+        if self.max_cost and self.answer_tokens * max(self.price_answer, 0) / 1e6 >= self.max_cost:
+            raise InputError(
+                f"generate_instructions: --max-cost {self.max_cost:g} holds no request, whose answer may cost "
+                f"{self.answer_tokens * budget.price_answer / 1e6:.4f}; raise it, or lower --answer-tokens and "
+                "--per-request"
+            )
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.price_prompt, self.price_answer, self.max_cost, self.max_tokens)
 
 
 def generate_instructions(config: GenerateInstructions, out: ArtifactWriter) -> Manifest:
-    """Asks until there are `--items` items, and publishes instructions.json."""
+    """Asks the model, or reads the data sets, and publishes the items, the card and its page."""
+    from components.generate_instructions.dedup import Seen, question
+    from components.generate_instructions.harvest import Harvest
+
+    catalogue = _catalogue(config)
     seeds = list(read_instructions(open_artifact(config.seeds, "--seeds"))) if config.seeds else []
-    with Api(config) as api:
-        harvest = gather(config, seeds, api.complete)
+    seen = Seen()
+    for item in (*seeds, *_items_of(config.against, "--against")):
+        seen.add(question(item))
+    harvest = Harvest(catalogue, seen, config.items)
+    made: Mapping[str, Any]
+    if config.import_from:
+        made = _import(config, harvest)
+    else:
+        made = _ask(config, catalogue, seeds, harvest, out)
+    content = card.card(config, catalogue, harvest, made)
     out.add_json(INSTRUCTIONS, harvest.items)
-    out.facts["summary"] = f"{len(harvest.items):,} items from {harvest.requests:,} requests"
-    if len(harvest.items) < config.items:
-        out.facts["summary"] = f"only {len(harvest.items):,} of {config.items:,} items"
-        log.warning(
-            "%s gave no new item in %d requests: ending with %s", config.model, config.fruitless, out.facts["summary"]
-        )
-    out.metrics = {
-        "items": len(harvest.items),
-        "requests": harvest.requests,
-        "duplicates": harvest.duplicates,
-        "malformed": harvest.malformed,
-    }
+    out.add_json(CARD, content)
+    out.add_bytes(REPORT, card.page(content).encode())
+    out.facts["summary"] = card.summary(content)
+    out.metrics = card.metrics(content)
     return out.publish("instructions")
 
 
-@dataclass
-class Harvest:
-    """What came of it: the items, requests that were answered, items seen before, objects that were no items."""
+def _catalogue(config: GenerateInstructions) -> Catalogue:
+    if not config.catalogue:
+        return load_catalogue()
+    artifact = open_artifact(config.catalogue, "--catalogue")
+    names = [name for name in artifact.names if name.endswith((".yaml", ".yml"))]
+    if len(names) != 1:
+        raise InputError(f"--catalogue {config.catalogue}: {len(names)} YAML files there; give one")
+    return load_catalogue(artifact.read(names[0]), f"--catalogue {config.catalogue}")
 
-    items: list[dict[str, str]]
-    requests: int = 0
-    duplicates: int = 0
-    malformed: int = 0
+
+def _items_of(references: str, option: str) -> Iterator[Mapping[str, str]]:
+    for reference in split_references(references):
+        yield from read_instructions(open_artifact(reference, option))
 
 
-def gather(
-    config: GenerateInstructions,
-    seeds: Sequence[Mapping[str, str]],
-    complete: Callable[[list[dict[str, str]]], str],
-) -> Harvest:
-    """The loop itself. `complete` sends messages and returns the answer's text. InputError when nothing ever came."""
-    catalogue, chance = load_catalogue(), random.Random(config.seed)
-    seen = {_identity(item) for item in seeds}
-    found = Harvest([])
-    fruitless = 0
-    with Progress("generating", config.items, "items") as bar:
-        while len(found.items) < config.items and fruitless < config.fruitless:
-            text = complete(request(catalogue, config.per_request, seeds, chance))
-            found.requests += 1
-            items, malformed = items_in(text)
-            found.malformed += malformed
-            before = len(found.items)
-            for item in items:
-                if _identity(item) in seen:
-                    found.duplicates += 1
-                elif len(found.items) < config.items:
-                    seen.add(_identity(item))
-                    found.items.append(item)
-            bar.advance(len(found.items) - before)
-            fruitless = 0 if len(found.items) > before else fruitless + 1
-    if not found.items:
-        raise InputError(
-            f"generate_instructions: {config.model} gave no usable item in {found.requests} requests; its last answer "
-            f"begins {text[:120]!r}; choose another --model"
+def _import(config: GenerateInstructions, harvest: Any) -> Mapping[str, Any]:
+    from components.generate_instructions.importer import import_items
+
+    forms: dict[str, int] = {}
+    sources: list[Artifact] = [open_artifact(given, "--import-from") for given in split_references(config.import_from)]
+    for source in sources:
+        for form, count in import_items(source, harvest).items():
+            forms[form] = forms.get(form, 0) + count
+    if not harvest.items:
+        fell = (
+            ", ".join(f"{count:,} {rule}" for rule, count in harvest.fallen.items() if count) or "there are no records"
         )
-    return found
+        raise InputError(f"generate_instructions: --import-from {config.import_from}: no item is left ({fell})")
+    return {"source": "import", "records": forms, "ended": "items" if harvest.full else "all records"}
 
 
-def _identity(item: Mapping[str, str]) -> tuple[str, str]:
-    """Two items with the same question are the same item."""
-    return item["instruction"].strip(), item["input"].strip()
+def _ask(
+    config: GenerateInstructions, catalogue: Catalogue, seeds: list[dict[str, str]], harvest: Any, out: ArtifactWriter
+) -> Mapping[str, Any]:
+    from components.generate_instructions.asking import Stopped
+    from components.generate_instructions.journal import Journal
 
-
-class Api:
-    """The openai client on `--base-url`, with waits between attempts and errors told apart."""
-
-    def __init__(self, config: GenerateInstructions) -> None:
-        import openai
-
-        self._config = config
-        # servers of one's own want no key, but the client insists on one
-        self._client = openai.OpenAI(
-            base_url=config.base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=config.timeout,
-            max_retries=0,
-        )
-
-    def __enter__(self) -> "Api":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-
-    def complete(self, messages: list[dict[str, str]]) -> str:
-        """The answer's text. InputError for what no waiting mends, StorageFault after the last attempt."""
-        import openai
-        from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_attempt
-
-        passing = (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError)
-        attempts = Retrying(
-            retry=retry_if_exception_type(passing),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=_wait,
-            before_sleep=before_sleep_log(log, logging.INFO),
-            reraise=True,
-        )
-        where = f"generate_instructions: {self._config.base_url}"
+    requests = Requests(catalogue, config.per_request, seeds, config.seed)
+    place = storage.join(
+        storage.normalise(config.store), f"generate_instructions/answers/{_requests_key(config, requests)}"
+    )
+    with Journal(place) as journal:
+        ledger = replayed(journal.records)
+        _announce(config, requests, ledger)
         try:
-            return attempts(self._once, messages)
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise InputError(
-                f"{where} refuses the key ({error.status_code}); set OPENAI_API_KEY to one that may use "
-                f"{self._config.model}"
-            ) from error
-        except passing as error:
-            raise StorageFault(f"{where} failed {ATTEMPTS} times, the last time with: {error}; try again") from error
-        except openai.APIStatusError as error:
-            raise InputError(
-                f"{where} refuses the request ({error.status_code}: {error.message[:200]}); check --model and "
-                "--base-url"
-            ) from error
-        except (openai.APIResponseValidationError, ValueError, AttributeError) as error:
-            raise InputError(f"{where} does not answer as a chat completions API; check --base-url") from error
-
-    def _once(self, messages: Any) -> str:
-        made = self._client.chat.completions.create(
-            model=self._config.model, messages=messages, temperature=self._config.temperature
+            asking = asyncio.run(_run(config, requests, journal, ledger, harvest))
+        except Stopped as stopped:
+            # now that what was on its way has been kept, the signal does what it always does
+            signal.raise_signal(stopped.signum)
+            raise
+        finally:
+            log.info("the answers are in %s: %s so far", place, config.budget.said(ledger.charged))
+    if not harvest.items:
+        samples = "; ".join(f"{rule}: {texts[0]!r}" for rule, texts in harvest.samples.items() if texts)
+        raise InputError(
+            f"generate_instructions: {config.model} gave no usable item in {asking.taken} requests; its last answer "
+            f"begins {asking.last_answer[:120]!r}{'; ' + samples if samples else ''}; choose another --model"
         )
-        return (made.choices[0].message.content or "") if made.choices else ""
+    if asking.ended != "items" and config.items:
+        log.warning(
+            "only %d of %d items: %s", len(harvest.items), config.items,
+            f"{config.fruitless} answers in a row gave nothing new" if asking.ended == "fruitless"
+            else f"--{asking.ended} holds no further request",
+        )  # fmt: skip
+    return {
+        "source": "model",
+        "ended": asking.ended,
+        "answers": len(ledger.settled),
+        "attempts": sum(ledger.attempts.values()),
+        "failures": dict(sorted(ledger.failures.items())),
+        "billed": ledger.billed,
+        "charged": ledger.charged,
+        "models": sorted(ledger.models),
+        "dialect": dict(ledger.dialect or {}),
+        "first": ledger.first,
+        "last": ledger.last,
+    }
 
 
-def _wait(state: Any) -> float:
-    """Seconds until the next attempt: the server's Retry-After where it gives one, else random and growing."""
-    from tenacity import wait_random_exponential
+async def _run(config: GenerateInstructions, requests: Requests, journal: Any, ledger: Ledger, harvest: Any) -> Any:
+    from components.generate_instructions.asking import Asking, Pace
+    from components.generate_instructions.batch_api import Batches
+    from components.generate_instructions.client import Api, Dialect, key_of
 
-    error = state.outcome.exception()
-    response = getattr(error, "response", None)
-    said = response.headers.get("retry-after", "") if response is not None else ""
-    if said.replace(".", "", 1).isdigit():
-        return min(float(said), LONGEST_WAIT)
-    return float(wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)(state))
+    pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute, config.fruitless)
+    dialect = Dialect(structure="schema" if config.structured == "auto" else config.structured, stream=config.stream)
+    if ledger.dialect is not None:
+        dialect = Dialect(**ledger.dialect)
+    api = Api(
+        config.base_url, config.model, key_of(config.api_key_file), config.timeout, config.temperature,
+        config.answer_tokens,
+    )  # fmt: skip
+    async with api:
+        batches = Batches(config.batch, config.batch_poll_seconds)
+        asking = Asking(api, requests, journal, ledger, config.budget, harvest, pace, dialect, batches)
+        await asking.run()
+    return asking
+
+
+def _requests_key(config: GenerateInstructions, requests: Requests) -> str:
+    """The name of the answers: the digest of all that decides what is asked."""
+    value = {
+        "base_url": config.base_url.rstrip("/"),
+        "model": config.model,
+        "temperature": config.temperature,
+        "answer_tokens": config.answer_tokens,
+        "per_request": config.per_request,
+        "seed": config.seed,
+        "schema": SCHEMA,
+        "request": requests.catalogue.request,
+        "language": requests.catalogue.language,
+        "asked": dict(requests.catalogue.asked),
+        "topics": list(requests.catalogue.topics),
+        "task_types": list(requests.catalogue.task_types),
+        "seeds": [dict(item) for item in requests.seeds],
+        "first": requests[0].messages,
+    }
+    return digest_of(value)[:32]
+
+
+def _announce(config: GenerateInstructions, requests: Requests, ledger: Ledger) -> None:
+    """What it will cost, about, before anything is sent."""
+    budget = config.budget
+    if ledger.settled:
+        log.info(
+            "%d answers are here already (%s); they are not asked for again",
+            len(ledger.settled), budget.said(ledger.charged),
+        )  # fmt: skip
+    if config.items:
+        size = sum(len(message["content"].encode()) for message in requests[0].messages)
+        count, tokens = estimated(config.items, config.per_request, size, config.answer_tokens)
+        priced = "" if budget.priced else " (give --price-prompt and --price-answer for a cost)"
+        log.info(
+            "estimate for %s items: %s requests, %s%s", f"{config.items:,}", f"{count:,}", budget.said(tokens), priced
+        )
+    limits = []
+    if config.max_cost:
+        limits.append(f"cost {config.max_cost:g}")
+    if config.max_tokens:
+        limits.append(f"{config.max_tokens:,} tokens")
+    if limits:
+        log.info("never more than %s", " or ".join(limits))

@@ -1,56 +1,99 @@
-"""What the model is asked: so many items, on topics and of task types drawn from topics.yaml, as a JSON list.
+"""Request number n: made of the seed and its number alone, so that a run that goes on asks what it would have asked.
 
 The recipe's request: 20 items on 10 topics of 10 task types, short inputs and outputs, answers in Chinese unless the
-task asks otherwise, nothing that text alone cannot do.
+task asks otherwise, nothing that text alone cannot do. Topics and task types are numbered in it and each item names
+its own by number: a few tokens an item, for a data card that knows what the data is about.
 """
 
 import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from string import Template
+from typing import Any
 
-DRAWN = 10
-"""Topics, and task types, that one request names."""
-EXAMPLES = 3
-"""Seed items that one request shows."""
+from components.generate_instructions.catalogue import Catalogue
+
+MESSAGE_OVERHEAD = 64
+"""Tokens that a chat template puts around one message, at most."""
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """What instructions are about, and what they ask for."""
+class Request:
+    """One request: its number, messages, and the topics and task types in the order it numbers them, from 1."""
 
-    topics: Sequence[str]
-    task_types: Sequence[str]
+    number: int
+    messages: list[dict[str, str]]
+    topics: tuple[str, ...]
+    task_types: tuple[str, ...]
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """No tokenizer makes more tokens of a text than it has bytes; the schema may be put into the prompt too."""
+        texts = [message["content"] for message in self.messages]
+        texts.append(json.dumps(SCHEMA))
+        return sum(len(text.encode()) for text in texts) + MESSAGE_OVERHEAD * len(self.messages)
 
 
-def load_catalogue() -> Catalogue:
-    import yaml
+@dataclass(frozen=True)
+class Requests:
+    """All requests there can be: `requests[n]` for n = 0, 1, …"""
 
-    value = yaml.safe_load((Path(__file__).parent / "topics.yaml").read_text("utf-8"))
-    return Catalogue(tuple(value["topics"]), tuple(value["task_types"]))
+    catalogue: Catalogue
+    count: int
+    """Items that one request asks for."""
+    seeds: Sequence[Mapping[str, str]]
+    seed: int
+
+    def __getitem__(self, number: int) -> Request:
+        chance = random.Random(f"{self.seed}/{number}")
+        asked = self.catalogue.asked
+        topics = tuple(chance.sample(self.catalogue.topics, min(asked["topics"], len(self.catalogue.topics))))
+        types = tuple(
+            chance.sample(self.catalogue.task_types, min(asked["task_types"], len(self.catalogue.task_types)))
+        )
+        text = Template(self.catalogue.request).substitute(
+            count=self.count,
+            language=self.catalogue.language,
+            topics=_numbered(topics),
+            task_types=_numbered(types),
+            input=asked["input"],
+            output=asked["output"],
+        )
+        shown = chance.sample(list(self.seeds), min(asked["examples"], len(self.seeds)))
+        if shown:
+            text += "\n例子（不要照抄）：\n" + "\n".join(json.dumps(dict(one), ensure_ascii=False) for one in shown)
+        return Request(number, [{"role": "user", "content": text.strip()}], topics, types)
 
 
-def request(
-    catalogue: Catalogue, count: int, seeds: Sequence[Mapping[str, str]], chance: random.Random
-) -> list[dict[str, str]]:
-    """The messages of one request for `count` items."""
-    topics = chance.sample(catalogue.topics, min(DRAWN, len(catalogue.topics)))
-    types = chance.sample(catalogue.task_types, min(DRAWN, len(catalogue.task_types)))
-    asked = (
-        f"请编写 {count} 条互不相同的中文指令数据，用来训练一个只能读写文字的助手。\n\n"
-        f"题材从这些里选，每条换一个：{'、'.join(topics)}。\n"
-        "任务类型从这些里选，尽量都用到：\n" + "".join(f"- {name}\n" for name in types) + "\n"
-        "要求：\n"
-        "1. 每条是一个 JSON 对象，有三个字段：instruction（指令）、input（指令所需的材料，没有就写空字符串）、"
-        "output（完整、正确的回答）。\n"
-        "2. 指令的句式和开头要多样，可以是问句，也可以是祈使句；不要提到“这条指令”或“人工智能”。\n"
-        "3. input 是具体的内容，不超过 100 个汉字；不要写“某段文字”之类的占位。\n"
-        "4. output 不超过 300 个汉字；除非任务要求别的语言，一律用中文。\n"
-        "5. 不要需要图片、声音、联网或实际动手才能完成的任务。\n"
-        f"6. 只输出一个有 {count} 个对象的 JSON 数组，前后不要有别的文字。"
-    )
-    if seeds:
-        shown = chance.sample(list(seeds), min(EXAMPLES, len(seeds)))
-        asked += "\n\n例子（不要照抄）：\n" + "\n".join(json.dumps(dict(item), ensure_ascii=False) for item in shown)
-    return [{"role": "user", "content": asked}]
+def _numbered(names: Sequence[str]) -> str:
+    return "\n".join(f"{number}. {name}" for number, name in enumerate(names, start=1))
+
+
+SCHEMA: dict[str, Any] = {
+    "name": "instructions",
+    "strict": True,
+    "schema": {
+        "type": "object",
+        "properties": {
+            "items": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "topic": {"type": "integer"},
+                        "task_type": {"type": "integer"},
+                        "instruction": {"type": "string"},
+                        "input": {"type": "string"},
+                        "output": {"type": "string"},
+                    },
+                    "required": ["topic", "task_type", "instruction", "input", "output"],
+                    "additionalProperties": False,
+                },
+            }
+        },
+        "required": ["items"],
+        "additionalProperties": False,
+    },
+}
+"""The answer's form, as structured output wants it: strict, every field required, nothing else."""

@@ -17,6 +17,8 @@ from components.shared.packed import HELD_OUT_INSTRUCTIONS, KIND
 from components.shared.text_stream import lines_of, open_plain, plain_name
 
 FIELDS = ("instruction", "input", "output")
+NO_ITEMS = ("manifest.json", "blocks.json", "report.json", "card.json")
+"""What may lie beside the items in an artifact."""
 _NEEDED = f"a list of objects with {', '.join(FIELDS)} is needed"
 
 
@@ -57,9 +59,8 @@ def instruction_files(artifact: Artifact) -> list[str]:
                 "--validation-fraction or --validation"
             )
         return [HELD_OUT_INSTRUCTIONS]
-    beside = ("manifest.json", "blocks.json", "report.json", "card.json")
     names = [name for name in sorted(artifact.names) if plain_name(name).endswith((".json", ".jsonl"))]
-    names = [name for name in names if name not in beside]
+    names = [name for name in names if name not in NO_ITEMS]
     if not names:
         raise InputError(f"{artifact.root}: no .json or .jsonl file in it; give Alpaca items in one")
     return names

@@ -32,6 +32,8 @@ class Progress:
         self._unit = unit
         self._done = 0.0
         self._bar: Any = None
+        self.note = ""
+        """What stands behind the figures, for as long as it is not changed."""
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -67,7 +69,8 @@ class Progress:
             text += f" of {human(self._total, self._unit)}"
             if rate:
                 text += f", {(self._total - self._done) / rate:.0f} s left"
-        return f"{text}, {human(rate, self._unit)}/s"
+        text += f", {human(rate, self._unit)}/s"
+        return f"{text}, {self.note}" if self.note else text
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

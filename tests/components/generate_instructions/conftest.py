@@ -1,72 +1,16 @@
-"""A small OpenAI-compatible server: it answers from a script, and records what it was asked."""
+"""The tests' own model server, and waits that a test can afford."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
-
-class Model:
-    """The server. `script` holds what the next requests get: a status with headers, a text, or raw bytes.
-
-    Its last entry goes on for ever.
-    """
-
-    def __init__(self) -> None:
-        self.script: list[Any] = []
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        model = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                model.asked.append(body)
-                model.keys.append(self.headers.get("Authorization", ""))
-                entry = model.script.pop(0) if len(model.script) > 1 else model.script[0]
-                if entry == "drop":
-                    self.connection.close()
-                    return
-                status, headers, content = answer(entry, body)
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
-def answer(entry: Any, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
-    if isinstance(entry, bytes):
-        return 200, {"Content-Type": "text/html"}, entry
-    kind = {"Content-Type": "application/json"}
-    if isinstance(entry, tuple):
-        status, headers = entry
-        return status, {**kind, **headers}, json.dumps({"error": {"message": f"status {status}"}}).encode()
-    message = {"role": "assistant", "content": entry}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    made = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
-    return 200, kind, json.dumps(made).encode()
+from components.generate_instructions import asking, limits
+from tests.components.generate_instructions.model_server import ModelServer
 
 
 @pytest.fixture
-def model() -> Iterator[Model]:
-    server = Model()
+def model() -> Iterator[ModelServer]:
+    server = ModelServer()
     yield server
     server.close()
 
@@ -74,6 +18,13 @@ def model() -> Iterator[Model]:
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-tests")
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     return "sk-secret-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FIRST_WAIT", 0.005)
+    monkeypatch.setattr(limits, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(asking, "DRAIN", 10.0)

@@ -1,0 +1,371 @@
+"""Requests to the model, many at a time, until a limit is reached; what comes is harvested in order.
+
+The first request goes alone (it finds out what the server understands, client.py), and until one has given an item no
+more are out than may still be fruitless, so that a model that writes only rubbish is asked exactly `fruitless` times.
+After that as many are out as `concurrency` and the limits allow and the items that are still wanted need, at the
+yield seen so far: no answer is bought only to be thrown away.
+
+A request that fails is asked again, up to ATTEMPTS times. One that fails so often while others are answered is given
+up; when nothing is answered at all, the server has failed, and a later run goes on. On SIGTERM, Ctrl-C or an error
+nothing more is sent, and answers on their way, which will be billed, are waited for, DRAIN seconds at most.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from components.generate_instructions.budget import YIELD, Budget, Tokens
+from components.generate_instructions.client import Answer, Api, Dialect, Failed, Foreign, Refused
+from components.generate_instructions.harvest import Harvest
+from components.generate_instructions.journal import Journal
+from components.generate_instructions.ledger import Ledger
+from components.generate_instructions.limits import LONGEST_PAUSE, Limits, backoff
+from components.generate_instructions.request import Request, Requests
+from components.shared.errors import InputError, StorageFault
+from components.shared.progress import Progress
+
+log = logging.getLogger("generate_instructions")
+
+ATTEMPTS = 10
+"""Of one request; a throttled one (429) does not count."""
+PATIENCE = 1800.0
+"""Seconds of nothing but 429, after which the server counts as failed."""
+DRAIN = 20.0
+"""Seconds that answers on their way are waited for when a run ends early; Kubernetes kills after 30."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How requests are sent. per_minute: requests and tokens, 0 for no limit."""
+
+    concurrency: int
+    requests_per_minute: float
+    tokens_per_minute: float
+    fruitless: int
+
+
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C came: this signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Batching(Protocol):
+    """The Batch API as batch_api.py has it."""
+
+    @property
+    def wanted(self) -> bool: ...
+    async def finish(self, asking: "Asking") -> None: ...
+    async def ask(self, asking: "Asking") -> None: ...
+
+
+class Asking:
+    """One run over a journal: what is settled in it is harvested first, then the model is asked for the rest."""
+
+    def __init__(
+        self, api: Api, requests: Requests, journal: Journal, ledger: Ledger, budget: Budget, harvest: Harvest,
+        pace: Pace, dialect: Dialect, batches: "Batching",
+    ) -> None:  # fmt: skip
+        self.api, self.requests, self.journal, self.ledger = api, requests, journal, ledger
+        self.budget, self.harvest, self.pace = budget, harvest, pace
+        self.dialect, self._batches = dialect, batches
+        self.limits = Limits(pace.requests_per_minute, pace.tokens_per_minute)
+        self.known = ledger.dialect is not None
+        """Whether the server's dialect is known."""
+        self.ended = ""
+        """Why no more is asked: "items", "max-cost", "max-tokens" or "fruitless"; "" while it goes on."""
+        self.taken = 0
+        """Answers that were harvested: requests 0 to taken − 1."""
+        self.streak = 0
+        """Of them, how many of the last gave nothing new."""
+        self.fruitful = 0
+        self.last_answer = ""
+        self._first_refusal = ""
+        self._answered_at = 0.0
+        self._closing = False
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._on_the_wire: set[int] = set()
+        self._bar: Progress | None = None
+
+    # --- the whole ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Asks until `ended`."""
+        with Progress("generating", self.harvest.wanted or None, "items") as self._bar, _signals() as stopped:
+            self.harvest_what_came()
+            task = asyncio.ensure_future(self._loop())
+            try:
+                await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    raise Stopped(stopped.result())
+                task.result()
+            except BaseException:
+                task.cancel()
+                await asyncio.wait([task])
+                await self._drain()
+                raise
+            await self._drain()
+            self._harvest_the_rest()
+
+    async def _loop(self) -> None:
+        await self._batches.finish(self)
+        while not self.ended:
+            if self._batches.wanted and self.known and self.fruitful:
+                await self._batches.ask(self)
+                return
+            while (number := self.next_number()) is not None:
+                self._running[number] = asyncio.create_task(self._settle(number))
+            if not self._running:
+                return
+            done, _ = await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+            self._running = {number: task for number, task in self._running.items() if task not in done}
+            for task in done:
+                task.result()
+            self.harvest_what_came()
+
+    async def _drain(self) -> None:
+        """Ends what was not sent, and waits for what was: it will be billed."""
+        self._closing = True
+        waiting = [task for number, task in self._running.items() if number not in self._on_the_wire]
+        sent = [task for number, task in self._running.items() if number in self._on_the_wire]
+        for task in waiting:
+            task.cancel()
+        if sent:
+            log.info("waiting for %d answers on their way, up to %.0f s", len(sent), DRAIN)
+            await asyncio.wait(sent, timeout=DRAIN)
+        for task in sent:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running.values())
+        for task in self._running.values():
+            if not task.cancelled() and task.exception() is not None:
+                log.debug("while ending: %s", task.exception())
+        self._running = {}
+
+    # --- which request next -------------------------------------------------------------------------------------------
+
+    def next_number(self) -> int | None:
+        """The next request to send; None when none may be sent now. Sets `ended` when none ever may."""
+        if self.ended or len(self._running) >= self._allowed():
+            return None
+        (number,) = self.unsettled(1)
+        # an answer that others wait for is always wanted
+        if not self.wants_more(len(self._running)) and number > max(self.ledger.settled, default=-1):
+            return None
+        most = self.most(self.requests[number])
+        not_yet_sent = sum(1 for running in self._running if running not in self._on_the_wire)
+        limit = self.budget.stops(self.ledger.charged, most * (1 + not_yet_sent))
+        if limit and not self._running:
+            self.ended = limit
+        return None if limit else number
+
+    def unsettled(self, count: int) -> list[int]:
+        """The lowest numbers of requests that are neither settled nor out."""
+        found: list[int] = []
+        number = self.taken
+        while len(found) < count:
+            if number not in self.ledger.settled and number not in self._running:
+                found.append(number)
+            number += 1
+        return found
+
+    def _allowed(self) -> int:
+        if not self.known or self._batches.wanted:
+            return 1
+        if not self.fruitful:
+            return max(1, min(self.pace.concurrency, self.pace.fruitless - self.streak - self._waiting()))
+        return self.pace.concurrency
+
+    def _waiting(self) -> int:
+        """Answers that came before one with a lower number."""
+        return sum(1 for number in self.ledger.settled if number >= self.taken)
+
+    def wants_more(self, out: int) -> bool:
+        """Whether the answers that are out, and those that wait for one before them, leave something to be wanted."""
+        if not self.harvest.wanted:
+            return True
+        return (out + self._waiting()) * self.yielded() < self.harvest.wanted - len(self.harvest.items)
+
+    def yielded(self) -> float:
+        """New items of one answer, as it has been; at first as it usually is."""
+        return (len(self.harvest.items) + YIELD * self.requests.count) / (self.taken + 1)
+
+    def most(self, request: Request) -> Tokens:
+        """The most that a request can cost."""
+        return Tokens(request.most_prompt_tokens, self.api.answer_tokens)
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def _settle(self, number: int) -> None:
+        """Asks until the request is settled; returns sooner when the budget does not hold another attempt, or when
+        the run ends."""
+        request, began, failures, throttled = self.requests[number], time.monotonic(), 0, 0
+        most = self.most(request)
+        while number not in self.ledger.settled:
+            correct = await self.limits.turn(most.total)
+            if self._closing or self.budget.stops(self.ledger.charged, most):
+                return
+            attempt = self.ledger.attempts.get(number, 0) + 1
+            self._on_the_wire.add(number)
+            try:
+                await self.record(
+                    "sent", request=number, attempt=attempt, prompt_tokens=most.prompt, answer_tokens=most.answer
+                )
+                answer = await self._attempt(request, attempt)
+                if answer is not None:
+                    await self.answered(number, attempt, answer)
+                    if answer.prompt_tokens is not None and answer.answer_tokens is not None:
+                        correct(answer.prompt_tokens + answer.answer_tokens)
+                continue
+            except Failed as caught:
+                failure = caught
+                await self._failed(number, attempt, failure.reason, failure.may_be_billed)
+            finally:
+                self._on_the_wire.discard(number)
+            failures, throttled = failures + (not failure.throttled), throttled + failure.throttled
+            if self._closing:
+                return
+            if failures >= ATTEMPTS and self._answered_at >= began:
+                await self.record("given up", request=number, attempt=attempt, reason=failure.reason)
+            elif failures >= ATTEMPTS or (throttled and self._nothing_since(began) > PATIENCE):
+                raise StorageFault(
+                    f"generate_instructions: {self.api.base_url} failed {failures + throttled} times, the last time "
+                    f"with: {failure.reason}; what came is kept, run this again to go on"
+                )
+            else:
+                await self._wait(failure, failures + throttled)
+
+    def _nothing_since(self, began: float) -> float:
+        """Seconds without any answer, from when this request was first sent at the earliest."""
+        return time.monotonic() - max(began, self._answered_at)
+
+    async def _attempt(self, request: Request, attempt: int) -> Answer | None:
+        """The answer; None for a refusal, after which the dialect is plainer or the request is settled. Failed."""
+        number = request.number
+        try:
+            return await self.api.ask(request, self.dialect)
+        except Refused as refusal:
+            await self._failed(number, attempt, f"refused: {str(refusal)[:80]}", False)
+            if self.known:
+                await self.record("given up", request=number, attempt=attempt, reason=str(refusal))
+                return None
+            self._first_refusal = self._first_refusal or str(refusal)
+            plainer = self.dialect.weaker(str(refusal))
+            if plainer is None:
+                raise InputError(
+                    f"generate_instructions: {self.api.base_url} refuses the request ({self._first_refusal}); check "
+                    "--model, --base-url and --answer-tokens"
+                ) from refusal
+            log.info("%s: asking again without what it does not take: %s", refusal, plainer)
+            self.dialect = plainer
+            return None
+        except Foreign as error:
+            if not self.known:
+                await self._failed(number, attempt, "no chat completion", True)
+                raise InputError(
+                    f"generate_instructions: {self.api.base_url} does not answer as a chat completions API ({error}); "
+                    "check --base-url"
+                ) from error
+            raise Failed("no chat completion", may_be_billed=True) from error
+        except InputError:
+            await self._failed(number, attempt, "the key, the model or the account", False)
+            raise
+
+    async def _failed(self, number: int, attempt: int, reason: str, may_be_billed: bool) -> None:
+        await self.record("failed", request=number, attempt=attempt, reason=reason, may_be_billed=may_be_billed)
+
+    async def _wait(self, failure: Failed, failures: int) -> None:
+        wait = backoff(failures) if failure.wait is None else failure.wait
+        if wait > LONGEST_PAUSE:
+            raise StorageFault(
+                f"generate_instructions: {self.api.base_url} asks to wait {wait:.0f} s ({failure.reason}); what "
+                "came is kept, run this again then"
+            )
+        log.info("%s: next attempt in %.1f s", failure.reason, wait)
+        if failure.wait is not None:
+            self.limits.pause(wait)
+        else:
+            await asyncio.sleep(wait)
+
+    async def answered(self, number: int, attempt: int, answer: Answer) -> None:
+        """Keeps an answer, and, of the first, what the server understood."""
+        self._answered_at = time.monotonic()
+        await self.record(
+            "answered", request=number, attempt=attempt, content=answer.content, finish=answer.finish,
+            prompt_tokens=answer.prompt_tokens, answer_tokens=answer.answer_tokens, model=answer.model,
+        )  # fmt: skip
+        if not self.known:
+            self.known = True
+            await self.record("dialect", dialect=self.dialect.to_json())
+
+    async def record(self, event: str, **more: Any) -> None:
+        """A line of the journal: counted at once, durable on return."""
+        line = {"event": event, **more, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        self.ledger.apply(line)
+        await self.journal.append(line)
+
+    # --- harvest ------------------------------------------------------------------------------------------------------
+
+    def harvest_what_came(self) -> None:
+        """Takes the answers that no earlier one is missing before, and sees whether that is enough."""
+        while not self.ended and self.taken in self.ledger.settled:
+            self._take(self.taken)
+            self.taken += 1
+
+    def _harvest_the_rest(self) -> None:
+        """At the end of the budget: what waited for an answer that will not come."""
+        if self.ended in ("max-cost", "max-tokens"):
+            for number in sorted(number for number in self.ledger.settled if number >= self.taken):
+                if not self.harvest.full:
+                    self._take(number)
+            if self.harvest.full:
+                self.ended = "items"
+
+    def _take(self, number: int) -> None:
+        request, settled = self.requests[number], self.ledger.settled[number]
+        new = self.harvest.take_text(settled.content, request.topics, request.task_types)
+        self.last_answer = settled.content or self.last_answer
+        self.streak = 0 if new else self.streak + 1
+        self.fruitful += bool(new)
+        if self.harvest.full:
+            self.ended = "items"
+        elif self.streak >= self.pace.fruitless:
+            self.ended = "fruitless"
+        if self._bar is not None:
+            self._bar.note = self.budget.said(self.ledger.charged)
+            self._bar.advance(new)
+
+
+@contextlib.contextmanager
+def _signals() -> Any:
+    """A future that SIGTERM or Ctrl-C completes with its number, in place of what they did before."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[int] = loop.create_future()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(signum: int) -> None:
+        # a second Ctrl-C ends at once
+        signal.signal(signum, before[signum])
+        if not stopped.done():
+            log.warning("%s: nothing more is sent", signal.Signals(signum).name)
+            stopped.set_result(signum)
+
+    for signum in before:
+        loop.add_signal_handler(signum, stop, signum)
+    try:
+        yield stopped
+    finally:
+        for signum, handler in before.items():
+            loop.remove_signal_handler(signum)
+            signal.signal(signum, handler)

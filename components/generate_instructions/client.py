@@ -1,0 +1,281 @@
+"""One request to the server and what came of it; whether to ask again is for others to decide.
+
+Answers are streamed, so that a slow one is not taken for a dead one by a proxy, and so that what came before a
+connection broke, which was paid for, is kept. A server that answers a stream with one JSON body is read as well.
+
+Which of the optional fields (JSON schema, temperature, stream, max_tokens or max_completion_tokens) a server takes is
+found out without paying twice: the first request goes alone, and a server that does not know a field refuses it with
+400 or 422, which is never billed; then it is asked again without that field. The answer that comes is used, and what
+was learnt is kept in the journal.
+"""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from components.generate_instructions.limits import retry_after
+from components.generate_instructions.request import SCHEMA, Request
+from components.shared.errors import InputError
+
+log = logging.getLogger("generate_instructions")
+
+LONGEST_ANSWER = 4 * 2**20
+"""Characters; a server that sends more than that is not answering."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What the server understands. structure: "schema", "json" or "none"; limit: the field that bounds an answer."""
+
+    structure: str = "schema"
+    limit: str = "max_tokens"
+    temperature: bool = True
+    stream: bool = True
+
+    def weaker(self, complaint: str) -> "Dialect | None":
+        """What to try after a refusal with this text; None when there is nothing left to leave out."""
+        complaint = complaint.lower()
+        if "max_completion_tokens" in complaint and self.limit == "max_tokens":
+            return replace(self, limit="max_completion_tokens")
+        if "temperature" in complaint and self.temperature:
+            return replace(self, temperature=False)
+        if "stream" in complaint and self.stream:
+            return replace(self, stream=False)
+        steps = {"schema": "json", "json": "none"}
+        return replace(self, structure=steps[self.structure]) if self.structure in steps else None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote, how it ended, and the tokens that the server counted (None: it did not say)."""
+
+    content: str
+    finish: str
+    prompt_tokens: int | None
+    answer_tokens: int | None
+    model: str
+
+
+class Refused(Exception):
+    """The server does not take this request (400, 413, 422, …): nothing is billed, and waiting mends nothing."""
+
+
+@dataclass
+class Failed(Exception):
+    """What may pass. wait: seconds that the server asks for. may_be_billed: it may have worked on it all the same.
+
+    throttled: too many requests, which says nothing against the server or the request.
+    """
+
+    reason: str
+    may_be_billed: bool
+    wait: float | None = None
+    throttled: bool = False
+
+
+class Foreign(Exception):
+    """200, but not what a chat completions API says."""
+
+
+def key_of(file: str) -> str:
+    """The API key: of the mounted file, else of OPENAI_API_KEY, else "none" (servers of one's own want no key, but the
+    client insists on one). A key from a file is put into the environment of this process, whose values no log shows.
+    """
+    if file:
+        try:
+            key = Path(file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--api-key-file {file}: cannot be read ({error}); mount the secret there") from error
+        if not key or not key.isprintable() or not key.isascii():
+            raise InputError(f"--api-key-file {file}: holds no key; it must be one line of text")
+        os.environ["OPENAI_API_KEY"] = key
+    return os.environ.get("OPENAI_API_KEY") or "none"
+
+
+class Api:
+    """The server at one address. `async with Api(…) as api`."""
+
+    def __init__(
+        self, base_url: str, model: str, key: str, timeout: float, temperature: float, answer_tokens: int
+    ) -> None:
+        import openai
+
+        self.base_url = base_url
+        self.model = model
+        self.temperature = temperature
+        self.answer_tokens = answer_tokens
+        self.timeout = timeout
+        self.client = openai.AsyncOpenAI(
+            base_url=base_url, api_key=key, timeout=openai.Timeout(timeout, connect=min(timeout, 20.0)), max_retries=0
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.client.close()
+
+    def body(self, request: Request, dialect: Dialect, stream: bool) -> dict[str, Any]:
+        """The request as the chat completions API wants it."""
+        body: dict[str, Any] = {"model": self.model, "messages": request.messages, dialect.limit: self.answer_tokens}
+        if dialect.temperature:
+            body["temperature"] = self.temperature
+        if dialect.structure == "schema":
+            body["response_format"] = {"type": "json_schema", "json_schema": SCHEMA}
+        elif dialect.structure == "json":
+            body["response_format"] = {"type": "json_object"}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body
+
+    async def ask(self, request: Request, dialect: Dialect) -> Answer:
+        """One answer. Raises Refused, Failed, Foreign, or InputError for what ends the run (the key, the model)."""
+        parts = _Parts()
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._read(self.body(request, dialect, dialect.stream), parts)
+        except TimeoutError:
+            return parts.rest_of(f"no answer within {self.timeout:g} s")
+        except Exception as error:
+            failure = self.told_apart(error)
+            if isinstance(failure, Failed) and failure.may_be_billed:
+                return parts.rest_of(failure.reason)
+            raise failure from error
+        return parts.answer()
+
+    async def _read(self, body: dict[str, Any], parts: "_Parts") -> None:
+        create = self.client.chat.completions.with_streaming_response.create
+        async with create(**body) as response:
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                async for chunk in await response.parse():
+                    parts.add(chunk)
+                return
+            read = bytearray()
+            async for piece in response.iter_bytes():
+                read += piece
+                if len(read) > LONGEST_ANSWER:
+                    raise Foreign("an answer without end")
+            parts.whole(bytes(read))
+
+    def told_apart(self, error: Exception) -> Exception:
+        """What an exception of the client means: one of ours, or itself where it means nothing known."""
+        import httpx2
+        import openai
+
+        where = f"generate_instructions: {self.base_url}"
+        if isinstance(error, openai.APITimeoutError):
+            # a connection that was never made has cost nothing
+            return Failed("time-out", may_be_billed=type(error.__cause__).__name__ != "ConnectTimeout")
+        if isinstance(error, openai.APIConnectionError):
+            unmade = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+            return Failed("no connection" if unmade else "connection lost", may_be_billed=not unmade)
+        if isinstance(error, httpx2.HTTPError):
+            # in the middle of a body that is read as bytes
+            return Failed("connection lost", may_be_billed=True)
+        if isinstance(error, openai.APIStatusError):
+            return self._status(error, where)
+        if isinstance(error, openai.APIError):
+            # an error in the middle of a stream
+            return Failed(f"an error in the stream: {str(error.message)[:80]}", may_be_billed=True)
+        if isinstance(error, openai.OpenAIError | ValueError | AttributeError | TypeError | KeyError):
+            return Foreign(str(error))
+        return error
+
+    def _status(self, error: Any, where: str) -> Exception:
+        code, said = error.status_code, str(error.message)[:300]
+        if code in (401, 403):
+            return InputError(
+                f"{where} refuses the key ({code}); set OPENAI_API_KEY, or the file of --api-key-file, to one that may "
+                f"use {self.model}"
+            )
+        if code == 402 or (code == 429 and "insufficient_quota" in f"{error.code} {error.type} {said}"):
+            return InputError(f"{where}: the account has no credit left ({code}: {said}); top it up and run this again")
+        if code == 404:
+            return InputError(f"{where}: not found (404: {said}); check --model and --base-url")
+        wait = retry_after({name.lower(): value for name, value in error.response.headers.items()})
+        if code in (408, 409, 425, 429):
+            return Failed(f"status {code}", may_be_billed=False, wait=wait, throttled=code == 429)
+        if code >= 500:
+            return Failed(f"status {code}", may_be_billed=False, wait=wait)
+        return Refused(f"{code}: {said}")
+
+
+class _Parts:
+    """An answer as it comes."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._length = 0
+        self._finish = ""
+        self._usage: Any = None
+        self._model = ""
+        self._seen = False
+
+    def add(self, chunk: Any) -> None:
+        """A chunk of a stream; also chunks that lack what they should have, since proxies send such."""
+        self._seen = True
+        self._usage = getattr(chunk, "usage", None) or self._usage
+        self._model = getattr(chunk, "model", None) or self._model
+        for choice in (getattr(chunk, "choices", None) or [])[:1]:
+            said = getattr(choice, "delta", None)
+            self._text(getattr(said, "content", None) or getattr(said, "refusal", None))
+            self._finish = choice.finish_reason or self._finish
+
+    def whole(self, body: bytes) -> None:
+        """A completion in one JSON body."""
+        value = json.loads(body)
+        (choice,) = value["choices"][:1]
+        message = choice["message"]
+        self._seen = True
+        self._text(message.get("content") or message.get("refusal"))
+        self._finish = choice.get("finish_reason") or "stop"
+        self._model = value.get("model") or ""
+        self._usage = value.get("usage")
+
+    def _text(self, text: Any) -> None:
+        if isinstance(text, str):
+            self._content.append(text)
+            self._length += len(text)
+            if self._length > LONGEST_ANSWER:
+                raise Foreign("an answer without end")
+
+    def answer(self) -> Answer:
+        if not self._seen:
+            raise Foreign("a stream without an event")
+        if not self._finish:
+            # a stream that just stops was cut, whatever closed it
+            return self.rest_of("the stream broke off")
+        content = "".join(self._content)
+        return Answer(content, self._finish, *usage_of(self._usage, content), self._model)
+
+    def rest_of(self, reason: str) -> Answer:
+        """What came before it broke, when that holds an object that is whole; else Failed."""
+        from components.generate_instructions.parse import CUT_OFF, objects_in
+
+        content = "".join(self._content)
+        if any(value is not CUT_OFF for value in objects_in(content)):
+            log.info("an answer broke (%s): its whole items are kept", reason)
+            return Answer(content, "broken", None, None, self._model)
+        raise Failed(reason, may_be_billed=True)
+
+
+def usage_of(usage: Any, content: str) -> tuple[int | None, int | None]:
+    """The tokens that a server counted, for prompt and answer; (None, None) for counts that cannot be."""
+    if not isinstance(usage, Mapping):
+        usage = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
+    prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    # a text that was made of no tokens: the server does not count
+    if type(prompt) is not int or type(answer) is not int or prompt <= 0 or answer < 0 or (content and not answer):
+        return None, None
+    return prompt, answer

@@ -1,0 +1,520 @@
+"""The stage against a server that does what it likes: enough items, none twice, the bill, and no patience with what no
+waiting mends. The server's count of its bill is compared with ours."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.generate_instructions import asking, limits
+from components.generate_instructions.generator import GenerateInstructions, generate_instructions
+from components.shared.artifact import Manifest, open_artifact
+from components.shared.cli import parse, run_stage
+from components.shared.errors import InputError, StorageFault
+from components.shared.instructions import read_instructions
+from tests.components.generate_instructions.model_server import Asked, Do, ModelServer, written
+
+
+def run(model: ModelServer, store: Path | str, **more: Any) -> Manifest:
+    given = {"items": 12, "base_url": model.url, "model": "writer", "per_request": 5, "answer_tokens": 2000, **more}
+    return run_stage(GenerateInstructions(store=str(store), **given), generate_instructions)
+
+
+def items_of(manifest: Manifest) -> list[dict[str, str]]:
+    return list(read_instructions(open_artifact(manifest.reference)))
+
+
+def card_of(manifest: Manifest) -> dict[str, Any]:
+    return json.loads(open_artifact(manifest.reference).read("card.json"))  # type: ignore[no-any-return]
+
+
+def said(*instructions: str) -> str:
+    items = [{"instruction": text, "input": "", "output": "这是一个回答。"} for text in instructions]
+    return json.dumps(items, ensure_ascii=False)
+
+
+def agrees(model: ModelServer, manifest: Manifest) -> bool:
+    """Whether our bill is the server's, to the token."""
+    billed = card_of(manifest)["cost"]["billed"]
+    return (billed["prompt"], billed["answer"]) == (model.billed_prompt, model.billed_answer)
+
+
+# --- what comes of it -------------------------------------------------------------------------------------------------
+
+
+def test_it_asks_until_there_are_enough_and_pays_what_the_server_billed(model: ModelServer, store: str) -> None:
+    manifest = run(model, store, items=60, price_prompt=2.0, price_answer=8.0)
+    items = items_of(manifest)
+    assert manifest.kind == "instructions"
+    assert len(items) == 60
+    assert len({item["instruction"] for item in items}) == 60
+    assert agrees(model, manifest)
+    card = card_of(manifest)
+    assert card["cost"]["billed_cost"] == pytest.approx((2 * model.billed_prompt + 8 * model.billed_answer) / 1e6)
+    assert card["fallen"]["no output"] >= 12
+    assert card["requests"]["answered"] == model.answers == manifest.metrics["answers"]
+    assert sum(card["topics"].values()) == sum(card["task_types"].values()) == 60
+
+
+def test_the_items_are_plain_alpaca_and_read_by_others(model: ModelServer, tmp_path: Path) -> None:
+    manifest = run(model, tmp_path)
+    raw = json.loads(open_artifact(manifest.reference).read("instructions.json"))
+    assert all(list(item) == ["instruction", "input", "output"] for item in raw)
+    assert items_of(manifest) == raw
+
+
+def test_what_was_generated_is_not_paid_for_again(model: ModelServer, tmp_path: Path) -> None:
+    first = run(model, tmp_path)
+    answers = model.answers
+    assert run(model, tmp_path).digest == first.digest
+    assert model.answers == answers
+
+
+def test_more_items_go_on_from_the_answers_that_were_paid_for(model: ModelServer, tmp_path: Path) -> None:
+    few = run(model, tmp_path / "a", items=20)
+    asked = {one.text for one in model.asked}
+    many = run(model, tmp_path / "a", items=50)
+    assert items_of(many)[:20] == items_of(few)
+    assert agrees(model, many)
+    texts = [one.text for one in model.asked]
+    assert len(texts) == len(set(texts)) > len(asked)
+
+
+def test_the_order_in_which_answers_come_does_not_show(model: ModelServer, tmp_path: Path) -> None:
+    plain = items_of(run(model, tmp_path / "a", items=40, concurrency=1))
+    late = iter([0.0, 0.25] + [0.02, 0.0, 0.1, 0.0] * 20)
+    model.latency = lambda asked: next(late)
+    assert items_of(run(model, tmp_path / "b", items=40, concurrency=8)) == plain
+    assert model.most_out > 1
+
+
+def test_no_more_is_out_than_concurrency_allows_and_no_answer_is_bought_in_vain(
+    model: ModelServer, tmp_path: Path
+) -> None:
+    model.latency = lambda asked: 0.01
+    run(model, tmp_path, items=60, concurrency=3)
+    assert 2 <= model.most_out <= 3
+    # four of five are kept of each answer, now and then one fewer
+    assert model.answers <= math.ceil(60 / 3.5) + 1
+
+
+def test_the_first_request_goes_alone(model: ModelServer, tmp_path: Path) -> None:
+    alone = threading.Event()
+
+    def do(asked: Asked) -> Do | None:
+        if len(model.asked) == 1:
+            # whoever came beside it would be here within that time
+            return Do(before=lambda: alone.wait(0.2) or None)
+        return None
+
+    model.do = do
+    run(model, tmp_path, items=40, concurrency=8)
+    assert model.asked[1].time - model.asked[0].time >= 0.2
+
+
+def test_seeds_are_shown_and_not_given_back(model: ModelServer, tmp_path: Path) -> None:
+    (tmp_path / "seeds.json").write_text(said("写一首关于春天的诗", "说出三种水果"))
+    model.script = [said("写一首关于春天的诗", "列出五个省的名字"), said("解释什么是光合作用", "推荐一部国产电影")]
+    manifest = run(model, tmp_path / "store", items=3, seeds=str(tmp_path / "seeds.json"))
+    assert "写一首关于春天的诗" in model.asked[0].text
+    assert [item["instruction"][:2] for item in items_of(manifest)] == ["列出", "解释", "推荐"]
+    assert card_of(manifest)["fallen"]["exact duplicate"] == 1
+
+
+def test_what_is_near_to_other_files_is_left_out(model: ModelServer, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(said("写一首关于春天的小诗"))
+    (tmp_path / "b.jsonl").write_text('{"instruction": "列出五个大城市的名字", "output": "北京等"}\n')
+    model.script = [said("写一首关于春天的诗", "列出五个大城市名字", "解释什么是光合作用")]
+    against = f"{tmp_path / 'a.json'},{tmp_path / 'b.jsonl'}"
+    manifest = run(model, tmp_path / "store", items=1, against=against)
+    assert [item["instruction"] for item in items_of(manifest)] == ["解释什么是光合作用"]
+    assert card_of(manifest)["fallen"]["near duplicate"] == 2
+
+
+def test_a_catalogue_of_ones_own_is_used(model: ModelServer, tmp_path: Path) -> None:
+    from components.generate_instructions import catalogue
+
+    own = (Path(catalogue.__file__).parent / "catalogue.yaml").read_text().replace("家常菜的做法", "航天器的轨道")
+    (tmp_path / "own.yaml").write_text(own)
+    run(model, tmp_path / "store", items=200, catalogue=str(tmp_path / "own.yaml"))
+    texts = "".join(one.text for one in model.asked)
+    assert "航天器的轨道" in texts
+    assert "家常菜的做法" not in texts
+
+
+# --- what the server understands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lacks", "refused"),
+    [
+        (set(), 0),
+        ({"json_schema"}, 1),
+        ({"json_schema", "json_object"}, 2),
+        ({"temperature"}, 1),
+        ({"max_tokens"}, 1),
+        ({"stream_options"}, 1),
+        ({"json_schema", "json_object", "temperature", "max_tokens", "stream", "stream_options"}, 5),
+    ],
+    ids=lambda value: "+".join(sorted(value)) or "nothing" if isinstance(value, set) else "",
+)
+def test_what_a_server_lacks_is_found_out_at_no_cost(
+    model: ModelServer, tmp_path: Path, lacks: set[str], refused: int
+) -> None:
+    model.takes -= lacks
+    manifest = run(model, tmp_path, items=30)
+    assert len(items_of(manifest)) == 30
+    assert agrees(model, manifest)
+    assert len(model.asked) - model.answers == refused
+    # each text was worked on once, the first of them too
+    assert model.answers == len({one.text for one in model.asked})
+
+
+def test_what_was_found_out_is_remembered(model: ModelServer, tmp_path: Path) -> None:
+    model.takes -= {"json_schema"}
+    run(model, tmp_path, items=8)
+    before = len(model.asked) - model.answers
+    run(model, tmp_path, items=30)
+    assert len(model.asked) - model.answers == before == 1
+
+
+@pytest.mark.parametrize("structured", ["json", "none"])
+def test_structured_output_can_be_chosen(model: ModelServer, tmp_path: Path, structured: str) -> None:
+    run(model, tmp_path, structured=structured, stream=False)
+    (form,) = {json.dumps(one.body.get("response_format")) for one in model.asked}
+    assert form == ('{"type": "json_object"}' if structured == "json" else "null")
+    assert not any("stream" in one.body for one in model.asked)
+
+
+def test_a_server_that_ignores_all_of_it_is_read_leniently(model: ModelServer, tmp_path: Path) -> None:
+    model.script = [
+        "好的：\n```json\n" + said("写一首关于春天的诗", "列出五个省的名字").replace('"', "'")[:-1] + ",]```"
+    ]
+    assert len(items_of(run(model, tmp_path, items=2))) == 2
+
+
+# --- what passes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Do(status=429, headers={"Retry-After": "0"}),
+        Do(status=429),
+        Do(status=500),
+        Do(status=503, headers={"Retry-After": "0.01"}),
+        Do(status=529),
+        Do(drop=True),
+    ],
+    ids=["429 with a wait", "429", "500", "503", "529", "connection lost"],
+)
+def test_what_passes_is_tried_again(model: ModelServer, tmp_path: Path, fault: Do) -> None:
+    plain = items_of(run(model, tmp_path / "a", items=30))
+    model.do = lambda asked: fault if len(model.asked) % 3 == 1 else None
+    assert items_of(run(model, tmp_path / "b", items=30)) == plain
+
+
+def test_the_servers_wait_is_kept_by_all(model: ModelServer, tmp_path: Path) -> None:
+    model.script = [said("写一首关于春天的诗"), Do(status=429, headers={"Retry-After": "0.4"}), Do()]
+    run(model, tmp_path, items=30, concurrency=6)
+    throttled = model.asked[1].time
+    # those that were out together with it were sent before; nothing new is sent until the wait is over
+    late = [one.time - throttled for one in model.asked if one.time - throttled > 0.1]
+    assert min(late) >= 0.35
+
+
+def test_a_wait_that_is_too_long_is_left_to_a_later_run(model: ModelServer, tmp_path: Path) -> None:
+    model.script = [Do(status=429, headers={"Retry-After": "86400"})]
+    with pytest.raises(StorageFault, match=r"asks to wait 86400 s .*run this again then"):
+        run(model, tmp_path)
+
+
+def test_a_server_that_keeps_failing_is_a_fault_and_the_next_run_goes_on(model: ModelServer, tmp_path: Path) -> None:
+    model.do = lambda asked: Do(status=500) if model.answers >= 3 else None
+    with pytest.raises(StorageFault, match="failed 10 times, the last time with: status 500; what came is kept"):
+        run(model, tmp_path, items=30, concurrency=2)
+    assert not list(tmp_path.rglob("manifest.json"))
+    model.do = lambda asked: None
+    manifest = run(model, tmp_path, items=30)
+    assert agrees(model, manifest)
+    assert len(items_of(manifest)) == 30
+
+
+def test_throttling_for_longer_than_other_faults_is_waited_out(model: ModelServer, tmp_path: Path) -> None:
+    throttled = Do(status=429, headers={"Retry-After": "0"})
+    model.do = lambda asked: throttled if len(model.asked) <= asking.ATTEMPTS + 5 else None
+    assert len(items_of(run(model, tmp_path))) == 12
+
+
+def test_throttling_without_end_is_a_fault(model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "PATIENCE", 0.1)
+    model.do = lambda asked: Do(status=429)
+    with pytest.raises(StorageFault, match="status 429; what came is kept"):
+        run(model, tmp_path)
+    assert model.billed == 0
+
+
+def test_a_request_that_alone_keeps_failing_is_given_up(model: ModelServer, tmp_path: Path) -> None:
+    poisoned: set[str] = set()
+
+    def do(asked: Asked) -> Do | None:
+        if len(model.asked) == 4:
+            poisoned.add(asked.text)
+        return Do(status=500) if asked.text in poisoned else None
+
+    model.do = do
+    manifest = run(model, tmp_path, items=60, concurrency=3)
+    assert len(items_of(manifest)) == 60
+    assert card_of(manifest)["requests"]["failures"]["status 500"] == asking.ATTEMPTS
+
+
+def test_an_answer_whose_connection_broke_keeps_its_whole_items(model: ModelServer, tmp_path: Path) -> None:
+    model.do = lambda asked: Do(cut=200) if len(model.asked) == 2 else None
+    manifest = run(model, tmp_path, items=30, concurrency=1)
+    text = model.asked[1].text
+    whole = written(text, 5)[0]["instruction"]
+    assert whole in [item["instruction"] for item in items_of(manifest)]
+    assert [one.text for one in model.asked].count(text) == 1
+    card = card_of(manifest)
+    # its bill was never seen: it is not among what is billed, and it is among what may be
+    assert sum(card["cost"]["billed"].values()) < model.billed <= sum(card["cost"]["at_most"].values())
+    assert card["fallen"]["cut off"] == 1
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_an_answer_that_broke_before_its_first_item_is_asked_for_again(
+    model: ModelServer, tmp_path: Path, stream: bool
+) -> None:
+    plain = items_of(run(model, tmp_path / "a", items=30))
+    model.billed_prompt = model.billed_answer = 0
+    model.do = lambda asked: Do(cut=20) if len(model.asked) % 4 == 2 else None
+    manifest = run(model, tmp_path / "b", items=30, stream=stream)
+    assert items_of(manifest) == plain
+    assert model.billed <= sum(card_of(manifest)["cost"]["at_most"].values())
+    assert set(card_of(manifest)["requests"]["failures"]) == {"connection lost"}
+
+
+def test_an_answer_that_its_limit_cut_keeps_its_whole_items(model: ModelServer, tmp_path: Path) -> None:
+    model.do = lambda asked: Do(finish="length", cut=200)
+    manifest = run(model, tmp_path, items=5)
+    assert len(items_of(manifest)) == 5
+    assert agrees(model, manifest)
+    assert card_of(manifest)["fallen"]["cut off"] >= 4
+
+
+def test_an_answer_that_never_comes_ends_by_its_time_out(model: ModelServer, tmp_path: Path) -> None:
+    model.do = lambda asked: Do(hang=True) if len(model.asked) == 2 else None
+    manifest = run(model, tmp_path, items=30, timeout=2)
+    assert len(items_of(manifest)) == 30
+    failures = card_of(manifest)["requests"]["failures"]
+    assert sum(failures.values()) == 1
+    assert model.billed <= sum(card_of(manifest)["cost"]["at_most"].values())
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": "many"}, {"prompt_tokens": -1}],
+    ids=["none", "zeros", "text", "negative"],
+)
+def test_a_server_that_does_not_count_is_taken_at_the_most(model: ModelServer, tmp_path: Path, usage: Any) -> None:
+    model.do = lambda asked: Do(usage=usage)
+    manifest = run(model, tmp_path, stream=usage is None)
+    cost = card_of(manifest)["cost"]
+    assert sum(cost["billed"].values()) == 0
+    assert model.billed <= sum(cost["at_most"].values())
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [None, Do(drop=True), Do(usage=None)], ids=["no fault", "lost", "uncounted"])
+@pytest.mark.parametrize("limit", ["max-tokens", "max-cost"])
+def test_a_limit_is_never_passed_whatever_is_in_flight(
+    model: ModelServer, tmp_path: Path, limit: str, fault: Do | None
+) -> None:
+    model.latency = lambda asked: 0.005
+    model.do = lambda asked: fault if len(model.asked) % 3 == 0 else None
+    tokens = 60_000
+    given: dict[str, Any] = {"max_tokens": tokens} if limit == "max-tokens" else {"max_cost": tokens / 1e6}
+    manifest = run(model, tmp_path, items=0, concurrency=12, price_prompt=1, price_answer=1, **given)
+    assert card_of(manifest)["ended"] == limit
+    assert model.billed <= tokens
+    assert sum(card_of(manifest)["cost"]["at_most"].values()) <= tokens
+    # what is left holds no request: its text's bytes, and the longest answer
+    assert tokens - sum(card_of(manifest)["cost"]["at_most"].values()) < 2000 + 4500
+
+
+def test_whichever_limit_comes_first_ends_it(model: ModelServer, tmp_path: Path) -> None:
+    manifest = run(model, tmp_path / "a", items=12, max_tokens=1_000_000, max_cost=5, price_prompt=1, price_answer=1)
+    assert (card_of(manifest)["ended"], len(items_of(manifest))) == ("items", 12)
+    manifest = run(model, tmp_path / "b", items=1000, max_tokens=20_000, max_cost=5, price_prompt=1, price_answer=1)
+    assert card_of(manifest)["ended"] == "max-tokens"
+    assert manifest.facts["summary"].startswith(f"only {len(items_of(manifest))} of 1,000 items")
+
+
+def test_a_limit_counts_what_earlier_runs_spent_and_a_higher_one_goes_on(model: ModelServer, tmp_path: Path) -> None:
+    first = run(model, tmp_path, items=0, max_tokens=20_000)
+    again = run(model, tmp_path, items=0, max_tokens=40_000)
+    assert 20_000 < model.billed <= 40_000
+    assert items_of(again)[: len(items_of(first))] == items_of(first)
+    assert agrees(model, again)
+
+
+def test_the_estimate_comes_before_the_first_request(
+    model: ModelServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before: list[str] = []
+    model.do = lambda asked: before.append(caplog.text)
+    with caplog.at_level("INFO"):
+        run(model, tmp_path, max_cost=3, price_prompt=1, price_answer=1)
+    assert "estimate for 12 items: 3 requests" in before[0]
+    assert ", cost 0.0" in before[0]
+    assert "never more than cost 3" in before[0]
+
+
+def test_requests_per_minute_are_kept(model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MINUTE", 0.4)
+    run(model, tmp_path, items=30, concurrency=8, requests_per_minute=3)
+    times = [one.time for one in model.asked]
+    assert len(times) > 6
+    # the server sees them a little apart from when they were sent: four within half of the time would be a fault
+    assert all(later - sooner > 0.2 for sooner, later in zip(times, times[3:]))
+
+
+# --- what does not pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        (Do(status=401), r"refuses the key \(401\); set OPENAI_API_KEY, or the file of --api-key-file"),
+        (Do(status=403), r"refuses the key \(403\)"),
+        (Do(status=404), r"not found \(404: .*check --model and --base-url"),
+        (Do(status=402), r"the account has no credit left \(402"),
+        (Do(status=429, error={"code": "insufficient_quota"}), r"the account has no credit left \(429"),
+        (Do(html=True), "does not answer as a chat completions API"),
+    ],
+    ids=["401", "403", "404", "402", "quota", "a web page"],
+)
+def test_what_no_waiting_mends_ends_at_once(model: ModelServer, tmp_path: Path, entry: Do, line: str) -> None:
+    model.script = [entry]
+    with pytest.raises(InputError, match=line):
+        run(model, tmp_path)
+    assert len(model.asked) == 1
+
+
+def test_a_request_that_is_refused_in_every_dialect_ends_it(model: ModelServer, tmp_path: Path) -> None:
+    model.script = [Do(status=400, error={"message": "max context length is 2048"})]
+    with pytest.raises(InputError, match=r"refuses the request \(400: .*max context length is 2048.*--answer-tokens"):
+        run(model, tmp_path)
+    assert model.billed == 0
+
+
+def test_one_request_that_is_refused_is_left_out(model: ModelServer, tmp_path: Path) -> None:
+    model.do = lambda asked: Do(status=400, error={"message": "content filter"}) if len(model.asked) == 3 else None
+    manifest = run(model, tmp_path, items=30)
+    assert len(items_of(manifest)) == 30
+    assert agrees(model, manifest)
+
+
+def test_a_key_that_is_revoked_on_the_way_ends_it_and_keeps_what_came(model: ModelServer, tmp_path: Path) -> None:
+    model.do = lambda asked: Do(status=401) if model.answers >= 4 else None
+    with pytest.raises(InputError, match="refuses the key"):
+        run(model, tmp_path, items=60)
+    model.do = lambda asked: None
+    manifest = run(model, tmp_path, items=60)
+    assert agrees(model, manifest)
+
+
+@pytest.mark.parametrize("rubbish", ["抱歉，我不能。", "", '[{"instruction": "x"}]', "[1, 2", "<html>"])
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_a_model_that_gives_rubbish_is_asked_just_so_often_and_shown(
+    model: ModelServer, tmp_path: Path, rubbish: str, concurrency: int
+) -> None:
+    model.script = [rubbish]
+    with pytest.raises(InputError, match="gave no usable item in 3 requests; its last answer begins") as caught:
+        run(model, tmp_path, items=500, fruitless=3, concurrency=concurrency)
+    assert repr(rubbish)[:20] in str(caught.value)
+    assert len(model.asked) == 3
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_model_that_runs_dry_ends_with_what_there_is(model: ModelServer, tmp_path: Path) -> None:
+    model.script = [said("写一首关于春天的诗"), said("列出五个省的名字"), said("列出五个省的名字")]
+    manifest = run(model, tmp_path, items=4, fruitless=2, concurrency=1)
+    assert len(items_of(manifest)) == 2
+    assert len(model.asked) == 4
+    assert card_of(manifest)["ended"] == "fruitless"
+    assert manifest.facts["summary"].startswith("only 2 of 4 items")
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["--base-url", "localhost:8000"], "--base-url localhost:8000 is no address"),
+        (["--base-url", "http://user:pass@host/v1"], "put the key into OPENAI_API_KEY"),
+        (["--items", "-1"], "--items is -1"),
+        (["--items", "0"], "nothing says when to stop; give --items, --max-cost or --max-tokens"),
+        (["--per-request", "500"], "--per-request is 500"),
+        (["--max-cost", "1"], "--max-cost needs prices"),
+        (["--max-tokens", "100"], "holds no request"),
+        (["--max-cost", "0.001", "--price-prompt", "1", "--price-answer", "2"], "holds no request"),
+        (["--structured", "xml"], "--structured is xml; it must be one of auto"),
+        (["--model", ""], "--model is missing"),
+        (["--import-from", "somewhere"], "--import-from asks no model"),
+        (["--api-key", "sk-1"], "there is no option --api-key"),
+    ],
+)
+def test_wrong_options_are_refused(more: list[str], line: str) -> None:
+    given = {"--store": "s", "--items": "4", "--base-url": "http://host/v1", "--model": "m"}
+    given |= dict(zip(more[::2], more[1::2]))
+    with pytest.raises(InputError, match=line):
+        parse(GenerateInstructions, [word for pair in given.items() for word in pair])
+
+
+# --- the key ----------------------------------------------------------------------------------------------------------
+
+
+def command(model: ModelServer, store: Path, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "components.generate_instructions", "--store", str(store), "--items", "4"]
+    return [*words, "--base-url", model.url, "--model", "writer", "--seeds", "", "--answer-tokens", "2000", *more]
+
+
+def ran(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    there = {**os.environ, "ZHLLAMA_LOG": "DEBUG", **environment}
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=there, check=False)
+
+
+def test_the_command_ends_with_2_and_no_key_in_its_log(model: ModelServer, tmp_path: Path, key: str) -> None:
+    model.script = [Do(status=401, error={"message": f"wrong key {key}"})]
+    done = ran(command(model, tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: generate_instructions: http://127.0.0.1")
+    assert key not in done.stderr + done.stdout
+
+
+def test_a_mounted_key_is_used_and_is_nowhere_in_the_log_or_the_store(model: ModelServer, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("sk-mounted-secret-key\n")
+    done = ran(command(model, tmp_path / "store", "--api-key-file", str(secret)), OPENAI_API_KEY="")
+    assert done.returncode == 0, done.stderr
+    assert {one.key for one in model.asked} == {"Bearer sk-mounted-secret-key"}
+    assert "sk-mounted-secret-key" not in done.stderr + done.stdout
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    assert not any(b"sk-mounted-secret-key" in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize("content", [None, "", "two\nlines", "密钥"], ids=["absent", "empty", "lines", "no ASCII"])
+def test_a_key_file_that_holds_no_key_is_refused(model: ModelServer, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_text(content)
+    with pytest.raises(InputError, match=r"--api-key-file .*secret: "):
+        run(model, tmp_path / "store", api_key_file=str(tmp_path / "secret"))
+    assert model.asked == []
