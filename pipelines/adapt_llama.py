@@ -34,6 +34,9 @@ from pipelines.sizes import Size
 S3_SECRET = "zhllama-s3"
 """The secret that steps take their S3 settings from, key by key (k8s/base); without it, the account's identity."""
 S3_KEYS = ("ZHLLAMA_S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+MODEL_SECRET = "zhllama-openai"
+"""The secret that holds the key of the model that writes instructions; a model of one's own may want none."""
+MODEL_KEY = "OPENAI_API_KEY"
 LABELS = "base,stage 1,stage 2,adapted"
 """What the evaluation calls the models that it compares."""
 
@@ -103,9 +106,23 @@ def adapt_llama(of: Size) -> Any:
         exams: str = "",
         instructions: str = "",
         instructions_validation: str = "",
+        # instructions to import from public data sets, or to have a model write
+        import_instructions: str = "",
         generate_items: int = 0,
         generate_base_url: str = "",
         generate_model: str = "",
+        generate_secret: str = MODEL_SECRET,
+        generate_seeds: str = "",
+        generate_against: str = "",
+        generate_catalogue: str = "",
+        generate_max_cost: float = 0.0,
+        generate_max_tokens: int = 0,
+        generate_price_prompt: float = -1.0,
+        generate_price_answer: float = -1.0,
+        generate_concurrency: int = 16,
+        generate_requests_per_minute: float = 0.0,
+        generate_tokens_per_minute: float = 0.0,
+        generate_batch: bool = False,
         prompts: str = "",
         prompt: str = "请介绍一下你自己。",
         # what to do
@@ -202,9 +219,25 @@ def adapt_llama(of: Size) -> Any:
                 no_items = passed_on("")
             with dsl.Else():
                 made_items = generate_instructions(
-                    store=store, items=generate_items, base_url=generate_base_url, model=generate_model
+                    store=store,
+                    items=generate_items,
+                    base_url=generate_base_url,
+                    model=generate_model,
+                    import_from=import_instructions,
+                    seeds=generate_seeds,
+                    against=generate_against,
+                    catalogue=generate_catalogue,
+                    max_cost=generate_max_cost,
+                    max_tokens=generate_max_tokens,
+                    price_prompt=generate_price_prompt,
+                    price_answer=generate_price_answer,
+                    concurrency=generate_concurrency,
+                    requests_per_minute=generate_requests_per_minute,
+                    tokens_per_minute=generate_tokens_per_minute,
+                    batch=generate_batch,
                 )
                 step(made_items, "generate_instructions")
+                kubernetes.use_secret_as_env(made_items, generate_secret, {MODEL_KEY: MODEL_KEY}, optional=True)
                 packed_made = prepare_dataset(
                     instructions=ref(made_items), validation=instructions_validation, **packing
                 )

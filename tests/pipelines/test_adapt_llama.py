@@ -90,6 +90,11 @@ def given(*names: str, **more: str) -> dict[str, str]:
 
 
 GENERATOR = {"generate_items": "10", "generate_base_url": "http://localhost:1/v1", "generate_model": "m"}
+LIMITS = {
+    "generate_max_cost": "5", "generate_max_tokens": "1000000", "generate_price_prompt": "0.15",
+    "generate_price_answer": "0.6", "generate_requests_per_minute": "60", "generate_batch": "true",
+    "generate_seeds": "s3://bucket/seeds", "generate_against": "s3://bucket/a,s3://bucket/b",
+}  # fmt: skip
 STARTS = {
     "meta weights": given("weights", "text", "instructions"),
     "ready model": given("model", "text", "instructions"),
@@ -99,6 +104,8 @@ STARTS = {
     "no stage 1": given("weights", "text", "instructions", run_stage1="false"),
     "no SFT": given("weights", "text", run_sft="false"),
     "generated instructions": given("weights", "text", **GENERATOR),
+    "generated within limits": given("weights", "text", **GENERATOR, **LIMITS),
+    "imported instructions": given("weights", "text", "import_instructions"),
     "own validation": given("weights", "text", "text_validation", "instructions", "instructions_validation"),
     "prompts": given("weights", "text", "instructions", "prompts"),
 }
@@ -135,6 +142,7 @@ EVERYTHING = {
         ("no stage 1", {"train_embeddings"}, set()),
         ("no SFT", {"prepare_instructions", "train_sft", "merge_sft", "merge_both"}, set()),
         ("generated instructions", {"prepare_instructions"}, {"generate_instructions", "prepare_generated"}),
+        ("imported instructions", {"prepare_instructions"}, {"generate_instructions", "prepare_generated"}),
         ("prompts", {"generate_one"}, {"generate"}),
     ],
 )
@@ -230,7 +238,42 @@ def test_every_step_takes_its_s3_settings_from_the_secret(packages):
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert set(settings) == set(spec["deploymentSpec"]["executors"])
     for value in settings.values():
-        (secret,) = value["secretAsEnv"]
+        secret = value["secretAsEnv"][0]
         assert secret["secretName"] == S3_SECRET
         assert {item["envVar"] for item in secret["keyToEnv"]} == set(S3_KEYS)
         assert secret["optional"] is True
+
+
+def test_the_models_key_comes_from_a_secret_whose_name_is_a_parameter_and_goes_nowhere_else(packages):
+    spec, platform = documents(packages["7b"])
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    more = {name: value["secretAsEnv"][1:] for name, value in settings.items() if len(value["secretAsEnv"]) > 1}
+    assert more == {
+        "exec-generate-instructions": [
+            {
+                "keyToEnv": [{"secretKey": "OPENAI_API_KEY", "envVar": "OPENAI_API_KEY"}],
+                "secretNameParameter": {"componentInputParameter": "pipelinechannel--generate_secret"},
+                "optional": True,
+            }
+        ]
+    }
+    # the graph around the step has that input, where the backend looks it up
+    (around,) = [
+        component
+        for component in spec["components"].values()
+        if "generate-instructions" in component.get("dag", {}).get("tasks", {})
+    ]
+    assert "pipelinechannel--generate_secret" in around["inputDefinitions"]["parameters"]
+    assert spec["root"]["inputDefinitions"]["parameters"]["generate_secret"]["defaultValue"] == "zhllama-openai"
+
+
+def test_the_options_of_generation_reach_its_command(packages):
+    start = STARTS["generated within limits"]
+    (config,) = [
+        parsed(node, words)
+        for node, words in runs(packages, "tiny", **start)
+        if node.module.endswith("generate_instructions")
+    ]
+    assert (config.max_cost, config.max_tokens, config.batch) == (5, 1_000_000, True)
+    assert (config.price_prompt, config.price_answer, config.requests_per_minute) == (0.15, 0.6, 60)
+    assert (config.seeds, config.against) == ("s3://bucket/seeds", "s3://bucket/a,s3://bucket/b")
