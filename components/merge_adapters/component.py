@@ -13,6 +13,7 @@ def merge_adapters(
     ref: dsl.OutputPath(str),
     merged: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    prove: bool = False,
 ):
     return dsl.ContainerSpec(
         image=image("merge_adapters"),
@@ -21,6 +22,7 @@ def merge_adapters(
             "--store", store,
             "--model", model,
             "--adapters", adapters,
+            "--prove", prove,
             "--output", merged.path,
             "--reference", ref,
             "--executor-output", "{{$.outputs.output_file}}",

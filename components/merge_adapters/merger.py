@@ -33,7 +33,11 @@ class MergeAdapters(StageOptions):
     model: Ref
     """Reference to the Hugging Face model."""
     adapters: Refs
-    """References to the adapters, comma-separated, in the order in which they were trained."""
+    """References to the adapters, comma-separated, in the order in which they were trained: references, folders, or
+    repositories of the Hugging Face hub (hf://owner/name, or owner/name)."""
+    prove: bool = False
+    """Ask the model with its adapters, and the merged model, the same prompts, and put the difference into the report.
+    For models that this machine's memory holds in float32."""
 
     def __post_init__(self) -> None:
         if not split_references(self.adapters):
@@ -43,6 +47,7 @@ class MergeAdapters(StageOptions):
 def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.lora import Adapter
+    from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from components.shared.safetensors_io import Checkpoint
 
@@ -56,9 +61,15 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     ]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
     vocabularies = _vocabularies([model, *(adapter.artifact for adapter in adapters)])
+    last = next((adapter.artifact for adapter in reversed(adapters) if TOKENIZER in adapter.artifact), model)
+    encoder = load_encoder(last, "the tokenizer of") if TOKENIZER in last else None
     lineage = _check_order(model, adapters, references, vocabularies, tied)
     shapes = _check_shapes(checkpoint, adapters, vocabularies, tied)
 
+    if config.prove:
+        require_memory(checkpoint)
+        if encoder is None:
+            raise InputError(f"--prove: no {TOKENIZER} in {model.root} or in an adapter; prompts cannot be encoded")
     _say_needs(checkpoint, adapters, bytes_after(checkpoint, shapes), out)
     report = merge_weights(checkpoint, adapters, shapes, out)
     changed = {name: entry for name, entry in report.items() if entry["relative_change"] or entry.get("new_rows")}
@@ -67,7 +78,6 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
             f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
             "(untrained, or saved empty)"
         )
-    last = next((adapter.artifact for adapter in reversed(adapters) if TOKENIZER in adapter.artifact), model)
     _write_tokenizer(out, last, model, settings)
     vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
     rows = shapes[EMBEDDING][0]
@@ -82,10 +92,13 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
         settings["pad_token_id"] = vocabulary.pad
     settings["vocab_size"] = rows
     out.add_json("config.json", settings)
+    proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
     greatest = max(changed, key=lambda name: float(changed[name]["relative_change"]))
     changes = [float(entry["relative_change"]) for entry in changed.values()]
-    out.add_json("report.json", {"unchanged": len(checkpoint.tensors) - len(changed), "changed": report})
+    out.add_json(
+        "report.json", {"unchanged": len(checkpoint.tensors) - len(changed), "changed": report, "proof": proof}
+    )
     out.facts["lineage"] = list(lineage)
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
@@ -94,6 +107,9 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
         f"{len(changed)} of {len(checkpoint.tensors)} tensors changed, most {greatest} by "
         f"{changed[greatest]['relative_change']:.2%}"
     )
+    if proof is not None:
+        out.facts["proof"] = proof
+        out.metrics["proof_relative_difference"] = proof["relative_difference"]
     out.metrics["changed_tensors"] = float(len(changed))
     out.metrics["mean_relative_change"] = sum(changes) / len(changes)
     out.metrics["greatest_relative_change"] = max(changes)

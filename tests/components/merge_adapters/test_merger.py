@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from components.merge_adapters import stream
+from components.merge_adapters import proof, stream
+from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
+from components.shared import storage
 from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
@@ -25,8 +27,8 @@ MODULES = ["embed_tokens", "lm_head"]
 DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
-def merge(store: str | Path, model: str | Path, *adapters: str | Path) -> Manifest:
-    options = MergeAdapters(store=str(store), model=str(model), adapters=",".join(map(str, adapters)))
+def merge(store: str | Path, model: str | Path, *adapters: str | Path, prove: bool = False) -> Manifest:
+    options = MergeAdapters(store=str(store), model=str(model), adapters=",".join(map(str, adapters)), prove=prove)
     return run_stage(options, merge_adapters)
 
 
@@ -173,6 +175,96 @@ def test_transformers_and_the_command_agree(tmp_path, tiny_folder, make_adapter,
     assert_same(dict(AutoModelForCausalLM.from_pretrained(folder).state_dict()), merged_by_peft([adapter]))
     metrics = json.loads((tmp_path / "kfp").read_text())["artifacts"]["metrics"]["artifacts"][0]["metadata"]
     assert metrics["changed_tensors"] == 14
+
+
+# --- proof ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_merged_model_answers_as_the_model_with_its_adapters(
+    store, tiny_model, make_adapter, llama_tokenizer, longer_tokenizer
+):
+    first = make_adapter(1, tokenizer=llama_tokenizer, modules_to_save=MODULES)
+    second = make_adapter(2, rows=801, tokenizer=longer_tokenizer, modules_to_save=MODULES)
+    manifest = merge(store, tiny_model, first, second, prove=True)
+    found = json.loads(open_artifact(manifest.reference).read("report.json"))["proof"]
+    assert found["positions"] > 50
+    assert found["relative_difference"] < 0.002
+    assert found["same_next_token"] > 0.95
+
+
+def test_a_merge_that_is_wrong_does_not_prove(tmp_path, tiny_model, make_adapter, monkeypatch):
+    monkeypatch.setattr(Adapter, "scale", lambda adapter, weight: 1.0)
+    with pytest.raises(RuntimeError, match="the merged model is not the model with its adapters"):
+        merge(tmp_path, tiny_model, make_adapter(1), prove=True)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_proof_that_does_not_fit_the_memory_is_refused_before_a_weight_is_read(
+    tmp_path, tiny_model, make_adapter, monkeypatch
+):
+    monkeypatch.setattr(proof, "available_memory", lambda: 10**6)
+    with pytest.raises(InputError, match=r"--prove: the model needs 1\.3 MB of memory .* 1\.0 MB are free"):
+        merge(tmp_path, tiny_model, make_adapter(1), prove=True)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# --- killed, and started again ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def six_files(tmp_path, tiny_folder) -> Path:
+    """The tiny model in six files, each with some of its tensors."""
+    checkpoint = Checkpoint(open_artifact(str(tiny_folder)))
+    names = sorted(checkpoint.tensors)
+    folder = tmp_path / "six"
+    folder.mkdir()
+    shutil.copy(tiny_folder / "config.json", folder)
+    where = {}
+    for index in range(6):
+        part = {name: checkpoint.read(name) for name in names[index::6]}
+        save_file(part, folder / f"model-{index}.safetensors")
+        where |= dict.fromkeys(part, f"model-{index}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, six_files, make_adapter, monkeypatch):
+    adapter = make_adapter(1)
+    program = (
+        "import os, signal, sys\n"
+        "from components.merge_adapters import stream\n"
+        "from components.merge_adapters.merger import MergeAdapters, merge_adapters\n"
+        "from components.shared.cli import run_stage\n"
+        "whole = stream._merge_file\n"
+        "def killed_in_the_fourth(checkpoint, file, *rest):\n"
+        "    if file == 'model-3.safetensors':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return whole(checkpoint, file, *rest)\n"
+        "stream._merge_file = killed_in_the_fourth\n"
+        "run_stage(MergeAdapters(store=sys.argv[1], model=sys.argv[2], adapters=sys.argv[3]), merge_adapters)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, store, six_files, adapter], capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    written: dict[str, int] = {}
+    writer = ArtifactWriter.writer
+
+    def counting(out: ArtifactWriter, name: str):
+        stream = writer(out, name)
+        write = stream.write
+        stream.write = lambda data: written.update({name: written.get(name, 0) + len(data)}) or write(data)
+        return stream
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ArtifactWriter, "writer", counting)
+        manifest = merge(store, six_files, adapter)
+    sizes = {file.path: file.size for file in manifest.files}
+    weights = {name: count for name, count in written.items() if name.endswith(".safetensors")}
+    assert weights == {name: sizes[name] for name in (f"model-{index}.safetensors" for index in (3, 4, 5))}
+    again = merge(tmp_path / "afresh", six_files, adapter)
+    assert again.facts["weights_digest"] == manifest.facts["weights_digest"]
+    reports = [json.loads(open_artifact(one.reference).read("report.json")) for one in (again, manifest)]
+    assert reports[0] == reports[1]
+    assert not [item for item in storage.listing(manifest.root) if "kept" in item.name]
 
 
 # --- order and lineage ------------------------------------------------------------------------------------------------
