@@ -137,7 +137,12 @@ _HEAD = """\
 
 def write_examples(folder: Path = FOLDER) -> list[Path]:
     """Writes the examples; files of sizes that are no more are taken away."""
-    wanted = {folder / name: text for name, text in examples().items()}
+    return replace_files(folder, examples())
+
+
+def replace_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Makes `<size>/<name>.yaml` below the folder these texts and no others; InputError where it cannot be written."""
+    wanted = {folder / name: text for name, text in texts.items()}
     try:
         for old in folder.glob("*/*.yaml"):
             if old not in wanted:

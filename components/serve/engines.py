@@ -6,7 +6,6 @@ command, the path that says it is ready, the names of the sampling settings, and
 """
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from components.shared.errors import InputError
 from components.shared.inference import Sampling
+from components.shared.model_server import vllm_sampling
 
 Name = Literal["auto", "transformers", "llama.cpp", "vllm"]
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
@@ -80,16 +80,9 @@ def vllm_engine(folder: Path, name: str, positions: int) -> Engine:
     def command(host: str, port: int) -> list[str]:
         words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / name)]
         words += ["--served-model-name", name, "--host", host, "--port", str(port), "--max-model-len", str(positions)]
-        return [*words, *sampling_arguments()]
+        return [*words, *vllm_sampling()]
 
     return Engine("vllm", folder, command, "/health", metrics="/metrics")
-
-
-def sampling_arguments() -> list[str]:
-    """vLLM's options for the recipe's sampling, where a request does not say."""
-    recipe = Sampling()
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
-    return ["--override-generation-config", json.dumps({name: getattr(recipe, name) for name in names})]
 
 
 def choose(wanted: Name, gguf: bool) -> str:

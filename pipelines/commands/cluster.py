@@ -37,7 +37,20 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
     options.image_options(add)
     add.set_defaults(command=render_pytorchjob)
-    add = kinds.add_parser("all", help="k8s/pytorchjob again, from pipelines/sizes")
+    add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
+    options.size_option(add, None)
+    add.add_argument("--model", default="", metavar="REF", help="the published model in S3 (default: an example)")
+    add.add_argument("--kserve", action="store_true", help="as KServe's InferenceService")
+    add.add_argument(
+        "--name", default="", help="of the objects, and what requests call the model (default: llama-<size>)"
+    )
+    add.add_argument("--namespace", default="")
+    add.add_argument("--api-key-secret", default="", metavar="NAME", help="secret with the API key, under API_KEY")
+    add.add_argument("--stop-first", action="store_true", help="stop old pods first, where no GPUs are to spare")
+    options.image_options(add)
+    add.add_argument("--vllm-image", default="", metavar="IMAGE", help="vLLM's image, from a registry of your own, say")
+    add.set_defaults(command=render_serving)
+    add = kinds.add_parser("all", help="k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
     add.set_defaults(command=render_all)
 
     add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
@@ -92,10 +105,26 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
     print(render.as_yaml(job), end="")
 
 
-def render_all(given: argparse.Namespace) -> None:
-    from pipelines import render
+def render_serving(given: argparse.Namespace) -> None:
+    options.use_images(given)
+    from pipelines import serving, sizes
 
-    for path in render.write_examples():
+    server = serving.model_server(
+        sizes.load(given.size),
+        given.model,
+        name=given.name,
+        namespace=given.namespace,
+        api_key_secret=given.api_key_secret,
+        vllm_image=given.vllm_image,
+        stop_first=given.stop_first,
+    )
+    print(serving.as_yaml(server, given.kserve), end="")
+
+
+def render_all(given: argparse.Namespace) -> None:
+    from pipelines import render, serving
+
+    for path in (*render.write_examples(), *serving.write_examples()):
         print(path)
 
 

@@ -90,6 +90,23 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serving:
+    """The pods that serve a model."""
+
+    replicas: int
+    gpus: int
+    """Of a pod; the model is split between them."""
+    gpu: str
+    """The resource name of a GPU; empty: this size is not served on a cluster."""
+    cpu: str
+    memory: str
+    shared_memory: str
+    ephemeral_storage: str
+    context_length: int
+    """Tokens of prompt and answer together."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """One model size."""
 
@@ -109,6 +126,7 @@ class Size:
     embeddings: Training
     lora: Training
     sft: Training
+    serving: Serving
 
     def training(self, stage: str) -> Training:
         """The training of a stage: embeddings, lora or sft."""

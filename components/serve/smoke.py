@@ -1,0 +1,110 @@
+"""A deployed server, tried through its own API: it knows its model, encodes as in training, answers, asks for a key.
+
+What is asked is what users ask, so it holds for vLLM behind a Service, behind KServe, and for the server here.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from components.serve.served_folder import LINES
+from components.shared.errors import InputError, StorageFault
+from components.shared.prompt import wrap
+from components.shared.vocabulary import Encoder
+
+log = logging.getLogger("smoke")
+
+REACHED_WITHIN = 120.0
+"""Seconds in which a ready server must be reached: a Service's name may take a while to be known."""
+ANSWER_SECONDS = 180.0
+
+
+def try_out(address: str, name: str, api_key: str, encoder: Encoder, context_length: int) -> None:
+    """InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should."""
+    with httpx2.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False) as client:
+        tried = _Tried(client, address, {"Authorization": f"Bearer {api_key}"})
+        served = {model["id"]: model for model in tried.get("/v1/models", reach=True)["data"]}
+        if name not in served:
+            raise InputError(
+                f"{address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
+            )
+        length = served[name].get("max_model_len", context_length)
+        if length < context_length:
+            raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
+        if tried.status("/v1/models", {}) not in (401, 403):
+            raise InputError(f"{address}: it answers without an API key; check the secret of the API key")
+        for line in LINES:
+            found = tried.post("/tokenize", {"model": name, "prompt": line})["tokens"]
+            _compare(address, f"{line!r}", found, [encoder.bos, *encoder.encode(line)])
+        for line in LINES[:2]:
+            asked = {"model": name, "messages": [{"role": "user", "content": line}]}
+            found = tried.post("/tokenize", {**asked, "add_generation_prompt": True})["tokens"]
+            _compare(address, f"the question {line!r}", found, [encoder.bos, *encoder.encode(wrap(line))])
+            said = tried.post("/v1/chat/completions", {**asked, "max_tokens": 16, "temperature": 0})
+            message = said["choices"][0]["message"]["content"]
+            log.info("%s → %s", line, message)
+    log.info("%s: serves %s, encodes as in training, answers, and asks for a key", address, name)
+
+
+def _compare(address: str, what: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    if list(found) != list(wanted):
+        raise InputError(
+            f"{address}: it encodes {what} as {list(found)[:12]}…, training as {list(wanted)[:12]}…; publish the model "
+            "again (with tied scores, --scores zero, no served tokenizer can agree)"
+        )
+
+
+class _Tried:
+    """Requests with the key, and what is wrong with their answers in one line."""
+
+    def __init__(self, client: httpx2.Client, address: str, headers: dict[str, str]) -> None:
+        self._client = client
+        self._address = address
+        self._headers = headers
+
+    def get(self, path: str, reach: bool = False) -> Any:
+        """With `reach`, again until the server is reached, for two minutes."""
+        if not reach:
+            return self._read(path, lambda: self._client.get(path, headers=self._headers))
+        for attempt in Retrying(
+            retry=retry_if_exception_type(StorageFault),
+            wait=wait_random_exponential(multiplier=0.2, max=5),
+            stop=stop_after_delay(REACHED_WITHIN),
+            reraise=True,
+        ):
+            with attempt:
+                return self.get(path)
+        raise AssertionError("unreachable")
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._read(path, lambda: self._client.post(path, json=body, headers=self._headers))
+
+    def status(self, path: str, headers: dict[str, str]) -> int:
+        try:
+            return int(self._client.get(path, headers=headers).status_code)
+        except httpx2.HTTPError as error:
+            raise StorageFault(f"{self._address}{path}: {error}") from error
+
+    def _read(self, path: str, ask: Any) -> Any:
+        try:
+            answer = ask()
+            if answer.status_code in (401, 403):
+                raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
+            answer.raise_for_status()
+            return _checked(path, answer.json())
+        except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise StorageFault(f"{self._address}{path}: {type(error).__name__}: {error}") from error
+
+
+def _checked(path: str, value: Any) -> Any:
+    """The answer, if what is read of it is there; KeyError and the like if not."""
+    if path == "/v1/models":
+        _ = [model["id"] for model in value["data"]]
+    elif path == "/tokenize":
+        _ = list(value["tokens"])
+    elif not isinstance(value["choices"][0]["message"]["content"], str):
+        raise ValueError("an answer without text")
+    return value

@@ -1,0 +1,73 @@
+"""Served models as manifests for `kubectl apply`: from the sizes, through ModelServer, as --deploy makes them.
+
+`k8s/serving/<size>/{vllm,kserve}.yaml` are such manifests with example addresses; a test keeps them as this module
+writes them.
+"""
+
+from pathlib import Path
+
+from components.shared.errors import InputError
+from components.shared.model_server import ModelServer
+from pipelines import sizes
+from pipelines.render import replace_files
+from pipelines.sizes import Size
+
+FOLDER = Path(__file__).parents[1] / "k8s" / "serving"
+EXAMPLE_MODEL = "s3://zhllama/artifacts/models/{size}-chinese"
+
+
+def model_server(size: Size, model: str = "", name: str = "", **more: object) -> ModelServer:
+    """A server for a model of this size; what is empty in `more` keeps ModelServer's default."""
+    if not size.serving.gpu:
+        raise InputError(f"size {size.name} has no GPUs to be served on; serve it here: python -m components.serve")
+    machine = size.serving
+    given: dict[str, object] = {
+        "replicas": machine.replicas,
+        "gpus": machine.gpus,
+        "gpu_resource": machine.gpu,
+        "cpu": machine.cpu,
+        "memory": machine.memory,
+        "shared_memory": machine.shared_memory,
+        "ephemeral_storage": machine.ephemeral_storage,
+        "context_length": machine.context_length,
+        "labels": {"zhllama.io/size": size.name},
+        **{option: value for option, value in more.items() if value},
+    }
+    return ModelServer(
+        name=name or f"llama-{size.name}",
+        model=model or EXAMPLE_MODEL.format(size=size.name),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def as_yaml(server: ModelServer, kserve: bool = False) -> str:
+    import yaml
+
+    objects = [server.inference_service()] if kserve else server.objects()
+    # an anchor for what two objects share is no use to who reads it
+    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
+
+
+def examples() -> dict[str, str]:
+    """The manifests below k8s/serving: `<size>/<kind>.yaml` → text, for every size that is served on GPUs."""
+    found = {}
+    for size in map(sizes.load, sizes.names()):
+        if size.serving.gpu:
+            server = model_server(size)
+            for kind, more in (("vllm", ""), ("kserve", " --kserve")):
+                head = _HEAD.format(size=size.name, more=more)
+                found[f"{size.name}/{kind}.yaml"] = head + as_yaml(server, kind == "kserve")
+    return found
+
+
+_HEAD = """\
+# Written by `zhllama render all`. With your own addresses:
+# zhllama render serving --size {size}{more} --model s3://bucket/prefix
+# It needs the secrets zhllama-s3 (k8s/base/s3-secret.example.yaml) and zhllama-api-key, with the key API_KEY.
+"""
+
+
+def write_examples(folder: Path = FOLDER) -> list[Path]:
+    """Writes the examples; files of sizes that are no more are taken away."""
+    return replace_files(folder, examples())

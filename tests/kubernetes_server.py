@@ -1,0 +1,204 @@
+"""A small Kubernetes API server over real HTTP: objects by path in memory, server-side apply, list, watch and faults.
+
+What a controller would do is done by the test: `server.on_apply = function(object)` runs in a thread of its own after
+each change of an object's spec, and moves things on with `set_status` and `set_pods`.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+
+class KubernetesServer:
+    """`with KubernetesServer() as server:`; `server.kubeconfig(path)` writes what a client needs."""
+
+    def __init__(self, namespace: str = "team") -> None:
+        self.namespace = namespace
+        self.objects: dict[str, dict[str, Any]] = {}
+        """By the path that one is read at."""
+        self.requests: list[tuple[str, str]] = []
+        self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        """A status for a request, in place of its answer."""
+        self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
+        self.changed = threading.Condition()
+        self._version = 0
+        self._events: list[tuple[int, str, str, dict[str, Any]]] = []
+        self._closing = False
+        server = self
+
+        class Handler(_Handler):
+            of = server
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    def __enter__(self) -> "KubernetesServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self._closing = True
+            self.changed.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def kubeconfig(self, path: Path) -> Path:
+        value = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self._server.server_port}"}}],
+            "users": [{"name": "fake", "user": {"token": "a-token-of-the-tests"}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": self.namespace}}],
+        }
+        path.write_text(json.dumps(value))
+        return path
+
+    # --- what a test and its controllers do ---------------------------------------------------------------------------
+
+    def of_kind(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Name → object, as they are now."""
+        with self.changed:
+            found = json.loads(json.dumps([thing for thing in self.objects.values() if thing["kind"] == kind]))
+        return {thing["metadata"]["name"]: thing for thing in found}
+
+    def set_status(self, kind: str, name: str, status: dict[str, Any]) -> None:
+        with self.changed:
+            for path, thing in self.objects.items():
+                if thing["kind"] == kind and thing["metadata"]["name"] == name:
+                    thing["status"] = status
+                    self._emit(path, "MODIFIED", thing)
+                    return
+
+    def set_pods(self, labels: dict[str, str], status: dict[str, Any], name: str = "pod-1") -> None:
+        """One pod, in place of all with that name."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+        metadata = {"name": name, "namespace": self.namespace, "labels": labels}
+        with self.changed:
+            kind = "MODIFIED" if path in self.objects else "ADDED"
+            self.objects[path] = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status}
+            self._emit(path, kind, self.objects[path])
+
+    def delete(self, path: str) -> None:
+        with self.changed:
+            self._emit(path, "DELETED", self.objects.pop(path))
+
+    # --- what the server does -----------------------------------------------------------------------------------------
+
+    def apply(self, path: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        with self.changed:
+            found = self.objects.get(path)
+            made = json.loads(json.dumps(wanted))
+            old = found or {"metadata": {"generation": 0, "uid": f"uid-{self._version}"}, "spec": None}
+            changed = old["spec"] != made["spec"]
+            made["metadata"] |= {
+                "uid": old["metadata"]["uid"],
+                "generation": old["metadata"]["generation"] + changed,
+                "managedFields": [{"manager": "zhllama"}],
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            }
+            if "status" in old:
+                made["status"] = old["status"]
+            self.objects[path] = made
+            self._emit(path, "MODIFIED" if found else "ADDED", made)
+            answer: dict[str, Any] = json.loads(json.dumps(made))
+        if changed:
+            threading.Thread(target=self.on_apply, args=(json.loads(json.dumps(answer)),), daemon=True).start()
+        return answer
+
+    def _emit(self, path: str, kind: str, thing: dict[str, Any]) -> None:
+        self._version += 1
+        thing["metadata"]["resourceVersion"] = str(self._version)
+        self._events.append((self._version, path, kind, json.loads(json.dumps(thing))))
+        self.changed.notify_all()
+
+    def listed(self, root: str, query: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
+        with self.changed:
+            found = [thing for path, thing in self.objects.items() if path.rpartition("/")[0] == root]
+            return [json.loads(json.dumps(thing)) for thing in found if _selected(thing, query)], self._version
+
+    def events_after(self, version: int, root: str, timeout: float) -> list[tuple[int, str, dict[str, Any]]]:
+        """Blocks until there are some, the time is over, or the server closes."""
+
+        def found() -> list[tuple[int, str, dict[str, Any]]]:
+            return [
+                (v, kind, one) for v, path, kind, one in self._events if v > version and path.startswith(f"{root}/")
+            ]
+
+        with self.changed:
+            self.changed.wait_for(lambda: bool(found()) or self._closing, timeout)
+            return [] if self._closing else found()
+
+
+def _selected(thing: dict[str, Any], query: dict[str, str]) -> bool:
+    labels = thing["metadata"].get("labels", {})
+    for term in filter(None, query.get("labelSelector", "").split(",")):
+        name, _, value = term.partition("=")
+        if labels.get(name) != value:
+            return False
+    field = query.get("fieldSelector", "")
+    return not field or thing["metadata"]["name"] == field.removeprefix("metadata.name=")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    of: KubernetesServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _do(self) -> None:
+        url = urlparse(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        with self.of.changed:
+            self.of.requests.append((self.command, url.path))
+        if self.headers.get("Authorization") != "Bearer a-token-of-the-tests":
+            return self._answer(401, {"message": "no token"})
+        if (fault := self.of.fault(self.command, url.path)) is not None:
+            return self._answer(fault, {"message": "a fault that the test put here"})
+        if self.command == "PATCH":
+            if self.headers["Content-Type"] != "application/apply-patch+yaml" or not query.get("fieldManager"):
+                return self._answer(415, {"message": "only server-side apply is served here"})
+            return self._answer(200, self.of.apply(url.path, body))
+        if query.get("watch") in ("true", "True"):
+            return self._watch(url.path, query)
+        if url.path.rpartition("/")[2] in ("pods", "deployments", "inferenceservices"):
+            items, version = self.of.listed(url.path, query)
+            return self._answer(200, {"items": items, "metadata": {"resourceVersion": str(version)}})
+        with self.of.changed:
+            found = self.of.objects.get(url.path)
+        if found is None:
+            return self._answer(404, {"message": f"{url.path} not found"})
+        if self.command == "DELETE":
+            self.of.delete(url.path)
+        return self._answer(200, found)
+
+    do_GET = do_PATCH = do_DELETE = _do
+
+    def _watch(self, root: str, query: dict[str, str]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        version = int(query.get("resourceVersion") or 0)
+        # one round: a watch that is asked again from where it was goes on
+        for _, kind, thing in self.of.events_after(version, root, float(query.get("timeoutSeconds", 60))):
+            if _selected(thing, query):
+                line = json.dumps({"type": kind, "object": thing}).encode() + b"\n"
+                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _answer(self, status: int, value: Any) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)

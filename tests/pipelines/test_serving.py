@@ -1,0 +1,186 @@
+"""The rendered servers are what is in k8s/, fit their schemas, and are what serve's own --deploy applies."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.serve.check import Check
+from components.serve.deploy import server_of
+from components.serve.serve import Serve
+from components.shared.cli import parse
+from components.shared.errors import InputError
+from components.shared.images import image
+from components.shared.model_server import KEY, ModelServer
+from pipelines import serving, sizes
+from pipelines.check.check import check as check_files
+
+ROOT = Path(__file__).resolve().parents[2]
+CRDS = ROOT.parent / "shared" / "crds"
+MODEL = "s3://bucket/models/zh"
+
+
+@pytest.fixture(autouse=True)
+def no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ZHLLAMA_REGISTRY", "ZHLLAMA_TAG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_k8s_holds_what_the_sizes_give() -> None:
+    kept = {str(path.relative_to(serving.FOLDER)): path.read_text() for path in serving.FOLDER.glob("*/*.yaml")}
+    assert kept == serving.examples(), "k8s/serving is not as pipelines/sizes say; run: zhllama render all"
+
+
+def test_every_size_with_gpus_is_served_both_ways() -> None:
+    wanted = {f"{size}/{kind}.yaml" for size in ("7b", "13b", "33b", "65b") for kind in ("vllm", "kserve")}
+    assert set(serving.examples()) == wanted
+    with pytest.raises(InputError, match=r"size tiny has no GPUs.*python -m components\.serve"):
+        serving.model_server(sizes.load("tiny"))
+
+
+@pytest.mark.parametrize("name", sorted(serving.examples()))
+def test_a_rendered_server_fits_schemas_and_the_restricted_standard(name: str) -> None:
+    if not CRDS.is_dir():
+        pytest.skip("NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)")
+    found = check_files([serving.FOLDER / name], CRDS)
+    # the prometheus operator's definitions are not at hand
+    assert [str(finding) for finding in found if "PodMonitor" not in str(finding)] == []
+
+
+def objects(text: str) -> dict[str, dict[str, Any]]:
+    return {value["kind"]: value for value in yaml.safe_load_all(text)}
+
+
+def pod_of(value: dict[str, Any]) -> dict[str, Any]:
+    spec = value["spec"]
+    return dict(spec["predictor"] if "predictor" in spec else spec["template"]["spec"])
+
+
+@pytest.fixture(params=[False, True], ids=["vllm", "kserve"])
+def pod(request: pytest.FixtureRequest) -> dict[str, Any]:
+    server = serving.model_server(sizes.load("33b"), f"{MODEL}/manifest.json")
+    made = objects(serving.as_yaml(server, request.param))
+    return pod_of(made["InferenceService" if request.param else "Deployment"])
+
+
+def variables(container: dict[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+
+
+def test_vllm_reads_the_model_from_s3_with_the_sizes_machine(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    assert container["command"] == ["vllm", "serve", f"{MODEL}/"]
+    options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert options["--load-format"] == "runai_streamer"
+    assert (options["--tensor-parallel-size"], options["--max-model-len"]) == ("2", "2048")
+    assert options["--served-model-name"] == "llama-33b"
+    assert yaml.safe_load(options["--override-generation-config"]) == {
+        "temperature": 0.2, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1,
+    }  # fmt: skip
+    assert container["resources"]["limits"] == container["resources"]["requests"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    given = variables(container)
+    assert given["AWS_ENDPOINT_URL"]["secretKeyRef"] == {
+        "name": "zhllama-s3", "key": "ZHLLAMA_S3_ENDPOINT", "optional": True,
+    }  # fmt: skip
+    assert given["VLLM_API_KEY"]["secretKeyRef"] == {"name": "zhllama-api-key", "key": KEY}
+
+
+def test_the_check_comes_first_with_our_own_image_and_command(pod: dict[str, Any]) -> None:
+    (container,) = pod["initContainers"]
+    assert container["image"] == image("serve")
+    assert container["command"] == ["python", "-m", "components.serve.check"]
+    config = parse(Check, container["args"])
+    assert (config.model, config.context_length) == (f"{MODEL}/manifest.json", 2048)
+    assert "ZHLLAMA_S3_ENDPOINT" in variables(container)
+    assert "VLLM_API_KEY" not in variables(container)
+
+
+def test_a_serving_pod_is_confined(pod: dict[str, Any]) -> None:
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["serviceAccountName"] == "zhllama-serving"
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in (*pod["initContainers"], *pod["containers"]):
+        security = container["securityContext"]
+        assert security["readOnlyRootFilesystem"]
+        assert not security["allowPrivilegeEscalation"]
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        given = variables(container)
+        assert all(given[name].startswith("/tmp") for name in ("HOME", "HF_HOME", "TRITON_CACHE_DIR"))
+        for name, value in given.items():
+            if "KEY" in name or "TOKEN" in name:
+                assert set(value) == {"secretKeyRef"}
+
+
+def test_probes_wait_for_a_large_model_and_then_watch_it(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] == 1800
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "http"}
+    assert {port["name"] for port in container["ports"]} == {"http"}
+
+
+def test_what_belongs_together_selects_the_same_pods() -> None:
+    made = objects(serving.as_yaml(serving.model_server(sizes.load("7b"), MODEL)))
+    labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    selectors = [
+        made["Deployment"]["spec"]["selector"]["matchLabels"],
+        made["Service"]["spec"]["selector"],
+        made["PodMonitor"]["spec"]["selector"]["matchLabels"],
+        made["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ]
+    assert all(selector == selectors[0] for selector in selectors)
+    assert selectors[0].items() <= labels.items()
+    # a label that changes with each version may not be selected by: a Deployment's selector cannot change
+    assert "zhllama.io/version" not in selectors[0]
+    (endpoint,) = made["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert endpoint["path"] == "/metrics"
+    (rule,) = made["NetworkPolicy"]["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+
+
+def test_another_model_at_the_same_address_replaces_the_pods() -> None:
+    first, second = (ModelServer(name="a", model=MODEL, model_digest=digest) for digest in ("1", "2"))
+    assert first.version != second.version
+    assert first.version == ModelServer(name="a", model=MODEL, model_digest="1", replicas=3).version
+
+
+def test_serve_deploys_what_is_rendered() -> None:
+    size = sizes.load("13b")
+    asked = Serve(model=MODEL, name="llama-13b", deploy="kubernetes", memory=size.serving.memory)
+    rendered = serving.model_server(size, MODEL)
+    applied = pod_of(server_of(asked).deployment())
+    assert applied == pod_of(rendered.deployment())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "Not_A_Name"}, "on a cluster lower-case letters"),
+        ({"model": "/data/model"}, "pods of a cluster read the model from S3"),
+        ({"gpus": 0}, "--gpus 0: at least 1"),
+    ],
+)
+def test_a_wrong_option_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ModelServer(**{"name": "a", "model": MODEL, **given})
+
+
+def test_the_command_writes_manifests_to_standard_output() -> None:
+    words = ["render", "serving", "--size", "13b", "--model", MODEL, "--namespace", "team", "--name", "zh"]
+    words += ["--registry", "r.example.com/t", "--tag", "2", "--vllm-image", "r.example.com/vllm:1", "--stop-first"]
+    ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
+    made = objects(ended.stdout)
+    assert {value["metadata"]["namespace"] for value in made.values()} == {"team"}
+    assert made["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    pod = pod_of(made["Deployment"])
+    assert pod["initContainers"][0]["image"] == "r.example.com/t/zhllama-serve:2"
+    assert pod["containers"][0]["image"] == "r.example.com/vllm:1"
+    kserve = subprocess.run(
+        [sys.executable, "-m", "pipelines", *words[:5], MODEL, "--kserve"], capture_output=True, text=True, check=True
+    )
+    assert set(objects(kserve.stdout)) == {"InferenceService"}
