@@ -34,6 +34,17 @@ from pipelines.local_s3 import LocalS3
 STEPS = 30
 BLOCK = 64
 BACKENDS = ("none", "zero2")
+DEFAULTS: dict[str, Any] = {
+    "stage": "lora",
+    "max_steps": STEPS,
+    "logging_steps": 1,
+    "save_steps": 3,
+    "eval_steps": 10,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "deepspeed": "none",
+}
 PATIENCE = 300.0
 """Seconds after which a training that should have ended is taken to hang."""
 
@@ -184,21 +195,7 @@ def start(
     given: Material, store: str, cache: Path, environment: Mapping[str, str], processes: int = 2, **options: Any
 ) -> Training:
     """Starts a training with dropout, a checkpoint every few steps and a line for each step."""
-    chosen = {
-        "stage": "lora",
-        "model": given.model,
-        "dataset": given.dataset,
-        "store": store,
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "save_steps": 3,
-        "eval_steps": 10,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "deepspeed": "none",
-        **options,
-    }
+    chosen = {**DEFAULTS, "model": given.model, "dataset": given.dataset, "store": store, **options}
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     around = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     around |= {"PET_NPROC_PER_NODE": str(processes), "ZHLLAMA_CACHE": str(cache), **environment}

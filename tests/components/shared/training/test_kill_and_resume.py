@@ -1,0 +1,198 @@
+"""A training goes on where it was, to the last bit: after kill -9 at any moment, after SIGTERM on any one rank, in
+fewer processes; and a store that fails costs it checkpoints, not its life."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from components.merge_adapters.merger import MergeAdapters, merge_adapters
+from components.pretrain.pretraining import Pretrain, pretrain
+from components.shared import storage
+from components.shared.artifact import Manifest, open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from components.shared.training.checkpoints import complete
+from tests.components.shared.training.s3_proxy import S3Proxy
+from tests.soak.training import DEFAULTS, STEPS, killed_and_resumed, losses, reference, start, weights
+
+LOGGED_EVERY_FOUR = {"max_steps": 16, "logging_steps": 4, "save_steps": 4, "eval_steps": 0, "lora_dropout": 0.0}
+ZERO_2 = {"deepspeed": "zero2", "max_steps": 4, "save_steps": 2, "eval_steps": 0}
+LONG = {"eval_steps": 0, "logging_steps": 100}
+
+
+def checkpoint(store: Path, step: int) -> str:
+    """The reference of the checkpoint of a step."""
+    (manifest,) = store.glob(f"checkpoints/pretrain/*/step-{step:08d}-*/manifest.json")
+    return str(manifest)
+
+
+def checkpoints(store: str) -> list[int]:
+    """Steps of the complete checkpoints of the one training of a store, newest first."""
+    (folder,) = {"/".join(item.name.split("/")[:2]) for item in storage.listing(f"{store}/checkpoints")}
+    return [manifest.facts["step"] for manifest in complete(f"{store}/checkpoints/{folder}")]
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["none", "zero2"])
+def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_run(backend, tiny, tmp_path, s3_store):
+    reference(tiny, tmp_path, {}, backend, f"{s3_store}/whole")
+    counted = killed_and_resumed(4, tiny, tmp_path, f"{s3_store}/killed", {}, backend, kills=2)
+    assert counted["killed"] >= 1
+    assert counted["went on from a checkpoint"] >= 1
+    assert losses(f"{s3_store}/killed") == losses(f"{s3_store}/whole")
+    assert weights(f"{s3_store}/killed") == weights(f"{s3_store}/whole")
+    assert len(losses(f"{s3_store}/whole")) == STEPS + 3
+
+
+# --- SIGTERM ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory) -> Path:
+    """The store of a training in two processes that nobody stopped, with checkpoints of steps 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp("whole")
+    training = start(tiny, str(folder / "store"), folder / "cache", {}, **LOGGED_EVERY_FOUR)
+    assert training.end() == 0, training.said
+    return folder / "store"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["launcher", "last worker"])
+def test_sigterm_on_any_process_leaves_one_checkpoint_and_143(whom, train, whole, tmp_path):
+    """Stopped between two lines of the log: the line that spans the stop is the same, too."""
+    options = {**LOGGED_EVERY_FOUR, "save_steps": 1000}
+    store = tmp_path / "stopped"
+    stopped = train(str(store), **options)
+    assert stopped.wait_for("step 4/16")
+    os.kill(stopped.process.pid if whom == "launcher" else stopped.workers()[-1], signal.SIGTERM)
+    assert stopped.end() == 143, stopped.said
+    (step,) = checkpoints(str(store))
+    assert 4 <= step < 16
+    assert "stopped: to go on from" in stopped.said
+    assert not list(store.glob("pretrain/*/manifest.json"))
+    again = train(str(store), **options)
+    assert again.end() == 0, again.said
+    assert f"going on from step {step}" in again.said
+    assert losses(str(store)) == losses(str(whole))
+    assert weights(str(store)) == weights(str(whole))
+
+
+# --- other numbers of processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_plain_data_parallelism_goes_on_in_fewer_processes(train, whole, tmp_path):
+    """Equal global batch, no dropout: losses within 2e-5 of the uninterrupted run's."""
+    alone = {"per_device_train_batch_size": 8, "resume_from_checkpoint": checkpoint(whole, 4), "save_steps": 0}
+    one = train(str(tmp_path / "one"), processes=1, **{**LOGGED_EVERY_FOUR, **alone})
+    assert one.end() == 0, one.said
+    assert "going on from step 4" in one.said
+    for (step, which, loss), (other_step, other, expected) in zip(
+        losses(str(tmp_path / "one")), losses(str(whole)), strict=True
+    ):
+        assert (step, which) == (other_step, other)
+        assert loss == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def zero_2(tiny, tmp_path_factory) -> Path:
+    """The store of a training with ZeRO-2 in two processes, with a checkpoint of step 2."""
+    folder = tmp_path_factory.mktemp("zero-2")
+    training = start(tiny, str(folder / "store"), folder / "cache", {}, **ZERO_2)
+    assert training.end() == 0, training.said
+    return folder / "store"
+
+
+@pytest.mark.slow
+def test_a_zero_checkpoint_of_other_processes_is_refused_with_the_way_out(train, zero_2, tmp_path):
+    one = train(str(tmp_path / "one"), processes=1, **ZERO_2, resume_from_checkpoint=checkpoint(zero_2, 2))
+    assert one.end() == 2, one.said
+    assert "ZeRO-2 optimizer of 2 processes, this training has 1; start it with 2 processes, or publish" in one.said
+    assert not list((tmp_path / "one").rglob("manifest.json"))
+
+
+# --- a checkpoint as a result -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretrained(tiny, tmp_path, monkeypatch):
+    """The stage in this process, with the options of `zero_2` and others: `pretrained(**options)`."""
+    monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
+
+    def run(**options) -> Manifest:
+        chosen = {**DEFAULTS, "model": tiny.model, "dataset": tiny.dataset, "store": str(tmp_path / "store")}
+        return run_stage(Pretrain(**{**chosen, **ZERO_2, **options}), pretrain)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_checkpoint_can_be_published_and_merged(pretrained, zero_2, tiny, tmp_path):
+    adapter = pretrained(publish_checkpoint=checkpoint(zero_2, 2))
+    assert (adapter.kind, adapter.facts["step"]) == ("adapter", 2)
+    lines = [json.loads(line) for line in open_artifact(adapter.reference).read("metrics.jsonl").splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    merging = MergeAdapters(store=str(tmp_path / "merged"), model=tiny.model, adapters=adapter.reference)
+    assert run_stage(merging, merge_adapters).kind == "hf-model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["resume_from_checkpoint", "publish_checkpoint"])
+def test_a_checkpoint_of_another_training_is_refused_before_anything_starts(pretrained, zero_2, option, tmp_path):
+    with pytest.raises(InputError, match=r"it is of another training: its --lora-r was 0, here it is 4; give one of"):
+        pretrained(lora_r=4, **{option: checkpoint(zero_2, 2)})
+    assert not list((tmp_path / "store").rglob("*.*"))
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_anything_starts(pretrained, tmp_path):
+    with pytest.raises(InputError, match=r"--resume-from-checkpoint .*nothing"):
+        pretrained(resume_from_checkpoint=str(tmp_path / "nothing"))
+    assert not list((tmp_path / "store").rglob("*.*"))
+
+
+# --- a store that fails -----------------------------------------------------------------------------------------------
+
+
+def of_a_checkpoint(method: str, path: str) -> bool:
+    return method in ("PUT", "POST") and "/checkpoints/" in path
+
+
+@pytest.mark.slow
+def test_a_failed_upload_costs_a_checkpoint_and_not_the_training(train, s3_server, s3_store):
+    """Every request of the checkpoint of step 2 fails, by 503 and by broken connections; the later ones arrive."""
+    with S3Proxy(s3_server.access.endpoint) as proxy:
+
+        def faults(method: str, path: str) -> str:
+            if of_a_checkpoint(method, path) and "/step-00000002-" in path:
+                return "reset" if len(proxy.seen) % 2 else "503"
+            return ""
+
+        proxy.faults = faults
+        options = {**LONG, "max_steps": 100_000, "save_steps": 2}
+        training = train(s3_store, environment={"ZHLLAMA_S3_ENDPOINT": proxy.endpoint}, **options)
+        assert training.wait_for("could not write its part of the checkpoint of step 2, the training goes on")
+        assert training.wait_for("is complete")
+        training.process.terminate()
+        assert training.end() == 143, training.said
+    assert 2 not in checkpoints(s3_store)
+
+
+@pytest.mark.slow
+def test_it_stops_when_no_checkpoint_could_be_written_for_the_stated_time(train, s3_server, s3_store):
+    with S3Proxy(s3_server.access.endpoint) as proxy:
+        proxy.faults = lambda method, path: "503" if of_a_checkpoint(method, path) else ""
+        options = {**LONG, "max_steps": 100_000, "save_steps": 1}
+        training = train(
+            s3_store,
+            environment={"ZHLLAMA_S3_ENDPOINT": proxy.endpoint},
+            **options,
+            max_minutes_without_checkpoint=0.01,
+        )
+        assert training.end() == 1, training.said
+    assert "no checkpoint could be written for 0.01 minutes (--max-minutes-without-checkpoint)" in training.said
