@@ -1,12 +1,13 @@
 """What lies in a source, and whether it is complete: decided from names alone, before the first weight is copied."""
 
+import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from components.fetch_weights.sources import Source, read
-from components.fetch_weights.sums import SUMS, table
+from components.fetch_weights.sums import CHECKLISTS, SUMS, table
 from components.shared.errors import InputError
 from components.shared.meta_format import PARAMS, TOKENIZER, shard_name
 
@@ -62,6 +63,14 @@ def model_folder(source: Source, size: str) -> Source:
     return source
 
 
+def recognised_size(source: Source) -> str:
+    """The published size whose params.json lies in the source; "" when it is none of them."""
+    if source.stat(PARAMS) is None:
+        return ""
+    digest = hashlib.sha256(read(source, PARAMS)).hexdigest()
+    return next((size for size, files in table()["meta"].items() if files[PARAMS] == digest), "")
+
+
 def shard_count(size: str) -> int | None:
     """Shards of a published LLaMA; None for a size that the table does not know."""
     known = table()["meta"].get(size)
@@ -70,7 +79,7 @@ def shard_count(size: str) -> int | None:
 
 def likely_names(source: Source, size: str) -> Iterator[str]:
     """Names to ask for where there is no listing. Lazy: what is asked for depends on what was found."""
-    yield from (SUMS, CONFIG, "generation_config.json", PARAMS, ADAPTER_CONFIG, *ADAPTER_WEIGHTS, SINGLE)
+    yield from (SUMS, *CHECKLISTS, CONFIG, "generation_config.json", PARAMS, ADAPTER_CONFIG, *ADAPTER_WEIGHTS, SINGLE)
     yield from _TOKENIZER_FILES
     if source.stat(INDEX) is not None:
         yield INDEX
@@ -90,8 +99,8 @@ def indexed_shards(source: Source) -> list[str]:
         raise InputError(f"{where}: no index of safetensors ({error}); fetch another copy") from error
 
 
-def survey(source: Source, size: str, names: Collection[str], listed: Mapping[str, str]) -> Layout:
-    """What is there. `listed`: the files that a sha256sums file names. InputError for what is missing."""
+def survey(source: Source, size: str, names: Collection[str], listed: Collection[str]) -> Layout:
+    """What is there. `listed`: the files that have a line in files of sums. InputError for what is missing."""
     where = f"--source {source.address}"
     if ADAPTER_CONFIG in names:
         weights = next((name for name in ADAPTER_WEIGHTS if name in names), None)
@@ -108,10 +117,8 @@ def survey(source: Source, size: str, names: Collection[str], listed: Mapping[st
     )
 
 
-def _meta(source: Source, size: str, names: Collection[str], listed: Mapping[str, str]) -> Layout:
+def _meta(source: Source, size: str, names: Collection[str], listed: Collection[str]) -> Layout:
     where = f"--source {source.address}"
-    if not size:
-        raise InputError(f"{where}: these are Meta's files; say with --size which (7b, 13b, 30b, 65b, or a name)")
     known = shard_count(size)
     there = _greatest(names)
     if known and there >= known:
@@ -127,7 +134,9 @@ def _meta(source: Source, size: str, names: Collection[str], listed: Mapping[str
         else:
             missing.append(TOKENIZER)
     if missing:
-        raise InputError(f"{where}: {', '.join(missing)} missing of {size}'s {count} shards; complete the source")
+        raise InputError(
+            f"{where}: {', '.join(missing)} missing of {size or 'the'} {count} shards; complete the source"
+        )
     return Layout("meta-weights", (*wanted, TOKENIZER), outside)
 
 

@@ -1,12 +1,14 @@
-"""Where weights come from: a folder, S3, HTTP, the Hugging Face hub, behind three questions.
+"""Where weights come from: a folder, S3, HTTP, the Hugging Face hub, behind a few questions.
 
 `stat(name)`: is this file there, how large. `names(likely)`: what is there; HTTP has no listing, so there the likely
-names are tried one by one. `chunks(name)`: its bytes, streamed; a broken connection goes on where it broke.
+names are tried one by one. `chunks(name)`: its bytes, streamed; a broken connection goes on where it broke. `ranged`:
+whether parts of it can be had, which all but simple HTTP servers give; `part(name, start, length)`: one of them.
 """
 
 import ipaddress
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,8 @@ from components.shared.errors import InputError, StorageFault
 
 CHUNK = 4 * 2**20
 ATTEMPTS = 5
+PAUSE = 0.5
+"""Seconds before the second attempt; twice as long before each one after it."""
 TIMEOUT = 60.0
 """Seconds without a byte."""
 
@@ -43,6 +47,8 @@ class Source(Protocol):
     def stat(self, name: str) -> Found | None: ...
     def names(self, likely: Iterable[str]) -> list[str]: ...
     def chunks(self, name: str) -> Iterator[bytes]: ...
+    def ranged(self, name: str) -> bool: ...
+    def part(self, name: str, start: int, length: int) -> Iterator[bytes]: ...
     def below(self, folder: str) -> "Source": ...
     def above(self) -> "Source | None": ...
 
@@ -86,6 +92,12 @@ class StoredSource:
     def chunks(self, name: str) -> Iterator[bytes]:
         return storage.read_chunks(storage.join(self.address, name), CHUNK)
 
+    def ranged(self, name: str) -> bool:
+        return True
+
+    def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
+        yield storage.read_bytes(storage.join(self.address, name), start, length)
+
     def below(self, folder: str) -> "StoredSource":
         return StoredSource(storage.join(self.address, folder))
 
@@ -98,23 +110,24 @@ class _Resume(Exception):
     """A connection that ended early."""
 
 
-def _resumed(name: str, size: int | None, connect: Callable[[int], Iterator[bytes]]) -> Iterator[bytes]:
-    """What `connect(start)` streams, connected again from where it broke; StorageFault when it keeps breaking."""
-    at = failures = 0
+def _resumed(name: str, connect: Callable[[int], Iterator[bytes]], end: int | None, start: int = 0) -> Iterator[bytes]:
+    """What `connect(start)` streams up to `end`, connected anew where it broke. StorageFault if it keeps breaking."""
+    at, failures = start, 0
     while True:
         before = at
         try:
             for chunk in connect(at):
                 at += len(chunk)
                 yield chunk
-            if size is not None and at < size:
-                raise _Resume(f"{at} of {size} bytes came")
+            if end is not None and at < end:
+                raise _Resume(f"{at - start} of {end - start} bytes came")
             return
         except (_Resume, OSError, HTTPException) as error:
             # progress made: the server is alive, so the count begins anew
             failures = 1 if at > before else failures + 1
             if failures >= ATTEMPTS:
                 raise StorageFault(f"{name}: the connection broke at byte {at} ({error}); try again") from error
+            time.sleep(PAUSE * 2 ** (failures - 1))
 
 
 class HttpSource:
@@ -128,25 +141,32 @@ class HttpSource:
             # it would stand in the manifest
             raise InputError("--source: give the https:// address of a folder, without user, query or fragment")
         self.address = address.rstrip("/")
+        self._known: dict[str, Found | None] = {}
 
     def _url(self, name: str) -> str:
         return f"{self.address}/{quote(name)}"
 
-    def _open(self, url: str, method: str = "GET", start: int = 0) -> Any:
+    def _open(self, url: str, method: str = "GET", start: int | None = None, end: int | None = None) -> Any:
         request = urllib.request.Request(url, method=method)
         request.add_header("User-Agent", "zhllama")
-        if start:
-            request.add_header("Range", f"bytes={start}-")
+        if start is not None:
+            request.add_header("Range", f"bytes={start}-" + ("" if end is None else str(end - 1)))
         return _opener().open(request, timeout=TIMEOUT)
 
     def stat(self, name: str) -> Found | None:
+        if name not in self._known:
+            self._known[name] = self._head(name)
+        return self._known[name]
+
+    def _head(self, name: str) -> Found | None:
         url = self._url(name)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
                 with self._open(url, "HEAD") as answer:
                     length = answer.headers.get("Content-Length")
-                    tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-                    return Found(name, int(length) if length else None, tag)
+                    return Found(name, int(length) if length else None, _tag(answer.headers))
             except urllib.error.HTTPError as error:
                 if error.code in (403, 404, 410):
                     # object stores answer 403 for what is absent when listing is not allowed
@@ -162,17 +182,32 @@ class HttpSource:
         return [name for name in likely if self.stat(name) is not None]
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        url = self._url(name)
-
-        def connect(start: int) -> Iterator[bytes]:
-            with self._open(url, start=start) as answer:
-                if start and answer.status != 206:
-                    raise InputError(f"--source {url}: the server knows no ranges, and the connection broke; try again")
-                while chunk := answer.read(CHUNK):
-                    yield chunk
-
         found = self.stat(name)
-        return _resumed(url, found.size if found else None, connect)
+        return _resumed(self._url(name), lambda at: self._stream(name, at or None, None), found.size if found else None)
+
+    def ranged(self, name: str) -> bool:
+        """Asked with a range of one byte: what a server says of itself in headers is often left out."""
+        try:
+            with self._open(self._url(name), start=0, end=1) as answer:
+                return bool(answer.status == 206)
+        except (OSError, HTTPException):
+            # the stream that is tried instead says what is wrong
+            return False
+
+    def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
+        end = start + length
+        return _resumed(self._url(name), lambda at: self._stream(name, at, end), end, start)
+
+    def _stream(self, name: str, start: int | None, end: int | None) -> Iterator[bytes]:
+        url = self._url(name)
+        with self._open(url, start=start, end=end) as answer:
+            if start is not None and answer.status != 206:
+                raise InputError(f"--source {url}: the server knows no ranges, and the connection broke; try again")
+            tag, known = _tag(answer.headers), self.stat(name)
+            if known is not None and tag != known.tag:
+                raise StorageFault(f"--source {url}: the file was changed while it was fetched; try again")
+            while chunk := answer.read(CHUNK):
+                yield chunk
 
     def below(self, folder: str) -> "HttpSource":
         return HttpSource(f"{self.address}/{folder}")
@@ -180,6 +215,10 @@ class HttpSource:
     def above(self) -> "HttpSource | None":
         parent = self.address.rpartition("/")[0]
         return HttpSource(parent) if urlsplit(parent).hostname else None
+
+
+def _tag(headers: HTTPMessage) -> str:
+    return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
 def _loopback(host: str) -> bool:
@@ -253,24 +292,38 @@ class HubSource:
     def names(self, likely: Iterable[str]) -> list[str]:
         return list(self._listing[1])
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    @cached_property
+    def _files(self) -> Any:
+        """The hub's files by path. One for all threads, so that a repository is listed once."""
         from huggingface_hub import HfFileSystem
 
-        commit, files = self._listing
-        where = f"{self.address}/{name}"
-        path = f"{self.repository}@{commit}/{f'{self._folder}/' if self._folder else ''}{name}"
+        return HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
 
-        def stream() -> Iterator[bytes]:
-            at = 0
-            with _hub_errors(where), HfFileSystem(endpoint=_endpoint()).open(path, "rb", block_size=0) as file:
-                while chunk := file.read(CHUNK):
-                    at += len(chunk)
-                    yield chunk
-            size = files[name].size
-            if size is not None and at != size:
-                raise StorageFault(f"{where}: {at} of {size} bytes came; try again")
+    def _path(self, name: str) -> str:
+        commit, _ = self._listing
+        return f"{self.repository}@{commit}/{f'{self._folder}/' if self._folder else ''}{name}"
 
-        return stream()
+    def chunks(self, name: str) -> Iterator[bytes]:
+        size = self._listing[1][name].size
+        at = 0
+        with _hub_errors(f"{self.address}/{name}"), self._files.open(self._path(name), "rb", block_size=0) as file:
+            while chunk := file.read(CHUNK):
+                at += len(chunk)
+                yield chunk
+        if size is not None and at != size:
+            raise StorageFault(f"{self.address}/{name}: {at} of {size} bytes came; try again")
+
+    def ranged(self, name: str) -> bool:
+        return True
+
+    def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
+        with _hub_errors(f"{self.address}/{name}"):
+            found: bytes = self._files.cat_file(
+                self._path(name), start, start + length, block_size=length, cache_type="none"
+            )
+        if len(found) != length:
+            raise StorageFault(f"{self.address}/{name}: {len(found)} of {length} bytes at {start} came; try again")
+        yield found
 
     def below(self, folder: str) -> "HubSource":
         return HubSource(self.repository, self._revision, f"{self._folder}/{folder}".strip("/"))

@@ -1,4 +1,7 @@
-"""What the files should hash to: a sha256sums file, and the table of published weights (sha256.json, data)."""
+"""What the files should hash to: sha256sums files, Meta's MD5 checklists, and the table of published weights.
+
+The table is data (sha256.json): Meta's files by size, the published adapters by repository.
+"""
 
 import json
 import re
@@ -11,7 +14,9 @@ from components.shared import storage
 from components.shared.errors import InputError
 
 SUMS = "sha256sums.txt"
-_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S.*)")
+CHECKLISTS = ("checklist.chk", "tokenizer_checklist.chk")
+"""MD5 lines that Meta put beside its files."""
+_DIGITS = {"sha256": 64, "md5": 32}
 
 
 def table() -> Mapping[str, Any]:
@@ -20,22 +25,23 @@ def table() -> Mapping[str, Any]:
     return found
 
 
-def parse_sums(content: bytes, where: str) -> dict[str, str]:
-    """`<hex>  <name>` lines, as sha256sum writes them: name → hex. InputError names a line that is not one."""
+def parse_sums(content: bytes, where: str, kind: str = "sha256") -> dict[str, str]:
+    """`<hex>  <name>` lines, as sha256sum or md5sum write them: name → hex. InputError names a line that is not one."""
     found: dict[str, str] = {}
+    digits, program = _DIGITS[kind], f"{kind}sum"
     try:
         lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not a text file; give lines as sha256sum writes them") from error
+        raise InputError(f"{where}: not a text file; give lines as {program} writes them") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        match = _LINE.fullmatch(line.rstrip())
+        match = re.fullmatch(rf"([0-9a-fA-F]{{{digits}}}) [ *](?:\./)?(\S.*)", line.rstrip())
         if match is None:
-            raise InputError(f"{where}: line {number} is no `<64 hex digits>  <name>`; write it with sha256sum")
+            raise InputError(f"{where}: line {number} is no `<{digits} hex digits>  <name>`; write it with {program}")
         found[match[2]] = match[1].lower()
     if not found:
-        raise InputError(f"{where}: no line in it; write it with sha256sum")
+        raise InputError(f"{where}: no line in it; write it with {program}")
     return found
 
 

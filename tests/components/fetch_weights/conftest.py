@@ -3,7 +3,9 @@
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,17 +13,45 @@ import pytest
 
 
 class FolderServer(ThreadingHTTPServer):
-    """Files of a folder over HTTP, with HEAD and ranges. `break_after`: bytes after which the first answer ends."""
+    """Files of a folder over HTTP, with HEAD and ranges, which counts the bytes it sends.
+
+    break_after: path → bytes after which the next answer ends. ranged False: it knows no ranges. hold_after: when that
+    many bytes have gone out altogether, every answer waits (`held` is set) until `go_on` is; with `drops` it then ends.
+    """
+
+    daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _FolderHandler)
         self.folder = folder
         self.break_after: dict[str, int] = {}
+        self.ranged = True
         self.asked: list[tuple[str, str, str | None]] = []
+        self.sent: Counter[str] = Counter()
+        self.hold_after: int | None = None
+        self.drops = False
+        self.held, self.go_on = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def may_send(self, path: str, count: int) -> None:
+        if count == 1:
+            # asked only to learn whether there are ranges
+            return
+        with self._lock:
+            holds = self.hold_after is not None and self.sent.total() + count > self.hold_after
+            if not holds:
+                self.sent[path] += count
+        if holds:
+            self.held.set()
+            self.go_on.wait()
+            if self.drops:
+                raise ConnectionAbortedError
+            with self._lock:
+                self.sent[path] += count
 
 
 class _FolderHandler(BaseHTTPRequestHandler):
@@ -34,21 +64,30 @@ class _FolderHandler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append((self.command, self.path, wanted))
+        wanted = self.headers.get("Range") if self.server.ranged else None
+        self.server.asked.append((self.command, self.path, self.headers.get("Range")))
         path = self.server.folder / self.path.lstrip("/")
         if not path.is_file():
             self.send_error(404)
             return
         content = path.read_bytes()
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        first, _, last = wanted.removeprefix("bytes=").partition("-") if wanted else ("0", "", "")
+        start, end = int(first), int(last) + 1 if last else len(content)
         self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", hashlib.md5(content).hexdigest())
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("ETag", f"{path.stat().st_mtime_ns}-{len(content)}")
         self.end_headers()
         if body:
-            end = start + self.server.break_after.pop(self.path, len(content))
-            self.wfile.write(content[start:end])
+            end = min(end, start + self.server.break_after.pop(self.path, len(content)))
+            for at in range(start, end, 65536):
+                piece = content[at : min(end, at + 65536)]
+                self.server.may_send(self.path, len(piece))
+                self.wfile.write(piece)
+
+    def handle(self) -> None:
+        # a client that was killed is no error of this server
+        with suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -106,6 +145,7 @@ def _serving(server: FolderServer) -> Iterator[FolderServer]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield server
+    server.go_on.set()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.fetch_weights import fetcher
+from components.fetch_weights import fetcher, layout, sources
 from components.fetch_weights.fetcher import FetchWeights, fetch_weights
 from components.shared import storage
 from components.shared.artifact import Manifest, open_artifact
@@ -167,7 +167,7 @@ def test_a_second_run_fetches_nothing_and_a_changed_source_is_fetched_again(tmp_
     write_sums(weights)
     second = fetch(tmp_path / "store", weights)
     assert second.digest != first.digest
-    monkeypatch.setattr(fetcher, "_fetch", None)
+    monkeypatch.setattr(fetcher, "transfer", None)
     assert fetch(tmp_path / "store", weights) == second
 
 
@@ -224,10 +224,76 @@ def test_published_adapters_are_checked_against_the_table(tmp_path, adapter):
         fetch(tmp_path / "store", mirror, size="13b")
 
 
+def write_checklists(folder: Path) -> None:
+    """Meta's own: MD5 lines of the weights, and of the tokenizer in a list of its own."""
+    lines = {
+        name: f"{hashlib.md5((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in META
+        if (folder / name).exists()
+    }
+    (folder / "checklist.chk").write_text("".join(line for name, line in lines.items() if name != "tokenizer.model"))
+    (folder / "tokenizer_checklist.chk").write_text(lines.get("tokenizer.model", ""))
+
+
+@pytest.mark.parametrize("name", META)
+def test_a_checklist_beside_the_files_is_checked(store, weights, name):
+    (weights / "sha256sums.txt").unlink()
+    write_checklists(weights)
+    assert set(fetch(store, weights).facts["verified"].values()) == {"checklist.chk", "tokenizer_checklist.chk"}
+    path = weights / name
+    wanted = hashlib.md5(path.read_bytes()).hexdigest()
+    flip(path, path.stat().st_size // 2)
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match=rf"{name}: md5 {wanted} expected \(by \w*checklist\.chk\), {found} found"):
+        fetch(store, weights)
+
+
+def test_a_checklist_is_checked_beside_sha256_and_not_where_expect_has_spoken(tmp_path, weights, write_sums):
+    write_checklists(weights)
+    assert fetch(tmp_path / "store", weights).facts["verified"]["params.json"] == "sha256sums.txt, checklist.chk"
+    flip(weights / "consolidated.00.pth")
+    write_sums(weights)
+    with pytest.raises(InputError, match=r"consolidated\.00\.pth: md5 "):
+        fetch(tmp_path / "store", weights)
+    fetch(tmp_path / "store", weights, expect=str(weights))
+
+
+def test_the_tokenizers_checklist_may_lie_above_with_the_tokenizer(tmp_path, weights):
+    above = tmp_path / "llama"
+    write_checklists(weights)
+    shutil.copytree(weights, above / "TINY")
+    for name in ("tokenizer.model", "tokenizer_checklist.chk"):
+        (above / "TINY" / name).rename(above / name)
+    (above / "TINY" / "sha256sums.txt").unlink()
+    assert fetch(tmp_path / "store", above).facts["verified"]["tokenizer.model"] == "tokenizer_checklist.chk"
+
+
+def test_a_shard_that_only_the_checklist_names_is_missed(tmp_path, weights):
+    write_checklists(weights)
+    (weights / "sha256sums.txt").unlink()
+    (weights / "consolidated.01.pth").unlink()
+    with pytest.raises(InputError, match=r"consolidated\.01\.pth missing"):
+        fetch(tmp_path / "store", weights)
+
+
+def test_weights_of_no_published_size_need_no_size(tmp_path, weights):
+    assert fetch(tmp_path / "store", weights, size="").facts["size"] == ""
+
+
+def test_a_published_size_is_known_by_its_params(tmp_path, weights, monkeypatch):
+    params = hashlib.sha256((weights / "params.json").read_bytes()).hexdigest()
+    shards = {name: "0" * 64 for name in META if name.endswith(".pth")}
+    known = {"meta": {"13b": {"params.json": params, **shards}}, "adapters": {}}
+    for module in (layout, fetcher):
+        monkeypatch.setattr(module, "table", lambda: known)
+    with pytest.raises(InputError, match=r"consolidated\.00\.pth: sha256 0{64} expected \(by the published table\)"):
+        fetch(tmp_path / "store", weights, size="")
+
+
 def test_files_without_a_known_sum_are_taken_and_said(tmp_path, weights, caplog):
     (weights / "sha256sums.txt").unlink()
     assert fetch(tmp_path / "store", weights).facts["verified"] == {}
-    assert "no SHA-256 is known for params.json, consolidated.00.pth" in caplog.text
+    assert "no sum is known for params.json, consolidated.00.pth" in caplog.text
 
 
 def test_the_table_has_every_published_shard():
@@ -264,7 +330,6 @@ MISSING = {
         r"consolidated\.02\.pth, cons.*missing",
     ),
     "a size with fewer shards": (without("sha256sums.txt"), {"size": "7b"}, "2 shards are there and 7b has 1"),
-    "the size": (without(), {"size": ""}, "say with --size which"),
     "a size that is no name": (without(), {"size": "../7b"}, "not a name"),
     "params.json that is none": (unsummed("params.json", "{}"), {}, r"not LLaMA's params\.json"),
     "a tokenizer that is none": (unsummed("tokenizer.model", "x"), {}, "not a SentencePiece model"),
@@ -274,6 +339,11 @@ MISSING = {
         "line 1 is no",
     ),
     "--expect without a shard": (without(), {"expect": "short.txt"}, r"no line for consolidated\.00\.pth"),
+    "a checklist that is none": (
+        lambda folder: (folder / "checklist.chk").write_text("abc  params.json"),
+        {},
+        "line 1 is no `<32 hex digits>",
+    ),
     "--expect that is not there": (without(), {"expect": "nowhere.txt"}, "--expect nowhere.txt: nothing is there"),
 }
 
@@ -284,7 +354,7 @@ def test_what_is_missing_is_said_before_a_weight_is_copied(tmp_path, weights, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text(f"{'0' * 64}  params.json\n")
     spoil(weights)
-    monkeypatch.setattr(fetcher, "_fetch", lambda *_: pytest.fail("a file was copied"))
+    monkeypatch.setattr(fetcher, "transfer", lambda *_: pytest.fail("a file was copied"))
     with pytest.raises(InputError, match=message):
         fetch(tmp_path / "store", weights, **options)
 
@@ -345,7 +415,8 @@ def test_a_source_that_cannot_be_is_refused(tmp_path, source, message):
     assert "secret" not in str(error.value)
 
 
-def test_a_server_that_is_gone_is_a_fault(tmp_path, http, tiny_meta):
+def test_a_server_that_is_gone_is_a_fault(tmp_path, http, monkeypatch):
+    monkeypatch.setattr(sources, "PAUSE", 0.01)
     address = http.address
     http.server_close()
     with pytest.raises(StorageFault, match="no answer after"):
