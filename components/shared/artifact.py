@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
 import threading
 import time
@@ -46,6 +47,8 @@ log = logging.getLogger("artifact")
 MANIFEST = "manifest.json"
 BLOCKS = "blocks.json"
 BLOCK = 8 * 2**20
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""`owner/name` on the Hugging Face Hub."""
 FORMAT = 1
 
 
@@ -565,7 +568,7 @@ class _RangeStream(io.RawIOBase):
 
 
 def open_artifact(reference: str, option: str = "") -> Artifact:
-    """Opens a reference: the URI of a manifest, a folder or prefix with or without one, or a dataset of the Hub.
+    """Opens a reference: the URI of a manifest, a folder or prefix with or without one, or a repository of the Hub.
 
     InputError when nothing is there; `option` (as `--model`) says in the message which option gave it.
     """
@@ -574,6 +577,10 @@ def open_artifact(reference: str, option: str = "") -> Artifact:
         from components.shared.hub_dataset import open_hub_dataset
 
         return open_hub_dataset(reference, where)
+    if reference.startswith("hf://"):
+        from components.shared.hub_model import open_hub_model
+
+        return open_hub_model(reference, where)
     uri = storage.normalise(reference)
     if uri.endswith(f"/{MANIFEST}"):
         content = _read_or_none(uri)
@@ -587,9 +594,18 @@ def open_artifact(reference: str, option: str = "") -> Artifact:
         path = Path(uri)
         return _plain(str(path.parent), [storage.Stored(path.name, path.stat().st_size, "")])
     stored = storage.listing(uri)
+    if not stored and is_bare_name(reference):
+        from components.shared.hub_model import open_hub_model
+
+        return open_hub_model(reference, where)
     if not stored:
         raise InputError(f"{where}: nothing is there; give a folder, an s3:// prefix or the URI of a manifest")
     return _plain(uri, stored)
+
+
+def is_bare_name(reference: str) -> bool:
+    """Whether this may be `owner/name` on the Hub: two names, of which the first is no folder here."""
+    return re.fullmatch(HUB_NAME, reference) is not None and not Path(reference.partition("/")[0]).exists()
 
 
 def _read_or_none(uri: str) -> bytes | None:

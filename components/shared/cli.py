@@ -246,8 +246,8 @@ def inputs_of(config: Any) -> dict[str, Input]:
 
 
 def _plain_address(address: str, artifact: Artifact) -> str:
-    """A folder, prefix or file as it was given, made absolute; of a dataset of the Hub, with the commit found."""
-    return artifact.root if address.startswith("hf://") else storage.normalise(address)
+    """A folder, prefix or file as it was given, made absolute; of a repository of the Hub, with the commit found."""
+    return artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
 
 
 def source_digest(stages: Sequence[str]) -> str:
