@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException, HTTPMessage
@@ -21,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from components.shared import storage
 from components.shared.errors import InputError, StorageFault
+from components.shared.hub_model import endpoint, hub_errors
 
 CHUNK = 4 * 2**20
 ATTEMPTS = 5
@@ -273,8 +273,8 @@ class HubSource:
         """The commit, and the files of the folder."""
         from huggingface_hub import HfApi
 
-        with _hub_errors(self.address):
-            info = HfApi(endpoint=_endpoint()).model_info(
+        with hub_errors(f"--source {self.address}"):
+            info = HfApi(endpoint=endpoint()).model_info(
                 self.repository, revision=self._revision, files_metadata=True, timeout=TIMEOUT
             )
         prefix = f"{self._folder}/" if self._folder else ""
@@ -297,7 +297,7 @@ class HubSource:
         """The hub's files by path. One for all threads, so that a repository is listed once."""
         from huggingface_hub import HfFileSystem
 
-        return HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
+        return HfFileSystem(endpoint=endpoint(), skip_instance_cache=True)
 
     def _path(self, name: str) -> str:
         commit, _ = self._listing
@@ -306,7 +306,8 @@ class HubSource:
     def chunks(self, name: str) -> Iterator[bytes]:
         size = self._listing[1][name].size
         at = 0
-        with _hub_errors(f"{self.address}/{name}"), self._files.open(self._path(name), "rb", block_size=0) as file:
+        where = f"--source {self.address}/{name}"
+        with hub_errors(where), self._files.open(self._path(name), "rb", block_size=0) as file:
             while chunk := file.read(CHUNK):
                 at += len(chunk)
                 yield chunk
@@ -317,7 +318,7 @@ class HubSource:
         return True
 
     def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
-        with _hub_errors(f"{self.address}/{name}"):
+        with hub_errors(f"--source {self.address}/{name}"):
             found: bytes = self._files.cat_file(
                 self._path(name), start, start + length, block_size=length, cache_type="none"
             )
@@ -332,30 +333,3 @@ class HubSource:
         if not self._folder:
             return None
         return HubSource(self.repository, self._revision, self._folder.rpartition("/")[0])
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
-
-
-@contextmanager
-def _hub_errors(address: str) -> Iterator[None]:
-    """Turns the hub library's exceptions into ours."""
-    from huggingface_hub import errors as hub
-
-    where = f"--source {address}"
-    try:
-        yield
-    except hub.GatedRepoError as error:
-        raise InputError(f"{where}: access has to be granted; ask for it on the hub and set HF_TOKEN") from error
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        raise InputError(
-            f"{where}: no such folder here, and no such repository or revision on the hub; correct the name, or set "
-            "HF_TOKEN if it is private"
-        ) from error
-    except hub.OfflineModeIsEnabled as error:
-        raise InputError(f"{where}: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked") from error
-    except (hub.EntryNotFoundError, FileNotFoundError) as error:
-        raise InputError(f"{where}: the file is listed but not there; fetch another revision") from error
-    except (hub.HTTPError, OSError) as error:
-        raise StorageFault(f"{where}: the hub does not answer ({error}); check the network and try again") from error
