@@ -9,6 +9,7 @@ Files may be .gz or .zst, and `hf://datasets/OWNER/NAME` is a data set of the Hu
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from components.generate_instructions.harvest import Harvest
@@ -104,11 +105,12 @@ def _all_records(artifact: Artifact) -> Iterator[Any]:
 
 
 def _holds_lines(artifact: Artifact, name: str) -> bool:
-    """Whether a .json file is JSON lines, as many data sets have it: its first line is an object of its own."""
-    for line in lines_of(artifact, name):
-        if line.strip():
-            return isinstance(_json_or_none(line), dict)
-    return False
+    """Whether a .json file is JSON lines, as many data sets have it: its first line is a record, or the second is one
+    like it."""
+    first = [_json_or_none(line) for line in islice(filter(bytes.strip, lines_of(artifact, name)), 2)]
+    return all(isinstance(value, dict) for value in first) and (
+        len(first) == 2 or (len(first) == 1 and alpaca_of(first[0])[1] != "unknown")
+    )
 
 
 def _json(artifact: Artifact, name: str, where: str) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -95,6 +96,8 @@ class ModelServer:
         self.billed_answer = 0
         self.answers = 0
         """Requests that the model worked on."""
+        self.worked: list[str] = []
+        """Their texts."""
         self.out = self.most_out = 0
         """Requests being worked on, now and at most."""
         self.latency: Callable[[Asked], float] = lambda asked: 0.0
@@ -110,8 +113,7 @@ class ModelServer:
         class Handler(_Handler):
             model = server
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -158,6 +160,7 @@ class ModelServer:
         prompt = len(asked.text)
         with self.lock:
             self.answers += 1
+            self.worked.append(asked.text)
             self.billed_prompt += prompt
             self.billed_answer += len(content)
         truth = {"prompt_tokens": prompt, "completion_tokens": len(content), "total_tokens": prompt + len(content)}
@@ -165,6 +168,15 @@ class ModelServer:
 
     def wait_for_the_end(self) -> None:
         self._closing.wait(60)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Dropped(Exception):

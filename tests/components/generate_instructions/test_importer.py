@@ -1,0 +1,176 @@
+"""Public data sets in their usual forms give the same items; what is broken in them is counted, not fatal."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.generate_instructions.generator import GenerateInstructions, generate_instructions
+from components.generate_instructions.importer import alpaca_of
+from components.shared.artifact import Manifest, open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from components.shared.instructions import read_instructions
+
+ITEMS = [
+    {"instruction": "写一首关于春天的诗", "input": "", "output": "春风吹绿了江南岸。"},
+    {"instruction": "把句子翻译成英文", "input": "今天天气很好", "output": "The weather is fine today. 仅供参考。"},
+    {"instruction": "列出五个省的名字", "input": "", "output": "河北、山西、江苏、浙江、安徽。"},
+]
+PAIRS = [{"prompt": one["instruction"], "context": one["input"], "response": one["output"]} for one in ITEMS]
+SHAREGPT = [
+    {
+        "id": str(number),
+        "conversations": [
+            {"from": "system", "value": "你是助手"},
+            {"from": "human", "value": one["instruction"]},
+            {"from": "gpt", "value": one["output"]},
+            {"from": "human", "value": "再来一个"},
+            {"from": "gpt", "value": "好的，再来一个。"},
+        ],
+    }
+    for number, one in enumerate(ITEMS)
+]
+MESSAGES = [
+    {
+        "messages": [
+            {"role": "user", "content": one["instruction"]},
+            {"role": "assistant", "content": one["output"]},
+        ]
+    }
+    for one in ITEMS
+]
+
+
+def imported(source: Path | str, store: Path | str, **more: Any) -> Manifest:
+    return run_stage(GenerateInstructions(store=str(store), import_from=str(source), **more), generate_instructions)
+
+
+def items_of(manifest: Manifest) -> list[dict[str, str]]:
+    return list(read_instructions(open_artifact(manifest.reference)))
+
+
+def card_of(manifest: Manifest) -> dict[str, Any]:
+    return json.loads(open_artifact(manifest.reference).read("card.json"))  # type: ignore[no-any-return]
+
+
+def lines(records: list[Any]) -> bytes:
+    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records).encode()
+
+
+def parquet(records: list[Any]) -> bytes:
+    import io
+
+    import pyarrow
+    from pyarrow import parquet as format
+
+    made = io.BytesIO()
+    format.write_table(pyarrow.Table.from_pylist(records), made)
+    return made.getvalue()
+
+
+def listed(records: Any) -> bytes:
+    return json.dumps(records, ensure_ascii=False).encode()
+
+
+FORMS = {
+    "alpaca.json": listed(ITEMS),
+    "alpaca.jsonl": lines(ITEMS),
+    "lines-in.json": lines(ITEMS),
+    "bom.json": b"\xef\xbb\xbf" + listed(ITEMS),
+    "wrapped.json": listed({"version": 1, "data": ITEMS}),
+    "pairs.json": listed(PAIRS),
+    "alpaca.jsonl.gz": gzip.compress(lines(ITEMS)),
+    "alpaca.json.gz": gzip.compress(listed(ITEMS)),
+    "alpaca.parquet": parquet(ITEMS),
+    "sharegpt.json": listed(SHAREGPT),
+    "sharegpt.jsonl": lines(SHAREGPT),
+    "messages.jsonl": lines(MESSAGES),
+    "sharegpt.parquet": parquet(SHAREGPT),
+    "messages.parquet": parquet(MESSAGES),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_gives_the_same_items(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "source" / name
+    source.parent.mkdir()
+    source.write_bytes(FORMS[name])
+    manifest = imported(source, tmp_path / "store")
+    with_input = not name.startswith(("sharegpt", "messages"))
+    assert items_of(manifest) == [{**item, "input": item["input"] if with_input else ""} for item in ITEMS]
+    form = "alpaca" if with_input else "conversation"
+    assert card_of(manifest)["records"] == {"alpaca": 0, "conversation": 0, "unknown": 0} | {form: 3}
+
+
+def test_a_store_of_either_kind_is_read_and_written(store: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(ITEMS))
+    assert items_of(imported(tmp_path / "a.jsonl", store)) == ITEMS
+
+
+def test_several_sources_are_one_and_what_is_dropped_is_reported(tmp_path: Path) -> None:
+    bad: list[Any] = [
+        {"instruction": "写诗", "output": ""},
+        {"instruction": "你好吗，请介绍自己", "output": "作为一个AI语言模型，我没有感受。"},
+        {"text": "no item at all"},
+        ["a list"],
+        {"conversations": [{"from": "gpt", "value": "我先说"}]},
+        {"conversations": [{"from": "human", "value": "请你先说一句话"}]},
+        {"conversations": "none"},
+        {"instruction": "What is it?", "output": "It is a thing."},
+        {"instruction": "写一首关于春天的诗。", "output": "同样的问题。"},
+    ]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jsonl").write_bytes(lines([*ITEMS, *bad]) + b"\n{broken\n\n\xff\xfe\n")
+    (tmp_path / "b.json").write_bytes(listed([ITEMS[0], {"instruction": "解释光合作用", "output": "植物制造养分。"}]))
+    manifest = imported(f"{tmp_path / 'a'},{tmp_path / 'b.json'}", tmp_path / "store")
+    assert [item["instruction"][:2] for item in items_of(manifest)] == ["写一", "把句", "列出", "解释"]
+    card = card_of(manifest)
+    assert {rule: count for rule, count in card["fallen"].items() if count} == {
+        "unreadable": 3, "no instruction": 3, "no output": 2, "speaks as a model": 1, "language": 1,
+        "exact duplicate": 2,
+    }  # fmt: skip
+    assert sum(card["records"].values()) == 16 == len(items_of(manifest)) + sum(card["fallen"].values())
+    assert manifest.facts["summary"] == "4 items, 12 left out, of 16 records"
+
+
+def test_items_limit_an_import_and_against_keeps_clear_of_others(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(listed(ITEMS))
+    (tmp_path / "seen.json").write_bytes(listed([{**ITEMS[0], "instruction": "写一首关于春天的小诗"}]))
+    manifest = imported(tmp_path / "a.json", tmp_path / "store", items=1, against=str(tmp_path / "seen.json"))
+    assert items_of(manifest) == [ITEMS[1]]
+    assert card_of(manifest)["ended"] == "items"
+
+
+def test_what_was_imported_can_be_imported_again_and_seed_a_generation(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(listed(ITEMS))
+    first = imported(tmp_path / "a.json", tmp_path / "store")
+    assert items_of(imported(first.reference, tmp_path / "store")) == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.txt", b"text", "no .json, .jsonl, .parquet file in it"),
+        ("a.json", b"text", "a.json: not JSON; give a list of objects"),
+        ("a.json", b'[{"instruction": "x"', "a.json: not JSON"),
+        ("a.jsonl.gz", gzip.compress(lines(ITEMS))[:-9], "cannot be decompressed"),
+        ("a.parquet", b"PAR1 and no more", "a.parquet: not a Parquet file"),
+        ("a.json", b"[]", "no item is left .there are no records"),
+        ("a.json", listed([{"instruction": "写诗", "output": ""}] * 3), r"no item is left \(3 no output\)"),
+    ],
+    ids=["text", "no JSON", "cut off", "cut gzip", "no parquet", "empty", "nothing left"],
+)
+def test_what_cannot_be_imported_is_named(tmp_path: Path, name: str, content: bytes, line: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=line):
+        imported(tmp_path / name, tmp_path / "store")
+    assert not list((tmp_path / "store").rglob("*.json"))
+
+
+def test_a_conversation_that_begins_otherwise_gives_no_item() -> None:
+    value, form = alpaca_of({"messages": [{"role": "assistant", "content": "你好"}, {"role": "user", "content": "好"}]})
+    assert form == "conversation"
+    assert value["output"] is None
