@@ -1,8 +1,6 @@
-"""For a cluster: `zhllama compile`, `parameters`, `render` and `submit`."""
+"""For a cluster: `zhllama compile`, `parameters` and `render`."""
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
 from pipelines.commands import options
@@ -52,16 +50,6 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.set_defaults(command=render_serving)
     add = kinds.add_parser("all", help="k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
     add.set_defaults(command=render_all)
-
-    add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
-    options.size_option(add, None)
-    options.image_options(add)
-    options.set_option(add)
-    add.add_argument("--host", required=True, metavar="URL", help="of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN")
-    add.add_argument("--namespace", default=None, help="the profile's namespace, where there are profiles")
-    add.add_argument("--experiment", default="zhllama")
-    add.add_argument("--run-name", default=None)
-    add.set_defaults(command=submit)
 
 
 def compile_(given: argparse.Namespace) -> None:
@@ -126,23 +114,3 @@ def render_all(given: argparse.Namespace) -> None:
 
     for path in (*render.write_examples(), *serving.write_examples()):
         print(path)
-
-
-def submit(given: argparse.Namespace) -> None:
-    options.use_images(given)
-    from pipelines.adapt_llama import compile_pipeline
-    from pipelines.submit import submit_run
-
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
-        package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(given.size, package)
-        address = submit_run(
-            package,
-            options.settings(given.settings),
-            host=given.host,
-            run_name=given.run_name or f"adapt-llama-{given.size}",
-            namespace=given.namespace,
-            experiment=given.experiment,
-            token=os.environ.get("ZHLLAMA_KFP_TOKEN", ""),
-        )
-    print(address)

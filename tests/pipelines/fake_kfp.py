@@ -1,0 +1,123 @@
+"""A server that speaks what of Kubeflow Pipelines' API runs need: pipelines and versions, experiments, runs."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+BEGAN = "2026-11-25T10:00:00Z"
+EXPERIMENT = {"experiment_id": "e1", "display_name": "zhllama", "namespace": "team"}
+
+
+def task(name: str, state: str, error: str = "") -> dict[str, Any]:
+    made = {"display_name": name, "state": state, "start_time": BEGAN, "end_time": "2026-11-25T10:01:05Z"}
+    return {**made, "error": {"code": 1, "message": error}} if error else made
+
+
+class FakeKfp(ThreadingHTTPServer):
+    """Keeps what it was sent. `answers`: statuses that it gives to the next calls instead, in turn (200: none).
+
+    `course`: what a run looks like at each look, the last one for ever: (state, tasks).
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.started: list[dict[str, Any]] = []
+        self.tokens: list[str] = []
+        self.pipelines: dict[str, list[str]] = {}
+        self.terminated: list[str] = []
+        self.answers: list[int] = []
+        self.course: list[tuple[str, list[dict[str, Any]]]] = [("SUCCEEDED", [task("evaluate", "SUCCEEDED")])]
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def look(self) -> dict[str, Any]:
+        state, tasks = self.course.pop(0) if len(self.course) > 1 else self.course[0]
+        around = [task("root", state), task("evaluate-driver", "SUCCEEDED")]
+        return {
+            "run_id": "r-42", "display_name": "mine", "state": state, "created_at": BEGAN,
+            "finished_at": "2026-11-25T10:02:00Z", "run_details": {"task_details": [*around, *tasks]},
+        }  # fmt: skip
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeKfp
+
+    def do_GET(self) -> None:
+        if self._refused():
+            return
+        path = self.path.partition("?")[0]
+        if path.endswith("/versions"):
+            versions = self.server.pipelines[path.split("/")[-2]]
+            listed = [{"pipeline_version_id": f"v-{name}", "display_name": name} for name in versions]
+            self._say(200, {"pipeline_versions": listed})
+        elif path.endswith("/pipelines"):
+            listed = [
+                {"pipeline_id": name, "display_name": name} for name in self.server.pipelines if name in self.path
+            ]
+            self._say(200, {"pipelines": listed})
+        elif "/runs/" in path:
+            self._say(200, self.server.look()) if path.endswith("r-42") else self._say(404, {"message": "no such run"})
+        elif "/experiments" in path:
+            self._say(200, {"experiments": [EXPERIMENT]} if "?" in self.path else EXPERIMENT)
+        else:
+            self._say(200, {"multi_user": False})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self._refused():
+            return
+        path, _, query = self.path.partition("?")
+        if path.endswith("/upload"):
+            name = re.search("name=([^&]+)", query)[1]  # type: ignore[index]
+            self.server.pipelines[name] = [name]
+            self._say(200, {"pipeline_id": name, "display_name": name})
+        elif path.endswith("/upload_version"):
+            name, pipeline = (re.search(f"(?:^|&){key}=([^&]+)", query)[1] for key in ("name", "pipelineid"))  # type: ignore[index]
+            self.server.pipelines[pipeline].append(name)
+            self._say(200, {"pipeline_id": pipeline, "pipeline_version_id": f"v-{name}", "display_name": name})
+        elif path.endswith("/runs"):
+            self.server.started.append(json.loads(body))
+            self._say(200, {**json.loads(body), "run_id": "r-42"})
+        elif path.endswith(":terminate"):
+            self.server.terminated.append(path.split("/")[-1].partition(":")[0])
+            self.server.course = [("CANCELING", [])]
+            self._say(200, {})
+        else:
+            self._say(200, EXPERIMENT)
+
+    def _refused(self) -> bool:
+        self.server.tokens.append(self.headers.get("Authorization", ""))
+        status = self.server.answers.pop(0) if self.server.answers else 200
+        if status != 200:
+            self._say(status, {"message": "no such namespace"})
+        return status != 200
+
+    def _say(self, status: int, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def fake_kfp() -> Iterator[FakeKfp]:
+    server = FakeKfp()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,219 @@
+"""Runs through KFP's own client, against a server that speaks what of its API they need."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from components.shared.errors import InputError, StorageFault
+from pipelines import kubeflow
+from pipelines.kubeflow import Host, Kubeflow, connected, failures, known_address
+from tests.pipelines.fake_kfp import FakeKfp, fake_kfp, task
+
+ROOT = Path(__file__).resolve().parents[2]
+ASKED = {"pipeline": "adapt", "run_name": "mine", "experiment": "zhllama"}
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeKfp]:
+    with fake_kfp() as started:
+        yield started
+
+
+@pytest.fixture
+def package(compiled, steps):
+    @dsl.pipeline(name="test")
+    def pipeline(store: str, number: int = 3):
+        steps.publish(store=store, value=f"{number}")
+
+    return compiled(pipeline)
+
+
+def test_a_run_starts_with_typed_parameters(package, server, monkeypatch):
+    monkeypatch.setenv("ZHLLAMA_KFP_TOKEN", "t0k")
+    run = Kubeflow(server.host + "/", "team").start(package, {"store": "s3://a/b", "number": "5"}, **ASKED)
+    assert run == "r-42"
+    (started,) = server.started
+    assert started["display_name"] == "mine"
+    assert started["experiment_id"] == "e1"
+    assert started["runtime_config"]["parameters"] == {"store": "s3://a/b", "number": 5}
+    assert started["pipeline_version_reference"]["pipeline_id"] == "adapt"
+    assert set(server.tokens) == {"Bearer t0k"}
+
+
+def test_a_package_is_uploaded_once_and_a_changed_one_becomes_a_version(package, server):
+    there = Kubeflow(server.host, None)
+    first = there.upload(package, "adapt")
+    assert there.upload(package, "adapt") == first
+    assert len(server.pipelines["adapt"]) == 2  # what KFP makes of the upload, and ours under its digest
+    package.write_text(package.read_text() + "# changed\n")
+    assert there.upload(package, "adapt") != first
+    assert len(server.pipelines["adapt"]) == 3
+
+
+def test_a_token_in_a_file_is_read_for_every_call(package, server, monkeypatch, tmp_path):
+    (tmp_path / "token").write_text("one")
+    monkeypatch.setenv("ZHLLAMA_KFP_TOKEN_FILE", str(tmp_path / "token"))
+    there = Kubeflow(server.host, None)
+    there.run("r-42")
+    (tmp_path / "token").write_text("two")
+    there.run("r-42")
+    assert server.tokens[-2:] == ["Bearer one", "Bearer two"]
+    monkeypatch.setenv("ZHLLAMA_KFP_TOKEN_FILE", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"ZHLLAMA_KFP_TOKEN_FILE=.*none: no such file"):
+        Kubeflow(server.host, None)
+
+
+def test_a_wrong_parameter_is_refused_before_anything_is_sent(package, server):
+    with pytest.raises(InputError, match=r"--set stor: .* \(did you mean store\?\)"):
+        Kubeflow(server.host, None).start(package, {"stor": "s3://a/b"}, **ASKED)
+    assert server.started == []
+    assert server.pipelines == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [(404, InputError, "404 .*no such namespace.*check the address"), (503, StorageFault, "503 .*try again")],
+)
+def test_a_refusal_and_a_failing_server_are_one_line(package, server, status, kind, said):
+    there = Kubeflow(server.host, None)
+    server.answers = [status]
+    with pytest.raises(kind, match=f"answered {said}"):
+        there.start(package, {"store": "s3://a/b"}, **ASKED)
+
+
+def test_a_host_where_nobody_answers_is_one_line():
+    with pytest.raises(InputError, match=r"--host http://127\.0\.0\.1:9: no Kubeflow Pipelines answers there"):
+        Kubeflow("http://127.0.0.1:9", None).run("r-42")
+
+
+def test_a_run_is_followed_through_a_server_that_is_away_for_a_moment(server):
+    running = ("RUNNING", [task("fetch", "SUCCEEDED"), task("pretrain", "RUNNING")])
+    failed = ("FAILED", [task("fetch", "SUCCEEDED"), task("pretrain", "FAILED", "the\n job failed")])
+    server.course = [running, running, failed]
+    there = Kubeflow(server.host, None)
+    server.answers = [200, 503, 503, 200]
+    looks = list(there.follow("r-42", look_every=0.01))
+    assert [look.state for look in looks] == ["RUNNING", "FAILED"]
+    assert [(each.name, each.state) for each in looks[-1].tasks] == [("fetch", "SUCCEEDED"), ("pretrain", "FAILED")]
+    assert failures(looks[-1]) == ["pretrain: the job failed"]
+
+
+def test_a_server_that_stays_away_ends_the_following(server, monkeypatch):
+    monkeypatch.setattr(kubeflow, "PATIENCE", 0.05)
+    there = Kubeflow(server.host, None)
+    server.answers = [503] * 1000
+    with pytest.raises(StorageFault, match="503"):
+        list(there.follow("r-42", look_every=0.01))
+
+
+def test_a_cancelled_run_ends_the_following(server):
+    server.course = [("RUNNING", []), ("CANCELING", []), ("CANCELED", [])]
+    assert [look.state for look in Kubeflow(server.host, None).follow("r-42", look_every=0.01)][-1] == "CANCELED"
+
+
+def test_cancel_terminates_what_runs_and_leaves_what_is_over(server):
+    there = Kubeflow(server.host, None)
+    assert there.cancel("r-42").state == "SUCCEEDED"
+    assert server.terminated == []
+    server.course = [("RUNNING", [])]
+    assert there.cancel("r-42").state == "CANCELING"
+    assert server.terminated == ["r-42"]
+
+
+# --- ways in ----------------------------------------------------------------------------------------------------------
+
+
+def kubectl(folder: Path, script: str) -> str:
+    """A folder for PATH with a kubectl that is this shell script."""
+    (folder / "kubectl").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "kubectl").chmod(0o755)
+    assert (folder / "kubectl").stat().st_mode & stat.S_IXUSR
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_without_a_host_kubectl_forwards_a_port_while_it_lasts(server, tmp_path, monkeypatch):
+    port = server.server_address[1]
+    pid = tmp_path / "pid"
+    said = f"Forwarding from 127.0.0.1:{port} -> 8888"
+    script = f'echo "$@" > {tmp_path}/asked; echo $$ > {pid}; echo "{said}"; exec sleep 600'
+    monkeypatch.setenv("PATH", kubectl(tmp_path, script))
+    with connected(Host(kfp_namespace="kfp")) as there:
+        assert there.run("r-42").state == "SUCCEEDED"
+        os.kill(int(pid.read_text()), 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert "--namespace kfp --address 127.0.0.1 service/ml-pipeline" in (tmp_path / "asked").read_text()
+
+
+def test_a_port_that_cannot_be_forwarded_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", kubectl(tmp_path, 'echo "Error: services \\"ml-pipeline\\" not found" >&2; exit 1'))
+    with (
+        pytest.raises(InputError, match=r"port-forward to kubeflow/ml-pipeline failed .*not found.*give --host"),
+        connected(Host()),
+    ):
+        pass
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="kubectl is not here; give --host"), connected(Host()):
+        pass
+
+
+def test_inside_a_cluster_the_service_is_asked_by_its_name(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert known_address(Host(kfp_namespace="kfp")) == "http://ml-pipeline.kfp.svc.cluster.local:8888"
+    assert known_address(Host("https://kfp.example.com")) == "https://kfp.example.com"
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zhllama(server: FakeKfp, tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "pipelines", *words, "--host", server.host]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+    return run
+
+
+def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
+    server.course = [("FAILED", [task("fetch_weights", "FAILED", "the SHA-256 differs")])]
+    done = zhllama("submit", "--size", "7b", "--set", "store=s3://a/b", "--set", "weights=s3://a/w", "--wait")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[0] == f"{server.host}/#/runs/details/r-42"
+    assert re.search(r"fetch_weights: failed", done.stderr)
+    assert "fault: fetch_weights: the SHA-256 differs" in done.stderr
+    assert list(server.pipelines) == ["adapt-llama-7b"]
+
+
+def test_a_misspelt_parameter_is_one_line(zhllama, server):
+    done = zhllama("submit", "--size", "7b", "--set", "stroe=s3://a/b")
+    assert done.returncode == 2
+    assert "did you mean store?" in done.stderr
+    assert server.started == []
+
+
+def test_status_shows_the_steps_and_cancel_says_what_became_of_it(zhllama, server):
+    done = zhllama("status", "r-42")
+    assert done.returncode == 0
+    assert re.search(r"evaluate +succeeded +2026-11-25 10:00:00 +0:01:05", done.stdout)
+    assert "root" not in done.stdout
+    done = zhllama("cancel", "r-42")
+    assert done.stdout == "run r-42: succeeded\n"
+    server.course = [("CANCELED", [])]
+    assert zhllama("status", "r-42", "--wait").returncode == 143
+    done = zhllama("status", "r-43")
+    assert done.returncode == 2
+    assert "no such run" in done.stderr
