@@ -223,12 +223,14 @@ class Artifact:
     def _read_block(self, file: File, index: int, wanted: str, block: memoryview) -> None:
         """Fills `block` with block `index` of a file; one that is not as it should be is read once more."""
         uri, at = storage.join(self.root, file.path), index * BLOCK
-        kind = "sha256" if file.size <= BLOCK else "blake3"
+        kind = "sha256" if wanted == file.sha256 else "blake3"
         for _ in range(2):
             with self._named(file):
                 storage.read_piece(uri, at, block)
+            if not self.verified:
+                return
             found = hashlib.sha256(block).hexdigest() if kind == "sha256" else blake3(block).hexdigest()
-            if not self.verified or found == wanted:
+            if found == wanted:
                 return
         raise InputError(
             f"{uri}: bytes {at} to {at + len(block)}: {kind} {wanted} expected, {found} found; "
@@ -257,9 +259,8 @@ class Artifact:
                     f"{self.root}: the manifest names no block digests for {file.path}; run its stage again"
                 )
             entry = self.file(self.manifest.blocks)
-            content = storage.read_bytes(storage.join(self.root, entry.path))
-            if hashlib.sha256(content).hexdigest() != entry.sha256:
-                raise InputError(f"{self.root}/{entry.path}: sha256 differs from the manifest's; run its stage again")
+            content = bytearray(entry.size)
+            self._read_block(entry, 0, entry.sha256, memoryview(content))
             written = json.loads(content)
             if written.get("digest") != "blake3" or written.get("bytes") != BLOCK:
                 raise InputError(f"{self.root}/{entry.path}: written by another version; run its stage again")
@@ -351,6 +352,10 @@ class Artifact:
         The digest stays: it leaves out the place. FileExistsError when another manifest is there already.
         """
         root = storage.normalise(root)
+        before = _read_or_none(f"{root}/{MANIFEST}")
+        if before is not None and Manifest.from_json(before, root).digest != self.digest:
+            # said before a file of that artifact is written over
+            raise FileExistsError(root)
         total = sum(file.size for file in self.manifest.files)
         server_side = storage.is_s3(self.root) and storage.is_s3(root)
         with Progress(f"copying {self.title}", total) as bar:
@@ -373,6 +378,9 @@ class Artifact:
                 raise StorageFault(f"{root}/{file.path}: {there.get(file.path)} bytes of {file.size} came; try again")
         if not self.verified:
             return copied
+        # what the server copied by itself has passed nobody's digest yet
+        for wrong in Artifact(copied, verified=True).damages() if server_side else ():
+            raise StorageFault(f"the copy is not as it should be, try again: {wrong}")
         try:
             storage.write_bytes(copied.reference, copied.to_json(), if_absent=True)
         except FileExistsError:

@@ -168,10 +168,15 @@ def _signer_class() -> Any:
 
 
 def _client_error(method: str, response: Any) -> Exception:
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError, ResponseStreamingError
+    from urllib3.exceptions import HTTPError
 
     try:
-        text = xml.etree.ElementTree.fromstring(response.content)
+        content = response.content
+    except (HTTPError, OSError) as error:
+        return ResponseStreamingError(error=error)
+    try:
+        text = xml.etree.ElementTree.fromstring(content)
         code, message = text.findtext("Code") or "", text.findtext("Message") or ""
     except xml.etree.ElementTree.ParseError:
         code, message = "", ""
