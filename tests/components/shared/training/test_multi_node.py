@@ -1,0 +1,114 @@
+"""Two nodes, each with a working folder and a cache of its own, joined as the operator joins its pods."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.launch_training.local_job import _port
+from components.shared import storage
+from components.shared.artifact import ArtifactWriter, open_artifact
+from components.shared.training_job import TrainingJob
+from tests.components.shared.training.s3_proxy import S3Proxy
+from tests.soak.training import DEFAULTS, Material, losses, start
+
+COURSE = {**DEFAULTS, "max_steps": 8, "lora_dropout": 0.0, "save_steps": 0, "eval_steps": 0, "learning_rate": 1e-3}
+TOLERANCE = 2e-5
+"""Of a loss, between one process and several: sums of float32 in another order."""
+
+
+def words(options: dict[str, object]) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def nodes_of(job: TrainingJob, folder: Path, **environment: str) -> "list[subprocess.Popen[str]]":
+    """The job's pods: each in a folder of its own, with its own cache and nothing of this process's settings."""
+    started = []
+    for number, own in enumerate(job.local_environments(_port())):
+        home = folder / f"node-{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        around = {"HOME": str(home), "TMPDIR": str(home), "ZHLLAMA_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            job.command, env={**inherited, **around, **environment, **own}, cwd=home, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+    return started
+
+
+@pytest.fixture
+def in_s3(tiny: Material, s3_store: str) -> Material:
+    """The model and the dataset, moved to S3."""
+
+    def moved(reference: str) -> str:
+        source = open_artifact(reference)
+        out = ArtifactWriter(f"{s3_store}/material", source.manifest.stage, "key")
+        for name in source.names:
+            out.copy(source, name)
+        out.vocabulary, out.facts = source.manifest.vocabulary, dict(source.manifest.facts)
+        return out.publish(source.manifest.kind).reference
+
+    return Material(moved(tiny.model), moved(tiny.dataset))
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny: Material, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
+    """The losses of one process with the global batch of two."""
+    folder = tmp_path_factory.mktemp("one-process")
+    store = str(folder / "store")
+    alone = start(tiny, store, folder / "cache", {}, 1, **{**COURSE, "per_device_train_batch_size": 8})
+    assert alone.end() == 0, alone.said
+    return losses(store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "restarted"), [("none", False), ("zero2", True)])
+def test_two_nodes_take_the_course_of_one_process_and_of_two(
+    backend, restarted, tiny, in_s3, one_process, s3_server, s3_store, tmp_path
+):
+    store = f"{s3_store}/two-nodes"
+    chosen = {**COURSE, "deepspeed": backend, "model": in_s3.model, "dataset": in_s3.dataset, "store": store}
+    job = TrainingJob(name="two", command=(sys.executable, "-m", "components.pretrain", *words(chosen)), nodes=2)
+    access = s3_server.access.environment()
+    with S3Proxy(s3_server.access.endpoint) as proxy:
+        nodes = nodes_of(job, tmp_path, **{**access, "ZHLLAMA_S3_ENDPOINT": proxy.endpoint})
+        said = [node.communicate(timeout=300)[1] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], said
+        shards = [name for name in open_artifact(in_s3.dataset).names if name.endswith(".bin")]
+        fetched = proxy.count("GET", ".bin"), proxy.count("GET", "/model.safetensors")
+        assert fetched[0] == 2 * len(shards), "once a node"
+
+        if restarted:
+            # a restart finds all of it in the node's cache
+            proxy.seen.clear()
+            storage.delete_all(store)
+            nodes = nodes_of(job, tmp_path, **{**access, "ZHLLAMA_S3_ENDPOINT": proxy.endpoint})
+            said = [node.communicate(timeout=300)[1] for node in nodes]
+            assert [node.returncode for node in nodes] == [0, 0], said
+            assert proxy.count("GET", ".bin") == 0
+            # the weights' header is read wherever inputs are checked; the weights themselves were fetched once a node
+            assert fetched[1] - proxy.count("GET", "/model.safetensors") == 2
+
+    same_store = str(tmp_path / "two-processes")
+    together = start(tiny, same_store, tmp_path / "two-cache", {}, 2, **{**COURSE, "deepspeed": backend})
+    assert together.end() == 0, together.said
+    for found in (losses(store), losses(same_store)):
+        assert [place[:2] for place in found] == [place[:2] for place in one_process]
+        assert [loss for *_, loss in found] == pytest.approx([loss for *_, loss in one_process], abs=TOLERANCE)
+    assert losses(store) == losses(same_store)
+
+
+def test_a_node_without_room_for_the_model_is_refused_before_anything_is_fetched(in_s3, monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from components.pretrain.pretraining import Pretrain, pretrain
+    from components.shared.cli import run_stage
+    from components.shared.errors import InputError
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    options = {**COURSE, "model": in_s3.model, "dataset": in_s3.dataset, "store": in_s3.model.rsplit("/", 4)[0]}
+    with pytest.raises(InputError, match=r"ZHLLAMA_CACHE .* will be needed and .* are free"):
+        run_stage(Pretrain(**options), pretrain)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
