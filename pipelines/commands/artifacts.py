@@ -5,6 +5,7 @@ Where the address is in the bucket of this machine's own S3 server, that server 
 
 import argparse
 import json
+import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,41 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     options.work_option(add)
     add.set_defaults(command=show)
 
+    add = commands.add_parser("ls", help="the artifacts of a store, oldest first")
+    _store_argument(add)
+    add.add_argument("--kind", default="", help="only these: hf-model, adapter, packed-dataset, tokenizer, …")
+    add.add_argument("--stage", default="", help="only what this stage made")
+    options.json_option(add)
+    options.work_option(add)
+    add.set_defaults(command=list_)
+
+    add = commands.add_parser("verify", help="read every block of an artifact against its digests")
+    add.add_argument("reference", metavar="REF")
+    options.work_option(add)
+    add.set_defaults(command=verify)
+
+    add = commands.add_parser("gc", help="free what no manifest names: of stages that were given up, of killed uploads")
+    _store_argument(add)
+    add.add_argument("--dry-run", action="store_true", help="only say what it would free")
+    add.add_argument(
+        "--older-than", default="7d", metavar="AGE", help="what was written to since is left: 12h, 7d (default), 2w"
+    )
+    options.json_option(add)
+    options.work_option(add)
+    add.set_defaults(command=gc)
+
+    add = commands.add_parser("cp", help="copy an artifact: server-side within S3, verified, its manifest last")
+    add.add_argument("reference", metavar="REF")
+    add.add_argument("target", metavar="TARGET", help="the s3:// prefix, or the folder, that will hold its files")
+    options.work_option(add)
+    add.set_defaults(command=copy)
+
+
+def _store_argument(add: argparse.ArgumentParser) -> None:
+    add.add_argument(
+        "store", nargs="?", default="", metavar="STORE", help="a folder or s3:// prefix (default: of zhllama run here)"
+    )
+
 
 def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager[str]:
     from pipelines.local_runner import s3_for
@@ -50,6 +86,100 @@ def show(given: argparse.Namespace) -> None:
         print(json.dumps(as_json(manifest, ancestor), indent=1, ensure_ascii=False))
         return
     options.console().print(shown(manifest, ancestor))
+
+
+def list_(given: argparse.Namespace) -> None:
+    from rich.text import Text
+
+    from components.shared.progress import human
+    from pipelines.inventory import published
+
+    with _reaching(given, given.store) as store:
+        found, damaged = published(store)
+    chosen = [
+        one
+        for one in found
+        if given.kind in ("", one.manifest.kind)
+        and given.stage in ("", one.manifest.stage)
+        # a training has many, and looks after them itself
+        and (one.manifest.kind != "checkpoint" or given.kind)
+    ]
+    console = options.console()
+    if given.json:
+        print(json.dumps([one.as_json() for one in chosen], indent=1, ensure_ascii=False))
+    for one in () if given.json else chosen:
+        size = human(one.bytes, "B")
+        line = Text(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
+        line.append(f"{one.manifest.kind:<14}", "bold").append(f"  {size:>9}  {one.summary or one.manifest.stage}")
+        # a terminal's line is short, and a reference has to be copied whole
+        line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
+        console.print(line, soft_wrap=True)
+    if not chosen and not given.json:
+        print(f"{store}: no artifact is here")
+    _warn(damaged)
+
+
+def verify(given: argparse.Namespace) -> None:
+    from components.shared.artifact import Artifact
+    from components.shared.progress import human
+    from pipelines.lineage import read_manifest
+
+    with _reaching(given, given.reference):
+        manifest = read_manifest(given.reference)
+        damages = Artifact(manifest, verified=True).damages()
+    if damages:
+        print("\n".join(damages))
+        raise InputError(f"{given.reference}: {len(damages)} blocks are not as the manifest says; run its stage again")
+    size = human(sum(file.size for file in manifest.files), "B")
+    print(f"{manifest.reference}: {len(manifest.files)} files, {size}, every block is as the manifest says")
+
+
+def gc(given: argparse.Namespace) -> None:
+    from datetime import UTC, datetime
+
+    from rich.table import Table
+
+    from components.shared.progress import human
+    from pipelines import inventory
+
+    older_than, now = inventory.age(given.older_than), datetime.now(UTC)
+    with _reaching(given, given.store) as store:
+        found, damaged = inventory.unreferenced(store, older_than, now)
+        freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)
+    if given.json:
+        value = {"dry_run": given.dry_run, "bytes": freed, "unreferenced": [one.as_json() for one in found]}
+        print(json.dumps(value, indent=1))
+    elif not found:
+        print(f"{store}: nothing to free that is older than {given.older_than}")
+    else:
+        table = Table("age", "size", "what", "where", box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table.columns[0].justify = table.columns[1].justify = "right"
+        table.columns[3].overflow = "fold"
+        for one in found:
+            table.add_row(inventory.shown_age(now - one.modified), human(one.bytes, "B"), one.what, one.where)
+        options.console().print(table)
+        print(f"{'would free' if given.dry_run else 'freed'} {human(freed, 'B')} in {len(found)} places")
+    _warn(damaged)
+
+
+def _warn(damaged: list[str]) -> None:
+    for wrong in damaged:
+        print(f"warning: {wrong}", file=sys.stderr)
+
+
+def copy(given: argparse.Namespace) -> None:
+    from components.shared.artifact import Artifact
+    from components.shared.progress import human
+    from pipelines.lineage import read_manifest
+
+    with _reaching(given, given.reference), _reaching(given, given.target):
+        artifact = Artifact(read_manifest(given.reference), verified=True)
+        try:
+            copied = artifact.copy_to(given.target)
+        except FileExistsError as error:
+            raise InputError(f"{given.target}: another artifact is there; choose another place") from error
+    size = human(sum(file.size for file in copied.files), "B")
+    print(f"{copied.reference}: {len(copied.files)} files, {size}")
 
 
 def _show_sample(given: argparse.Namespace) -> None:
