@@ -48,9 +48,7 @@ class Conversation:
 
 def chat(config: "Generate") -> None:
     """Talks until the input ends. InputError where the model cannot be loaded."""
-    from components.shared.inference import load_model
-
-    loaded = load_model(config.model, config.adapters)
+    loaded = config.load()
 
     import torch
 

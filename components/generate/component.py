@@ -19,6 +19,8 @@ def generate(
     temperature: float = 0.2,
     max_new_tokens: int = 400,
     seed: int = 42,
+    precision: str = "auto",
+    context_length: int = 0,
 ):
     return dsl.ContainerSpec(
         image=image("generate"),
@@ -34,6 +36,8 @@ def generate(
             "--temperature", temperature,
             "--max-new-tokens", max_new_tokens,
             "--seed", seed,
+            "--precision", precision,
+            "--context-length", context_length,
             "--output", samples.path,
             "--reference", ref,
         ],

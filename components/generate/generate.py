@@ -1,23 +1,32 @@
 """Answers in batch, and the choice between batch and conversation.
 
 The sampling defaults are the recipe's. Prompts are encoded as in training (BOS + SentencePiece's ids) and answered in
-batches of like length; an answer ends at EOS, after `--max-new-tokens`, or where the context ends.
+batches; an answer ends at EOS, after `--max-new-tokens`, or where the context ends.
+
+Answers are kept as they come (journal.py), so that a run that is killed goes on after its last answer. For that a batch
+is the next prompts in order, not those of like length, and each draws from a seed of its own: what a run says does not
+depend on where an earlier one stopped.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, parse, run_stage
+from components.generate.journal import FileJournal, Journal, StoreJournal
+from components.shared.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from components.shared.cli import Ref, Refs, StageOptions, inputs_of, not_keyed, parse, run_stage
 from components.shared.corpus import read_documents
 from components.shared.errors import InputError
 from components.shared.instructions import read_instructions
 from components.shared.prompt import wrap, wrap_item
 
 if TYPE_CHECKING:
-    from components.shared.inference import Sampling
+    from components.shared.inference import LoadedModel, Sampling
+
+log = logging.getLogger("generate")
 
 SAMPLES = "samples.json"
 PACKAGES = ("torch", "transformers", "peft", "sentencepiece")
@@ -37,6 +46,9 @@ class Generate(StageOptions):
     """One instruction."""
     input: Ref = ""
     """A file with an instruction a line (.txt), or Alpaca items (.json, .jsonl; they need no output)."""
+    answers: not_keyed(str) = ""  # type: ignore[valid-type]
+    """A file for the answers, .jsonl (an answer a line, as they come) or .json (a list). A run that was stopped goes on
+    after its last answer."""
     interactive: bool = False
     """A conversation in the terminal. Ctrl-C stops an answer, Ctrl-D ends it."""
     with_prompt: bool = True
@@ -55,6 +67,13 @@ class Generate(StageOptions):
     """Tokens of an answer at most."""
     seed: int = 42
     """Of the drawing."""
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"] = "auto"
+    """Of the weights: what the GPU has, float32 without one. int8 and 4bit need a GPU and bitsandbytes."""
+    context_length: int = 0
+    """Tokens of prompt and answer together; beyond the model's positions its rotary base is stretched. 0: the model's
+    positions."""
+    rope_alpha: float | None = None
+    """How far the rotary base is stretched, always; else by the length, from the model's positions on."""
 
     def __post_init__(self) -> None:
         asked = [bool(self.prompt), bool(self.input), self.interactive]
@@ -63,6 +82,11 @@ class Generate(StageOptions):
         wanted = [name for name in ("output", "reference") if getattr(self, name)]
         if wanted and not self.store:
             raise InputError(f"generate: --{wanted[0]} needs a --store, where the answers are put")
+        if self.answers and (self.interactive or self.store):
+            other = "--interactive" if self.interactive else "--store"
+            raise InputError(f"generate: --answers is for what {other} is not; leave out one")
+        if self.answers and Path(self.answers).suffix not in (".json", ".jsonl"):
+            raise InputError(f"generate: --answers {self.answers}: give a name that ends in .json or .jsonl")
         if self.store and self.interactive:
             raise InputError("generate: a conversation leaves nothing in the store; leave out --store or --interactive")
         for option, right, rule in (
@@ -71,6 +95,8 @@ class Generate(StageOptions):
             ("--top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("--repetition-penalty", self.repetition_penalty > 0, "above 0"),
             ("--max-new-tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("--context-length", self.context_length >= 0, "0 (the model's positions) or more"),
+            ("--rope-alpha", self.rope_alpha is None or self.rope_alpha >= 1, "1 (as it is) or more"),
         ):
             if not right:
                 value = getattr(self, option[2:].replace("-", "_"))
@@ -89,9 +115,20 @@ class Generate(StageOptions):
             seed=self.seed,
         )
 
+    def load(self) -> "LoadedModel":
+        from components.shared.inference import load_model
+
+        return load_model(
+            self.model,
+            self.adapters,
+            precision=self.precision,
+            context_length=self.context_length,
+            rope_alpha=self.rope_alpha,
+        )
+
 
 def run() -> None:
-    """The command: a conversation, answers for the store, or answers for the screen."""
+    """The command: a conversation, answers for the store, for a file, or for the screen."""
     config = parse(Generate, sys.argv[1:])
     if config.interactive:
         from components.generate.chat import chat
@@ -99,6 +136,8 @@ def run() -> None:
         chat(config)
     elif config.store:
         run_stage(config, generate, PACKAGES)
+    elif config.answers:
+        answer_into_file(config)
     else:
         for sample in samples(config, questions(config)):
             print(f"{sample['Output']}\n", flush=True)
@@ -106,11 +145,24 @@ def run() -> None:
 
 def generate(config: Generate, out: ArtifactWriter) -> Manifest:
     """Answers `--prompt` or `--input` and publishes samples.json."""
-    said = samples(config, questions(config))
-    out.add_json(SAMPLES, said)
-    out.facts["summary"] = f"{len(said):,} answers"
-    out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
-    return out.publish("samples")
+    # the artifact's place is named by all that decides the answers: what is there is this run's
+    with StoreJournal(out.root) as journal:
+        said = samples(config, questions(config), journal)
+        out.add_json(SAMPLES, said)
+        out.facts["summary"] = f"{len(said):,} answers"
+        out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
+        return out.publish("samples")
+
+
+def answer_into_file(config: Generate) -> None:
+    """Answers `--prompt` or `--input` into `--answers`."""
+    asked = questions(config)
+    # all that decides an answer but the questions, which are compared one by one: a list may have grown
+    decides = {name: given.digest for name, given in inputs_of(replace(config, input="", prompt="x")).items()}
+    key = digest_of([decides, asdict(config.sampling()), config.precision, config.context_length, config.rope_alpha])
+    with FileJournal(Path(config.answers), key) as journal:
+        said = samples(config, asked, journal)
+    log.info("%s: %d answers", config.answers, len(said))
 
 
 def questions(config: Generate) -> list[str]:
@@ -133,19 +185,37 @@ def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
     return [wrap(line) for line in lines] if with_prompt else lines
 
 
-def samples(config: Generate, asked: Sequence[str]) -> list[dict[str, str]]:
-    """[{"Input": what the model read, "Output": its answer}], in order. InputError names a prompt that is too long."""
-    from components.shared.inference import answer, load_model
+def samples(config: Generate, asked: Sequence[str], journal: Journal | None = None) -> list[dict[str, str]]:
+    """[{"Input": what the model read, "Output": its answer}], in order. InputError names a prompt that is too long.
+
+    What `journal` already holds is not asked again, and each batch is written to it as it is answered.
+    """
+    from components.shared.inference import BATCH, answer
     from components.shared.progress import Progress
 
-    loaded = load_model(config.model, config.adapters)
+    said = journal.read(asked) if journal else []
+    if len(said) == len(asked):
+        return said
+    if said:
+        log.info("going on after %d of %d answers", len(said), len(asked))
+    loaded = config.load()
     prompts = [loaded.prompt_ids(text) for text in asked]
     for number, ids in enumerate(prompts, start=1):
         if len(ids) >= loaded.positions:
             where = f"--input {config.input}: item {number}" if config.input else "--prompt"
             raise InputError(
-                f"{where}: {len(ids)} tokens, and the model has {loaded.positions} positions; shorten the text"
+                f"{where}: {len(ids)} tokens, and the model has {loaded.positions} positions; shorten the text, or "
+                "give a --context-length"
             )
     with Progress("answering", len(prompts), "answers") as bar:
-        said = answer(loaded, prompts, config.sampling(), bar.advance)
-    return [{"Input": text, "Output": loaded.encoder.decode(ids)} for text, ids in zip(asked, said)]
+        bar.advance(len(said))
+        # in batches of whole eights from the first prompt on, wherever an earlier run stopped
+        for start in range(len(said), len(prompts), BATCH):
+            sampling = replace(config.sampling(), seed=config.seed + start)
+            made = answer(loaded, prompts[start : start + BATCH], sampling, bar.advance)
+            texts = [loaded.encoder.decode(ids) for ids in made]
+            batch = [{"Input": text, "Output": told} for text, told in zip(asked[start:], texts)]
+            if journal:
+                journal.write(batch)
+            said += batch
+    return said

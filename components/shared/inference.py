@@ -4,7 +4,10 @@ evaluate, generate and serve ask in the ids of training: SentencePiece encodes, 
 begins with BOS. Before a weight is loaded the tokenizer is held against the embedding's rows, every shard's header is
 read, and each adapter's vocabulary must equal the one before it or extend it with rows of its own. Adapters are merged
 by peft, in order, in memory; for models that do not fit there is merge_adapters. float32 on a CPU, bfloat16 (float16
-on older cards) on a GPU.
+on older cards) on a GPU, there int8 and 4 bits on request.
+
+Longer than the model's positions it reads with a stretched rotary base (`stretched_base`), the same for a prompt and
+all of its answer: a base that grew with the answer, as in the recipe's patch, would leave the cached keys at another.
 """
 
 import json
@@ -12,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from components.shared.artifact import Artifact, open_artifact
 from components.shared.cli import split_references
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Prompts answered side by side."""
+
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"]
+ADAPTER = "adapter_model.safetensors"
+STRETCH = 1.1
+"""The recipe's coefficient of `auto`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class LoadedModel:
     model: Any
     encoder: Encoder
     positions: int
+    """Of prompt and answer together: what the model was made for, or what it is stretched to."""
+    rope_alpha: float | None = None
+    """Of the rotary base; None: by the length of what is read and said, 1 up to the model's own positions."""
 
     @property
     def device(self) -> "torch.device":
@@ -66,11 +77,19 @@ class LoadedModel:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_model(reference: str, adapters: str = "", option: str = "--model") -> LoadedModel:
+def load_model(
+    reference: str,
+    adapters: str = "",
+    option: str = "--model",
+    precision: Precision = "auto",
+    context_length: int = 0,
+    rope_alpha: float | None = None,
+) -> LoadedModel:
     """The model of a reference, with the adapters of a comma-separated list merged in, in that order.
 
-    InputError, before a weight is loaded, for what is no model, a damaged or missing shard, a tokenizer of another
-    size, an adapter of another model or vocabulary.
+    context_length: tokens of prompt and answer together; 0: the model's own positions. InputError, before a weight is
+    loaded, for what is no model, a damaged or missing shard, a tokenizer of another size, an adapter of another model,
+    architecture or vocabulary, a precision that this machine has not.
     """
     artifact = open_artifact(reference, option).expect("hf-model", option=option)
     encoder, vocabulary = check_model(artifact, option)
@@ -85,19 +104,67 @@ def load_model(reference: str, adapters: str = "", option: str = "--model") -> L
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    device, dtype = "cpu", torch.float32
-    if torch.cuda.is_available():
-        device, dtype = "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    gpu = torch.cuda.is_available()
+    chosen = choose_precision(
+        precision, gpu, gpu and torch.cuda.is_bf16_supported(), _installed("bitsandbytes"), bool(plan)
+    )
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    model, seen = loading(artifact.local(), dtype=dtype, output_loading_info=True)
+    model, seen = loading(artifact.local(), **_loading_options(chosen, gpu), output_loading_info=True)
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")
     for adapter in plan:
         model = _merge(model, adapter)
         encoder = adapter.encoder
-    model = model.to(device).eval().requires_grad_(False)
-    return LoadedModel(model, encoder, int(model.config.max_position_embeddings))
+    if chosen not in ("int8", "4bit"):
+        model = model.to("cuda" if gpu else "cpu")
+    model = model.eval().requires_grad_(False)
+    return LoadedModel(model, encoder, context_length or int(model.config.max_position_embeddings), rope_alpha)
+
+
+def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes: bool, adapters: bool) -> Precision:
+    """What `auto` is on this machine. InputError for a precision that it has not.
+
+    bfloat16: whether the GPU has it. bitsandbytes: whether it is installed. adapters: whether some are to be merged.
+    """
+    if wanted == "auto":
+        return ("bfloat16" if bfloat16 else "float16") if gpu else "float32"
+    where = f"--precision {wanted}"
+    if wanted == "float32":
+        return wanted
+    if not gpu:
+        raise InputError(
+            f"{where}: there is no GPU here, and a processor runs float32 alone; leave it out, or export the model as "
+            "GGUF, which llama.cpp runs quantised"
+        )
+    if wanted == "bfloat16" and not bfloat16:
+        raise InputError(f"{where}: this GPU has no bfloat16; give float16")
+    if wanted in ("int8", "4bit"):
+        if not bitsandbytes:
+            raise InputError(f"{where}: the package bitsandbytes is not installed; pip install bitsandbytes")
+        if adapters:
+            raise InputError(f"{where}: adapters cannot be merged into quantised weights; use merge_adapters first")
+    return wanted
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None
+
+
+def _loading_options(precision: Precision, gpu: bool) -> dict[str, Any]:
+    """from_pretrained's options; a quantised model goes onto the GPU as it is read."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    half = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else torch.float16
+    if precision == "int8":
+        return {"dtype": half, "device_map": {"": 0}, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    if precision == "4bit":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=half)
+        return {"dtype": half, "device_map": {"": 0}, "quantization_config": config}
+    return {"dtype": getattr(torch, precision)}
 
 
 def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
@@ -144,6 +211,7 @@ class _Adapter:
 
 def _adapter_plan(artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, adapters: str) -> list[_Adapter]:
     plan: list[_Adapter] = []
+    checkpoint = Checkpoint(artifact, "--model") if adapters else None
     for reference in split_references(adapters):
         adapter = open_artifact(reference, "--adapters").expect("adapter", option="--adapters")
         where = f"--adapters {adapter.root}"
@@ -171,8 +239,35 @@ def _adapter_plan(artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, 
                     "be equal, or extend it and bring the embedding rows (are the adapters in the right order?)"
                 )
             encoder, vocabulary = own_encoder, own
+        _check_fit(adapter, checkpoint, where)
         plan.append(_Adapter(adapter.local(), encoder, rows))
     return plan
+
+
+def _check_fit(adapter: Artifact, base: Checkpoint | None, where: str) -> None:
+    """InputError for an adapter of another architecture: a matrix whose weight the model has not, or in another shape.
+
+    A pickle's shapes are peft's to hold against the model, when it loads it.
+    """
+    if base is None or ADAPTER not in adapter:
+        return
+    tensors = Checkpoint(adapter, "--adapters", single=ADAPTER).tensors
+    for name, info in tensors.items():
+        for matrix, side in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
+            if not name.endswith(matrix) or len(info.shape) != 2:
+                continue
+            weight = f"{name.removesuffix(matrix).removeprefix('base_model.model.')}.weight"
+            if weight not in base.tensors:
+                raise InputError(
+                    f"{where}: it changes {weight}, which the model has not; give an adapter for this model"
+                )
+            shape = base.tensors[weight].shape
+            # the embedding's rows may be more in the adapter; transposed layers are not LLaMA's
+            if info.shape[side] != shape[side] and "embed_tokens" not in weight and "lm_head" not in weight:
+                raise InputError(
+                    f"{where}: it changes {weight} with {info.shape[side]} along axis {side}, the model's is "
+                    f"{' × '.join(map(str, shape))}; give an adapter for a model of this size"
+                )
 
 
 def _merge(model: Any, adapter: _Adapter) -> Any:
@@ -182,6 +277,32 @@ def _merge(model: Any, adapter: _Adapter) -> Any:
         # modules_to_save overwrite every row: how the new ones begin does not matter, the default would take minutes
         model.resize_token_embeddings(adapter.rows, mean_resizing=False)
     return PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
+
+
+# --- a longer context -------------------------------------------------------------------------------------------------
+
+
+def rope_alpha_of(length: int, positions: int) -> float:
+    """The recipe's `auto`: (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions."""
+    return 1.0 if length <= positions else (length / (positions / 2) - 1) * STRETCH
+
+
+def stretched_base(base: float, alpha: float, head_dim: int) -> float:
+    """The rotary base base·α^(d/(d−2)): the slowest frequency falls by α, the fastest stays (NTK-aware stretching)."""
+    return float(base * alpha ** (head_dim / (head_dim - 2)))
+
+
+def stretch(loaded: LoadedModel, length: int) -> None:
+    """Makes the model read and say `length` tokens: its rotary base for that length, or for the given alpha."""
+    import torch
+
+    config = loaded.model.config
+    dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    alpha = loaded.rope_alpha or rope_alpha_of(length, int(config.max_position_embeddings))
+    base = stretched_base(float(config.rope_parameters["rope_theta"]), alpha, dim)
+    rotary = loaded.model.model.rotary_emb
+    inverse = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    rotary.inv_freq.copy_(inverse.to(rotary.inv_freq.device))
 
 
 # --- answering --------------------------------------------------------------------------------------------------------
@@ -205,17 +326,23 @@ def answer(
 ) -> list[list[int]]:
     """The ids of an answer to each prompt (ids that begin with BOS), without EOS; in order.
 
-    Prompts of like length are answered together, padded on the left. `done(n)` is called after n more answers.
-    InputError for a prompt that fills the context.
+    Prompts of like length are answered together, padded on the left; one that goes beyond the model's own positions
+    alone, since its length decides its rotary base. `done(n)` is called after n more answers. InputError for a prompt
+    that fills the context.
     """
     import torch
 
     torch.manual_seed(sampling.seed)
+    own = int(loaded.model.config.max_position_embeddings)
     rooms = [room_for(loaded, ids, sampling) for ids in prompts]
+    lengths = [len(ids) + room for ids, room in zip(prompts, rooms, strict=True)]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    together = [index for index in order if lengths[index] <= own or loaded.rope_alpha]
+    batches = [together[start : start + BATCH] for start in range(0, len(together), BATCH)]
+    batches += [[index] for index in order if index not in set(together)]
     answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
+    for batch in batches:
+        stretch(loaded, max(lengths[index] for index in batch))
         width = max(len(prompts[index]) for index in batch)
         ids = torch.full((len(batch), width), loaded.padding)
         mask = torch.zeros_like(ids)
@@ -245,8 +372,10 @@ def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write
 
     ids = torch.tensor([list(prompt)])
     text = TextStream(loaded.encoder, write)
+    room = room_for(loaded, prompt, sampling)
+    stretch(loaded, len(prompt) + room)
     try:
-        _generate(loaded, ids, torch.ones_like(ids), sampling, room_for(loaded, prompt, sampling), _Streamer(text))
+        _generate(loaded, ids, torch.ones_like(ids), sampling, room, _Streamer(text))
     except KeyboardInterrupt:
         text.end()
     return until_eos(text.ids, loaded.encoder.eos)

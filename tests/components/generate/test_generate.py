@@ -1,14 +1,18 @@
 """Batch answers: what is asked reaches the model as in training, and the answers are published."""
 
 import json
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.generate.generate import SAMPLES, Generate, generate, read_questions
+from components.generate.generate import SAMPLES, Generate, answer_into_file, generate, read_questions
+from components.generate.journal import FileJournal
 from components.shared.artifact import open_artifact
 from components.shared.cli import parse, run_stage
 from components.shared.errors import InputError
@@ -91,6 +95,94 @@ def test_without_a_store_the_answer_is_printed(tiny_model: str, tmp_path: Path) 
     assert done.stdout.strip() == said(stored.reference)[0]["Output"].strip()
 
 
+# --- going on where a run stopped -------------------------------------------------------------------------------------
+
+
+ASK = ("--do-sample", "true", "--temperature", "1.5", "--max-new-tokens", "24")
+
+
+@pytest.fixture
+def command(tiny_model: str, tmp_path: Path, chinese_text: list[str]) -> list[str]:
+    """The command on 40 questions, drawing its answers; what it writes into is added by the test."""
+    (tmp_path / "asked.txt").write_text("\n".join(chinese_text[:40]))
+    base = [sys.executable, "-m", "components.generate", "--model", tiny_model]
+    return [*base, "--input", str(tmp_path / "asked.txt"), *ASK]
+
+
+def kill_after(command: list[str], begun: Callable[[], bool]) -> None:
+    """Starts the command, and kills it (-9) as soon as `begun` holds."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as program:
+        while not begun():
+            assert program.poll() is None, program.stderr and program.stderr.read()
+            time.sleep(0.005)
+        program.kill()
+
+
+def test_a_killed_run_goes_on_after_its_last_answer(
+    command: list[str], tmp_path: Path, chinese_text: list[str]
+) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    subprocess.run([*command, "--answers", str(whole)], check=True, capture_output=True, timeout=300)
+    kill_after([*command, "--answers", str(cut)], lambda: cut.exists() and cut.stat().st_size > 0)
+    kept = cut.read_bytes()
+    cut.write_bytes(kept + b'{"Input": "half a li')
+    done = subprocess.run([*command, "--answers", str(cut)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"going on after (8|16|24|32) of 40 answers", done.stderr)
+    lines = [json.loads(line) for line in cut.read_text().splitlines()]
+    assert [line["Input"] for line in lines] == [wrap(text) for text in chinese_text[:40]]
+    # the draws of each batch are its own: the same answers as without the kill
+    assert cut.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.txt", "cut.jsonl", "whole.jsonl"]
+
+
+def test_a_killed_run_into_a_store_goes_on_too(command: list[str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    stored = [*command, "--store", str(store), "--reference", str(tmp_path / "ref")]
+    kill_after(stored, lambda: any(store.glob("generate/*/.answers/*.json")))
+    assert not list(store.glob("generate/*/manifest.json"))
+    done = subprocess.run(stored, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "going on after" in done.stderr
+    fresh = [*command, "--answers", str(tmp_path / "fresh.json")]
+    subprocess.run(fresh, check=True, capture_output=True, timeout=300)
+    assert said((tmp_path / "ref").read_text()) == json.loads((tmp_path / "fresh.json").read_text())
+    assert not list(store.glob("generate/*/.answers/*.json"))
+
+
+def test_answers_that_other_settings_began_are_not_gone_on_with(tmp_path: Path) -> None:
+    with FileJournal(tmp_path / "a.jsonl", "one") as journal:
+        journal.read(["q"] * 9)
+        journal.write([{"Input": "q", "Output": "a"}] * 8)
+        with pytest.raises(InputError, match="begun with another model or other settings"):
+            FileJournal(tmp_path / "a.jsonl", "two").read(["q"])
+        # other questions are simply asked
+        assert FileJournal(tmp_path / "a.jsonl", "one").read(["other"]) == []
+
+
+def test_a_file_that_is_somebody_elses_is_left_alone(tiny_model: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("mine")
+    with pytest.raises(InputError, match="it is there already; give another name"):
+        answer_into_file(Generate(model=tiny_model, prompt="x", answers=str(tmp_path / "a.json"), **SHORT))
+    assert (tmp_path / "a.json").read_text() == "mine"
+
+
+def test_a_run_that_is_refused_leaves_no_file(tiny_model: str, tmp_path: Path) -> None:
+    config = Generate(model=tiny_model, prompt="长" * 3000, answers=str(tmp_path / "a.jsonl"), **SHORT)
+    with pytest.raises(InputError, match="or give a --context-length"):
+        answer_into_file(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_longer_context_is_answered_where_it_is_asked_for(tiny_model: str, tmp_path: Path) -> None:
+    config = Generate(
+        model=tiny_model, prompt="长" * 800, context_length=4096, answers=str(tmp_path / "a.json"), **SHORT
+    )
+    answer_into_file(config)
+    (sample,) = json.loads((tmp_path / "a.json").read_text())
+    assert sample["Output"]
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +196,11 @@ def test_without_a_store_the_answer_is_printed(tiny_model: str, tmp_path: Path) 
         (["--prompt", "x", "--temperature", "0"], "--temperature is 0.0; it must be above 0"),
         (["--prompt", "x", "--top-p", "1.5"], "--top-p is 1.5"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--prompt", "x", "--rope-alpha", "0.5"], "--rope-alpha is 0.5; it must be 1"),
+        (["--prompt", "x", "--context-length", "-1"], "--context-length is -1"),
+        (["--prompt", "x", "--answers", "a.txt"], "ends in .json or .jsonl"),
+        (["--interactive", "--answers", "a.json"], "leave out one"),
+        (["--prompt", "x", "--store", "s", "--answers", "a.json"], "leave out one"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(arguments: list[str], line: str) -> None:

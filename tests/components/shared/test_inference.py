@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.errors import InputError
-from components.shared.inference import LoadedModel, Sampling, TextStream, answer, load_model, stream
+from components.shared.inference import (
+    LoadedModel,
+    Sampling,
+    TextStream,
+    answer,
+    choose_precision,
+    load_model,
+    rope_alpha_of,
+    stream,
+    stretch,
+    stretched_base,
+)
 from components.shared.sentencepiece_model import parse_model
 from components.shared.vocabulary import Encoder
 
@@ -206,6 +217,101 @@ def test_a_model_in_s3_is_loaded_through_the_cache(plain_model: Path, s3_store: 
     again = load_model(out.publish("hf-model").reference)
     state = loaded.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_an_adapter_of_another_architecture_is_refused_before_a_weight_is_loaded(
+    tiny_model: str, llama_tokenizer: bytes, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 2}
+    wider = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
+    adapter = write_adapter(tmp_path / "wider", wider, llama_tokenizer, 1)
+    with pytest.raises(InputError, match=r"proj\.weight with 96 along axis \d, the model's is 64 × .*of this size"):
+        load_model(tiny_model, str(adapter))
+    shape |= {"hidden_size": 64, "num_hidden_layers": 3}
+    deeper = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
+    adapter = write_adapter(tmp_path / "deeper", deeper, llama_tokenizer, 1)
+    with pytest.raises(InputError, match=r"changes model\.layers\.2\..*, which the model has not"):
+        load_model(tiny_model, str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "bfloat16", "installed", "adapters", "found"),
+    [
+        ("auto", False, False, False, False, "float32"),
+        ("auto", True, True, False, True, "bfloat16"),
+        ("auto", True, False, True, True, "float16"),
+        ("float32", False, False, False, True, "float32"),
+        ("float16", True, False, False, True, "float16"),
+        ("int8", True, True, True, False, "int8"),
+        ("4bit", True, False, True, False, "4bit"),
+        ("float16", False, False, False, False, "a processor runs float32 alone"),
+        ("bfloat16", False, False, False, False, "a processor runs float32 alone"),
+        ("4bit", False, False, True, False, "a processor runs float32 alone"),
+        ("bfloat16", True, False, False, False, "this GPU has no bfloat16"),
+        ("int8", True, True, False, False, "bitsandbytes is not installed"),
+        ("4bit", True, True, True, True, "use merge_adapters first"),
+    ],
+)
+def test_a_precision_is_what_the_machine_has_or_refused(
+    wanted: Any, gpu: bool, bfloat16: bool, installed: bool, adapters: bool, found: str
+) -> None:
+    if " " not in found:
+        assert choose_precision(wanted, gpu, bfloat16, installed, adapters) == found
+        return
+    with pytest.raises(InputError, match=found):
+        choose_precision(wanted, gpu, bfloat16, installed, adapters)
+
+
+# --- a longer context -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "alpha"), [(512, 1.0), (2048, 1.0), (2049, 1.1010742), (4096, 3.3), (8192, 7.7)])
+def test_the_stretch_is_the_recipes(length: int, alpha: float) -> None:
+    assert rope_alpha_of(length, 2048) == pytest.approx(alpha)
+
+
+@given(st.floats(1, 16), st.sampled_from([16, 64, 128]))
+def test_the_slowest_frequency_falls_by_alpha_and_the_fastest_stays(alpha: float, dim: int) -> None:
+    base = stretched_base(10_000.0, alpha, dim)
+    assert base == pytest.approx(10_000 * alpha ** (dim / (dim - 2)))
+    slowest = base ** (-(dim - 2) / dim)
+    assert slowest == pytest.approx(10_000 ** (-(dim - 2) / dim) / alpha)
+
+
+def test_a_stretched_model_reads_as_one_made_with_that_base(tiny_model: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(tiny_model).parent
+    loaded = load_model(tiny_model, context_length=4096)
+    dim = 16
+    config = AutoConfig.from_pretrained(folder)
+    config.rope_parameters["rope_theta"] = 10_000 * (1.1 * (3000 / 1024 - 1)) ** (dim / (dim - 2))
+    made = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    ids = torch.randint(3, 800, (1, 2500), generator=torch.Generator().manual_seed(1))
+    stretch(loaded, 3000)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids).logits, made(ids).logits)
+    # and back: what fits the model's own positions is read as ever
+    stretch(loaded, 2048)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids[:, :300]).logits, plain(ids[:, :300]).logits)
+
+
+def test_prompts_beyond_the_positions_are_answered_as_alone_and_the_others_as_ever(
+    tiny_model: str, loaded: LoadedModel, chinese_text: list[str]
+) -> None:
+    long = load_model(tiny_model, context_length=4096)
+    prompts = [[1, *range(300, 300 + count)] * repeat for count, repeat in ((20, 1), (299, 8), (30, 1), (399, 6))]
+    assert max(map(len, prompts)) > 2048
+    together = answer(long, prompts, GREEDY)
+    assert together == [answer(long, [prompt], GREEDY)[0] for prompt in prompts]
+    assert [together[0], together[2]] == answer(loaded, [prompts[0], prompts[2]], GREEDY)
+    with pytest.raises(InputError, match="2048 positions"):
+        answer(loaded, prompts, GREEDY)
 
 
 # --- answering --------------------------------------------------------------------------------------------------------
