@@ -4,8 +4,9 @@
 writes them.
 """
 
+import itertools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,28 @@ def training_job(
     s3_secret: str = S3_SECRET,
     service_account: str = SERVICE_ACCOUNT,
     arguments: str = "",
+    nodes: int = 0,
+    min_nodes: int = 0,
+    max_nodes: int = 0,
 ) -> TrainingJob:
-    """A stage's training as a job with the machines of the size."""
+    """A stage's training as a job with the machines of the size (`nodes`: another number of them)."""
     training = size.training(stage)
     addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
     module = "finetune" if stage == "sft" else "pretrain"
     words = training_arguments(size, stage, addresses, arguments)
+    if (min_nodes or max_nodes) and deepspeed_of(words) != "none":
+        raise InputError(
+            "--min-nodes, --max-nodes: a ZeRO checkpoint belongs to one number of processes, so an elastic job cannot "
+            "use it; add --arguments '--deepspeed none'"
+        )
     return TrainingJob(
         name=name or f"llama-{size.name}-{stage}",
         command=("python", "-m", f"components.{module}", *words),
         image=image(module),
         namespace=namespace,
-        nodes=training.nodes,
+        nodes=nodes or training.nodes,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
         processes_per_node=training.processes_per_node,
         cpu=training.cpu,
         memory=training.memory,
@@ -105,10 +116,18 @@ def training_job(
     )
 
 
-def as_yaml(job: TrainingJob) -> str:
+def deepspeed_of(words: Sequence[str]) -> str:
+    """The value of the last --deepspeed among a training's arguments."""
+    given = [value for name, value in itertools.pairwise(words) if name == "--deepspeed"]
+    return given[-1] if given else "zero2"
+
+
+def as_yaml(job: TrainingJob, api: str = "pytorchjob") -> str:
+    """The job's manifest; `api`: pytorchjob or trainjob."""
     import yaml
 
-    return str(yaml.safe_dump(job.pytorchjob(), sort_keys=False, width=120))
+    manifest = job.trainjob() if api == "trainjob" else job.pytorchjob()
+    return str(yaml.safe_dump(manifest, sort_keys=False, width=120))
 
 
 def examples() -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""A training job, once: rendered for the Kubeflow training operator, or run as processes on this machine with exactly
-the variables that the operator would set.
+"""A training job, once: rendered for the Kubeflow training operator (PyTorchJob), for Kubeflow Trainer (TrainJob), or
+run as processes on this machine with exactly the variables that the operator would set.
 
 The command starts torch's elastic launcher itself (shared/training/elastic.py), so a pod's exit code is the
 training's own: 2 for wrong input, 143 for a cancel. Pods pass the *restricted* Pod Security Standard, hold no
@@ -14,7 +14,13 @@ from typing import Any
 from components.shared.errors import InputError
 
 PORT = 23456
-"""The operator's default port of the master."""
+"""The training operator's default port of the master."""
+TRAINER_PORT = 29500
+"""Kubeflow Trainer's."""
+RUNTIME = "torch-distributed"
+"""The ClusterTrainingRuntime that Kubeflow Trainer ships for torch."""
+PATCHED_BY = "zhllama.io/render"
+"""Who owns the changes that a TrainJob makes to its runtime."""
 LABEL = "zhllama.io/"
 """Prefix of our labels: run, size, stage, key."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -43,6 +49,9 @@ class TrainingJob:
     namespace: str = ""
     nodes: int = 1
     processes_per_node: int = 1
+    min_nodes: int = 0
+    """Elastic: the job goes on with as few nodes as this, and (`max_nodes`) as many; 0: it needs all of its nodes."""
+    max_nodes: int = 0
     cpu: str = "2"
     """Per node, requested and limited, as the next ones."""
     memory: str = "8Gi"
@@ -84,11 +93,33 @@ class TrainingJob:
         for name in ("nodes", "processes_per_node"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+        if self.elastic and not 1 <= self.min_nodes <= self.nodes <= self.max_nodes:
+            raise InputError(
+                f"--min-nodes {self.min_nodes} --nodes {self.nodes} --max-nodes {self.max_nodes}: an elastic job needs "
+                "all three, in that order, each as large as the one before or larger"
+            )
+
+    @property
+    def elastic(self) -> bool:
+        """Whether nodes may come and go: Workers alone, which find each other by rendezvous. Not for ZeRO, whose
+        checkpoints belong to one number of processes."""
+        return bool(self.min_nodes or self.max_nodes)
 
     # --- the operator's variables -------------------------------------------------------------------------------------
 
     def operator_environment(self, node: int, address: str, port: int) -> dict[str, str]:
-        """What the operator (v1, with a Master) sets in the pod of a node: RANK is the pod's, not a process's."""
+        """What the operator (v1) sets in the pod of a node. With a Master, RANK is the pod's, not a process's; an
+        elastic job has no Master, no ranks and no world size: they come of the rendezvous."""
+        if self.elastic:
+            return {
+                "PYTHONUNBUFFERED": "1",
+                "PET_NPROC_PER_NODE": str(self.processes_per_node),
+                "PET_NNODES": f"{self.min_nodes}:{self.max_nodes}",
+                "PET_MAX_RESTARTS": str(self.restarts),
+                "PET_RDZV_BACKEND": "c10d",
+                "PET_RDZV_ENDPOINT": f"{address}:{port}",
+                "PET_RDZV_ID": self.name,
+            }
         return {
             "PYTHONUNBUFFERED": "1",
             "MASTER_ADDR": address,
@@ -102,6 +133,29 @@ class TrainingJob:
             "PET_NODE_RANK": str(node),
         }
 
+    def trainer_environment(self, node: int) -> dict[str, str]:
+        """What Kubeflow Trainer (v2) sets in the pod of a node."""
+        return {
+            "PET_NNODES": str(self.nodes),
+            "PET_NPROC_PER_NODE": str(self.processes_per_node),
+            "PET_NODE_RANK": str(node),
+            "PET_MASTER_ADDR": f"{self.name}-node-0-0.{self.name}",
+            "PET_MASTER_PORT": str(TRAINER_PORT),
+        }
+
+    def pod_environment(self, node: int) -> dict[str, str]:
+        """Everything a node's container has in its environment on a cluster; secrets as `(secret NAME, key KEY)`."""
+        if self.elastic:
+            # worker 0 holds the rendezvous
+            found = self.operator_environment(node, f"{self.name}-worker-0", PORT)
+        else:
+            found = self.operator_environment(node, f"{self.name}-master-0", PORT)
+        for variable in self._variables():
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            secret = f"(secret {reference['name']}, key {reference['key']})" if reference else ""
+            found[variable["name"]] = secret or variable["value"]
+        return found
+
     def local_environments(self, port: int) -> list[dict[str, str]]:
         """The variables of each node's process on this machine."""
         return [self.operator_environment(node, "127.0.0.1", port) for node in range(self.nodes)]
@@ -109,7 +163,33 @@ class TrainingJob:
     # --- kubeflow.org/v1 ----------------------------------------------------------------------------------------------
 
     def pytorchjob(self) -> dict[str, Any]:
-        """The PyTorchJob: one Master, the other nodes Workers."""
+        """The PyTorchJob: one Master, the other nodes Workers; elastic: Workers alone."""
+        spec: dict[str, Any] = {
+            "nprocPerNode": str(self.processes_per_node),
+            "runPolicy": {
+                "cleanPodPolicy": "Running",
+                "backoffLimit": self.restarts,
+                "activeDeadlineSeconds": self.deadline_seconds,
+                "ttlSecondsAfterFinished": self.ttl_seconds,
+            },
+        }
+        if self.elastic:
+            spec["elasticPolicy"] = {
+                "minReplicas": self.min_nodes,
+                "maxReplicas": self.max_nodes,
+                "maxRestarts": self.restarts,
+                "rdzvBackend": "c10d",
+                # without it the operator sets none, and two jobs on one rendezvous would take each other for one
+                "rdzvId": self.name,
+            }
+            spec["pytorchReplicaSpecs"] = {"Worker": self._replicas(self.nodes)}
+        else:
+            spec["pytorchReplicaSpecs"] = {"Master": self._replicas(1)}
+            if self.nodes > 1:
+                spec["pytorchReplicaSpecs"]["Worker"] = self._replicas(self.nodes - 1)
+        return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": self._metadata(), "spec": spec}
+
+    def _metadata(self) -> dict[str, Any]:
         labels = dict(self.labels)
         if self.queue:
             labels["kueue.x-k8s.io/queue-name"] = self.queue
@@ -122,24 +202,62 @@ class TrainingJob:
             metadata["annotations"] = dict(self.annotations)
         if self.owner is not None:
             metadata["ownerReferences"] = [dict(self.owner)]
-        replicas = {"Master": self._replicas(1)}
-        if self.nodes > 1:
-            replicas["Worker"] = self._replicas(self.nodes - 1)
+        return metadata
+
+    # --- trainer.kubeflow.org/v1alpha1 --------------------------------------------------------------------------------
+
+    def trainjob(self) -> dict[str, Any]:
+        """The TrainJob, on the runtime that Kubeflow Trainer ships for torch. InputError for an elastic job.
+
+        `lost_in_trainjob` says what it cannot carry.
+        """
+        if self.elastic:
+            raise InputError("a TrainJob cannot be elastic; leave --min-nodes and --max-nodes out, or use a PyTorchJob")
+        pod = self._pod()
+        (container,) = pod["spec"]["containers"]
+        patched = {
+            "name": "node",
+            "volumeMounts": container["volumeMounts"],
+            "securityContext": container["securityContext"],
+        }
+        kept = ("serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "volumes", "securityContext")
+        spec = {name: pod["spec"][name] for name in (*kept, "terminationGracePeriodSeconds") if name in pod["spec"]}
+        template = {"metadata": pod["metadata"], "spec": {**spec, "containers": [patched]}}
+        job = {"name": "node", "template": {"spec": {"template": template}}}
         return {
-            "apiVersion": "kubeflow.org/v1",
-            "kind": "PyTorchJob",
-            "metadata": metadata,
+            "apiVersion": "trainer.kubeflow.org/v1alpha1",
+            "kind": "TrainJob",
+            "metadata": self._metadata(),
             "spec": {
-                "nprocPerNode": str(self.processes_per_node),
-                "runPolicy": {
-                    "cleanPodPolicy": "Running",
-                    "backoffLimit": self.restarts,
-                    "activeDeadlineSeconds": self.deadline_seconds,
-                    "ttlSecondsAfterFinished": self.ttl_seconds,
+                "runtimeRef": {"name": RUNTIME},
+                "activeDeadlineSeconds": self.deadline_seconds,
+                "trainer": {
+                    "image": container["image"],
+                    "command": container["command"],
+                    "env": container["env"],
+                    "numNodes": self.nodes,
+                    "numProcPerNode": self.processes_per_node,
+                    "resourcesPerNode": container["resources"],
                 },
-                "pytorchReplicaSpecs": replicas,
+                "runtimePatches": [
+                    {
+                        "manager": PATCHED_BY,
+                        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}},
+                    }
+                ],
             },
         }
+
+    def lost_in_trainjob(self) -> tuple[str, ...]:
+        """What a PyTorchJob says and a TrainJob cannot."""
+        return (
+            f"ttlSecondsAfterFinished ({self.ttl_seconds} s): a finished TrainJob stays until it is deleted",
+            f"backoffLimit ({self.restarts}): the runtime's own failure policy holds",
+            "cleanPodPolicy: the runtime's own holds",
+            "restartPolicy OnFailure: the runtime's own holds",
+            "automountServiceAccountToken: false: set it on the service account",
+            "enableServiceLinks: false: variables of every service in the namespace are set",
+        )
 
     def _replicas(self, count: int) -> dict[str, Any]:
         return {"replicas": count, "restartPolicy": "OnFailure", "template": self._pod()}

@@ -1,8 +1,10 @@
 """For a cluster: `zhllama compile`, `parameters` and `render`."""
 
 import argparse
+import sys
 from pathlib import Path
 
+from components.shared.errors import InputError
 from pipelines.commands import options
 
 
@@ -12,6 +14,18 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     options.image_options(add)
     add.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     add.set_defaults(command=compile_)
+
+    add = commands.add_parser("env", help="the environment that a node of a training job gets")
+    options.size_option(add, None)
+    add.add_argument("--stage", default="lora", help="embeddings, lora or sft (default: lora)")
+    add.add_argument("--node", type=int, default=0, help="the master is 0 (default: 0)")
+    add.add_argument("--nodes", type=int, default=0, help="default: the size's")
+    add.add_argument("--min-nodes", type=int, default=0)
+    add.add_argument("--max-nodes", type=int, default=0)
+    add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
+    add.add_argument("--api", choices=("pytorchjob", "trainjob"), default="pytorchjob")
+    options.image_options(add)
+    add.set_defaults(command=show_environment)
 
     add = commands.add_parser("parameters", help="the pipeline's parameters, with their defaults at a size")
     options.size_option(add, "tiny")
@@ -32,7 +46,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
     add.add_argument("--namespace", default="")
     add.add_argument("--queue", default="", help="Kueue's local queue")
+    add.add_argument("--nodes", type=int, default=0, help="default: the size's")
+    add.add_argument("--min-nodes", type=int, default=0, help="elastic: as few nodes as this (not with ZeRO)")
+    add.add_argument("--max-nodes", type=int, default=0, help="elastic: as many nodes as this")
     add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
+    add.add_argument(
+        "--api", choices=("pytorchjob", "trainjob"), default="pytorchjob", help="whose job (default: pytorchjob)"
+    )
     options.image_options(add)
     add.set_defaults(command=render_pytorchjob)
     add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
@@ -89,8 +109,38 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
         namespace=given.namespace,
         queue=given.queue,
         arguments=given.arguments,
+        nodes=given.nodes,
+        min_nodes=given.min_nodes,
+        max_nodes=given.max_nodes,
     )
-    print(render.as_yaml(job), end="")
+    print(render.as_yaml(job, given.api), end="")
+    if given.api == "trainjob":
+        for lost in job.lost_in_trainjob():
+            print(f"not in a TrainJob: {lost}", file=sys.stderr)
+
+
+def show_environment(given: argparse.Namespace) -> None:
+    options.use_images(given)
+    from components.shared.training_job import TrainingJob
+    from pipelines import render, sizes
+
+    where = "s3://bucket/prefix"
+    job: TrainingJob = render.training_job(
+        sizes.load(given.size),
+        given.stage,
+        model=f"{where}/model",
+        dataset=f"{where}/dataset",
+        store=where,
+        nodes=given.nodes,
+        min_nodes=given.min_nodes,
+        max_nodes=given.max_nodes,
+        arguments=given.arguments,
+    )
+    if not 0 <= given.node < job.nodes:
+        raise InputError(f"--node {given.node}: the job has nodes 0 to {job.nodes - 1}")
+    found = job.trainer_environment(given.node) if given.api == "trainjob" else job.pod_environment(given.node)
+    for name, value in sorted(found.items()):
+        print(f"{name}={value}")
 
 
 def render_serving(given: argparse.Namespace) -> None:
