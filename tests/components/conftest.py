@@ -66,3 +66,15 @@ def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: st
         whole.append(Segment(np.array(prompt + answer), prompt=len(prompt)))
     store = str(tmp_path_factory.mktemp("packed"))
     return packed(store, "instructions", whole, contract_of(tiny_model), held_out=4).reference
+
+
+@pytest.fixture(scope="session")
+def packed_chinese(tmp_path_factory: pytest.TempPathFactory, extended_model: str, chinese_text: list[str]) -> str:
+    """The reference of 200 Chinese sentences in the extended model's vocabulary, four blocks held out."""
+    import numpy as np
+
+    encoder = Encoder(open_artifact(extended_model).read("tokenizer.model"))
+    ids = [[encoder.bos, *encoder.encode(line), encoder.eos][:BLOCK] for line in chinese_text[:200]]
+    store = str(tmp_path_factory.mktemp("packed"))
+    segments = [Segment(np.array(one)) for one in ids]
+    return packed(store, "chinese", segments, contract_of(extended_model), held_out=4).reference

@@ -125,6 +125,11 @@ def test_a_model_that_is_no_llama(said, tiny_model, tmp_path):
     assert "model_type 'gpt2'; only llama is supported" in said(model=model)
 
 
+@pytest.mark.parametrize(("option", "needed"), [("dataset", KIND), ("adapter", "adapter")])
+def test_a_model_where_something_else_is_needed(option, needed, said, tiny_model):
+    assert f"this is a hf-model; a {needed} is needed" in said(**{option: tiny_model})
+
+
 def test_an_empty_dataset(said, tiny_model, tmp_path):
     out = ArtifactWriter(str(tmp_path / "empty"), "prepare_dataset", "key")
     out.add_bytes("README.md", b"no blocks")
