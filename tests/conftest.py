@@ -1,7 +1,6 @@
 """Fixtures that many tests use: a real S3 server for the session, and a store (folder or S3) per test."""
 
 import ast
-import io
 import itertools
 import os
 import signal
@@ -16,7 +15,7 @@ import pytest
 
 from components.shared import storage
 from pipelines.local_s3 import LocalS3
-from tests.texts import chinese_sentences
+from tests.texts import chinese_sentences, llama_shaped
 
 # tests run side by side on few cores: one thread per process is faster than many that fight
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -89,37 +88,8 @@ def chinese_text() -> list[str]:
 
 @pytest.fixture(scope="session")
 def llama_tokenizer(english_text: list[str]) -> bytes:
-    """A small tokenizer.model of LLaMA's shape: BPE, 800 pieces, byte fallback, ids 0/1/2, identity normaliser.
-
-    Its trainer's settings, scores and the white-space pieces (at −1e9, in that order) are as in LLaMA's own.
-    """
-    import sentencepiece
-
-    from components.shared.sentencepiece_model import parse_model
-
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(" ".join(line.split()) for line in english_text[:3000]),
-        model_writer=made,
-        model_type="bpe",
-        vocab_size=786,
-        character_coverage=0.99995,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    proto = parse_model(made.getvalue())
-    for length in (2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11):
-        proto.pieces.add(piece="▁" * length)
-    for piece in proto.pieces:
-        if not piece.piece.strip("▁"):
-            piece.score = -1e9
-    proto.trainer_spec.vocab_size = len(proto.pieces)
-    return bytes(proto.SerializeToString())
+    """A small tokenizer.model of LLaMA's shape: 800 pieces."""
+    return llama_shaped((" ".join(line.split()) for line in english_text[:3000]), 800)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""Texts that are made, not fetched: the same ones on every machine and in every session."""
+"""Texts, and a tokenizer, that are made, not fetched: the same ones on every machine and in every session."""
 
+import io
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -91,3 +92,38 @@ def mixed_lines(count: int, seed: int = 7) -> list[str]:
     while len(lines) < count:
         lines.append("".join(chance.choices("的一是在不了有和人这中大为上个国 abc，。\t", k=3000)))
     return lines
+
+
+def llama_shaped(lines: Iterable[str], pieces: int) -> bytes:
+    """A tokenizer.model of LLaMA's shape: BPE, byte fallback, ids 0/1/2, identity normaliser.
+
+    Its trainer's settings, scores and the white-space pieces (at −1e9, in that order) are as in LLaMA's own.
+    """
+    import sentencepiece
+
+    from components.shared.sentencepiece_model import parse_model
+
+    spaces = (2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11)
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=made,
+        model_type="bpe",
+        vocab_size=pieces - len(spaces),
+        character_coverage=0.99995,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        num_threads=1,
+        minloglevel=2,
+    )
+    proto = parse_model(made.getvalue())
+    for length in spaces:
+        proto.pieces.add(piece="▁" * length)
+    for piece in proto.pieces:
+        if not piece.piece.strip("▁"):
+            piece.score = -1e9
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return bytes(proto.SerializeToString())

@@ -1,0 +1,147 @@
+"""Text to token blocks: ours beside the recipe's path, on the same text, both on two processors.
+
+The recipe's path, with today's versions of its libraries: `datasets` loads the text, `map` tokenises it with the
+model's own fast tokenizer (BOS + ids a line), `map` again joins and cuts 1,000 lines at a time, `labels` beside the
+ids, and `save_to_disk` writes Arrow. Ours is the stage as it is run, best-fit, its manifest and digests included.
+Imports are no part of the times. The text is made (tests/texts.py), so that nothing is fetched.
+"""
+
+import shutil
+import time
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from tests.bench.measure import Cost, Table, measured, side_by_side
+from tests.texts import chinese_sentences, code_lines, llama_shaped
+
+BLOCK = 512
+MEGABYTES = 17
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+BARS = "Bars: 5 times the recipe's tokens per second; 2.1 bytes a token; 500 MB, whatever the size of the text."
+
+
+def run(scratch: Path) -> list[Table]:
+    measured(make, str(scratch))
+    ours, peer = side_by_side(
+        lambda: measured(prepare, str(scratch), "text", environment=ENVIRONMENT),
+        lambda: measured(recipe, str(scratch), environment=ENVIRONMENT),
+    )
+    ratio = rate(ours) / rate(peer)
+    speed = Table(
+        f"prepare_dataset: {ours.result['megabytes']:.1f} MB of Chinese text, blocks of {BLOCK}",
+        ("", "tokens/s", "bytes/token", "peak memory", "filled"),
+        [_row("ours", ours), _row("the recipe's path", peer), (f"ratio {ratio:.1f}×", "", "", "", "")],
+        f"Both on two processors. {BARS}",
+    )
+    measured(make_larger, str(scratch))
+    large = measured(prepare, str(scratch), "larger", environment=ENVIRONMENT)
+    memory = Table(
+        "prepare_dataset: memory against the size of the text",
+        ("text", "tokens", "peak memory"),
+        [
+            (f"{cost.result['megabytes']:.0f} MB", f"{cost.result['tokens']:,}", f"{cost.peak_mb:.0f} MB")
+            for cost in (ours, large)
+        ],
+        BARS,
+    )
+    return [speed, memory]
+
+
+def rate(cost: Cost) -> float:
+    return cost.result["tokens"] / cost.wall
+
+
+def _row(name: str, cost: Cost) -> tuple[str, ...]:
+    bytes_a_token = cost.result["bytes"] / cost.result["tokens"]
+    return (
+        name,
+        f"{rate(cost):,.0f}",
+        f"{bytes_a_token:.2f}",
+        f"{cost.peak_mb:.0f} MB",
+        f"{100 * cost.result['fill']:.1f}%",
+    )
+
+
+def make(scratch: str) -> None:
+    """The text, and a tokenizer of LLaMA's shape with 4,000 Chinese pieces."""
+    from components.extend_tokenizer.pieces import extended
+    from components.shared.fast_tokenizer import tokenizer_files
+    from components.train_tokenizer.sentencepiece_trainer import trained
+
+    text = Path(scratch, "text")
+    text.mkdir()
+    with open(text / "text.txt", "w", encoding="utf-8") as file:
+        for sentence in chinese_sentences():
+            file.write(sentence + "\n")
+            if file.tell() >= MEGABYTES * 10**6:
+                break
+    chinese = trained(list(islice(chinese_sentences(), 40_000)), 4000, 0.9995, "text")
+    base = llama_shaped((" ".join(line.split()) for line in code_lines()), 8000)
+    model = extended(base, [("chinese", chinese)], "distinct", "han", pad=True).model
+    folder = Path(scratch, "tokenizer")
+    folder.mkdir()
+    for name, content in tokenizer_files(model).items():
+        (folder / name).write_bytes(content)
+
+
+def make_larger(scratch: str) -> None:
+    """Six times the text, in six files."""
+    larger = Path(scratch, "larger")
+    larger.mkdir()
+    for number in range(6):
+        shutil.copy(Path(scratch, "text", "text.txt"), larger / f"{number}.txt")
+
+
+def prepare(scratch: str, text: str) -> dict[str, Any]:
+    """Ours: the stage."""
+    from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
+    from components.shared.cli import run_stage
+
+    store = Path(scratch, f"store-{text}")
+    shutil.rmtree(store, ignore_errors=True)
+    begin = time.perf_counter()
+    options = PrepareDataset(
+        store=str(store), tokenizer=f"{scratch}/tokenizer", text=f"{scratch}/{text}", validation_fraction=0.001
+    )
+    manifest = run_stage(options, prepare_dataset)
+    tokens = sum(split["tokens"] for split in manifest.facts["splits"].values())
+    size = sum(file.size for file in manifest.files if file.path.endswith(".bin"))
+    return _result(begin, tokens, size, manifest.metrics["fill"], Path(scratch, text))
+
+
+def recipe(scratch: str) -> dict[str, Any]:
+    """The recipe's path, on two processes."""
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    saved = Path(scratch, "saved")
+    shutil.rmtree(saved, ignore_errors=True)
+    shutil.rmtree(Path(scratch, "cache"), ignore_errors=True)
+    begin = time.perf_counter()
+    tokenizer = AutoTokenizer.from_pretrained(f"{scratch}/tokenizer")
+
+    def tokenise(lines: dict[str, list[str]]) -> Any:
+        return tokenizer(lines["text"], return_token_type_ids=False)
+
+    def group(lines: dict[str, list[list[int]]]) -> dict[str, Any]:
+        blocks = {}
+        for name, rows in lines.items():
+            joined = list(chain.from_iterable(rows))
+            whole = len(joined) // BLOCK * BLOCK or len(joined)
+            blocks[name] = [joined[at : at + BLOCK] for at in range(0, whole, BLOCK)]
+        return blocks | {"labels": [list(block) for block in blocks["input_ids"]]}
+
+    lines = load_dataset("text", data_dir=f"{scratch}/text", cache_dir=f"{scratch}/cache", split="train")
+    options: dict[str, Any] = {"batched": True, "num_proc": 2, "load_from_cache_file": False, "keep_in_memory": False}
+    ids = lines.map(tokenise, remove_columns=["text"], **options)
+    blocks = ids.map(group, batch_size=1000, **options)
+    blocks.save_to_disk(str(saved))
+    size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+    return _result(begin, len(blocks) * BLOCK, size, 1.0, Path(scratch, "text"))
+
+
+def _result(begin: float, tokens: int, size: int, fill: float, text: Path) -> dict[str, Any]:
+    read = sum(path.stat().st_size for path in text.iterdir())
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens": tokens, "bytes": size, "fill": fill, "megabytes": read / 1e6}
