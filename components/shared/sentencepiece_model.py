@@ -14,13 +14,19 @@ BPE = 2
 TOKENIZER_MODEL = "tokenizer.model"
 
 
-def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:
-    """The ModelProto of a `tokenizer.model`; InputError when it is not one."""
-    from google.protobuf.message import DecodeError
+def new_model() -> Any:
+    """A ModelProto without pieces."""
     from transformers.utils import sentencepiece_model_pb2_new
 
     generated: Any = sentencepiece_model_pb2_new
-    proto = generated.ModelProto()
+    return generated.ModelProto()
+
+
+def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:
+    """The ModelProto of a `tokenizer.model`; InputError when it is not one."""
+    from google.protobuf.message import DecodeError
+
+    proto = new_model()
     try:
         proto.ParseFromString(model)
     except DecodeError as error:

@@ -1,0 +1,117 @@
+"""A GGUF file behind llama.cpp's server: checked before it starts, and then served as any other model."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+pytest.importorskip("llama_cpp", reason="NOT CHECKED: llama-cpp-python is not here (make gguf), so no GGUF is served")
+
+from components.export_model.exporter import ExportModel, export_model
+from components.serve.gguf_vocabulary import checked_vocabulary
+from components.serve.here import Server, served
+from components.serve.serve import Serve
+from components.shared.artifact import open_artifact
+from components.shared.cli import run_stage
+from components.shared.errors import InputError
+from components.shared.inference import Sampling, answer, load_model
+from components.shared.prompt import wrap
+
+QUESTION: Any = [{"role": "user", "content": "你好"}]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, extended_model: str) -> str:
+    """The reference of the extended model's export: a file in float32 and one in float16."""
+    store = str(tmp_path_factory.mktemp("exported"))
+    config = ExportModel(store=store, model=extended_model, format="gguf", quantization="f32,f16")
+    return run_stage(config, export_model).reference
+
+
+@pytest.fixture(scope="module")
+def server(exported: str) -> Iterator[Server]:
+    with served(Serve(model=exported, file="model-f32.gguf", port=0)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_llama_cpp_answers_as_the_model_does(client: openai.OpenAI, extended_model: str) -> None:
+    loaded = load_model(extended_model)
+    (ids,) = answer(loaded, [loaded.prompt_ids(wrap("你好"))], Sampling(do_sample=False, max_new_tokens=1))
+    made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, temperature=0, max_tokens=1)
+    assert made.usage.prompt_tokens == len(loaded.prompt_ids(wrap("你好")))
+    if "\ufffd" not in loaded.encoder.decode(ids):
+        assert made.choices[0].message.content.strip() == loaded.encoder.decode(ids).strip()
+
+
+def test_it_streams_and_counts_and_is_checked_as_any_model(client: openai.OpenAI, server: Server) -> None:
+    made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=20, stream=True)
+    assert list(made)[-1].choices[0].finish_reason in ("length", "stop")
+    with pytest.raises(openai.BadRequestError, match="context is 2048 tokens"):
+        client.chat.completions.create(model="zhllama", messages=[{"role": "user", "content": "长" * 3000}])
+    assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
+    assert httpx2.get(f"{server.address}/health").json() == {"status": "ok"}
+    assert "zhllama_requests_total" in httpx2.get(f"{server.address}/metrics").text
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_of_several_files_one_must_be_named(exported: str) -> None:
+    for file, line in (("", "choose one with --file: model-f16.gguf, model-f32.gguf"), ("x.gguf", "no file x.gguf")):
+        with pytest.raises(InputError, match=line), served(Serve(model=exported, file=file, port=0)):
+            pass
+
+
+def test_another_engine_cannot_serve_it(exported: str, extended_model: str) -> None:
+    file = Serve(model=exported, file="model-f16.gguf", engine="transformers", port=0)
+    with pytest.raises(InputError, match=r"a GGUF file, which llama\.cpp serves"), served(file):
+        pass
+    folder = Serve(model=extended_model, engine="llama.cpp", port=0)
+    with pytest.raises(InputError, match=r"a Hugging Face folder, which llama\.cpp cannot read"), served(folder):
+        pass
+
+
+@pytest.fixture
+def file(exported: str, tmp_path: Path) -> Path:
+    """A copy of a file, to be changed."""
+    return Path(shutil.copy(Path(exported).parent / "model-f16.gguf", tmp_path / "m.gguf"))
+
+
+def test_a_file_of_its_own_is_checked_by_what_is_inside(file: Path, extended_model: str) -> None:
+    encoder, positions = checked_vocabulary(file, None, "--model m")
+    assert positions == 2048
+    own = load_model(extended_model).encoder
+    assert encoder.encode("你好，世界 hello") == own.encode("你好，世界 hello")
+    assert encoder.vocabulary().digest == own.vocabulary().digest
+
+
+def test_a_vocabulary_that_is_not_the_manifests_is_refused(file: Path, tiny_model: str) -> None:
+    contract = open_artifact(tiny_model).manifest.vocabulary
+    with pytest.raises(InputError, match="the manifest says 800 pieces"):
+        checked_vocabulary(file, contract, "--model m")
+
+
+def test_what_is_no_gguf_or_cut_short_is_refused_in_one_line(file: Path) -> None:
+    content = file.read_bytes()
+    for damaged in (content[:1000], b"GGUF", b"nonsense" * 100):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match="not a GGUF file, or cut short"):
+            checked_vocabulary(file, None, "--model m")
+
+
+def test_another_template_is_refused(file: Path) -> None:
+    content = file.read_bytes()
+    assert content.count(b"### Response: ") == 1
+    file.write_bytes(content.replace(b"### Response: ", b"### Response: "[:-1] + b"-"))
+    with pytest.raises(InputError, match="its chat template is not the training prompt"):
+        checked_vocabulary(file, None, "--model m")
