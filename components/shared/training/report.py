@@ -92,6 +92,8 @@ def _table(lines: Sequence[Mapping[str, float]]) -> str:
         "eval_perplexity": ("held-out perplexity", "{:,.4g}"),
         "eval_accuracy": ("next token right", "{:.2%}"),
         "tokens_per_second": ("tokens per second, last", "{:,.0f}"),
+        "mfu": ("of the GPUs' peak (MFU), last", "{:.1%}"),
+        "peak_memory_gb": ("peak memory of a process, GB", "{:.1f}"),
         "step": ("steps", "{:,.0f}"),
     }
     for name, (text, form) in names.items():

@@ -11,7 +11,7 @@ from components.shared.training.report import HEIGHT, WIDTH, _ticks, curve, loss
 
 LINES = [
     {"step": 1, "loss": 9.9, "learning_rate": 0.0, "tokens_per_second": 4000},
-    {"step": 10, "loss": 7.5, "learning_rate": 1e-4, "tokens_per_second": 4100},
+    {"step": 10, "loss": 7.5, "tokens_per_second": 4100, "mfu": 0.412, "peak_memory_gb": 38.42},
     {"step": 10, "eval_loss": 7.7, "eval_perplexity": 2208.3, "eval_accuracy": 0.125},
 ]
 
@@ -41,7 +41,7 @@ def test_ticks_are_few_and_enclose_the_values(one, other):
 def test_the_page_shows_the_figures_and_loads_nothing():
     page = loss_report("pretrain <lora>", LINES, "loss 9.90 → 7.50 in 10 steps")
     assert "pretrain &lt;lora&gt;" in page
-    for figure in ("7.5000", "7.7000", "12.50%", "4,100"):
+    for figure in ("7.5000", "7.7000", "12.50%", "4,100", "41.2%", "38.4"):
         assert figure in page
     assert not re.search(r"https?://|<script|src=|@import", page)
 
