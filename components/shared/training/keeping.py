@@ -200,6 +200,8 @@ class Keeper(TrainerCallback):
         agreed = self._agree()
         self._see_failures(agreed)
         if agreed.wrong:
+            # what is still on its way is the checkpoint that the message should name
+            self._settle("the last checkpoint")
             raise InputError(self._what_is_wrong(agreed.wrong, state.global_step))
         if agreed.out_of_patience:
             raise (
@@ -271,12 +273,17 @@ class Keeper(TrainerCallback):
 
     def _what_is_wrong(self, wrong: int, step: int) -> str:
         if wrong == _OVERFLOWS:
-            text = f"the gradients have overflowed float16 in {OVERFLOWS} steps in a row, up to step {step}"
+            text = f"the gradients have overflowed float16 in step after step, up to step {step}"
         else:
             text = f"the loss at step {step} is {'nan' if wrong == _NAN else 'inf'}"
         good = self._told(self._good.reference if self._rank == 0 and self._good is not None else None)
         last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
         return f"{text}; lower --learning-rate, or give --precision bfloat16; {last}"
+
+    def overflowed(self, step: int) -> str:
+        """The message when DeepSpeed gave up before we would have, on all ranks at once."""
+        self._settle("the last checkpoint")
+        return self._what_is_wrong(_OVERFLOWS, step)
 
     # --- at the end ---------------------------------------------------------------------------------------------------
 
@@ -333,6 +340,11 @@ class Keeper(TrainerCallback):
         return any(self._told_by_all(mine))
 
 
+def at_smallest_scale(error: Exception) -> bool:
+    """Whether DeepSpeed says that its loss scale cannot come down any more (it has no class of its own for that)."""
+    return type(error) is Exception and "loss scale already at minimum" in str(error)
+
+
 class _Unfit(Exception):
     """The checkpoint is whole, but no training like this one can go on from it; nor from an older one of its kind."""
 
@@ -350,6 +362,14 @@ class KeptTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._keeper.see_loss(loss)
         return loss
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().train(*arguments, **named)
+        except Exception as error:
+            if at_smallest_scale(error):
+                raise InputError(self._keeper.overflowed(self.state.global_step)) from error
+            raise
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
