@@ -33,7 +33,7 @@ def cut(segment: Segment, block_size: int) -> list[Segment]:
 
 
 class BestFit:
-    """Takes segments no longer than a block, gives full blocks; `finish` gives the rest."""
+    """Takes documents, gives full blocks; `finish` gives the rest."""
 
     def __init__(
         self, block_size: int, window: int = WINDOW, open_blocks: int = OPEN_BLOCKS, tokens: int = WINDOW_TOKENS
@@ -46,17 +46,22 @@ class BestFit:
         self._waiting: list[Segment] = []
         self._open: list[list[Segment]] = []
 
-    def add(self, segment: Segment) -> Iterator[Sequence[Segment]]:
-        """Takes one segment; yields the blocks that are done by it (none, until a window is full)."""
-        self._waiting.append(segment)
-        self._tokens += len(segment.ids)
-        if len(self._waiting) >= self._window or self._tokens >= self._window_tokens:
-            self._place_window()
-            # stable, so the same stream gives the same blocks
-            self._open.sort(key=_length, reverse=True)
-            done = max(sum(_length(block) == self._block_size for block in self._open), len(self._open) - self._limit)
-            yield from self._open[:done]
-            self._open = self._open[done:]
+    def add(self, segment: Segment) -> Sequence[Sequence[Segment]]:
+        """Takes one document, cut if it must be; the blocks that are done by it (none, until a window is full)."""
+        length = len(segment.ids)
+        if length <= self._block_size:
+            self._waiting.append(segment)
+        else:
+            self._waiting += cut(segment, self._block_size)
+        self._tokens += length
+        if len(self._waiting) < self._window and self._tokens < self._window_tokens:
+            return ()
+        self._place_window()
+        # stable, so the same stream gives the same blocks
+        self._open.sort(key=_length, reverse=True)
+        done = max(sum(_length(block) == self._block_size for block in self._open), len(self._open) - self._limit)
+        full, self._open = self._open[:done], self._open[done:]
+        return full
 
     def finish(self) -> Iterator[Sequence[Segment]]:
         """Yields every block that is left."""
@@ -76,8 +81,6 @@ class BestFit:
         self._waiting.sort(key=lambda segment: len(segment.ids), reverse=True)
         for segment in self._waiting:
             length = len(segment.ids)
-            if length > self._block_size:
-                raise ValueError(f"a segment of {length} tokens for blocks of {self._block_size}; cut it first")
             enough = rooms >> length
             if enough:
                 left = length + (enough & -enough).bit_length() - 1

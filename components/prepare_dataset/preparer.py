@@ -30,6 +30,8 @@ from components.shared.vocabulary import Encoder, load_encoder
 if TYPE_CHECKING:
     from components.prepare_dataset.examples import Example
 
+PROGRESS_STEP = 2**18
+"""Bytes of text after which the progress is shown anew."""
 Packing = Literal["best-fit", "faithful"]
 
 
@@ -119,8 +121,12 @@ def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
                 if example.learned:
                     validation.add(example)
         bar = stack.enter_context(Progress("packing", _bytes_to_read(config, [artifact for artifact, _ in given])))
+        read = 0
         for example in mixed(sources):
-            bar.advance(len(example.identity) + 1)
+            read += len(example.identity) + 1
+            if read >= PROGRESS_STEP:
+                bar.advance(read)
+                read = 0
             if fraction and is_held_out(example.identity, fraction, config.seed):
                 validation.add(example)
             else:
@@ -189,7 +195,9 @@ class _Split:
     ) -> None:
         from components.prepare_dataset.best_fit import BestFit
 
-        self.packed = stack.enter_context(PackedWriter(out, name, config.block_size, encoder.size, _pad(encoder)))
+        self.packed = stack.enter_context(
+            PackedWriter(out, name, config.block_size, encoder.size, _pad(encoder), prompts=bool(config.instructions))
+        )
         self.examples = self.characters = 0
         self._block_size = config.block_size
         self._packer = BestFit(config.block_size) if config.packing == "best-fit" else None
@@ -198,8 +206,6 @@ class _Split:
             self._records = stack.enter_context(_Records(out, as_list=bool(config.instructions)))
 
     def add(self, example: "Example") -> None:
-        from components.prepare_dataset.best_fit import cut
-
         self.examples += 1
         self.characters += example.characters
         if self._records is not None:
@@ -207,9 +213,8 @@ class _Split:
         if self._packer is None:
             self.packed.write([example.segment])
             return
-        for piece in cut(example.segment, self._block_size):
-            for block in self._packer.add(piece):
-                self.packed.write(block)
+        for block in self._packer.add(example.segment):
+            self.packed.write(block)
 
     def finish(self) -> None:
         if self._packer is not None:

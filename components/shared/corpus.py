@@ -8,7 +8,7 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.shared import hub_dataset
 from components.shared.artifact import Artifact
@@ -20,8 +20,7 @@ PARQUET_ROWS = 1000
 """Rows of a Parquet file in memory at a time."""
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """One document, and where it stands: file and line (of a table, row), counted from 1."""
 
     text: str

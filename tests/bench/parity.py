@@ -113,9 +113,8 @@ def fill(scratch: str) -> list[tuple[str, float, float]]:
     sizes = np.array([len(segment.ids) for segment in segments])
     packer, blocks, parts = BestFit(BLOCK), 0, 0
     for segment in segments:
-        pieces = cut(segment, BLOCK)
-        parts += len(pieces) > 1
-        blocks += sum(sum(1 for _ in packer.add(piece)) for piece in pieces)
+        parts += len(cut(segment, BLOCK)) > 1
+        blocks += len(packer.add(segment))
     blocks += sum(1 for _ in packer.finish())
     ends = sizes.cumsum()
     concatenated = np.count_nonzero((ends - sizes) // BLOCK != (ends - 1) // BLOCK) / len(sizes)

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +49,7 @@ def test_natural_lengths_fill_over_99_percent():
 def test_memory_is_bounded_by_the_window():
     packer, given_out = BestFit(BLOCK, window=10, open_blocks=3), 0
     for count, segment in enumerate(segments_of([BLOCK // 2 + 1] * 1000), start=1):
-        given_out += sum(1 for _ in packer.add(segment))
+        given_out += len(packer.add(segment))
         assert count - given_out < 10 + 3 + 1
 
 
@@ -88,6 +87,6 @@ def test_what_fits_is_not_cut(length, prompt):
     assert (only.ids.tolist(), only.prompt) == (list(range(length)), prompt)
 
 
-def test_a_segment_longer_than_a_block_is_a_bug():
-    with pytest.raises(ValueError, match="cut it first"):
-        packed(segments_of([BLOCK + 1]))
+def test_a_long_document_is_cut_into_blocks_of_its_own():
+    blocks = packed([Segment(np.arange(1 + 3 * (BLOCK - 1)))])
+    assert [sum(len(ids) for ids, _ in block) for block in blocks] == [BLOCK] * 3

@@ -94,6 +94,32 @@ def test_ids_take_two_bytes_while_the_vocabulary_fits(tmp_path, size, bytes_a_to
     assert PackedDataset(artifact)[0]["input_ids"].tolist() == [size - 1] * BLOCK
 
 
+def test_text_without_prompts_takes_two_bytes_a_document(tmp_path):
+    out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
+    with PackedWriter(out, "train", BLOCK, 1000, PAD, prompts=False) as split:
+        for _ in range(100):
+            split.write([Segment(np.full(6, 7)), Segment(np.full(10, 8))])
+    out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
+    artifact = open_artifact(out.publish(KIND).reference)
+    assert artifact.file("train-00000.segments.bin").size == 200 * 2
+    assert PackedDataset(artifact).segments(99).tolist() == [[0, 1, 6], [6, 7, 16]]
+    with (
+        pytest.raises(ValueError, match="a prompt of 3 tokens"),
+        PackedWriter(ArtifactWriter(str(tmp_path), "s", "k"), "train", BLOCK, 1000, PAD, prompts=False) as split,
+    ):
+        split.write([Segment(np.full(6, 7), 3)])
+
+
+def test_a_dataset_of_an_older_version_is_refused(tmp_path):
+    out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
+    with PackedWriter(out, "train", BLOCK, 1000, PAD) as split:
+        split.write([Segment(np.full(6, 7))])
+    out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
+    del out.facts["splits"]["train"]["columns"]
+    with pytest.raises(InputError, match="an older version of zhllama wrote it; run prepare_dataset again"):
+        PackedDataset(open_artifact(out.publish(KIND).reference))
+
+
 def test_a_block_may_be_longer_than_16_bits_count(tmp_path):
     artifact = publish(tmp_path, [[([7] * 70_000, 0), ([8] * 2_000, 0)]], block_size=72_000)
     assert PackedDataset(artifact).segments(0).tolist() == [[0, 1, 70_000], [70_000, 70_001, 72_000]]
