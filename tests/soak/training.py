@@ -28,6 +28,7 @@ import numpy as np
 from components.shared import storage
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
+from components.shared.sentencepiece_model import parse_model
 from components.shared.vocabulary import Encoder
 from pipelines.local_s3 import LocalS3
 
@@ -60,8 +61,8 @@ class Material:
     dataset: str
 
 
-def material(store: str) -> Material:
-    """A random LLaMA, 64 wide, with 400 pieces, and 160 packed blocks of 64 tokens."""
+def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400) -> Material:
+    """A random LLaMA and 160 packed blocks of 64 tokens. Of its pieces, those beyond 400 occur in no text."""
     import sentencepiece
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -80,13 +81,18 @@ def material(store: str) -> Material:
         minloglevel=2,
         num_threads=1,
     )
-    encoder = Encoder(made.getvalue())
+    proto = parse_model(made.getvalue())
+    for number in range(len(proto.pieces), pieces):
+        proto.pieces.add(piece=f"▁{number:06d}", score=-1e6)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    tokenizer = proto.SerializeToString()
+    encoder = Encoder(tokenizer)
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=encoder.size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=64,
         tie_word_embeddings=False,
@@ -96,7 +102,7 @@ def material(store: str) -> Material:
         disable_progress_bar()
         LlamaForCausalLM(config).save_pretrained(folder)
         model_out.add_folder(Path(folder))
-    model_out.add_bytes("tokenizer.model", made.getvalue())
+    model_out.add_bytes("tokenizer.model", tokenizer)
     model_out.vocabulary = encoder.vocabulary()
     model = model_out.publish("hf-model")
 

@@ -151,7 +151,7 @@ def _trained(trainer: Trainer) -> dict[str, nn.Parameter]:
 
 def _gathered(parameters: Mapping[str, nn.Parameter], keep: bool) -> Tensors:
     """ZeRO-3's parameters, whole, one after another: each lies in pieces on all ranks. Copies, where `keep`."""
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
     whole = {}
     for name, parameter in parameters.items():
