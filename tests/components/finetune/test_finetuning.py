@@ -133,3 +133,38 @@ def test_model_data_and_result_can_lie_in_s3(tune, tiny_model, packed_instructio
         names["adapter_model.safetensors"]
         == {file.path: file.sha256 for file in here.files}["adapter_model.safetensors"]
     )
+
+
+# --- the recipe's batches ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
+    """The reference of 40 questions, each padded to a block of its own, as prepare_dataset packs them faithfully."""
+    import numpy as np
+
+    from components.shared.artifact import ArtifactWriter
+    from components.shared.packed import KIND, TRAIN, PackedWriter, Segment, packed_facts
+    from components.shared.vocabulary import Encoder
+
+    encoder = Encoder(llama_tokenizer)
+    out = ArtifactWriter(str(tmp_path / "faithful"), "prepare_dataset", "key", {"packing": "faithful"})
+    with PackedWriter(out, TRAIN, 64, encoder.size, 0) as split:
+        for number in range(40):
+            prompt = [encoder.bos, *encoder.encode(f"Is {number * 37} even?")]
+            answer = [*encoder.encode("No" if number % 2 else "Yes"), encoder.eos]
+            split.write([Segment(np.array(prompt + answer), prompt=len(prompt))])
+    out.vocabulary = open_artifact(tiny_model).manifest.vocabulary
+    out.facts = packed_facts(64, encoder.size, 0, [split])
+    return out.publish(KIND).reference
+
+
+def test_padded_samples_are_learnt_alike_with_and_without_what_padding_costs(tune, one_by_one):
+    """What stands behind a sample is seen by nothing in it, so cutting it off changes no loss."""
+    courses = []
+    for faithful in (False, True):
+        manifest = tune(dataset=one_by_one, faithful=faithful, max_steps=6, logging_steps=1, lora_dropout=0.0)
+        lines = open_artifact(manifest.reference).read("metrics.jsonl").splitlines()
+        courses.append([json.loads(line)["loss"] for line in lines])
+    assert len(courses[0]) == 6
+    assert courses[1] == pytest.approx(courses[0], abs=2e-5)

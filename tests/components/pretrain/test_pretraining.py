@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from components.pretrain.pretraining import Pretrain, pretrain
 from components.shared.artifact import Manifest, open_artifact
 from components.shared.cli import run_stage
@@ -231,6 +232,14 @@ def test_an_adapter_of_new_rows_is_put_back_by_peft(extended_model, packed_chine
     loss, _ = held_out_score(PeftModel.from_pretrained(model, manifest.root).eval(), packed_chinese)
     assert loss == pytest.approx(manifest.metrics["eval_loss"], abs=2e-3)
     assert manifest.metrics["eval_loss"] < manifest.metrics["first_loss"]
+    # merging puts the rows in their places, and nothing else into the embeddings
+    merge = MergeAdapters(store=str(tmp_path), model=extended_model, adapters=manifest.reference)
+    merged = Checkpoint(open_artifact(run_stage(merge, merge_adapters).reference))
+    for table in (EMBEDDING, HEAD):
+        old, new = Checkpoint(base).read(table), merged.read(table)
+        assert torch.equal(old[:before], new[:before])
+        (delta,) = (one for name, one in found.items() if table.split(".")[-2] in name)
+        assert torch.equal(new[before:], delta)
     # and it can be continued, in its own shape
     further = Pretrain(
         model=extended_model, dataset=packed_chinese, store=str(tmp_path), **{**QUICK, "stage": "lora"},
