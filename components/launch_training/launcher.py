@@ -56,7 +56,7 @@ class LaunchTraining(StageOptions):
     shared_memory: not_keyed(str) = "2Gi"  # type: ignore[valid-type]
     """Size of /dev/shm."""
     ephemeral_storage: not_keyed(str) = "20Gi"  # type: ignore[valid-type]
-    """Node-local disk for model, data and checkpoints."""
+    """Node-local disk for model and data."""
     queue: not_keyed(str) = ""  # type: ignore[valid-type]
     """Kueue's local queue."""
     priority_class: not_keyed(str) = ""  # type: ignore[valid-type]

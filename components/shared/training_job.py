@@ -56,7 +56,7 @@ class TrainingJob:
     """Per node, requested and limited, as the next ones."""
     memory: str = "8Gi"
     ephemeral_storage: str = "20Gi"
-    """Node-local disk for the model, the dataset and checkpoints."""
+    """Node-local disk for the model and the dataset."""
     shared_memory: str = "2Gi"
     """/dev/shm, part of `memory`."""
     gpu_resource: str = ""

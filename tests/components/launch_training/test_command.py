@@ -40,6 +40,7 @@ def test_a_step_may_pass_every_trainings_switches_when_they_are_off(stage):
         (("--learning-rate", "fast"), "--learning-rate"),
         (("--model", "x"), "training option --model: it is launch_training's --model"),
         (("--output=x",), "training option --output: launch_training sets it"),
+        (("--publish-checkpoint", "x"), "training option --publish-checkpoint: it trains nothing, so it needs no job"),
         (("--train-embeddings", "true"), "there is no option --train-embeddings"),
     ],
     ids=["misspelt", "no number", "the launcher's own", "set by the launcher", "another training's"],
