@@ -1,7 +1,7 @@
-"""The KFP signature of serve: a check that a published model serves.
+"""The KFP signatures of serve: a check that a published model serves, and its deployment to the run's own cluster.
 
-The step starts the server on loopback, holds its tokenizer against SentencePiece, asks `ask` through the API, publishes
-question and answer, and ends with the server. It deploys nothing.
+The first starts the server on loopback, holds its tokenizer against SentencePiece, asks `ask` through the API,
+publishes question and answer, and ends with the server. It deploys nothing.
 """
 
 from kfp import dsl
@@ -22,3 +22,41 @@ def serve(
         command=["python", "-m", "components.serve"],
         args=["--store", store, "--model", model, "--ask", ask, "--output", samples.path, "--reference", ref],
     )
+
+
+@dsl.container_component
+def deploy(
+    model: str,
+    ref: dsl.OutputPath(str),  # type: ignore[valid-type]
+    kind: str = "kubernetes",
+    name: str = "zhllama",
+    namespace: str = "",
+    replicas: int = 1,
+    gpus: int = 1,
+    cpu: str = "8",
+    memory: str = "64Gi",
+    context_length: int = 2048,
+    stop_first: bool = False,
+):
+    """Deploys a model, whole or not at all; `ref` is the address at which it answers.
+
+    The step needs ZHLLAMA_API_KEY in its environment, from the secret zhllama-api-key
+    (`kubernetes.use_secret_as_env`), and its account the Role zhllama-deployer.
+    """
+    return dsl.ContainerSpec(
+        image=image("serve"),
+        command=["python", "-m", "components.serve"],
+        args=[
+            "--deploy", kind,
+            "--model", model,
+            "--name", name,
+            "--namespace", namespace,
+            "--replicas", replicas,
+            "--gpus", gpus,
+            "--cpu", cpu,
+            "--memory", memory,
+            "--context-length", context_length,
+            "--stop-first", stop_first,
+            "--reference", ref,
+        ],
+    )  # fmt: skip

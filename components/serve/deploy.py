@@ -20,6 +20,7 @@ from components.serve.check import checked
 from components.serve.rollout import Progress, State, judge_deployment, judge_inference_service
 from components.serve.serve import KEY_VARIABLE, Serve
 from components.serve.smoke import try_out
+from components.shared import storage
 from components.shared.errors import InputError, StorageFault
 from components.shared.kubernetes_api import call, connect, plain, short, unanswered
 from components.shared.log import mask
@@ -104,6 +105,8 @@ def deploy(config: Serve) -> str:
         address = config.address or inside
         try_out(address, server.name, api_key, encoder, config.context_length)
     log.info("%s/%s answers at %s", server.namespace, server.name, inside)
+    if config.reference:
+        storage.write_bytes(storage.normalise(config.reference), inside.encode())
     print(f'{inside}/v1 answers as "{server.name}"', flush=True)
     return inside
 

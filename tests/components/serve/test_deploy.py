@@ -108,9 +108,11 @@ def state_of(server: KubernetesServer) -> dict[str, Any]:
 
 
 def test_a_deployment_stands_and_is_tried_through_its_api(
-    cluster: KubernetesServer, engine: FakeEngine, model: str, capsys: pytest.CaptureFixture[str]
+    cluster: KubernetesServer, engine: FakeEngine, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert deploy(asked(model, engine)) == "http://zhllama.team.svc:8000"
+    reference = tmp_path / "ref"
+    assert deploy(asked(model, engine, reference=str(reference))) == "http://zhllama.team.svc:8000"
+    assert reference.read_text() == "http://zhllama.team.svc:8000"
     assert sorted(thing["kind"] for thing in cluster.objects.values()) == [
         "Deployment", "NetworkPolicy", "Pod", "PodMonitor", "Service",
     ]  # fmt: skip
