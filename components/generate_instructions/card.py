@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from components.generate_instructions.catalogue import Catalogue
-from components.generate_instructions.validate import RULES, share_of
+from components.generate_instructions.validate import RULES, UNNAMED, share_of
 from components.shared.cli import configuration_of
 from components.shared.instructions import FIELDS
 
-EDGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+EDGES = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 """Characters: the lower ends of a histogram's bars. The last is open."""
 EXAMPLES = 6
 OPENINGS = 12
@@ -147,11 +147,16 @@ def page(content: Mapping[str, Any]) -> str:
         histograms=[
             _histogram(field, content["lengths"][field]) for field in FIELDS if content["lengths"][field]["texts"]
         ],
-        topics=bars(content["topics"]),
-        task_types=bars(content["task_types"]),
+        topics=bars(_named(content["topics"])),
+        task_types=bars(_named(content["task_types"])),
+        unnamed=content["topics"].get(UNNAMED, 0),
         openings=bars(content["openings"]),
         settings={name: value for name, value in content["settings"].items() if value not in ("", 0, -1)},
     )
+
+
+def _named(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name != UNNAMED}
 
 
 def bars(counts: Mapping[str, int]) -> list[tuple[str, float, int]]:

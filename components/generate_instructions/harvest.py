@@ -13,11 +13,10 @@ from typing import Any
 from components.generate_instructions.catalogue import Catalogue
 from components.generate_instructions.dedup import Seen, question
 from components.generate_instructions.parse import objects_in
-from components.generate_instructions.validate import RULES, judged
+from components.generate_instructions.validate import RULES, UNNAMED, judged
 
 SAMPLES = 3
 """Of what fell at a rule, for the card."""
-UNNAMED = "(none named)"
 
 
 @dataclass

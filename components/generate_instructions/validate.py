@@ -29,6 +29,8 @@ RULES = {
     "near duplicate": "its question has a ROUGE-L over 0.7 to one that was there",
 }
 """Every rule, in the order they are applied, and what it says of an item that falls at it."""
+UNNAMED = "(none named)"
+"""The topic and the task type of an item that names none of its request's."""
 _NO_INPUT = re.compile(r"[（(<\[【]?(无|没有|无输入|none|n/?a|no ?input|null|空)[）)>\]】]?[。.]?", re.IGNORECASE)
 """What models write into a field that they were told to leave empty."""
 

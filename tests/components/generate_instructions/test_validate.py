@@ -7,9 +7,9 @@ import pytest
 
 from components.generate_instructions.catalogue import load_catalogue
 from components.generate_instructions.dedup import Seen
-from components.generate_instructions.harvest import UNNAMED, Harvest
+from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.parse import CUT_OFF
-from components.generate_instructions.validate import RULES, judged, share_of
+from components.generate_instructions.validate import RULES, UNNAMED, judged, share_of
 
 CATALOGUE = load_catalogue()
 
