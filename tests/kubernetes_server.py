@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+LISTS = ("pods", "deployments", "inferenceservices", "pytorchjobs", "trainjobs", "workflows")
+
 
 class KubernetesServer:
     """`with KubernetesServer() as server:`; `server.kubeconfig(path)` writes what a client needs."""
@@ -169,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, self.of.apply(url.path, body))
         if query.get("watch") in ("true", "True"):
             return self._watch(url.path, query)
-        if url.path.rpartition("/")[2] in ("pods", "deployments", "inferenceservices"):
+        if url.path.rpartition("/")[2] in LISTS:
             items, version = self.of.listed(url.path, query)
             return self._answer(200, {"items": items, "metadata": {"resourceVersion": str(version)}})
         with self.of.changed:

@@ -1,4 +1,4 @@
-"""Runs on Kubeflow Pipelines: `zhllama submit`, `status` and `cancel`."""
+"""Runs on Kubeflow Pipelines: `zhllama submit`, `status`, `cancel` and `reap`."""
 
 import argparse
 import sys
@@ -39,6 +39,14 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("run", metavar="RUN", help="the run's id")
     _host(add)
     add.set_defaults(command=cancel)
+
+    add = commands.add_parser("reap", help="delete training jobs whose run has ended or is gone")
+    add.add_argument(
+        "--older-than", default="1h", metavar="TIME", help="jobs older than 90s, 10m, 2h, 1d (default: 1h)"
+    )
+    add.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+    add.add_argument("--namespace", default="", help="default: the current one")
+    add.set_defaults(command=reap)
 
 
 def _host(add: argparse.ArgumentParser) -> None:
@@ -92,6 +100,15 @@ def cancel(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         run = kubeflow.cancel(given.run)
     print(f"run {run.id}: {run.state.lower()}" + ("" if run.over else "; `zhllama status --wait` follows it"))
+
+
+def reap(given: argparse.Namespace) -> None:
+    from components.shared.reaper import reap as reap_now
+
+    lines = reap_now(given.namespace, given.older_than, given.dry_run)
+    for line in lines:
+        print(line)
+    print(f"{len(lines)} orphaned training {'job' if len(lines) == 1 else 'jobs'}", file=sys.stderr)
 
 
 def _follow(kubeflow: "Kubeflow", run_id: str) -> None:

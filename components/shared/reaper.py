@@ -1,0 +1,148 @@
+"""Finds training jobs whose run has ended or is gone, and deletes them: what a launcher, killed, could not.
+
+A pipeline's jobs carry the run's id as a label and name the run's Workflow as their owner. Deleting a Workflow deletes
+its jobs, ending one does not. So for every unfinished job with a run: its Workflow is looked up, by the owner reference
+(name and uid) or by the label that Kubeflow Pipelines puts on Workflows; when it has ended, or the owner is not there
+any more, the job is an orphan. A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left
+alone. Deletion names the job's uid, so that a new job of the same name is not hit.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+from components.shared.errors import InputError
+from components.shared.kubernetes_api import call, connect, short, unanswered
+from components.shared.training_job import LABEL
+
+JOBS: tuple[Mapping[str, str], ...] = (
+    {"group": "kubeflow.org", "version": "v1", "plural": "pytorchjobs"},
+    {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"},
+)
+WORKFLOWS = {"group": "argoproj.io", "version": "v1alpha1", "plural": "workflows"}
+RUN_OF_WORKFLOW = "pipeline/runid"
+"""The label of a Workflow that holds the run's id (Kubeflow Pipelines 2)."""
+ENDED = ("Succeeded", "Failed", "Error")
+FINISHED_JOB = ("Succeeded", "Failed", "Complete")
+"""Conditions of a PyTorchJob or TrainJob that will not change: such a job goes by its own ttl."""
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A job that still runs, or waits, for a run that has ended or is gone."""
+
+    kind: Mapping[str, str]
+    namespace: str
+    name: str
+    uid: str
+    run: str
+    why: str
+
+
+def duration(text: str, option: str) -> timedelta:
+    """`90s`, `10m`, `2h`, `1d`. InputError for anything else."""
+    found = re.fullmatch(r"(\d+)([smhd])", text)
+    if found is None:
+        raise InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 2h or 1d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+class Reaper:
+    """The jobs and Workflows of one namespace."""
+
+    def __init__(self, namespace: str = "") -> None:
+        self.namespace = namespace or connect()
+        if namespace:
+            connect()
+        self._objects = client.CustomObjectsApi()
+
+    def orphans(self, older_than: timedelta) -> Iterator[Orphan]:
+        """Those that were created longer ago than that: a run's Workflow may appear after a job that was found."""
+        workflows = self._list(WORKFLOWS)
+        by_uid = {workflow["metadata"]["uid"]: workflow for workflow in workflows}
+        by_run = {workflow["metadata"].get("labels", {}).get(RUN_OF_WORKFLOW): workflow for workflow in workflows}
+        for kind in JOBS:
+            for job in self._list(kind):
+                metadata = job["metadata"]
+                run = metadata.get("labels", {}).get(f"{LABEL}run", "")
+                created = datetime.fromisoformat(metadata["creationTimestamp"])
+                if not run or _finished(job) or datetime.now(UTC) - created < older_than:
+                    continue
+                why = _why(metadata, by_uid, by_run.get(run))
+                if why:
+                    yield Orphan(kind, self.namespace, metadata["name"], metadata["uid"], run, why)
+
+    def delete(self, orphan: Orphan) -> bool:
+        """Whether it was there to be deleted; not when its name is another job's by now."""
+        try:
+            call(
+                self._objects.delete_namespaced_custom_object,
+                **orphan.kind,
+                namespace=orphan.namespace,
+                name=orphan.name,
+                body={"preconditions": {"uid": orphan.uid}, "propagationPolicy": "Background"},
+            )
+        except ApiException as error:
+            if error.status in (404, 409):
+                return False
+            raise unanswered(error) from error
+        return True
+
+    def _list(self, kind: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Every object of a kind in the namespace; none where the cluster does not know the kind."""
+        found: list[dict[str, Any]] = []
+        more = ""
+        while True:
+            try:
+                page = call(
+                    self._objects.list_namespaced_custom_object,
+                    **kind,
+                    namespace=self.namespace,
+                    limit=200,
+                    _continue=more,
+                )
+            except ApiException as error:
+                if error.status == 404:
+                    return []
+                if error.status == 403:
+                    raise InputError(
+                        f"{kind['plural']} in {self.namespace}: {short(error)}; "
+                        "give this account the Role zhllama-reaper"
+                    ) from error
+                raise unanswered(error) from error
+            found += page["items"]
+            more = page.get("metadata", {}).get("continue") or ""
+            if not more:
+                return found
+
+
+def _finished(job: Mapping[str, Any]) -> bool:
+    conditions = job.get("status", {}).get("conditions") or ()
+    return any(one.get("type") in FINISHED_JOB and one.get("status") == "True" for one in conditions)
+
+
+def _why(metadata: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], of_run: Mapping[str, Any] | None) -> str:
+    """Why a job is an orphan, "" where it is none."""
+    owners = [owner for owner in metadata.get("ownerReferences") or () if owner.get("kind") == "Workflow"]
+    workflow = by_uid.get(owners[0]["uid"]) if owners else of_run
+    if workflow is None:
+        return f"its Workflow {owners[0]['name']} is gone" if owners else ""
+    phase = workflow.get("status", {}).get("phase", "")
+    return f"its Workflow {workflow['metadata']['name']} has ended: {phase}" if phase in ENDED else ""
+
+
+def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
+    """One line for each orphan, as it is deleted (or would be)."""
+    least = duration(older_than, "--older-than")
+    reaper = Reaper(namespace)
+    lines = []
+    for orphan in list(reaper.orphans(least)):
+        said = "would be deleted" if dry_run else "deleted" if reaper.delete(orphan) else "gone already"
+        lines.append(f"{orphan.namespace}/{orphan.name} (run {orphan.run}): {said}; {orphan.why}")
+    return lines
