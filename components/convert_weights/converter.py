@@ -1,13 +1,16 @@
-"""Meta's shards → Hugging Face safetensors, streaming: one tensor in memory, no local copy, float16 stays float16.
+"""Meta's shards → Hugging Face safetensors, streaming: a few tensors in memory (one is written while the next is read
+and joined), no local copy, float16 stays float16. Peak beyond the program's own: under 3 times the largest tensor.
 
 The embeddings (embed_tokens and lm_head) get a file of their own, because extending the vocabulary and the first stage
 of training change nothing else: those stages rewrite that file and copy the others within the store.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from components.shared.ahead import ahead
 from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import Ref, StageOptions
 from components.shared.errors import InputError
@@ -56,10 +59,11 @@ def convert_weights(config: ConvertWeights, out: ArtifactWriter) -> Manifest:
     with Progress("converting", sum(sizes.values())) as bar:
         for file, names in files.items():
             declared = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}
-            with out.writer(file) as stream:
+            read = ((name, model.read(name)) for name in names)
+            with out.writer(file) as stream, closing(ahead(read)) as ready:
                 tensors = SafetensorsStream(stream, declared)
-                for name in names:
-                    tensors.write(name, model.read(name))
+                for name, tensor in ready:
+                    tensors.write(name, tensor)
                     bar.advance(sizes[name])
                 tensors.close()
     place_of = {name: file for file, names in files.items() for name in names}

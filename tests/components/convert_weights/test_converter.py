@@ -18,6 +18,7 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.meta_format import MetaParams, meta_files
 from components.shared.safetensors_io import Checkpoint
+from tests.bench.measure import run
 
 
 def convert(store: str | Path, weights: str | Path) -> Manifest:
@@ -97,14 +98,15 @@ def test_logits_are_those_of_metas_architecture(tiny_model, tiny_meta):
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shards", "rows"), [(1, 800), (2, 800), (4, 800), (4, 803)], ids=str)
+@pytest.mark.parametrize(("shards", "rows"), [(1, 800), (2, 800), (4, 800), (8, 800), (4, 803), (8, 803)], ids=str)
 def test_every_tensor_is_the_one_that_was_cut_into_shards(
     store, tmp_path, tiny_state, llama_tokenizer, longer_tokenizer, shards, rows
 ):
     state = dict(tiny_state)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = torch.cat([state[name], state[name][: rows - 800] * 2])
-    params = MetaParams(dim=64, n_layers=2, n_heads=4, norm_eps=1e-6, multiple_of=32)
+    # a shard holds whole heads
+    params = MetaParams(dim=64, n_layers=2, n_heads=8, norm_eps=1e-6, multiple_of=32)
     tokenizer = llama_tokenizer if rows == 800 else longer_tokenizer
     (tmp_path / "meta").mkdir()
     for name, content in meta_files(state, params, tokenizer, shards).items():
@@ -131,6 +133,48 @@ def longer_tokenizer(llama_tokenizer: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def random_weights(folder: Path, tokenizer: bytes, layers: int) -> int:
+    """Weights 1,024 wide in Meta's layout, two shards of 16-bit floats; returns their bytes."""
+    from components.shared.meta_format import extents, places, shard_name
+    from components.shared.pth import PthStream
+
+    folder.mkdir()
+    params = MetaParams(dim=1024, n_layers=layers, n_heads=8, norm_eps=1e-6)
+    rows = {"tok_embeddings": 800, "output": 800, "w1": params.width, "w3": params.width}
+    for index in range(2):
+        declared: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for place in places(layers, 8, 8):
+            kind = place.meta.split(".")[-2]
+            shape = [rows.get(kind, 1024)]
+            if place.axis is not None:
+                shape.append(params.width if kind == "w2" else 1024)
+                shape[place.axis] = extents(shape[place.axis], 2)[index]
+            declared[place.meta] = ("float16", tuple(shape))
+        with open(folder / shard_name(index), "wb") as file:
+            stream = PthStream(file, declared)
+            for name, (_, shape) in declared.items():
+                stream.write(name, torch.ones(shape).half())
+            stream.close()
+    (folder / "params.json").write_bytes(params.to_json())
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_by_the_largest_tensor_and_not_by_the_model(tmp_path, llama_tokenizer):
+    """The bar of the design: three times the largest tensor and 600 MB; the peak does not grow with the model."""
+    largest_mb = 2816 * 1024 * 2 / 2**20
+    sizes, peaks = [], []
+    for layers in (2, 12):
+        sizes.append(random_weights(tmp_path / f"meta-{layers}", llama_tokenizer, layers))
+        command = [sys.executable, "-m", "components.convert_weights", "--store", str(tmp_path / "store")]
+        peaks.append(run([*command, "--weights", str(tmp_path / f"meta-{layers}")]).peak_mb)
+        shutil.rmtree(tmp_path / f"meta-{layers}")
+    assert sizes[1] - sizes[0] > 250e6
+    assert max(peaks) < 3 * largest_mb + 600
+    assert peaks[1] - peaks[0] < 60, peaks
+
+
 def test_transformers_loads_the_folder(tiny_model, tiny_state):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -143,7 +187,8 @@ def test_transformers_loads_the_folder(tiny_model, tiny_state):
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
         name: tensor.shape for name, tensor in tiny_state.items()
     }
-    assert GenerationConfig.from_pretrained(folder).eos_token_id == 2
+    generation = GenerationConfig.from_pretrained(folder)
+    assert (generation.bos_token_id, generation.eos_token_id) == (1, 2)
     assert AutoTokenizer.from_pretrained(folder)("A line.").input_ids[0] == 1
 
 

@@ -59,6 +59,28 @@ def test_metas_own_shards_come_back_tensor_for_tensor(store, tiny_model, tiny_me
     assert read[0].width == read[1].width == 192
 
 
+@pytest.fixture
+def eight_heads(tmp_path, tiny_state, llama_tokenizer) -> str:
+    """The tiny model's weights as a model of eight heads, which eight shards can hold."""
+    from components.shared.meta_format import meta_files
+
+    (tmp_path / "meta").mkdir()
+    params = MetaParams(dim=64, n_layers=2, n_heads=8, norm_eps=1e-6, multiple_of=32)
+    for name, content in meta_files(tiny_state, params, llama_tokenizer, 1).items():
+        (tmp_path / "meta" / name).write_bytes(content)
+    weights = ConvertWeights(store=str(tmp_path / "converted"), weights=str(tmp_path / "meta"))
+    return run_stage(weights, convert_weights).reference
+
+
+def test_eight_shards_there_and_back_change_no_bit(store, eight_heads, tiny_state):
+    exported = export(store, eight_heads, 8)
+    assert len([file for file in exported.files if file.path.endswith(".pth")]) == 8
+    back = run_stage(ConvertWeights(store=store, weights=exported.root), convert_weights)
+    checkpoint = Checkpoint(open_artifact(back.reference))
+    assert set(checkpoint.tensors) == set(tiny_state)
+    assert all(torch.equal(checkpoint.read(name), wanted) for name, wanted in tiny_state.items())
+
+
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_there_and_back_changes_no_bit(store, tiny_model, tiny_state, shards):
     exported = export(store, tiny_model, shards)
