@@ -138,8 +138,9 @@ class Asking:
         sent = [task for number, task in self._running.items() if number in self._on_the_wire]
         for task in waiting:
             task.cancel()
+        if out := len(self._on_the_wire - set(self.ledger.settled)):
+            log.info("waiting for %d answers on their way, up to %.0f s", out, DRAIN)
         if sent:
-            log.info("waiting for %d answers on their way, up to %.0f s", len(sent), DRAIN)
             await asyncio.wait(sent, timeout=DRAIN)
         for task in sent:
             task.cancel()

@@ -76,6 +76,6 @@ def test_examples_are_spread_over_the_data(count: int) -> None:
 def test_lengths_are_of_what_is_there() -> None:
     found = lengths(["", "好", "好好", "好" * 150, "好" * 9000])
     assert (found["texts"], found["longest"], found["median"]) == (4, 9000, 150)
-    assert found["histogram"]["100"] == found["histogram"]["5000"] == found["histogram"]["1"] == 1
+    assert found["histogram"]["150"] == found["histogram"]["5000"] == found["histogram"]["1"] == 1
     assert len(found["histogram"]) == len(EDGES)
     assert lengths([])["mean"] == 0
