@@ -43,7 +43,7 @@ def test_a_step_may_pass_every_trainings_switches_when_they_are_off(stage):
         (("--publish-checkpoint", "x"), "training option --publish-checkpoint: it trains nothing, so it needs no job"),
         (("--train-embeddings", "true"), "there is no option --train-embeddings"),
     ],
-    ids=["misspelt", "no number", "the launcher's own", "set by the launcher", "another training's"],
+    ids=["misspelt", "no number", "the launcher's own", "set by the launcher", "no training", "another training's"],
 )
 def test_a_wrong_training_option_is_refused_at_once(words, said):
     with pytest.raises(InputError, match=said):
