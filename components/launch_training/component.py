@@ -47,7 +47,9 @@ def launch_training(
     deepspeed: str = "zero2",
     lora_r: int = 0,
     lora_alpha: float = 0.0,
-    lora_dropout: float = 0.05,
+    lora_dropout: float = -1.0,
+    embedding_rows: str = "auto",
+    embedding_lr: float = 0.0,
     train_embeddings: bool = False,
     arguments: str = "",
 ):
@@ -96,6 +98,8 @@ def launch_training(
             "--lora-r", lora_r,
             "--lora-alpha", lora_alpha,
             "--lora-dropout", lora_dropout,
+            "--embedding-rows", embedding_rows,
+            "--embedding-lr", embedding_lr,
             "--train-embeddings", train_embeddings,
         ],
     )  # fmt: skip

@@ -57,7 +57,8 @@ class Training:
     weight_decay: float
     save_steps: int
     """Steps between checkpoints."""
-    deepspeed: Literal["zero2", "none"]
+    deepspeed: Literal["zero2", "zero2_offload", "zero3", "none"]
+    """A configuration that ships with the training (docs/training.md)."""
     nodes: int
     processes_per_node: int
     """One per GPU."""

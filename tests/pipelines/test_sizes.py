@@ -88,7 +88,7 @@ def test_a_wrong_field_is_named(tmp_path, change, message):
     ("field", "value", "message"),
     [
         ("gpu", "a GPU", "sft.gpu: 'a GPU' is not a resource name"),
-        ("deepspeed", "zero9", "sft.deepspeed: 'zero9'; use zero2 or none"),
+        ("deepspeed", "zero9", "sft.deepspeed: 'zero9'; use zero2 or zero2_offload or zero3 or none"),
         ("learning_rate", "fast", "sft.learning_rate: 'fast' where a number is needed"),
     ],
 )

@@ -118,8 +118,8 @@ class LoraOptions(TrainingOptions):
     """LoRA rank; 0: 8, or the continued adapter's."""
     lora_alpha: float = 0.0
     """LoRA alpha; 0: 32, or the continued adapter's."""
-    lora_dropout: float | None = None
-    """LoRA dropout. Not given: 0.05, or the continued adapter's."""
+    lora_dropout: float = -1.0
+    """LoRA dropout; below 0: 0.05, or the continued adapter's."""
     lora_targets: str = ""
     """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: the seven projections
     of a LLaMA layer, or the continued adapter's."""
@@ -131,7 +131,7 @@ class LoraOptions(TrainingOptions):
         super().__post_init__()
         _check(self, "lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)")
         _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
-        _check(self, "lora_dropout", 0 <= (self.lora_dropout or 0) < 1, "a share below 1 is needed")
+        _check(self, "lora_dropout", self.lora_dropout < 1, "a share below 1 is needed")
         _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
         for name in ("embed_tokens", "lm_head"):
             _check(

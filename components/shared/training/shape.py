@@ -51,7 +51,7 @@ def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) 
         return LoraShape(
             options.lora_r or 8,
             options.lora_alpha or 32.0,
-            0.05 if options.lora_dropout is None else options.lora_dropout,
+            0.05 if options.lora_dropout < 0 else options.lora_dropout,
             options.targets or LORA_TARGETS.split(","),
             wanted,
             new_rows(model) if wanted == "new" else (),
@@ -63,7 +63,7 @@ def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) 
         raise InputError(f"--adapter {adapter.root}: target_modules is {targets!r}; a list of names can be continued")
     _agree("--lora-r", options.lora_r or None, have["r"], adapter)
     _agree("--lora-alpha", options.lora_alpha or None, have["lora_alpha"], adapter)
-    _agree("--lora-dropout", options.lora_dropout, have["lora_dropout"], adapter)
+    _agree("--lora-dropout", options.lora_dropout if options.lora_dropout >= 0 else None, have["lora_dropout"], adapter)
     _agree("--lora-targets", ",".join(sorted(options.targets)) or None, ",".join(sorted(targets)), adapter)
     said = options.embedding_rows if options.embedding_rows != "auto" else None
     _agree("--embedding-rows", said, embeddings or "none that are trained", adapter)
