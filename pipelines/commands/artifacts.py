@@ -109,7 +109,7 @@ def list_(given: argparse.Namespace) -> None:
         print(json.dumps([one.as_json() for one in chosen], indent=1, ensure_ascii=False))
     for one in () if given.json else chosen:
         size = human(one.bytes, "B")
-        line = Text(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
+        line = Text().append(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
         line.append(f"{one.manifest.kind:<14}", "bold").append(f"  {size:>9}  {one.summary or one.manifest.stage}")
         # a terminal's line is short, and a reference has to be copied whole
         line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
@@ -158,7 +158,8 @@ def gc(given: argparse.Namespace) -> None:
         for one in found:
             table.add_row(inventory.shown_age(now - one.modified), human(one.bytes, "B"), one.what, one.where)
         options.console().print(table)
-        print(f"{'would free' if given.dry_run else 'freed'} {human(freed, 'B')} in {len(found)} places")
+        places = "1 place" if len(found) == 1 else f"{len(found)} places"
+        print(f"{'would free' if given.dry_run else 'freed'} {human(freed, 'B')} in {places}")
     _warn(damaged)
 
 

@@ -1,6 +1,7 @@
 """A fetch that was killed goes on: what is in the store is not asked of the source again, and is believed only read."""
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from components.shared.artifact import Manifest, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.meta_format import MetaParams
+from tests.bench.measure import run
 
 SIZES = {"consolidated.00.pth": 2 * storage.PART + 9 * 2**20, "consolidated.01.pth": storage.PART + 100}
 
@@ -172,3 +175,35 @@ def test_parts_of_a_file_are_fetched_side_by_side(tmp_path, http, served):
         http.hold_after = None
         http.go_on.set()
         assert process.wait(120) == 0
+
+
+def test_parts_of_a_hubs_file_are_fetched_by_range(tmp_path, hub, served):
+    repository = hub.folder / "someone" / "large"
+    repository.parent.mkdir(parents=True)
+    served.rename(repository)
+    (repository / "sha256sums.txt").unlink()
+    environment = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    words = ["--store", str(tmp_path / "store"), "--source", "someone/large", "--reference", str(tmp_path / "ref")]
+    command = [sys.executable, "-m", "components.fetch_weights", *words]
+    ended = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    asked = [given for method, path, given in hub.asked if method == "GET" and path.endswith("consolidated.00.pth")]
+    ends = [0, storage.PART, 2 * storage.PART, SIZES["consolidated.00.pth"]]
+    assert sorted(asked) == sorted(f"bytes={start}-{end - 1}" for start, end in pairwise(ends))
+    artifact = open_artifact((tmp_path / "ref").read_text())
+    assert artifact.read("consolidated.00.pth") == (repository / "consolidated.00.pth").read_bytes()
+
+
+@pytest.mark.slow
+def test_no_shard_is_held_in_memory(tmp_path, llama_tokenizer):
+    peaks = []
+    for size in (50 * 2**20, 350 * 2**20):
+        source = tmp_path / str(size)
+        source.mkdir()
+        with open(source / "consolidated.00.pth", "wb") as file:
+            file.truncate(size)
+        (source / "params.json").write_bytes(MetaParams(64, 2, 4, 1e-6).to_json())
+        (source / "tokenizer.model").write_bytes(llama_tokenizer)
+        words = ["--store", str(tmp_path / "store"), "--source", str(source), "--parallel", "1"]
+        peaks.append(run([sys.executable, "-m", "components.fetch_weights", *words]).peak_mb)
+    assert peaks[1] - peaks[0] < 64, peaks
