@@ -83,5 +83,20 @@ class Budget:
 def estimated(items: int, per_request: int, prompt_bytes: int, most_answer: int) -> tuple[int, Tokens]:
     """Requests and tokens that so many items will take, about."""
     requests = math.ceil(items / (per_request * YIELD))
-    one = Tokens(math.ceil(prompt_bytes * TOKENS_PER_BYTE), min(most_answer, per_request * TOKENS_PER_ITEM))
-    return requests, one * requests
+    return requests, _usual(per_request, prompt_bytes, most_answer) * requests
+
+
+def bought(budget: Budget, per_request: int, prompt_bytes: int, most_answer: int) -> int:
+    """Items that the budget's limits will buy, about; 0 where there is none."""
+    one = _usual(per_request, prompt_bytes, most_answer)
+    requests = []
+    if budget.max_tokens:
+        requests.append(budget.max_tokens / one.total)
+    if budget.max_cost and budget.cost(one):
+        requests.append(budget.max_cost / budget.cost(one))
+    return int(min(requests, default=0) * per_request * YIELD)
+
+
+def _usual(per_request: int, prompt_bytes: int, most_answer: int) -> Tokens:
+    """What one request takes, about."""
+    return Tokens(math.ceil(prompt_bytes * TOKENS_PER_BYTE), min(most_answer, per_request * TOKENS_PER_ITEM))

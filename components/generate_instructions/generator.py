@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.generate_instructions import card
-from components.generate_instructions.budget import Budget, estimated
+from components.generate_instructions.budget import Budget, bought, estimated
 from components.generate_instructions.catalogue import Catalogue, load_catalogue
 from components.generate_instructions.ledger import Ledger, replayed
 from components.generate_instructions.request import SCHEMA, Requests
@@ -234,7 +234,8 @@ def _ask(
         samples = "; ".join(f"{rule}: {texts[0]!r}" for rule, texts in harvest.samples.items() if texts)
         raise InputError(
             f"generate_instructions: {config.model} gave no usable item in {asking.taken} requests; its last answer "
-            f"begins {asking.last_answer[:120]!r}{'; ' + samples if samples else ''}; choose another --model"
+            f"begins {asking.last_answer[:120]!r}{'; ' + samples if samples else ''}; choose another --model, or, if "
+            f"the server has been mended, another --seed: these answers are kept in {place}"
         )
     if asking.ended != "items" and config.items:
         log.warning(
@@ -306,13 +307,16 @@ def _announce(config: GenerateInstructions, requests: Requests, ledger: Ledger) 
             "%d answers are here already (%s); they are not asked for again",
             len(ledger.settled), budget.said(ledger.charged),
         )  # fmt: skip
+    size = sum(len(message["content"].encode()) for message in requests[0].messages)
+    shape = config.per_request, size, config.answer_tokens
     if config.items:
-        size = sum(len(message["content"].encode()) for message in requests[0].messages)
-        count, tokens = estimated(config.items, config.per_request, size, config.answer_tokens)
+        count, tokens = estimated(config.items, *shape)
         priced = "" if budget.priced else " (give --price-prompt and --price-answer for a cost)"
         log.info(
             "estimate for %s items: %s requests, %s%s", f"{config.items:,}", f"{count:,}", budget.said(tokens), priced
         )
+    elif items := bought(budget, *shape):
+        log.info("estimate: the limits buy about %s items", f"{items:,}")
     limits = []
     if config.max_cost:
         limits.append(f"cost {config.max_cost:g}")

@@ -21,7 +21,8 @@ _decoder = json.JSONDecoder(strict=False)
 def objects_in(text: str) -> Iterator[Any]:
     """Every object that does not lie in another, in order; of one that holds lists in place of an item
     ({"items": […]}), the lists' members. CUT_OFF, last, where the text ends inside an object."""
-    at, steps, cut_off = 0, min(PASSES * len(text), MOST_STEPS), False
+    text, cut_off = _spoken(text)
+    at, steps = 0, min(PASSES * len(text), MOST_STEPS)
     while (at := text.find("{", at)) >= 0 and steps > 0:
         value, end = _read(text, at)
         if not end:
@@ -41,6 +42,14 @@ def objects_in(text: str) -> Iterator[Any]:
             yield value
     if cut_off:
         yield CUT_OFF
+
+
+def _spoken(text: str) -> tuple[str, bool]:
+    """The text without the thoughts that come first (drafts of items, often), and whether it ends inside them."""
+    if not text.lstrip().startswith("<think>"):
+        return text, False
+    _, closed, spoken = text.partition("</think>")
+    return spoken, not closed
 
 
 def _read(text: str, start: int) -> tuple[Any, int]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.generate_instructions.budget import Budget, Tokens, estimated
+from components.generate_instructions.budget import Budget, Tokens, bought, estimated
 from components.generate_instructions.ledger import Ledger, replayed
 from components.shared.errors import InputError
 
@@ -42,6 +42,14 @@ def test_an_estimate_is_of_requests_and_tokens() -> None:
     assert tokens == Tokens(600 * 63, 4400 * 63)
     assert Budget(1, 2).said(tokens) == "37,800 + 277,200 tokens, cost 0.5922"
     assert Budget().said(tokens) == "37,800 + 277,200 tokens"
+
+
+def test_limits_buy_items_and_the_tighter_one_counts() -> None:
+    assert bought(Budget(), 20, 2000, 8192) == 0
+    # a request: 600 + 4,400 tokens for 16 items
+    assert bought(Budget(max_tokens=50_000), 20, 2000, 8192) == 160
+    assert bought(Budget(1, 1, max_cost=0.025, max_tokens=50_000), 20, 2000, 8192) == 80
+    assert bought(Budget(0, 0, max_cost=1), 20, 2000, 8192) == 0
 
 
 def sent(number: int, attempt: int = 1) -> dict[str, object]:

@@ -44,6 +44,14 @@ def test_items_are_found_in_what_models_write(text: str) -> None:
     assert list(objects_in(text)) == ITEMS
 
 
+def test_a_models_thoughts_are_no_items() -> None:
+    draft = '{"instruction": "草稿", "output": "不要"}'
+    assert list(objects_in(f"\n<think>先写 {draft} 再改</think>\n{LIST}")) == ITEMS
+    assert list(objects_in(f"<think>先写 {draft} 再")) == [CUT_OFF]
+    asked = {"instruction": "解释 <think> 标签", "output": "见 </think>。"}
+    assert list(objects_in(json.dumps([asked], ensure_ascii=False))) == [asked]
+
+
 @pytest.mark.parametrize(
     ("text", "item"),
     [
