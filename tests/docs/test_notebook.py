@@ -1,0 +1,34 @@
+"""docs/convert_and_quantise.ipynb runs from its first cell to its last, and shows what it printed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = json.loads((ROOT / "docs" / "convert_and_quantise.ipynb").read_text())
+CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_every_cell_runs(tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
+    # one after another in one namespace, as a notebook runs them
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = "\n\n".join(CODE)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "the same ids as in training: True" in ended.stdout
+    assert "q4_k_m" in ended.stdout
+
+
+def test_the_notebook_shows_what_it_printed_and_nothing_of_the_machine_it_ran_on():
+    shown = "".join(line for cell in NOTEBOOK["cells"] for output in cell.get("outputs", []) for line in output["text"])
+    assert "the same ids as in training: True" in shown
+    assert not [word for word in shown.split() if word.startswith("/")]
+    assert NOTEBOOK["nbformat"] == 4
