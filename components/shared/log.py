@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from typing import TextIO
 
 from components.shared.errors import InputError
 
@@ -41,12 +42,23 @@ class OneLine(logging.Formatter):
         return mask(" | ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Standard error as it is at the moment of writing: a progress bar that is drawn puts itself in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def set_up_logging(level: str | None = None) -> None:
     """Sends all records to standard error. Level: the argument, else ZHLLAMA_LOG, else INFO; InputError for another."""
     wanted = (level or os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
     if wanted not in logging.getLevelNamesMapping():
         raise InputError(f"ZHLLAMA_LOG={wanted}: no such level; use DEBUG, INFO, WARNING or ERROR")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -1,15 +1,21 @@
-"""Progress of long work: a live bar on a terminal, a line every 30 seconds elsewhere, and a last line with the rate."""
+"""Progress of long work: a live bar on a terminal, a line every 30 seconds elsewhere, and a last line with the rate.
+
+What is over within a second draws nothing. Work inside other work has a row of its own below it. Lines come by the
+clock and not by the bytes, so that a transfer that stands still says so.
+"""
 
 import logging
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
 
 log = logging.getLogger("progress")
 LINE_EVERY = 30.0
+SHOW_AFTER = 1.0
 QUIET_BELOW = 5.0
-"""Seconds: work that is over sooner prints nothing where there is no terminal."""
+"""Seconds: work that is over sooner says nothing at its end."""
 
 
 def human(count: float, unit: str) -> str:
@@ -23,43 +29,96 @@ def human(count: float, unit: str) -> str:
     raise AssertionError("unreachable")
 
 
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(max(seconds, 0))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+class _Display:
+    """The rows that are drawn on the terminal now: one live display for all of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.rows = 0
+        self.drawn: Any = None
+
+    def add(self, title: str, total: float | None) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        with self.lock:
+            if self.drawn is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
+                self.drawn = RichProgress(*columns, console=Console(stderr=True), transient=True)
+                self.drawn.start()
+            self.rows += 1
+            return self.drawn.add_task(title, total=total, shown="")
+
+    def remove(self, row: Any) -> None:
+        with self.lock:
+            self.drawn.remove_task(row)
+            self.rows -= 1
+            if not self.rows:
+                self.drawn.stop()
+                self.drawn = None
+
+
+_display = _Display()
+
+
 class Progress:
-    """`with Progress("fetching", total, "B") as bar: bar.advance(n)`. `total` may be None when it is not known."""
+    """`with Progress("fetching", total, "B") as bar: bar.advance(n)`. `total` may be None when it is not known.
+
+    `advance` may be called from any thread.
+    """
 
     def __init__(self, title: str, total: float | None, unit: str = "B") -> None:
         self._title = title
         self._total = total
         self._unit = unit
         self._done = 0.0
-        self._bar: Any = None
+        self._row: Any = None
         self.note = ""
         """What stands behind the figures, for as long as it is not changed."""
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._clock = threading.Thread(target=self._show if sys.stderr.isatty() else self._tell, daemon=True)
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as RichProgress
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[shown]}"),
-                TimeRemainingColumn(),
-            )
-            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total, shown="")
+        self._clock.start()
         return self
 
     def advance(self, count: float) -> None:
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, shown=self._text())
-        elif time.monotonic() - self._last_line >= LINE_EVERY:
-            self._last_line = time.monotonic()
-            log.info("%s: %s", self._title, self._text())
+        with self._lock:
+            self._done += count
+
+    def _show(self) -> None:
+        """On a terminal: a row, drawn again ten times a second."""
+        if self._ended.wait(SHOW_AFTER):
+            return
+        self._row = _display.add(self._title, self._total)
+        while True:
+            _display.drawn.update(self._row, completed=self._done, shown=self._text())
+            if self._ended.wait(0.1):
+                return
+
+    def _tell(self) -> None:
+        """Elsewhere: a line every 30 seconds."""
+        before, since = self._done, time.monotonic()
+        while not self._ended.wait(LINE_EVERY):
+            if self._done != before:
+                before, since = self._done, time.monotonic()
+                log.info("%s: %s", self._title, self._text())
+            else:
+                still = time.monotonic() - since
+                log.info("%s: %s, nothing for %.0f s", self._title, self._text(), still)
 
     def _text(self) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-6)
@@ -68,7 +127,7 @@ class Progress:
         if self._total:
             text += f" of {human(self._total, self._unit)}"
             if rate:
-                text += f", {(self._total - self._done) / rate:.0f} s left"
+                text += f", {duration((self._total - self._done) / rate)} left"
         text += f", {human(rate, self._unit)}/s"
         return f"{text}, {self.note}" if self.note else text
 
@@ -76,8 +135,11 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         elapsed = time.monotonic() - self._started
-        if self._bar is not None:
-            self._bar.stop()
+        self._ended.set()
+        self._clock.join()
+        if self._row is not None:
+            _display.remove(self._row)
         if kind is None and elapsed >= QUIET_BELOW:
             rate = human(self._done / elapsed, self._unit)
-            log.info("%s: %s in %.0f s, %s/s", self._title, human(self._done, self._unit), elapsed, rate)
+            done = human(self._done, self._unit)
+            log.info("%s: %s in %s, %s/s", self._title, done, duration(elapsed), rate)

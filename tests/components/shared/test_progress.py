@@ -5,6 +5,8 @@ import os
 import pty
 import re
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -42,42 +44,84 @@ def test_short_work_says_nothing(caplog):
     assert caplog.records == []
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what another thread will bring about."""
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not come about")
+
+
 def test_long_work_says_how_far_it_is_and_at_last_its_rate(caplog, monkeypatch):
-    clock = iter([0.0, 31.0, 31.0, 31.0, 40.0, 62.0, 62.0, 62.0, 100.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.01)
+    monkeypatch.setattr(progress, "QUIET_BELOW", 0.0)
+    said = caplog.records
     with caplog.at_level(logging.INFO), Progress("fetching", 4_000_000) as bar:
         bar.advance(1_000_000)
+        until(lambda: any("1.0 MB of 4.0 MB" in record.message for record in said))
+        bar.advance(3_000_000)
+    lines = [record.message for record in said]
+    assert re.fullmatch(r"fetching: 1\.0 MB of 4\.0 MB, \d+ s left, [\d.]+ .?B/s", lines[0])
+    assert re.fullmatch(r"fetching: 4\.0 MB in \d+ s, [\d.]+ .?B/s", lines[-1])
+
+
+def test_work_that_stands_still_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.01)
+    with caplog.at_level(logging.INFO), Progress("fetching", 4_000_000) as bar:
         bar.advance(1_000_000)
-        bar.advance(2_000_000)
-    assert [record.message for record in caplog.records] == [
-        "fetching: 1.0 MB of 4.0 MB, 93 s left, 32.3 kB/s",
-        "fetching: 4.0 MB of 4.0 MB, 0 s left, 64.5 kB/s",
-        "fetching: 4.0 MB in 100 s, 40.0 kB/s",
-    ]
+        until(lambda: any(re.search(r", nothing for \d+ s$", record.message) for record in caplog.records))
+
+
+def test_what_many_threads_do_is_counted_whole():
+    with Progress("fetching", None) as bar:
+        threads = [threading.Thread(target=lambda: [bar.advance(1) for _ in range(5000)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert bar._done == 40_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (-1, "0 s")]
+)
+def test_durations_are_for_people(seconds, text):
+    assert progress.duration(seconds) == text
 
 
 def test_work_that_fails_claims_nothing(caplog, monkeypatch):
-    clock = iter([0.0, 100.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "QUIET_BELOW", 0.0)
     with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="x"), Progress("fetching", None):
         raise ValueError("x")
     assert caplog.records == []
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
-    """The bar is drawn when it is closed at the latest, so nothing has to be waited for."""
+def test_a_terminal_gets_a_bar_and_work_inside_it_a_row(monkeypatch):
     controller, terminal = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(progress, "SHOW_AFTER", 0.0)
+    said = bytearray()
+
+    def listen() -> None:
+        while not said.endswith(b"end"):
+            said.extend(os.read(controller, 65_536))
+
+    reader = threading.Thread(target=listen)
+    reader.start()
     with os.fdopen(terminal, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with Progress("fetching", 4_000_000) as bar:
-            bar.advance(1_000_000)
+        with Progress("merging", 4_000_000) as outer:
+            outer.advance(1_000_000)
+            until(lambda: b"1.0 MB of 4.0 MB" in said)
+            with Progress("fetching", 7_000_000) as inner:
+                inner.advance(2_000_000)
+                until(lambda: b"2.0 MB of 7.0 MB" in said)
         stream.write("end")
-    said = b""
-    while not said.endswith(b"end"):
-        said += os.read(controller, 65_536)
+        stream.flush()
+        reader.join()
     os.close(controller)
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
-    assert "fetching" in plain
-    assert "1.0 MB of 4.0 MB" in plain
+    assert b"merging" in said
+    assert b"fetching" in said
+    assert progress._display.drawn is None
