@@ -39,6 +39,6 @@ def prepare_dataset(
             "--drop-near-duplicates", drop_near_duplicates,
             "--output", dataset.path,
             "--reference", ref,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

@@ -58,17 +58,9 @@ def text_examples(documents: Iterable[Document], encoder: Encoder, end: bool = T
         return encoder.encode_arrays([document.text for document in batch], begin=True, end=end)
 
     for batch, found in _ahead(encoded, _batches(documents, lambda document: len(document.text))):
-        for document, ids in zip(batch, found, strict=True):
-            text = document.text
-            yield Example(
-                Segment(ids.astype(kind)),
-                text.encode(),
-                partial(_text_record, text),
-                text,
-                text,
-                len(text),
-                document.file,
-            )
+        for (text, file, _), ids in zip(batch, found, strict=True):
+            record = partial(_text_record, text)
+            yield Example(Segment(ids.astype(kind)), text.encode(), record, text, text, len(text), file)
 
 
 def _text_record(text: str) -> list[str]:

@@ -25,18 +25,23 @@ class Source:
 
 def mixed(sources: Sequence[Source]) -> Iterator[Example]:
     """The examples of all sources, in the ratio of their weights."""
-    weighted = any(source.weight != 1 for source in sources)
-    left = list(sources)
-    while left:
-        source = min(left, key=lambda source: source.tokens / source.weight) if weighted else left[0]
-        example = next(source.examples, None)
-        if example is None:
+    if all(source.weight == 1 for source in sources):
+        for source in sources:
+            for example in source.examples:
+                source.taken += 1
+                source.tokens += len(example.segment.ids)
+                yield example
             source.used_up = True
-            left = [] if weighted else left[1:]
-            continue
+        return
+    while True:
+        source = min(sources, key=lambda source: source.tokens / source.weight)
+        found = next(source.examples, None)
+        if found is None:
+            source.used_up = True
+            return
         source.taken += 1
-        source.tokens += len(example.segment.ids)
-        yield example
+        source.tokens += len(found.segment.ids)
+        yield found
 
 
 def is_held_out(identity: bytes, fraction: float, seed: int) -> bool:

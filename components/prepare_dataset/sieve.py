@@ -64,17 +64,24 @@ class Sieve:
 
     def kept(self, examples: Iterable[Example]) -> Iterator[Example]:
         """The examples that are neither masked altogether nor known from elsewhere."""
+        careful = bool(self._validation) or self._overlap is not None or self._near is not None
         for example in examples:
             if not example.learned:
                 self.left_out["fully_masked"] += 1
-            elif self._validation and _fingerprint(example.identity) in self._validation:
-                self.left_out["in_validation_too"] += 1
-            elif self._overlap is not None and self._overlap.is_in(example.subject):
-                self.left_out["in_evaluation"] += 1
-            elif self._near is not None and self._near.is_one(example.text):
-                self.left_out["near_duplicates"] += 1
-            else:
+            elif not careful or self._is_new(example):
                 yield example
+
+    def _is_new(self, example: Example) -> bool:
+        """Whether nothing speaks against training on it; else what does is counted."""
+        if self._validation and _fingerprint(example.identity) in self._validation:
+            self.left_out["in_validation_too"] += 1
+        elif self._overlap is not None and self._overlap.is_in(example.subject):
+            self.left_out["in_evaluation"] += 1
+        elif self._near is not None and self._near.is_one(example.text):
+            self.left_out["near_duplicates"] += 1
+        else:
+            return True
+        return False
 
 
 class NearDuplicates:

@@ -77,9 +77,10 @@ def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skippe
     """
     empty = True
     for document in _all_documents(artifact, skipped):
-        blank = not document.text.strip()
-        if keep_blank or not blank:
-            empty = empty and blank
+        if document.text.strip():
+            empty = False
+            yield document
+        elif keep_blank:
             yield document
     if empty:
         raise InputError(f"{artifact.root}: the text files are empty; give files with text in them")

@@ -125,7 +125,7 @@ class PackedWriter:
         }
 
     def write(self, segments: Sequence[Segment]) -> None:
-        """One block. ValueError (a bug) for segments that are empty, too long, or have a prompt where none was to be."""
+        """One block. ValueError (a bug) for segments that are empty, too long, or have a prompt and should not."""
         if not self._streams:
             self._begin_shard()
         block = self._buffer[self._buffered]

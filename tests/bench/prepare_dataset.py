@@ -3,8 +3,8 @@
 The recipe's path, with today's versions of its libraries: `datasets` loads the text, `map` tokenises it with the
 model's own fast tokenizer (BOS + ids a line), `map` again joins and cuts 1,000 lines at a time, `labels` beside the
 ids, and `save_to_disk` writes Arrow. Ours is the stage as it is run, best-fit, its manifest and digests included.
-Imports are no part of the times. The text is real where the demo's reviews are in the cache, twice over; else it is made
-(tests/texts.py). Nothing is fetched.
+Imports are no part of the times. The text is real where the demo's reviews are in the cache, some times over; else it
+is made (tests/texts.py). Nothing is fetched.
 """
 
 import os
