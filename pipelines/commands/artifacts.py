@@ -70,6 +70,8 @@ def _store_argument(add: argparse.ArgumentParser) -> None:
 def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager[str]:
     from pipelines.local_runner import s3_for
 
+    if not address and not (given.work / "s3").is_dir():
+        raise InputError(f"--work {given.work}: no run has been here; name a store, as s3://bucket/store")
     return s3_for(given.work.absolute(), address)
 
 

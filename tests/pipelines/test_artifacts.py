@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.shared import storage
+from components.shared import cli, storage
 from components.shared.artifact import BLOCK, ArtifactWriter, Input, Manifest, open_artifact
 from components.shared.errors import InputError
 from pipelines import inventory
@@ -42,6 +42,9 @@ def zhllama(capsys, tmp_path, monkeypatch):
     """Runs a command in this process: its exit code, what it printed, and what it said."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZHLLAMA_TERMINATION_LOG", str(tmp_path / "none"))
+    # what a program does to its process is not done to the tests' own
+    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
 
     def run(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -114,6 +117,14 @@ def test_show_says_what_has_become_of_an_input(store, chain, zhllama):
     states = {given["name"]: given for given in json.loads(out)["lineage"]["inputs"]}
     assert states["dataset"]["state"] == "replaced since"
     assert states["model"]["inputs"][0]["state"] == "gone"
+
+
+@pytest.mark.parametrize("command", ["ls", "gc"])
+def test_where_no_run_has_been_a_store_has_to_be_named(zhllama, tmp_path, command):
+    code, _, err = zhllama(command)
+    assert code == 2
+    assert "no run has been here; name a store" in err
+    assert not (tmp_path / ".zhllama").exists()
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])
