@@ -6,6 +6,7 @@ and says what happens to it. Its own code, so that every fault can be placed to 
 
 import http.client
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -54,13 +55,16 @@ class Fault:
     at: float = 0.5
     status: int = 500
     code: str = "InternalError"
+    header: str = ""
+    """Another header of the proxy's own answer."""
 
 
 class FaultyProxy:
     """`with FaultyProxy(endpoint) as proxy: … proxy.endpoint`. `proxy.fault` is a function Request → Fault | None."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None) -> None:
         self.upstream = upstream
+        self._tls = tls
         self.fault: Callable[[Request], Fault | None] = lambda request: None
         self.requests: list[Request] = []
         """All requests seen, bodies left out."""
@@ -69,7 +73,7 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self._released = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def kinds(self) -> list[str]:
         return [request.kind for request in self.requests]
@@ -102,6 +106,8 @@ class FaultyProxy:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server: socket.socket | None = None
         try:
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
             with client.makefile("rb") as stream:
                 while (given := _read_request(stream)) is not None:
                     head, request = given
@@ -194,7 +200,8 @@ def _refusal(request: Request, fault: Fault) -> bytes:
     body = (
         b"" if request.method == "HEAD" else f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>".encode()
     )
-    return f"HTTP/1.1 {fault.status} No\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    more = f"{fault.header}\r\n" if fault.header else ""
+    return f"HTTP/1.1 {fault.status} No\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _flipped(body: bytes, at: float) -> bytes:
