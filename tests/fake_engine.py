@@ -54,6 +54,7 @@ class FakeEngine:
 class _Handler(BaseHTTPRequestHandler):
     of: FakeEngine
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def setup(self) -> None:
         super().setup()

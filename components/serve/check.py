@@ -10,8 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.serve.served_folder import check_tokenizer, positions_of
-from components.shared import storage
+from components.serve.served_folder import check_sizes, check_tokenizer, positions_of
 from components.shared.artifact import Artifact, open_artifact
 from components.shared.cli import Ref
 from components.shared.errors import InputError
@@ -43,12 +42,7 @@ def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
     """The model and its encoder; InputError when it is not fit to be served."""
     artifact = open_artifact(model, "--model").expect("hf-model", option="--model")
     where = f"--model {artifact.root}"
-    there = {item.name: item.size for item in storage.listing(artifact.root)}
-    for name in artifact.names:
-        size = artifact.file(name).size
-        if there.get(name) != size:
-            found = f"{there[name]} bytes" if name in there else "not there"
-            raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
+    check_sizes(artifact, where)
     encoder, _ = check_model(artifact, "--model")
     positions = positions_of(artifact)
     if context_length > positions:

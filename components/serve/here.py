@@ -17,7 +17,7 @@ from components.serve.front import Front, is_loopback
 from components.serve.page import chat_page
 from components.serve.requests import Limits
 from components.serve.serve import KEY_VARIABLE, Serve
-from components.serve.served_folder import check_tokenizer, gguf_file, lay_out, positions_of
+from components.serve.served_folder import check_sizes, check_tokenizer, gguf_file, lay_out, positions_of
 from components.shared.artifact import Artifact, open_artifact
 from components.shared.errors import InputError
 from components.shared.inference import check_model
@@ -132,6 +132,7 @@ def served(config: Serve) -> Iterator[Server]:
 
 
 def _from_folder(config: Serve, artifact: Artifact, folder: Path, engine: str) -> tuple[Limits, Engine, str]:
+    check_sizes(artifact, f"--model {artifact.root}")
     encoder, _ = check_model(artifact, "--model")
     positions = positions_of(artifact)
     lay_out(artifact.local(), folder / config.name, encoder)
@@ -157,4 +158,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise InputError(f"serve: {host}:{port}: {error.strerror or error}; choose another --port or --host") from error
     with listener:
+        # what it accepts inherits this. asyncio sets it on sockets that say they are TCP's, which this one does not:
+        # without it an answer waits up to 40 ms for the acknowledgement of its head
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener

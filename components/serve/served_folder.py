@@ -7,6 +7,7 @@ generation_config.json: left as it is, it would decode greedily and ignore a req
 import json
 from pathlib import Path
 
+from components.shared import storage
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
 from components.shared.inference import Sampling
@@ -47,6 +48,16 @@ def lay_out(source: Path, target: Path, encoder: Encoder) -> Path:
         settings |= json.loads(given.read_text())
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
     return target
+
+
+def check_sizes(artifact: Artifact, where: str) -> None:
+    """InputError when a file that the manifest names is not there, or of another size."""
+    there = {item.name: item.size for item in storage.listing(artifact.root)} if artifact.verified else {}
+    for name in artifact.names if artifact.verified else ():
+        size = artifact.file(name).size
+        if there.get(name) != size:
+            found = f"{there[name]} bytes" if name in there else "not there"
+            raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
 
 
 def positions_of(artifact: Artifact) -> int:

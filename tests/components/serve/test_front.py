@@ -1,6 +1,7 @@
 """The front before an engine of the tests' own: who is let in, what is refused, what comes back; and it lives on."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,14 @@ def test_a_stream_comes_back_event_by_event_and_ends_as_openais_do(client: httpx
     assert lines[-1] == b"data: [DONE]"
     events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
     assert "".join(event["choices"][0]["delta"]["content"] for event in events) == "好\u2028的\x85。"
+
+
+def test_what_the_front_accepts_sends_at_once() -> None:
+    # an answer is sent in two pieces, and a stream in many: none may wait for the one before to be acknowledged
+    with listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_completion_reads_the_prompt_as_it_is(client: httpx2.Client, engine: FakeEngine) -> None:

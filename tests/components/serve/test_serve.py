@@ -27,6 +27,7 @@ from components.shared.cli import parse, run_stage
 from components.shared.errors import InputError
 from components.shared.inference import Sampling, answer, load_model
 from components.shared.prompt import wrap
+from components.shared.sentencepiece_model import parse_model
 from components.shared.vocabulary import Encoder
 
 QUESTION = [{"role": "user", "content": "你好"}]
@@ -357,3 +358,56 @@ def test_a_killed_command_takes_its_server_with_it(model: str):
             except (urllib.error.URLError, ConnectionError):
                 return
     pytest.fail("the server outlived the command that started it")
+
+
+# --- a folder that is no whole model ----------------------------------------------------------------------------------
+
+
+def cut_shard(folder: Path) -> None:
+    shard = max(folder.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+
+
+def drop_shard(folder: Path) -> None:
+    max(folder.glob("*.safetensors")).unlink()
+
+
+def swap_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.model"
+    proto = parse_model(file.read_bytes())
+    proto.pieces.add(piece="中文", score=-40_000.0)
+    file.write_bytes(proto.SerializeToString())
+
+
+def drop_positions(folder: Path) -> None:
+    value = json.loads((folder / "config.json").read_text())
+    del value["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["a folder", "an artifact"])
+@pytest.mark.parametrize(
+    ("damage", "line", "verified"),
+    [
+        (cut_shard, "cut short", "bytes, the manifest says"),
+        (drop_shard, "shard .* is missing", "not there, the manifest says"),
+        (swap_tokenizer, "800 rows and tokenizer.model 801 pieces", "bytes, the manifest says"),
+        (drop_positions, "no max_position_embeddings", "bytes, the manifest says"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused_before_an_engine_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, line: str, verified: str, kept: bool
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("components.serve.engine_process.EngineProcess.__enter__", started.append)
+    manifest = folder / "manifest.json"
+    if kept:
+        # the manifest names its own place
+        value = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**value, "root": str(folder)}))
+    else:
+        manifest.unlink()
+    damage(folder)
+    with pytest.raises(InputError, match=verified if kept else line), served(Serve(model=str(folder), port=0)):
+        pass
+    assert not started
