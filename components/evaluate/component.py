@@ -55,6 +55,6 @@ def evaluate(
             "--output", evaluation.path,
             "--reference", ref,
             "--report", report.path,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

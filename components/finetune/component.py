@@ -59,6 +59,6 @@ def finetune(
             "--output", adapted.path,
             "--reference", ref,
             "--report", report.path,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

@@ -67,6 +67,6 @@ def generate_instructions(
             "--output", instructions.path,
             "--reference", ref,
             "--report", report.path,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

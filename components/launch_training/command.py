@@ -33,6 +33,7 @@ OURS = {
     "--reference": "launch_training sets it",
     "--report": "launch_training sets it",
     "--executor-output": "launch_training sets it",
+    "--executor-input": "launch_training sets it",
     "--publish-checkpoint": "it trains nothing, so it needs no job: run the training's own command with it",
 }
 

@@ -82,7 +82,7 @@ def launch_training(
             "--output", trained.path,
             "--reference", ref,
             "--report", report.path,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
             # its value may begin with dashes
             f"--arguments={arguments}",
             "--",

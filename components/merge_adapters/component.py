@@ -25,6 +25,6 @@ def merge_adapters(
             "--prove", prove,
             "--output", merged.path,
             "--reference", ref,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

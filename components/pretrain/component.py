@@ -61,6 +61,6 @@ def pretrain(
             "--output", trained.path,
             "--reference", ref,
             "--report", report.path,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

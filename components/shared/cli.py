@@ -75,6 +75,8 @@ class StageOptions:
     """Where a copy of the artifact's HTML report is written, if it has one."""
     executor_output: str = ""
     """Where KFP's executor output (metrics as artifact metadata) is written."""
+    executor_input: str = ""
+    """KFP's executor input, as JSON (the placeholder `{{$}}`): it names that place, as its outputs.outputFile."""
 
     def more_inputs(self) -> dict[str, Input]:
         """Inputs that are no artifacts, each with a digest that tells when it has changed. Part of the key."""
@@ -296,6 +298,7 @@ def run_stage(
     also_source: Sequence[str] = (),
 ) -> Manifest:
     """The stage without the process around it: key, skip or work, outputs. Returns the manifest."""
+    _output_file(config.executor_input)  # a wrong one is found before the work
     stage = type(config).__module__.split(".")[1]
     started = time.monotonic()
     storage.check_writable(config.store)
@@ -320,13 +323,23 @@ def write_outputs(config: StageOptions, manifest: Manifest) -> None:
     if config.report and any(file.path == REPORT for file in manifest.files):
         page = open_artifact(manifest.reference).read(REPORT)
         storage.write_bytes(storage.normalise(config.report), page)
-    if config.executor_output:
+    if executor_output := config.executor_output or _output_file(config.executor_input):
         # KFP reads this with a strict parser: NaN and infinity are no JSON
         metadata = {name: value for name, value in manifest.metrics.items() if math.isfinite(value)}
         value = {"artifacts": {"metrics": {"artifacts": [{"metadata": metadata}]}}}
-        storage.write_bytes(storage.normalise(config.executor_output), json.dumps(value).encode())
+        storage.write_bytes(storage.normalise(executor_output), json.dumps(value).encode())
     if config.reference:
         storage.write_bytes(storage.normalise(config.reference), manifest.reference.encode())
+
+
+def _output_file(executor_input: str) -> str:
+    """Where the executor input (JSON) says that the executor output belongs; "" without one."""
+    if not executor_input:
+        return ""
+    try:
+        return str(json.loads(executor_input)["outputs"]["outputFile"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--executor-input: not KFP's executor input ({error!r}); pass {{{{$}}}} as it is") from error
 
 
 def main(

@@ -25,6 +25,6 @@ def train_tokenizer(
             "--skip-bad", skip_bad,
             "--output", tokenizer.path,
             "--reference", ref,
-            "--executor-output", "{{$.outputs.output_file}}",
+            "--executor-input", "{{$}}",
         ],
     )  # fmt: skip

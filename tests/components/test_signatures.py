@@ -13,7 +13,7 @@ from components.shared.cli import StageOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "components").glob("*/__main__.py"))
-PLUMBING = {"output", "reference", "report", "executor_output"}
+PLUMBING = {"output", "reference", "report", "executor_output", "executor_input"}
 every_stage = pytest.mark.parametrize("stage", STAGES)
 
 

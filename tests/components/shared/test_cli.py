@@ -230,6 +230,24 @@ def test_kfp_finds_its_outputs_also_when_the_work_was_skipped(store, tmp_path):
         assert executor == {"artifacts": {"metrics": {"artifacts": [{"metadata": {"bits_per_byte": 1.25}}]}}}
 
 
+def test_kfps_executor_input_names_the_place_of_the_output(store, tmp_path):
+    def work(config: Options, out: ArtifactWriter) -> Manifest:
+        out.add_bytes("report.html", b"<html>")
+        out.metrics.update({"loss": 2.5})
+        return out.publish("report")
+
+    given = json.dumps({"inputs": {}, "outputs": {"outputFile": str(tmp_path / "deep" / "metadata.json")}})
+    run_stage(Options(store=store, executor_input=given), work)
+    written = json.loads((tmp_path / "deep" / "metadata.json").read_text())
+    assert written["artifacts"]["metrics"]["artifacts"] == [{"metadata": {"loss": 2.5}}]
+
+
+@pytest.mark.parametrize("given", ["{{$}}", "[]", '{"outputs": {}}'])
+def test_an_executor_input_that_is_none_is_refused_before_the_work(tmp_path, given):
+    with pytest.raises(InputError, match=r"--executor-input: .*pass \{\{\$\}\} as it is"):
+        run_stage(Options(store=str(tmp_path), executor_input=given), lambda config, out: pytest.fail("the work began"))
+
+
 def test_an_unwritable_store_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="choose another --store"):
