@@ -46,11 +46,12 @@ def test_loss_and_gradients_are_those_of_whole_logits(rows, chunk_rows, seed, sp
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_in_bfloat16_the_gradients_stay_within_its_precision():
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_in_half_precision_the_gradients_stay_within_what_it_resolves(half):
     hidden, head, labels = example(200)
-    naive = F.cross_entropy(hidden.bfloat16().float() @ head.bfloat16().float().T, labels, reduction="sum")
+    naive = F.cross_entropy(hidden.to(half).float() @ head.to(half).float().T, labels, reduction="sum")
     wanted = gradients(naive, hidden, head)
-    found = summed_loss(hidden.bfloat16(), head, labels)
+    found = summed_loss(hidden.to(half), head, labels)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(naive.item(), rel=1e-2)
     for one, other in zip(gradients(found, hidden, head), wanted, strict=True):
