@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from components.generate_instructions.asking import ATTEMPTS, Asking
-from components.generate_instructions.client import LONGEST_ANSWER, Answer, Failed, Foreign, Refused, usage_of
+from components.generate_instructions.client import (
+    LONGEST_ANSWER,
+    Answer,
+    Failed,
+    Foreign,
+    Refused,
+    usage_of,
+    whole_text,
+)
 from components.generate_instructions.ledger import Batch
 from components.generate_instructions.limits import LONGEST_PAUSE, backoff
 from components.shared.errors import InputError, StorageFault
@@ -161,7 +169,7 @@ async def _keep(asking: Asking, batch: Batch, line: str) -> None:
             (choice,) = body["choices"][:1]
             content = choice["message"].get("content") or choice["message"].get("refusal") or ""
             answer = Answer(
-                str(content)[:LONGEST_ANSWER], choice.get("finish_reason") or "stop",
+                whole_text(str(content)[:LONGEST_ANSWER]), choice.get("finish_reason") or "stop",
                 *usage_of(body.get("usage"), str(content)), str(body.get("model") or ""),
             )  # fmt: skip
         except (KeyError, ValueError, TypeError, AttributeError):

@@ -193,7 +193,7 @@ class Api:
         return error
 
     def _status(self, error: Any, where: str) -> Exception:
-        code, said = error.status_code, str(error.message)[:300]
+        code, said = error.status_code, whole_text(str(error.message)[:300])
         if code in (401, 403):
             return InputError(
                 f"{where} refuses the key ({code}); set OPENAI_API_KEY, or the file of --api-key-file, to one that may "
@@ -256,18 +256,24 @@ class _Parts:
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
             return self.rest_of("the stream broke off")
-        content = "".join(self._content)
+        content = whole_text("".join(self._content))
         return Answer(content, self._finish, *usage_of(self._usage, content), self._model)
 
     def rest_of(self, reason: str) -> Answer:
         """What came before it broke, when that holds an object that is whole; else Failed."""
         from components.generate_instructions.parse import CUT_OFF, objects_in
 
-        content = "".join(self._content)
+        content = whole_text("".join(self._content))
         if any(value is not CUT_OFF for value in objects_in(content)):
             log.info("an answer broke (%s): its whole items are kept", reason)
             return Answer(content, "broken", None, None, self._model)
         raise Failed(reason, may_be_billed=True)
+
+
+def whole_text(text: str) -> str:
+    """The text with the two halves of a character put together, as JSON may send them, and � for a half alone, which no
+    file could hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def usage_of(usage: Any, content: str) -> tuple[int | None, int | None]:

@@ -52,6 +52,7 @@ class Journal:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = open(self._folder / NAME, "a+b")
+        _sync_folder(self._folder)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -105,7 +106,8 @@ class Journal:
         """Adds a line and returns when it will survive. StorageFault when S3 cannot be written."""
         if self._fault is not None:
             raise self._fault
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+        # as json.loads reads it back: half a character in a server's message must not cost the line
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((line, done))
         if self._writer is None or self._writer.done():
@@ -157,6 +159,15 @@ class Journal:
         self._upload(self._file.read().splitlines())
         for name in old:
             storage.delete(storage.join(self._s3, name))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the file's name in its folder durable, as its content is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _spool(place: str) -> Path:

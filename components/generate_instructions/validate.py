@@ -65,8 +65,9 @@ def judged(value: Any, catalogue: Catalogue) -> Judged:
 
 
 def _is_text(content: str) -> bool:
-    """Half a surrogate pair, which JSON can write, is no text: no file can hold it."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in content)
+    """Without half a surrogate pair, which JSON can write and no file can hold, and without the sign that stands for
+    what was lost on the way."""
+    return not any("\ud800" <= sign <= "\udfff" or sign == "\ufffd" for sign in content)
 
 
 def _number(value: Any) -> int:

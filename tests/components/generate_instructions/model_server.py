@@ -191,8 +191,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        raw = self.rfile.read(length)
         try:
+            if len(raw) < length:
+                # the client was killed while it sent it
+                raise Dropped
             if self.path == "/v1/chat/completions":
                 self._chat(json.loads(raw))
             elif self.path == "/v1/files" and self.model.has_batches:

@@ -330,6 +330,14 @@ def test_a_server_that_does_not_count_is_taken_at_the_most(model: ModelServer, t
     assert model.billed <= sum(cost["at_most"].values())
 
 
+def test_half_a_character_costs_its_item_and_not_the_run(model: ModelServer, tmp_path: Path) -> None:
+    text = said("写一首关于春天的诗", "半个字\ud83d在这里", "说说笑脸\U0001f600的意思")
+    model.script = [text.replace("\U0001f600", "\ud83d\ude00")]
+    manifest = run(model, tmp_path, items=2)
+    assert [item["instruction"] for item in items_of(manifest)] == ["写一首关于春天的诗", "说说笑脸\U0001f600的意思"]
+    assert card_of(manifest)["fallen"]["unreadable"] == 1
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 

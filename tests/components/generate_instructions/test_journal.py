@@ -16,7 +16,7 @@ from components.shared.errors import InputError, StorageFault
 
 
 def line(number: int) -> dict[str, Any]:
-    return {"event": "answered", "request": number, "content": f"好\u2028\n{number}"}
+    return {"event": "answered", "request": number, "content": f"好\u2028\n\ud83d{number}"}
 
 
 def append(place: str, *numbers: int) -> None:

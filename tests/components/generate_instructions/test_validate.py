@@ -27,6 +27,7 @@ def rule_of(instruction: Any, output: Any, given: Any = "") -> str:
         ({"instruction": {"text": "写诗"}, "output": "好"}, "unreadable"),
         ({"instruction": "写诗", "output": ["好"]}, "unreadable"),
         ({"instruction": "写诗", "output": "半个\ud83d字"}, "unreadable"),
+        ({"instruction": "写诗", "output": "丢了\ufffd字"}, "unreadable"),
         ({"question": "写诗", "answer": "好"}, "no instruction"),
         ({"instruction": "  ", "output": "好诗"}, "no instruction"),
         ({"instruction": "写诗"}, "no output"),
