@@ -114,7 +114,11 @@ def _batches(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[lis
 
 
 def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
-    """Each item with `work(item)`, which a thread does for the next ones meanwhile (SentencePiece frees the lock)."""
+    """Each item with `work(item)`, which a thread does for the next ones meanwhile (SentencePiece frees the lock).
+
+    The items are read here, not in the thread (as shared/ahead.py does): the bad lines that are counted while reading
+    must not depend on how far ahead a thread has come when a mixture ends.
+    """
     waiting: deque[tuple[Item, Future[Made]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
         for item in items:
