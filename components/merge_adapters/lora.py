@@ -219,7 +219,7 @@ class Change:
     def apply(self, first: int, count: int, rows: "torch.Tensor | None", dtype: "torch.dtype") -> "torch.Tensor | None":
         """Rows `first` to `first + count` after the change, in the model's dtype.
 
-        `rows`: as they are before it, changed in place; None for rows that do not exist before it. None again when
+        `rows`: as they are before it; None for rows that do not exist before it. None again when
         this adapter does not bring them either.
         """
         if self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]:
@@ -227,30 +227,28 @@ class Change:
         if rows is None:
             return None
         if self._a is not None:
-            self._add_product(rows, first, first + count)
+            rows = self._with_product(rows, self._a, first, first + count)
         if self._tokens is not None:
-            self._put_tokens(rows, first, first + count)
+            rows = self._with_tokens(rows, self._tokens, first, first + count)
         return rows
 
-    def _add_product(self, rows: "torch.Tensor", first: int, end: int) -> None:
-        assert self._a is not None
+    def _with_product(self, rows: "torch.Tensor", a: "torch.Tensor", first: int, end: int) -> "torch.Tensor":
         if self._embedding:
             # peft rounds the update of an embedding before it adds it, unlike every other
-            rows += ((self._b @ self._a[:, first:end]).T * self._scale).to(rows.dtype)
-        elif self._transposed:
-            rows += (self._b @ self._a[:, first:end]).T * self._scale
-        else:
-            # float32 on the right: the sum is made in float32 and rounded once
-            rows += (self._b[first:end] @ self._a) * self._scale
+            return rows + ((self._b @ a[:, first:end]).T * self._scale).to(rows.dtype)
+        product = (self._b @ a[:, first:end]).T if self._transposed else self._b[first:end] @ a
+        # in float32, and rounded once
+        return product.mul_(self._scale).add_(rows.float()).to(rows.dtype)
 
-    def _put_tokens(self, rows: "torch.Tensor", first: int, end: int) -> None:
-        assert self._tokens is not None
-        places = [(place, row) for place, row in enumerate(self._tokens.rows) if first <= row < end]
+    def _with_tokens(self, rows: "torch.Tensor", tokens: TokenRows, first: int, end: int) -> "torch.Tensor":
+        places = [(place, row) for place, row in enumerate(tokens.rows) if first <= row < end]
         if not places:
-            return
+            return rows
         lowest, highest = min(place for place, _ in places), max(place for place, _ in places)
-        trained = self._adapter.read_rows(self._tokens.key, lowest, highest + 1 - lowest).to(rows.dtype)
-        rows[[row - first for _, row in places]] = trained[[place - lowest for place, _ in places]]
+        trained = self._adapter.read_rows(tokens.key, lowest, highest + 1 - lowest).to(rows.dtype)
+        changed = rows.clone()
+        changed[[row - first for _, row in places]] = trained[[place - lowest for place, _ in places]]
+        return changed
 
 
 def _pickled(artifact: Artifact) -> Any:

@@ -1,6 +1,7 @@
 """Merging as a stream: some rows of a tensor are read, passed through the adapters in order, rounded after each to the
-model's dtype, and written, while the next rows are read ahead. Memory: some rows, whatever the model. No local copy;
-files that no adapter touches are copied. A file that is whole when the process is killed is kept for the next start.
+model's dtype, and written; reading, arithmetic and writing run side by side. Memory: some rows, whatever the model. No
+local copy; files that no adapter touches are copied. A file that is whole when the process is killed is kept for the
+next start.
 """
 
 import logging
@@ -77,8 +78,25 @@ def _merge_file(
     bar: Progress,
 ) -> dict[str, dict[str, Any]]:
     report: dict[str, dict[str, Any]] = {}
-    with out.writer(file) as stream, closing(ahead(_all_rows(checkpoint, infos, adapters, shapes))) as parts:
+    merged = _merged_rows(checkpoint, infos, adapters, shapes, report)
+    with out.writer(file) as stream, closing(ahead(merged)) as parts:
         tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
+        for name, rows in parts:
+            tensors.write(name, rows)
+            bar.advance(rows.nbytes)
+        tensors.close()
+    return report
+
+
+def _merged_rows(
+    checkpoint: Checkpoint,
+    infos: Sequence[TensorInfo],
+    adapters: Sequence[Adapter],
+    shapes: Mapping[str, tuple[int, ...]],
+    report: dict[str, dict[str, Any]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The rows of a file's tensors after the merge, with the tensor's name; what changed is put into `report`."""
+    with closing(ahead(_all_rows(checkpoint, infos, adapters, shapes))) as parts:
         for info in infos:
             dtype = getattr(torch, info.dtype)
             changes: list[Change] = [adapter.change(info.name) for adapter in adapters if info.name in adapter.touched]
@@ -86,17 +104,14 @@ def _merge_file(
             rows = 0
             while rows < shapes[info.name][0]:
                 part = next(parts)
-                weight = part.before.clone() if changes and part.before is not None else part.before
+                weight = part.before
                 for change in changes:
                     weight = change.apply(part.first, part.count, weight, dtype)
-                assert weight is not None, (
-                    f"{info.name}: rows {part.first} to {part.first + part.count} come from nowhere"
-                )
+                assert weight is not None, f"{info.name}: no model and no adapter has row {part.first}"
                 if changes:
                     compared.add(part.before, weight)
-                tensors.write(info.name, weight)
                 rows += part.count
-                bar.advance(weight.nbytes)
+                yield info.name, weight
             if changes:
                 report[info.name] = entry = compared.entry(shapes[info.name])
                 if not math.isfinite(entry["relative_change"]) or not compared.finite:
@@ -104,8 +119,6 @@ def _merge_file(
                         f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows "
                         f"{info.dtype}, train it again"
                     )
-        tensors.close()
-    return report
 
 
 def _all_rows(
@@ -151,7 +164,7 @@ class _Compared:
             return
         old = before.float()
         self._whole += _square(old)
-        self._changed += _square(after.float().sub_(old))
+        self._changed += _square(old.sub_(after))
 
     def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """Of the report: the tensor's shape, its relative change and, where rows are new, how many."""
