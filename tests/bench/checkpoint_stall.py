@@ -18,7 +18,7 @@ from tests.soak.training import DEFAULTS, Material, material
 
 DEFAULT_SAVE_STEPS = 500
 BAR = 0.02
-EVERY, STEPS = 6, 19
+EVERY, STEPS = 6, 13
 SIZE = {"hidden": 384, "layers": 8, "pieces": 49_954}
 
 
@@ -32,6 +32,7 @@ def _options(given: Material, store: str, save_steps: int) -> dict[str, Any]:
         "save_steps": save_steps,
         "eval_steps": 0,
         "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
     }
 
 

@@ -2,8 +2,8 @@
 
 Each seed draws how often checkpoints are taken, and for each kill who dies (every process at once, one worker, the
 launcher) and when: some moment after a step, or after a checkpoint, or while one is on its way to the store. Two
-processes on a real S3 server, plain data parallelism and ZeRO-2 in turn. The losses are compared bit for bit, step for
-step, and the weights that are published.
+processes on a real S3 server, plain data parallelism, ZeRO-2 and ZeRO-3 in turn. The losses are compared bit for bit,
+step for step, and the weights that are published.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from pipelines.local_s3 import LocalS3
 
 STEPS = 30
 BLOCK = 64
-BACKENDS = ("none", "zero2")
+BACKENDS = ("none", "zero2", "zero3")
 DEFAULTS: dict[str, Any] = {
     "stage": "lora",
     "max_steps": STEPS,
@@ -317,7 +317,7 @@ def run(seeds: range, scratch: Path) -> dict[str, int]:
             reference(given, scratch, environment, backend, store)
             expected[backend] = losses(store), weights(store)
         for seed in seeds:
-            backend = BACKENDS[seed % 2]
+            backend = BACKENDS[seed % len(BACKENDS)]
             store = f"s3://soak/{seed}"
             counted += killed_and_resumed(seed, given, scratch, store, environment, backend, kills=1 + seed % 4)
             assert (losses(store), weights(store)) == expected[backend], f"seed {seed}: another course"

@@ -77,6 +77,7 @@ class Keeper(TrainerCallback):
         self._good: Manifest | None = None
         self._saved: Saved | None = None
         self._trainer: Trainer | None = None
+        self._loss: torch.Tensor | None = None
         self._wrong = 0
         self._overflows = 0
         self._asked: float | None = None
@@ -99,7 +100,7 @@ class Keeper(TrainerCallback):
             reference, said = None, None
             try:
                 reference = next(candidates, None)
-            except StorageFault as error:
+            except (InputError, StorageFault) as error:
                 said = error
             reference, said = self._told((reference, said))
             if said is not None:
@@ -188,12 +189,14 @@ class Keeper(TrainerCallback):
             self._saved.put_back_loss(self._trainer)
 
     def see_loss(self, loss: torch.Tensor) -> None:
-        """Looks at the loss of one forward pass. On a GPU this waits for it."""
-        if not self._wrong and not torch.isfinite(loss):
-            self._wrong = _NAN if torch.isnan(loss) else _INFINITE
+        """Counts in the loss of one forward pass: what is not finite stays so in the sum."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self._trainer is not None
+        if self._loss is not None and not torch.isfinite(self._loss):
+            self._wrong = _NAN if torch.isnan(self._loss) else _INFINITE
+        self._loss = None
         self._overflows = self._overflows + 1 if self._trainer.accelerator.optimizer_step_was_skipped else 0
         if self._overflows >= OVERFLOWS:
             self._wrong = _OVERFLOWS
@@ -229,8 +232,9 @@ class Keeper(TrainerCallback):
 
     def save(self, trainer: Trainer) -> None:
         """Takes the checkpoint of this step and starts its upload. All ranks at once."""
-        if self._stopping:
-            self._settle("the upload that is running")
+        if self._stopping and not self._settle("the upload that is running"):
+            # its buffers are still read from
+            return
         began = time.monotonic()
         part = take(trainer, self._buffers)
         facts: dict[str, object] = {
@@ -239,8 +243,7 @@ class Keeper(TrainerCallback):
             "zero_stage": zero_stage_of(trainer),
             "global_batch": self._global_batch(),
         }
-        if not self._uploads.busy:
-            self._uploads.begin(part, facts)
+        self._uploads.begin(part, facts)
         self.stalls.append(time.monotonic() - began)
 
     def _agree(self) -> Agreed:
@@ -297,17 +300,17 @@ class Keeper(TrainerCallback):
             sys.exit(EXIT_CANCELLED)
         signal.signal(signal.SIGTERM, self._before)
 
-    def _settle(self, what: str) -> None:
-        """Waits until no rank uploads, or one's grace period is used up. The ranks look at it together."""
+    def _settle(self, what: str) -> bool:
+        """Waits until no rank uploads (true), or one's grace period is used up. The ranks look at it together."""
         while True:
             agreed = self._agree()
             self._see_failures(agreed)
             if not agreed.busy:
-                return
+                return True
             if self._any(self._grace_is_over()):
                 if self._rank == 0:
                     log.warning("the grace period is over before %s has arrived", what)
-                return
+                return False
             self._uploads.join(0.1)
 
     def _grace_is_over(self) -> bool:

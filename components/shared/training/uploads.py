@@ -86,18 +86,18 @@ class Uploads:
                 self.newest = manifest
                 log.info("checkpoint of step %d is complete: %s", part.step, manifest.reference)
                 clean(self._run.folder, self._keep, self.start)
-        except (StorageFault, InputError, OSError, NotFinite) as error:
+        except Exception as error:  # noqa: BLE001 - a thread that ended unheard would end all checkpoints
             if self.newest is not None and self.newest.facts["step"] == part.step:
                 # it is complete; what could not be deleted is deleted next time
                 log.warning("older checkpoints could not be cleaned away: %s", error)
                 return
-            self.why = str(error)
+            self.why = f"{type(error).__name__}: {error}"
             self.failed_step = part.step
             log.warning(
                 "rank %d could not write its part of the checkpoint of step %d, the training goes on: %s",
                 self._rank,
                 part.step,
-                error,
+                self.why,
             )
         self.seconds.append(time.monotonic() - began)
 

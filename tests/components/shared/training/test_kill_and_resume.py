@@ -19,14 +19,15 @@ from tests.components.shared.training.s3_proxy import S3Proxy
 from tests.soak.training import DEFAULTS, STEPS, killed_and_resumed, losses, reference, start, weights
 
 LOGGED_EVERY_FOUR = {"max_steps": 16, "logging_steps": 4, "save_steps": 4, "eval_steps": 0, "lora_dropout": 0.0}
-ZERO_2 = {"deepspeed": "zero2", "max_steps": 4, "save_steps": 2, "eval_steps": 0}
+ZERO_2 = {"deepspeed": "zero2", "max_steps": 6, "save_steps": 2, "eval_steps": 0}
 LONG = {"eval_steps": 0, "logging_steps": 100}
 
 
-def checkpoint(store: Path, step: int) -> str:
-    """The reference of the checkpoint of a step."""
-    (manifest,) = store.glob(f"checkpoints/pretrain/*/step-{step:08d}-*/manifest.json")
-    return str(manifest)
+def kept(store: Path) -> list[Manifest]:
+    """The complete checkpoints of the one training of a store, oldest first. (On a busy machine a checkpoint waits for
+    the one before it: which steps they are of is not certain.)"""
+    found = [open_artifact(str(path)).manifest for path in store.glob("checkpoints/pretrain/*/step-*/manifest.json")]
+    return sorted(found, key=lambda manifest: manifest.facts["step"])
 
 
 def checkpoints(store: str) -> list[int]:
@@ -55,7 +56,7 @@ def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_ru
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory) -> Path:
-    """The store of a training in two processes that nobody stopped, with checkpoints of steps 4, 8 and 12."""
+    """The store of a training in two processes that nobody stopped, with checkpoints."""
     folder = tmp_path_factory.mktemp("whole")
     training = start(tiny, str(folder / "store"), folder / "cache", {}, **LOGGED_EVERY_FOUR)
     assert training.end() == 0, training.said
@@ -89,10 +90,11 @@ def test_sigterm_on_any_process_leaves_one_checkpoint_and_143(whom, train, whole
 @pytest.mark.slow
 def test_plain_data_parallelism_goes_on_in_fewer_processes(train, whole, tmp_path):
     """Equal global batch, no dropout: losses within 2e-5 of the uninterrupted run's."""
-    alone = {"per_device_train_batch_size": 8, "resume_from_checkpoint": checkpoint(whole, 4), "save_steps": 0}
+    oldest = kept(whole)[0]
+    alone = {"per_device_train_batch_size": 8, "resume_from_checkpoint": oldest.reference, "save_steps": 0}
     one = train(str(tmp_path / "one"), processes=1, **{**LOGGED_EVERY_FOUR, **alone})
     assert one.end() == 0, one.said
-    assert "going on from step 4" in one.said
+    assert f"going on from step {oldest.facts['step']}" in one.said
     for (step, which, loss), (other_step, other, expected) in zip(
         losses(str(tmp_path / "one")), losses(str(whole)), strict=True
     ):
@@ -102,7 +104,7 @@ def test_plain_data_parallelism_goes_on_in_fewer_processes(train, whole, tmp_pat
 
 @pytest.fixture(scope="module")
 def zero_2(tiny, tmp_path_factory) -> Path:
-    """The store of a training with ZeRO-2 in two processes, with a checkpoint of step 2."""
+    """The store of a training with ZeRO-2 in two processes, with a checkpoint."""
     folder = tmp_path_factory.mktemp("zero-2")
     training = start(tiny, str(folder / "store"), folder / "cache", {}, **ZERO_2)
     assert training.end() == 0, training.said
@@ -111,7 +113,7 @@ def zero_2(tiny, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_zero_checkpoint_of_other_processes_is_refused_with_the_way_out(train, zero_2, tmp_path):
-    one = train(str(tmp_path / "one"), processes=1, **ZERO_2, resume_from_checkpoint=checkpoint(zero_2, 2))
+    one = train(str(tmp_path / "one"), processes=1, **ZERO_2, resume_from_checkpoint=kept(zero_2)[0].reference)
     assert one.end() == 2, one.said
     assert "ZeRO-2 optimizer of 2 processes, this training has 1; start it with 2 processes, or publish" in one.said
     assert not list((tmp_path / "one").rglob("manifest.json"))
@@ -134,10 +136,11 @@ def pretrained(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_checkpoint_can_be_published_and_merged(pretrained, zero_2, tiny, tmp_path):
-    adapter = pretrained(publish_checkpoint=checkpoint(zero_2, 2))
-    assert (adapter.kind, adapter.facts["step"]) == ("adapter", 2)
+    oldest = kept(zero_2)[0]
+    adapter = pretrained(publish_checkpoint=oldest.reference)
+    assert (adapter.kind, adapter.facts["step"]) == ("adapter", oldest.facts["step"])
     lines = [json.loads(line) for line in open_artifact(adapter.reference).read("metrics.jsonl").splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, oldest.facts["step"] + 1))
     merging = MergeAdapters(store=str(tmp_path / "merged"), model=tiny.model, adapters=adapter.reference)
     assert run_stage(merging, merge_adapters).kind == "hf-model"
 
@@ -146,7 +149,7 @@ def test_a_checkpoint_can_be_published_and_merged(pretrained, zero_2, tiny, tmp_
 @pytest.mark.parametrize("option", ["resume_from_checkpoint", "publish_checkpoint"])
 def test_a_checkpoint_of_another_training_is_refused_before_anything_starts(pretrained, zero_2, option, tmp_path):
     with pytest.raises(InputError, match=r"it is of another training: its --lora-r was 0, here it is 4; give one of"):
-        pretrained(lora_r=4, **{option: checkpoint(zero_2, 2)})
+        pretrained(lora_r=4, **{option: kept(zero_2)[0].reference})
     assert not list((tmp_path / "store").rglob("*.*"))
 
 
@@ -154,6 +157,27 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_starts(pretra
     with pytest.raises(InputError, match=r"--resume-from-checkpoint .*nothing"):
         pretrained(resume_from_checkpoint=str(tmp_path / "nothing"))
     assert not list((tmp_path / "store").rglob("*.*"))
+
+
+# --- a damaged checkpoint ---------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(pretrained, tmp_path, caplog):
+    """One process: the course that follows is that of the first time, to the last bit."""
+    options = {"deepspeed": "none", "max_steps": 30, "save_steps": 3}
+    first = pretrained(**options)
+    course, published = losses(str(tmp_path / "store")), weights(str(tmp_path / "store"))
+    before, last = kept(tmp_path / "store")[-2:]
+    newest = Path(last.root, "weights.safetensors")
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    storage.delete(first.reference)
+    with caplog.at_level("INFO"):
+        assert pretrained(**options).root == first.root
+    assert "cannot be read and is left aside" in caplog.text
+    assert f"going on from step {before.facts['step']}" in caplog.text
+    assert (losses(str(tmp_path / "store")), weights(str(tmp_path / "store"))) == (course, published)
 
 
 # --- a store that fails -----------------------------------------------------------------------------------------------
