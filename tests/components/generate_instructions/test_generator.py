@@ -395,6 +395,15 @@ def test_requests_per_minute_are_kept(model: ModelServer, tmp_path: Path, monkey
     assert all(later - sooner > 0.2 for sooner, later in zip(times, times[3:]))
 
 
+def test_tokens_per_minute_are_kept(model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MINUTE", 0.4)
+    # a request counts with 4,700 until its bill is known, and then with some 1,100: two fit, and never five
+    run(model, tmp_path, items=30, concurrency=8, tokens_per_minute=5_900)
+    times = [one.time for one in model.asked]
+    assert len(times) > 6
+    assert all(later - sooner > 0.2 for sooner, later in zip(times, times[5:]))
+
+
 # --- what does not pass -----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from components.shared.artifact import Manifest, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.instructions import read_instructions
+from tests.components.shared.hub_server import hub_server
 
 ITEMS = [
     {"instruction": "写一首关于春天的诗", "input": "", "output": "春风吹绿了江南岸。"},
@@ -148,6 +152,20 @@ def test_what_was_imported_can_be_imported_again_and_seed_a_generation(tmp_path:
     (tmp_path / "a.json").write_bytes(listed(ITEMS))
     first = imported(tmp_path / "a.json", tmp_path / "store")
     assert items_of(imported(first.reference, tmp_path / "store")) == ITEMS
+
+
+def test_a_data_set_of_the_hub_is_imported(tmp_path: Path) -> None:
+    """In a program of its own: huggingface_hub reads its settings when it is imported."""
+    (tmp_path / "hub/team/chats").mkdir(parents=True)
+    (tmp_path / "hub/team/chats/train.jsonl").write_bytes(lines(MESSAGES))
+    words = [sys.executable, "-m", "components.generate_instructions", "--store", str(tmp_path / "store")]
+    with hub_server(tmp_path / "hub") as (address, _):
+        there = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        words += ["--import-from", "hf://datasets/team/chats", "--reference", str(tmp_path / "reference")]
+        done = subprocess.run(words, env=there, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = list(read_instructions(open_artifact((tmp_path / "reference").read_text())))
+    assert found == [{**item, "input": ""} for item in ITEMS]
 
 
 @pytest.mark.parametrize(
