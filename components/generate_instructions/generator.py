@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.generate_instructions import card
-from components.generate_instructions.budget import Budget, bought, estimated
+from components.generate_instructions.budget import Budget, Tokens, bought, estimated
 from components.generate_instructions.catalogue import Catalogue, load_catalogue
 from components.generate_instructions.ledger import Ledger, replayed
 from components.generate_instructions.request import SCHEMA, Requests
@@ -135,18 +135,8 @@ class GenerateInstructions(StageOptions):
             raise InputError(
                 "generate_instructions: nothing says when to stop; give --items, --max-cost or --max-tokens"
             )
-        budget = self.budget
-        if self.max_tokens and self.answer_tokens >= self.max_tokens:
-            raise InputError(
-                f"generate_instructions: --max-tokens {self.max_tokens} holds no request, whose answer may have "
-                f"{self.answer_tokens}; raise it, or lower --answer-tokens and --per-request"
-            )
-        if self.max_cost and self.answer_tokens * max(self.price_answer, 0) / 1e6 >= self.max_cost:
-            raise InputError(
-                f"generate_instructions: --max-cost {self.max_cost:g} holds no request, whose answer may cost "
-                f"{self.answer_tokens * budget.price_answer / 1e6:.4f}; raise it, or lower --answer-tokens and "
-                "--per-request"
-            )
+        # it refuses a cost limit without prices
+        _ = self.budget
 
     @property
     def budget(self) -> Budget:
@@ -219,6 +209,12 @@ def _ask(
     place = storage.join(
         storage.normalise(config.store), f"generate_instructions/answers/{_requests_key(config, requests)}"
     )
+    most = Tokens(requests[0].most_prompt_tokens, config.answer_tokens)
+    if limit := config.budget.stops(Tokens(), most):
+        raise InputError(
+            f"generate_instructions: --{limit} holds no request: one may take {config.budget.said(most)}; raise it, or "
+            "lower --answer-tokens and --per-request"
+        )
     with Journal(place) as journal:
         ledger = replayed(journal.records)
         _announce(config, requests, ledger)

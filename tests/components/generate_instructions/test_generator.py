@@ -474,14 +474,27 @@ def test_a_model_that_runs_dry_ends_with_what_there_is(model: ModelServer, tmp_p
 @pytest.mark.parametrize(
     ("more", "line"),
     [
+        ({"max_tokens": 4000}, r"--max-tokens holds no request: one may take 2,\d+ \+ 2,000 tokens"),
+        ({"max_cost": 0.004, "price_prompt": 1, "price_answer": 1}, "--max-cost holds no request: .*, cost 0.00"),
+    ],
+)
+def test_a_limit_that_holds_no_request_is_refused_before_one_is_sent(
+    model: ModelServer, tmp_path: Path, more: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(InputError, match=line):
+        run(model, tmp_path, **more)
+    assert model.asked == []
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
         (["--base-url", "localhost:8000"], "--base-url localhost:8000 is no address"),
         (["--base-url", "http://user:pass@host/v1"], "put the key into OPENAI_API_KEY"),
         (["--items", "-1"], "--items is -1"),
         (["--items", "0"], "nothing says when to stop; give --items, --max-cost or --max-tokens"),
         (["--per-request", "500"], "--per-request is 500"),
         (["--max-cost", "1"], "--max-cost needs prices"),
-        (["--max-tokens", "100"], "holds no request"),
-        (["--max-cost", "0.001", "--price-prompt", "1", "--price-answer", "2"], "holds no request"),
         (["--structured", "xml"], "--structured is xml; it must be one of auto"),
         (["--model", ""], "--model is missing"),
         (["--import-from", "somewhere"], "--import-from asks no model"),
