@@ -4,9 +4,13 @@ What a controller would do is done by the test: `server.on_apply = function(obje
 each change of an object's spec, and moves things on with `set_status` and `set_pods`.
 """
 
+import base64
+import hashlib
 import json
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,8 @@ class KubernetesServer:
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
         """A status for a request, in place of its answer."""
         self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
+        self.forward_to: tuple[str, int] = ("127.0.0.1", 0)
+        """Where a pod's forwarded port leads."""
         self.changed = threading.Condition()
         self._version = 0
         self._events: list[tuple[int, str, str, dict[str, Any]]] = []
@@ -165,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"message": "no token"})
         if (fault := self.of.fault(self.command, url.path)) is not None:
             return self._answer(fault, {"message": "a fault that the test put here"})
+        if url.path.endswith("/portforward"):
+            return self._forward(int(query["ports"]))
         if self.command == "PATCH":
             if self.headers["Content-Type"] != "application/apply-patch+yaml" or not query.get("fieldManager"):
                 return self._answer(415, {"message": "only server-side apply is served here"})
@@ -196,6 +204,49 @@ class _Handler(BaseHTTPRequestHandler):
                 line = json.dumps({"type": kind, "object": thing}).encode() + b"\n"
                 self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def _forward(self, port: int) -> None:
+        """A connection to `of.forward_to`, over a WebSocket in the channels of v4.channel.k8s.io: 0 data, 1 errors."""
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
+        self.end_headers()
+        self.close_connection = True
+        for channel in (0, 1):
+            self._send_frame(bytes([channel]) + port.to_bytes(2, "little"))
+        with socket.create_connection(self.of.forward_to) as far:
+            threading.Thread(target=self._back, args=(far,), daemon=True).start()
+            with suppress(OSError):
+                while (content := self._frame()) is not None:
+                    if content[:1] == b"\0":
+                        far.sendall(content[1:])
+
+    def _back(self, far: socket.socket) -> None:
+        with suppress(OSError):
+            while content := far.recv(60_000):
+                self._send_frame(b"\0" + content)
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send_frame(self, content: bytes) -> None:
+        length = bytes([len(content)]) if len(content) < 126 else b"\x7e" + len(content).to_bytes(2, "big")
+        self.connection.sendall(b"\x82" + length + content)
+
+    def _frame(self) -> bytes | None:
+        """The content of the next frame that holds some; None at the end."""
+        while len(head := self.rfile.read(2)) == 2:
+            size = head[1] & 127
+            if size > 125:
+                size = int.from_bytes(self.rfile.read(2 if size == 126 else 8), "big")
+            mask = self.rfile.read(4)
+            content = bytes(byte ^ mask[at % 4] for at, byte in enumerate(self.rfile.read(size)))
+            if head[0] & 15 == 8:
+                return None
+            if head[0] & 15 in (0, 1, 2):
+                return content
+        return None
 
     def _answer(self, status: int, value: Any) -> None:
         content = json.dumps(value).encode()

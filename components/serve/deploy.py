@@ -17,12 +17,13 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from components.serve.check import checked
-from components.serve.rollout import Progress, State, judge_deployment, judge_inference_service
+from components.serve.port_forward import forwarded
+from components.serve.rollout import Progress, State, is_ready, judge_deployment, judge_inference_service
 from components.serve.serve import KEY_VARIABLE, Serve
 from components.serve.smoke import try_out
 from components.shared import storage
 from components.shared.errors import InputError, StorageFault
-from components.shared.kubernetes_api import call, connect, plain, short, unanswered
+from components.shared.kubernetes_api import ACCOUNT, call, connect, plain, short, unanswered
 from components.shared.log import mask
 from components.shared.model_server import OURS, PORT, VERSION_LABEL, ModelServer
 
@@ -102,8 +103,8 @@ def deploy(config: Serve) -> str:
         applied = cluster.apply(objects[-1])
         found = cluster.wait(applied, server.version, config.wait_minutes * 60)
         inside = found or f"http://{server.name}.{server.namespace}.svc:{PORT}"
-        address = config.address or inside
-        try_out(address, server.name, api_key, encoder, config.context_length)
+        with cluster.reached(config.address, inside, server) as address:
+            try_out(address, server.name, api_key, encoder, config.context_length)
     log.info("%s/%s answers at %s", server.namespace, server.name, inside)
     if config.reference:
         storage.write_bytes(storage.normalise(config.reference), inside.encode())
@@ -210,15 +211,19 @@ class Cluster:
             self._until_changed(seen, min(left, LOOK_EVERY))
 
     def _judge(self, seen: dict[str, Any], version: str) -> Progress:
-        namespace = seen["metadata"]["namespace"]
+        pods = self._pods_of(seen["metadata"]["namespace"], version)
+        if seen["kind"] == "InferenceService":
+            return judge_inference_service(seen, pods)
+        return judge_deployment(seen, pods)
+
+    def _pods_of(self, namespace: str, version: str) -> list[dict[str, Any]]:
         try:
             selector = f"{VERSION_LABEL}={version}"
             listed = call(plain, call=self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
         except ApiException as error:
             raise unanswered(error) from error
-        if seen["kind"] == "InferenceService":
-            return judge_inference_service(seen, listed["items"])
-        return judge_deployment(seen, listed["items"])
+        pods: list[dict[str, Any]] = listed["items"]
+        return pods
 
     def _until_changed(self, seen: dict[str, Any], seconds: float) -> None:
         """Until the object is another than it was seen, or the time is over."""
@@ -240,6 +245,18 @@ class Cluster:
             # a watch only saves time: the next look tells
             log.debug("watch: %s", error)
             sleep(1)
+
+    @contextmanager
+    def reached(self, given: str, inside: str, server: ModelServer) -> Iterator[str]:
+        """Where the server is reached from here: as given, by its name in a pod, else through the API server."""
+        if given or ACCOUNT.exists():
+            yield given or inside
+            return
+        ready = [pod for pod in self._pods_of(server.namespace, server.version) if is_ready(pod)]
+        if not ready:
+            raise StorageFault(f"{server.namespace}/{server.name}: its new pods are gone again")
+        with forwarded(server.namespace, ready[0]["metadata"]["name"], PORT) as address:
+            yield address
 
     # --- back ---------------------------------------------------------------------------------------------------------
 

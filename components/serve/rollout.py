@@ -53,7 +53,7 @@ def judge_inference_service(service: dict[str, Any], pods: Sequence[dict[str, An
         return Progress(State.WAITING, "KServe has not seen it yet")
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     ready = conditions.get("Ready", {})
-    running = [pod for pod in pods if _is_ready(pod)]
+    running = [pod for pod in pods if is_ready(pod)]
     if ready.get("status") == "True" and running:
         address = (status.get("address") or {}).get("url") or status.get("url") or ""
         return Progress(State.READY, address=address.rstrip("/"))
@@ -61,7 +61,7 @@ def judge_inference_service(service: dict[str, Any], pods: Sequence[dict[str, An
     return Progress(State.WAITING, why or "KServe says nothing of it yet")
 
 
-def _is_ready(pod: dict[str, Any]) -> bool:
+def is_ready(pod: dict[str, Any]) -> bool:
     conditions = pod.get("status", {}).get("conditions", ())
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 

@@ -71,7 +71,7 @@ class Serve(StageOptions):
     wait_minutes: not_keyed(int) = 30  # type: ignore[valid-type]
     """How long the new pods may take until they answer."""
     address: not_keyed(str) = ""  # type: ignore[valid-type]
-    """Where the service is reached from here; empty: by its name within the cluster."""
+    """Where the service is reached from here; empty: by its name in a pod, else through the API server."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

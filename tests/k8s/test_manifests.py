@@ -139,6 +139,7 @@ def test_to_deploy_is_a_right_of_its_own_and_not_in_the_base(cluster):
     assert set(rights(of_kind(cluster, "Role")["zhllama-deployer"])) == {
         "apps/deployments",
         "/services",
+        "/pods/portforward",
         "networking.k8s.io/networkpolicies",
         "monitoring.coreos.com/podmonitors",
         "serving.kserve.io/inferenceservices",

@@ -128,6 +128,27 @@ def test_a_deployment_stands_and_is_tried_through_its_api(
     assert KEY not in json.dumps(cluster.objects)
 
 
+@pytest.mark.parametrize("kind", ["kubernetes", "kserve"])
+def test_from_outside_the_cluster_it_is_tried_through_the_api_server(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, kind: str
+) -> None:
+    host, _, port = engine.address.removeprefix("http://").partition(":")
+    cluster.forward_to = (host, int(port))
+    deploy(Serve(model=model, deploy=kind))  # type: ignore[arg-type]
+    assert ("GET", "/api/v1/namespaces/team/pods/pod-1/portforward") in cluster.requests
+    assert [path for path, _ in engine.seen].count(CHAT) == 2
+
+
+def test_a_pod_that_cannot_be_forwarded_to_is_taken_back(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.serve.smoke.REACHED_WITHIN", 0.5)
+    cluster.fault = lambda method, path: 403 if path.endswith("portforward") else None
+    with pytest.raises(StorageFault, match="/v1/models"):
+        deploy(Serve(model=model, deploy="kubernetes"))
+    assert not state_of(cluster)
+
+
 def test_the_same_again_changes_nothing(cluster: KubernetesServer, engine: FakeEngine, model: str) -> None:
     deploy(asked(model, engine))
     before = state_of(cluster)

@@ -1,0 +1,60 @@
+"""A way to a pod's port through the API server, for a command that does not run in the cluster: `kubectl port-forward`.
+
+Each connection to the loopback address is a forwarded one of its own. The kubernetes client opens them; here bytes are
+carried back and forth.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from kubernetes.stream import portforward
+
+from components.shared.kubernetes_api import short
+
+log = logging.getLogger("deploy")
+
+
+@contextmanager
+def forwarded(namespace: str, pod: str, port: int) -> Iterator[str]:
+    """`http://127.0.0.1:43210`, as long as the block runs. What cannot be forwarded is a connection that closes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_accept, args=(listener, namespace, pod, port), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _accept(listener: socket.socket, namespace: str, pod: str, port: int) -> None:
+    while True:
+        try:
+            near, _ = listener.accept()
+        except OSError:
+            # the block has ended
+            return
+        try:
+            # a client of its own: to forward, the library puts another transport into the one it is given
+            api = client.CoreV1Api(client.ApiClient())
+            way = portforward(api.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
+            far = way.socket(port)
+            far.setblocking(True)
+        except (ApiException, OSError) as error:
+            log.warning("pod %s/%s cannot be reached through the API server: %s", namespace, pod, short(error))
+            near.close()
+            continue
+        for source, target in ((near, far), (far, near)):
+            threading.Thread(target=_carry, args=(source, target), daemon=True).start()
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    """Bytes from one to the other, until one side ends; then both are closed."""
+    with suppress(OSError):
+        while content := source.recv(65536):
+            target.sendall(content)
+    for side in (source, target):
+        with suppress(OSError):
+            side.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            side.close()
