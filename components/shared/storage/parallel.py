@@ -60,7 +60,7 @@ class Threads:
             try:
                 if self._error is None:
                     job[0](*job[1])
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            except Exception as error:  # noqa: BLE001 - raised in the caller's thread
                 self._error = self._error or error
             finally:
                 # not held while waiting for the next one: what a call holds may be large
