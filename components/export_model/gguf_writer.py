@@ -253,7 +253,7 @@ def _header(plan: GgufModel, precision: str, tensors: tuple[Tensor, ...]) -> byt
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(settings.stretch)
     writer.add_vocab_size(plan.encoder.size)
-    _add_tokenizer(writer, plan.encoder, plan.chat_template)
+    add_tokenizer(writer, plan.encoder, plan.chat_template)
     kinds = {"f32": GGMLQuantizationType.F32, "f16": GGMLQuantizationType.F16, "bf16": GGMLQuantizationType.BF16}
     for tensor in tensors:
         kind = GGMLQuantizationType.F32 if len(tensor.shape) == 1 else kinds[precision]
@@ -269,7 +269,7 @@ def _header(plan: GgufModel, precision: str, tensors: tuple[Tensor, ...]) -> byt
     return content + b"\0" * (_padded(len(content)) - len(content))
 
 
-def _add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
+def add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
     """SentencePiece's pieces as they are: GGUF's token types are SentencePiece's numbers."""
     proto = parse_model(encoder.model)
     writer.add_tokenizer_model("llama")
