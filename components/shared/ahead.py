@@ -17,10 +17,10 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
 
     A generator: close it (`contextlib.closing`) when it may be left before its end, so that its thread ends too.
     """
-    ready: queue.Queue[Item | _Ended | BaseException] = queue.Queue(depth)
+    ready: queue.Queue[Item | _Ended | Exception] = queue.Queue(depth)
     left = threading.Event()
 
-    def put(value: Item | _Ended | BaseException) -> bool:
+    def put(value: Item | _Ended | Exception) -> bool:
         while not left.is_set():
             try:
                 ready.put(value, timeout=0.1)
@@ -35,14 +35,14 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
                 if not put(item):
                     return
             put(_Ended())
-        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+        except Exception as error:  # noqa: BLE001 - raised again in the consumer's thread
             put(error)
 
     thread = threading.Thread(target=make, name="ahead", daemon=True)
     thread.start()
     try:
         while not isinstance(item := ready.get(), _Ended):
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
             yield item
     finally:
