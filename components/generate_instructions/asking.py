@@ -34,6 +34,8 @@ log = logging.getLogger("generate_instructions")
 
 ATTEMPTS = 10
 """Of one request; a throttled one (429) does not count."""
+MOST_ATTEMPTS = 3 * ATTEMPTS
+"""Of one request in all runs together, after which it is given up even where nothing else is answered."""
 PATIENCE = 1800.0
 """Seconds of nothing but 429, after which the server counts as failed."""
 DRAIN = 20.0
@@ -209,6 +211,7 @@ class Asking:
         """Asks until the request is settled; returns sooner when the budget does not hold another attempt, or when
         the run ends."""
         request, began, failures, throttled = self.requests[number], time.monotonic(), 0, 0
+        halfway = began
         most = self.most(request)
         while number not in self.ledger.settled:
             correct = await self.limits.turn(most.total)
@@ -234,7 +237,11 @@ class Asking:
             failures, throttled = failures + (not failure.throttled), throttled + failure.throttled
             if self._closing:
                 return
-            if failures >= ATTEMPTS and self._answered_at >= began:
+            if failures == ATTEMPTS // 2 and not failure.throttled:
+                halfway = time.monotonic()
+            # in an outage nothing is answered between a request's fifth failure and its tenth
+            alone = self._answered_at >= halfway or attempt >= MOST_ATTEMPTS
+            if failures >= ATTEMPTS and alone:
                 await self.record("given up", request=number, attempt=attempt, reason=failure.reason)
             elif failures >= ATTEMPTS or (throttled and self._nothing_since(began) > PATIENCE):
                 raise StorageFault(
