@@ -318,6 +318,3 @@ def delete_all(uri: str) -> None:
         delete_many(f"{uri}/{item.name}" for item in _objects(uri))
     else:
         shutil.rmtree(uri, ignore_errors=True)
-
-
-_mapped = mapped

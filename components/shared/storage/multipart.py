@@ -273,7 +273,7 @@ class S3Writer:
 
     def leave(self) -> None:
         """Stops here; the parts stay for the next writer of this file, or for `zhllama gc`."""
-        self._threads.drop()
+        self._threads.end(wait=5)
 
 
 def send_file(path: Path, uri: str, moved: Callable[[int], None] | None = None) -> None:

@@ -286,3 +286,65 @@ def test_a_kept_file_of_another_size_is_written_anew(tmp_path):
     again = ArtifactWriter(str(tmp_path), "merge", "key")
     assert again.kept("a") is None
     assert again.kept("never written") is None
+
+
+def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
+    reads: list[str] = []
+    read_piece = storage.read_piece
+    monkeypatch.setattr(storage, "read_piece", lambda *given: reads.append(given[0]) or read_piece(*given))
+    path = Path(in_a_folder.root) / "folder/large.bin"
+    assert open_artifact(in_a_folder.reference).local() == Path(in_a_folder.root)
+    assert any(read.endswith("large.bin") for read in reads)
+    reads.clear()
+    open_artifact(in_a_folder.reference).local()
+    assert reads == []
+    open_artifact(in_a_folder.reference).local(recheck=True)
+    assert reads != []
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(LARGE)))
+    with pytest.raises(InputError, match="corrupt"):
+        open_artifact(in_a_folder.reference).local()
+    path.write_bytes(whole)
+
+
+def test_every_damage_is_named_at_once(published):
+    assert open_artifact(published.reference).damages() == []
+    corrupt(published.root, "folder/large.bin", BLOCK + 7)
+    corrupt(published.root, "small.txt", 1)
+    first, second = open_artifact(published.reference).damages()
+    assert f"large.bin: bytes {BLOCK} to {2 * BLOCK}: blake3" in first
+    assert "small.txt: bytes 0 to 3000: sha256" in second
+
+
+def test_a_copy_elsewhere_is_the_same_artifact(published, store):
+    copied = open_artifact(published.reference).copy_to(f"{store}/elsewhere")
+    assert copied.digest == published.digest
+    artifact = open_artifact(f"{store}/elsewhere")
+    assert artifact.read("folder/large.bin") == LARGE
+    assert artifact.root == storage.normalise(f"{store}/elsewhere")
+    # a copy that was interrupted after its end is only found again
+    assert open_artifact(published.reference).copy_to(f"{store}/elsewhere") == copied
+
+
+def test_a_damaged_artifact_is_not_copied_from_a_folder(in_a_folder, tmp_path):
+    other = tmp_path / "other"
+    open_artifact(in_a_folder.reference).copy_to(str(other))
+    corrupt(str(other), "folder/large.bin", 3)
+    with pytest.raises(InputError, match="corrupt"):
+        open_artifact(str(other)).copy_to(str(tmp_path / "third"))
+    names = [item.name for item in storage.listing(str(tmp_path / "third"))]
+    assert "folder/large.bin" not in names
+    assert "manifest.json" not in names
+
+
+def test_many_small_files_are_stored_and_fetched(store, tmp_path):
+    for number in range(200):
+        path = tmp_path / "many" / f"{number % 7}" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(str(number).encode() * number)
+    out = ArtifactWriter(store, "stage", "key")
+    out.add_folder(tmp_path / "many")
+    open_artifact(out.publish("files").reference).fetch(tmp_path / "copy")
+    for item in storage.listing(str(tmp_path / "many")):
+        assert (tmp_path / "copy" / item.name).read_bytes() == (tmp_path / "many" / item.name).read_bytes()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -382,3 +383,34 @@ print(storage.read_bytes(address))
     command = [sys.executable, "-c", program, f"{s3_store}/a"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [str([b"1"] * 8), str(b"1")], done.stderr
+
+
+def test_what_a_killed_writer_left_is_listed_by_age_and_freed(store):
+    writer = storage.open_writer(f"{store}/a/b.bin")
+    writer.write(bytes(storage.PART + 1))
+    if storage.is_s3(store):
+        writer.leave()
+    # the part is on its way
+    while (left := storage.unfinished(store, sizes=True)[0]).bytes < storage.PART:
+        continue
+    assert left.uri == f"{store}/a/b.bin"
+    assert storage.unfinished(store, older_than=timedelta(hours=1)) == []
+    assert storage.listing(store) == []
+    storage.discard(left)
+    storage.discard(left)
+    assert storage.unfinished(store) == []
+
+
+def test_a_listing_says_when_files_were_written(store):
+    storage.write_bytes(f"{store}/a", b"1")
+    storage.write_bytes(f"{store}/.hidden", b"1")
+    (item,) = storage.listing(store)
+    assert timedelta(minutes=-1) < item.age() < timedelta(minutes=5)
+    assert [item.name for item in storage.listing(store, hidden=True)] == [".hidden", "a"]
+
+
+def test_many_files_are_deleted_at_once(store):
+    for number in range(20):
+        storage.write_bytes(f"{store}/{number}", b"1")
+    storage.delete_many(f"{store}/{number}" for number in range(25))
+    assert storage.listing(store) == []
