@@ -62,11 +62,14 @@ class _Display:
 
     def remove(self, row: Any) -> None:
         with self.lock:
-            self.drawn.remove_task(row)
             self.rows -= 1
-            if not self.rows:
-                self.drawn.stop()
-                self.drawn = None
+            if self.rows:
+                self.drawn.remove_task(row)
+                self.drawn.refresh()
+                return
+            # with its rows still in it: what it does not know it does not erase
+            self.drawn.stop()
+            self.drawn = None
 
 
 _display = _Display()
@@ -111,7 +114,7 @@ class Progress:
 
     def _tell(self) -> None:
         """Elsewhere: a line every 30 seconds."""
-        before, since = self._done, time.monotonic()
+        before, since = 0.0, self._started
         while not self._ended.wait(LINE_EVERY):
             if self._done != before:
                 before, since = self._done, time.monotonic()
