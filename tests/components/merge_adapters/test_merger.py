@@ -65,6 +65,21 @@ def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter
     assert_same(tensors_of(merge(tmp_path, tiny_model, adapter)), merged_by_peft([adapter]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_a_model_of_another_dtype_merges_as_peft_merges_it(tmp_path, tiny_folder, make_adapter, dtype):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = make_adapter(1, modules_to_save=MODULES)
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=dtype).save_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    wanted = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    found = tensors_of(merge(tmp_path / "store", model, adapter))
+    assert {tensor.dtype for tensor in found.values()} == {dtype}
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
 def test_two_adapters_of_a_growing_vocabulary_merge_as_peft_merges_them(
     store, tiny_model, make_adapter, merged_by_peft, llama_tokenizer, longer_tokenizer
 ):
