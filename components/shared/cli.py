@@ -380,6 +380,10 @@ def guarded(work: Callable[[], None]) -> NoReturn:
         end(EXIT_FAULT, f"fault: {error}")
     except (KeyboardInterrupt, _Terminated):
         end(EXIT_CANCELLED, "cancelled")
+    except BrokenPipeError:
+        # whoever read our output (`| head`) has gone; what Python would still flush to it must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         mend = {
             errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",

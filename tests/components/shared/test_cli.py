@@ -432,3 +432,14 @@ def test_forward_passes_a_reference_on(tmp_path, value):
     command = [sys.executable, "-m", "components.shared.forward", "--value", value, "--reference", str(target)]
     subprocess.run(command, check=True, cwd=ROOT, timeout=60)
     assert target.read_text() == value
+
+
+def test_a_reader_that_goes_away_ends_the_program_quietly():
+    program = "from components.shared.cli import guarded\nguarded(lambda: [print('x' * 1000) for _ in range(10_000)])"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
