@@ -53,7 +53,9 @@ def test_a_tree_comes_back_as_it_was(tree):
     assert same(put_together(places, tensors), tree)
 
 
-@pytest.mark.parametrize("thing", [object(), {1.5: 0}, {"f": print}, torch.float32], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [object(), {1.5: 0}, {"f": print}, torch.float32], ids=["object", "number as key", "function", "type"]
+)
 def test_what_is_neither_number_nor_tensor_has_no_place(thing):
     with pytest.raises(ValueError, match="checkpoint"):
         take_apart(thing, {})
