@@ -23,8 +23,10 @@ BATCH = 512
 """Documents that are encoded together."""
 BATCH_CHARACTERS = 500_000
 """Fewer, when they are long: some 10 MB of ids."""
-AHEAD = 2
-"""Batches that are encoded, in a thread, while earlier ones are packed."""
+THREADS = 2
+"""That encode, while earlier batches are packed."""
+AHEAD = 4
+"""Batches that wait, encoded or being so."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -114,15 +116,15 @@ def _batches(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[lis
 
 
 def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
-    """Each item with `work(item)`, which a thread does for the next ones meanwhile (SentencePiece frees the lock).
+    """Each item with `work(item)`, which threads do for the next ones meanwhile (SentencePiece frees the lock).
 
     The items are read here, not in the thread (as shared/ahead.py does): the bad lines that are counted while reading
     must not depend on how far ahead a thread has come when a mixture ends.
     """
     waiting: deque[tuple[Item, Future[Made]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as threads:
         for item in items:
-            waiting.append((item, thread.submit(work, item)))
+            waiting.append((item, threads.submit(work, item)))
             if len(waiting) > AHEAD:
                 first, made = waiting.popleft()
                 yield first, made.result()
