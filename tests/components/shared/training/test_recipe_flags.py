@@ -1,4 +1,4 @@
-"""Every flag of the recipe's launch scripts has its row in docs/training.md, and the options named there exist."""
+"""Every flag of the recipe's launch scripts has its row in the README, and the options named there exist."""
 
 import dataclasses
 import re
@@ -9,7 +9,8 @@ import pytest
 from components.prepare_dataset.preparer import PrepareDataset
 from components.shared.training.options import FinetuneOptions, PretrainOptions
 
-PAGE = Path(__file__).resolve().parents[4] / "docs" / "training.md"
+ROOT = Path(__file__).resolve().parents[4]
+PAGE = ROOT / "README.md"
 FLAGS = [
     "block_size",
     "data_cache_dir",
@@ -89,6 +90,6 @@ def test_the_options_in_a_row_exist(flag):
 def test_the_example_of_a_line_is_one_that_is_written():
     from components.shared.training.course import duration
 
-    (line,) = re.findall(r"^    (step .+)$", PAGE.read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^    (step .+)$", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE)
     form = r"step \d+/\d+: loss [\d.]+, rate [\d.e-]+, [\d,]+ tokens/s, MFU [\d.]+%, peak [\d.]+ GB, (.+) left"
     assert re.fullmatch(form, line)[1] == duration(720)
