@@ -4,9 +4,8 @@
 writes them.
 """
 
-import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ class Finetune(FinetuneOptions):
 
 
 def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: str = "") -> list[str]:
-    """The training's own arguments. InputError when the training would not take them."""
+    """The training's own arguments, not yet checked."""
     training = size.training(stage)
     options: dict[str, Any] = {
         **given,
@@ -62,7 +61,6 @@ def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: s
         words += shlex.split(training.arguments) + shlex.split(more)
     except ValueError as error:
         raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
-    parse(Finetune if stage == "sft" else Pretrain, words)
     return words
 
 
@@ -89,7 +87,9 @@ def training_job(
     addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
     module = "finetune" if stage == "sft" else "pretrain"
     words = training_arguments(size, stage, addresses, arguments)
-    if (min_nodes or max_nodes) and deepspeed_of(words) != "none":
+    # InputError for what the training would not take
+    options = parse(Finetune if stage == "sft" else Pretrain, words)
+    if (min_nodes or max_nodes) and options.deepspeed != "none":
         raise InputError(
             "--min-nodes, --max-nodes: a ZeRO checkpoint belongs to one number of processes, so an elastic job cannot "
             "use it; add --arguments '--deepspeed none'"
@@ -114,12 +114,6 @@ def training_job(
         labels={f"{LABEL}size": size.name, f"{LABEL}stage": stage},
         deadline_seconds=training.deadline_seconds,
     )
-
-
-def deepspeed_of(words: Sequence[str]) -> str:
-    """The value of the last --deepspeed among a training's arguments."""
-    given = [value for name, value in itertools.pairwise(words) if name == "--deepspeed"]
-    return given[-1] if given else "zero2"
 
 
 def as_yaml(job: TrainingJob, api: str = "pytorchjob") -> str:

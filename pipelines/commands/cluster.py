@@ -3,9 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from components.shared.errors import InputError
 from pipelines.commands import options
+
+if TYPE_CHECKING:
+    from components.shared.training_job import TrainingJob
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,12 +23,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     options.size_option(add, None)
     add.add_argument("--stage", default="lora", help="embeddings, lora or sft (default: lora)")
     add.add_argument("--node", type=int, default=0, help="the master is 0 (default: 0)")
-    add.add_argument("--nodes", type=int, default=0, help="default: the size's")
-    add.add_argument("--min-nodes", type=int, default=0)
-    add.add_argument("--max-nodes", type=int, default=0)
-    add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
-    add.add_argument("--api", choices=("pytorchjob", "trainjob"), default="pytorchjob")
-    options.image_options(add)
+    _job_options(add)
     add.set_defaults(command=show_environment)
 
     add = commands.add_parser("parameters", help="the pipeline's parameters, with their defaults at a size")
@@ -46,14 +45,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
     add.add_argument("--namespace", default="")
     add.add_argument("--queue", default="", help="Kueue's local queue")
-    add.add_argument("--nodes", type=int, default=0, help="default: the size's")
-    add.add_argument("--min-nodes", type=int, default=0, help="elastic: as few nodes as this (not with ZeRO)")
-    add.add_argument("--max-nodes", type=int, default=0, help="elastic: as many nodes as this")
-    add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
-    add.add_argument(
-        "--api", choices=("pytorchjob", "trainjob"), default="pytorchjob", help="whose job (default: pytorchjob)"
-    )
-    options.image_options(add)
+    _job_options(add)
     add.set_defaults(command=render_pytorchjob)
     add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
     options.size_option(add, None)
@@ -70,6 +62,33 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.set_defaults(command=render_serving)
     add = kinds.add_parser("all", help="k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
     add.set_defaults(command=render_all)
+
+
+def _job_options(add: argparse.ArgumentParser) -> None:
+    """What `_training_job` takes beside size, stage and addresses."""
+    add.add_argument("--nodes", type=int, default=0, help="default: the size's")
+    add.add_argument("--min-nodes", type=int, default=0, help="elastic: as few nodes as this (not with ZeRO)")
+    add.add_argument("--max-nodes", type=int, default=0, help="elastic: as many nodes as this")
+    add.add_argument("--arguments", default="", metavar="TEXT", help="more options of the training, as one text")
+    add.add_argument(
+        "--api", choices=("pytorchjob", "trainjob"), default="pytorchjob", help="whose job (default: pytorchjob)"
+    )
+    options.image_options(add)
+
+
+def _training_job(given: argparse.Namespace, **addresses: Any) -> "TrainingJob":
+    options.use_images(given)
+    from pipelines import render, sizes
+
+    return render.training_job(
+        sizes.load(given.size),
+        given.stage,
+        **addresses,
+        arguments=given.arguments,
+        nodes=given.nodes,
+        min_nodes=given.min_nodes,
+        max_nodes=given.max_nodes,
+    )
 
 
 def compile_(given: argparse.Namespace) -> None:
@@ -95,24 +114,10 @@ def parameters(given: argparse.Namespace) -> None:
 
 
 def render_pytorchjob(given: argparse.Namespace) -> None:
-    options.use_images(given)
-    from pipelines import render, sizes
+    from pipelines import render
 
-    job = render.training_job(
-        sizes.load(given.size),
-        given.stage,
-        model=given.model,
-        dataset=given.dataset,
-        store=given.store,
-        adapter=given.adapter,
-        name=given.name,
-        namespace=given.namespace,
-        queue=given.queue,
-        arguments=given.arguments,
-        nodes=given.nodes,
-        min_nodes=given.min_nodes,
-        max_nodes=given.max_nodes,
-    )
+    names = ("model", "dataset", "store", "adapter", "name", "namespace", "queue")
+    job = _training_job(given, **{name: getattr(given, name) for name in names})
     print(render.as_yaml(job, given.api), end="")
     if given.api == "trainjob":
         for lost in job.lost_in_trainjob():
@@ -120,22 +125,8 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
 
 
 def show_environment(given: argparse.Namespace) -> None:
-    options.use_images(given)
-    from components.shared.training_job import TrainingJob
-    from pipelines import render, sizes
-
     where = "s3://bucket/prefix"
-    job: TrainingJob = render.training_job(
-        sizes.load(given.size),
-        given.stage,
-        model=f"{where}/model",
-        dataset=f"{where}/dataset",
-        store=where,
-        nodes=given.nodes,
-        min_nodes=given.min_nodes,
-        max_nodes=given.max_nodes,
-        arguments=given.arguments,
-    )
+    job = _training_job(given, model=f"{where}/model", dataset=f"{where}/dataset", store=where)
     if not 0 <= given.node < job.nodes:
         raise InputError(f"--node {given.node}: the job has nodes 0 to {job.nodes - 1}")
     found = job.trainer_environment(given.node) if given.api == "trainjob" else job.pod_environment(given.node)

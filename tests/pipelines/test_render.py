@@ -127,8 +127,9 @@ def test_an_elastic_job_is_refused_with_zero_and_rendered_without():
     more = {"min_nodes": 1, "max_nodes": 4}
     with pytest.raises(InputError, match="a ZeRO checkpoint belongs to one number of processes"):
         render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more)
-    job = render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more, arguments="--deepspeed none")
-    assert job.pytorchjob()["spec"]["elasticPolicy"]["maxReplicas"] == 4
+    for arguments in ("--deepspeed none", "--deepspeed=none"):
+        job = render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more, arguments=arguments)
+        assert job.pytorchjob()["spec"]["elasticPolicy"]["maxReplicas"] == 4
 
 
 def test_the_environment_of_a_node_is_printed():
