@@ -57,9 +57,8 @@ class Reaper:
     """The jobs and Workflows of one namespace."""
 
     def __init__(self, namespace: str = "") -> None:
-        self.namespace = namespace or connect()
-        if namespace:
-            connect()
+        current = connect()
+        self.namespace = namespace or current
         self._objects = client.CustomObjectsApi()
 
     def orphans(self, older_than: timedelta) -> Iterator[Orphan]:
