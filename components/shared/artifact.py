@@ -154,6 +154,11 @@ class Artifact:
         return self.manifest.digest
 
     @property
+    def _remote(self) -> bool:
+        """Whether the files lie on a server (s3://, hf://) and not in a folder."""
+        return "://" in self.root
+
+    @property
     def names(self) -> list[str]:
         return list(self._files)
 
@@ -391,14 +396,14 @@ class Artifact:
     def local(self, recheck: bool = False) -> Path:
         """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy.
 
-        A root is read once for that: the cache notes which files were as they should be (sizes, inodes and times of
-        change), for the other processes of this node and the next ones. The cache (ZHLLAMA_CACHE, default below the
-        temporary folder) is keyed by the artifact's digest and shared by the processes of a node: the first fetches,
-        the others wait. What an earlier process fetched is used again, file by file, after an interruption too;
-        `recheck`: after its digests were compared once more. InputError, before anything is fetched, when the disk has
-        not the room.
+        A folder is read once for that: the cache notes which files were as they should be (sizes, inodes and times of
+        change), for the other processes of this node and the next ones. The copies of what is remote (ZHLLAMA_CACHE,
+        default below the temporary folder) are keyed by the artifact's digest and shared by the processes of a node:
+        the first fetches, the others wait. What an earlier process fetched is used again, file by file, after an
+        interruption too; `recheck`: after its digests were compared once more. InputError, before anything is fetched,
+        when the disk has not the room.
         """
-        if not storage.is_s3(self.root):
+        if not self._remote:
             if self.verified:
                 self._verify_once(recheck)
             return Path(self.root)
@@ -441,8 +446,8 @@ class Artifact:
         return found
 
     def bytes_to_fetch(self) -> int:
-        """Bytes that `local` would fetch now: of a folder none, of S3 what the node's cache has not got."""
-        if not storage.is_s3(self.root):
+        """Bytes that `local` would fetch now: of a folder none, of a remote root what the node's cache has not got."""
+        if not self._remote:
             return 0
         folder = cache_folder() / self.digest[:24]
         whole = (folder / ".complete").exists()
@@ -451,7 +456,8 @@ class Artifact:
     def _missing(self, folder: Path, whole: bool, compare: bool) -> list[str]:
         """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone.
 
-        Of a plain prefix no digest is known: its files count only where the whole was fetched.
+        Of a plain prefix, and of the small files of the Hub, no SHA-256 is known: they count only where the whole was
+        fetched.
         """
         found = []
         for file in self.manifest.files:

@@ -1,19 +1,18 @@
 """Models and adapters of the Hugging Face Hub as inputs: `hf://OWNER/NAME[@REVISION][/FOLDER]`.
 
-A repository is read by ranges, tensor by tensor, as a prefix of S3 is: nothing is kept on this machine. The revision is
-resolved to a commit when the reference is opened; the artifact's digest is of the content that the Hub names (SHA-256
-of large files, git's digest of small ones). HF_ENDPOINT, HF_TOKEN and the other settings of huggingface_hub hold. To
-have a copy of one's own, verified as a whole: fetch_weights.
+A repository is read by ranges, tensor by tensor, as a prefix of S3 is: nothing is kept on this machine but what
+is needed as files (`Artifact.local`). The revision is resolved to a commit when the reference is opened; the digest is
+of the content that the Hub names (SHA-256 of large files, git's digest of small ones). HF_ENDPOINT, HF_TOKEN and the
+other settings of huggingface_hub hold. To have a copy of one's own, verified as a whole: fetch_weights.
 """
 
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from components.shared.artifact import BLOCK, HUB_NAME, Artifact, File, Manifest, cache_folder, digest_of
+from components.shared.artifact import BLOCK, HUB_NAME, Artifact, File, Manifest, digest_of
 from components.shared.errors import InputError, StorageFault
 
 PREFIX = "hf://"
@@ -77,10 +76,6 @@ class _HubModel(Artifact):
         if len(content) != length:
             raise StorageFault(f"{self.root}/{name}: {len(content)} bytes came of {length}; try again")
         return content
-
-    def local(self, recheck: bool = False) -> Path:
-        """A copy in this node's cache, fetched anew by each process that asks for it."""
-        return self.fetch(cache_folder() / self.digest[:24])
 
 
 def endpoint() -> str | None:
