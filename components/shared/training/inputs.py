@@ -68,10 +68,11 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
             f"{config['max_position_embeddings']} positions; prepare the dataset with a smaller --block-size"
         )
     settings = deepspeed_settings(options)
+    tensors = Checkpoint(model).tensors
     if isinstance(options, LoraOptions) and options.gives_adapter:
         shape = lora_shape(options, model, adapter)
         for target in shape.targets:
-            layers = (info for name, info in Checkpoint(model).tensors.items() if name.endswith(f".{target}.weight"))
+            layers = (info for name, info in tensors.items() if name.endswith(f".{target}.weight"))
             if not any(len(info.shape) == 2 for info in layers):
                 raise InputError(
                     f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, up_proj …"
@@ -87,7 +88,7 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
             f"--faithful: {names[1]} was packed as {packing or 'nobody says what'}, several documents to a block; "
             "prepare it with --packing faithful"
         )
-    if EMBEDDING not in Checkpoint(model).tensors:
+    if EMBEDDING not in tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
     return TrainingInputs(model, dataset, adapter, vocabulary, config)
 
