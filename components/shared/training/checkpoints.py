@@ -5,7 +5,7 @@
         trainer.json                      rank 0: step, history
         shared.json, shared.safetensors   rank 0: scheduler, and without ZeRO the optimizer
         rank-00000.json, rank-00000.safetensors   each rank: random state, and with ZeRO its part of the optimizer
-        rank-00000.part.json              each rank, after its files: their sizes and digests
+        rank-00001.part.json              each rank but the first, after its files: their sizes and digests
         manifest.json                     rank 0, last: every file of every rank
 
 Rank 0 finds the parts by their names, so nothing is agreed between processes while the training goes on. The second

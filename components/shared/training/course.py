@@ -188,16 +188,17 @@ class Live:
     def __init__(self, root: str, every: float = LIVE_EVERY) -> None:
         self._root = root
         self._every = every
-        self._newest: History | None = None
+        self._newest: list[Line] | None = None
         self._changed = threading.Condition()
         self._over = False
         self._warned = False
         self._thread = threading.Thread(target=self._run, name="live-metrics", daemon=True)
         self._thread.start()
 
-    def show(self, history: History) -> None:
+    def show(self, lines: Sequence[Line]) -> None:
+        """The Trainer's log so far; what is shown of it is made in the thread."""
         with self._changed:
-            self._newest = history
+            self._newest = list(lines)
             self._changed.notify()
 
     def close(self) -> None:
@@ -212,9 +213,10 @@ class Live:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._newest is not None or self._over)
-                history, self._newest = self._newest, None
-            if history is None:
+                lines, self._newest = self._newest, None
+            if lines is None:
                 return
+            history = History.of(lines)
             try:
                 storage.write_bytes(storage.join(self._root, METRICS), history.jsonl())
                 storage.write_bytes(storage.join(self._root, EVENTS), history.events())
@@ -243,11 +245,6 @@ class _Bar:
         self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
         self._bar.start()
         self._task = self._bar.add_task("training", total=steps, completed=done, shown="")
-        self._handlers = [
-            (handler, handler.setStream(sys.stderr))
-            for handler in logging.getLogger().handlers
-            if isinstance(handler, logging.StreamHandler)
-        ]
 
     def show(self, step: int, text: str | None = None) -> None:
         self._bar.update(self._task, completed=step)
@@ -256,9 +253,6 @@ class _Bar:
 
     def close(self) -> None:
         self._bar.stop()
-        for handler, stream in self._handlers:
-            if stream is not None:
-                handler.setStream(stream)
 
 
 class Recorder(TrainerCallback):
@@ -326,7 +320,7 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             self._show(line, step, state.max_steps, now)
             if self._live is not None:
-                self._live.show(History.of(state.log_history))
+                self._live.show(state.log_history)
 
     def _show(self, line: Line, step: int, steps: int, now: float) -> None:
         if "eval_loss" in line:

@@ -134,9 +134,7 @@ class Keeper(TrainerCallback):
             checkpoint = open_artifact(reference, RESUME if self._options.resume_from_checkpoint else "the checkpoint")
             self._require_fitting(checkpoint)
             self._saved = Saved(checkpoint, self._rank)
-        except _Unfit as error:
-            problem = error
-        except (InputError, StorageFault, ValueError, KeyError, TypeError) as error:
+        except (_Unfit, InputError, StorageFault, ValueError, KeyError, TypeError) as error:
             problem = error
         problems = [one for one in self._told_by_all(problem) if one is not None]
         if not problems:

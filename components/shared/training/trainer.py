@@ -85,7 +85,7 @@ def start_processes(options: TrainingOptions) -> None:
 
 
 def training_arguments(options: TrainingOptions, work: Path, blocks: int, evaluated: bool) -> TrainingArguments:
-    """The Trainer's arguments. `work`: where checkpoints go; `blocks`: of the training split; `evaluated`: blocks
+    """The Trainer's arguments. `work`: for small files of its own; `blocks`: of the training split; `evaluated`: blocks
     were held out."""
     precision = precision_of(options)
     world = int(os.environ.get("WORLD_SIZE", "1"))

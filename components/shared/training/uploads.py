@@ -78,8 +78,9 @@ class Uploads:
         began = time.monotonic()
         try:
             _write(part, out)
-            write_part(out, self._rank)
-            if self._rank == 0:
+            if self._rank:
+                write_part(out, self._rank)
+            else:
                 manifest = commit(out, self._world, self._give_up)
                 if manifest is None:
                     return

@@ -130,9 +130,9 @@ def test_durations_are_readable(seconds, text):
 def test_the_metrics_of_a_running_training_stand_in_the_store(store):
     root = storage.join(store, "pretrain/key")
     live = Live(root, every=0.0)
-    live.show(History.of(LOG[:1]))
+    live.show(LOG[:1])
     wait_for(lambda: read(root, EVENTS))
-    live.show(History.of(LOG))
+    live.show(LOG)
     wait_for(lambda: read(root, METRICS) == History.of(LOG).jsonl())
     wait_for(lambda: read(root, EVENTS) == History.of(LOG).events())
     live.close()
@@ -162,7 +162,7 @@ def test_a_store_that_fails_costs_a_warning_and_no_training(monkeypatch, caplog)
     monkeypatch.setattr(course.storage, "write_bytes", fail)
     live = Live("s3://x/y", every=0.0)
     for _ in range(2):
-        live.show(History.of(LOG))
+        live.show(LOG)
         assert tried.acquire(timeout=60)
     live.close()
     assert caplog.text.count("could not be shown: s3://x: 503") == 1
