@@ -367,7 +367,8 @@ class Artifact:
             for file in self.manifest.files:
                 target = storage.join(root, file.path)
                 if server_side:
-                    storage.copy(storage.join(self.root, file.path), target, bar.advance)
+                    storage.copy(storage.join(self.root, file.path), target)
+                    bar.advance(file.size)
                     continue
                 with _closing(storage.open_writer(target)) as writer:
                     block = memoryview(bytearray(min(BLOCK, file.size)))

@@ -15,7 +15,7 @@ StorageFault, a missing object FileNotFoundError.
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -99,10 +99,6 @@ class Writer(Protocol):
     def commit(self) -> None: ...
     def abort(self) -> None: ...
     def leave(self) -> None: ...
-
-
-def _ignore(count: int) -> None:
-    """Nobody wants to know how far a transfer is."""
 
 
 def check_writable(uri: str) -> None:
@@ -218,28 +214,25 @@ def open_writer(uri: str) -> Writer:
     return multipart.S3Writer(uri) if is_s3(uri) else folders.FileWriter(uri)
 
 
-def upload_file(path: Path, uri: str, moved: Callable[[int], None] = _ignore) -> None:
-    """A file on this machine to `uri`, in parts side by side; `moved` hears of the bytes that are there."""
+def upload_file(path: Path, uri: str) -> None:
+    """A file on this machine to `uri`, in parts side by side."""
     if is_s3(uri):
-        multipart.send_file(path, uri, moved)
+        multipart.send_file(path, uri)
     else:
-        folders.copy_file(str(path), uri, moved)
+        folders.copy_file(str(path), uri)
 
 
-def copy(source: str, target: str, moved: Callable[[int], None] = _ignore) -> None:
+def copy(source: str, target: str) -> None:
     """One file to another place: server-side within S3, else through this machine."""
     if is_s3(source) and is_s3(target):
-        size = size_of(source)
         multipart.copy_object(source, target)
-        moved(size)
     elif not is_s3(source):
-        upload_file(Path(source), target, moved)
+        upload_file(Path(source), target)
     else:
         writer = open_writer(target)
         try:
             for chunk in read_chunks(source, 4 * PIECE):
                 writer.write(chunk)
-                moved(len(chunk))
             writer.commit()
         except BaseException:
             writer.abort()

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,13 +53,12 @@ def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> No
         temporary.unlink(missing_ok=True)
 
 
-def copy_file(source: str, target: str, moved: Callable[[int], None]) -> None:
+def copy_file(source: str, target: str) -> None:
     """A file to another place, in the kernel where that can."""
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(target)
     try:
         shutil.copyfile(source, temporary)
-        moved(temporary.stat().st_size)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -276,7 +275,7 @@ class S3Writer:
         self._threads.end(wait=5)
 
 
-def send_file(path: Path, uri: str, moved: Callable[[int], None] | None = None) -> None:
+def send_file(path: Path, uri: str) -> None:
     """A file into an object, its parts read and sent side by side. Memory: PART x connections. Resumes as S3Writer."""
     size = path.stat().st_size
     free: list[bytearray] = []
@@ -300,8 +299,6 @@ def send_file(path: Path, uri: str, moved: Callable[[int], None] | None = None) 
 
         if size <= PART:
             s3.put(uri, read(0, size))
-            if moved:
-                moved(size)
             return
         upload = Upload(uri)
 
@@ -309,8 +306,6 @@ def send_file(path: Path, uri: str, moved: Callable[[int], None] | None = None) 
             view = read(start, length)
             upload.put(number, view)
             free.append(view.obj)  # type: ignore[arg-type]
-            if moved:
-                moved(length)
 
         try:
             with Threads(connections()) as threads:
