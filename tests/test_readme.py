@@ -1,4 +1,5 @@
-"""The README's commands are commands: targets, subcommands, options and folders that exist."""
+"""The README's commands are commands: targets, subcommands, options and folders that exist; docs' stages have options
+that exist."""
 
 import re
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import parser
+from tests.components.test_signatures import options_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +48,23 @@ def test_a_stage_named_alone_is_there(words):
     assert words[1] == "-m"
     folder = ROOT.joinpath(*words[2].split("."))
     assert (folder / "__main__.py").is_file()
+
+
+def stage_commands() -> list[tuple[str, str, list[str]]]:
+    """(file, stage, options) of every command line that runs a stage, in the README and in docs."""
+    found = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text().replace("\\\n", " ")
+        for stage, rest in re.findall(r"^ *python -m components\.(\w+)(.*)$", text, flags=re.MULTILINE):
+            words = shlex.split(rest, comments=True)
+            found.append((path.name, stage, [word.partition("=")[0] for word in words if word.startswith("--")]))
+    return found
+
+
+@pytest.mark.parametrize(("file", "stage", "options"), stage_commands())
+def test_a_stage_has_the_options(file, stage, options):
+    assert options
+    assert set(options) <= {f"--{name.replace('_', '-')}" for name in options_of(stage)}
 
 
 @of("kubectl")
