@@ -17,7 +17,6 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 SIZES = {"2.1 GB": (2048, 5504, 18), "4.2 GB": (4096, 11008, 9)}
 """Name → hidden size, feed-forward size, layers."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-LIMIT_MB = 1500
 
 
 def run(scratch: Path) -> list[Table]:

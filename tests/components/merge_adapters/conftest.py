@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-MODULES = ["embed_tokens", "lm_head"]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
