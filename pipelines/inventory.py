@@ -58,6 +58,8 @@ class Unreferenced:
     what: str
     modified: datetime
     bytes: int
+    published: bool
+    """Whether it lies beside an artifact; else it may be a stage's that still runs and publishes."""
     files: tuple[str, ...] = ()
     uploads: tuple[storage.Unfinished, ...] = ()
 
@@ -126,12 +128,13 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
                 places[match[1]].uploads.append(upload)
     found = [
         Unreferenced(
-            f"{root}/{name}",
-            _what(place, f"{root}/{name}" in whole),
-            place.modified,
-            sum(item.size for item in place.files) + sum(upload.bytes or 0 for upload in place.uploads),
-            tuple(f"{root}/{item.name}" for item in place.files),
-            tuple(place.uploads),
+            where=f"{root}/{name}",
+            what=_what(place, f"{root}/{name}" in whole),
+            modified=place.modified,
+            bytes=sum(item.size for item in place.files) + sum(upload.bytes or 0 for upload in place.uploads),
+            published=f"{root}/{name}" in whole,
+            files=tuple(f"{root}/{item.name}" for item in place.files),
+            uploads=tuple(place.uploads),
         )
         for name, place in places.items()
         if name not in unread and now - place.modified >= older_than
@@ -152,7 +155,7 @@ def free(found: Iterable[Unreferenced]) -> int:
     """Deletes, and returns the bytes. A place that has got a manifest since it was looked at is left."""
     freed = 0
     for one in found:
-        if one.what.endswith("without a manifest") and storage.exists(f"{one.where}/{MANIFEST}"):
+        if not one.published and storage.exists(f"{one.where}/{MANIFEST}"):
             continue
         storage.delete_many(one.files)
         for upload in one.uploads:
