@@ -37,7 +37,7 @@ from typing import Any
 from blake3 import blake3
 
 from components.shared import storage
-from components.shared.errors import InputError, StorageFault
+from components.shared.errors import InputError, StorageFault, Truncated
 from components.shared.progress import Progress
 from components.shared.space import require_space
 from components.shared.vocabulary import Vocabulary
@@ -336,9 +336,7 @@ class Artifact:
                 self._read_block(file, index, wanted, block)
             except InputError as error:
                 found.append(error)
-            except StorageFault as error:
-                if "truncated" not in str(error):
-                    raise
+            except Truncated as error:
                 found.append(InputError(str(error)))
             bar.advance(len(block))
 

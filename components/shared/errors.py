@@ -23,3 +23,7 @@ class StorageFault(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Truncated(StorageFault):
+    """A stored file has fewer bytes than were asked of it."""

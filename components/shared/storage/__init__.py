@@ -146,7 +146,7 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
-    """The file, or `length` bytes from `start`. Short reads are errors (StorageFault)."""
+    """The file, or `length` bytes from `start`. Short reads are errors (Truncated)."""
     if length is None:
         if is_s3(uri):
             return s3.get(uri, start)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from components.shared.errors import StorageFault
+from components.shared.errors import Truncated
 from components.shared.storage.multipart import Unfinished
 
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
@@ -23,13 +23,13 @@ def beside(path: str | Path) -> Path:
 
 
 def read_into(path: str, start: int, buffer: memoryview) -> None:
-    """Fills `buffer` from byte `start`; StorageFault when the file has not so many."""
+    """Fills `buffer` from byte `start`; Truncated when the file has not so many."""
     with open(path, "rb", buffering=0) as file:
         at = 0
         while at < len(buffer):
             count = os.preadv(file.fileno(), [buffer[at:]], start + at)
             if not count:
-                raise StorageFault(
+                raise Truncated(
                     f"{path}: {at} bytes at {start} where {len(buffer)} were expected; the file is truncated"
                 )
             at += count

@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from crc32c import crc32c as crc32c_of
 
-from components.shared.errors import InputError, StorageFault
+from components.shared.errors import InputError, StorageFault, Truncated
 from components.shared.storage.addresses import split_s3
 from components.shared.storage.parallel import patience
 
@@ -423,7 +423,7 @@ def _size(session: _Session, uri: str) -> int:
 
 
 def get_into(uri: str, start: int, buffer: memoryview) -> None:
-    """Fills `buffer` with the object's bytes from `start`; StorageFault when it has not so many.
+    """Fills `buffer` with the object's bytes from `start`; Truncated when it has not so many.
 
     A connection that breaks is taken up at the byte where it broke, of the same version of the object.
     """
@@ -451,7 +451,7 @@ def get_into(uri: str, start: int, buffer: memoryview) -> None:
                         raise StorageFault(f"{uri}: the server does not answer with ranges; use another S3 server")
                 elif int(found[1]) != first or int(found[2]) != last:
                     there = max(0, int(found[2]) + 1 - start)
-                    raise StorageFault(
+                    raise Truncated(
                         f"{uri}: {there} bytes at {start} where {len(buffer)} were expected; the file is truncated"
                     )
                 tag = answer.get("ETag")
@@ -470,7 +470,7 @@ def get_into(uri: str, start: int, buffer: memoryview) -> None:
         patiently(uri, attempt)
     except StorageFault as error:
         if said(error) in ("InvalidRange", "416"):
-            raise StorageFault(
+            raise Truncated(
                 f"{uri}: 0 bytes at {start} where {len(buffer)} were expected; the file is truncated"
             ) from error
         raise

@@ -202,6 +202,21 @@ def test_a_file_that_was_cut_short_is_no_success(published):
     storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
     with pytest.raises(StorageFault, match=r"small\.txt: 2999 bytes .* truncated"):
         open_artifact(published.reference).read("small.txt")
+    (damage,) = open_artifact(published.reference).damages()
+    assert "small.txt: 2999 bytes" in damage
+
+
+def test_a_server_that_fails_is_no_damage_whatever_the_place_is_called(tmp_path, monkeypatch):
+    out = ArtifactWriter(str(tmp_path / "truncated"), "stage", "key")
+    out.add_bytes("small.txt", SMALL)
+    artifact = open_artifact(out.publish("files").reference)
+
+    def fails(uri: str, *_: object) -> None:
+        raise StorageFault(f"{uri}: no S3 server answers")
+
+    monkeypatch.setattr(storage, "read_piece", fails)
+    with pytest.raises(StorageFault, match="no S3 server answers"):
+        artifact.damages()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": 99}'], ids=str)
