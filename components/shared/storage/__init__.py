@@ -28,7 +28,7 @@ from components.shared.storage.addresses import is_s3, join, normalise, split_s3
 from components.shared.storage.folders import check_room
 from components.shared.storage.multipart import PART, Unfinished, Upload, part_length
 from components.shared.storage.parallel import Threads, connections, in_parallel
-from components.shared.storage.s3 import forget_client, mapped, s3_client
+from components.shared.storage.s3 import forget_client, s3_client
 
 __all__ = [
     "PART",
@@ -52,7 +52,6 @@ __all__ = [
     "is_s3",
     "join",
     "listing",
-    "mapped",
     "normalise",
     "open_writer",
     "part_length",
@@ -84,9 +83,6 @@ class Stored:
     tag: str
     modified: datetime = _NEVER
     """When it was last written (UTC)."""
-
-    def age(self, now: datetime | None = None) -> timedelta:
-        return (now or datetime.now(UTC)) - self.modified
 
 
 class Writer(Protocol):

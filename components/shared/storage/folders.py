@@ -94,7 +94,7 @@ class FileWriter:
 
 
 def left_behind(folder: str) -> list[Unfinished]:
-    """The hidden files of writers that were killed, oldest first."""
+    """The hidden files of writers, of live ones as of those that were killed; oldest first."""
     found = []
     for path in Path(folder).rglob(".*.tmp"):
         match = _LEFT.fullmatch(path.name)

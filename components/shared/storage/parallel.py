@@ -101,8 +101,8 @@ class _Dropped(Exception):
     """The caller gave the work up."""
 
 
-def in_parallel(function: Callable[..., Any], items: Iterable[Any], count: int | None = None) -> None:
+def in_parallel(function: Callable[..., Any], items: Iterable[Any]) -> None:
     """Calls `function(item)` for every item, `connections()` of them at a time; raises the first error."""
-    with Threads(count or connections()) as threads:
+    with Threads(connections()) as threads:
         for item in items:
             threads.call(function, item)
