@@ -90,7 +90,7 @@ def estimate(plan: GgufModel, kind: str) -> int:
     """Bytes of a file: all but exact for a precision; a quantised one with a tenth to spare."""
     if kind in PRECISIONS:
         return plan.nbytes(kind)
-    return int(plan.parameters * QUANTIZATIONS[kind] / 8 * 1.1) + len(plan.header("f32"))
+    return int(plan.parameters * QUANTIZATIONS[kind] / 8 * 1.1) + plan.header_bytes
 
 
 def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,12 @@ class GgufModel:
 
     def nbytes(self, precision: str) -> int:
         """Bytes of the file, all but exactly: the tensors, and the header."""
-        return sum(_padded(tensor.nbytes(precision)) for tensor in self.tensors) + len(self.header(precision))
+        return sum(_padded(tensor.nbytes(precision)) for tensor in self.tensors) + self.header_bytes
+
+    @cached_property
+    def header_bytes(self) -> int:
+        """The header's length, the same for every precision: types and offsets are numbers of fixed width."""
+        return len(self.header("f32"))
 
     def header(self, precision: str, tensors: bool = True) -> bytes:
         """Everything before the tensors' bytes. Without `tensors`: a file of its own, with the tokenizer alone."""
@@ -111,7 +117,9 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
             f"{where}: {TOKENIZER} has {encoder.size} pieces and the model {rows} rows; they do not belong together"
         )
     tensors = tuple(_tensors(checkpoint, settings, encoder.size, where))
-    unknown = sorted(set(checkpoint.tensors) - {tensor.source for tensor in tensors} - ({HEAD} & {_tied(settings)}))
+    # a copy of the embedding may be in the file, and is left out
+    tied = {HEAD} if settings.tied else set()
+    unknown = sorted(set(checkpoint.tensors) - {tensor.source for tensor in tensors} - tied)
     if unknown:
         raise InputError(f"{where}: tensor {unknown[0]} is none of a LLaMA model; GGUF's LLaMA has no place for it")
     return GgufModel(checkpoint, settings, encoder, _chat_template(model), tensors, name)
@@ -170,11 +178,6 @@ def _rope(given: Mapping[str, Any], where: str) -> tuple[float, float]:
         raise InputError(f"{where}: config.json stretches the rotary positions ({kind}), which is not exported as GGUF")
     theta = float(rope.get("rope_theta") or given.get("rope_theta") or ROPE_THETA)
     return theta, float(rope["factor"]) if kind == "linear" else 1.0
-
-
-def _tied(settings: LlamaSettings) -> str:
-    """The head's name where the settings tie it to the embedding: a copy in the file is left out."""
-    return HEAD if settings.tied else ""
 
 
 def _tensors(checkpoint: Checkpoint, settings: LlamaSettings, pieces: int, where: str) -> Iterator[Tensor]:
