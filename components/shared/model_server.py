@@ -18,7 +18,7 @@ from components.shared.errors import InputError
 from components.shared.images import image
 from components.shared.inference import Sampling
 from components.shared.storage import is_s3, normalise
-from components.shared.training_job import LABEL, S3_KEYS, S3_OPTIONAL_KEYS
+from components.shared.training_job import LABEL, confined, s3_variables
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 PORT = 8000
@@ -246,11 +246,11 @@ class ModelServer:
             "image": image("serve"),
             "command": ["python", "-m", "components.serve.check"],
             "args": ["--model", self.model, "--context-length", str(self.context_length)],
-            "env": [*_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT), *self._s3({})],
+            "env": [*_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT), *s3_variables(self.s3_secret)],
             "resources": {"requests": resources, "limits": dict(resources)},
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-            "securityContext": _confined(),
+            "securityContext": confined(),
         }
 
     def _vllm(self, name: str) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class ModelServer:
             "env": [
                 *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT),
                 {"name": "VLLM_API_KEY", "valueFrom": key},
-                *self._s3(_VLLM_NAMES),
+                *s3_variables(self.s3_secret, _VLLM_NAMES),
             ],
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
             "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
@@ -275,7 +275,7 @@ class ModelServer:
             "resources": {"requests": resources, "limits": dict(resources)},
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
-            "securityContext": _confined(),
+            "securityContext": confined(),
         }
 
     def vllm_arguments(self) -> list[str]:
@@ -285,18 +285,6 @@ class ModelServer:
             *("--dtype", self.dtype, "--max-model-len", str(self.context_length)),
             *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
         ]
-
-    def _s3(self, names: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Variables from the S3 secret, key by key; `names`: what one is called instead."""
-        if not self.s3_secret:
-            return []
-        variables = []
-        for key in (*S3_KEYS, *S3_OPTIONAL_KEYS):
-            reference: dict[str, Any] = {"name": self.s3_secret, "key": key}
-            if key in S3_OPTIONAL_KEYS:
-                reference["optional"] = True
-            variables.append({"name": names.get(key, key), "valueFrom": {"secretKeyRef": reference}})
-        return variables
 
 
 def vllm_sampling() -> list[str]:
@@ -308,11 +296,3 @@ def vllm_sampling() -> list[str]:
 
 def _plain(values: Mapping[str, str]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in values.items()]
-
-
-def _confined() -> dict[str, Any]:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }

@@ -7,7 +7,7 @@ Kubernetes token, get S3 by secret reference, and write below /tmp alone.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -298,11 +298,7 @@ class TrainingJob:
             "env": self._variables(),
             "resources": {"requests": dict(resources), "limits": dict(resources)},
             "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
-            "securityContext": {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            },
+            "securityContext": confined(),
         }
 
     def _variables(self) -> list[dict[str, Any]]:
@@ -313,15 +309,34 @@ class TrainingJob:
             **self.environment,
         }
         variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
-        if self.s3_secret:
-            for key in (*S3_KEYS, *S3_OPTIONAL_KEYS):
-                if key in plain:
-                    continue
-                reference: dict[str, Any] = {"name": self.s3_secret, "key": key}
-                if key in S3_OPTIONAL_KEYS:
-                    reference["optional"] = True
-                variables.append({"name": key, "valueFrom": {"secretKeyRef": reference}})
-        return variables
+        return variables + s3_variables(self.s3_secret, given=plain)
+
+
+def s3_variables(
+    secret: str, names: Mapping[str, str] | None = None, given: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """A container's variables from the S3 secret, key by key; none without one. `names`: what a key's variable is
+    called where not by the key; `given`: variables that are set already, and are left out."""
+    if not secret:
+        return []
+    variables = []
+    for key in (*S3_KEYS, *S3_OPTIONAL_KEYS):
+        if key in given:
+            continue
+        reference: dict[str, Any] = {"name": secret, "key": key}
+        if key in S3_OPTIONAL_KEYS:
+            reference["optional"] = True
+        variables.append({"name": (names or {}).get(key, key), "valueFrom": {"secretKeyRef": reference}})
+    return variables
+
+
+def confined() -> dict[str, Any]:
+    """The securityContext of a container, as the *restricted* Pod Security Standard asks and with its files fixed."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
 
 
 def label_value(text: str) -> str:
