@@ -240,7 +240,7 @@ def fixed_prompts(reference: str, count: int) -> list[Sample]:
     """The first `count` of the prompts that are the same in every evaluation: the user's, or the project's own."""
     from components.shared.corpus import read_documents
     from components.shared.instructions import read_instructions
-    from components.shared.prompt import wrap, wrap_item
+    from components.shared.prompt import wrap
 
     if not reference:
         lines = (Path(__file__).parent / "prompts.txt").read_text("utf-8").splitlines()
@@ -249,17 +249,18 @@ def fixed_prompts(reference: str, count: int) -> list[Sample]:
     if any(name.endswith(".txt") for name in artifact.names):
         texts = (document.text for document in read_documents(artifact))
         return [Sample("prompt", wrap(text), text, "") for text in itertools.islice(texts, count)]
-    items = itertools.islice(read_instructions(artifact, answered=False), count)
-    return [
-        Sample("prompt", wrap_item(item), "\n".join(filter(None, (item["instruction"], item["input"]))), item["output"])
-        for item in items
-    ]
+    return [_sample("prompt", item) for item in itertools.islice(read_instructions(artifact, answered=False), count)]
+
+
+def _sample(kind: str, item: Mapping[str, str]) -> Sample:
+    from components.shared.prompt import wrap_item
+
+    asked = "\n".join(filter(None, (item["instruction"], item["input"])))
+    return Sample(kind, wrap_item(item), asked, item["output"])
 
 
 def choose_samples(texts: Sequence[str], selection: Selection, count: int) -> list[Sample]:
     """Half instructions (each in turn, the commonest first), half texts to continue; or all of what there is."""
-    from components.shared.prompt import wrap_item
-
     groups: dict[str, list[Mapping[str, str]]] = {}
     for item in [*(choice.item for choice in selection.choice), *selection.free]:
         groups.setdefault(item["instruction"], []).append(item)
@@ -270,19 +271,11 @@ def choose_samples(texts: Sequence[str], selection: Selection, count: int) -> li
         waiting = [group for group in waiting if group]
     long_enough = [text for text in texts if len(text) > 2 * CONTINUED][:count]
     asked = min(len(items), max(count - count // 2, count - len(long_enough)))
-    found = [
-        Sample(
-            "instruction",
-            wrap_item(item),
-            "\n".join(filter(None, (item["instruction"], item["input"]))),
-            item["output"],
-        )
-        for item in items[:asked]
-    ]
-    return found + [
+    continued = [
         Sample("text", text[:CONTINUED], text[:CONTINUED], text[CONTINUED : 4 * CONTINUED])
         for text in long_enough[: count - asked]
     ]
+    return [_sample("instruction", item) for item in items[:asked]] + continued
 
 
 def read_trainings(references: str) -> list[dict[str, Any]]:

@@ -152,6 +152,19 @@ def bits_bars(report: Mapping[str, Any], language: str) -> Bars | None:
     return Bars(LANGUAGE_NAMES[language], note, bars)
 
 
+def share_bars(
+    models: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]], title: str, note: str
+) -> Bars:
+    """The accuracy of each model with its margin, where it has one; figures: one of each model, in their order."""
+    bars = []
+    for index, (model, each) in enumerate(zip(models, figures)):
+        value, margin = each["accuracy"], each.get("margin")
+        span = None if margin is None else (100 * max(0.0, value - margin), 100 * min(1.0, value + margin))
+        ends = "" if margin is None else f"±{100 * margin:.1f}"
+        bars.append(Bar(model["label"], 100 * value, percent(value), ends, index == len(models) - 1, span))
+    return Bars(title, note, bars, 100 * figures[-1]["chance"])
+
+
 def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
     """Accuracy over all items, and of each instruction where there are several."""
     models = report["models"]
@@ -159,23 +172,16 @@ def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
     if any(each is None or each["accuracy"] is None for each in scored):
         return []
 
-    def bars_of(figures: Sequence[Mapping[str, Any]], title: str, note: str) -> Bars:
-        bars = []
-        for index, (model, each) in enumerate(zip(models, figures)):
-            value, margin = each["accuracy"], each.get("margin")
-            span = None if margin is None else (100 * max(0.0, value - margin), 100 * min(1.0, value + margin))
-            ends = "" if margin is None else f"±{100 * margin:.1f}"
-            bars.append(Bar(model["label"], 100 * value, percent(value), ends, index == len(models) - 1, span))
-        return Bars(title, note, bars, 100 * figures[-1]["chance"])
-
-    found = [bars_of(scored, "All multiple-choice items", f"{scored[-1]['items']:,} items")]
+    found = [share_bars(models, scored, "All multiple-choice items", f"{scored[-1]['items']:,} items")]
     names = [group["instruction"] for group in scored[-1]["groups"]]
     for name in names if len(names) > 1 else []:
         groups = [[group for group in each["groups"] if group["instruction"] == name] for each in scored]
         if all(groups):
             last = groups[-1][0]
             choices = " / ".join(last["choices"])
-            found.append(bars_of([group[0] for group in groups], name, f"{last['items']:,} items; {choices}"))
+            found.append(
+                share_bars(models, [group[0] for group in groups], name, f"{last['items']:,} items; {choices}")
+            )
     return found
 
 
@@ -187,15 +193,9 @@ def exam_bars(report: Mapping[str, Any]) -> list[Bars]:
         each = [model["exams"][index] for model in models]
         if any(one["accuracy"] is None for one in each):
             continue
-        bars = []
-        for place, (model, one) in enumerate(zip(models, each)):
-            value, around = one["accuracy"], one["margin"]
-            span = (100 * max(0.0, value - around), 100 * min(1.0, value + around))
-            ends = f"±{100 * around:.1f}"
-            bars.append(Bar(model["label"], 100 * value, percent(value), ends, place == len(models) - 1, span))
         subjects = len(exam["subjects"])
         note = f"{exam['items']:,} questions, {subjects} {'subject' if subjects == 1 else 'subjects'}"
-        found.append(Bars(f"{exam['exam']}, {exam['shots']} shots", note, bars, 100 * exam["chance"]))
+        found.append(share_bars(models, each, f"{exam['exam']}, {exam['shots']} shots", note))
     return found
 
 
