@@ -4,6 +4,7 @@ Optional (`pip install 'zhllama[lm-eval]'`): it brings thirty packages. Tasks ar
 of a folder of the user's own (`--lm-eval-tasks`) are YAML as the harness has it, and may run code that they name.
 """
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 from components.shared.errors import InputError
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from components.shared.inference import LoadedModel
 
 INSTALL = "pip install 'zhllama[lm-eval]'"
@@ -20,11 +23,11 @@ INSTALL = "pip install 'zhllama[lm-eval]'"
 def check_tasks(tasks: Sequence[str], folder: Path | None) -> None:
     """InputError, before a model is loaded, where the harness is not installed or does not know a task."""
     try:
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks  # noqa: F401 - _manager needs it
     except ModuleNotFoundError as error:
         raise InputError(f"--lm-eval: the harness is not installed ({error.name} is missing); {INSTALL}") from error
     _quiet()
-    known = TaskManager(include_path=str(folder) if folder else None).all_tasks
+    known = _manager(folder).all_tasks
     unknown = [task for task in tasks if task not in known]
     if unknown:
         raise InputError(
@@ -39,7 +42,6 @@ def run_tasks(
     """Task → metric → value, the harness's own names (`acc,none`); `limit`: questions of each task, 0 for all."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerFast
 
     from components.shared.fast_tokenizer import load_fast, tokenizer_files
@@ -57,7 +59,7 @@ def run_tasks(
     results = simple_evaluate(
         model=model,
         tasks=list(tasks),
-        task_manager=TaskManager(include_path=str(folder) if folder else None),
+        task_manager=_manager(folder),
         limit=limit or None,
         bootstrap_iters=0,
         log_samples=False,
@@ -66,6 +68,14 @@ def run_tasks(
         task: {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
         for task, figures in sorted(results["results"].items())
     }
+
+
+@functools.cache
+def _manager(folder: Path | None) -> "TaskManager":
+    """The harness's tasks and the folder's. Made once: it reads an index of thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder) if folder else None)
 
 
 def _quiet() -> None:
