@@ -31,7 +31,7 @@ class Published:
 
     @property
     def bytes(self) -> int:
-        return sum(file.size for file in self.manifest.files)
+        return self.manifest.size
 
     @property
     def summary(self) -> str:

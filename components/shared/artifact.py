@@ -103,6 +103,11 @@ class Manifest:
     def reference(self) -> str:
         return f"{self.root}/{MANIFEST}"
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
     def computed_digest(self) -> str:
         value = asdict(self)
         for left_out in ("root", "created", "host", "digest"):
@@ -340,8 +345,10 @@ class Artifact:
                 found.append(InputError(str(error)))
             bar.advance(len(block))
 
-        total = sum(file.size for file in self.manifest.files)
-        with Progress(f"verifying {self.title}", total) as bar, storage.Threads(storage.connections()) as threads:
+        with (
+            Progress(f"verifying {self.title}", self.manifest.size) as bar,
+            storage.Threads(storage.connections()) as threads,
+        ):
             for file in self.manifest.files:
                 for index, wanted in enumerate(self._digests_or_none(file)):
                     if found and not all_of_them:
@@ -359,9 +366,8 @@ class Artifact:
         if before is not None and Manifest.from_json(before, root).digest != self.digest:
             # said before a file of that artifact is written over
             raise FileExistsError(root)
-        total = sum(file.size for file in self.manifest.files)
         server_side = storage.is_s3(self.root) and storage.is_s3(root)
-        with Progress(f"copying {self.title}", total) as bar:
+        with Progress(f"copying {self.title}", self.manifest.size) as bar:
             for file in self.manifest.files:
                 target = storage.join(root, file.path)
                 if server_side:

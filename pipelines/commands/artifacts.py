@@ -132,7 +132,7 @@ def verify(given: argparse.Namespace) -> None:
     if damages:
         print("\n".join(damages))
         raise InputError(f"{given.reference}: {len(damages)} blocks are not as the manifest says; run its stage again")
-    size = human(sum(file.size for file in manifest.files), "B")
+    size = human(manifest.size, "B")
     print(f"{manifest.reference}: {len(manifest.files)} files, {size}, every block is as the manifest says")
 
 
@@ -181,7 +181,7 @@ def copy(given: argparse.Namespace) -> None:
             copied = artifact.copy_to(given.target)
         except FileExistsError as error:
             raise InputError(f"{given.target}: another artifact is there; choose another place") from error
-    size = human(sum(file.size for file in copied.files), "B")
+    size = human(copied.size, "B")
     print(f"{copied.reference}: {len(copied.files)} files, {size}")
 
 
@@ -235,7 +235,7 @@ def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
     files.add_column("SHA-256", no_wrap=True)
     for file in manifest.files:
         files.add_row(file.path, human(file.size, "B"), file.sha256[:16])
-    total = human(sum(file.size for file in manifest.files), "B")
+    total = human(manifest.size, "B")
     facts = {name: value for name, value in manifest.facts.items() if name != "summary"}
     return Group(
         *pairs(manifest.reference, about),
