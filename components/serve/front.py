@@ -189,9 +189,12 @@ class Front:
         try:
             value = json.loads(await upstream.aread())
             record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
-        except (httpx2.HTTPError, ValueError, AttributeError) as error:
+        except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
             record.end(502)
             raise ApiError(502, "the engine broke off its answer") from error
+        except BaseException:
+            record.end(499)
+            raise
         finally:
             await upstream.aclose()
         record.end(200)
@@ -206,6 +209,9 @@ class Front:
             upstream = await self._send("/v1/chat/completions", asked)
         except ApiError as error:
             record.end(error.status)
+            raise
+        except BaseException:
+            record.end(499)
             raise
         async for event in self._events(upstream, record):
             if "error" in event:
@@ -255,7 +261,7 @@ class Front:
                     record.answer_tokens = int(usage.get("completion_tokens", 0))
                 yield event
             status = 200
-        except (httpx2.HTTPError, ValueError) as error:
+        except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
             status = 502
             log.warning("the engine broke off a stream: %s", error)
             yield ApiError(502, "the engine broke off its answer").body

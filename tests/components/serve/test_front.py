@@ -1,9 +1,11 @@
 """The front before an engine of the tests' own: who is let in, what is refused, what comes back; and it lives on."""
 
+import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,6 @@ from tests.fake_engine import FakeEngine
 KEY = "a-key-for-the-tests-only"
 QUESTION = [{"role": "user", "content": "你好"}]
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def encoder(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(llama_tokenizer)
-
-
-@pytest.fixture
-def engine(encoder: Encoder) -> Iterator[FakeEngine]:
-    with FakeEngine(encoder) as made:
-        yield made
 
 
 @contextmanager
@@ -310,6 +301,88 @@ def test_a_client_that_leaves_ends_its_stream_at_the_engine(client: httpx2.Clien
         next(answer.iter_bytes())
     assert ended.wait(60)
     assert client.get("/v1/models").status_code == 200
+
+
+def running(client: httpx2.Client) -> float:
+    """The gauge of requests that are being answered."""
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith("zhllama_requests_running ")).split()[1])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("usage", [{"completion_tokens": None}, {"completion_tokens": [3]}, "three"])
+def test_a_count_that_is_none_is_the_engines_fault_and_the_request_ends(
+    client: httpx2.Client, engine: FakeEngine, usage: Any
+) -> None:
+    engine.faults[CHAT] = lambda handler: handler.json(200, {"choices": [], "usage": usage})
+    answer = client.post(CHAT, json=body())
+    assert (answer.status_code, error_of(answer)["message"]) == (502, "the engine broke off its answer")
+    event = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode()
+    engine.faults[CHAT] = lambda handler: handler.stream([event])
+    assert "the engine broke off its answer" in client.post(CHAT, json=body(stream=True)).text
+    assert running(client) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_the_engine_answers_is_no_longer_counted(
+    client: httpx2.Client, engine: FakeEngine, stream: bool
+) -> None:
+    goes_on = threading.Event()
+
+    def late(handler: Any) -> None:
+        goes_on.wait(60)
+        handler.stream([handler.chunk("好")] * 3) if stream else handler.json(200, {"choices": []})
+
+    engine.faults[CHAT] = late
+    content = json.dumps(body(stream=stream)).encode()
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: {client.base_url.host}\r\nContent-Type: application/json\r\n"
+        leaving.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        wait_for(lambda: any(path == CHAT for path, _ in engine.seen))
+        assert running(client) == 1
+    goes_on.set()
+    wait_for(lambda: running(client) == 0)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_is_cancelled_while_the_engine_works_is_no_longer_counted(engine: FakeEngine, begun: bool) -> None:
+    """As a server that stops, and a chat page that is closed, cancel it: before the engine's head, and after."""
+
+    def waits(handler: Any) -> None:
+        if begun:
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+        engine.released.wait(60)
+
+    async def cancelled(front: Front, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        asked = len(engine.seen)
+        while len(engine.seen) == asked:
+            await asyncio.sleep(0.01)
+        assert front.metrics.text(True).count(b"zhllama_requests_running 1.0") == 1
+        # the head, where there is one, is read by then or read when it is cancelled: either way it must end
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert front.metrics.text(True).count(b"zhllama_requests_running 0.0") == 1
+
+    async def both() -> None:
+        front = Front(Limits("zhllama", engine.encoder, 256), Engine("fake", Path(), lambda host, port: [], "/health"),
+                      engine.address, lambda: True)  # fmt: skip
+        transport = httpx2.ASGITransport(front.app())
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            await cancelled(front, client.post(CHAT, json=body()))
+        await cancelled(front, anext(front.stream(QUESTION)))
+
+    engine.faults[CHAT] = waits
+    asyncio.run(both())
 
 
 def test_health_says_when_the_engine_is_gone(engine: FakeEngine) -> None:
