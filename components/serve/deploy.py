@@ -53,7 +53,12 @@ class Before:
 
     @property
     def name(self) -> str:
-        return f"{self.wanted['kind']} {self.wanted['metadata']['namespace']}/{self.wanted['metadata']['name']}"
+        return name_of(self.wanted)
+
+
+def name_of(wanted: dict[str, Any]) -> str:
+    """`Deployment namespace/name`, for people."""
+    return f"{wanted['kind']} {wanted['metadata']['namespace']}/{wanted['metadata']['name']}"
 
 
 def server_of(config: Serve) -> ModelServer:
@@ -137,7 +142,7 @@ class Cluster:
         found = self._read(wanted)
         labels = (found or {}).get("metadata", {}).get("labels", {})
         if found is not None and any(labels.get(name) != value for name, value in OURS.items()):
-            raise InputError(f"{Before(wanted, found).name} is there and is not zhllama's; give another --name")
+            raise InputError(f"{name_of(wanted)} is there and is not zhllama's; give another --name")
         return found
 
     def apply(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -195,11 +200,11 @@ class Cluster:
         while True:
             seen = self._read(applied)
             if seen is None:
-                raise StorageFault(f"{Before(applied, None).name} was deleted while it was waited for")
+                raise StorageFault(f"{name_of(applied)} was deleted while it was waited for")
             progress = self._judge(seen, version)
             if progress.reason != said:
                 said = progress.reason
-                log.info("%s: %s", Before(applied, None).name, said or progress.state.value)
+                log.info("%s: %s", name_of(applied), said or progress.state.value)
             if progress.state is State.READY:
                 return progress.address
             if progress.state is State.WRONG_INPUT:
@@ -207,7 +212,7 @@ class Cluster:
             left = until - monotonic()
             if progress.state is State.FAILED or left <= 0:
                 why = "failed" if progress.state is State.FAILED else f"is not ready after {seconds / 60:.0f} minutes"
-                raise StorageFault(f"{Before(applied, None).name} {why}: {progress.reason or 'no pod says why'}")
+                raise StorageFault(f"{name_of(applied)} {why}: {progress.reason or 'no pod says why'}")
             self._until_changed(seen, min(left, LOOK_EVERY))
 
     def _judge(self, seen: dict[str, Any], version: str) -> Progress:
@@ -307,7 +312,7 @@ def _template_of(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refused(wanted: dict[str, Any], error: ApiException) -> Exception:
-    name = Before(wanted, None).name
+    name = name_of(wanted)
     if error.status in (400, 403, 404, 409, 422):
         mend = {
             403: "give this account the Role zhllama-deployer",

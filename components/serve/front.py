@@ -33,8 +33,6 @@ from components.serve.requests import ApiError, Asked, Limits
 log = logging.getLogger("serve")
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-OPEN = ("/health", "/metrics")
-"""Paths that ask for no key: probes and Prometheus have none, and nothing that was asked is in them."""
 PAGE_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'"
@@ -341,6 +339,7 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return ApiError(403, "this server does not answer to the pages of other sites")
         path = scope["path"]
+        # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
         if self._api_key and (path == "/tokenize" or path.startswith("/v1/")):
             kind, _, key = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not fits(key.strip(), self._api_key):
