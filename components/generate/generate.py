@@ -20,8 +20,9 @@ from components.shared.artifact import Artifact, ArtifactWriter, Manifest, diges
 from components.shared.cli import Ref, Refs, StageOptions, inputs_of, not_keyed, parse, run_stage
 from components.shared.corpus import read_documents
 from components.shared.errors import InputError
-from components.shared.instructions import read_instructions
+from components.shared.instructions import NO_ITEMS, read_instructions
 from components.shared.prompt import wrap, wrap_item
+from components.shared.text_stream import plain_name
 
 if TYPE_CHECKING:
     from components.shared.inference import LoadedModel, Sampling
@@ -174,9 +175,7 @@ def questions(config: Generate) -> list[str]:
 
 def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
     """Of every Alpaca item where there is a .json or .jsonl file, else of every line of the .txt files."""
-    if any(
-        name.endswith((".json", ".jsonl")) for name in artifact.names if name not in ("manifest.json", "blocks.json")
-    ):
+    if any(plain_name(name).endswith((".json", ".jsonl")) for name in artifact.names if name not in NO_ITEMS):
         items = list(read_instructions(artifact, answered=False))
         if with_prompt:
             return [wrap_item(item) for item in items]

@@ -20,7 +20,7 @@ from components.prepare_dataset.examples import Example, subject_of
 from components.shared.artifact import Artifact
 from components.shared.corpus import read_documents
 from components.shared.errors import InputError
-from components.shared.instructions import read_instructions
+from components.shared.instructions import NO_ITEMS, read_instructions
 from components.shared.packed import HELD_OUT_INSTRUCTIONS
 from components.shared.text_stream import lines_of, plain_name
 
@@ -130,10 +130,11 @@ def evaluation_texts(artifact: Artifact) -> Iterator[str]:
 
 
 def _holds_items(artifact: Artifact) -> bool:
-    if HELD_OUT_INSTRUCTIONS in artifact or any(plain_name(name).endswith(".json") for name in artifact.names):
+    names = [name for name in artifact.names if name not in NO_ITEMS]
+    if HELD_OUT_INSTRUCTIONS in artifact or any(plain_name(name).endswith(".json") for name in names):
         return True
-    lines = [name for name in artifact.names if plain_name(name).endswith(".jsonl")]
-    if not lines or len(lines) < len(artifact.names):
+    lines = [name for name in names if plain_name(name).endswith(".jsonl")]
+    if not lines or len(lines) < len(names):
         return False
     try:
         value = json.loads(next(lines_of(artifact, lines[0]), b"null"))

@@ -1,5 +1,6 @@
 """Batch answers: what is asked reaches the model as in training, and the answers are published."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -62,6 +63,18 @@ def test_questions_come_from_lines_or_items(tmp_path: Path, name: str, content: 
     expected = [first, "写诗。"]
     found = read_questions(open_artifact(str(tmp_path / name)), wrapped)
     assert found == ([wrap(text) for text in expected] if wrapped else expected)
+
+
+def test_compressed_items_are_items(tmp_path: Path) -> None:
+    (tmp_path / "items.json.gz").write_bytes(gzip.compress(json.dumps(items).encode()))
+    assert read_questions(open_artifact(str(tmp_path / "items.json.gz")), False) == ["翻译。\nOpen file", "写诗。"]
+
+
+@pytest.mark.parametrize("beside", ["report.json", "card.json"])
+def test_what_lies_beside_the_lines_makes_them_no_items(tmp_path: Path, beside: str) -> None:
+    (tmp_path / "a.txt").write_text("翻译。\n写诗。\n")
+    (tmp_path / beside).write_text("{}")
+    assert read_questions(open_artifact(str(tmp_path)), False) == ["翻译。", "写诗。"]
 
 
 def test_a_file_is_answered_in_order(tiny_model: str, tmp_path: Path, chinese_text: list[str]) -> None:

@@ -92,6 +92,18 @@ def test_an_evaluation_may_be_items_or_text(tmp_path, name, content, texts):
     assert list(evaluation_texts(open_artifact(str(tmp_path)))) == texts
 
 
+@pytest.mark.parametrize("beside", ["report.json", "card.json"])
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [("a.txt", "一行\n", ["一行"]), ("a.jsonl", json.dumps(ITEM) + "\n", ["房间很干净\n正面"])],
+    ids=["text", "lines of items"],
+)
+def test_what_lies_beside_an_evaluation_does_not_decide_what_it_is(tmp_path, beside, name, content, texts):
+    (tmp_path / name).write_text(content)
+    (tmp_path / beside).write_text("{}")
+    assert list(evaluation_texts(open_artifact(str(tmp_path)))) == texts
+
+
 def test_a_bad_evaluation_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("{")
     with pytest.raises(InputError, match=r"a\.jsonl: line 1 is not JSON"):
