@@ -98,39 +98,50 @@ def _all_records(artifact: Artifact) -> Iterator[Any]:
         where = f"{artifact.root}/{name}"
         if name.endswith(".parquet"):
             yield from _parquet(artifact, name, where)
-        elif plain_name(name).endswith(".jsonl") or _holds_lines(artifact, name):
-            yield from (_json_or_none(line) for line in lines_of(artifact, name) if line.strip())
+        elif plain_name(name).endswith(".jsonl"):
+            yield from _lines(artifact, name)
         else:
             yield from _json(artifact, name, where)
 
 
+def _lines(artifact: Artifact, name: str) -> Iterator[Any]:
+    return (_json_or_none(line) for line in lines_of(artifact, name) if line.strip())
+
+
 def _holds_lines(artifact: Artifact, name: str) -> bool:
     """Whether a .json file is JSON lines, as many data sets have it: its first line is a record, or the second is one
-    like it."""
-    first = [_json_or_none(line) for line in islice(filter(bytes.strip, lines_of(artifact, name)), 2)]
+    like it. Reads two lines, however long they are."""
+    first = list(islice(_lines(artifact, name), 2))
     return all(isinstance(value, dict) for value in first) and (
         len(first) == 2 or (len(first) == 1 and alpaca_of(first[0])[1] != "unknown")
     )
 
 
 def _json(artifact: Artifact, name: str, where: str) -> Iterator[Any]:
-    """The members of a list; of an object ({"data": […]}, or splits by name) those of its lists."""
+    """The members of a list; of an object ({"data": […]}, or splits by name) those of its lists; or its lines."""
     import ijson
 
     with open_plain(artifact, name) as stream:
-        if stream.peek(3).startswith(b"\xef\xbb\xbf"):
-            stream.read(3)
-        begin = stream.peek(4096).lstrip()[:1]
-        if begin not in (b"[", b"{"):
-            raise InputError(f"{where}: not JSON; give a list of objects, or one a line as .jsonl")
         try:
+            if stream.peek(3).startswith(b"\xef\xbb\xbf"):
+                stream.read(3)
+            begin = stream.peek(4096).lstrip()[:1]
+            # a list first: all of it may be one line, which is not read to see that it is none
             if begin == b"[":
                 yield from ijson.items(stream, "item", use_float=True)
-            else:
+            elif _holds_lines(artifact, name):
+                yield from _lines(artifact, name)
+            elif begin == b"{":
                 for _, value in ijson.kvitems(stream, "", use_float=True):
                     yield from value if isinstance(value, list) else ()
-        except (ijson.JSONError, OSError) as error:
+            else:
+                raise InputError(f"{where}: not JSON; give a list of objects, or one a line as .jsonl")
+        except ijson.JSONError as error:
             raise InputError(f"{where}: not JSON ({error}); give a list of objects, or one a line as .jsonl") from error
+        except OSError as error:
+            if plain_name(name) == name:
+                raise
+            raise InputError(f"{where}: cannot be decompressed ({error}); compress it again") from error
 
 
 def _json_or_none(line: bytes) -> Any:

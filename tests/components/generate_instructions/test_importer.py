@@ -5,13 +5,17 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from components.generate_instructions.catalogue import load_catalogue
+from components.generate_instructions.dedup import Seen
 from components.generate_instructions.generator import GenerateInstructions, generate_instructions
-from components.generate_instructions.importer import alpaca_of
+from components.generate_instructions.harvest import Harvest
+from components.generate_instructions.importer import alpaca_of, import_items
 from components.shared.artifact import Manifest, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
@@ -114,6 +118,26 @@ def test_a_store_of_either_kind_is_read_and_written(store: str, tmp_path: Path) 
     assert items_of(imported(tmp_path / "a.jsonl", store)) == ITEMS
 
 
+def test_a_list_on_one_line_is_streamed(tmp_path: Path) -> None:
+    size = 48 * 2**20
+    with open(tmp_path / "a.json", "wb") as file:
+        file.write(b"[" + listed(ITEMS[0]) + b", " + listed(ITEMS[1]))
+        while file.tell() < size:
+            file.write(b", " + listed({"text": "x" * 2**20}))
+        file.write(b"]")
+    harvest = Harvest(load_catalogue(), Seen(), 2)
+    tracemalloc.start()
+    try:
+        forms = import_items(open_artifact(str(tmp_path)), harvest)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert harvest.items == ITEMS[:2]
+    assert forms == {"alpaca": 2, "conversation": 0, "unknown": 0}
+    # some blocks of 8 MiB, never the line
+    assert peak < size / 2
+
+
 def test_several_sources_are_one_and_what_is_dropped_is_reported(tmp_path: Path) -> None:
     bad: list[Any] = [
         {"instruction": "写诗", "output": ""},
@@ -175,11 +199,25 @@ def test_a_data_set_of_the_hub_is_imported(tmp_path: Path) -> None:
         ("a.json", b"text", "a.json: not JSON; give a list of objects"),
         ("a.json", b'[{"instruction": "x"', "a.json: not JSON"),
         ("a.jsonl.gz", gzip.compress(lines(ITEMS))[:-9], "cannot be decompressed"),
+        ("a.json.gz", gzip.compress(listed(ITEMS))[:-9], r"a\.json\.gz: cannot be decompressed .*; compress it again"),
+        ("b.json.gz", gzip.compress(lines(ITEMS))[:-9], r"b\.json\.gz: cannot be decompressed .*; compress it again"),
+        ("c.json.gz", listed(ITEMS), r"c\.json\.gz: cannot be decompressed .*; compress it again"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: not a Parquet file"),
         ("a.json", b"[]", "no item is left .there are no records"),
         ("a.json", listed([{"instruction": "写诗", "output": ""}] * 3), r"no item is left \(3 no output\)"),
     ],
-    ids=["text", "no JSON", "cut off", "cut gzip", "no parquet", "empty", "nothing left"],
+    ids=[
+        "text",
+        "no JSON",
+        "cut off",
+        "cut gzip",
+        "cut gzip of a list",
+        "cut gzip of lines in .json",
+        "no gzip",
+        "no parquet",
+        "empty",
+        "nothing left",
+    ],
 )
 def test_what_cannot_be_imported_is_named(tmp_path: Path, name: str, content: bytes, line: str) -> None:
     (tmp_path / name).write_bytes(content)
