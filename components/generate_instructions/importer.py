@@ -159,5 +159,6 @@ def _parquet(artifact: Artifact, name: str, where: str) -> Iterator[Any]:
         with artifact.open(name) as stream:
             for batch in parquet.ParquetFile(stream).iter_batches(batch_size=ROWS):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    # OSError is what pyarrow raises for a damaged page
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{where}: not a Parquet file that can be read ({error}); fetch it again") from error

@@ -79,6 +79,11 @@ def parquet(records: list[Any]) -> bytes:
     return made.getvalue()
 
 
+def damaged(content: bytes) -> bytes:
+    """The first page's bytes are overwritten; the footer says nothing of it."""
+    return content[:4] + b"\xff" * 300 + content[304:]
+
+
 def listed(records: Any) -> bytes:
     return json.dumps(records, ensure_ascii=False).encode()
 
@@ -203,6 +208,7 @@ def test_a_data_set_of_the_hub_is_imported(tmp_path: Path) -> None:
         ("b.json.gz", gzip.compress(lines(ITEMS))[:-9], r"b\.json\.gz: cannot be decompressed .*; compress it again"),
         ("c.json.gz", listed(ITEMS), r"c\.json\.gz: cannot be decompressed .*; compress it again"),
         ("a.parquet", b"PAR1 and no more", "a.parquet: not a Parquet file"),
+        ("a.parquet", damaged(parquet(ITEMS * 500)), "a.parquet: not a Parquet file"),
         ("a.json", b"[]", "no item is left .there are no records"),
         ("a.json", listed([{"instruction": "写诗", "output": ""}] * 3), r"no item is left \(3 no output\)"),
     ],
@@ -215,6 +221,7 @@ def test_a_data_set_of_the_hub_is_imported(tmp_path: Path) -> None:
         "cut gzip of lines in .json",
         "no gzip",
         "no parquet",
+        "a damaged page",
         "empty",
         "nothing left",
     ],
