@@ -19,8 +19,9 @@ from typing import IO, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from components.shared import storage
+from components.shared.artifact import HUB_NAME
 from components.shared.errors import InputError, StorageFault
-from components.shared.hub_model import endpoint, hub_errors
+from components.shared.hub_model import endpoint, hub_errors, hub_files, parse_address
 
 CHUNK = 4 * 2**20
 ATTEMPTS = 5
@@ -64,7 +65,7 @@ def open_source(address: str) -> Source:
         return HttpSource(address)
     if address.startswith("hf://"):
         return HubSource.parse(address)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", address) and not os.path.isdir(address):
+    if re.fullmatch(HUB_NAME, address) and not os.path.isdir(address):
         return HubSource.parse(f"hf://{address}")
     return StoredSource(storage.normalise(address).removesuffix("/manifest.json"))
 
@@ -258,10 +259,10 @@ class HubSource:
     @staticmethod
     def parse(address: str) -> "HubSource":
         """`hf://owner/name`, `hf://owner/name@revision`, `hf://owner/name/folder`."""
-        found = re.fullmatch(r"hf://([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?(?:/([\w./-]+?))?/?", address)
+        found = parse_address(address)
         if found is None:
             raise InputError(f"--source {address}: no repository; write hf://owner/name or hf://owner/name@revision")
-        return HubSource(found[1], found[2], found[3] or "")
+        return HubSource(*found)
 
     @property
     def address(self) -> str:
@@ -271,20 +272,11 @@ class HubSource:
     @cached_property
     def _listing(self) -> tuple[str, dict[str, Found]]:
         """The commit, and the files of the folder."""
-        from huggingface_hub import HfApi
-
-        with hub_errors(f"--source {self.address}"):
-            info = HfApi(endpoint=endpoint()).model_info(
-                self.repository, revision=self._revision, files_metadata=True, timeout=TIMEOUT
-            )
-        prefix = f"{self._folder}/" if self._folder else ""
-        files = {}
-        for item in info.siblings or []:
-            if item.rfilename.startswith(prefix):
-                name = item.rfilename[len(prefix) :]
-                sha256 = item.lfs.sha256 if item.lfs else None
-                files[name] = Found(name, item.size, item.blob_id or "", sha256)
-        return info.sha or "main", files
+        commit, entries = hub_files(self.repository, self._revision, self._folder, f"--source {self.address}")
+        return commit, {
+            name: Found(name, entry.size, entry.blob_id or "", entry.lfs.sha256 if entry.lfs else None)
+            for name, entry in entries.items()
+        }
 
     def stat(self, name: str) -> Found | None:
         return self._listing[1].get(name)

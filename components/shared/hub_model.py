@@ -10,10 +10,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.shared.artifact import BLOCK, HUB_NAME, Artifact, File, Manifest, digest_of
 from components.shared.errors import InputError, StorageFault
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 PREFIX = "hf://"
 _SHAPE = "hf://OWNER/NAME[@REVISION][/FOLDER]"
@@ -23,30 +26,42 @@ TIMEOUT = 60.0
 
 def open_hub_model(reference: str, where: str) -> Artifact:
     """The artifact that stands for a repository. InputError when there is none; `where` begins the message."""
-    from huggingface_hub import HfApi
-
     address = reference if reference.startswith(PREFIX) else f"{PREFIX}{reference}"
-    found = re.fullmatch(rf"{PREFIX}({HUB_NAME})(?:@([\w.-]+))?(?:/([\w./-]+?))?/?", address)
+    found = parse_address(address)
     if found is None:
         raise InputError(f"{where}: no repository of the Hub; write {_SHAPE}")
-    repository, revision, folder = found[1], found[2], f"{found[3]}/" if found[3] else ""
+    repository, revision, folder = found
+    commit, entries = hub_files(repository, revision, folder, where)
+    files, identity = [], []
+    for name, entry in sorted(entries.items()):
+        if entry.size is not None:
+            sha256 = entry.lfs.sha256 if entry.lfs else ""
+            files.append(File(name, entry.size, sha256))
+            identity.append([name, entry.size, sha256 or entry.blob_id])
+    if not files:
+        raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
+    root = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
+    manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
+    return _HubModel(manifest, repository, commit, f"{folder}/" if folder else "")
+
+
+def parse_address(address: str) -> tuple[str, str | None, str] | None:
+    """Repository, revision (None: its main branch) and folder ("": the whole) of an address; None when it is none."""
+    found = re.fullmatch(rf"{PREFIX}({HUB_NAME})(?:@([\w.-]+))?(?:/([\w./-]+?))?/?", address)
+    return (found[1], found[2], found[3] or "") if found else None
+
+
+def hub_files(repository: str, revision: str | None, folder: str, where: str) -> tuple[str, dict[str, "RepoSibling"]]:
+    """The commit, and what the Hub says of each file below a folder, by its name there. Errors as hub_errors."""
+    from huggingface_hub import HfApi
+
     with hub_errors(where):
         info = HfApi(endpoint=endpoint()).model_info(
             repository, revision=revision, files_metadata=True, timeout=TIMEOUT
         )
-    commit = info.sha or "main"
-    files, identity = [], []
-    for item in sorted(info.siblings or [], key=lambda item: item.rfilename):
-        if item.rfilename.startswith(folder) and item.size is not None:
-            sha256 = item.lfs.sha256 if item.lfs else ""
-            name = item.rfilename[len(folder) :]
-            files.append(File(name, item.size, sha256))
-            identity.append([name, item.size, sha256 or item.blob_id])
-    if not files:
-        raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
-    root = f"{PREFIX}{repository}@{commit}" + (f"/{folder.rstrip('/')}" if folder else "")
-    manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
-    return _HubModel(manifest, repository, commit, folder)
+    prefix = f"{folder}/" if folder else ""
+    listed = [item for item in info.siblings or [] if item.rfilename.startswith(prefix)]
+    return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
 
 
 class _HubModel(Artifact):
