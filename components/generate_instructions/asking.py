@@ -231,7 +231,7 @@ class Asking:
                 continue
             except Failed as caught:
                 failure = caught
-                await self._failed(number, attempt, failure.reason, failure.may_be_billed)
+                await self.failed(number, attempt, failure.reason, failure.may_be_billed)
             finally:
                 self._on_the_wire.discard(number)
             failures, throttled = failures + (not failure.throttled), throttled + failure.throttled
@@ -261,7 +261,7 @@ class Asking:
         try:
             return await self.api.ask(request, self.dialect)
         except Refused as refusal:
-            await self._failed(number, attempt, f"refused: {str(refusal)[:80]}", False)
+            await self.failed(number, attempt, f"refused: {str(refusal)[:80]}", False)
             if self.known:
                 await self.record("given up", request=number, attempt=attempt, reason=str(refusal))
                 return None
@@ -277,17 +277,18 @@ class Asking:
             return None
         except Foreign as error:
             if not self.known:
-                await self._failed(number, attempt, "no chat completion", True)
+                await self.failed(number, attempt, "no chat completion", True)
                 raise InputError(
                     f"generate_instructions: {self.api.base_url} does not answer as a chat completions API ({error}); "
                     "check --base-url"
                 ) from error
             raise Failed("no chat completion", may_be_billed=True) from error
         except InputError:
-            await self._failed(number, attempt, "the key, the model or the account", False)
+            await self.failed(number, attempt, "the key, the model or the account", False)
             raise
 
-    async def _failed(self, number: int, attempt: int, reason: str, may_be_billed: bool) -> None:
+    async def failed(self, number: int, attempt: int, reason: str, may_be_billed: bool) -> None:
+        """Keeps an attempt that brought no answer."""
         await self.record("failed", request=number, attempt=attempt, reason=reason, may_be_billed=may_be_billed)
 
     async def _wait(self, failure: Failed, failures: int) -> None:

@@ -173,17 +173,13 @@ async def _keep(asking: Asking, batch: Batch, line: str) -> None:
                 *usage_of(body.get("usage"), str(content)), str(body.get("model") or ""),
             )  # fmt: skip
         except (KeyError, ValueError, TypeError, AttributeError):
-            await asking.record(
-                "failed", request=number, attempt=attempt, reason="no chat completion", may_be_billed=True
-            )
+            await asking.failed(number, attempt, "no chat completion", True)
             return
         await asking.answered(number, attempt, answer)
         return
     code = response.get("status_code") or 0
     said = str((body.get("error") or value.get("error") or {}).get("message", ""))[:200]
-    await asking.record(
-        "failed", request=number, attempt=attempt, reason=f"status {code} in the batch", may_be_billed=False
-    )
+    await asking.failed(number, attempt, f"status {code} in the batch", False)
     if code in (400, 413, 422):
         await asking.record("given up", request=number, attempt=attempt, reason=said)
 
@@ -192,7 +188,7 @@ async def _undone(asking: Asking, name: str, reason: str) -> None:
     """Frees what a batch did not answer, and ends it."""
     for number, attempt in asking.ledger.batches[name].attempts.items():
         if (number, attempt) in asking.ledger.open:
-            await asking.record("failed", request=number, attempt=attempt, reason=reason, may_be_billed=False)
+            await asking.failed(number, attempt, reason, False)
     await asking.record("batch ended", batch=name)
 
 
