@@ -6,7 +6,7 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -67,6 +67,12 @@ def bytes_of_text(artifact: Artifact) -> int | None:
     if not names or any(plain_name(name) != name or name.endswith(".parquet") for name in names):
         return None
     return sum(artifact.file(name).size for name in names)
+
+
+def total_of(sizes: Sequence[int | None]) -> int | None:
+    """The sum of what `bytes_of_text` said of several artifacts; None where one of them is not known."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[Document]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import Refs, StageOptions, split_references
-from components.shared.corpus import Skipped, bytes_of_text, read_documents
+from components.shared.corpus import Skipped, bytes_of_text, read_documents, total_of
 from components.shared.errors import InputError
 from components.shared.progress import Progress
 from components.shared.vocabulary import Encoder
@@ -90,9 +90,7 @@ def train_tokenizer(config: TrainTokenizer, out: ArtifactWriter) -> Manifest:
 
 def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None = None) -> Iterator[str]:
     """The texts in lines that the trainer takes, none longer than LONGEST characters."""
-    sizes = [bytes_of_text(text) for text in corpus]
-    known = [size for size in sizes if size is not None]
-    with Progress("reading", sum(known) if len(known) == len(sizes) else None) as bar:
+    with Progress("reading", total_of([bytes_of_text(text) for text in corpus])) as bar:
         for text in corpus:
             for document in read_documents(text, skipped=skipped):
                 for line in document.text.splitlines():

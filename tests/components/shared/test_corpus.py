@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from components.shared import storage
 from components.shared.artifact import Artifact, open_artifact
-from components.shared.corpus import Document, Skipped, bytes_of_text, read_documents
+from components.shared.corpus import Document, Skipped, bytes_of_text, read_documents, total_of
 from components.shared.errors import InputError
 from components.shared.instructions import read_instructions
 
@@ -98,6 +98,11 @@ def test_compressed_text_is_read_as_the_text(tmp_path, compressed, kind):
     artifact = open_artifact(str(tmp_path))
     assert [document.text for document in read_documents(artifact)] == LINES
     assert bytes_of_text(artifact) is None
+
+
+def test_a_total_is_known_when_every_size_is():
+    assert total_of([3, 0, 4]) == 7
+    assert total_of([3, None, 4]) is None
 
 
 @pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
