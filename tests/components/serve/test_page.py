@@ -14,22 +14,10 @@ from components.serve.here import listening
 from components.serve.page import WORDS, chat_page, fitting, language_of
 from components.serve.requests import Limits
 from components.shared.prompt import chat_ids
-from components.shared.vocabulary import Encoder
 from tests.fake_engine import FakeEngine
 
 KEY = "a-key-for-the-tests-only"
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def encoder(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(llama_tokenizer)
-
-
-@pytest.fixture
-def engine(encoder: Encoder) -> Iterator[FakeEngine]:
-    with FakeEngine(encoder) as made:
-        yield made
 
 
 def front_of(engine: FakeEngine, api_key: str = "", positions: int = 512) -> Front:

@@ -1,0 +1,19 @@
+"""An engine of the tests' own, for what stands before one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from components.shared.vocabulary import Encoder
+from tests.fake_engine import FakeEngine
+
+
+@pytest.fixture(scope="module")
+def encoder(llama_tokenizer: bytes) -> Encoder:
+    return Encoder(llama_tokenizer)
+
+
+@pytest.fixture
+def engine(encoder: Encoder) -> Iterator[FakeEngine]:
+    with FakeEngine(encoder) as made:
+        yield made
