@@ -127,3 +127,21 @@ def llama_shaped(lines: Iterable[str], pieces: int) -> bytes:
             piece.score = -1e9
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return bytes(proto.SerializeToString())
+
+
+def unigram_model(sentences: Iterable[str], pieces: int) -> bytes:
+    """A unigram tokenizer.model of the sentences: byte fallback, identity normaliser."""
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=made,
+        model_type="unigram",
+        vocab_size=pieces,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return made.getvalue()

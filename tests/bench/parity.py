@@ -5,13 +5,12 @@ The base has LLaMA's shape; two Chinese models, one of each kind, are appended i
 the recipe's plain concatenation, which is always full, cuts.
 """
 
-import io
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import Table, measured
-from tests.texts import chinese_sentences, code_lines, llama_shaped, mixed_lines
+from tests.texts import chinese_sentences, code_lines, llama_shaped, mixed_lines, unigram_model
 
 LINES = 21_000
 BLOCK = 512
@@ -48,25 +47,16 @@ def run(scratch: Path) -> list[Table]:
 
 
 def make(scratch: str) -> None:
-    import sentencepiece
-
     from components.train_tokenizer.sentencepiece_trainer import trained
 
     base = llama_shaped((" ".join(line.split()) for line in code_lines()), 8000)
     sentences = list(islice(chinese_sentences(), 30_000))
-    unigram = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
-        model_writer=unigram,
-        model_type="unigram",
-        vocab_size=1500,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        num_threads=1,
-        minloglevel=2,
-    )
     mixed = mixed_lines(6000, seed=9)
-    models = {"base": base, "bpe": trained(sentences + mixed, 6000, 0.9995, "text"), "unigram": unigram.getvalue()}
+    models = {
+        "base": base,
+        "bpe": trained(sentences + mixed, 6000, 0.9995, "text"),
+        "unigram": unigram_model(sentences, 1500),
+    }
     for name, model in models.items():
         Path(scratch, f"{name}.model").write_bytes(model)
 

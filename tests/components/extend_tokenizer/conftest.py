@@ -1,12 +1,12 @@
 """What both test files of this stage use."""
 
-import io
 import itertools
 from collections import Counter
 
 import pytest
 
 from components.shared.sentencepiece_model import parse_model
+from tests.texts import unigram_model
 
 
 @pytest.fixture(scope="session")
@@ -24,17 +24,4 @@ def tying_tokenizer(chinese_tokenizer: bytes, chinese_text: list[str]) -> bytes:
 @pytest.fixture(scope="session")
 def unigram_tokenizer(chinese_text: list[str]) -> bytes:
     """A Chinese unigram model: 700 pieces, of which merges alone cannot make all."""
-    import sentencepiece
-
-    made = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(chinese_text),
-        model_writer=made,
-        model_type="unigram",
-        vocab_size=700,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        num_threads=1,
-        minloglevel=2,
-    )
-    return made.getvalue()
+    return unigram_model(chinese_text, 700)
