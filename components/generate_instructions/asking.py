@@ -189,7 +189,8 @@ class Asking:
 
     def _waiting(self) -> int:
         """Answers that came before one with a lower number."""
-        return sum(1 for number in self.ledger.settled if number >= self.taken)
+        # requests 0 to taken − 1 are all settled, so that none needs to be looked at
+        return len(self.ledger.settled) - self.taken
 
     def wants_more(self, out: int) -> bool:
         """Whether the answers that are out, and those that wait for one before them, leave something to be wanted."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from components.generate_instructions.asking import ATTEMPTS, Asking
+from components.generate_instructions.budget import Tokens
 from components.generate_instructions.client import (
     LONGEST_ANSWER,
     Answer,
@@ -27,6 +28,7 @@ from components.generate_instructions.client import (
 )
 from components.generate_instructions.ledger import Batch
 from components.generate_instructions.limits import LONGEST_PAUSE, backoff
+from components.generate_instructions.request import Request
 from components.shared.errors import InputError, StorageFault
 
 log = logging.getLogger("generate_instructions")
@@ -61,44 +63,42 @@ class Batches:
 
 async def _plan(asking: Asking) -> None:
     """Makes the next batch, or sets `asking.ended` when the budget holds no more."""
-    numbers: list[int] = []
+    chosen: list[tuple[Request, Tokens]] = []
     charged, limit = asking.ledger.charged, ""
     highest = max(asking.ledger.settled, default=-1)
     for number in asking.unsettled(MOST_REQUESTS):
-        if number > highest and not asking.wants_more(len(numbers)):
+        if number > highest and not asking.wants_more(len(chosen)):
             break
-        most = asking.most(asking.requests[number])
+        request = asking.requests[number]
+        most = asking.most(request)
         limit = asking.budget.stops(charged, most)
         if limit:
             break
         charged += most
-        numbers.append(number)
-    if not numbers:
+        chosen.append((request, most))
+    if not chosen:
         asking.ended = limit
         return
     name = uuid.uuid4().hex
-    attempts = {number: asking.ledger.attempts.get(number, 0) + 1 for number in numbers}
+    attempts = {request.number: asking.ledger.attempts.get(request.number, 0) + 1 for request, _ in chosen}
     if (most_attempts := max(attempts.values())) > ATTEMPTS:
         raise StorageFault(
             f"generate_instructions: {asking.api.base_url} did not answer a request in {most_attempts - 1} batches; "
             "what came is kept, run this again without --batch"
         )
-    planned = []
-    for number, attempt in attempts.items():
-        most = asking.most(asking.requests[number])
-        planned.append([number, attempt, most.prompt, most.answer])
+    planned = [[request.number, attempts[request.number], most.prompt, most.answer] for request, most in chosen]
     await asking.record("batch planned", batch=name, requests=planned)
     lines = [
         json.dumps(
             {
-                "custom_id": str(number),
+                "custom_id": str(request.number),
                 "method": "POST",
                 "url": ENDPOINT,
-                "body": asking.api.body(asking.requests[number], asking.dialect, stream=False),
+                "body": asking.api.body(request, asking.dialect, stream=False),
             },
             ensure_ascii=False,
         )
-        for number in numbers
+        for request, _ in chosen
     ]
     content = "\n".join(lines).encode() + b"\n"
     client = asking.api.client
@@ -118,7 +118,7 @@ async def _plan(asking: Asking) -> None:
             raise _no_batches(asking, failure) from error
         raise failure from error
     await asking.record("batch created", batch=name, id=made.id)
-    log.info("batch %s: %d requests", made.id, len(numbers))
+    log.info("batch %s: %d requests", made.id, len(chosen))
 
 
 async def _settle(asking: Asking, name: str, batch: Batch, poll_seconds: float) -> None:
