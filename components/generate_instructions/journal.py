@@ -15,7 +15,6 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from components.shared import storage
-from components.shared.artifact import digest_of
+from components.shared.artifact import cache_folder, digest_of
 from components.shared.errors import InputError, StorageFault
 
 log = logging.getLogger("generate_instructions")
@@ -172,8 +171,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _spool(place: str) -> Path:
     """Where a journal in S3 lies on this machine meanwhile."""
-    cache = Path(os.environ.get("ZHLLAMA_CACHE") or Path(tempfile.gettempdir()) / "zhllama-cache")
-    return cache / "journals" / digest_of([os.environ.get("ZHLLAMA_S3_ENDPOINT") or "", place])[:32]
+    return cache_folder() / "journals" / digest_of([os.environ.get("ZHLLAMA_S3_ENDPOINT") or "", place])[:32]
 
 
 def _joined(lines: list[bytes]) -> bytes:
