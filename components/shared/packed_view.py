@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.shared.artifact import Artifact, open_artifact
 from components.shared.errors import InputError
-from components.shared.packed import KIND, TRAIN, PackedDataset
+from components.shared.packed import TRAIN, PackedDataset
 from components.shared.vocabulary import Encoder, load_encoder
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ def as_json(artifact: Artifact, count: int, split: str = TRAIN) -> list[dict[str
 
 
 def _opened(artifact: Artifact, split: str) -> tuple[PackedDataset, Encoder]:
-    artifact.expect(KIND, option="show")
     dataset = PackedDataset(artifact, split, "show", by_range=True)
     made_with = artifact.manifest.inputs["tokenizer"].reference
     encoder = load_encoder(open_artifact(made_with, "the tokenizer of this dataset"), "the tokenizer of this dataset")
