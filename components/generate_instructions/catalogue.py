@@ -1,6 +1,8 @@
 """What requests ask for and what is taken of the answers: catalogue.yaml, or a file of the user's in its place.
 
-Everything that depends on the language of the data is in that file, so that data in another language needs no code.
+What depends on the language of the data is in that file, so that data in another language needs no code. But for two
+things: the line before the examples of --seeds is Chinese (request.py; its text is part of the key that answers are
+kept under), and the words that mean "no input" are Chinese and English (validate.py).
 """
 
 import re
