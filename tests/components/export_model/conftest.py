@@ -1,5 +1,8 @@
-"""A model that has learnt a little, wide enough for k-quants: what its GGUF says can be held against transformers."""
+"""The models that are exported: a tiny one to be changed, and one that has learnt a little, wide enough for k-quants,
+so that what its GGUF says can be held against transformers."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,19 @@ from components.shared.fast_tokenizer import tokenizer_files
 from components.shared.vocabulary import Encoder
 
 STEPS = 60
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: str) -> Path:
+    """A copy of the tiny model's folder that a test may change, without its manifest."""
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    return folder
+
+
+def configure(model: Path, **changes: object) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.fixture(scope="session")

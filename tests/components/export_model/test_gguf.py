@@ -1,7 +1,6 @@
 """Export to GGUF: llama.cpp loads it, encodes as SentencePiece does and computes what transformers computes."""
 
 import importlib.metadata
-import json
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError, StorageFault
 from components.shared.prompt import CHAT_TEMPLATE
 from components.shared.vocabulary import Encoder
+from tests.components.export_model.conftest import configure
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
 gguf = pytest.importorskip("gguf")
@@ -53,19 +53,6 @@ def exported(trained_model, tmp_path_factory) -> Manifest:
 @pytest.fixture(scope="module")
 def folder(exported) -> Path:
     return Path(exported.root)
-
-
-@pytest.fixture
-def model(tmp_path, tiny_model) -> Path:
-    """A copy of the tiny model's folder that a test may change, without its manifest."""
-    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
-    (folder / "manifest.json").unlink()
-    return folder
-
-
-def configure(model: Path, **changes: object) -> None:
-    path = model / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # --- the tokenizer inside ---------------------------------------------------------------------------------------------

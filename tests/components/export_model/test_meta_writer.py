@@ -19,6 +19,7 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.meta_format import MetaParams
 from components.shared.safetensors_io import Checkpoint
+from tests.components.export_model.conftest import configure
 
 
 def export(store: str | Path, model: str | Path, shards: int = 0) -> Manifest:
@@ -28,19 +29,6 @@ def export(store: str | Path, model: str | Path, shards: int = 0) -> Manifest:
 def load(manifest: Manifest, index: int) -> dict[str, torch.Tensor]:
     with open_artifact(manifest.reference).open(f"consolidated.{index:02d}.pth") as stream:
         return torch.load(stream, weights_only=True)
-
-
-@pytest.fixture
-def model(tmp_path, tiny_model) -> Path:
-    """A copy of the tiny model's folder that a test may change, without its manifest."""
-    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
-    (folder / "manifest.json").unlink()
-    return folder
-
-
-def configure(model: Path, **changes: object) -> None:
-    path = model / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_metas_own_shards_come_back_tensor_for_tensor(store, tiny_model, tiny_meta):
