@@ -13,39 +13,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, urlparse
 
 LISTS = ("pods", "deployments", "inferenceservices", "pytorchjobs", "trainjobs", "workflows")
 
 
-class KubernetesServer:
-    """`with KubernetesServer() as server:`; `server.kubeconfig(path)` writes what a client needs."""
+class ApiServer:
+    """One that lives: `with KubernetesServer() as server:`; `server.kubeconfig(path)` writes what a client needs."""
 
-    def __init__(self, namespace: str = "team") -> None:
+    def __init__(self, handler: "type[ApiHandler]", namespace: str) -> None:
         self.namespace = namespace
-        self.objects: dict[str, dict[str, Any]] = {}
-        """By the path that one is read at."""
         self.requests: list[tuple[str, str]] = []
-        self.fault: Callable[[str, str], int | None] = lambda method, path: None
-        """A status for a request, in place of its answer."""
-        self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
-        self.forward_to: tuple[str, int] = ("127.0.0.1", 0)
-        """Where a pod's forwarded port leads."""
         self.changed = threading.Condition()
         self._version = 0
         self._events: list[tuple[int, str, str, dict[str, Any]]] = []
         self._closing = False
-        server = self
-
-        class Handler(_Handler):
-            of = server
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"of": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
-    def __enter__(self) -> "KubernetesServer":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -67,6 +55,82 @@ class KubernetesServer:
         }
         path.write_text(json.dumps(value))
         return path
+
+    def _emit(self, path: str, kind: str, thing: dict[str, Any]) -> None:
+        self._version += 1
+        thing["metadata"]["resourceVersion"] = str(self._version)
+        self._events.append((self._version, path, kind, json.loads(json.dumps(thing))))
+        self.changed.notify_all()
+
+    def events_after(self, version: int, root: str, timeout: float) -> list[tuple[int, str, dict[str, Any]]]:
+        """Blocks until there are some, the time is over, or the server closes."""
+
+        def found() -> list[tuple[int, str, dict[str, Any]]]:
+            return [
+                (v, kind, one) for v, path, kind, one in self._events if v > version and path.startswith(f"{root}/")
+            ]
+
+        with self.changed:
+            self.changed.wait_for(lambda: bool(found()) or self._closing, timeout)
+            return [] if self._closing else found()
+
+
+class ApiHandler(BaseHTTPRequestHandler):
+    """The answers of an API server."""
+
+    of: ApiServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _begin_watch(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _send_event(self, kind: str, thing: dict[str, Any]) -> None:
+        line = json.dumps({"type": kind, "object": thing}).encode() + b"\n"
+        self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+
+    def _end_watch(self) -> None:
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _answer(self, status: int, value: Any) -> None:
+        self._answer_with(status, "application/json", json.dumps(value).encode())
+
+    def _answer_with(self, status: int, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def selected(thing: dict[str, Any], query: dict[str, str]) -> bool:
+    """Whether an object is one of those that a request's label and field selectors choose."""
+    labels = thing["metadata"].get("labels", {})
+    for term in filter(None, query.get("labelSelector", "").split(",")):
+        name, _, value = term.partition("=")
+        if labels.get(name) != value:
+            return False
+    field = query.get("fieldSelector", "")
+    return not field or thing["metadata"]["name"] == field.removeprefix("metadata.name=")
+
+
+class KubernetesServer(ApiServer):
+    """Every kind of object."""
+
+    def __init__(self, namespace: str = "team") -> None:
+        super().__init__(_Handler, namespace)
+        self.objects: dict[str, dict[str, Any]] = {}
+        """By the path that one is read at."""
+        self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        """A status for a request, in place of its answer."""
+        self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
+        self.forward_to: tuple[str, int] = ("127.0.0.1", 0)
+        """Where a pod's forwarded port leads."""
 
     # --- what a test and its controllers do ---------------------------------------------------------------------------
 
@@ -120,46 +184,14 @@ class KubernetesServer:
             threading.Thread(target=self.on_apply, args=(json.loads(json.dumps(answer)),), daemon=True).start()
         return answer
 
-    def _emit(self, path: str, kind: str, thing: dict[str, Any]) -> None:
-        self._version += 1
-        thing["metadata"]["resourceVersion"] = str(self._version)
-        self._events.append((self._version, path, kind, json.loads(json.dumps(thing))))
-        self.changed.notify_all()
-
     def listed(self, root: str, query: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
         with self.changed:
             found = [thing for path, thing in self.objects.items() if path.rpartition("/")[0] == root]
-            return [json.loads(json.dumps(thing)) for thing in found if _selected(thing, query)], self._version
-
-    def events_after(self, version: int, root: str, timeout: float) -> list[tuple[int, str, dict[str, Any]]]:
-        """Blocks until there are some, the time is over, or the server closes."""
-
-        def found() -> list[tuple[int, str, dict[str, Any]]]:
-            return [
-                (v, kind, one) for v, path, kind, one in self._events if v > version and path.startswith(f"{root}/")
-            ]
-
-        with self.changed:
-            self.changed.wait_for(lambda: bool(found()) or self._closing, timeout)
-            return [] if self._closing else found()
+            return [json.loads(json.dumps(thing)) for thing in found if selected(thing, query)], self._version
 
 
-def _selected(thing: dict[str, Any], query: dict[str, str]) -> bool:
-    labels = thing["metadata"].get("labels", {})
-    for term in filter(None, query.get("labelSelector", "").split(",")):
-        name, _, value = term.partition("=")
-        if labels.get(name) != value:
-            return False
-    field = query.get("fieldSelector", "")
-    return not field or thing["metadata"]["name"] == field.removeprefix("metadata.name=")
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(ApiHandler):
     of: KubernetesServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def _do(self) -> None:
         url = urlparse(self.path)
@@ -193,17 +225,13 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PATCH = do_DELETE = _do
 
     def _watch(self, root: str, query: dict[str, str]) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
+        self._begin_watch()
         version = int(query.get("resourceVersion") or 0)
         # one round: a watch that is asked again from where it was goes on
         for _, kind, thing in self.of.events_after(version, root, float(query.get("timeoutSeconds", 60))):
-            if _selected(thing, query):
-                line = json.dumps({"type": kind, "object": thing}).encode() + b"\n"
-                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-        self.wfile.write(b"0\r\n\r\n")
+            if selected(thing, query):
+                self._send_event(kind, thing)
+        self._end_watch()
 
     def _forward(self, port: int) -> None:
         """A connection to `of.forward_to`, over a WebSocket in the channels of v4.channel.k8s.io: 0 data, 1 errors."""
@@ -247,11 +275,3 @@ class _Handler(BaseHTTPRequestHandler):
             if head[0] & 15 in (0, 1, 2):
                 return content
         return None
-
-    def _answer(self, status: int, value: Any) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
