@@ -43,7 +43,7 @@ class Engine:
 
 
 def transformers_engine(folder: Path, name: str) -> Engine:
-    """transformers' server on `folder/name`, with the recipe's sampling in generation_config.json (served_folder.py)."""
+    """transformers' server on `folder/name`; generation_config.json holds the recipe's sampling (served_folder.py)."""
 
     def command(host: str, port: int) -> list[str]:
         import torch

@@ -1,4 +1,4 @@
-"""For a cluster: `zhllama compile`, `parameters` and `render`."""
+"""For a cluster: `zhllama compile`, `env`, `parameters` and `render`."""
 
 import argparse
 import sys
