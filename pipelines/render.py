@@ -1,11 +1,11 @@
 """Training jobs as manifests for `kubectl apply`, for teams that run no pipeline: from the sizes, through TrainingJob.
 
-`k8s/pytorchjob/<size>/<stage>.yaml` are such manifests with example addresses; a test keeps them as this module
-writes them.
+A job comes with its NetworkPolicy, without which the base's denial leaves its pods no network. `k8s/pytorchjob/
+<size>/<stage>.yaml` are such manifests with example addresses; a test keeps them as this module writes them.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from components.shared.cli import parse
 from components.shared.errors import InputError
 from components.shared.images import image
+from components.shared.network_policy import S3Network, network_policy
 from components.shared.training.options import FinetuneOptions, PretrainOptions
 from components.shared.training_job import LABEL, TrainingJob
 from pipelines import sizes
@@ -116,12 +117,17 @@ def training_job(
     )
 
 
-def as_yaml(job: TrainingJob, api: str = "pytorchjob") -> str:
-    """The job's manifest; `api`: pytorchjob or trainjob."""
+def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = None) -> str:
+    """The job's manifest and its network policy; `api`: pytorchjob or trainjob."""
+    return yaml_of([job.trainjob() if api == "trainjob" else job.pytorchjob(), network_policy(job, s3)])
+
+
+def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:
+    """The objects as YAML documents, in their own order of fields, without anchors for what they share."""
     import yaml
 
-    manifest = job.trainjob() if api == "trainjob" else job.pytorchjob()
-    return str(yaml.safe_dump(manifest, sort_keys=False, width=120))
+    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
 
 
 def examples() -> dict[str, str]:

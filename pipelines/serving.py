@@ -9,7 +9,7 @@ from pathlib import Path
 from components.shared.errors import InputError
 from components.shared.model_server import ModelServer
 from pipelines import sizes
-from pipelines.render import replace_files
+from pipelines.render import replace_files, yaml_of
 from pipelines.sizes import Size
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "serving"
@@ -41,12 +41,7 @@ def model_server(size: Size, model: str = "", name: str = "", **more: object) ->
 
 
 def as_yaml(server: ModelServer, kserve: bool = False) -> str:
-    import yaml
-
-    objects = [server.inference_service()] if kserve else server.objects()
-    # an anchor for what two objects share is no use to who reads it
-    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
-    return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
+    return yaml_of(server.objects(kserve))
 
 
 def examples() -> dict[str, str]:

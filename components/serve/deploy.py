@@ -103,7 +103,7 @@ def deploy(config: Serve) -> str:
         model_digest=artifact.digest,
     )
     kserve = config.deploy == "kserve"
-    objects = [server.inference_service()] if kserve else server.objects()
+    objects = server.objects(kserve)
     with cluster.whole_or_not_at_all(objects, config.wait_minutes * 60):
         applied = cluster.apply(objects[-1])
         found = cluster.wait(applied, server.version, config.wait_minutes * 60)

@@ -17,6 +17,7 @@ from components.shared.artifact import MANIFEST, digest_of
 from components.shared.errors import InputError
 from components.shared.images import image
 from components.shared.inference import Sampling
+from components.shared.network_policy import S3Network, dns_egress, ports
 from components.shared.storage import is_s3, normalise
 from components.shared.training_job import LABEL, confined, s3_variables
 
@@ -115,8 +116,11 @@ class ModelServer:
         """A digest of what the pods are: equal for equal pods."""
         return digest_of([self._pod("server"), self.model_digest])[:12]
 
-    def objects(self) -> list[dict[str, Any]]:
-        """Network policy, Service, PodMonitor and Deployment, in the order in which they are applied."""
+    def objects(self, kserve: bool = False) -> list[dict[str, Any]]:
+        """What is applied, in this order: network policy, Service, PodMonitor and Deployment; `kserve`: network policy
+        and InferenceService, of which KServe makes the rest."""
+        if kserve:
+            return [self.network_policy(), self.inference_service()]
         return [self.network_policy(), self.service(), self.pod_monitor(), self.deployment()]
 
     def _metadata(self, **more: Any) -> dict[str, Any]:
@@ -177,8 +181,6 @@ class ModelServer:
             {"podSelector": {}},
             {"namespaceSelector": {"matchLabels": {CLIENTS_LABEL: "true"}}},
         ]
-        names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-        s3 = [{"protocol": "TCP", "port": port} for port in (443, 8333, 9000)]
         return {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
@@ -186,8 +188,8 @@ class ModelServer:
             "spec": {
                 "podSelector": {"matchLabels": self.selector},
                 "policyTypes": ["Ingress", "Egress"],
-                "ingress": [{"from": clients, "ports": [{"protocol": "TCP", "port": PORT}]}],
-                "egress": [{"ports": names}, {"ports": s3}],
+                "ingress": [{"from": clients, "ports": ports([PORT])}],
+                "egress": [dns_egress(), S3Network().egress()],
             },
         }
 

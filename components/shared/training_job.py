@@ -23,6 +23,8 @@ PATCHED_BY = "zhllama.io/render"
 """Who owns the changes that a TrainJob makes to its runtime."""
 LABEL = "zhllama.io/"
 """Prefix of our labels: run, size, stage, key."""
+JOB_LABEL = f"{LABEL}job"
+"""On a job's pods, its name: the operators' own labels for it differ, and what selects pods needs one for both."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of the S3 secret that must be there; each becomes the variable of its name."""
 S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "ZHLLAMA_S3_ENDPOINT")
@@ -283,7 +285,7 @@ class TrainingJob:
         if self.tolerations:
             pod["tolerations"] = [dict(toleration) for toleration in self.tolerations]
         # Istio's sidecar would stand between the processes, and keep the pod alive after them
-        labels = {**self.labels, "sidecar.istio.io/inject": "false"}
+        labels = {**self.labels, JOB_LABEL: self.name, "sidecar.istio.io/inject": "false"}
         return {"metadata": {"labels": labels}, "spec": pod}
 
     def _container(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """For a cluster: `zhllama compile`, `env`, `parameters` and `render`."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,18 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
     add.add_argument("--namespace", default="")
     add.add_argument("--queue", default="", help="Kueue's local queue")
+    add.add_argument("--priority-class", default="", help="Kueue's priority class for the job (with --queue)")
+    add.add_argument("--pull-secret", default="", metavar="NAME", help="secret for a registry that asks for one")
+    for name, metavar, note in (
+        ("node-selector", "KEY=VALUE", "a label that the nodes have to have"),
+        ("toleration", "KEY[=VALUE][:EFFECT]", "a taint of the nodes to put up with"),
+        ("s3-port", "N", "a port of the S3 server (default: 443, 8333, 9000)"),
+        ("s3-cidr", "RANGE", "S3 is in this range of addresses alone"),
+        ("s3-namespace", "NAME", "S3 is in this namespace of the cluster alone"),
+    ):
+        add.add_argument(
+            f"--{name}", action="append", default=[], metavar=metavar, help=f"{note}; may be given several times"
+        )
     _job_options(add)
     add.set_defaults(command=render_pytorchjob)
     add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
@@ -114,14 +127,50 @@ def parameters(given: argparse.Namespace) -> None:
 
 
 def render_pytorchjob(given: argparse.Namespace) -> None:
+    from components.shared.network_policy import S3Network
     from pipelines import render
 
     names = ("model", "dataset", "store", "adapter", "name", "namespace", "queue")
-    job = _training_job(given, **{name: getattr(given, name) for name in names})
-    print(render.as_yaml(job, given.api), end="")
+    job = dataclasses.replace(
+        _training_job(given, **{name: getattr(given, name) for name in names}),
+        priority_class=given.priority_class,
+        pull_secret=given.pull_secret,
+        node_selector=dict(map(_label, given.node_selector)),
+        tolerations=tuple(map(_toleration, given.toleration)),
+    )
+    s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace))
+    if given.s3_port:
+        s3 = dataclasses.replace(s3, ports=tuple(map(_port, given.s3_port)))
+    print(render.as_yaml(job, given.api, s3), end="")
     if given.api == "trainjob":
         for lost in job.lost_in_trainjob():
             print(f"not in a TrainJob: {lost}", file=sys.stderr)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise InputError(f"--node-selector {text}: write KEY=VALUE, as the nodes' label says")
+    return key, value
+
+
+_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+def _toleration(text: str) -> dict[str, str]:
+    """`gpu` (of any value), `gpu=a100`, `gpu:NoSchedule`, `gpu=a100:NoSchedule`."""
+    taint, colon, effect = text.partition(":")
+    key, equals, value = taint.partition("=")
+    if not key or (colon and effect not in _EFFECTS):
+        raise InputError(f"--toleration {text}: write KEY, KEY=VALUE or KEY=VALUE:EFFECT; {', '.join(_EFFECTS)}")
+    found = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    return found | ({"effect": effect} if effect else {})
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"--s3-port {text}: a port is a number from 1 to 65535")
+    return int(text)
 
 
 def show_environment(given: argparse.Namespace) -> None:

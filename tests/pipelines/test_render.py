@@ -101,7 +101,7 @@ def test_the_command_writes_a_manifest_to_standard_output():
     words = ["render", "pytorchjob", "--size", "13b", "--stage", "sft", "--registry", "r.example.com/t", "--tag", "2"]
     words += [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
     ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
-    assert container(yaml.safe_load(ended.stdout))["image"] == "r.example.com/t/zhllama-finetune:2"
+    assert container(next(yaml.safe_load_all(ended.stdout)))["image"] == "r.example.com/t/zhllama-finetune:2"
 
 
 def test_examples_of_a_size_that_is_no_more_are_taken_away(tmp_path):
@@ -119,7 +119,7 @@ def test_a_trainjob_is_rendered_and_what_it_loses_is_said_beside_it():
     given = [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
     done = zhllama("render", "pytorchjob", "--size", "13b", "--stage", "lora", *given, "--api", "trainjob")
     assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["kind"] == "TrainJob"
+    assert [one["kind"] for one in yaml.safe_load_all(done.stdout)] == ["TrainJob", "NetworkPolicy"]
     assert "not in a TrainJob: ttlSecondsAfterFinished" in done.stderr
 
 

@@ -130,6 +130,12 @@ def test_what_belongs_together_selects_the_same_pods() -> None:
     assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
 
 
+def test_kserves_pods_have_the_labels_that_the_network_policy_selects() -> None:
+    made = objects(serving.as_yaml(serving.model_server(sizes.load("7b"), MODEL), kserve=True))
+    selected = made["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+    assert selected.items() <= made["InferenceService"]["spec"]["predictor"]["labels"].items()
+
+
 def test_another_model_at_the_same_address_replaces_the_pods() -> None:
     first, second = (ModelServer(name="a", model=MODEL, model_digest=digest) for digest in ("1", "2"))
     assert first.version != second.version
@@ -170,4 +176,4 @@ def test_the_command_writes_manifests_to_standard_output() -> None:
     kserve = subprocess.run(
         [sys.executable, "-m", "pipelines", *words[:5], MODEL, "--kserve"], capture_output=True, text=True, check=True
     )
-    assert set(objects(kserve.stdout)) == {"InferenceService"}
+    assert set(objects(kserve.stdout)) == {"NetworkPolicy", "InferenceService"}

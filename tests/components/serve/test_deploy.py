@@ -160,6 +160,7 @@ def test_the_same_again_changes_nothing(cluster: KubernetesServer, engine: FakeE
 def test_an_inference_service_stands_and_is_tried(cluster: KubernetesServer, engine: FakeEngine, model: str) -> None:
     assert deploy(asked(model, engine, "kserve")) == "http://zhllama-predictor.team.svc.cluster.local"
     assert set(cluster.of_kind("InferenceService")) == {"zhllama"}
+    assert set(cluster.of_kind("NetworkPolicy")) == {"zhllama"}
     assert not cluster.of_kind("Deployment")
 
 
