@@ -130,7 +130,7 @@ class _Run:
                     return Fault("reset")
                 if number == restart_at:
                     self._counted["servers killed"] += 1
-                    self._keeper.submit(_kill_and_start, self._server).result()
+                    self._keeper.submit(kill_and_start, self._server).result()
                     self._proxy.upstream = self._server.access.endpoint
             if not failing:
                 return None
@@ -187,7 +187,8 @@ class _Run:
                 raise AssertionError(f"{name} is missing")
 
 
-def _kill_and_start(server: LocalS3) -> None:
+def kill_and_start(server: LocalS3) -> None:
+    """SIGKILL, and the server again on its data, at another port. It dies with the thread that calls this."""
     assert server._server is not None
     os.killpg(server._server.pid, signal.SIGKILL)
     server._server.wait()

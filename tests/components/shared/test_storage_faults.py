@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from components.shared import storage
 from components.shared.artifact import BLOCK, MANIFEST, ArtifactWriter, block_digests, find_published, open_artifact
 from components.shared.errors import InputError, StorageFault
 from components.shared.storage import multipart
+from pipelines.local_s3 import LocalS3
 from tests.faulty_proxy import Fault, FaultyProxy, Request
+from tests.soak.storage import kill_and_start
 
 SMALL = b"small" * 1000
 PART = 5 * 2**20
@@ -312,6 +315,7 @@ import os, sys
 from components.shared import storage
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.storage import multipart
+from pipelines.local_s3 import LocalS3
 multipart.PART = 5 * 2**20
 from tests.components.shared.test_storage_faults import publish
 print(publish(sys.argv[1]), flush=True)
@@ -340,6 +344,57 @@ def test_a_killed_writer_leaves_nothing_visible_and_the_next_one_sends_the_rest(
     proxy.forget()
     assert_whole(publish(s3_store))
     assert proxy.kinds().count("part") == 2
+
+
+@pytest.fixture
+def own_server(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LocalS3, FaultyProxy]]:
+    """A server that the test may kill, the proxy before it, and the settings of a patient client."""
+    with LocalS3(tmp_path / "server", bucket="own") as server, FaultyProxy(server.access.endpoint) as proxy:
+        for name, value in {**server.access.environment(), "ZHLLAMA_S3_ENDPOINT": proxy.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        # 40 tries are minutes: more than a server needs to start on a machine that does other work
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "40")
+        monkeypatch.setattr(multipart, "PART", PART)
+        storage.forget_client()
+        yield server, proxy
+    storage.forget_client()
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_a_transfer_goes_on_when_the_server_is_killed_and_started_again(own_server, tmp_path, direction):
+    server, proxy = own_server
+    before = publish("s3://own/before")
+    reached, killed = threading.Event(), threading.Event()
+    kind = "part" if direction == "upload" else "get"
+    seen = itertools.count(1)
+
+    def decide(request: Request) -> Fault | None:
+        # the third one goes to a server that is dead, and so does what else is under way
+        if request.kind == kind and "large.bin" in request.target and next(seen) == 3:
+            reached.set()
+            killed.wait()
+        return None
+
+    def transfer() -> None:
+        if direction == "upload":
+            publish("s3://own/after")
+        else:
+            open_artifact(before).fetch(tmp_path / "copy")
+
+    with ThreadPoolExecutor(1) as thread:
+        proxy.fault = decide
+        done = thread.submit(transfer)
+        done.add_done_callback(lambda _: reached.set())
+        reached.wait()
+        kill_and_start(server)
+        proxy.upstream = server.access.endpoint
+        killed.set()
+        done.result()
+    assert_whole(before)
+    if direction == "upload":
+        assert_whole("s3://own/after/stage/key")
+    else:
+        assert (tmp_path / "copy" / "large.bin").read_bytes() == LARGE
 
 
 MEETING = """
