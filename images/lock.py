@@ -1,36 +1,61 @@
 """Writes constraints.txt and images/requirements/<extra>.txt from what is installed beside the Python that runs it.
 
-`make lock` after a change of pyproject.toml's extras or of a version. The lists are computed from the installed
-packages' own metadata, so no index is asked and a test can say whether the files still agree with it.
+`make lock` after a change of pyproject.toml's extras or of a version. Which packages and versions: from the installed
+packages' own metadata, so no index is asked and a test can say offline whether the files still agree with it. Their
+SHA-256: from the index, through uv, which lists every file of a version (`pip install --report` names only the one
+that fits the machine). Listed are the wheels that fit one of BASES, and the source of what has none: one list serves
+amd64 and arm64 and each Python of the images' bases, and a version that one of them cannot install is refused here.
 
-torch is pinned in constraints.txt and left out of the images' lists: which build is wanted (a GPU's, the processor's)
-is chosen per machine (`TORCH_INDEX_ARGS`) and per image (`TORCH_SPEC`). Its GPU libraries are pinned by torch itself.
+torch is pinned in constraints.txt and left out of the images' lists: the GPU bases bring it, and which build is wanted
+elsewhere (a GPU's, the processor's; each index has files of its own, so other hashes) is chosen per machine
+(`TORCH_INDEX_ARGS`) and per image (`TORCH_SPEC`). Its GPU libraries are pinned by torch itself.
 
-Run it with Python 3.11, the images' Python: the lists hold what that one needs.
+Run it with Python 3.11, the Python of the tests; another one may need other packages.
 """
 
+import subprocess
+import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "images" / "requirements"
 CORE = "core"
 """The name here of what the package needs without any extra."""
 IMAGE_EXTRAS = ("control", "data", "train", "generate", "serve", "gguf")
 """The extras that an image is made of."""
 SECTIONS = (CORE, *IMAGE_EXTRAS, "pipelines", "local", "dev")
+SOURCES = ("deepspeed", "llama-cpp-python")
+"""What comes as source only, and is built in the image."""
+AMD64_ONLY = ("libsass",)
+"""What has no wheel for arm64: of shiny, so the serve image alone does without arm64."""
+BASES = tuple(((3, minor), machine) for minor in (11, 12) for machine in ("x86_64", "aarch64"))
+"""The Pythons and processors of the images' bases: Python's own image has 3.11, the CUDA ones Ubuntu's 3.12."""
+_GLIBC = 35
+"""glibc 2.35 at least: Ubuntu 22.04, Debian 12."""
 _GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 
 
-def closure(extra: str) -> dict[str, str]:
-    """Canonical package name → exact version, of everything that `zhllama[extra]` needs here, zhllama left out.
+@cache
+def _installed(name: str) -> tuple[str, tuple[Requirement, ...]]:
+    """The version of an installed package, without +cpu and the like, and what it requires."""
+    package = distribution(name)
+    return Version(package.version).public, tuple(Requirement(text) for text in package.requires or ())
 
-    Raises importlib.metadata.PackageNotFoundError when one of them is not installed.
+
+def closure(extra: str, markers: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Canonical package name → exact version, of everything that `zhllama[extra]` needs, zhllama left out.
+
+    On this machine, or where requirements' markers have the values given. Raises
+    importlib.metadata.PackageNotFoundError when one of them is not installed here.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found: dict[str, str] = {}
@@ -41,7 +66,7 @@ def closure(extra: str) -> dict[str, str]:
             follow(Requirement(text), "")
 
     def follow(requirement: Requirement, active: str) -> None:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": active}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": active, **(markers or {})}):
             return
         name = canonicalize_name(requirement.name)
         if name == project["name"]:
@@ -54,15 +79,19 @@ def closure(extra: str) -> dict[str, str]:
             if (name, inner) in seen:
                 continue
             seen.add((name, inner))
-            package = distribution(name)
-            found[name] = Version(package.version).public  # without +cpu and the like
-            for text in package.requires or ():
-                follow(Requirement(text), inner)
+            found[name], required = _installed(name)
+            for each in required:
+                follow(each, inner)
 
     own(CORE)
     if extra != CORE:
         own(extra)
     return found
+
+
+def image_pins(extra: str) -> dict[str, str]:
+    """What an image of this extra installs beside torch: package → version."""
+    return {name: version for name, version in closure(extra).items() if name != "torch"}
 
 
 def lines(pins: Iterable[tuple[str, str]]) -> str:
@@ -83,19 +112,69 @@ def constraints() -> str:
     return text
 
 
-def requirements(extra: str) -> str:
-    """The text of images/requirements/<extra>.txt: complete, to be installed with --no-deps after torch."""
-    pins = closure(extra)
-    pins.pop("torch", None)
-    return f"# What zhllama[{extra}] needs, torch left out (see images/base); written by `make lock`.\n" + lines(
-        pins.items()
-    )
+def tags_of(python: tuple[int, int], machine: str) -> frozenset[Tag]:
+    """The tags of the wheels that a base with this Python, on this processor, takes."""
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(_GLIBC, 4, -1)]
+    platforms += [f"{name}_{machine}" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
+    interpreter = f"cp{python[0]}{python[1]}"
+    return frozenset([*cpython_tags(python, platforms=platforms), *compatible_tags(python, interpreter, platforms)])
+
+
+def hashes(pins: Mapping[str, str]) -> dict[str, list[str]]:
+    """package → the SHA-256 of each file of its version that an image may install, from the index uv is set up for.
+
+    Raises CalledProcessError when the index cannot be asked or lacks a version, SystemExit when one of BASES finds no
+    wheel of a package that is not in SOURCES.
+    """
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-deps", "--universal"]
+    command += ["--python-version", "3.11", "--format", "pylock.toml", "-"]
+    done = subprocess.run(command, input=lines(pins.items()), stdout=subprocess.PIPE, text=True, check=True)
+    bases = {base: tags_of(*base) for base in BASES}
+    found = {}
+    for package in tomllib.loads(done.stdout)["packages"]:
+        if package["name"] in SOURCES:
+            chosen = {package["sdist"]["hashes"]["sha256"]}
+        else:
+            chosen = set()
+            wheels = [
+                (parse_wheel_filename(PurePosixPath(wheel["url"]).name)[3], wheel["hashes"]["sha256"])
+                for wheel in package.get("wheels", ())
+            ]
+            for (python, machine), takes in bases.items():
+                fitting = {sha256 for tags, sha256 in wheels if tags & takes}
+                if not fitting and not (machine == "aarch64" and package["name"] in AMD64_ONLY):
+                    place = f"Python {python[0]}.{python[1]} on {machine}"
+                    raise SystemExit(f"{package['name']}=={package['version']} has no wheel for {place}")
+                chosen |= fitting
+        found[package["name"]] = sorted(chosen)
+    return found
+
+
+def parse(text: str) -> dict[str, tuple[str, list[str]]]:
+    """package → (version, SHA-256 of its files) of a list that `requirements` wrote."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for entry in text.replace("\\\n", " ").splitlines():
+        if not entry.startswith("#"):
+            pin, *options = entry.split()
+            name, _, version = pin.partition("==")
+            found[name] = version, [option.removeprefix("--hash=sha256:") for option in options]
+    return found
+
+
+def requirements(extra: str, pins: Mapping[str, str], known: Mapping[str, list[str]]) -> str:
+    """The text of images/requirements/<extra>.txt: complete, to be installed with --no-deps."""
+    text = f"# What zhllama[{extra}] needs, torch left out (see images/base); written by `make lock`.\n"
+    for name, version in sorted(pins.items()):
+        text += " \\\n    ".join([f"{name}=={version}", *(f"--hash=sha256:{sha}" for sha in known[name])]) + "\n"
+    return text
 
 
 def main() -> None:
-    (ROOT / "constraints.txt").write_text(constraints())
-    for extra in IMAGE_EXTRAS:
-        (ROOT / "images" / "requirements" / f"{extra}.txt").write_text(requirements(extra))
+    pins = {extra: image_pins(extra) for extra in IMAGE_EXTRAS}
+    known = hashes({name: version for held in pins.values() for name, version in held.items()})
+    texts = {REQUIREMENTS / f"{extra}.txt": requirements(extra, pins[extra], known) for extra in IMAGE_EXTRAS}
+    for path, text in {ROOT / "constraints.txt": constraints(), **texts}.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

