@@ -78,6 +78,10 @@ class FaultyProxy:
     def kinds(self) -> list[str]:
         return [request.kind for request in self.requests]
 
+    def count(self, method: str, text: str) -> int:
+        """Requests of a method whose target held a text."""
+        return sum(request.method == method and text in request.target for request in self.requests)
+
     def forget(self) -> None:
         with self._lock:
             self.requests, self.bytes_down = [], 0

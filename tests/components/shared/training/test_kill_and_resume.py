@@ -15,8 +15,8 @@ from components.shared.artifact import Manifest, open_artifact
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.training.checkpoints import complete
-from tests.components.shared.training.s3_proxy import S3Proxy
-from tests.soak.training import DEFAULTS, STEPS, killed_and_resumed, losses, reference, start, weights
+from tests.faulty_proxy import Fault, FaultyProxy, Request
+from tests.soak.training import DEFAULTS, STEPS, Material, killed_and_resumed, losses, reference, start, weights
 
 LOGGED_EVERY_FOUR = {"max_steps": 16, "logging_steps": 4, "save_steps": 4, "eval_steps": 0, "lora_dropout": 0.0}
 ZERO_2 = {"deepspeed": "zero2", "max_steps": 6, "save_steps": 2, "eval_steps": 0}
@@ -34,6 +34,13 @@ def checkpoints(store: str) -> list[int]:
     """Steps of the complete checkpoints of the one training of a store, newest first."""
     (folder,) = {"/".join(item.name.split("/")[:2]) for item in storage.listing(f"{store}/checkpoints")}
     return [manifest.facts["step"] for manifest in complete(f"{store}/checkpoints/{folder}")]
+
+
+def finished(tiny: Material, folder: Path, **options: object) -> Path:
+    """The store of a training in two processes that ran to its end."""
+    training = start(tiny, str(folder / "store"), folder / "cache", {}, **options)
+    assert training.end() == 0, training.said
+    return folder / "store"
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
@@ -57,10 +64,7 @@ def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_ru
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory) -> Path:
     """The store of a training in two processes that nobody stopped, with checkpoints."""
-    folder = tmp_path_factory.mktemp("whole")
-    training = start(tiny, str(folder / "store"), folder / "cache", {}, **LOGGED_EVERY_FOUR)
-    assert training.end() == 0, training.said
-    return folder / "store"
+    return finished(tiny, tmp_path_factory.mktemp("whole"), **LOGGED_EVERY_FOUR)
 
 
 @pytest.mark.slow
@@ -105,10 +109,7 @@ def test_plain_data_parallelism_goes_on_in_fewer_processes(train, whole, tmp_pat
 @pytest.fixture(scope="module")
 def zero_2(tiny, tmp_path_factory) -> Path:
     """The store of a training with ZeRO-2 in two processes, with a checkpoint."""
-    folder = tmp_path_factory.mktemp("zero-2")
-    training = start(tiny, str(folder / "store"), folder / "cache", {}, **ZERO_2)
-    assert training.end() == 0, training.said
-    return folder / "store"
+    return finished(tiny, tmp_path_factory.mktemp("zero-2"), **ZERO_2)
 
 
 @pytest.mark.slow
@@ -183,21 +184,24 @@ def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(pretrained, tmp_p
 # --- a store that fails -----------------------------------------------------------------------------------------------
 
 
-def of_a_checkpoint(method: str, path: str) -> bool:
-    return method in ("PUT", "POST") and "/checkpoints/" in path
+SLOW_DOWN = Fault("status", status=503, code="SlowDown")
+
+
+def of_a_checkpoint(request: Request) -> bool:
+    return request.method in ("PUT", "POST") and "/checkpoints/" in request.target
 
 
 @pytest.mark.slow
 def test_a_failed_upload_costs_a_checkpoint_and_not_the_training(train, s3_server, s3_store):
     """Every request of the checkpoint of step 2 fails, by 503 and by broken connections; the later ones arrive."""
-    with S3Proxy(s3_server.access.endpoint) as proxy:
+    with FaultyProxy(s3_server.access.endpoint) as proxy:
 
-        def faults(method: str, path: str) -> str:
-            if of_a_checkpoint(method, path) and "/step-00000002-" in path:
-                return "reset" if len(proxy.seen) % 2 else "503"
-            return ""
+        def fault(request: Request) -> Fault | None:
+            if of_a_checkpoint(request) and "/step-00000002-" in request.target:
+                return Fault("reset") if len(proxy.requests) % 2 else SLOW_DOWN
+            return None
 
-        proxy.faults = faults
+        proxy.fault = fault
         options = {**LONG, "max_steps": 100_000, "save_steps": 2}
         training = train(s3_store, environment={"ZHLLAMA_S3_ENDPOINT": proxy.endpoint}, **options)
         assert training.wait_for("could not write its part of the checkpoint of step 2, the training goes on")
@@ -209,8 +213,8 @@ def test_a_failed_upload_costs_a_checkpoint_and_not_the_training(train, s3_serve
 
 @pytest.mark.slow
 def test_it_stops_when_no_checkpoint_could_be_written_for_the_stated_time(train, s3_server, s3_store):
-    with S3Proxy(s3_server.access.endpoint) as proxy:
-        proxy.faults = lambda method, path: "503" if of_a_checkpoint(method, path) else ""
+    with FaultyProxy(s3_server.access.endpoint) as proxy:
+        proxy.fault = lambda request: SLOW_DOWN if of_a_checkpoint(request) else None
         options = {**LONG, "max_steps": 100_000, "save_steps": 1}
         training = train(
             s3_store,

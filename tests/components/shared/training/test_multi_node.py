@@ -11,7 +11,7 @@ from components.launch_training.local_job import _port
 from components.shared import storage
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.training_job import TrainingJob
-from tests.components.shared.training.s3_proxy import S3Proxy
+from tests.faulty_proxy import FaultyProxy
 from tests.soak.training import DEFAULTS, Material, losses, start
 
 COURSE = {**DEFAULTS, "max_steps": 8, "lora_dropout": 0.0, "save_steps": 0, "eval_steps": 0, "learning_rate": 1e-3}
@@ -72,7 +72,7 @@ def test_two_nodes_take_the_course_of_one_process_and_of_two(
     chosen = {**COURSE, "deepspeed": backend, "model": in_s3.model, "dataset": in_s3.dataset, "store": store}
     job = TrainingJob(name="two", command=(sys.executable, "-m", "components.pretrain", *words(chosen)), nodes=2)
     access = s3_server.access.environment()
-    with S3Proxy(s3_server.access.endpoint) as proxy:
+    with FaultyProxy(s3_server.access.endpoint) as proxy:
         nodes = nodes_of(job, tmp_path, **{**access, "ZHLLAMA_S3_ENDPOINT": proxy.endpoint})
         said = [node.communicate(timeout=300)[1] for node in nodes]
         assert [node.returncode for node in nodes] == [0, 0], said
@@ -82,7 +82,7 @@ def test_two_nodes_take_the_course_of_one_process_and_of_two(
 
         if restarted:
             # a restart finds all of it in the node's cache
-            proxy.seen.clear()
+            proxy.forget()
             storage.delete_all(store)
             nodes = nodes_of(job, tmp_path, **{**access, "ZHLLAMA_S3_ENDPOINT": proxy.endpoint})
             said = [node.communicate(timeout=300)[1] for node in nodes]
