@@ -1,5 +1,5 @@
 """The README's commands are commands: targets, subcommands, options and folders that exist; docs' stages have options
-that exist."""
+that exist. The Chinese README has the same sections, commands, tables and files as the English one."""
 
 import re
 import shlex
@@ -12,16 +12,17 @@ from pipelines.__main__ import parser
 from tests.components.test_signatures import options_of
 
 ROOT = Path(__file__).resolve().parents[1]
+ENGLISH, CHINESE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md"))
 
 
-def commands() -> list[list[str]]:
+def commands(text: str) -> list[list[str]]:
     """Every command line of the indented and fenced blocks, comments taken off."""
-    text = re.sub(r"```mermaid.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    text = re.sub(r"```mermaid.*?```", "", text, flags=re.DOTALL)
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     return [shlex.split(line, comments=True) for line in lines if re.match(r"(make|zhllama|python|kubectl) ", line)]
 
 
-COMMANDS = commands()
+COMMANDS = commands(ENGLISH)
 
 
 def of(program: str) -> pytest.MarkDecorator:
@@ -75,7 +76,44 @@ def test_kubectl_applies_a_folder_that_is_there(words):
 
 @pytest.mark.parametrize(
     "path",
-    sorted({*re.findall(r"`((?:k8s|pipelines|tests|images|components)/[\w./-]+)`", (ROOT / "README.md").read_text())}),
+    sorted({*re.findall(r"`((?:k8s|pipelines|tests|images|components)/[\w./-]+)`", ENGLISH)}),
 )
 def test_a_file_that_the_readme_names_is_there(path):
     assert (ROOT / path).exists()
+
+
+# --- the Chinese README -----------------------------------------------------------------------------------------------
+
+
+def headings(text: str) -> list[str]:
+    """`#` marks of each heading, in order; what follows them is in the language of the page."""
+    return re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+
+
+def sections(text: str) -> list[str]:
+    return re.split(r"^#+ ", text, flags=re.MULTILINE)
+
+
+def code_of_rows(text: str) -> list[list[str]]:
+    """What stands in backticks, row by row of all tables."""
+    return [re.findall(r"`([^`]+)`", line) for line in text.splitlines() if line.startswith("|")]
+
+
+def named(text: str) -> set[str]:
+    """Files of docs, and everything in backticks that is no sentence."""
+    return {*re.findall(r"\bdocs/[\w.-]+\w", text), *re.findall(r"`([^`\n]+)`", text)}
+
+
+def test_both_readmes_have_the_same_headings():
+    assert headings(CHINESE) == headings(ENGLISH)
+
+
+@pytest.mark.parametrize("number", range(len(headings(ENGLISH)) + 1))
+def test_a_section_has_the_same_commands_tables_and_names_in_both(number):
+    english, chinese = sections(ENGLISH)[number], sections(CHINESE)[number]
+    assert commands(chinese) == commands(english)
+    assert code_of_rows(chinese) == code_of_rows(english)
+    assert named(chinese) == named(english)
+    assert re.findall(r"```text.*?```", chinese, flags=re.DOTALL) == re.findall(
+        r"```text.*?```", english, flags=re.DOTALL
+    )
