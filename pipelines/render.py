@@ -112,7 +112,8 @@ def training_job(
         s3_secret=s3_secret,
         service_account=service_account,
         queue=queue,
-        labels={f"{LABEL}size": size.name, f"{LABEL}stage": stage},
+        # nodes: what is put to a job's Workers (k8s/components) has to know whether it has any
+        labels={f"{LABEL}size": size.name, f"{LABEL}stage": stage, f"{LABEL}nodes": str(nodes or training.nodes)},
         deadline_seconds=training.deadline_seconds,
     )
 
@@ -134,9 +135,10 @@ def examples() -> dict[str, str]:
     """The manifests below k8s/pytorchjob: `<size>/<stage>.yaml` → text, for every size that trains on GPUs."""
     found = {}
     for size in map(sizes.load, sizes.names()):
-        for stage in sizes.STAGES:
-            if not size.training(stage).gpu:
-                continue
+        trained = [stage for stage in sizes.STAGES if size.training(stage).gpu]
+        if trained:
+            found[f"{size.name}/kustomization.yaml"] = kustomization(f"{stage}.yaml" for stage in trained)
+        for stage in trained:
             job = training_job(
                 size,
                 stage,
@@ -152,6 +154,15 @@ _HEAD = """\
 # Written by `zhllama render all`. With your own addresses:
 # zhllama render pytorchjob --size {size} --stage {stage} --model REF --dataset REF --store s3://bucket/prefix
 """
+
+
+def kustomization(files: Iterable[str]) -> str:
+    """A folder of rendered manifests as something that a kustomization can name (k8s/overlays)."""
+    listed = "".join(f"  - {name}\n" for name in files)
+    return (
+        "# Written by `zhllama render all`, for kustomizations that put their own to it (k8s/overlays).\n"
+        f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n{listed}"
+    )
 
 
 def write_examples(folder: Path = FOLDER) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from components.shared.errors import InputError
 from components.shared.model_server import ModelServer
 from pipelines import sizes
-from pipelines.render import replace_files, yaml_of
+from pipelines.render import kustomization, replace_files, yaml_of
 from pipelines.sizes import Size
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "serving"
@@ -49,6 +49,8 @@ def examples() -> dict[str, str]:
     found = {}
     for size in map(sizes.load, sizes.names()):
         if size.serving.gpu:
+            # the two kinds have objects of the same names: one of them at a time
+            found[f"{size.name}/kustomization.yaml"] = kustomization(["vllm.yaml"])
             server = model_server(size)
             for kind, more in (("vllm", ""), ("kserve", " --kserve")):
                 head = _HEAD.format(size=size.name, more=more)

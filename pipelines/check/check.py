@@ -44,7 +44,8 @@ def _twice(document: Document, seen: dict[tuple[str, str, str], Document]) -> It
     namespace = str((document.value.get("metadata") or {}).get("namespace", ""))
     key = (document.kind, namespace, document.name)
     first = seen.setdefault(key, document)
-    if document.name and first is not document:
+    # what two manifests share word for word (a policy that both bring) may be applied twice
+    if document.name and first.value != document.value:
         yield document.error(
             ("metadata", "name"), "twice",
             f"{document.kind} {document.name} stands in {first.file}:{first.line()} too: the later one wins",

@@ -5,6 +5,7 @@ files), which a cluster hands out: `kubectl get crd pytorchjobs.kubeflow.org -o 
 `additionalProperties`, so that a misspelt field passes it: `closed` says it.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,13 @@ class Definitions:
     """The custom resources whose definitions lie in a folder, by (group, kind)."""
 
     def __init__(self, folder: Path | None) -> None:
-        import yaml
-
         self._found: dict[tuple[str, str], dict[str, Any]] = {}
         if folder is None:
             return
         if not folder.is_dir():
             raise InputError(f"--crds {folder}: no such folder; give one with CustomResourceDefinition files")
-        # a definition may have two megabytes: the parser in C takes 0.5 s where the other takes 6
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         for path in sorted(folder.rglob("*.yaml")):
-            try:
-                values = list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise InputError(f"--crds {path}: not a readable YAML file; take it out of the folder") from error
-            for value in values:
+            for value in _read(path, path.stat().st_mtime_ns):
                 if isinstance(value, dict) and value.get("kind") == "CustomResourceDefinition":
                     names = value["spec"]["names"]
                     self._found[value["spec"]["group"], names["kind"]] = value
@@ -53,6 +46,19 @@ class Definitions:
                 schema["properties"]["metadata"] = {"type": "object"}
                 return schema
         return None
+
+
+@functools.cache
+def _read(path: Path, changed: int) -> list[Any]:
+    """The documents of a file of that age: once for all checks of a process, since a folder of them takes 2 s."""
+    import yaml
+
+    # a definition may have two megabytes: the parser in C takes 0.5 s where the other takes 6
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--crds {path}: not a readable YAML file; take it out of the folder") from error
 
 
 def closed(schema: Any) -> Any:

@@ -73,6 +73,21 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     options.image_options(add)
     add.add_argument("--vllm-image", default="", metavar="IMAGE", help="vLLM's image, from a registry of your own, say")
     add.set_defaults(command=render_serving)
+    add = kinds.add_parser(
+        "base", help="what runs need in their namespace: accounts, roles, network policies, the reaper"
+    )
+    add.add_argument("--namespace", default="", help="its name (default: zhllama)")
+    add.add_argument(
+        "--without-namespace", action="store_true", help="for a namespace that others own, as a Kubeflow profile"
+    )
+    add.add_argument(
+        "--components", default=None, metavar="NAMES", help="of deployer,kueue,quota,reaper (default: the overlay's)"
+    )
+    options.image_options(add)
+    add.set_defaults(command=render_base)
+    add = kinds.add_parser("dev-secrets", help="fresh keys for k8s/dev, where all of it is tried out")
+    add.add_argument("--namespace", default="zhllama", help="default: zhllama")
+    add.set_defaults(command=render_dev_secrets)
     add = kinds.add_parser("all", help="k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
     add.set_defaults(command=render_all)
 
@@ -197,6 +212,22 @@ def render_serving(given: argparse.Namespace) -> None:
         stop_first=given.stop_first,
     )
     print(serving.as_yaml(server, given.kserve), end="")
+
+
+def render_base(given: argparse.Namespace) -> None:
+    options.use_images(given)
+    from pipelines.base import base_objects
+    from pipelines.render import yaml_of
+
+    names = None if given.components is None else [name for name in given.components.split(",") if name]
+    print(yaml_of(base_objects(given.namespace, not given.without_namespace, names)), end="")
+
+
+def render_dev_secrets(given: argparse.Namespace) -> None:
+    from pipelines.base import dev_secrets
+    from pipelines.render import yaml_of
+
+    print(yaml_of(dev_secrets(given.namespace)), end="")
 
 
 def render_all(given: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ def test_k8s_holds_what_the_sizes_give():
 
 def test_every_size_with_gpus_has_its_three_trainings():
     assert set(render.examples()) == {
-        f"{size}/{stage}.yaml" for size in ("7b", "13b", "33b", "65b") for stage in sizes.STAGES
+        f"{size}/{name}.yaml" for size in ("7b", "13b", "33b", "65b") for name in (*sizes.STAGES, "kustomization")
     }
 
 
@@ -95,6 +95,56 @@ def test_a_wrong_option_is_refused(arguments, said):
 def test_an_unknown_stage_names_the_nearest():
     with pytest.raises(InputError, match=r"no training stage 'loras' \(did you mean lora\?\)"):
         render.training_job(sizes.load("7b"), "loras", **ADDRESSES)
+
+
+def rendered(*words: str) -> "subprocess.CompletedProcess[str]":
+    given = [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
+    return zhllama("render", "pytorchjob", "--size", "13b", "--stage", "lora", *given, *words)
+
+
+def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
+    done = rendered(
+        *("--namespace", "team", "--queue", "gpus", "--priority-class", "low", "--pull-secret", "registry"),
+        *("--node-selector", "pool=gpu", "--toleration", "nvidia.com/gpu:NoSchedule", "--toleration", "kind=a100"),
+        *("--s3-cidr", "10.20.0.0/16", "--s3-namespace", "minio", "--s3-port", "9000"),
+    )
+    assert done.returncode == 0, done.stderr
+    job, policy = yaml.safe_load_all(done.stdout)
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    selector = policy["spec"]["podSelector"]["matchLabels"]
+    assert selector.items() <= template["metadata"]["labels"].items()
+    assert {value["metadata"]["namespace"] for value in (job, policy)} == {"team"}
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "low"
+    assert template["spec"]["nodeSelector"] == {"pool": "gpu"}
+    assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert template["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "kind", "operator": "Equal", "value": "a100"},
+    ]
+    *_, s3 = policy["spec"]["egress"]
+    assert s3 == {
+        "to": [
+            {"ipBlock": {"cidr": "10.20.0.0/16"}},
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "minio"}}},
+        ],
+        "ports": [{"protocol": "TCP", "port": 9000}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--node-selector", "pool"], "--node-selector pool: write KEY=VALUE"),
+        (["--toleration", "gpu:Never"], "--toleration gpu:Never: write KEY"),
+        (["--s3-port", "http"], "--s3-port http: a port is a number"),
+        (["--s3-cidr", "10.0.0.1/8"], "--s3-cidr 10.0.0.1/8: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant_is_refused_in_one_line_and_nothing_is_written(words, said):
+    done = rendered(*words)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert said in done.stderr
 
 
 def test_the_command_writes_a_manifest_to_standard_output():

@@ -31,7 +31,9 @@ def test_k8s_holds_what_the_sizes_give() -> None:
 
 
 def test_every_size_with_gpus_is_served_both_ways() -> None:
-    wanted = {f"{size}/{kind}.yaml" for size in ("7b", "13b", "33b", "65b") for kind in ("vllm", "kserve")}
+    wanted = {
+        f"{size}/{kind}.yaml" for size in ("7b", "13b", "33b", "65b") for kind in ("vllm", "kserve", "kustomization")
+    }
     assert set(serving.examples()) == wanted
     with pytest.raises(InputError, match=r"size tiny has no GPUs.*python -m components\.serve"):
         serving.model_server(sizes.load("tiny"))

@@ -53,6 +53,15 @@ def test_our_own_manifests_pass() -> None:
     assert [str(finding) for finding in check([ROOT / "k8s"], CRDS) if finding.level == "error"] == []
 
 
+def test_what_two_files_share_word_for_word_is_not_said_twice(tmp_path: Path) -> None:
+    policy = next(text for text in (ROOT / "k8s/serving/13b/vllm.yaml").read_text().split("---\n"))
+    for name in ("one.yaml", "two.yaml"):
+        (tmp_path / name).write_text(policy)
+    assert check([tmp_path]) == []
+    (tmp_path / "two.yaml").write_text(policy.replace("port: 9000", "port: 9001"))
+    assert [finding.rule for finding in check([tmp_path])] == ["twice"]
+
+
 def test_without_definitions_the_rules_still_hold_and_it_says_what_was_not_checked() -> None:
     found = check([HERE / "broken" / "container-name.yaml"])
     assert {(finding.level, finding.rule) for finding in found} == {

@@ -1,0 +1,126 @@
+"""What the components put to a kustomization, and what the examples beside the base say."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.shared.training_job import S3_KEYS, S3_OPTIONAL_KEYS
+from pipelines import sizes
+from pipelines.check.check import check
+from pipelines.check.rules import quantity
+from tests.k8s.kustomizations import K8S, KUBECTL, Object, build, of_kind
+from tests.k8s.test_pods import pods
+
+RDMA = {"NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_DEBUG"}
+
+
+def example(name: str) -> Any:
+    return yaml.safe_load((K8S / "base" / name).read_text())
+
+
+@pytest.fixture
+def built_with(tmp_path: Path) -> Callable[..., list[Object]]:
+    """What a folder of rendered manifests becomes with a component."""
+
+    def build_with(manifests: str, component: str) -> list[Object]:
+        relative = [os.path.relpath(K8S / part, tmp_path) for part in (manifests, f"components/{component}")]
+        (tmp_path / "kustomization.yaml").write_text(
+            yaml.safe_dump({"resources": relative[:1], "components": relative[1:]})
+        )
+        done = subprocess.run([KUBECTL, "kustomize", str(tmp_path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "kustomization.yaml").unlink()
+        (tmp_path / "built.yaml").write_text(done.stdout)
+        return list(yaml.safe_load_all(done.stdout))
+
+    return build_with
+
+
+def test_a_job_on_several_nodes_gets_cards_and_nccls_settings_and_keeps_what_it_has():
+    before = of_kind(build("pytorchjob/13b"), "PyTorchJob")
+    for name, job in of_kind(build("overlays/training-rdma"), "PyTorchJob").items():
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "zhllama"
+        for (_, spec), (_, old) in zip(pods(job), pods(before[name]), strict=True):
+            assert spec["nodeSelector"]
+            assert spec["tolerations"]
+            (container,), (was,) = spec["containers"], old["containers"]
+            assert {one["name"] for one in container["env"]} == {one["name"] for one in was["env"]} | RDMA
+            for side in ("requests", "limits"):
+                assert container["resources"][side] == {**was["resources"][side], "rdma/hca": "1"}
+            assert container["image"].startswith("registry.example.com/team/zhllama-")
+
+
+@pytest.mark.parametrize("component", ["rdma", "node-pool", "rdma-ipc-lock"])
+def test_a_job_on_one_node_passes_through_and_gets_no_worker(built_with, component):
+    assert sizes.load("7b").embeddings.nodes == 1
+    before = of_kind(build("pytorchjob/7b"), "PyTorchJob")["llama-7b-embeddings"]
+    after = of_kind(built_with("pytorchjob/7b", component), "PyTorchJob")["llama-7b-embeddings"]
+    assert set(after["spec"]["pytorchReplicaSpecs"]) == {"Master"}
+    assert (after == before) is (component != "node-pool")
+
+
+def test_to_lock_memory_is_outside_the_restricted_standard_and_the_check_says_so(built_with, tmp_path):
+    built_with("pytorchjob/13b", "rdma-ipc-lock")
+    found = [one for one in check([tmp_path / "built.yaml"]) if one.level == "error"]
+    assert {one.rule for one in found} == {"restricted"}
+    assert all("IPC_LOCK" in one.message for one in found)
+    # a Master and a Worker of three jobs
+    assert len(found) == 6
+
+
+def test_the_quota_holds_any_one_training_and_its_served_model(cluster):
+    hard = of_kind(cluster, "ResourceQuota")["zhllama"]["spec"]["hard"]
+    for size in map(sizes.load, sizes.names()):
+        for machine in (size.embeddings, size.lora, size.sft):
+            served = size.serving
+            for kind, name in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "ephemeral_storage")):
+                asked = machine.nodes * (quantity(getattr(machine, name)) or 0)
+                asked += served.replicas * (quantity(getattr(served, name)) or 0)
+                assert asked <= (quantity(hard[f"requests.{kind}"]) or 0), (size.name, kind)
+            gpus = machine.nodes * machine.gpus + (served.replicas * served.gpus if served.gpu else 0)
+            assert gpus <= int(hard["requests.nvidia.com/gpu"]), size.name
+
+
+def test_a_quota_asks_no_limit_of_pods_that_state_none_and_what_it_asks_has_a_default(cluster):
+    hard = of_kind(cluster, "ResourceQuota")["zhllama"]["spec"]["hard"]
+    assert not [name for name in hard if name.startswith("limits.")]
+    (limits,) = of_kind(cluster, "LimitRange")["zhllama"]["spec"]["limits"]
+    assert {"cpu", "memory", "ephemeral-storage"} == set(limits["defaultRequest"])
+    assert "default" not in limits
+
+
+# --- secrets and settings -------------------------------------------------------------------------------------------
+
+
+def test_both_examples_of_the_secret_have_the_keys_that_pods_take():
+    plain, external = example("s3-secret.example.yaml"), example("s3-external-secret.example.yaml")
+    for name, keys in (
+        (plain["metadata"]["name"], plain["stringData"]),
+        (external["spec"]["target"]["name"], external["spec"]["target"]["template"]["data"]),
+    ):
+        assert name == "zhllama-s3"
+        assert set(S3_KEYS) <= set(keys) <= {*S3_KEYS, *S3_OPTIONAL_KEYS}
+
+
+def test_kfp_is_told_the_same_secret_by_the_names_that_it_reads():
+    """As backend/src/v2/config/s3.go of Kubeflow Pipelines 2.17 reads it."""
+    settings = example("kfp-launcher.example.yaml")
+    assert settings["metadata"]["name"] == "kfp-launcher"
+    assert settings["data"]["defaultPipelineRoot"].startswith("s3://")
+    s3 = yaml.safe_load(settings["data"]["providers"])["s3"]["default"]
+    assert set(s3) == {"endpoint", "disableSSL", "region", "forcePathStyle", "credentials"}
+    assert "://" not in s3["endpoint"]
+    assert {type(s3[name]) for name in ("disableSSL", "forcePathStyle")} == {bool}
+    assert s3["credentials"] == {
+        "fromEnv": False,
+        "secretRef": {
+            "secretName": "zhllama-s3",
+            "accessKeyKey": "AWS_ACCESS_KEY_ID",
+            "secretKeyKey": "AWS_SECRET_ACCESS_KEY",
+        },
+    }

@@ -1,0 +1,118 @@
+"""Four identities, and nobody has more rights than the design says."""
+
+from typing import Any
+
+import pytest
+
+from tests.k8s.kustomizations import Object, build, of_kind
+
+NAMESPACES = {"overlays/cluster": "zhllama", "overlays/profile": "your-profile", "overlays/kfp-standalone": "kubeflow"}
+
+
+def rights(role: Object) -> dict[str, set[str]]:
+    """`group/resource` → verbs."""
+    found: dict[str, set[str]] = {}
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                found.setdefault(f"{group}/{resource}", set()).update(rule["verbs"])
+    return found
+
+
+def subjects(objects: list[Object], binding: str) -> set[str]:
+    return {subject["name"] for subject in of_kind(objects, "RoleBinding")[binding]["subjects"]}
+
+
+@pytest.fixture(params=sorted(NAMESPACES))
+def overlay(request: pytest.FixtureRequest) -> tuple[str, list[Object]]:
+    return NAMESPACES[request.param], build(request.param)
+
+
+def test_no_role_touches_secrets_or_takes_everything(overlay):
+    for name, role in of_kind(overlay[1], "Role").items():
+        for right, verbs in rights(role).items():
+            assert "secrets" not in right, name
+            assert "*" not in right, name
+            assert "*" not in verbs, name
+
+
+def test_there_are_no_rights_beyond_the_namespace(overlay):
+    namespace, objects = overlay
+    assert not of_kind(objects, "ClusterRole")
+    assert not of_kind(objects, "ClusterRoleBinding")
+    assert {value["metadata"].get("namespace", namespace) for value in objects} == {namespace}
+
+
+def test_bindings_name_roles_that_are_there_and_accounts_of_this_namespace(overlay):
+    namespace, objects = overlay
+    roles = of_kind(objects, "Role")
+    for binding in of_kind(objects, "RoleBinding").values():
+        assert binding["roleRef"]["name"] in roles
+        assert {subject["namespace"] for subject in binding["subjects"]} == {namespace}
+
+
+def test_the_runner_may_do_what_the_launcher_does_and_no_more(overlay):
+    job = {"create", "get", "list", "watch", "patch", "delete"}
+    read = {"get", "list", "watch"}
+    assert rights(of_kind(overlay[1], "Role")["zhllama-runner"]) == {
+        "kubeflow.org/pytorchjobs": job,
+        "trainer.kubeflow.org/trainjobs": job,
+        "/pods": read,
+        "/pods/log": read,
+        "/events": read,
+        "argoproj.io/workflows": {"get"},
+        "networking.k8s.io/networkpolicies": {"create", "get", "delete"},
+    }
+
+
+def test_the_reaper_lists_and_deletes_jobs_and_reads_workflows(overlay):
+    _, objects = overlay
+    assert subjects(objects, "zhllama-reaper") == {"zhllama-reaper"}
+    assert rights(of_kind(objects, "Role")["zhllama-reaper"]) == {
+        "kubeflow.org/pytorchjobs": {"list", "delete"},
+        "trainer.kubeflow.org/trainjobs": {"list", "delete"},
+        "argoproj.io/workflows": {"get", "list"},
+    }
+
+
+def test_to_deploy_is_a_right_of_its_own_and_not_in_the_base(overlay):
+    assert set(rights(of_kind(overlay[1], "Role")["zhllama-deployer"])) == {
+        "apps/deployments",
+        "/services",
+        "/pods/portforward",
+        "networking.k8s.io/networkpolicies",
+        "monitoring.coreos.com/podmonitors",
+        "serving.kserve.io/inferenceservices",
+    }
+    assert "zhllama-deployer" not in of_kind(build("base"), "Role")
+
+
+def test_training_and_serving_have_no_rights_and_no_token(overlay):
+    _, objects = overlay
+    bound = {name for binding in of_kind(objects, "RoleBinding") for name in subjects(objects, binding)}
+    accounts = of_kind(objects, "ServiceAccount")
+    for name in ("zhllama-training", "zhllama-serving"):
+        assert name not in bound
+        assert accounts[name]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "accounts"),
+    [
+        ("overlays/cluster", {"zhllama-runner", "pipeline-runner", "default-editor"}),
+        ("overlays/profile", {"zhllama-runner", "default-editor"}),
+        ("overlays/kfp-standalone", {"zhllama-runner", "pipeline-runner"}),
+    ],
+)
+def test_kfps_account_gets_the_runners_rights(name, accounts):
+    objects = build(name)
+    for binding in ("zhllama-runner", "zhllama-deployer"):
+        assert subjects(objects, binding) == accounts
+
+
+def test_our_own_namespace_enforces_the_restricted_standard_and_anothers_is_left_alone(
+    cluster: list[Object], profile: list[Object]
+):
+    labels: dict[str, Any] = of_kind(cluster, "Namespace")["zhllama"]["metadata"]["labels"]
+    assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "audit", "warn")} == {"restricted"}
+    assert not of_kind(profile, "Namespace")
