@@ -1,7 +1,9 @@
-"""A small Kubernetes API server over real HTTP: objects by path in memory, server-side apply, list, watch and faults.
+"""A small Kubernetes API server over real HTTP: objects by path in memory, and faults in front of its answers.
 
-What a controller would do is done by the test: `server.on_apply = function(object)` runs in a thread of its own after
-each change of an object's spec, and moves things on with `set_status` and `set_pods`.
+It does create (409, 422), server-side apply, get, list, watch (from a resourceVersion, 410), delete (uid, finalizers,
+what the object owns), pods' logs (follow, sinceTime, previous) and forwarded ports. What a controller would do is done
+by the test: `server.on_apply = function(object)` runs in a thread of its own after each change of an object's spec, and
+moves things on with `set_status` and `set_pods`.
 """
 
 import base64
@@ -9,27 +11,79 @@ import hashlib
 import json
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlparse
 
-LISTS = ("pods", "deployments", "inferenceservices", "pytorchjobs", "trainjobs", "workflows")
+LISTS = (
+    "pods", "events", "deployments", "inferenceservices", "pytorchjobs", "trainjobs", "workflows", "networkpolicies",
+)  # fmt: skip
 
 
-class ApiServer:
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a request. Without any field it is answered as ever."""
+
+    status: int = 0
+    """It is answered with this, and nothing is done."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    hold: threading.Event | None = None
+    """It waits for the event (or the server's end) before it is done."""
+    lose: str = ""
+    """`before`: the connection ends before anything is done; `after`: it is done, and the answer is lost."""
+    cut: int = -1
+    """A stream (watch, log) breaks after so many bytes."""
+    cleanly: bool = False
+    """The cut stream looks as if it had come to its end: a proxy's doing."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it arrived; `method` is WATCH for a watch."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    at: float
+    """time.monotonic(), which all processes of a machine share."""
+
+
+class KubernetesServer:
     """One that lives: `with KubernetesServer() as server:`; `server.kubeconfig(path)` writes what a client needs."""
 
-    def __init__(self, handler: "type[ApiHandler]", namespace: str) -> None:
+    def __init__(self, namespace: str = "team") -> None:
         self.namespace = namespace
+        self.objects: dict[str, dict[str, Any]] = {}
+        """By the path that one is read at."""
         self.requests: list[tuple[str, str]] = []
+        self.asked: list[Asked] = []
+        self.logs: dict[str, list[str]] = {}
+        """A pod's log, `stamp text` by line; the last one may lack its line break."""
+        self.previous_logs: dict[str, list[str]] = {}
+        """Those of the container that ran before in the pod."""
+        self.fault: Callable[[str, str], int | Fault | None] = lambda method, path: None
+        """What a request meets in place of its answer, or on the way to it."""
+        self.refusal: Callable[[dict[str, Any]], str] = lambda thing: ""
+        """Why an object cannot be created (422), "" where it can."""
+        self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
+        self.on_create: Callable[[dict[str, Any]], None] = lambda thing: None
+        """Likewise, after an object was created."""
+        self.before_create: Callable[[dict[str, Any]], None] = lambda thing: None
+        """Sees an object, under the lock, just before it is there."""
+        self.forward_to: tuple[str, int] = ("127.0.0.1", 0)
+        """Where a pod's forwarded port leads."""
         self.changed = threading.Condition()
+        self.closing = False
         self._version = 0
+        self._forgotten = 0
         self._events: list[tuple[int, str, str, dict[str, Any]]] = []
-        self._closing = False
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"of": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"of": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
@@ -39,7 +93,7 @@ class ApiServer:
 
     def __exit__(self, *_: object) -> None:
         with self.changed:
-            self._closing = True
+            self.closing = True
             self.changed.notify_all()
         self._server.shutdown()
         self._server.server_close()
@@ -56,89 +110,27 @@ class ApiServer:
         path.write_text(json.dumps(value))
         return path
 
-    def _emit(self, path: str, kind: str, thing: dict[str, Any]) -> None:
-        self._version += 1
-        thing["metadata"]["resourceVersion"] = str(self._version)
-        self._events.append((self._version, path, kind, json.loads(json.dumps(thing))))
-        self.changed.notify_all()
-
-    def events_after(self, version: int, root: str, timeout: float) -> list[tuple[int, str, dict[str, Any]]]:
-        """Blocks until there are some, the time is over, or the server closes."""
-
-        def found() -> list[tuple[int, str, dict[str, Any]]]:
-            return [
-                (v, kind, one) for v, path, kind, one in self._events if v > version and path.startswith(f"{root}/")
-            ]
-
-        with self.changed:
-            self.changed.wait_for(lambda: bool(found()) or self._closing, timeout)
-            return [] if self._closing else found()
-
-
-class ApiHandler(BaseHTTPRequestHandler):
-    """The answers of an API server."""
-
-    of: ApiServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _begin_watch(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def _send_event(self, kind: str, thing: dict[str, Any]) -> None:
-        line = json.dumps({"type": kind, "object": thing}).encode() + b"\n"
-        self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-
-    def _end_watch(self) -> None:
-        self.wfile.write(b"0\r\n\r\n")
-
-    def _answer(self, status: int, value: Any) -> None:
-        self._answer_with(status, "application/json", json.dumps(value).encode())
-
-    def _answer_with(self, status: int, kind: str, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-def selected(thing: dict[str, Any], query: dict[str, str]) -> bool:
-    """Whether an object is one of those that a request's label and field selectors choose."""
-    labels = thing["metadata"].get("labels", {})
-    for term in filter(None, query.get("labelSelector", "").split(",")):
-        name, _, value = term.partition("=")
-        if labels.get(name) != value:
-            return False
-    field = query.get("fieldSelector", "")
-    return not field or thing["metadata"]["name"] == field.removeprefix("metadata.name=")
-
-
-class KubernetesServer(ApiServer):
-    """Every kind of object."""
-
-    def __init__(self, namespace: str = "team") -> None:
-        super().__init__(_Handler, namespace)
-        self.objects: dict[str, dict[str, Any]] = {}
-        """By the path that one is read at."""
-        self.fault: Callable[[str, str], int | None] = lambda method, path: None
-        """A status for a request, in place of its answer."""
-        self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
-        self.forward_to: tuple[str, int] = ("127.0.0.1", 0)
-        """Where a pod's forwarded port leads."""
-
     # --- what a test and its controllers do ---------------------------------------------------------------------------
 
     def of_kind(self, kind: str) -> dict[str, dict[str, Any]]:
         """Name → object, as they are now."""
         with self.changed:
-            found = json.loads(json.dumps([thing for thing in self.objects.values() if thing["kind"] == kind]))
+            found = _copy([thing for thing in self.objects.values() if thing["kind"] == kind])
         return {thing["metadata"]["name"]: thing for thing in found}
+
+    def until(self, holds: Callable[[], Any], seconds: float = 120.0) -> None:
+        """Waits until that holds, looking at every change and request, and now and then."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            while not holds():
+                assert time.monotonic() < deadline, "what was waited for did not come"
+                self.changed.wait(0.05)
+
+    def put(self, path: str, thing: dict[str, Any]) -> None:
+        """An object in place of the one at that path, as a controller leaves it."""
+        with self.changed:
+            self._emit(path, "MODIFIED" if path in self.objects else "ADDED", thing)
+            self.objects[path] = thing
 
     def set_status(self, kind: str, name: str, status: dict[str, Any]) -> None:
         with self.changed:
@@ -150,23 +142,86 @@ class KubernetesServer(ApiServer):
 
     def set_pods(self, labels: dict[str, str], status: dict[str, Any], name: str = "pod-1") -> None:
         """One pod, in place of all with that name."""
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
         metadata = {"name": name, "namespace": self.namespace, "labels": labels}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status}
+        self.put(f"/api/v1/namespaces/{self.namespace}/pods/{name}", pod)
+
+    def write_log(self, pod: str, *lines: str) -> None:
+        """Lines at the end of a pod's log, stamped as the kubelet does."""
         with self.changed:
-            kind = "MODIFIED" if path in self.objects else "ADDED"
-            self.objects[path] = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status}
-            self._emit(path, kind, self.objects[path])
+            for line in lines:
+                now = time.time_ns()
+                stamp = datetime.fromtimestamp(now // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+                self.logs.setdefault(pod, []).append(f"{stamp}.{now % 10**9:09d}Z {line}\n")
+            self.changed.notify_all()
+
+    def restart_log(self, pod: str) -> None:
+        """The pod's container ended, and another began: its log is the previous one."""
+        with self.changed:
+            self.previous_logs[pod] = self.logs.pop(pod, [])
+            self.changed.notify_all()
 
     def delete(self, path: str) -> None:
+        """An object goes, and what it alone owns; with finalizers it only begins to."""
         with self.changed:
+            thing = self.objects[path]
+            if thing["metadata"].get("finalizers"):
+                thing["metadata"].setdefault("deletionTimestamp", _now())
+                self._emit(path, "MODIFIED", thing)
+                return
             self._emit(path, "DELETED", self.objects.pop(path))
+            uid = thing["metadata"].get("uid")
+            owned = [
+                other
+                for other, one in self.objects.items()
+                if [owner.get("uid") for owner in one["metadata"].get("ownerReferences", ())] == [uid]
+            ]
+            for other in owned:
+                if other in self.objects:
+                    self.delete(other)
+
+    def forget(self) -> None:
+        """No watch can go on from before now: it is told 410."""
+        with self.changed:
+            self._forgotten = self._version
 
     # --- what the server does -----------------------------------------------------------------------------------------
+
+    def _emit(self, path: str, kind: str, thing: dict[str, Any]) -> None:
+        self._version += 1
+        thing["metadata"]["resourceVersion"] = str(self._version)
+        self._events.append((self._version, path, kind, _copy(thing)))
+        self.changed.notify_all()
+
+    def create(self, path: str, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """A status and an answer."""
+        why = self.refusal(wanted)
+        if why:
+            return 422, {"message": why}
+        with self.changed:
+            if path in self.objects:
+                return 409, {"message": f"{path.rpartition('/')[2]} already exists"}
+            made = _copy(wanted)
+            self.before_create(made)
+            made["metadata"] |= {
+                "namespace": self.namespace,
+                "uid": f"uid-{made['metadata']['name']}-{self._version}",
+                "generation": 1,
+                "creationTimestamp": _now(),
+            }
+            self.objects[path] = made
+            self._emit(path, "ADDED", made)
+            answer = _copy(made)
+        self._created(_copy(answer))
+        return 201, answer
+
+    def _created(self, thing: dict[str, Any]) -> None:
+        threading.Thread(target=self.on_create, args=(thing,), daemon=True).start()
 
     def apply(self, path: str, wanted: dict[str, Any]) -> dict[str, Any]:
         with self.changed:
             found = self.objects.get(path)
-            made = json.loads(json.dumps(wanted))
+            made = _copy(wanted)
             old = found or {"metadata": {"generation": 0, "uid": f"uid-{self._version}"}, "spec": None}
             changed = old["spec"] != made["spec"]
             made["metadata"] |= {
@@ -179,59 +234,228 @@ class KubernetesServer(ApiServer):
                 made["status"] = old["status"]
             self.objects[path] = made
             self._emit(path, "MODIFIED" if found else "ADDED", made)
-            answer: dict[str, Any] = json.loads(json.dumps(made))
+            answer: dict[str, Any] = _copy(made)
         if changed:
-            threading.Thread(target=self.on_apply, args=(json.loads(json.dumps(answer)),), daemon=True).start()
+            threading.Thread(target=self.on_apply, args=(_copy(answer),), daemon=True).start()
         return answer
 
-    def listed(self, root: str, query: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
+    def listed(self, root: str, query: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
         with self.changed:
             found = [thing for path, thing in self.objects.items() if path.rpartition("/")[0] == root]
-            return [json.loads(json.dumps(thing)) for thing in found if selected(thing, query)], self._version
+            return [_copy(thing) for thing in found if selected(thing, query)], self._version
+
+    def events_after(self, version: int, root: str, timeout: float) -> list[tuple[int, str, dict[str, Any]]]:
+        """Blocks until there are some, the time is over, or the server closes."""
+
+        def found() -> list[tuple[int, str, dict[str, Any]]]:
+            return [
+                (v, kind, one) for v, path, kind, one in self._events if v > version and path.startswith(f"{root}/")
+            ]
+
+        with self.changed:
+            self.changed.wait_for(lambda: bool(found()) or self.closing, timeout)
+            return [] if self.closing else found()
+
+    def expired(self, version: int) -> bool:
+        return version < self._forgotten
 
 
-class _Handler(ApiHandler):
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _copy(thing: Any) -> Any:
+    return json.loads(json.dumps(thing))
+
+
+def selected(thing: dict[str, Any], query: Mapping[str, str]) -> bool:
+    """Whether an object is one of those that a request's label and field selectors choose."""
+    labels = thing["metadata"].get("labels", {})
+    for term in filter(None, query.get("labelSelector", "").split(",")):
+        name, _, value = term.partition("=")
+        if labels.get(name) != value:
+            return False
+    for term in filter(None, query.get("fieldSelector", "").split(",")):
+        place, _, value = term.partition("=")
+        found: Any = thing
+        for step in place.split("."):
+            found = found.get(step, {})
+        if found != value:
+            return False
+    return True
+
+
+class _Cut(Exception):
+    """A stream has come to the byte at which it breaks."""
+
+
+class _Handler(BaseHTTPRequestHandler):
     of: KubernetesServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
     def _do(self) -> None:
         url = urlparse(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        watching = query.get("watch") in ("true", "True")
+        method = "WATCH" if watching else str(self.command)
         with self.of.changed:
             self.of.requests.append((self.command, url.path))
+            self.of.asked.append(Asked(method, url.path, query, time.monotonic()))
+            self.of.changed.notify_all()
         if self.headers.get("Authorization") != "Bearer a-token-of-the-tests":
             return self._answer(401, {"message": "no token"})
-        if (fault := self.of.fault(self.command, url.path)) is not None:
-            return self._answer(fault, {"message": "a fault that the test put here"})
+        fault = self.of.fault(method, url.path) or Fault()
+        if isinstance(fault, int):
+            fault = Fault(status=fault)
+        self._left = fault.cut
+        if fault.hold is not None:
+            while not fault.hold.wait(0.02) and not self.of.closing:
+                pass
+        if fault.lose == "before" or self.of.closing:
+            return self._break()
+        if fault.status:
+            return self._answer(fault.status, {"message": "a fault that the test put here"}, fault.headers)
         if url.path.endswith("/portforward"):
             return self._forward(int(query["ports"]))
+        with suppress(_Cut, BrokenPipeError, ConnectionResetError):
+            if watching:
+                return self._watch(url.path, query)
+            if url.path.endswith("/log"):
+                return self._log(url.path, query)
+            status, answer = self._answer_of(url.path, query, body)
+            return self._break() if fault.lose == "after" else self._answer(status, answer)
+        if fault.cleanly:
+            with suppress(OSError):
+                self.wfile.write(b"0\r\n\r\n")
+            return None
+        return self._break()
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _do
+
+    def _answer_of(self, path: str, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
+        """A status and an answer, with whatever was asked for done."""
+        if self.command == "POST":
+            return self.of.create(f"{path}/{body['metadata']['name']}", body)
         if self.command == "PATCH":
             if self.headers["Content-Type"] != "application/apply-patch+yaml" or not query.get("fieldManager"):
-                return self._answer(415, {"message": "only server-side apply is served here"})
-            return self._answer(200, self.of.apply(url.path, body))
-        if query.get("watch") in ("true", "True"):
-            return self._watch(url.path, query)
-        if url.path.rpartition("/")[2] in LISTS:
-            items, version = self.of.listed(url.path, query)
-            return self._answer(200, {"items": items, "metadata": {"resourceVersion": str(version)}})
+                return 415, {"message": "only server-side apply is served here"}
+            return 200, self.of.apply(path, body)
+        if path.rpartition("/")[2] in LISTS:
+            items, version = self.of.listed(path, query)
+            return 200, {"items": items, "metadata": {"resourceVersion": str(version)}}
         with self.of.changed:
-            found = self.of.objects.get(url.path)
-        if found is None:
-            return self._answer(404, {"message": f"{url.path} not found"})
-        if self.command == "DELETE":
-            self.of.delete(url.path)
-        return self._answer(200, found)
+            found = _copy(self.of.objects.get(path))
+            if found is None:
+                return 404, {"message": f"{path} not found"}
+            if self.command == "DELETE":
+                wanted = (body.get("preconditions") or {}).get("uid")
+                if wanted and wanted != found["metadata"].get("uid"):
+                    return 409, {"message": f"the uid is {found['metadata'].get('uid')}, not {wanted}"}
+                self.of.delete(path)
+        return 200, found
 
-    do_GET = do_PATCH = do_DELETE = _do
+    def _answer(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        content = json.dumps(value).encode()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            for name, text in (headers or {}).items():
+                self.send_header(name, text)
+            self.end_headers()
+            self.wfile.write(content)
+
+    def _break(self) -> None:
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    # --- streams ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _chunk(self, content: bytes) -> None:
+        """A piece of a stream, up to the byte at which it is to break."""
+        if self._left >= 0:
+            content, over = content[: self._left], len(content) > self._left
+            self._left -= len(content)
+        else:
+            over = False
+        if content:
+            self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+        if over:
+            raise _Cut
 
     def _watch(self, root: str, query: dict[str, str]) -> None:
-        self._begin_watch()
-        version = int(query.get("resourceVersion") or 0)
-        # one round: a watch that is asked again from where it was goes on
-        for _, kind, thing in self.of.events_after(version, root, float(query.get("timeoutSeconds", 60))):
-            if selected(thing, query):
-                self._send_event(kind, thing)
-        self._end_watch()
+        self._begin("application/json")
+        since = int(query.get("resourceVersion") or 0)
+        if since == 0:
+            items, since = self.of.listed(root, query)
+            events = [("ADDED", thing) for thing in items]
+        elif self.of.expired(since):
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+            self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        else:
+            events = []
+        end = time.monotonic() + float(query.get("timeoutSeconds", 60))
+        while True:
+            for kind, thing in events:
+                if selected(thing, query):
+                    self._chunk(json.dumps({"type": kind, "object": thing}).encode() + b"\n")
+            more = self.of.events_after(since, root, end - time.monotonic())
+            if not more:
+                break
+            since, events = more[-1][0], [(kind, thing) for _, kind, thing in more]
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _log(self, path: str, query: dict[str, str]) -> None:
+        pod = path.split("/")[-2]
+        logs = self.of.previous_logs if query.get("previous") in ("true", "True") else self.of.logs
+        with self.of.changed:
+            if path.removesuffix("/log") not in self.of.objects:
+                return self._answer(404, {"message": f"pods {pod} not found"})
+            if logs is self.of.previous_logs and pod not in logs:
+                return self._answer(400, {"message": f"previous terminated container in pod {pod} not found"})
+            lines = logs.setdefault(pod, [])
+        since = query.get("sinceTime", "").removesuffix("Z")
+        self._begin("text/plain")
+        sent = 0
+        while True:
+            with self.of.changed:
+                new = lines[sent:]
+                sent += len(new)
+                running = logs.get(pod) is lines and self._runs(path.removesuffix("/log"))
+            for line in new:
+                # seconds: what the API server passes on of a time
+                if line[: len(since)] >= since:
+                    self._chunk(line.encode())
+            if new:
+                continue
+            if query.get("follow") not in ("true", "True") or not running or self.of.closing:
+                break
+            with self.of.changed:
+                if len(lines) == sent:
+                    self.of.changed.wait(0.5)
+        self.wfile.write(b"0\r\n\r\n")
+        return None
+
+    def _runs(self, path: str) -> bool:
+        """Whether the pod's first container does."""
+        status = self.of.objects.get(path, {}).get("status", {})
+        containers = status.get("containerStatuses") or [{}]
+        return status.get("phase") == "Running" and "terminated" not in (containers[0].get("state") or {})
+
+    # --- a forwarded port ---------------------------------------------------------------------------------------------
 
     def _forward(self, port: int) -> None:
         """A connection to `of.forward_to`, over a WebSocket in the channels of v4.channel.k8s.io: 0 data, 1 errors."""

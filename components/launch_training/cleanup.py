@@ -1,4 +1,4 @@
-"""The pipeline's exit handler: deletes the jobs of a run that still run, found by their label.
+"""The pipeline's exit handler: deletes the jobs of a run that still run, of either kind, found by their label.
 
 `python -m components.launch_training.cleanup --run-id RUN --namespace NS --backend pytorchjob`. Argo runs it after a
 terminate too, where the launcher's own handler has a fraction of a second at best.
@@ -17,7 +17,7 @@ class Cleanup:
 
     run_id: str
     """The run, as launch_training was given it."""
-    backend: Literal["pytorchjob", "local"] = "pytorchjob"
+    backend: Literal["pytorchjob", "trainjob", "local"] = "pytorchjob"
     """Where its trainings ran."""
     namespace: str = ""
     """Namespace of the jobs; empty: this pod's."""

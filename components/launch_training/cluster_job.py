@@ -2,150 +2,90 @@
 
 Level-triggered: watches on the job and its pods only wake the loop, which then reads both and judges them
 (job_state.py), so a watch that breaks or misses an event costs at most LOOK_EVERY seconds. The job's name is a function
-of run, stage and attempt: a launcher that starts again finds its job by it and goes on following.
+of run, stage and attempt: a launcher that starts again, or a second one, finds the job by it and goes on following.
+Nothing is remembered but on the API server.
 """
 
 import logging
-import math
 import os
 import queue
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from components.launch_training.job_state import State, Verdict, judge
-from components.shared.errors import InputError, StorageFault
-from components.shared.kubernetes_api import ACCOUNT, TIMEOUT, call, connect, plain, short, unanswered
-from components.shared.log import mask
+from components.launch_training.cancel import Canceller
+from components.launch_training.job_log import JobLogs
+from components.launch_training.job_state import Patience, State, Verdict, already, judge, newest
+from components.shared import kubernetes_api
+from components.shared.errors import EXIT_CANCELLED, InputError, StorageFault
+from components.shared.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended
+from components.shared.kubernetes_api import ACCOUNT, call, connect, passes, plain, short, unanswered
+from components.shared.network_policy import network_policy
 from components.shared.training_job import LABEL, TrainingJob, label_value
 
 log = logging.getLogger("launch")
 
 LOOK_EVERY = 60.0
 """Seconds after which the job is looked at even if no watch said anything."""
-KEPT_LINES = 30
-_KIND: dict[str, Any] = {"group": "kubeflow.org", "version": "v1", "plural": "pytorchjobs"}
+WATCH_SECONDS = 300
+"""How long a watch lasts. The API server ends it then, and it begins anew."""
+FIRST_REWATCH, LONGEST_REWATCH = 0.5, 15.0
+"""Seconds between a watch's end and the next one."""
+CANCEL_TIMEOUT = (2.0, 3.0)
+"""Of a request that carries out a cancel: to connect, and for the answer."""
+CANCEL_WITHIN = 20.0
+"""Seconds for which a cancel is tried; a pod's default grace period is 30."""
+GONE_WITHIN = 600.0
+"""Seconds for which a job of our name that is being deleted is waited for."""
 
 
-def run_on_cluster(job_of: Callable[[int], TrainingJob], attempts: int) -> None:
+def run_on_cluster(
+    kind: JobKind,
+    job_of: Callable[[int], TrainingJob],
+    attempts: int,
+    waiting_seconds: float,
+    keep: Callable[[str, list[str]], None],
+) -> None:
     """Runs a job, `job_of(attempt)`, to its success, in at most `attempts` of them.
 
-    InputError when the training says that its input is wrong, StorageFault when the job fails or is deleted. On
-    SIGTERM and Ctrl-C the job is deleted before anything else.
+    InputError when the training says that its input is wrong, StorageFault when the job fails, is deleted, or waits for
+    longer than `waiting_seconds` (0: it may wait for ever). On SIGTERM and Ctrl-C the job is deleted before anything
+    else. keep: gets each job's name and its last lines when it is over.
     """
-    cluster = Cluster()
-    for attempt in range(1, attempts + 1):
-        job = job_of(attempt)
-        verdict = cluster.run(replace(job, namespace=job.namespace or cluster.namespace))
-        if verdict.state is State.SUCCEEDED:
-            return
-        if verdict.state is State.WRONG_INPUT:
-            raise InputError(verdict.reason)
-        if verdict.state is State.GONE:
-            raise StorageFault(f"training job {job.name}: {verdict.reason}")
-        log.warning("training job %s failed (attempt %d of %d): %s", job.name, attempt, attempts, verdict.reason)
-    raise StorageFault(f"training job {job.name} failed: {verdict.reason}; its last lines are above")
-
-
-def delete_unfinished(run: str, namespace: str) -> list[str]:
-    """Deletes the jobs of a run that are not over; their names."""
-    cluster = Cluster()
-    return cluster.delete_run(run, namespace or cluster.namespace)
+    cluster = Cluster(kind)
+    launch = Launch(cluster, lambda attempt: cluster.placed(job_of(attempt)), waiting_seconds, keep)
+    with Canceller(launch.cancel, launch.sweep) as launch.canceller:
+        launch.run(attempts)
 
 
 class Cluster:
-    """The API server, as the launcher needs it."""
+    """The API server, as the launcher needs it: jobs of one kind, their pods, their network policies."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: JobKind) -> None:
+        self.kind = kind
         self.namespace = connect()
-        self._jobs = client.CustomObjectsApi()
-        self._pods = client.CoreV1Api()
+        self.api = client.ApiClient()
+        self._jobs = client.CustomObjectsApi(self.api)
+        self._pods = client.CoreV1Api(self.api)
+        self._policies = client.NetworkingV1Api(self.api)
 
-    # --- one job ------------------------------------------------------------------------------------------------------
+    def placed(self, job: TrainingJob) -> TrainingJob:
+        """The job with its namespace: its own, or this pod's."""
+        return replace(job, namespace=job.namespace or self.namespace)
 
-    def run(self, job: TrainingJob) -> Verdict:
-        """Creates the job, or finds it, and follows it to its end. Deleted when this process is told to stop."""
-        owner = job.owner or self._workflow(job.namespace)
-        try:
-            self._create(replace(job, owner=owner))
-            return self._follow(job)
-        except (SystemExit, KeyboardInterrupt):
-            self._delete(job.name, job.namespace)
-            raise
+    # --- jobs ---------------------------------------------------------------------------------------------------------
 
-    def _create(self, job: TrainingJob) -> None:
-        there = self._read(job.name, job.namespace)
-        if there is None:
-            try:
-                call(
-                    self._jobs.create_namespaced_custom_object, **_KIND, namespace=job.namespace, body=job.pytorchjob()
-                )
-            except ApiException as error:
-                if error.status != 409:
-                    raise _refused(job, error) from error
-                # made by this process before a lost answer, or by another launcher of this run
-                there = self._read(job.name, job.namespace)
-            else:
-                log.info(
-                    "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node
-                )
-        if there is not None:
-            mark = f"{LABEL}key"
-            if there["metadata"].get("labels", {}).get(mark) != job.labels.get(mark):
-                raise InputError(
-                    f"there is another training job {job.namespace}/{job.name}; delete it, or give another --run-id"
-                )
-            log.info("training job %s/%s is there: following it", job.namespace, job.name)
-
-    def _follow(self, job: TrainingJob) -> Verdict:
-        woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        stop = threading.Event()
-        lines = _Lines(self._pods, job, stop)
-        selector = f"training.kubeflow.org/job-name={job.name}"
-        watches = (
-            (self._jobs.list_namespaced_custom_object, {**_KIND, "field_selector": f"metadata.name={job.name}"}),
-            (self._pods.list_namespaced_pod, {"label_selector": selector}),
-        )
-        for listing, options in watches:
-            threading.Thread(
-                target=_wake, args=(listing, {**options, "namespace": job.namespace}, woken, stop), daemon=True
-            ).start()
-        last = Verdict(State.WAITING)
-        try:
-            while True:
-                verdict = judge(self._read(job.name, job.namespace), self._pods_of(selector, job.namespace, lines))
-                if verdict != last:
-                    log.info(
-                        "training job %s: %s", job.name, " ".join(filter(None, (verdict.state.value, verdict.reason)))
-                    )
-                last = verdict
-                if verdict.state is State.WRONG_INPUT:
-                    self._delete(job.name, job.namespace)
-                if verdict.over:
-                    lines.finish()
-                    return verdict
-                try:
-                    woken.get(timeout=LOOK_EVERY)
-                except queue.Empty:
-                    continue
-                while not woken.empty():
-                    woken.get()
-        finally:
-            stop.set()
-
-    def _read(self, name: str, namespace: str) -> dict[str, Any] | None:
+    def read(self, job: TrainingJob) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = call(
-                self._jobs.get_namespaced_custom_object, **_KIND, namespace=namespace, name=name
+                self._jobs.get_namespaced_custom_object, **self.kind.place, namespace=job.namespace, name=job.name
             )
         except ApiException as error:
             if error.status == 404:
@@ -153,42 +93,121 @@ class Cluster:
             raise unanswered(error) from error
         return found
 
-    def _pods_of(self, selector: str, namespace: str, lines: "_Lines") -> list[dict[str, Any]]:
+    def jobs(self, namespace: str, selector: str, **options: Any) -> list[dict[str, Any]]:
+        """Jobs that have those labels. ApiException as it is."""
+        request = options.pop("request", call)
+        listed: dict[str, Any] = request(
+            self._jobs.list_namespaced_custom_object,
+            **self.kind.place,
+            namespace=namespace,
+            label_selector=selector,
+            **options,
+        )
+        return list(listed["items"])
+
+    def create(self, job: TrainingJob) -> dict[str, Any]:
+        """One attempt: ApiException and HTTPError as they come."""
+        manifest = job.trainjob() if self.kind is TRAINJOB else job.pytorchjob()
+        created: dict[str, Any] = self._jobs.create_namespaced_custom_object(
+            **self.kind.place, namespace=job.namespace, body=manifest, _request_timeout=kubernetes_api.TIMEOUT
+        )
+        return created
+
+    def delete(self, namespace: str, name: str, uid: str = "", **options: Any) -> bool:
+        """Whether it was there, and (where a uid is given) that very one. ApiException for other answers."""
+        request = options.pop("request", call)
+        body: dict[str, Any] = {"propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
         try:
-            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
+            request(
+                self._jobs.delete_namespaced_custom_object,
+                **self.kind.place,
+                namespace=namespace,
+                name=name,
+                body=body,
+                **options,
+            )
+        except ApiException as error:
+            if error.status in (404, 409):
+                return False
+            raise
+        return True
+
+    # --- what belongs to a job ----------------------------------------------------------------------------------------
+
+    def pods(self, job: TrainingJob, uid: str) -> list[dict[str, Any]]:
+        """The job's pods; not those that a job of the same name has left behind."""
+        selector = f"{self.kind.pods_label}={job.name}"
+        try:
+            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=job.namespace, label_selector=selector)
         except ApiException as error:
             raise unanswered(error) from error
-        pods: list[dict[str, Any]] = listed["items"]
-        for pod in pods:
-            labels = pod["metadata"].get("labels", {})
-            if labels.get("training.kubeflow.org/replica-type") == "master":
-                lines.follow(pod)
-        return pods
 
-    def _delete(self, name: str, namespace: str) -> None:
-        try:
-            self._jobs.delete_namespaced_custom_object(
-                **_KIND, namespace=namespace, name=name, propagation_policy="Background", _request_timeout=TIMEOUT
-            )
-            log.info("training job %s/%s deleted", namespace, name)
-        except (ApiException, HTTPError) as error:
-            if not isinstance(error, ApiException) or error.status != 404:
-                log.warning("training job %s/%s could not be deleted: %s", namespace, name, short(error))
+        def ours(pod: dict[str, Any]) -> bool:
+            owners = pod["metadata"].get("ownerReferences") or ()
+            return all(owner["uid"] == uid for owner in owners if owner.get("kind") == self.kind.kind)
 
-    def delete_run(self, run: str, namespace: str) -> list[str]:
-        selector = f"{LABEL}run={label_value(run)}"
+        return [pod for pod in listed["items"] if ours(pod)]
+
+    def warnings(self, job: TrainingJob) -> list[str]:
+        """What operator and scheduler complain of, by the events of the job: a quota, a pod that is not admitted."""
+        said = []
+        # a TrainJob's JobSet has its name, and the Job under it the name of its node role
+        for name in (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,):
+            try:
+                listed = call(
+                    plain,
+                    call=self._pods.list_namespaced_event,
+                    namespace=job.namespace,
+                    field_selector=f"involvedObject.name={name},type=Warning",
+                )
+            except ApiException as error:
+                log.debug("events of %s: %s", name, short(error))
+                return []
+            said += [f"{one.get('reason', '')}: {one.get('message', '')}" for one in listed["items"]]
+        return said
+
+    def create_policy(self, job: TrainingJob) -> None:
+        """The job's own NetworkPolicy; it may be there already. Without the right to make one the job goes on."""
         try:
-            listed = call(
-                self._jobs.list_namespaced_custom_object, **_KIND, namespace=namespace, label_selector=selector
+            call(
+                plain,
+                call=self._policies.create_namespaced_network_policy,
+                namespace=job.namespace,
+                body=network_policy(job),
             )
         except ApiException as error:
-            raise unanswered(error) from error
-        names = [job["metadata"]["name"] for job in listed["items"] if not judge(job, ()).over]
-        for name in names:
-            self._delete(name, namespace)
-        return names
+            if error.status in (403, 404):
+                log.warning(
+                    "%s gets no NetworkPolicy of its own (%s); give this account the Role zhllama-runner. Where the "
+                    "namespace denies the rest (k8s/base), its pods reach neither each other nor S3",
+                    job.name,
+                    short(error),
+                )
+            elif error.status != 409:
+                raise _refused(self.kind, job, error, "its NetworkPolicy") from error
 
-    def _workflow(self, namespace: str) -> dict[str, Any] | None:
+    def delete_policy(self, namespace: str, name: str, **options: Any) -> None:
+        """Gone, or never there. ApiException and HTTPError as they come."""
+        request = options.pop("request", call)
+        try:
+            request(
+                plain, call=self._policies.delete_namespaced_network_policy, namespace=namespace, name=name, **options
+            )
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+    def watches(self, namespace: str, selector: str) -> tuple[tuple[Callable[..., Any], dict[str, Any]], ...]:
+        """What to watch of the jobs with those labels, and of their pods, which carry them too."""
+        common = {"namespace": namespace, "label_selector": selector}
+        return (
+            (self._jobs.list_namespaced_custom_object, {**self.kind.place, **common}),
+            (self._pods.list_namespaced_pod, common),
+        )
+
+    def workflow(self, namespace: str) -> dict[str, Any] | None:
         """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
         name = os.environ.get("HOSTNAME", "")
         if not name or not ACCOUNT.exists() or namespace != self.namespace:
@@ -205,16 +224,332 @@ class Cluster:
         return None
 
 
+# --- one stage of a run -----------------------------------------------------------------------------------------------
+
+
+class Launch:
+    """The attempts at one stage of a run."""
+
+    canceller: Canceller
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        job_of: Callable[[int], TrainingJob],
+        waiting_seconds: float,
+        keep: Callable[[str, list[str]], None],
+    ) -> None:
+        self._cluster, self._job_of, self._waiting, self._keep = cluster, job_of, waiting_seconds, keep
+        self._first = job_of(1)
+        labels = self._first.labels
+        self._key = labels[f"{LABEL}key"]
+        self._selector = ",".join(f"{LABEL}{name}={labels[f'{LABEL}{name}']}" for name in ("run", "stage"))
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._over = threading.Event()
+        # what a cancel has to know, and may read at any moment
+        self._current: tuple[str, str] | None = None
+        self._posting: _Posting | None = None
+        self._cancel: _Cancel
+
+    def run(self, attempts: int) -> None:
+        """To the success of one attempt; see `run_on_cluster`."""
+        for listing, options in self._cluster.watches(self._first.namespace, self._selector):
+            threading.Thread(target=_wake, args=(listing, options, self._woken, self._over), daemon=True).start()
+        try:
+            attempt = max(1, self._newest())
+            while True:
+                job = self._job_of(attempt)
+                verdict = self._attempt(job)
+                if verdict.state is State.SUCCEEDED:
+                    return
+                if verdict.state is State.WRONG_INPUT:
+                    raise InputError(verdict.reason)
+                if verdict.state in (State.GONE, State.EXPIRED):
+                    raise StorageFault(f"training job {job.name}: {verdict.reason}")
+                if attempt >= attempts:
+                    raise StorageFault(f"training job {job.name} failed: {verdict.reason}; its last lines are above")
+                log.warning(
+                    "training job %s failed (attempt %d of %d): %s", job.name, attempt, attempts, verdict.reason
+                )
+                # another launcher of this run may be ahead
+                attempt = max(attempt + 1, self._newest())
+        finally:
+            self._over.set()
+
+    def _newest(self) -> int:
+        try:
+            return newest(self._cluster.jobs(self._first.namespace, self._selector), self._key)
+        except ApiException as error:
+            raise _refused(self._cluster.kind, self._first, error) from error
+
+    def _attempt(self, job: TrainingJob) -> Verdict:
+        """Creates the job, or finds it, and follows it to its end."""
+        logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
+        try:
+            uid = self._create(job)
+            verdict = self._follow(job, uid, logs)
+            logs.finish()
+            if verdict.state in (State.WRONG_INPUT, State.EXPIRED):
+                self._delete(job, uid)
+        finally:
+            logs.stop()
+        self._forget(job, list(logs.kept))
+        return verdict
+
+    # --- to its beginning ---------------------------------------------------------------------------------------------
+
+    def _create(self, job: TrainingJob) -> str:
+        """The job's uid: created, or found and ours."""
+        self._current = (job.name, "")
+        found = self._wait_for_the_last_one(job)
+        owned = replace(job, owner=job.owner or self._cluster.workflow(job.namespace))
+        self._cluster.create_policy(owned)
+        if found is None:
+            found = self._post(owned)
+            if found is not None:
+                log.info(
+                    "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node
+                )
+                self._current = (job.name, found["metadata"]["uid"])
+                return str(found["metadata"]["uid"])
+            # made by this process before a lost answer, or by another launcher of this run
+            found = self._cluster.read(job)
+        if found is None:
+            return ""
+        newest([found], self._key)
+        log.info("training job %s/%s is there: following it", job.namespace, job.name)
+        self._current = (job.name, found["metadata"]["uid"])
+        return str(found["metadata"]["uid"])
+
+    def _wait_for_the_last_one(self, job: TrainingJob) -> dict[str, Any] | None:
+        """The job of that name; one that is being deleted is none, when it has gone."""
+        begin = time.monotonic()
+        while (found := self._cluster.read(job)) is not None:
+            if not found["metadata"].get("deletionTimestamp") or has_ended(found):
+                return found
+            if time.monotonic() - begin > GONE_WITHIN:
+                holders = ", ".join(found["metadata"].get("finalizers", ())) or "nothing that it names"
+                raise StorageFault(f"training job {job.name} is being deleted, and {holders} keeps it; see its events")
+            log.info("training job %s/%s is being deleted: waiting for its end", job.namespace, job.name)
+            self._sleep(LOOK_EVERY)
+        return None
+
+    def _post(self, job: TrainingJob) -> dict[str, Any] | None:
+        """Creates the job; None when there is one of its name. Again while the server is away or busy."""
+
+        def once(_request_timeout: Any) -> dict[str, Any]:
+            if self.canceller.cancelled:
+                raise SystemExit(EXIT_CANCELLED)
+            self._posting = _Posting(lambda: self._cluster.create(job))
+            return self._posting.answer()
+
+        try:
+            created: dict[str, Any] = call(once)
+        except ApiException as error:
+            if error.status == 409:
+                return None
+            raise _refused(self._cluster.kind, job, error) from error
+        return created
+
+    # --- to its end ---------------------------------------------------------------------------------------------------
+
+    def _follow(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
+        """Until it is over. What a launcher before this one has seen of it counts for its patience."""
+        patience = Patience(self._waiting, job.deadline_seconds)
+        last, looked, warned = Verdict(State.WAITING), 0.0, set[str]()
+        while True:
+            found = self._cluster.read(job)
+            if found is not None and uid and found["metadata"]["uid"] != uid:
+                # deleted, and made again by another launcher
+                found = None
+            pods = self._cluster.pods(job, uid) if found is not None else []
+            logs.follow(pods)
+            seen = judge(found, pods)
+            now = time.monotonic()
+            if looked:
+                patience.spend(last.state, now - looked)
+            else:
+                patience.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
+            verdict, looked = patience.judge(seen, job.queue), now
+            if verdict != last:
+                log.info("training job %s: %s", job.name, " ".join(filter(None, (verdict.state.value, verdict.reason))))
+            last = verdict
+            if verdict.over:
+                if verdict.state is State.GONE and self.canceller.cancelled:
+                    raise SystemExit(EXIT_CANCELLED)
+                return verdict
+            if verdict.state is State.WAITING:
+                for warning in set(self._cluster.warnings(job)) - warned:
+                    log.warning("training job %s: %s", job.name, warning)
+                    warned.add(warning)
+            self._sleep(LOOK_EVERY)
+
+    def _sleep(self, seconds: float) -> None:
+        """Until a watch says something."""
+        try:
+            self._woken.get(timeout=seconds)
+        except queue.Empty:
+            return
+        while not self._woken.empty():
+            self._woken.get()
+
+    def _delete(self, job: TrainingJob, uid: str) -> None:
+        """Unless it has ended: it then stays, to be looked into, for as long as its ttl says."""
+        found = self._cluster.read(job)
+        if found is None or has_ended(found):
+            return
+        try:
+            self._cluster.delete(job.namespace, job.name, uid)
+        except ApiException as error:
+            raise unanswered(error) from error
+        log.info("training job %s/%s deleted", job.namespace, job.name)
+
+    def _forget(self, job: TrainingJob, lines: list[str]) -> None:
+        """The job is over: its policy goes, its last lines are kept. Neither can make it fail."""
+        try:
+            self._cluster.delete_policy(job.namespace, job.name)
+        except (ApiException, StorageFault) as error:
+            log.warning("the NetworkPolicy %s/%s is left: %s", job.namespace, job.name, error)
+        if lines:
+            self._keep(job.name, lines)
+
+    # --- a cancel -----------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """In the canceller's thread: the job is deleted at once, by what is known of it."""
+        self._cancel = _Cancel(self._cluster, self._first.namespace, time.monotonic() + CANCEL_WITHIN)
+        if self._current is not None:
+            self._cancel.delete(*self._current)
+        else:
+            # this launcher has not looked yet; one before it may have left a job
+            self._cancel.delete_all(self._selector, self._key)
+
+    def sweep(self) -> None:
+        """Then, when the main thread creates nothing any more: what was under way, or is left."""
+        if self._posting is not None:
+            self._posting.over.wait(self._cancel.left())
+        if self._current is not None:
+            self._cancel.delete_all(self._selector, self._key)
+            self._cancel.delete_policy(self._current[0])
+
+
+class _Posting:
+    """The request that creates a job, in a thread of its own: a cancel can then wait for its answer."""
+
+    def __init__(self, request: Callable[[], dict[str, Any]]) -> None:
+        self._request = request
+        self._answer: dict[str, Any] = {}
+        self._error: Exception | None = None
+        self.over = threading.Event()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            self._answer = self._request()
+        except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
+            self._error = error
+        finally:
+            self.over.set()
+
+    def answer(self) -> dict[str, Any]:
+        self.over.wait()
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
+class _Cancel:
+    """The requests of a cancel: on connections of their own, each made again until it is answered or time is up."""
+
+    def __init__(self, cluster: Cluster, namespace: str, deadline: float) -> None:
+        self._cluster = cluster
+        self._namespace, self._deadline = namespace, deadline
+
+    def left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _until_answered(self, request: Callable[..., Any], **options: Any) -> Any:
+        pause = 0.1
+        while True:
+            try:
+                return request(**options, _request_timeout=CANCEL_TIMEOUT)
+            except (ApiException, HTTPError) as error:
+                if not passes(error) or self.left() < pause:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    def delete(self, name: str, uid: str) -> None:
+        try:
+            if self._cluster.delete(self._namespace, name, uid, request=self._until_answered):
+                log.info("training job %s/%s deleted", self._namespace, name)
+        except (ApiException, HTTPError) as error:
+            log.warning(
+                "training job %s/%s could not be deleted (%s): the run's exit handler or the reaper will",
+                self._namespace,
+                name,
+                short(error),
+            )
+
+    def delete_all(self, selector: str, key: str) -> None:
+        """The jobs of this work that are not over."""
+        try:
+            found = self._cluster.jobs(self._namespace, selector, request=self._until_answered)
+        except (ApiException, HTTPError) as error:
+            log.warning("whether a training job is left is not known (%s): the exit handler will see", short(error))
+            return
+        for job in found:
+            ours = job["metadata"].get("labels", {}).get(f"{LABEL}key") == key
+            if ours and not has_ended(job) and not job["metadata"].get("deletionTimestamp"):
+                self.delete(job["metadata"]["name"], job["metadata"]["uid"])
+
+    def delete_policy(self, name: str) -> None:
+        try:
+            self._cluster.delete_policy(self._namespace, name, request=self._until_answered)
+        except (ApiException, HTTPError) as error:
+            log.warning("the NetworkPolicy %s/%s is left: %s", self._namespace, name, short(error))
+
+
+# --- a run's exit handler ---------------------------------------------------------------------------------------------
+
+
+def delete_unfinished(run: str, namespace: str) -> list[str]:
+    """Deletes what a run has left: jobs of either kind that are not over, and jobs' policies. The jobs' names."""
+    deleted, errors = [], []
+    for kind in BY_BACKEND.values():
+        cluster = Cluster(kind)
+        place = namespace or cluster.namespace
+        try:
+            jobs = cluster.jobs(place, f"{LABEL}run={label_value(run)}")
+        except ApiException as error:
+            # without this kind's operator there are none
+            if error.status != 404:
+                errors.append(error)
+            continue
+        for job in jobs:
+            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+            try:
+                if not has_ended(job) and cluster.delete(place, name, uid):
+                    deleted.append(name)
+                cluster.delete_policy(place, name)
+            except ApiException as error:
+                errors.append(error)
+    if errors:
+        raise unanswered(errors[0])
+    return deleted
+
+
 # --- what the server refuses ------------------------------------------------------------------------------------------
 
 
-def _refused(job: TrainingJob, error: ApiException) -> Exception:
+def _refused(kind: JobKind, job: TrainingJob, error: ApiException, what: str = "") -> Exception:
     if error.status in (400, 403, 404, 422):
         mend = {
             403: "give this account the Role zhllama-runner",
-            404: "install the training operator, or check --namespace",
+            404: f"install {kind.operator}, or check --namespace",
         }.get(error.status, "mend the job's options")
-        return InputError(f"training job {job.namespace}/{job.name} was refused: {short(error)}; {mend}")
+        named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")
+        return InputError(f"{named} was refused: {short(error)}; {mend}")
     return unanswered(error)
 
 
@@ -222,83 +557,24 @@ def _refused(job: TrainingJob, error: ApiException) -> Exception:
 
 
 def _wake(
-    listing: Callable[..., Any], options: dict[str, Any], woken: "queue.SimpleQueue[None]", stop: threading.Event
+    listing: Callable[..., Any], options: dict[str, Any], woken: "queue.SimpleQueue[None]", over: threading.Event
 ) -> None:
-    """Puts a token into `woken` for every change that a watch shows, until `stop`; a broken watch begins anew."""
-    pause = 0.5
-    while not stop.is_set():
+    """Puts a token into `woken` for every change that a watch shows, until `over`; a broken watch begins anew, with
+    everything that is there then (no resourceVersion), so nothing that happened meanwhile is missed."""
+    pause = FIRST_REWATCH
+    while not over.is_set():
         try:
             for _ in watch.Watch(return_type="object").stream(
-                listing, **options, timeout_seconds=300, _request_timeout=(10, 330)
+                listing,
+                **options,
+                timeout_seconds=WATCH_SECONDS,
+                _request_timeout=(kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30),
             ):
-                pause = 0.5
+                pause = FIRST_REWATCH
                 woken.put(None)
-                if stop.is_set():
+                if over.is_set():
                     return
-        except (ApiException, HTTPError, OSError, ValueError) as error:
+        except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
             log.debug("watch: %s", error)
-        woken.put(None)
-        stop.wait(pause)
-        pause = min(pause * 2, 15)
-
-
-class _Lines:
-    """Passes the master pod's log on: each line once, also when the stream breaks."""
-
-    def __init__(self, pods: Any, job: TrainingJob, stop: threading.Event) -> None:
-        self._pods = pods
-        self._job = job
-        self._stop = stop
-        self._last = ""
-        self._thread: threading.Thread | None = None
-        self._over = threading.Event()
-        self.kept: deque[str] = deque(maxlen=KEPT_LINES)
-
-    def follow(self, pod: dict[str, Any]) -> None:
-        """Begins with the pod once it runs, or has run."""
-        if self._thread is None and pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
-            self._thread = threading.Thread(target=self._work, args=(pod["metadata"]["name"],), daemon=True)
-            self._thread.start()
-
-    def finish(self) -> None:
-        """The job is over: waits for what the log still has, a few seconds at most."""
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
-
-    def _work(self, name: str) -> None:
-        while not self._stop.is_set():
-            over = self._over.is_set()
-            try:
-                self._stream(name)
-            except (ApiException, HTTPError, OSError) as error:
-                log.debug("log of %s: %s", name, error)
-            if over:
-                return
-            self._over.wait(1.0)
-
-    def _stream(self, name: str) -> None:
-        since: dict[str, Any] = {}
-        if self._last:
-            seen = datetime.fromisoformat(self._last[:26].rstrip("Z") + "+00:00")
-            since["since_seconds"] = max(1, math.ceil(time.time() - seen.timestamp()) + 1)
-        answer = self._pods.read_namespaced_pod_log(
-            name=name,
-            namespace=self._job.namespace,
-            container="pytorch",
-            follow=not self._over.is_set(),
-            timestamps=True,
-            _preload_content=False,
-            _request_timeout=(10, 600),
-            **since,
-        )
-        try:
-            for raw in answer:
-                stamp, _, text = raw.decode(errors="replace").rstrip("\n").partition(" ")
-                # nanoseconds in UTC: as texts they sort as times
-                if stamp > self._last:
-                    self._last = stamp
-                    self.kept.append(text)
-                    print(f"{name} | {mask(text)}", file=sys.stderr, flush=True)
-        finally:
-            answer.close()
+        over.wait(pause)
+        pause = min(pause * 2, LONGEST_REWATCH)

@@ -1,11 +1,21 @@
-"""What a job and its pods, as the API server shows them, mean to the launcher. Pure: no clock, no network."""
+"""What jobs and their pods, as the API server shows them, mean to the launcher. Pure: no clock, no network.
 
+`newest` says which attempt to go on with, `judge` how that one stands, `Patience` for how long it may stand so.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from components.shared.errors import EXIT_INPUT
+from components.shared.errors import EXIT_INPUT, InputError
+from components.shared.job_kinds import true_conditions
+from components.shared.training_job import LABEL
+
+OVERDUE = 600.0
+"""Seconds that an operator gets to end a job whose deadline is over."""
 
 
 class State(Enum):
@@ -15,6 +25,8 @@ class State(Enum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     """Worth another attempt."""
+    EXPIRED = "too late"
+    """It waited or ran for longer than it may: another attempt would not be what was asked for."""
     WRONG_INPUT = "wrong input"
     """The training said that its input is wrong: another attempt would say so again."""
     GONE = "gone"
@@ -31,31 +43,107 @@ class Verdict:
         return self.state not in (State.WAITING, State.RUNNING)
 
 
+def attempt_of(job: Mapping[str, Any]) -> int:
+    """The number at the end of a job's name; 0 where it has none."""
+    found = re.search(r"-a(\d+)$", job["metadata"]["name"])
+    return int(found[1]) if found else 0
+
+
+def newest(jobs: Sequence[Mapping[str, Any]], key: str) -> int:
+    """The last attempt of those that are there, 0 without one. InputError when one of them is other work's.
+
+    Earlier ones may have gone by their ttl, so counting begins at what is there and not at 1.
+    """
+    for job in jobs:
+        if job["metadata"].get("labels", {}).get(f"{LABEL}key") != key:
+            name = f"{job['metadata'].get('namespace', '')}/{job['metadata']['name']}"
+            raise InputError(f"there is another training job {name}; delete it, or give another --run-id")
+    return max(map(attempt_of, jobs), default=0)
+
+
 def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> Verdict:
     """The verdict on a job (None: the API server has none of that name) and its pods."""
     if job is None:
         return Verdict(State.GONE, "the job was deleted from outside")
-    conditions = {
-        condition["type"]: condition
-        for condition in job.get("status", {}).get("conditions", ())
-        if condition.get("status") == "True"
-    }
-    if "Succeeded" in conditions:
+    conditions = true_conditions(dict(job))
+    if "Succeeded" in conditions or "Complete" in conditions:
         return Verdict(State.SUCCEEDED)
     for pod in pods:
         wrong = _wrong_input(pod)
         if wrong is not None:
             return Verdict(State.WRONG_INPUT, wrong)
     if "Failed" in conditions:
-        failed = conditions["Failed"]
-        said = next(filter(None, map(_last_words, pods)), "")
-        text = f"{failed.get('reason', 'Failed')}: {failed.get('message', '')}".strip(": ")
-        return Verdict(State.FAILED, f"{text}; {said}" if said else text)
+        return _failed(conditions["Failed"], pods)
+    if job.get("metadata", {}).get("deletionTimestamp"):
+        return Verdict(State.WAITING, "it is being deleted")
     if "Suspended" in conditions:
         return Verdict(State.WAITING, "suspended: it waits in its queue")
-    if "Running" in conditions or "Restarting" in conditions:
+    # a TrainJob has no condition for it
+    runs = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
+    if "Running" in conditions or "Restarting" in conditions or runs:
         return Verdict(State.RUNNING)
-    return Verdict(State.WAITING, "created: its pods are starting")
+    hindrance = next(filter(None, map(_hindrance, pods)), "")
+    return Verdict(State.WAITING, f"created: its pods are starting{hindrance and '; '}{hindrance}")
+
+
+def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Verdict:
+    said = next(filter(None, map(_last_words, pods)), "")
+    reason, message = condition.get("reason", "Failed"), condition.get("message", "")
+    text = "; ".join(filter(None, (f"{reason}: {message}".strip(": "), said)))
+    # the operator of PyTorchJobs says it in its message alone
+    if reason == "DeadlineExceeded" or "longer than specified deadline" in message:
+        return Verdict(State.EXPIRED, f"{text}; raise --deadline-seconds: it goes on from its checkpoint")
+    return Verdict(State.FAILED, text)
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Patience:
+    """How long a job may wait and run, in seconds; 0: for ever. Waiting adds up: a job may be suspended again."""
+
+    waiting: float
+    running: float
+    spent: dict[State, float] = field(default_factory=lambda: {State.WAITING: 0.0, State.RUNNING: 0.0})
+
+    def spend(self, state: State, seconds: float) -> None:
+        """The job was in this state for so long."""
+        if state in self.spent:
+            self.spent[state] += max(0.0, seconds)
+
+    def judge(self, verdict: Verdict, queue: str) -> Verdict:
+        """The verdict, or EXPIRED where the job has been at it for too long."""
+        waited, ran = self.spent[State.WAITING], self.spent[State.RUNNING]
+        if verdict.state is State.WAITING and 0 < self.waiting < waited:
+            place = f" for queue {queue}" if queue else ""
+            return Verdict(
+                State.EXPIRED,
+                f"it waited {waited:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less",
+            )
+        if verdict.state is State.RUNNING and 0 < self.running + OVERDUE < ran:
+            return Verdict(
+                State.EXPIRED,
+                f"it ran {ran:.0f} s, and its operator did not end it at its deadline; is the operator running?",
+            )
+        return verdict
+
+
+def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float:
+    """Seconds for which a job that is found has been in its state, as its own times say; 0 where they do not."""
+    if job is None:
+        return 0.0
+    conditions = {one["type"]: one for one in job.get("status", {}).get("conditions") or ()}
+    if state is State.RUNNING:
+        since = conditions.get("Running", {}).get("lastTransitionTime")
+    elif state is State.WAITING and "Running" not in conditions:
+        since = job["metadata"].get("creationTimestamp")
+    else:
+        since = None
+    return max(0.0, (now - datetime.fromisoformat(since)).total_seconds()) if since else 0.0
+
+
+# --- what pods say ----------------------------------------------------------------------------------------------------
 
 
 def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -78,8 +166,26 @@ def _wrong_input(pod: Mapping[str, Any]) -> str | None:
 
 
 def _last_words(pod: Mapping[str, Any]) -> str:
+    name = pod["metadata"]["name"]
     for end in _terminations(pod):
         if end.get("exitCode"):
             message = " ".join((end.get("message") or end.get("reason") or "").split())
-            return f"pod {pod['metadata']['name']} ended with {end['exitCode']}" + (f": {message}" if message else "")
+            return f"pod {name} ended with {end['exitCode']}" + (f": {message}" if message else "")
+    # evicted: the kubelet ends the pod as a whole, and says why there
+    status = pod.get("status", {})
+    if status.get("phase") == "Failed" and status.get("reason"):
+        return f"pod {name}: {status['reason']}: {status.get('message', '')}".rstrip(": ")
+    return ""
+
+
+def _hindrance(pod: Mapping[str, Any]) -> str:
+    """Why a pod does not start, "" if nothing is known to stand in its way."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"pod {name}: {condition.get('reason', '')}: {condition.get('message', '')}".rstrip(": ")
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"pod {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
     return ""

@@ -17,12 +17,14 @@ from components.shared.artifact import MANIFEST, ArtifactWriter, Manifest, find_
 from components.shared.cli import Ref, StageOptions, not_keyed
 from components.shared.errors import InputError, StorageFault
 from components.shared.images import image
+from components.shared.job_kinds import BY_BACKEND
 from components.shared.training.inputs import open_inputs
 from components.shared.training_job import LABEL, TrainingJob, job_name, label_value
 
 log = logging.getLogger("launch")
 
 JOB_MANIFEST = "job-manifest.json"
+JOB_LOGS = "logs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,17 @@ class LaunchTraining(StageOptions):
     """Reference to the packed dataset."""
     adapter: Ref = ""
     """Reference to an adapter to go on from."""
-    backend: not_keyed(Literal["pytorchjob", "local"]) = "pytorchjob"  # type: ignore[valid-type]
-    """pytorchjob: on a cluster with Kubeflow's training operator; local: as processes on this machine."""
+    backend: not_keyed(Literal["pytorchjob", "trainjob", "local"]) = "pytorchjob"  # type: ignore[valid-type]
+    """pytorchjob: on a cluster with Kubeflow's training operator; trainjob: with Kubeflow Trainer; local: as processes
+    of this machine."""
     size: not_keyed(str) = ""  # type: ignore[valid-type]
     """Name of the model size, a label on the job."""
     nodes: int = 1
     """Nodes of the job."""
+    min_nodes: not_keyed(int) = 0  # type: ignore[valid-type]
+    """Elastic: the job goes on with as few nodes as this, when others are lost; 0: it needs all of its nodes."""
+    max_nodes: not_keyed(int) = 0  # type: ignore[valid-type]
+    """Elastic: and with as many as this."""
     processes_per_node: int = 1
     """Training processes on each node: one per GPU."""
     gpu_resource: str = ""
@@ -76,7 +83,9 @@ class LaunchTraining(StageOptions):
     team: not_keyed(str) = ""  # type: ignore[valid-type]
     """A label on the job."""
     deadline_seconds: not_keyed(int) = 86_400  # type: ignore[valid-type]
-    """The job's run time at most."""
+    """The job's run time at most; waiting does not count."""
+    waiting_seconds: not_keyed(int) = 604_800  # type: ignore[valid-type]
+    """How long the job may wait, for its queue or for its nodes, before it is given up; 0: for ever."""
     grace_seconds: not_keyed(int) = 120  # type: ignore[valid-type]
     """What the job gets between SIGTERM and SIGKILL."""
     attempts: not_keyed(int) = 3  # type: ignore[valid-type]
@@ -87,7 +96,19 @@ class LaunchTraining(StageOptions):
     """Options of the training; given after `--`."""
 
     def __post_init__(self) -> None:
-        self.training_arguments("/unknown-yet")
+        training = parse_training(self.stage, self.training_arguments("/unknown-yet"))
+        self._check_elastic(training.deepspeed)
+
+    def _check_elastic(self, deepspeed: str) -> None:
+        if not (self.min_nodes or self.max_nodes):
+            return
+        if self.backend != "pytorchjob":
+            raise InputError(f"--min-nodes, --max-nodes: a {self.backend} job cannot be elastic; leave them out")
+        if deepspeed != "none":
+            raise InputError(
+                f"--min-nodes, --max-nodes with --deepspeed {deepspeed}: ZeRO's checkpoints belong to one number of "
+                "processes; give --deepspeed none, or leave the nodes' range out"
+            )
 
     def training_arguments(self, output: str) -> list[str]:
         """The training's arguments; InputError when one of them is wrong."""
@@ -115,7 +136,7 @@ def launch_training(config: LaunchTraining, out: ArtifactWriter) -> Manifest:
         if open_artifact(config.model, "--model").manifest.vocabulary is not None:
             # what a job would find out after its queue
             open_inputs(parse_training(config.stage, arguments))
-        run_job(config, out.root.rsplit("/", 1)[1], arguments)
+        run_job(config, out.root.rsplit("/", 1)[1], arguments, storage.join(out.root, JOB_LOGS))
         manifest = published(place)
         if manifest is None:
             raise StorageFault(f"{place}: the job ended, but the training left no manifest there; see its log")
@@ -135,8 +156,8 @@ def published(place: str) -> Manifest | None:
     return find_published(store, stage, key)
 
 
-def run_job(config: LaunchTraining, key: str, arguments: list[str]) -> None:
-    """One job, on the backend that was chosen."""
+def run_job(config: LaunchTraining, key: str, arguments: list[str], logs: str) -> None:
+    """One job, on the backend that was chosen. logs: where the last lines of a cluster's jobs are left."""
     if config.backend == "local":
         from components.launch_training.local_job import run_local
 
@@ -145,7 +166,23 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str]) -> None:
     from components.launch_training.cluster_job import run_on_cluster
 
     command = command_line(config.stage, arguments)
-    run_on_cluster(lambda attempt: training_job(config, key, command, attempt), config.attempts)
+    run_on_cluster(
+        BY_BACKEND[config.backend],
+        lambda attempt: training_job(config, key, command, attempt),
+        config.attempts,
+        config.waiting_seconds,
+        lambda name, lines: keep_lines(storage.join(logs, f"{name}.txt"), lines),
+    )
+
+
+def keep_lines(place: str, lines: list[str]) -> None:
+    """Leaves a job's last lines in the store: pods and Workflows vanish. Without them the step is none the worse."""
+    try:
+        storage.write_bytes(place, "".join(f"{line}\n" for line in lines).encode())
+    except (StorageFault, InputError, OSError) as error:
+        log.warning("the last lines of the job are not kept: %s", error)
+    else:
+        log.info("its last lines: %s", place)
 
 
 def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], attempt: int) -> TrainingJob:
@@ -159,6 +196,8 @@ def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], att
         image=config.training_image or image(training_module(config.stage)),
         namespace=config.namespace,
         nodes=config.nodes,
+        min_nodes=config.min_nodes,
+        max_nodes=config.max_nodes,
         processes_per_node=config.processes_per_node,
         cpu=config.cpu,
         memory=config.memory,

@@ -1,26 +1,34 @@
-"""The Kubernetes API server, as launch_training and serve reach it: configured, asked with retries, its errors ours.
+"""The Kubernetes API server, as launch_training, serve and the reaper reach it: configured, asked with retries, its
+errors ours.
 
-A request is made again, for ten minutes, while the server is away or busy; an answer that will not change is raised as
-the client's ApiException, or turned into one line by `unanswered`.
+A request is made again, for half an hour, while the server is away or busy: as long as a cluster's control plane is
+gone when it is upgraded. An answer that will not change is raised as the client's ApiException, or turned into one line
+by `unanswered`. The client's own hidden retries are off: they repeat a stalled request four times before we hear of it.
 """
 
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kubernetes import config
+from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, retry, retry_if_exception
 from urllib3.exceptions import HTTPError
 
 from components.shared.errors import InputError, StorageFault
 
-GIVE_UP_AFTER = 600.0
+GIVE_UP_AFTER = 1800.0
 """Seconds for which an API server may fail or be away."""
-TIMEOUT = (10, 60)
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
+"""Seconds between two attempts: at first about the one, doubled up to the other. What the server asks for, if more."""
+LONGEST_ASKED = 60.0
+"""Seconds of a server's Retry-After that are waited at most."""
+TIMEOUT: tuple[float, float] = (10, 60)
 """Of a request: to connect, and between two bytes."""
+CONNECTIONS = 64
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """There in a pod with a token, and nowhere else."""
 
@@ -30,26 +38,44 @@ def connect() -> str:
     try:
         if ACCOUNT.exists():
             config.load_incluster_config()
-            return (ACCOUNT / "namespace").read_text().strip()
-        config.load_kube_config(os.environ.get("KUBECONFIG"))
-        _, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
-        return str(current["context"].get("namespace") or "default")
+            namespace = (ACCOUNT / "namespace").read_text().strip()
+        else:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
+            _, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+            namespace = str(current["context"].get("namespace") or "default")
     except config.ConfigException as error:
         raise InputError(f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run in a pod") from error
+    settings = client.Configuration.get_default_copy()
+    settings.retries = False
+    settings.connection_pool_maxsize = CONNECTIONS
+    client.Configuration.set_default(settings)
+    return namespace
 
 
-def _passes(error: BaseException) -> bool:
+def passes(error: BaseException) -> bool:
+    """Whether the same request may well be answered later."""
     return isinstance(error, HTTPError) or (
         isinstance(error, ApiException) and error.status in (0, 429, 500, 502, 503, 504)
     )
 
 
-@retry(
-    retry=retry_if_exception(_passes),
-    wait=wait_random_exponential(multiplier=0.5, max=15),
-    stop=stop_after_delay(GIVE_UP_AFTER),
-    reraise=True,
-)
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt."""
+    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1)
+    error = state.outcome.exception() if state.outcome else None
+    headers = error.headers if isinstance(error, ApiException) and error.headers else {}
+    try:
+        return max(backoff, min(LONGEST_ASKED, float(headers.get("Retry-After") or 0)))
+    except ValueError:
+        # a date, which API servers do not send
+        return backoff
+
+
+def _stop(state: RetryCallState) -> bool:
+    return (state.seconds_since_start or 0.0) >= GIVE_UP_AFTER
+
+
+@retry(retry=retry_if_exception(passes), wait=_wait, stop=_stop, reraise=True)
 def attempted(request: Callable[..., Any], **options: Any) -> Any:
     return request(**options, _request_timeout=TIMEOUT)
 

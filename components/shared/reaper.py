@@ -7,6 +7,7 @@ any more, the job is an orphan. A job of a run whose Workflow was never seen (a 
 alone. Deletion names the job's uid, so that a new job of the same name is not hit.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,19 +18,16 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from components.shared.errors import InputError
-from components.shared.kubernetes_api import call, connect, short, unanswered
+from components.shared.job_kinds import BY_BACKEND, has_ended
+from components.shared.kubernetes_api import call, connect, plain, short, unanswered
 from components.shared.training_job import LABEL
 
-JOBS: tuple[Mapping[str, str], ...] = (
-    {"group": "kubeflow.org", "version": "v1", "plural": "pytorchjobs"},
-    {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"},
-)
+log = logging.getLogger("reaper")
+
 WORKFLOWS = {"group": "argoproj.io", "version": "v1alpha1", "plural": "workflows"}
 RUN_OF_WORKFLOW = "pipeline/runid"
 """The label of a Workflow that holds the run's id (Kubeflow Pipelines 2)."""
 ENDED = ("Succeeded", "Failed", "Error")
-FINISHED_JOB = ("Succeeded", "Failed", "Complete")
-"""Conditions of a PyTorchJob or TrainJob that will not change: such a job goes by its own ttl."""
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -60,22 +58,23 @@ class Reaper:
         current = connect()
         self.namespace = namespace or current
         self._objects = client.CustomObjectsApi()
+        self._policies = client.NetworkingV1Api()
 
     def orphans(self, older_than: timedelta) -> Iterator[Orphan]:
         """Those that were created longer ago than that: a run's Workflow may appear after a job that was found."""
         workflows = self._list(WORKFLOWS)
         by_uid = {workflow["metadata"]["uid"]: workflow for workflow in workflows}
         by_run = {workflow["metadata"].get("labels", {}).get(RUN_OF_WORKFLOW): workflow for workflow in workflows}
-        for kind in JOBS:
-            for job in self._list(kind):
+        for kind in BY_BACKEND.values():
+            for job in self._list(kind.place):
                 metadata = job["metadata"]
                 run = metadata.get("labels", {}).get(f"{LABEL}run", "")
                 created = datetime.fromisoformat(metadata["creationTimestamp"])
-                if not run or _finished(job) or datetime.now(UTC) - created < older_than:
+                if not run or has_ended(job) or datetime.now(UTC) - created < older_than:
                     continue
                 why = _why(metadata, by_uid, by_run.get(run))
                 if why:
-                    yield Orphan(kind, self.namespace, metadata["name"], metadata["uid"], run, why)
+                    yield Orphan(kind.place, self.namespace, metadata["name"], metadata["uid"], run, why)
 
     def delete(self, orphan: Orphan) -> bool:
         """Whether it was there to be deleted; not when its name is another job's by now."""
@@ -91,7 +90,21 @@ class Reaper:
             if error.status in (404, 409):
                 return False
             raise unanswered(error) from error
+        self._delete_policy(orphan)
         return True
+
+    def _delete_policy(self, orphan: Orphan) -> None:
+        """The job's NetworkPolicy, which has its name. One that is left selects nothing, and is no reason to fail."""
+        try:
+            call(
+                plain,
+                call=self._policies.delete_namespaced_network_policy,
+                namespace=orphan.namespace,
+                name=orphan.name,
+            )
+        except ApiException as error:
+            if error.status != 404:
+                log.warning("the NetworkPolicy %s/%s is left: %s", orphan.namespace, orphan.name, short(error))
 
     def _list(self, kind: Mapping[str, str]) -> list[dict[str, Any]]:
         """Every object of a kind in the namespace; none where the cluster does not know the kind."""
@@ -119,11 +132,6 @@ class Reaper:
             more = page.get("metadata", {}).get("continue") or ""
             if not more:
                 return found
-
-
-def _finished(job: Mapping[str, Any]) -> bool:
-    conditions = job.get("status", {}).get("conditions") or ()
-    return any(one.get("type") in FINISHED_JOB and one.get("status") == "True" for one in conditions)
 
 
 def _why(metadata: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], of_run: Mapping[str, Any] | None) -> str:

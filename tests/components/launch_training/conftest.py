@@ -5,9 +5,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.components.launch_training.fake_cluster import FakeCluster
 
 
 @pytest.fixture(autouse=True)
@@ -16,14 +17,11 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("PET_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: None) -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: None) -> Iterator[FakeCluster]:
     """An API server whose kubeconfig is in the environment."""
-    from fake_cluster import FakeCluster
-
     with FakeCluster() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         yield server

@@ -1,141 +1,193 @@
-"""A small Kubernetes API server: PyTorchJobs and pods in memory, with list, watch and logs, over real HTTP.
+"""A cluster with the training operators, as far as a launcher can see it: jobs, their pods, their logs.
 
 What an operator would do is done by the test: `cluster.on_create = function(job)`, which runs in a thread of its own
-and moves the job on with `set_condition` and `set_pod`. Faults can be put in front of answers.
+and moves the job on with `set_condition` and `set_pod`. A job that is created is held against the definition of its
+kind, where those are at hand, and against what its API server would refuse.
 """
 
-import json
-import threading
-from collections.abc import Callable
+import functools
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
-from tests.kubernetes_server import ApiHandler, ApiServer, selected
+from pipelines.check.schema import Definitions
+from tests.kubernetes_server import KubernetesServer
 
-JOBS = "/apis/kubeflow.org/v1/namespaces/{}/pytorchjobs"
-PODS = "/api/v1/namespaces/{}/pods"
+CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
+ROOTS = {
+    "PyTorchJob": "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs",
+    "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies",
+    "Workflow": "/apis/argoproj.io/v1alpha1/namespaces/team/workflows",
+    "Pod": "/api/v1/namespaces/team/pods",
+    "Event": "/api/v1/namespaces/team/events",
+}
+JOBS = ("PyTorchJob", "TrainJob")
+OVER = ("Succeeded", "Failed", "Complete")
 
 
-class FakeCluster(ApiServer):
-    """PyTorchJobs and their pods, each by name."""
+@functools.cache
+def _schema(kind: str, group: str, version: str) -> Any:
+    """The strict schema of a kind of job; None where its definition is not at hand."""
+    if not CRDS.is_dir():
+        return None
+    return _definitions().schema(group, kind, version)
+
+
+@functools.cache
+def _definitions() -> Definitions:
+    return Definitions(CRDS)
+
+
+def refusal(thing: dict[str, Any]) -> str:
+    """Why an API server would not take the object, "" if it would."""
+    import jsonschema
+
+    if thing["kind"] not in JOBS:
+        return ""
+    group, _, version = thing["apiVersion"].rpartition("/")
+    schema = _schema(thing["kind"], group, version)
+    if schema is None:
+        return ""
+    return "; ".join(
+        f"{'.'.join(map(str, error.path))}: {error.message[:200]}"
+        for error in jsonschema.Draft7Validator(schema).iter_errors(thing)
+    )
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def finished(job: dict[str, Any]) -> bool:
+    conditions = job.get("status", {}).get("conditions", ())
+    return any(one["type"] in OVER and one["status"] == "True" for one in conditions)
+
+
+class FakeCluster(KubernetesServer):
+    """PyTorchJobs and TrainJobs and their pods, each by name."""
 
     def __init__(self) -> None:
-        super().__init__(_Handler, "team")
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.pods: dict[str, dict[str, Any]] = {}
-        self.logs: dict[str, str] = {}
-        self.faults: list[int] = []
-        """Status codes that the next answers have instead of their own."""
-        self.on_create: Callable[[dict[str, Any]], None] = lambda job: None
+        super().__init__()
+        self.refusal = refusal
+
+    @property
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        return {**self.of_kind("PyTorchJob"), **self.of_kind("TrainJob")}
+
+    def posts(self) -> int:
+        """Jobs that were asked for, be they refused or lost."""
+        return sum(method == "POST" and "networkpolicies" not in path for method, path in self.requests)
+
+    def _job(self, name: str) -> tuple[str, dict[str, Any]] | None:
+        for kind in JOBS:
+            path = f"{ROOTS[kind]}/{name}"
+            if path in self.objects:
+                return path, self.objects[path]
+        return None
+
+    def _created(self, thing: dict[str, Any]) -> None:
+        if thing["kind"] in JOBS:
+            super()._created(thing)
 
     # --- what an operator does ----------------------------------------------------------------------------------------
 
-    def set_condition(self, name: str, kind: str, reason: str = "", message: str = "") -> None:
-        """The job's newest condition becomes `kind`; Succeeded and Failed end Running, as in the operator."""
+    def set_condition(self, name: str, kind: str, reason: str = "Test", message: str = "") -> None:
+        """The job's newest condition becomes `kind`, as its operator writes it; nothing when the job is gone.
+
+        Of a PyTorchJob Suspended, Running and Restarting end each other, and Succeeded and Failed end them all. A
+        TrainJob knows Suspended, Complete and Failed alone: `Running` ends Suspended there.
+        """
         with self.changed:
-            job = self.jobs[name]
-            conditions = job.setdefault("status", {}).setdefault("conditions", [])
-            for condition in conditions:
+            found = self._job(name)
+            if found is None:
+                return
+            path, job = found
+            trainjob = job["kind"] == "TrainJob"
+            conditions = {one["type"]: one for one in job.setdefault("status", {}).setdefault("conditions", [])}
+            for condition in conditions.values():
                 if condition["type"] in ("Running", "Suspended", "Restarting") and condition["type"] != kind:
-                    condition["status"] = "False"
-            conditions.append({"type": kind, "status": "True", "reason": reason, "message": message})
-            self._emit(f"jobs/{name}", "MODIFIED", job)
+                    condition |= {"status": "False", "lastTransitionTime": now()}
+            if not trainjob or kind in ("Suspended", "Complete", "Failed"):
+                told = {"type": kind, "status": "True", "reason": reason, "message": message}
+                conditions[kind] = {**told, "lastTransitionTime": now()}
+            job["status"]["conditions"] = list(conditions.values())
+            self._emit(path, "MODIFIED", job)
 
     def set_pod(
-        self, job: str, phase: str, exit_code: int | None = None, message: str = "", last: bool = False
+        self,
+        job: str,
+        phase: str,
+        exit_code: int | None = None,
+        message: str = "",
+        last: bool = False,
+        index: int = 0,
+        waiting: str = "",
+        unschedulable: str = "",
+        restarts: int = 0,
     ) -> None:
-        """The job's master pod; with `exit_code` its container ended (with `last`: and was started again)."""
-        name = f"{job}-master-0"
-        status: dict[str, Any] = {"name": "pytorch", "state": {"running": {}}, "lastState": {}}
-        if exit_code is not None:
-            end = {"terminated": {"exitCode": exit_code, "message": message, "reason": "Error"}}
-            status["lastState" if last else "state"] = end
-        labels = {"training.kubeflow.org/job-name": job, "training.kubeflow.org/replica-type": "master"}
+        """A pod of the job, the master by default; nothing when the job is gone. With `exit_code` its container ended
+        (with `last`: and was started again); `waiting`: the reason for which it does not start."""
         with self.changed:
-            kind = "MODIFIED" if name in self.pods else "ADDED"
-            self.pods[name] = {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": name, "namespace": self.namespace, "labels": labels},
-                "status": {"phase": phase, "containerStatuses": [status]},
-            }
-            self._emit(f"pods/{name}", kind, self.pods[name])
+            found = self._job(job)
+            if found is None:
+                return
+            name, labels = self.pod(job, index)
+            container = "pytorch" if found[1]["kind"] == "PyTorchJob" else "node"
+            status: dict[str, Any] = {"name": container, "state": {"running": {}}, "lastState": {}}
+            status["restartCount"] = restarts
+            if waiting:
+                status["state"] = {"waiting": {"reason": waiting, "message": message}}
+            if exit_code is not None:
+                end = {"terminated": {"exitCode": exit_code, "message": message, "reason": "Error"}}
+                status["lastState" if last else "state"] = end
+            told: dict[str, Any] = {"phase": phase, "containerStatuses": [status]}
+            if unschedulable:
+                scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+                told = {"phase": phase, "conditions": [{**scheduled, "message": unschedulable}]}
+            metadata: dict[str, Any] = {"name": name, "namespace": self.namespace, "labels": labels}
+            owner = {"kind": found[1]["kind"], "name": job, "uid": found[1]["metadata"]["uid"]}
+            metadata["ownerReferences"] = [owner]
+            self.put(
+                f"{ROOTS['Pod']}/{name}", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": told}
+            )
 
-    def delete(self, name: str) -> None:
+    def pod(self, job: str, index: int = 0) -> tuple[str, dict[str, str]]:
+        """The name and the labels of the job's pod of that number, as its operator gives them."""
+        found = self._job(job)
+        assert found is not None
+        if found[1]["kind"] == "TrainJob":
+            labels = {"jobset.sigs.k8s.io/jobset-name": job, "batch.kubernetes.io/job-completion-index": str(index)}
+            return f"{job}-node-0-{index}-x7z9q", labels
+        elastic = "Master" not in found[1]["spec"].get("pytorchReplicaSpecs", {"Master": {}})
+        role = "worker" if elastic or index else "master"
+        number = index if elastic or not index else index - 1
+        labels = {"training.kubeflow.org/job-name": job, "training.kubeflow.org/replica-type": role}
+        return f"{job}-{role}-{number}", {**labels, "training.kubeflow.org/replica-index": str(number)}
+
+    def warn(self, name: str, reason: str, message: str) -> None:
+        """An event that the operator leaves with an object."""
+        told = {"type": "Warning", "reason": reason, "message": message, "involvedObject": {"name": name}}
+        event = f"{name}.{len(self.requests)}"
+        self.put(
+            f"{ROOTS['Event']}/{event}",
+            {"apiVersion": "v1", "kind": "Event", "metadata": {"name": event, "namespace": self.namespace}, **told},
+        )
+
+    def delete_job(self, name: str) -> None:
+        """From outside, with its pods."""
         with self.changed:
-            self._emit(f"jobs/{name}", "DELETED", self.jobs.pop(name))
-            for pod in [pod for pod in self.pods if pod.startswith(f"{name}-master")]:
-                self._emit(f"pods/{pod}", "DELETED", self.pods.pop(pod))
+            found = self._job(name)
+            assert found is not None
+            self.delete(found[0])
 
-    def created(self, job: dict[str, Any], namespace: str) -> None:
-        job["metadata"].update({"namespace": namespace, "uid": f"uid-{job['metadata']['name']}"})
-        with self.changed:
-            self.jobs[job["metadata"]["name"]] = job
-            self._emit(f"jobs/{job['metadata']['name']}", "ADDED", job)
-        self.set_condition(job["metadata"]["name"], "Created")
-        threading.Thread(target=self.on_create, args=(json.loads(json.dumps(job)),), daemon=True).start()
-
-    def listed(self, collection: str, query: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
-        with self.changed:
-            things = list((self.jobs if collection == "jobs" else self.pods).values())
-            return [json.loads(json.dumps(thing)) for thing in things if selected(thing, query)], self._version
-
-
-class _Handler(ApiHandler):
-    of: FakeCluster
-
-    def _do(self) -> None:
-        cluster = self.of
-        url = urlparse(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-        watching = query.get("watch") in ("true", "True")
-        with cluster.changed:
-            cluster.requests.append((self.command, url.path))
-            fault = cluster.faults.pop(0) if cluster.faults and not watching else None
-            cluster.changed.notify_all()
-        if fault is not None:
-            return self._answer(fault, {"message": "a fault that the test put here"})
-        parts = url.path.strip("/").split("/")
-        namespace = parts[parts.index("namespaces") + 1]
-        for collection, form in (("jobs", JOBS), ("pods", PODS)):
-            root = form.format(namespace)
-            if url.path == root:
-                if self.command == "POST":
-                    return self._create(body, namespace)
-                if watching:
-                    return self._watch(collection, query)
-                items, version = cluster.listed(collection, query)
-                return self._answer(200, {"items": items, "metadata": {"resourceVersion": str(version)}})
-            if url.path.startswith(f"{root}/"):
-                return self._one(collection, url.path[len(root) + 1 :].split("/"))
-        return self._answer(404, {"message": f"{url.path} is not served here"})
-
-    do_GET = do_POST = do_DELETE = _do
-
-    def _create(self, body: dict[str, Any], namespace: str) -> None:
-        if body["metadata"]["name"] in self.of.jobs:
-            return self._answer(409, {"message": "it is there already"})
-        self.of.created(body, namespace)
-        return self._answer(201, body)
-
-    def _one(self, collection: str, path: list[str]) -> None:
-        cluster = self.of
-        things = cluster.jobs if collection == "jobs" else cluster.pods
-        if path[0] not in things:
-            return self._answer(404, {"message": f"{path[0]} not found"})
-        if self.command == "DELETE":
-            cluster.delete(path[0])
-            return self._answer(200, {"status": "Success"})
-        if path[1:] == ["log"]:
-            return self._answer_with(200, "text/plain", cluster.logs.get(path[0], "").encode())
-        return self._answer(200, things[path[0]])
-
-    def _watch(self, collection: str, query: dict[str, str]) -> None:
-        self._begin_watch()
-        version = int(query.get("resourceVersion") or 0)
-        while events := self.of.events_after(version, collection, timeout=60):
-            for version, kind, thing in events:  # noqa: B007 - the last one is where the next wait begins
-                if selected(thing, query):
-                    self._send_event(kind, thing)
-        self._end_watch()
+    def put_job(self, name: str, kind: str = "PyTorchJob", **metadata: Any) -> None:
+        """A job that nobody's operator moves."""
+        version = "kubeflow.org/v1" if kind == "PyTorchJob" else "trainer.kubeflow.org/v1alpha1"
+        thing = {"apiVersion": version, "kind": kind, "metadata": {"name": name, **metadata}, "spec": {}}
+        refused, self.refusal = self.refusal, lambda _: ""
+        try:
+            status, _ = self.create(f"{ROOTS[kind]}/{name}", thing)
+        finally:
+            self.refusal = refused
+        assert status == 201

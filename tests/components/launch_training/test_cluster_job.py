@@ -1,77 +1,82 @@
-"""The launcher against an API server: one job, followed to its end whatever that is, and none left after a cancel."""
+"""The launcher against an API server: one job, followed to its end whatever that is, by the operators' own statuses."""
 
 import json
-import signal
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from components.launch_training.cleanup import Cleanup, cleanup
 from components.launch_training.launcher import LaunchTraining, launch_training
 from components.shared import storage
-from components.shared.artifact import ArtifactWriter
 from components.shared.cli import run_stage
 from components.shared.errors import InputError, StorageFault
+from tests.components.launch_training.fake_cluster import CRDS, ROOTS
+from tests.components.launch_training.operators import fail, name_of, run, succeed, train
+from tests.kubernetes_server import Fault
+
+PLAIN = {"training": ("--deepspeed", "none")}
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch):
+    """No test waits for a back-off."""
+    monkeypatch.setattr("components.shared.kubernetes_api.FIRST_WAIT", 0.01)
+    for module in ("job_log", "cluster_job"):
+        for name in ("FIRST_WAIT", "FIRST_REWATCH"):
+            monkeypatch.setattr(f"components.launch_training.{module}.{name}", 0.02, raising=False)
 
 
 @pytest.fixture
 def launch(tiny_model, packed_text, tmp_path):
     """`launch(**options)`: the stage, in this process, on the cluster."""
 
-    def run(**options):
+    def run_it(**options):
         chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
         return run_stage(LaunchTraining(run_id="run-7", **{**chosen, **options}), launch_training)
 
-    return run
+    return run_it
 
 
-def train(job) -> None:
-    """What the job's training leaves: an artifact, and a copy of its manifest where `--output` says."""
-    words = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["command"]
-    options = dict(zip(words[3::2], words[4::2], strict=True))
-    out = ArtifactWriter(options["--store"], "pretrain", "key")
-    out.add_bytes("adapter_model.safetensors", b"weights")
-    storage.write_bytes(options["--output"], out.publish("adapter").to_json())
+# --- its end ----------------------------------------------------------------------------------------------------------
 
 
-def succeed(cluster):
-    def operate(job) -> None:
-        name = job["metadata"]["name"]
-        cluster.set_pod(name, "Running")
-        cluster.set_condition(name, "Running")
-        train(job)
-        cluster.set_pod(name, "Succeeded", 0)
-        cluster.set_condition(name, "Succeeded")
-
-    return operate
-
-
-def fail(cluster, times: int, exit_code: int = 1, message: str = "fault: a bug"):
-    """The first `times` jobs fail, the next succeeds."""
-    begun = []
-
-    def operate(job) -> None:
-        name = job["metadata"]["name"]
-        begun.append(name)
-        if len(begun) > times:
-            return succeed(cluster)(job)
-        cluster.set_pod(name, "Running")
-        cluster.set_condition(name, "Running")
-        cluster.set_pod(name, "Failed", exit_code, message)
-        cluster.set_condition(name, "Failed", "BackoffLimitExceeded", "too many restarts")
-        return None
-
-    return operate
-
-
-def posts(cluster) -> int:
-    return sum(method == "POST" for method, _ in cluster.requests)
-
-
-def test_the_jobs_result_is_the_launchers(cluster, launch, tmp_path):
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_the_jobs_result_is_the_launchers(cluster, launch, backend):
     cluster.on_create = succeed(cluster)
-    manifest = launch()
+    manifest = launch(backend=backend, nodes=2, processes_per_node=4)
     assert (manifest.kind, manifest.stage) == ("adapter", "pretrain")
+    (job,) = cluster.jobs.values()
+    assert (job["kind"], name_of(job)) == (
+        {"pytorchjob": "PyTorchJob", "trainjob": "TrainJob"}[backend],
+        "run-7-lora-a1",
+    )
+
+
+def test_the_definitions_of_the_operators_hold_here(cluster):
+    if not CRDS.is_dir():
+        pytest.skip("NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)")
+    job = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "x"},
+        "spec": {"nprocPerNode": 8},
+    }
+    status, answer = cluster.create(f"{ROOTS['PyTorchJob']}/x", job)
+    assert status == 422
+    assert "8 is not of type 'string'" in answer["message"]
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_a_job_that_was_over_before_the_first_look(cluster, launch, backend):
+    over = threading.Event()
+    cluster.on_create = lambda job: (succeed(cluster)(job), over.set())
+
+    def until_over(method: str, path: str) -> Fault | None:
+        looks = method == "GET" and path.endswith("-a1") and cluster.jobs
+        return Fault(hold=over) if looks else None
+
+    cluster.fault = until_over
+    assert launch(backend=backend).kind == "adapter"
     assert list(cluster.jobs) == ["run-7-lora-a1"]
 
 
@@ -83,88 +88,308 @@ def test_a_second_start_asks_the_cluster_nothing(cluster, launch):
     assert len(cluster.requests) == asked
 
 
-def test_a_failed_job_has_a_next_attempt(cluster, launch, caplog):
+def test_a_result_that_is_there_counts_whatever_became_of_the_job(cluster, launch):
+    def operate(job):
+        train(job)
+        fail(cluster, times=9)(job)
+
+    cluster.on_create = operate
+    with pytest.raises(StorageFault):
+        launch(attempts=1)
+    assert launch(attempts=1).kind == "adapter"
+    assert cluster.posts() == 1
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_a_failed_job_has_a_next_attempt(cluster, launch, caplog, backend):
     cluster.on_create = fail(cluster, times=1)
-    launch()
+    launch(backend=backend)
     assert list(cluster.jobs) == ["run-7-lora-a1", "run-7-lora-a2"]
-    assert "pod run-7-lora-a1-master-0 ended with 1: fault: a bug" in caplog.text
+    assert "ended with 1: fault: a bug" in caplog.text
 
 
 def test_after_the_last_attempt_the_step_fails_with_the_reason(cluster, launch):
     cluster.on_create = fail(cluster, times=9)
-    with pytest.raises(StorageFault, match="a2 failed: BackoffLimitExceeded: too many restarts"):
+    with pytest.raises(StorageFault, match="a2 failed: BackoffLimitExceeded: too many restarts; pod run-7-lora-a2-mas"):
         launch(attempts=2)
-    assert posts(cluster) == 2
+    assert cluster.posts() == 2
 
 
-def test_wrong_input_ends_with_its_line_and_no_job(cluster, launch):
+def test_attempts_go_on_after_those_that_have_gone_by_their_ttl(cluster, launch):
+    """A launcher that starts again must not begin with a1 while a2 runs."""
+    cluster.on_create = fail(cluster, times=2)
+    with pytest.raises(StorageFault):
+        launch(attempts=2)
+    cluster.delete_job("run-7-lora-a1")
+    launch(attempts=3)
+    assert list(cluster.jobs) == ["run-7-lora-a2", "run-7-lora-a3"]
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_wrong_input_ends_with_its_line_and_no_job(cluster, launch, backend):
     def operate(job) -> None:
-        name = job["metadata"]["name"]
-        cluster.set_condition(name, "Running")
+        run(cluster, job)
         # OnFailure: the kubelet has already started the container again
-        cluster.set_pod(name, "Running", 2, "error: --dataset x: mend it", last=True)
+        cluster.set_pod(name_of(job), "Running", 2, "error: --dataset x: mend it", last=True)
 
     cluster.on_create = operate
     with pytest.raises(InputError, match=r"^--dataset x: mend it$"):
-        launch()
+        launch(backend=backend)
     assert not cluster.jobs
-    assert posts(cluster) == 1
+    assert not cluster.of_kind("NetworkPolicy")
+    assert cluster.posts() == 1
+
+
+def test_a_pod_of_an_earlier_job_of_that_name_says_nothing(cluster, launch):
+    """A launcher was cancelled and started again: the first job's pods are still on their way out."""
+    cluster.put_job("run-7-lora-a1")
+    cluster.set_pod("run-7-lora-a1", "Running", 2, "error: long ago")
+    with cluster.changed:
+        cluster.objects.pop(f"{ROOTS['PyTorchJob']}/run-7-lora-a1")
+
+    def operate(job) -> None:
+        cluster.set_condition(name_of(job), "Running")
+        train(job)
+        cluster.set_condition(name_of(job), "Succeeded")
+
+    cluster.on_create = operate
+    launch()
 
 
 def test_a_job_that_was_deleted_from_outside_is_a_fault(cluster, launch):
-    cluster.on_create = lambda job: cluster.delete(job["metadata"]["name"])
+    cluster.on_create = lambda job: cluster.delete_job(name_of(job))
     with pytest.raises(StorageFault, match="deleted from outside"):
         launch()
 
 
-def test_a_launcher_that_starts_again_follows_its_job(cluster, launch):
-    """The first launcher sees its job created and is lost; the second finds it, and creates none."""
-    held = threading.Event()
+def test_a_job_without_a_result_is_no_success(cluster, launch):
+    cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Succeeded")
+    with pytest.raises(StorageFault, match="the training left no manifest"):
+        launch()
+
+
+def test_the_end_of_a_deadline_is_no_reason_for_another_attempt(cluster, launch):
+    message = "Job run-7-lora-a1 has failed because it was active longer than specified deadline"
+    cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Failed", "PyTorchJobFailed", message)
+    with pytest.raises(StorageFault, match="raise --deadline-seconds"):
+        launch()
+    assert cluster.posts() == 1
+
+
+# --- its queue --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_a_job_may_wait_in_its_queue_for_hours_and_be_sent_back_to_it(cluster, launch, caplog, backend):
+    """Kueue admits it, takes its nodes for another, and admits it again. Its deadline is no limit to its waiting."""
 
     def operate(job) -> None:
-        held.wait(60)
+        name = name_of(job)
+        cluster.set_condition(name, "Suspended", "Suspended", "queued")
+        with cluster.changed:
+            waiting_since = (datetime.now(UTC) - timedelta(hours=7)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            cluster.objects[f"{ROOTS[job['kind']]}/{name}"]["metadata"]["creationTimestamp"] = waiting_since
+        for _ in range(2):
+            run(cluster, job)
+            cluster.until(lambda: caplog.text.count("a1: running") > evicted.count(1))
+            cluster.delete(f"{ROOTS['Pod']}/{cluster.pod(name)[0]}")
+            cluster.set_condition(name, "Suspended", "Suspended", "preempted")
+            cluster.until(lambda: caplog.text.count("waits in its queue") > evicted.count(1))
+            evicted.append(1)
+        succeed(cluster)(job)
+
+    evicted: list[int] = []
+    cluster.on_create = operate
+    with caplog.at_level("INFO"):
+        launch(queue="gpus", deadline_seconds=60, backend=backend)
+    assert len(evicted) == 2
+
+
+def test_a_job_that_waits_for_too_long_is_given_up(cluster, launch, monkeypatch):
+    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Suspended")
+    with pytest.raises(StorageFault, match=r"waited \d+ s for queue gpus \(.*raise --waiting-seconds"):
+        launch(queue="gpus", waiting_seconds=0.2)
+    assert not cluster.jobs
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"unschedulable": "0/9 nodes are available: 9 Insufficient nvidia.com/gpu"}, "Unschedulable: 0/9 nodes"),
+        ({"waiting": "ImagePullBackOff", "message": "no such image"}, "ImagePullBackOff: no such image"),
+        ({"waiting": "CreateContainerConfigError", "message": 'secret "s3" not found'}, 'secret "s3" not found'),
+    ],
+)
+def test_what_keeps_a_pod_from_starting_is_said(cluster, launch, caplog, told, said):
+    def operate(job) -> None:
+        cluster.set_pod(name_of(job), "Pending", **told)
+        cluster.until(lambda: said in caplog.text)
         succeed(cluster)(job)
 
     cluster.on_create = operate
-    first = threading.Thread(target=launch)
-    first.start()
-    with cluster.changed:
-        assert cluster.changed.wait_for(lambda: cluster.jobs, 60)
-    second = threading.Thread(target=launch)
-    second.start()
-    with cluster.changed:
-        watches = lambda: sum(path.endswith("/pods") for _, path in cluster.requests) >= 4  # noqa: E731
-        assert cluster.changed.wait_for(watches, 60)
-    held.set()
-    first.join(60)
-    second.join(60)
-    assert posts(cluster) == 1
+    with caplog.at_level("INFO"):
+        launch()
+
+
+def test_what_the_operator_complains_of_is_said_once(cluster, launch, caplog):
+    def operate(job) -> None:
+        cluster.warn(name_of(job), "FailedCreatePod", 'violates PodSecurity "restricted:latest"')
+        for _ in range(3):
+            cluster.set_condition(name_of(job), "Created")
+            cluster.until(lambda: "violates PodSecurity" in caplog.text)
+        succeed(cluster)(job)
+
+    cluster.on_create = operate
+    launch()
+    assert caplog.text.count("violates PodSecurity") == 1
+
+
+# --- a launcher that starts again, and two at once --------------------------------------------------------------------
+
+
+def test_two_launchers_follow_one_job_and_both_pass_its_lines_on(cluster, command):
+    def operate(job) -> None:
+        run(cluster, job, "step 1/2: loss 9.00")
+        cluster.until(lambda: sum(one.path.endswith("/log") for one in cluster.asked) >= 2)
+        cluster.write_log(cluster.pod(name_of(job))[0], "step 2/2: loss 8.00")
+        succeed(cluster)(job)
+
+    cluster.on_create = operate
+    launchers = [command("--backend", "pytorchjob", "--run-id", "run-7") for _ in range(2)]
+    said = [one.communicate(timeout=120)[1] for one in launchers]
+    assert [one.returncode for one in launchers] == [0, 0], said
     assert list(cluster.jobs) == ["run-7-lora-a1"]
+    for lines in said:
+        assert [line for line in lines.splitlines() if "loss" in line] == [
+            "run-7-lora-a1-master-0 | step 1/2: loss 9.00",
+            "run-7-lora-a1-master-0 | step 2/2: loss 8.00",
+        ]
+
+
+def ended(launch) -> None:
+    with pytest.raises(StorageFault):
+        launch()
+
+
+def test_a_job_that_is_being_deleted_is_waited_for_and_made_anew(cluster, launch, caplog):
+    """A cancelled launcher's job is held by a finalizer; the next launcher does not follow it into its grave."""
+    labels = {f"zhllama.io/{name}": value for name, value in (("run", "run-7"), ("stage", "lora"))}
+    first = threading.Thread(target=ended, args=(launch,))
+    first.start()
+    cluster.until(lambda: cluster.jobs)
+    path = f"{ROOTS['PyTorchJob']}/run-7-lora-a1"
+    with cluster.changed:
+        assert labels.items() <= cluster.objects[path]["metadata"]["labels"].items()
+        cluster.objects[path]["metadata"]["finalizers"] = ["a/finalizer"]
+    cluster.delete(path)
+    old = cluster.jobs["run-7-lora-a1"]["metadata"]["uid"]
+    cluster.on_create = succeed(cluster)
+    second = threading.Thread(target=launch)
+    with caplog.at_level("INFO"):
+        second.start()
+        cluster.until(lambda: "waiting for its end" in caplog.text)
+    with cluster.changed:
+        del cluster.objects[path]["metadata"]["finalizers"]
+        cluster.delete(path)
+    second.join(120)
+    first.join(120)
+    assert cluster.jobs["run-7-lora-a1"]["metadata"]["uid"] != old
 
 
 def test_a_job_of_that_name_with_other_work_is_not_followed(cluster, launch):
-    cluster.created({"metadata": {"name": "run-7-lora-a1", "labels": {"zhllama.io/key": "other"}}}, "team")
+    cluster.put_job("run-7-lora-a1", labels={"zhllama.io/key": "other"})
     with pytest.raises(InputError, match="there is another training job team/run-7-lora-a1"):
         launch()
     assert list(cluster.jobs) == ["run-7-lora-a1"]
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_busy_api_server_is_asked_again(cluster, launch, status, monkeypatch):
-    monkeypatch.setattr("components.shared.kubernetes_api.attempted.retry.wait", lambda state: 0)
+# --- the API server's moods -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=500),
+        Fault(status=503),
+        Fault(status=429, headers={"Retry-After": "0.01"}),
+        Fault(lose="before"),
+        Fault(lose="after"),
+    ],
+    ids=["500", "503", "429", "lost question", "lost answer"],
+)
+def test_a_busy_api_server_is_asked_again_and_makes_one_job(cluster, launch, fault):
+    """Every request of a kind fails twice, whatever it asks."""
     cluster.on_create = succeed(cluster)
-    cluster.faults = [status, status]
+    met: dict[tuple[str, str], int] = {}
+
+    def twice(method: str, path: str) -> Fault | None:
+        met[method, path] = met.get((method, path), 0) + 1
+        return fault if met[method, path] <= 2 and not path.endswith("/log") else None
+
+    cluster.fault = twice
     launch()
     assert list(cluster.jobs) == ["run-7-lora-a1"]
+
+
+@pytest.mark.parametrize("fault", [410, Fault(cut=100), Fault(cut=100, cleanly=True), Fault(lose="before")])
+def test_watches_may_break_at_any_time(cluster, launch, fault):
+    broken = []
+
+    def break_watches(method: str, path: str) -> Fault | int | None:
+        if method != "WATCH" or len(broken) > 6:
+            return None
+        broken.append(path)
+        return fault
+
+    cluster.fault = break_watches
+    cluster.on_create = lambda job: (cluster.until(lambda: len(broken) > 5), succeed(cluster)(job))
+    launch()
+
+
+def test_an_expired_watch_begins_anew(cluster, launch, monkeypatch):
+    """Each watch ends at once, and its resourceVersion is forgotten."""
+    monkeypatch.setattr("components.launch_training.cluster_job.WATCH_SECONDS", 0)
+    monkeypatch.setattr("components.launch_training.cluster_job.LONGEST_REWATCH", 0.02)
+
+    def operate(job) -> None:
+        watches = sum(one.method == "WATCH" for one in cluster.asked)
+        cluster.forget()
+        cluster.until(lambda: sum(one.method == "WATCH" for one in cluster.asked) > watches + 4)
+        succeed(cluster)(job)
+
+    cluster.on_create = operate
+    launch()
+
+
+def test_without_any_watch_the_job_is_looked_at_now_and_then(cluster, launch, monkeypatch):
+    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    cluster.fault = lambda method, path: 403 if method == "WATCH" else None
+    cluster.on_create = succeed(cluster)
+    launch()
+
+
+def test_an_api_server_that_stays_away_is_a_fault(cluster, launch, monkeypatch):
+    monkeypatch.setattr("components.shared.kubernetes_api.GIVE_UP_AFTER", 0.1)
+    cluster.fault = lambda method, path: Fault(lose="before")
+    with pytest.raises(StorageFault, match="API server cannot be reached"):
+        launch()
 
 
 @pytest.mark.parametrize(
     ("status", "mend"), [(403, "Role zhllama-runner"), (404, "install the training operator"), (422, "mend the job")]
 )
 def test_a_refused_job_is_wrong_input(cluster, launch, status, mend):
-    # the first question, for a job of that name, is answered 404 anyway
-    cluster.faults = [404, status]
+    cluster.fault = lambda method, path: status if method == "POST" and "pytorchjobs" in path else None
     with pytest.raises(InputError, match=f"was refused: {status} .*{mend}"):
+        launch()
+    assert cluster.posts() == 1
+
+
+def test_what_the_account_may_not_is_named(cluster, launch):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = lambda method, path: 403 if path.endswith("/pods") and method == "GET" else None
+    with pytest.raises(InputError, match=r"API server refused: 403 .*check the account and its Role"):
         launch()
 
 
@@ -174,44 +399,7 @@ def test_without_a_cluster_the_way_out_is_named(launch, monkeypatch, tmp_path):
         launch()
 
 
-def test_the_masters_log_is_passed_on(cluster, launch, capfd):
-    cluster.logs["run-7-lora-a1-master-0"] = (
-        "2026-11-24T10:00:00.000000001Z step 1/2: loss 9.00\n2026-11-24T10:00:01.000000001Z step 2/2: loss 8.00\n"
-    )
-    cluster.on_create = succeed(cluster)
-    launch()
-    said = capfd.readouterr().err
-    assert [line for line in said.splitlines() if line.startswith("run-7")] == [
-        "run-7-lora-a1-master-0 | step 1/2: loss 9.00",
-        "run-7-lora-a1-master-0 | step 2/2: loss 8.00",
-    ]
-
-
-def test_sigterm_deletes_the_job(cluster, command):
-    process = command("--backend", "pytorchjob", "--run-id", "run-8")
-    with cluster.changed:
-        followed = lambda: any(path.endswith("/pods") for _, path in cluster.requests)  # noqa: E731
-        assert cluster.changed.wait_for(followed, 60)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
-    assert not cluster.jobs
-    assert said.splitlines()[-1] == "cancelled"
-
-
-def test_the_exit_handler_deletes_the_runs_unfinished_jobs(cluster):
-    for name, run, end in (("a", "run-1", ""), ("b", "run-1", "Succeeded"), ("c", "run-2", "")):
-        cluster.created({"metadata": {"name": name, "labels": {"zhllama.io/run": run}}}, "team")
-        if end:
-            cluster.set_condition(name, end)
-    cleanup(Cleanup(run_id="run-1"))
-    assert sorted(cluster.jobs) == ["b", "c"]
-
-
-def test_the_exit_handler_of_a_local_run_has_nothing_to_do(caplog):
-    with caplog.at_level("INFO"):
-        cleanup(Cleanup(run_id="run-1", backend="local"))
-    assert "nothing to clean up" in caplog.text
+# --- what is created --------------------------------------------------------------------------------------------------
 
 
 def test_the_job_that_is_created_is_the_rendered_one(cluster, launch):
@@ -227,3 +415,90 @@ def test_the_job_that_is_created_is_the_rendered_one(cluster, launch):
     assert (replicas["Master"]["replicas"], replicas["Worker"]["replicas"]) == (1, 2)
     assert job["spec"]["nprocPerNode"] == "8"
     assert json.dumps(job).count('"nvidia.com/gpu": "8"') == 4
+
+
+def test_an_elastic_job_runs_with_workers_alone_and_its_first_is_heard(cluster, launch, capfd):
+    def operate(job) -> None:
+        run(cluster, job, "step 1/1: loss 9.00")
+        # a node is lost, and comes back
+        cluster.set_pod(name_of(job), "Failed", 1, "fault: lost its peer", index=1)
+        cluster.set_condition(name_of(job), "Restarting")
+        succeed(cluster)(job)
+
+    cluster.on_create = operate
+    launch(nodes=2, min_nodes=1, max_nodes=4, **PLAIN)
+    (job,) = cluster.jobs.values()
+    assert list(job["spec"]["pytorchReplicaSpecs"]) == ["Worker"]
+    assert (job["spec"]["elasticPolicy"]["minReplicas"], job["spec"]["elasticPolicy"]["maxReplicas"]) == (1, 4)
+    assert "run-7-lora-a1-worker-0 | step 1/1: loss 9.00" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_nodes": 1, "max_nodes": 4}, "with --deepspeed zero2: ZeRO's checkpoints"),
+        ({"min_nodes": 1, "max_nodes": 4, "backend": "trainjob", **PLAIN}, "a trainjob job cannot be elastic"),
+        ({"min_nodes": 1, "max_nodes": 4, "backend": "local", **PLAIN}, "a local job cannot be elastic"),
+        ({"min_nodes": 3, "max_nodes": 4, **PLAIN}, "in that order"),
+    ],
+    ids=["ZeRO", "TrainJob", "local", "range"],
+)
+def test_what_cannot_be_elastic_is_refused_before_there_is_a_job(cluster, launch, options, said):
+    with pytest.raises(InputError, match=said):
+        launch(**options)
+    assert not cluster.posts()
+
+
+def test_a_job_has_a_policy_of_its_own_while_it_lives(cluster, launch):
+    seen = {}
+
+    def operate(job) -> None:
+        seen.update(cluster.of_kind("NetworkPolicy"))
+        succeed(cluster)(job)
+
+    cluster.on_create = operate
+    launch()
+    assert seen["run-7-lora-a1"]["metadata"]["labels"]["zhllama.io/run"] == "run-7"
+    assert not cluster.of_kind("NetworkPolicy")
+
+
+def test_without_the_right_to_make_policies_the_job_runs_and_it_is_said(cluster, launch, caplog):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = lambda method, path: 403 if "networkpolicies" in path else None
+    launch()
+    assert "run-7-lora-a1 gets no NetworkPolicy of its own (403" in caplog.text
+
+
+def test_in_a_pipeline_the_runs_workflow_owns_the_job(cluster, launch, monkeypatch, tmp_path):
+    """And it is owned so that deleting the run deletes it, and nothing waits for it."""
+    monkeypatch.setattr("components.launch_training.cluster_job.ACCOUNT", tmp_path)
+    monkeypatch.setenv("HOSTNAME", "step-pod")
+    workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run-abc", "uid": "uid-run-abc"}
+    pod = {"name": "step-pod", "namespace": "team", "ownerReferences": [{**workflow, "controller": True}]}
+    cluster.put(f"{ROOTS['Pod']}/step-pod", {"apiVersion": "v1", "kind": "Pod", "metadata": pod, "status": {}})
+    seen = []
+    cluster.before_create = lambda thing: seen.append(thing["metadata"]["ownerReferences"])
+    cluster.on_create = succeed(cluster)
+    launch()
+    assert seen == 2 * [[{**workflow, "controller": False, "blockOwnerDeletion": False}]]
+
+
+# --- what is left -----------------------------------------------------------------------------------------------------
+
+
+def test_the_last_lines_of_every_attempt_stay_in_the_store(cluster, launch, tmp_path, caplog):
+    def operate(job) -> None:
+        run(cluster, job, "step 1/2: loss 9.00", "Traceback: a bug")
+        cluster.set_pod(name_of(job), "Failed", 1, "fault: a bug")
+        cluster.set_condition(name_of(job), "Failed", "BackoffLimitExceeded")
+
+    cluster.on_create = operate
+    with pytest.raises(StorageFault):
+        launch(attempts=2)
+    (folder,) = (tmp_path / "store" / "launch_training").glob("*/logs")
+    assert sorted(path.name for path in folder.iterdir()) == ["run-7-lora-a1.txt", "run-7-lora-a2.txt"]
+    said = storage.read_bytes(str(folder / "run-7-lora-a2.txt")).decode()
+    assert said.splitlines() == [
+        "run-7-lora-a2-master-0 | step 1/2: loss 9.00",
+        "run-7-lora-a2-master-0 | Traceback: a bug",
+    ]

@@ -1,8 +1,11 @@
 """What the API server shows, and what it means."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from components.launch_training.job_state import State, judge
+from components.launch_training.job_state import OVERDUE, Patience, State, Verdict, already, judge, newest
+from components.shared.errors import InputError
 
 
 def job(*conditions: tuple[str, str]) -> dict:
@@ -28,10 +31,14 @@ def pod(exit_code: int, message: str = "", where: str = "state") -> dict:
         (job(("Running", "True")), [pod(2, "error: mend it", "lastState")], State.WRONG_INPUT),
         (job(("Failed", "True")), [pod(1), pod(2, "error: mend it")], State.WRONG_INPUT),
         (job(("Succeeded", "True")), [pod(2, "error: before its restart", "lastState")], State.SUCCEEDED),
+        (job(("Suspended", "False"), ("Complete", "True")), [], State.SUCCEEDED),
+        (job(("Suspended", "False")), [{"metadata": {"name": "p"}, "status": {"phase": "Running"}}], State.RUNNING),
+        ({"metadata": {"deletionTimestamp": "2026-11-25T00:00:00Z"}, **job(("Running", "True"))}, [], State.WAITING),
     ],
     ids=[
         "gone", "no status yet", "created", "in a queue", "running", "restarting", "succeeded", "failed",
         "wrong input, before the operator restarts it", "wrong input, after the job failed", "succeeded all the same",
+        "a TrainJob that is complete", "a TrainJob that runs, as its pods say", "being deleted",
     ],
 )  # fmt: skip
 def test_a_job_means(seen, pods, state):
@@ -39,9 +46,82 @@ def test_a_job_means(seen, pods, state):
 
 
 def test_a_failure_gives_the_operators_reason_and_the_pods_last_words():
-    failed = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}]}}
-    assert judge(failed, [pod(137, "killed")]).reason == "DeadlineExceeded; pod p ended with 137: killed"
+    failed = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}}
+    assert judge(failed, [pod(137, "killed")]).reason == "BackoffLimitExceeded; pod p ended with 137: killed"
+    evicted = {"metadata": {"name": "p"}, "status": {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}}
+    assert judge(failed, [evicted]).reason == "BackoffLimitExceeded; pod p: Evicted: low on disk"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("DeadlineExceeded", ""),
+        ("PyTorchJobFailed", "Job a has failed because it was active longer than specified deadline"),
+    ],
+    ids=["TrainJob", "PyTorchJob"],
+)
+def test_a_deadline_that_is_over_is_no_failure_like_others(reason, message):
+    condition = {"type": "Failed", "status": "True", "reason": reason, "message": message}
+    assert judge({"status": {"conditions": [condition]}}, []).state is State.EXPIRED
 
 
 def test_wrong_input_gives_the_trainings_own_line():
     assert judge(job(("Running", "True")), [pod(2, "error: --dataset: mend it\n")]).reason == "--dataset: mend it"
+
+
+# --- which attempt ----------------------------------------------------------------------------------------------------
+
+
+def attempt(name: str, key: str = "k") -> dict:
+    return {"metadata": {"name": name, "labels": {"zhllama.io/key": key}}}
+
+
+def test_the_newest_attempt_is_gone_on_with_even_when_the_first_have_gone():
+    assert newest([], "k") == 0
+    assert newest([attempt("run-lora-a9"), attempt("run-lora-a10")], "k") == 10
+    with pytest.raises(InputError, match="there is another training job"):
+        newest([attempt("run-lora-a1"), attempt("run-lora-a2", "other")], "k")
+
+
+# --- patience ---------------------------------------------------------------------------------------------------------
+
+WAITS, RUNS = Verdict(State.WAITING, "suspended"), Verdict(State.RUNNING)
+
+
+def test_waiting_adds_up_and_running_does_not_count_as_waiting():
+    patience = Patience(waiting=100, running=1000)
+    for _ in range(2):
+        patience.spend(State.WAITING, 50)
+        patience.spend(State.RUNNING, 900)
+        assert patience.judge(WAITS, "gpus") is WAITS
+    patience.spend(State.WAITING, 1)
+    assert patience.judge(WAITS, "gpus").state is State.EXPIRED
+    assert "waited 101 s for queue gpus (suspended)" in patience.judge(WAITS, "gpus").reason
+
+
+def test_an_operator_that_does_not_end_a_job_at_its_deadline_is_not_waited_for_without_end():
+    patience = Patience(waiting=1, running=1000)
+    patience.spend(State.RUNNING, 1000 + OVERDUE)
+    assert patience.judge(RUNS, "") is RUNS
+    patience.spend(State.RUNNING, 1)
+    assert patience.judge(RUNS, "").state is State.EXPIRED
+    assert patience.judge(Verdict(State.SUCCEEDED), "").state is State.SUCCEEDED
+
+
+def test_nought_is_for_ever():
+    patience = Patience(waiting=0, running=1000)
+    patience.spend(State.WAITING, 1e9)
+    assert patience.judge(WAITS, "gpus") is WAITS
+
+
+def test_a_launcher_that_starts_again_knows_for_how_long_the_job_has_waited_or_run():
+    now = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    waits = {"metadata": {"creationTimestamp": "2026-11-25T09:00:00Z"}}
+    assert already(waits, State.WAITING, now) == 3 * 3600
+    begun = {"type": "Running", "status": "True", "lastTransitionTime": "2026-11-25T11:59:00Z"}
+    runs = {**waits, "status": {"conditions": [begun]}}
+    assert already(runs, State.RUNNING, now) == 60
+    # it has run before: since when it waits again is not known
+    sent_back = {**waits, "status": {"conditions": [{**begun, "status": "False"}]}}
+    assert already(sent_back, State.WAITING, now) == 0
+    assert already(None, State.WAITING, now) == 0

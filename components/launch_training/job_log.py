@@ -1,0 +1,248 @@
+"""The logs of a job's pods, passed on: each line once and none left out, whatever breaks.
+
+The kubelet stamps every line, and answers "since when" in whole seconds. So a stream that broke is asked for again from
+a second or two before the last line that was passed on, and leaves out what was passed on since then: as a multiset of
+whole lines, for two lines may have one stamp, and the stamps of a program's two outputs may be out of order by a few
+microseconds (comparing stamps alone would lose lines). A line counts once its line break has come. When a container
+was started again in its pod, the end of its predecessor's log comes first.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from components.shared.job_kinds import JobKind
+from components.shared.kubernetes_api import TIMEOUT, plain
+from components.shared.log import mask
+
+log = logging.getLogger("launch")
+
+WINDOW = timedelta(seconds=2)
+"""Of the lines that were passed on, those of so long before the last one are remembered."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
+"""Seconds between a stream's end and the next one."""
+SILENT = 600.0
+"""Seconds after which a stream that says nothing is asked for again."""
+LAST_LINES_WITHIN = 15.0
+"""Seconds that the last lines get after a job is over."""
+MOST_FOLLOWED = 16
+"""Pods whose logs are followed: the first ones. All say the same, but for rank 0, which says more."""
+KEPT_LINES = 1000
+
+Line = tuple[datetime, bytes]
+
+
+class Passed:
+    """The lines of one log that were passed on lately."""
+
+    def __init__(self) -> None:
+        self._recent: deque[Line] = deque()
+        self._last: datetime | None = None
+
+    def since(self) -> str:
+        """From when to ask for lines again, in whole seconds; "" before the first."""
+        if self._last is None:
+            return ""
+        return (self._last - timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def to_skip(self) -> Counter[bytes]:
+        """Lines that a stream from `since` repeats, and how often each."""
+        return Counter(line for _, line in self._recent)
+
+    def add(self, stamp: datetime, line: bytes, old: bool = False) -> None:
+        """A line is passed on. old: one of a container that has ended, so nothing is forgotten on its account."""
+        self._recent.append((stamp, line))
+        self._last = max(self._last or stamp, stamp)
+        while not old and self._recent[0][0] < stamp - WINDOW:
+            self._recent.popleft()
+
+
+class PodLog:
+    """One pod's log."""
+
+    def __init__(self, pods: Any, namespace: str, name: str, container: str, logs: "JobLogs") -> None:
+        self._pods, self._namespace, self._name, self._container = pods, namespace, name, container
+        self._logs = logs
+        self._passed = Passed()
+        self._restarts = 0
+        self._lock = threading.Lock()
+        # only the stream whose turn it is passes lines on
+        self._turn = 0
+        self._stopped = threading.Event()
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        pause = FIRST_WAIT
+        while not self._stopped.is_set():
+            try:
+                found = self._stream(0, follow=True)
+            except (ApiException, HTTPError, OSError, ValueError) as error:
+                log.debug("log of %s: %s", self._name, error)
+                found = 0
+            pause = FIRST_WAIT if found else min(pause * 2, LONGEST_WAIT)
+            self._stopped.wait(pause)
+
+    def stop(self) -> None:
+        """Nothing more is passed on."""
+        self._stopped.set()
+        with self._lock:
+            self._turn = -1
+
+    def finish(self, deadline: float) -> None:
+        """The job is over: passes on what is left of the log, until `deadline` (monotonic) at most."""
+        self._stopped.set()
+        with self._lock:
+            self._turn = 1
+        pause = FIRST_WAIT / 4
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                # until nothing new comes: an answer may have been cut short
+                if not self._stream(1, follow=False, seconds=left):
+                    return
+            except ApiException as error:
+                if error.status in (400, 404):
+                    return
+                log.debug("log of %s: %s", self._name, error)
+            except (HTTPError, OSError, ValueError) as error:
+                log.debug("log of %s: %s", self._name, error)
+            time.sleep(min(pause, max(0.0, left)))
+            pause = min(pause * 2, 2.0)
+
+    def _stream(self, turn: int, follow: bool, seconds: float = SILENT) -> int:
+        """Passes on what a new stream brings; the number of lines that were new."""
+        with self._lock:
+            since = self._passed.since()
+        answer = self._open(since, follow=follow, seconds=seconds)
+        try:
+            # asked after the stream began, so that this is the container it comes from, or a later one
+            restarts = self._restart_count()
+            found = 0
+            if restarts > self._restarts:
+                found += self._end_of_previous(turn, since, seconds)
+                self._restarts = restarts
+            return found + self._pass_on(turn, answer, partial_too=not follow)
+        finally:
+            answer.close()
+
+    def _end_of_previous(self, turn: int, since: str, seconds: float) -> int:
+        try:
+            answer = self._open(since, follow=False, seconds=seconds, previous=True)
+        except ApiException as error:
+            if error.status in (400, 404):
+                return 0
+            raise
+        try:
+            return self._pass_on(turn, answer, partial_too=True, old=True)
+        finally:
+            answer.close()
+
+    def _pass_on(self, turn: int, answer: Any, partial_too: bool, old: bool = False) -> int:
+        with self._lock:
+            skip = self._passed.to_skip()
+        found = 0
+        for line in _lines(answer, partial_too):
+            stamp, _, text = line.partition(b" ")
+            try:
+                when = datetime.fromisoformat(stamp.decode())
+            except ValueError:
+                # the kubelet's own, about the log: `unable to retrieve container logs for …`
+                log.debug("log of %s: %s", self._name, line)
+                continue
+            with self._lock:
+                if self._turn != turn:
+                    return found
+                if skip[line]:
+                    skip[line] -= 1
+                    continue
+                self._passed.add(when, line, old)
+                self._logs.say(f"{self._name} | {mask(text.decode(errors='replace'))}")
+            found += 1
+        return found
+
+    def _open(self, since: str, follow: bool, seconds: float, previous: bool = False) -> Any:
+        query = [("container", self._container), ("timestamps", "true")]
+        query += [("follow", "true")] if follow else []
+        query += [("previous", "true")] if previous else []
+        # CoreV1Api knows sinceSeconds alone, which would depend on two machines' clocks
+        query += [("sinceTime", since)] if since else []
+        return self._pods.api_client.call_api(
+            f"/api/v1/namespaces/{self._namespace}/pods/{self._name}/log",
+            "GET",
+            query_params=query,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _return_http_data_only=True,
+            _request_timeout=(TIMEOUT[0], seconds),
+        )
+
+    def _restart_count(self) -> int:
+        pod = plain(
+            self._pods.read_namespaced_pod, name=self._name, namespace=self._namespace, _request_timeout=TIMEOUT
+        )
+        for status in pod.get("status", {}).get("containerStatuses") or ():
+            if status.get("name") == self._container:
+                return int(status.get("restartCount") or 0)
+        return 0
+
+
+def _lines(answer: Any, partial_too: bool) -> Iterator[bytes]:
+    """The lines of a stream as they come; the last one, when it has no line break, only with `partial_too`."""
+    pending = b""
+    for piece in answer.stream(2**16, decode_content=False):
+        *whole, pending = (pending + piece).split(b"\n")
+        yield from whole
+    if pending and partial_too:
+        yield pending
+
+
+class JobLogs:
+    """The logs of one job's pods, to standard error with the pod's name before each line."""
+
+    def __init__(self, api: client.ApiClient, kind: JobKind, namespace: str) -> None:
+        self._pods = client.CoreV1Api(api)
+        self._kind, self._namespace = kind, namespace
+        self._followed: dict[str, PodLog] = {}
+        self._lock = threading.Lock()
+        self.kept: deque[str] = deque(maxlen=KEPT_LINES)
+        """The last lines."""
+
+    def follow(self, pods: list[dict[str, Any]]) -> None:
+        """Begins with those pods that run, or have run."""
+        for pod in sorted(pods, key=lambda pod: not self._kind.is_first(pod)):
+            name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
+            if (
+                phase in ("Running", "Succeeded", "Failed")
+                and name not in self._followed
+                and len(self._followed) < MOST_FOLLOWED
+            ):
+                self._followed[name] = PodLog(self._pods, self._namespace, name, self._kind.container, self)
+
+    def say(self, line: str) -> None:
+        with self._lock:
+            self.kept.append(line)
+            print(line, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """The job is over: waits for what the logs still have, some seconds at most."""
+        deadline = time.monotonic() + LAST_LINES_WITHIN
+        threads = [
+            threading.Thread(target=one.finish, args=(deadline,), daemon=True) for one in self._followed.values()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.stop()
+
+    def stop(self) -> None:
+        for one in self._followed.values():
+            one.stop()
