@@ -88,6 +88,9 @@ class ModelServer:
     """From the start of a pod's server to its first answer, at most."""
     stop_first: bool = False
     """Old pods go before new ones come, where there are no GPUs to spare."""
+    openshift: bool = False
+    """Pods name no user: OpenShift gives each namespace a range of uids and refuses any other. Elsewhere they have to,
+    since vLLM's image knows none but root."""
     labels: Mapping[str, str] = field(default_factory=dict)
     model_digest: str = ""
     """Of the model's manifest, so that pods are replaced when the model at this address is another."""
@@ -228,9 +231,7 @@ class ModelServer:
             "terminationGracePeriodSeconds": 60,
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
+                **({} if self.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}),
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "initContainers": [self._check()],

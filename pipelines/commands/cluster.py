@@ -70,6 +70,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--namespace", default="")
     add.add_argument("--api-key-secret", default="", metavar="NAME", help="secret with the API key, under API_KEY")
     add.add_argument("--stop-first", action="store_true", help="stop old pods first, where no GPUs are to spare")
+    add.add_argument("--openshift", action="store_true", help="pods name no user: OpenShift gives them one")
     options.image_options(add)
     add.add_argument("--vllm-image", default="", metavar="IMAGE", help="vLLM's image, from a registry of your own, say")
     add.set_defaults(command=render_serving)
@@ -210,6 +211,7 @@ def render_serving(given: argparse.Namespace) -> None:
         api_key_secret=given.api_key_secret,
         vllm_image=given.vllm_image,
         stop_first=given.stop_first,
+        openshift=given.openshift,
     )
     print(serving.as_yaml(server, given.kserve), end="")
 

@@ -13,6 +13,7 @@ from components.shared.training_job import S3_KEYS, S3_OPTIONAL_KEYS
 from pipelines import sizes
 from pipelines.check.check import check
 from pipelines.check.rules import quantity
+from pipelines.serving import model_server
 from tests.k8s.kustomizations import K8S, KUBECTL, Object, build, of_kind
 from tests.k8s.test_pods import pods
 
@@ -92,6 +93,12 @@ def test_a_quota_asks_no_limit_of_pods_that_state_none_and_what_it_asks_has_a_de
     (limits,) = of_kind(cluster, "LimitRange")["zhllama"]["spec"]["limits"]
     assert {"cpu", "memory", "ephemeral-storage"} == set(limits["defaultRequest"])
     assert "default" not in limits
+
+
+def test_openshift_is_the_same_by_the_component_and_by_the_option():
+    server = model_server(sizes.load("13b"), openshift=True)
+    (pod,) = [spec for value in build("overlays/serving-openshift") for _, spec in pods(value)]
+    assert pod["securityContext"] == server.deployment()["spec"]["template"]["spec"]["securityContext"]
 
 
 # --- secrets and settings -------------------------------------------------------------------------------------------
