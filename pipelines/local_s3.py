@@ -105,6 +105,8 @@ class LocalS3:
                 f"-dir={self.folder / 'data'}",
                 "-webdav=false",
                 "-admin.ui=false",
+                # its makers' statistics of use
+                "-master.telemetry=false",
                 "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
                 f"-s3.config={self.folder / 's3.json'}",
