@@ -1,6 +1,7 @@
 """What the components put to a kustomization, and what the examples beside the base say."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -131,3 +132,31 @@ def test_kfp_is_told_the_same_secret_by_the_names_that_it_reads():
             "secretKeyKey": "AWS_SECRET_ACCESS_KEY",
         },
     }
+
+
+# --- what docs/kubernetes.md shows --------------------------------------------------------------------------------
+
+
+def test_the_manifests_in_the_docs_are_manifests(tmp_path):
+    text = (K8S.parent / "docs" / "kubernetes.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    assert {yaml.safe_load(block)["kind"] for block in blocks} == {"Kustomization", "NetworkPolicy"}
+    for number, block in enumerate(blocks):
+        if yaml.safe_load(block)["kind"] == "Kustomization":
+            (tmp_path / "kustomization.yaml").write_text(
+                block.replace("../zhllama/k8s", os.path.relpath(K8S, tmp_path))
+            )
+            built = subprocess.run([KUBECTL, "kustomize", str(tmp_path)], capture_output=True, text=True, check=True)
+            objects = list(yaml.safe_load_all(built.stdout))
+            subjects = [one for value in of_kind(objects, "RoleBinding").values() for one in value["subjects"]]
+            assert {one["namespace"] for one in subjects} == {"team"}
+            block = built.stdout
+        (tmp_path / f"{number}.yaml").write_text(block)
+    assert [str(one) for one in check([tmp_path]) if one.level == "error"] == []
+
+
+def test_every_component_and_overlay_is_in_the_docs_or_named_by_what_is():
+    text = (K8S.parent / "docs" / "kubernetes.md").read_text()
+    for folder in (*(K8S / "components").iterdir(), *(K8S / "overlays").iterdir()):
+        if folder.name not in ("in-shared-namespace", "job-queue"):
+            assert re.search(rf"\b{folder.name}\b", text), folder.name

@@ -10,8 +10,9 @@ from pipelines import sizes
 from pipelines.check.rules import quantity
 from tests.k8s.kustomizations import OVERLAYS, Object, build, of_kind, place
 
-UPLOAD = 100e6
-"""Bytes a second from one node to S3, at least: 0.8 Gbit/s, where a GPU node has 25 and more."""
+UPLOAD = 27e6
+"""Bytes a second that a node uploads of a checkpoint, hashed. `make bench ONLY=checkpoint_stall` gave it on two cores
+that a training, the S3 server and other work shared (460 MB in 17 s): the least that was ever measured."""
 LEFT_FOR_THE_END = 15
 """Seconds of the grace period that are not the training's own (TORCH_ELASTIC_SHUTDOWN_TIMEOUT is the rest)."""
 WIDTHS = {"7b": (6.7e9, 4096), "13b": (13e9, 5120), "33b": (32.5e9, 6656), "65b": (65.2e9, 8192)}
