@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from components.launch_training.command import command_line, parse_training, training_arguments, training_module
+from components.launch_training.placement import mapping, tolerations
 from components.shared import storage
 from components.shared.artifact import MANIFEST, ArtifactWriter, Manifest, find_published, open_artifact
 from components.shared.cli import Ref, StageOptions, not_keyed
@@ -69,11 +70,15 @@ class LaunchTraining(StageOptions):
     priority_class: not_keyed(str) = ""  # type: ignore[valid-type]
     """Kueue's workload priority class."""
     s3_secret: not_keyed(str) = ""  # type: ignore[valid-type]
-    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty: the service account's identity."""
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty or none: the service account's identity."""
     s3_endpoint: not_keyed(str) = ""  # type: ignore[valid-type]
     """The S3 server's address for the job; empty: this process's ZHLLAMA_S3_ENDPOINT."""
     pull_secret: not_keyed(str) = ""  # type: ignore[valid-type]
     """Secret to pull the image with."""
+    proxy_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY for the job, as far as they are there."""
+    ca_config_map: not_keyed(str) = ""  # type: ignore[valid-type]
+    """ConfigMap with certificates (*.crt, *.pem) that the job trusts beside the public ones; it may be absent."""
     service_account: not_keyed(str) = ""  # type: ignore[valid-type]
     """The job's service account; it needs no rights."""
     namespace: not_keyed(str) = ""  # type: ignore[valid-type]
@@ -82,11 +87,19 @@ class LaunchTraining(StageOptions):
     """Names the job: `<run id>-<stage>-a<attempt>`; empty: from the input key."""
     team: not_keyed(str) = ""  # type: ignore[valid-type]
     """A label on the job."""
+    labels: not_keyed(str) = ""  # type: ignore[valid-type]
+    """More labels of the job and its pods, as JSON: {"cost-centre": "42"}."""
+    annotations: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Annotations of the job, as JSON."""
+    node_selector: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Labels of the nodes that the job's pods may run on, as JSON."""
+    tolerations: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Taints that the job's pods tolerate, as JSON: [{"key": "nvidia.com/gpu", "operator": "Exists"}]."""
     deadline_seconds: not_keyed(int) = 86_400  # type: ignore[valid-type]
     """The job's run time at most; waiting does not count."""
     waiting_seconds: not_keyed(int) = 604_800  # type: ignore[valid-type]
     """How long the job may wait, for its queue or for its nodes, before it is given up; 0: for ever."""
-    grace_seconds: not_keyed(int) = 120  # type: ignore[valid-type]
+    grace_seconds: not_keyed(int) = 300  # type: ignore[valid-type]
     """What the job gets between SIGTERM and SIGKILL."""
     attempts: not_keyed(int) = 3  # type: ignore[valid-type]
     """Jobs that may fail before the step does."""
@@ -98,6 +111,9 @@ class LaunchTraining(StageOptions):
     def __post_init__(self) -> None:
         training = parse_training(self.stage, self.training_arguments("/unknown-yet"))
         self._check_elastic(training.deepspeed)
+        for name in ("labels", "annotations", "node_selector"):
+            mapping(f"--{name.replace('_', '-')}", getattr(self, name))
+        tolerations("--tolerations", self.tolerations)
 
     def _check_elastic(self, deepspeed: str) -> None:
         if not (self.min_nodes or self.max_nodes):
@@ -205,12 +221,19 @@ def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], att
         shared_memory=config.shared_memory,
         gpu_resource=config.gpu_resource,
         environment={"ZHLLAMA_S3_ENDPOINT": endpoint} if endpoint else {},
-        s3_secret=config.s3_secret,
+        s3_secret="" if config.s3_secret == "none" else config.s3_secret,
         pull_secret=config.pull_secret,
+        proxy_secret=config.proxy_secret,
+        ca_config_map=config.ca_config_map,
         service_account=config.service_account,
         queue=config.queue,
         priority_class=config.priority_class,
-        labels={f"{LABEL}{name}": label_value(value) for name, value in labels.items() if value},
+        node_selector=mapping("--node-selector", config.node_selector),
+        tolerations=tolerations("--tolerations", config.tolerations),
+        # what the launcher and the reaper find jobs by cannot be overwritten
+        labels=mapping("--labels", config.labels)
+        | {f"{LABEL}{name}": label_value(value) for name, value in labels.items() if value},
+        annotations=mapping("--annotations", config.annotations),
         deadline_seconds=config.deadline_seconds,
         grace_seconds=config.grace_seconds,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.shared.errors import InputError
+from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
 
 PORT = 23456
 """The training operator's default port of the master."""
@@ -28,15 +29,16 @@ JOB_LABEL = f"{LABEL}job"
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of the S3 secret that must be there; each becomes the variable of its name."""
 S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "ZHLLAMA_S3_ENDPOINT")
-_POD_ENVIRONMENT = {
+POD_PLACES = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
     "HF_HOME": "/tmp/huggingface",
-    "HF_HUB_OFFLINE": "1",
     "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
     "TRITON_CACHE_DIR": "/tmp/triton",
     "ZHLLAMA_CACHE": "/tmp/zhllama-cache",
 }
+"""Where a pod writes: below /tmp, a volume, and nowhere else."""
+_POD_ENVIRONMENT = {**POD_PLACES, "HF_HUB_OFFLINE": "1"}
 _LONGEST_NAME = 63 - len("-worker-999")
 
 
@@ -67,6 +69,10 @@ class TrainingJob:
     s3_secret: str = ""
     """Secret with S3_KEYS (and perhaps S3_OPTIONAL_KEYS); empty: the service account's own identity."""
     pull_secret: str = ""
+    proxy_secret: str = ""
+    """Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as far as they are there."""
+    ca_config_map: str = ""
+    """ConfigMap with certificates to trust (site.py), which may be absent."""
     service_account: str = ""
     queue: str = ""
     """Kueue's local queue; the job is created suspended and admitted by it."""
@@ -80,7 +86,7 @@ class TrainingJob:
     """Owner reference, so that deleting a run deletes its job."""
     deadline_seconds: int = 86_400
     """The job's run time at most; waiting in a queue does not count."""
-    grace_seconds: int = 120
+    grace_seconds: int = 300
     """From SIGTERM to SIGKILL: what a training needs to write a checkpoint."""
     restarts: int = 3
     """Pod failures after which the job has failed."""
@@ -276,6 +282,9 @@ class TrainingJob:
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
             ],
         }
+        if self.ca_config_map:
+            volume = {"name": "ca", "configMap": {"name": self.ca_config_map, "optional": True}}
+            pod["volumes"].append(volume)
         if self.service_account:
             pod["serviceAccountName"] = self.service_account
         if self.pull_secret:
@@ -292,6 +301,12 @@ class TrainingJob:
         resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
         if self.gpu_resource:
             resources[self.gpu_resource] = str(self.processes_per_node)
+        mounts: list[dict[str, Any]] = [
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ]
+        if self.ca_config_map:
+            mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
         return {
             # the operator sets its variables in a container of this name alone
             "name": "pytorch",
@@ -299,7 +314,7 @@ class TrainingJob:
             "command": list(self.command),
             "env": self._variables(),
             "resources": {"requests": dict(resources), "limits": dict(resources)},
-            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+            "volumeMounts": mounts,
             "securityContext": confined(),
         }
 
@@ -308,9 +323,13 @@ class TrainingJob:
             **_POD_ENVIRONMENT,
             # the launcher inside must be done before the kubelet kills it
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, self.grace_seconds - 15)),
+            **({CA_VARIABLE: CA_FOLDER} if self.ca_config_map else {}),
             **self.environment,
         }
         variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
+        if self.proxy_secret:
+            keys = [{"name": self.proxy_secret, "key": key, "optional": True} for key in PROXY_KEYS]
+            variables += [{"name": key["key"], "valueFrom": {"secretKeyRef": key}} for key in keys]
         return variables + s3_variables(self.s3_secret, given=plain)
 
 

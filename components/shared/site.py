@@ -1,0 +1,49 @@
+"""What a site asks of every pod that reaches out of it: certificates of its own, and its proxy.
+
+A ConfigMap with the site's certificates is mounted at CA_FOLDER, where there is one; ZHLLAMA_CA names that folder. A
+command that finds files there trusts them beside the public authorities, in whatever it uses: boto3, requests, OpenSSL.
+The proxy comes from a secret (its address may hold a password), as the variables that everything understands.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from components.shared.errors import InputError
+
+CA_FOLDER = "/etc/zhllama-ca"
+CA_VARIABLE = "ZHLLAMA_CA"
+CA_SUFFIXES = (".crt", ".pem")
+TRUSTED = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+"""The variables by which boto3, requests, and OpenSSL and its like are told."""
+PROXY_KEYS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+
+
+def trust_site() -> None:
+    """Lets this process and its children trust the certificates in the folder that ZHLLAMA_CA names, if any are there.
+
+    A variable that is set already is left as it is. InputError for a file that holds no certificate.
+    """
+    folder = os.environ.get(CA_VARIABLE, "")
+    # a mounted ConfigMap also holds `..data` and the like, which are no certificates
+    found = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix in CA_SUFFIXES) if folder else []
+    wanted = [name for name in TRUSTED if not os.environ.get(name)]
+    if not found or not wanted:
+        return
+    from botocore.httpsession import where
+
+    texts = [Path(where()).read_text(), *map(_certificates, found)]
+    handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
+    with open(handle, "w") as file:
+        file.write("\n".join(texts))
+    os.environ.update(dict.fromkeys(wanted, path))
+
+
+def _certificates(path: Path) -> str:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: it cannot be read ({error}); put certificates in PEM there") from error
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise InputError(f"{path}: it holds no certificate; put certificates in PEM there")
+    return text
