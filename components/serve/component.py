@@ -28,19 +28,25 @@ def serve(
 def deploy(
     model: str,
     ref: dsl.OutputPath(str),  # type: ignore[valid-type]
+    tried: dsl.Output[dsl.Artifact],
     kind: str = "kubernetes",
     name: str = "zhllama",
     namespace: str = "",
     replicas: int = 1,
     gpus: int = 1,
+    gpu_resource: str = "nvidia.com/gpu",
     cpu: str = "8",
     memory: str = "64Gi",
     context_length: int = 2048,
     stop_first: bool = False,
+    wait_minutes: int = 30,
+    s3_secret: str = "zhllama-s3",
+    api_key_secret: str = "zhllama-api-key",
 ):
-    """Deploys a model, whole or not at all; `ref` is the address at which it answers.
+    """Deploys a model, whole or not at all; `ref` is the address at which it answers, `tried` what it was asked there
+    and answered.
 
-    The step needs ZHLLAMA_API_KEY in its environment, from the secret zhllama-api-key
+    The step needs ZHLLAMA_API_KEY in its environment, from the key API_KEY of `api_key_secret`
     (`kubernetes.use_secret_as_env`), and its account the Role zhllama-deployer.
     """
     return dsl.ContainerSpec(
@@ -53,10 +59,15 @@ def deploy(
             "--namespace", namespace,
             "--replicas", replicas,
             "--gpus", gpus,
+            "--gpu-resource", gpu_resource,
             "--cpu", cpu,
             "--memory", memory,
             "--context-length", context_length,
             "--stop-first", stop_first,
+            "--wait-minutes", wait_minutes,
+            "--s3-secret", s3_secret,
+            "--api-key-secret", api_key_secret,
+            "--output", tried.path,
             "--reference", ref,
         ],
     )  # fmt: skip

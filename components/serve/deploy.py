@@ -5,6 +5,7 @@ differs and leaves what others set (an autoscaler's replicas, say). Whatever goe
 was there before comes back; what was not there is deleted. Old pods answer until new ones do (`--stop-first` apart).
 """
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def server_of(config: Serve) -> ModelServer:
 
 
 def deploy(config: Serve) -> str:
-    """Deploys `--model`, and returns the address at which it answered.
+    """Deploys `--model`, and returns the address at which it answered; `--output` gets what was asked and answered.
 
     InputError for a model that is not fit to be served, a refusal of the cluster, a server that tokenises otherwise;
     StorageFault when it does not answer in time. The cluster is then as it was.
@@ -109,8 +110,12 @@ def deploy(config: Serve) -> str:
         found = cluster.wait(applied, server.version, config.wait_minutes * 60)
         inside = found or f"http://{server.name}.{server.namespace}.svc:{PORT}"
         with cluster.reached(config.address, inside, server) as address:
-            try_out(address, server.name, api_key, encoder, config.context_length)
+            answered = try_out(address, server.name, api_key, encoder, config.context_length)
     log.info("%s/%s answers at %s", server.namespace, server.name, inside)
+    if config.output:
+        tried = {"address": inside, "name": server.name, "model": server.model, "answered": answered}
+        text = json.dumps(tried, ensure_ascii=False, indent=1)
+        storage.write_bytes(storage.normalise(config.output), text.encode())
     if config.reference:
         storage.write_bytes(storage.normalise(config.reference), inside.encode())
     print(f'{inside}/v1 answers as "{server.name}"', flush=True)

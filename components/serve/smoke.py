@@ -22,8 +22,12 @@ REACHED_WITHIN = 120.0
 ANSWER_SECONDS = 180.0
 
 
-def try_out(address: str, name: str, api_key: str, encoder: Encoder, context_length: int) -> None:
-    """InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should."""
+def try_out(address: str, name: str, api_key: str, encoder: Encoder, context_length: int) -> list[dict[str, str]]:
+    """What was asked and answered, as {"Input", "Output"}.
+
+    InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should.
+    """
+    answered = []
     with httpx2.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False) as client:
         tried = _Tried(client, address, {"Authorization": f"Bearer {api_key}"})
         served = {model["id"]: model for model in tried.get("/v1/models", reach=True)["data"]}
@@ -46,7 +50,9 @@ def try_out(address: str, name: str, api_key: str, encoder: Encoder, context_len
             said = tried.post("/v1/chat/completions", {**asked, "max_tokens": 16, "temperature": 0})
             message = said["choices"][0]["message"]["content"]
             log.info("%s → %s", line, message)
+            answered.append({"Input": line, "Output": message})
     log.info("%s: serves %s, encodes as in training, answers, and asks for a key", address, name)
+    return answered
 
 
 def _compare(address: str, what: str, found: Sequence[int], wanted: Sequence[int]) -> None:

@@ -110,9 +110,14 @@ def state_of(server: KubernetesServer) -> dict[str, Any]:
 def test_a_deployment_stands_and_is_tried_through_its_api(
     cluster: KubernetesServer, engine: FakeEngine, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reference = tmp_path / "ref"
-    assert deploy(asked(model, engine, reference=str(reference))) == "http://zhllama.team.svc:8000"
+    reference, output = tmp_path / "ref", tmp_path / "tried.json"
+    more = {"reference": str(reference), "output": str(output)}
+    assert deploy(asked(model, engine, **more)) == "http://zhllama.team.svc:8000"
     assert reference.read_text() == "http://zhllama.team.svc:8000"
+    tried = json.loads(output.read_text())
+    assert (tried["address"], tried["name"], tried["model"]) == (reference.read_text(), "zhllama", model)
+    assert [sorted(answer) for answer in tried["answered"]] == [["Input", "Output"]] * 2
+    assert all(answer["Output"] for answer in tried["answered"])
     assert sorted(thing["kind"] for thing in cluster.objects.values()) == [
         "Deployment", "NetworkPolicy", "Pod", "PodMonitor", "Service",
     ]  # fmt: skip
