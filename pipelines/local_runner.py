@@ -26,6 +26,8 @@ from typing import Any
 from components.shared import storage
 from components.shared.children import die_with_parent
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
+from components.shared.site import CA_VARIABLE
+from components.shared.training_job import POD_PLACES
 from pipelines import plan as planning
 from pipelines.ir import Package, read_package
 from pipelines.local_s3 import BUCKET, LocalS3
@@ -292,7 +294,8 @@ class _Run:
             job=self._plan.job_of(node),
         )
         words = command(container.words, around)
-        given = {name: value for name, value in parameters.items() if not name.startswith("pipelinechannel--")}
+        # what a task gets beside them is for its pod: resources, names of secrets
+        given = {name: value for name, value in parameters.items() if name in node.component.parameters}
         key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
         record = read_record(folder)
         row = self._rows[node.path]
@@ -337,7 +340,9 @@ class _Run:
         if words[0] in ("python", "python3"):
             words = [sys.executable, *words[1:]]
         # idle threads that spin would take the cores from the other step
-        around = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        around = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
+        # the places in a pod are no places here
+        around |= {name: value for name, value in environment.items() if name not in (*POD_PLACES, CA_VARIABLE)}
         around.setdefault("ZHLLAMA_CACHE", str(self._work / "cache"))
         with open(log, "wb") as output:
             try:

@@ -24,6 +24,19 @@ _RESOURCE = re.compile(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The shape of the model. The weights that are trained say their own; this is what the planner reckons with."""
+
+    width: int
+    """Of the hidden states."""
+    layers: int
+    heads: int
+    """Of attention, each with keys and values of its own."""
+    feed_forward: int
+    """Width within a layer's second half."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """The shape of the LoRA matrices: W + (alpha / rank) · B·A."""
 
@@ -33,12 +46,36 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one pod of a stage that streams the weights may use (Kubernetes quantities)."""
+class Step:
+    """What the pod of a step of the pipeline may use."""
 
     cpu: str
+    """A Kubernetes quantity, as the next ones."""
     memory: str
     ephemeral_storage: str
+    """Size of the step's /tmp."""
+    deadline_seconds: int
+    """The pod is ended after this long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationStep(Step):
+    gpu: bool
+    """Whether it runs on a GPU, and not in float32 on processors. A model has to fit one GPU for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The kinds of steps that a pipeline has beside its trainings."""
+
+    control: Step
+    """Those that pass references on, and those that start and follow jobs."""
+    data: Step
+    """Weights as they come, texts, instructions, datasets."""
+    weights: Step
+    """Those that stream a whole model: convert, extend, merge."""
+    evaluation: EvaluationStep
+    """Those that run a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +149,7 @@ class Size:
     """One model size."""
 
     name: str
+    model: Architecture
     shards: int
     """consolidated.NN.pth files of Meta's release."""
     vocab_size: int

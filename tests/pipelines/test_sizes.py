@@ -49,6 +49,27 @@ def test_tiny_needs_no_gpu_and_two_processes():
     assert {tiny.training(stage).gpu for stage in sizes.STAGES} == {""}
 
 
+@pytest.mark.parametrize("name", sizes.names())
+def test_the_trainings_of_a_size_run_on_the_same_machines(name):
+    """The pipeline has one set of parameters for them."""
+    size = sizes.load(name)
+    fields = (
+        "processes_per_node", "gpu", "cpu", "memory", "shared_memory", "ephemeral_storage", "deadline_seconds",
+    )  # fmt: skip
+    machines = {tuple(getattr(size.training(stage), field) for field in fields) for stage in sizes.STAGES}
+    assert len(machines) == 1
+
+
+@pytest.mark.parametrize("name", sizes.names())
+def test_an_evaluation_has_the_room_for_the_models_that_it_compares(name):
+    parameters = {"tiny": 0.01, "7b": 6.9, "13b": 13.3, "33b": 33, "65b": 66}[name]
+    work = sizes.load(name).work.evaluation
+    disk, memory = (float(text.removesuffix("Gi")) * 2**30 for text in (work.ephemeral_storage, work.memory))
+    assert disk > 4 * 2e9 * parameters
+    assert memory > (2e9 if work.gpu else 4e9) * parameters
+    assert not work.gpu or 2e9 * parameters < 80e9
+
+
 def test_30b_is_the_other_name_of_33b():
     assert sizes.load("30B").name == "33b"
 
@@ -67,10 +88,10 @@ def test_an_unknown_size_names_the_nearest():
         ({"block_size": 0}, "bad.yaml: block_size: 0 where a positive number is needed"),
         ({"validation_fraction": 1.5}, r"bad.yaml: validation_fraction: 1.5 is not in \[0, 1\)"),
         (
-            {"work": {"cpu": "1", "memory": "lots", "ephemeral_storage": "1Gi"}},
-            "work.memory: 'lots' is not a Kubernetes",
+            {"work": {"control": {"cpu": "1", "memory": "lots", "ephemeral_storage": "1Gi", "deadline_seconds": 1}}},
+            "work.control.memory: 'lots' is not a Kubernetes",
         ),
-        ({"work": {"cpu": "1", "memory": "1Gi"}}, "the field work.ephemeral_storage is missing"),
+        ({"work": {"control": {"cpu": "1", "memory": "1Gi"}}}, "the field work.control.ephemeral_storage is missing"),
         ({"work": 3}, "bad.yaml: work: 3 where a mapping is needed"),
         ({"name": "other"}, "bad.yaml: name: 'other' where the file's name says 'bad'"),
     ],
