@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ class KubernetesServer:
         self._version = 0
         self._forgotten = 0
         self._events: list[tuple[int, str, str, dict[str, Any]]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"of": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"of": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
@@ -283,6 +284,13 @@ def selected(thing: dict[str, Any], query: Mapping[str, str]) -> bool:
         if found != value:
             return False
     return True
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed breaks its connections."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Cut(Exception):

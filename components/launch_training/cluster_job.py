@@ -492,7 +492,7 @@ class _Cancel:
             )
 
     def delete_all(self, selector: str, key: str) -> None:
-        """The jobs of this work that are not over."""
+        """The jobs of this work that are not over, and their policies."""
         try:
             found = self._cluster.jobs(self._namespace, selector, request=self._until_answered)
         except (ApiException, HTTPError) as error:
@@ -502,6 +502,7 @@ class _Cancel:
             ours = job["metadata"].get("labels", {}).get(f"{LABEL}key") == key
             if ours and not has_ended(job) and not job["metadata"].get("deletionTimestamp"):
                 self.delete(job["metadata"]["name"], job["metadata"]["uid"])
+                self.delete_policy(job["metadata"]["name"])
 
     def delete_policy(self, name: str) -> None:
         try:

@@ -20,8 +20,9 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from components.shared import kubernetes_api
 from components.shared.job_kinds import JobKind
-from components.shared.kubernetes_api import TIMEOUT, plain
+from components.shared.kubernetes_api import plain
 from components.shared.log import mask
 
 log = logging.getLogger("launch")
@@ -181,12 +182,15 @@ class PodLog:
             auth_settings=["BearerToken"],
             _preload_content=False,
             _return_http_data_only=True,
-            _request_timeout=(TIMEOUT[0], seconds),
+            _request_timeout=(kubernetes_api.TIMEOUT[0], seconds),
         )
 
     def _restart_count(self) -> int:
         pod = plain(
-            self._pods.read_namespaced_pod, name=self._name, namespace=self._namespace, _request_timeout=TIMEOUT
+            self._pods.read_namespaced_pod,
+            name=self._name,
+            namespace=self._namespace,
+            _request_timeout=kubernetes_api.TIMEOUT,
         )
         for status in pod.get("status", {}).get("containerStatuses") or ():
             if status.get("name") == self._container:
