@@ -48,11 +48,12 @@ from components.shared.site import trust_site
 log = logging.getLogger("stage")
 
 _REF = "reference"
+_SEVERAL = "several"
 _NOT_KEYED = "not keyed"
 Ref = Annotated[str, _REF]
 """A field that holds one reference ("" when absent). Its digest, not its address, is part of the input key."""
-Refs = Annotated[str, _REF]
-"""Several references, comma-separated, each may end in `:weight`."""
+Refs = Annotated[str, _REF, _SEVERAL]
+"""Several references, comma-separated or by repeating the option, each may end in `:weight`."""
 
 REPORT = "report.html"
 
@@ -151,10 +152,14 @@ def _tyros_complaint(said: str) -> str:
 def _bridge(kind: type, arguments: list[str]) -> list[str]:
     """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused.
 
-    A text may begin with `--` (a prompt may): only an option's name is never taken for a value.
+    A text may begin with `--` (a prompt may): only an option's name is never taken for a value. An option of several
+    references may be repeated; one of a single reference may not, since all but the last would be lost unseen.
     """
     hints = typing.get_type_hints(kind)
-    known = {f"--{field.name.replace('_', '-')}": hints[field.name] for field in dataclasses.fields(kind)}
+    marked = typing.get_type_hints(kind, include_extras=True)
+    fields = {f"--{field.name.replace('_', '-')}": field.name for field in dataclasses.fields(kind)}
+    known = {option: hints[name] for option, name in fields.items()}
+    place_of: dict[str, int] = {}
 
     def option(word: str) -> str:
         return word.partition("=")[0].replace("_", "-")
@@ -185,6 +190,13 @@ def _bridge(kind: type, arguments: list[str]) -> list[str]:
             continue
         if _is_bool(known[name]) and value.lower() in ("true", "false"):
             value = value.capitalize()
+        marks = getattr(marked[fields[name]], "__metadata__", ())
+        if _REF in marks and name in place_of:
+            if _SEVERAL not in marks:
+                raise InputError(f"{program(kind)}: the option {name} is there twice, and takes one reference")
+            bridged[place_of[name]] += f",{value}"
+            continue
+        place_of[name] = len(bridged)
         bridged.append(f"{name}={value}")
     return bridged
 

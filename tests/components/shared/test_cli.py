@@ -38,6 +38,10 @@ class Options(StageOptions):
     """A switch with three positions."""
     mode: Literal["han", "all"] = "han"
     """A choice."""
+    model: Ref = ""
+    """One reference."""
+    adapters: Refs = ""
+    """Several references."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -82,6 +86,9 @@ def options(*words: str) -> Options:
         (("--vocab-size=7",), {"vocab_size": 7}),
         (("--rate", "1e-4"), {"rate": 1e-4}),
         (("--mode", "all"), {"mode": "all"}),
+        (("--adapters", "a,b"), {"adapters": "a,b"}),
+        (("--adapters", "a", "--adapters", "b"), {"adapters": "a,b"}),
+        (("--adapters=a:0.9", "--pad", "--adapters", "", "--adapters", "b,c"), {"adapters": "a:0.9,b,c"}),
     ],
     ids=repr,
 )
@@ -104,6 +111,7 @@ def test_options_as_kfp_and_people_write_them(words, wanted):
         (("stray",), "stray"),
         (("--text", "a", "stray"), "stray"),
         (("--mode", "x" * 300), "x" * 300),
+        (("--model", "a", "--model", "b"), "the option --model is there twice, and takes one reference"),
     ],
     ids=repr,
 )
