@@ -102,6 +102,11 @@ def test_openshift_is_the_same_by_the_component_and_by_the_option():
     assert pod["securityContext"] == server.deployment()["spec"]["template"]["spec"]["securityContext"]
 
 
+def test_openshift_takes_seaweedfs_as_well(built_with):
+    store = of_kind(built_with("dev", "openshift"), "StatefulSet")["seaweedfs"]
+    assert set(store["spec"]["template"]["spec"]["securityContext"]) == {"runAsNonRoot", "seccompProfile"}
+
+
 # --- secrets and settings -------------------------------------------------------------------------------------------
 
 

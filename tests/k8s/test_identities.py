@@ -1,10 +1,12 @@
 """Four identities, and nobody has more rights than the design says."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.k8s.kustomizations import Object, build, of_kind
+from tests.k8s.kustomizations import ROOT, Object, build, of_kind
 
 NAMESPACES = {"overlays/cluster": "zhllama", "overlays/profile": "your-profile", "overlays/kfp-standalone": "kubeflow"}
 
@@ -65,12 +67,44 @@ def test_the_runner_may_do_what_the_launcher_does_and_no_more(overlay):
     }
 
 
-def test_the_reaper_lists_and_deletes_jobs_and_reads_workflows(overlay):
+RESOURCES = {
+    "pod": {"/pods"},
+    "pod_log": {"/pods/log"},
+    "event": {"/events"},
+    "network_policy": {"networking.k8s.io/networkpolicies"},
+    "custom_object": {"kubeflow.org/pytorchjobs", "trainer.kubeflow.org/trainjobs"},
+}
+"""What a method of the Kubernetes client is about; a training job may be of either kind."""
+VERBS = {"read": "get", "get": "get", "list": "list", "create": "create", "delete": "delete", "patch": "patch"}
+
+
+def asked_for(*files: Path) -> set[tuple[str, str]]:
+    """(verb, resource) of each method of the Kubernetes client that these modules name."""
+    found = set()
+    for path in files:
+        for verb, resource in re.findall(r"\.([a-z]+)_namespaced_([a-z_]+)\b", path.read_text()):
+            found |= {(VERBS[verb], one) for one in RESOURCES[resource]}
+    return found
+
+
+def test_the_launcher_and_the_reaper_have_the_rights_that_they_make_use_of(cluster: list[Object]):
+    roles = of_kind(cluster, "Role")
+    launcher = asked_for(*(ROOT / "components" / "launch_training").glob("*.py"))
+    reaper = asked_for(ROOT / "components" / "shared" / "reaper.py")
+    assert ("create", "networking.k8s.io/networkpolicies") in launcher
+    assert ("delete", "kubeflow.org/pytorchjobs") in reaper
+    for asked, role in ((launcher, "zhllama-runner"), (reaper, "zhllama-reaper")):
+        granted = {(verb, right) for right, verbs in rights(roles[role]).items() for verb in verbs}
+        assert asked <= granted, role
+
+
+def test_the_reaper_lists_and_deletes_jobs_and_their_policies_and_reads_workflows(overlay):
     _, objects = overlay
     assert subjects(objects, "zhllama-reaper") == {"zhllama-reaper"}
     assert rights(of_kind(objects, "Role")["zhllama-reaper"]) == {
         "kubeflow.org/pytorchjobs": {"list", "delete"},
         "trainer.kubeflow.org/trainjobs": {"list", "delete"},
+        "networking.k8s.io/networkpolicies": {"delete"},
         "argoproj.io/workflows": {"get", "list"},
     }
 

@@ -77,6 +77,7 @@ def test_no_pod_but_the_reapers_has_a_token(spec):
 
 
 def test_on_openshift_no_pod_names_a_uid():
+    # what is served and SeaweedFS lose theirs by components/openshift, the rest never had any
     for name in ("overlays/serving-openshift", "overlays/cluster", "overlays/training-rdma"):
         for value in build(name):
             for pod, spec in pods(value):
