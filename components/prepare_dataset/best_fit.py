@@ -4,11 +4,15 @@ Segments are taken a window at a time, the longest first, each into the block wi
 (best-fit decreasing). 35,123 reviews, 51 tokens on average: 99.95% of the places filled at 512, 99.9% at 256; one
 review a block would fill 10%, and plain concatenation would cut one in ten. Blocks that stay open are carried into the
 next window, so a stream of any length is packed in the memory of one window.
+
+Which block a segment goes to depends on lengths alone, so only these pass through Python; the ids follow as arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from components.shared.packed import Segment
+import numpy as np
+
+from components.shared.packed import Blocks, Segments, spans
 
 WINDOW = 50_000
 """Segments sorted together at most, some 10 MB of them."""
@@ -16,20 +20,27 @@ WINDOW_TOKENS = 5_000_000
 """Fewer, when they are long: 10 MB of 16-bit ids."""
 OPEN_BLOCKS = 1_000
 """Blocks with room that wait for the next window; the fullest go first when there are more."""
+AT_ONCE = 2**19
+"""Places of blocks that are put in order together: some 10 MB of numbers."""
 
 
-def cut(segment: Segment, block_size: int) -> list[Segment]:
-    """A document in pieces that fit. Each piece after the first begins with its predecessor's last token, which is not
-    learned again: so every token but the document's first is predicted exactly once."""
-    if len(segment.ids) <= block_size:
-        return [segment]
-    step = block_size - 1
-    last = len(segment.ids) - 1
-    return [
-        # a copy, since a piece may wait long for its block, and a view would keep the whole document with it
-        Segment(segment.ids[start : start + block_size].copy(), max(segment.prompt - start, 0))
-        for start in range(0, last, step)
-    ]
+def cut(documents: Segments, block_size: int) -> Segments:
+    """Documents in pieces that fit. Each piece after the first begins with its predecessor's last token, which is not
+    learned again: so every token but a document's first is predicted exactly once."""
+    lengths, prompts = documents.lengths, documents.prompts
+    if not len(documents) or lengths.max() <= block_size:
+        return documents
+    pieces = _pieces(lengths, block_size)
+    # of each piece, where it begins in its document
+    begins = spans(np.zeros_like(pieces), pieces) * (block_size - 1)
+    starts = np.repeat(lengths.cumsum() - lengths, pieces) + begins
+    lengths = np.minimum(np.repeat(lengths, pieces) - begins, block_size)
+    return Segments(documents.ids[spans(starts, lengths)], lengths, np.maximum(np.repeat(prompts, pieces) - begins, 0))
+
+
+def _pieces(lengths: np.ndarray, block_size: int) -> np.ndarray:
+    """Into how many pieces each document is cut: int64 [documents]."""
+    return np.where(lengths <= block_size, 1, -(-(lengths - 1) // (block_size - 1)))
 
 
 class BestFit:
@@ -41,60 +52,99 @@ class BestFit:
         self._block_size = block_size
         self._window = window
         self._window_tokens = tokens
-        self._tokens = 0
         self._limit = open_blocks
-        self._waiting: list[Segment] = []
-        self._open: list[list[Segment]] = []
+        self._open = np.zeros(0, np.int64)
+        """How many segments each open block holds."""
+        self._held: list[Segments] = []
+        """Those in open blocks, and then what waits to be placed."""
+        self._pieces = self._tokens = 0
+        """Of what waits."""
 
-    def add(self, segment: Segment) -> Sequence[Sequence[Segment]]:
-        """Takes one document, cut if it must be; the blocks that are done by it (none, until a window is full)."""
-        length = len(segment.ids)
-        if length <= self._block_size:
-            self._waiting.append(segment)
-        else:
-            self._waiting += cut(segment, self._block_size)
-        self._tokens += length
-        if len(self._waiting) < self._window and self._tokens < self._window_tokens:
-            return ()
-        self._place_window()
-        # stable, so the same stream gives the same blocks
-        self._open.sort(key=_length, reverse=True)
-        done = max(sum(_length(block) == self._block_size for block in self._open), len(self._open) - self._limit)
-        full, self._open = self._open[:done], self._open[done:]
-        return full
+    def add(self, documents: Segments) -> Iterator[Blocks]:
+        """Takes documents, cut where they must be; yields blocks that are done by it (none, until a window is full)."""
+        while len(documents):
+            pieces = self._pieces + _pieces(documents.lengths, self._block_size).cumsum()
+            tokens = self._tokens + documents.lengths.cumsum()
+            full = (pieces >= self._window) | (tokens >= self._window_tokens)
+            # the document that fills the window is the last one in it
+            end = int(full.argmax()) + 1 if full[-1] else len(documents)
+            self._held.append(cut(documents.part(0, end), self._block_size))
+            self._pieces, self._tokens = int(pieces[end - 1]), int(tokens[end - 1])
+            if full[-1]:
+                yield from self._fullest()
+            documents = documents.part(end, len(documents))
 
-    def finish(self) -> Iterator[Sequence[Segment]]:
+    def finish(self) -> Iterator[Blocks]:
         """Yields every block that is left."""
-        self._place_window()
-        yield from self._open
-        self._open = []
+        if self._held:
+            segments, order, block_of = self._placed()
+            self._held, self._open = [], self._open[:0]
+            yield from self._in_parts(segments, order[np.argsort(block_of, kind="stable")], np.bincount(block_of))
 
-    def _place_window(self) -> None:
-        """Puts what waits into open blocks. `room[r]` holds the blocks with r places left, `rooms` has bit r set when
-        there are any: the least room that is enough is the lowest bit at or above the length."""
-        room: dict[int, list[int]] = {}
-        rooms = 0
-        for index, block in enumerate(self._open):
-            left = self._block_size - _length(block)
-            room.setdefault(left, []).append(index)
-            rooms |= 1 << left
-        self._waiting.sort(key=lambda segment: len(segment.ids), reverse=True)
-        for segment in self._waiting:
-            length = len(segment.ids)
-            enough = rooms >> length
-            if enough:
-                left = length + (enough & -enough).bit_length() - 1
-                index = room[left].pop()
-                if not room[left]:
-                    rooms ^= 1 << left
-                self._open[index].append(segment)
-            else:
-                left, index = self._block_size, len(self._open)
-                self._open.append([segment])
-            room.setdefault(left - length, []).append(index)
-            rooms |= 1 << (left - length)
-        self._waiting, self._tokens = [], 0
+    def _fullest(self) -> Iterator[Blocks]:
+        """Places what waits; yields the blocks that are full, and more while there are too many open ones."""
+        segments, order, block_of = self._placed()
+        used = np.bincount(block_of, segments.lengths[order])
+        # stable, as the other sorts are, so the same stream gives the same blocks
+        ranked = np.argsort(-used, kind="stable")
+        rank = np.empty_like(ranked)
+        rank[ranked] = np.arange(len(ranked))
+        order = order[np.argsort(rank[block_of], kind="stable")]
+        counts = np.bincount(block_of)[ranked]
+        done = max(int((used == self._block_size).sum()), len(used) - self._limit)
+        last = int(counts[:done].sum())
+        self._held, self._open = [segments.take(order[last:])], counts[done:]
+        yield from self._in_parts(segments, order[:last], counts[:done])
+
+    def _in_parts(self, segments: Segments, order: np.ndarray, counts: np.ndarray) -> Iterator[Blocks]:
+        """The blocks, some at a time, that hold the segments in this order."""
+        first, some = 0, max(1, AT_ONCE // self._block_size)
+        for begin in range(0, len(counts), some):
+            part = counts[begin : begin + some]
+            last = first + int(part.sum())
+            yield Blocks(segments.take(order[first:last]), part)
+            first = last
+
+    def _placed(self) -> tuple[Segments, np.ndarray, np.ndarray]:
+        """All segments, those in open blocks first; the order in which they were placed; the block of each in it."""
+        segments = Segments.joined(self._held)
+        self._pieces = self._tokens = 0
+        block_of = np.repeat(np.arange(len(self._open)), self._open)
+        before = len(block_of)
+        room = self._block_size - np.bincount(block_of, segments.lengths[:before]).astype(np.int64)
+        order = before + np.argsort(-segments.lengths[before:], kind="stable")
+        placed = _best_fit(segments.lengths[order].tolist(), room.tolist(), self._block_size)
+        return (
+            segments,
+            np.concatenate([np.arange(before), order]),
+            np.concatenate([block_of, np.array(placed, np.int64)]),
+        )
 
 
-def _length(block: Sequence[Segment]) -> int:
-    return sum(len(segment.ids) for segment in block)
+def _best_fit(lengths: list[int], room_of: list[int], block_size: int) -> list[int]:
+    """The block of each segment, the longest given first. `room_of` says how many places are left in the blocks that
+    are open; new ones are numbered after these.
+
+    `blocks[r]` holds the blocks with r places left, `rooms` has bit r set when there are any: the least room that is
+    enough is the lowest bit at or above the length."""
+    blocks: dict[int, list[int]] = {}
+    rooms = 0
+    for number, left in enumerate(room_of):
+        blocks.setdefault(left, []).append(number)
+        rooms |= 1 << left
+    count = len(room_of)
+    found = []
+    for length in lengths:
+        enough = rooms >> length
+        if enough:
+            left = length + (enough & -enough).bit_length() - 1
+            number = blocks[left].pop()
+            if not blocks[left]:
+                rooms ^= 1 << left
+        else:
+            left, number = block_size, count
+            count += 1
+        found.append(number)
+        blocks.setdefault(left - length, []).append(number)
+        rooms |= 1 << (left - length)
+    return found

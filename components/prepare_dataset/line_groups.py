@@ -8,31 +8,56 @@ blocks that are held out, not lines.
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 
 import numpy as np
 
-from components.prepare_dataset.examples import Example
-from components.shared.packed import Segment
+from components.prepare_dataset.examples import Examples, Kind
+from components.shared.packed import Segments
 from components.shared.vocabulary import Encoder
 
 LINES = 1000
 
 
-def line_groups(lines: Iterable[Example], block_size: int, encoder: Encoder) -> Iterator[Example]:
+def line_groups(lines: Iterable[Examples], block_size: int, encoder: Encoder) -> Iterator[Examples]:
     """The blocks of a corpus's lines, given in order, file after file. A block's records are its lines, decoded."""
-    for _, of_file in groupby(lines, key=lambda line: line.file):
-        while group := list(islice(of_file, LINES)):
-            joined = np.concatenate([line.segment.ids for line in group])
-            whole = len(joined) // block_size * block_size
-            characters = sum(line.characters for line in group) / len(joined)
-            for start in range(0, whole or len(joined), block_size):
-                ids = joined[start : start + block_size]
-                records = partial(_lines_of, ids, encoder)
-                yield Example(Segment(ids), ids.tobytes(), records, "", "", round(characters * len(ids)))
+    kind = Kind(partial(_lines_of, encoder), _no_text, _no_text)
+    for _, of_file in groupby(lines, key=lambda some: some.file):
+        for group in _in_groups(of_file):
+            joined = group.segments.ids
+            whole = len(joined) // block_size * block_size or len(joined)
+            blocks = [joined[start : start + block_size] for start in range(0, whole, block_size)]
+            lengths = np.array([len(ids) for ids in blocks])
+            yield Examples(
+                Segments(joined[:whole], lengths, np.zeros_like(lengths)),
+                [ids.tobytes() for ids in blocks],
+                blocks,
+                np.rint(group.characters.sum() / len(joined) * lengths).astype(np.int64),
+                kind,
+            )
 
 
-def _lines_of(ids: np.ndarray, encoder: Encoder) -> list[str]:
+def _in_groups(batches: Iterable[Examples]) -> Iterator[Examples]:
+    """The same lines, 1,000 together and in the end the rest."""
+    waiting: list[Examples] = []
+    room = LINES
+    for batch in batches:
+        at = 0
+        while len(batch) - at >= room:
+            yield Examples.joined([*waiting, batch.part(at, at + room)])
+            waiting, at, room = [], at + room, LINES
+        if at < len(batch):
+            waiting.append(batch.part(at, len(batch)))
+            room -= len(batch) - at
+    if waiting:
+        yield Examples.joined(waiting)
+
+
+def _lines_of(encoder: Encoder, ids: np.ndarray) -> list[str]:
     begins = np.flatnonzero(ids == encoder.bos)
     texts = [encoder.decode(line[line != encoder.bos]) for line in np.split(ids, begins)]
     return [json.dumps({"text": text}, ensure_ascii=False) for text in texts if text.strip()]
+
+
+def _no_text(_: np.ndarray) -> str:
+    return ""

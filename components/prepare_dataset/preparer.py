@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
 from components.shared.cli import Ref, Refs, StageOptions, split_references, weighted_references
-from components.shared.corpus import Skipped, bytes_of_text, read_documents, total_of
+from components.shared.corpus import Skipped, bytes_of_text, read_batches, total_of
 from components.shared.errors import InputError
 from components.shared.instructions import bytes_of_instructions, read_instructions
 from components.shared.packed import (
@@ -21,6 +21,7 @@ from components.shared.packed import (
     KIND,
     TRAIN,
     VALIDATION,
+    Blocks,
     PackedWriter,
     packed_facts,
 )
@@ -28,10 +29,8 @@ from components.shared.progress import Progress
 from components.shared.vocabulary import Encoder, load_encoder
 
 if TYPE_CHECKING:
-    from components.prepare_dataset.examples import Example
+    from components.prepare_dataset.examples import Examples
 
-PROGRESS_STEP = 2**18
-"""Bytes of text after which the progress is shown anew."""
 Packing = Literal["best-fit", "faithful"]
 
 
@@ -99,7 +98,7 @@ class PrepareDataset(StageOptions):
 
 def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
     """Publishes the packed dataset. InputError for data that is not there, malformed, or leaves a split empty."""
-    from components.prepare_dataset.mixture import Source, is_held_out, mixed
+    from components.prepare_dataset.mixture import Source, held_out, mixed
     from components.prepare_dataset.sieve import Sieve, evaluation_texts
 
     tokenizer = open_artifact(config.tokenizer, "--tokenizer")
@@ -116,21 +115,17 @@ def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
     with ExitStack() as stack:
         train, validation = (_Split(name, config, out, encoder, stack) for name in (TRAIN, VALIDATION))
         if config.validation:
-            for example in _examples(config, open_artifact(config.validation, "--validation"), encoder, skipped):
-                sieve.hold_out(example)
-                if example.learned:
-                    validation.add(example)
+            for examples in _examples(config, open_artifact(config.validation, "--validation"), encoder, skipped):
+                sieve.hold_out(examples)
+                validation.add(examples.where(examples.learned))
         bar = stack.enter_context(Progress("packing", _bytes_to_read(config, [artifact for artifact, _ in given])))
-        read = 0
-        for example in mixed(sources):
-            read += len(example.identity) + 1
-            if read >= PROGRESS_STEP:
-                bar.advance(read)
-                read = 0
-            if fraction and is_held_out(example.identity, fraction, config.seed):
-                validation.add(example)
-            else:
-                train.add(example)
+        for examples in mixed(sources):
+            bar.advance(sum(map(len, examples.identities)) + len(examples))
+            if fraction:
+                held = held_out(examples.identities, fraction, config.seed)
+                validation.add(examples.where(held))
+                examples = examples.where(~held)
+            train.add(examples)
         train.finish()
         validation.finish()
     left_out = sieve.left_out | ({"bad": skipped.count} if config.skip_bad else {})
@@ -157,7 +152,7 @@ def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
     return out.publish(KIND)
 
 
-def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skipped: Skipped) -> Iterator["Example"]:
+def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skipped: Skipped) -> Iterator["Examples"]:
     from components.prepare_dataset.examples import instruction_examples, text_examples
     from components.prepare_dataset.line_groups import line_groups
 
@@ -165,9 +160,9 @@ def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skip
     if config.instructions:
         return instruction_examples(read_instructions(artifact, skipped=bad), encoder, config.block_size)
     if config.packing == "faithful":
-        lines = text_examples(read_documents(artifact, keep_blank=True, skipped=bad), encoder, end=False)
+        lines = text_examples(read_batches(artifact, keep_blank=True, skipped=bad), encoder, end=False)
         return line_groups(lines, config.block_size, encoder)
-    return text_examples(read_documents(artifact, skipped=bad), encoder)
+    return text_examples(read_batches(artifact, skipped=bad), encoder)
 
 
 def _bytes_to_read(config: PrepareDataset, artifacts: list[Artifact]) -> int | None:
@@ -204,21 +199,23 @@ class _Split:
         if name == VALIDATION and config.holds_out:
             self._records = stack.enter_context(_Records(out, as_list=bool(config.instructions)))
 
-    def add(self, example: "Example") -> None:
-        self.examples += 1
-        self.characters += example.characters
+    def add(self, examples: "Examples") -> None:
+        import numpy as np
+
+        self.examples += len(examples)
+        self.characters += int(examples.characters.sum())
         if self._records is not None:
-            self._records.write(example.records())
+            self._records.write(examples.records())
         if self._packer is None:
-            self.packed.write([example.segment])
+            self.packed.write_blocks(Blocks(examples.segments, np.ones(len(examples), np.int64)))
             return
-        for block in self._packer.add(example.segment):
-            self.packed.write(block)
+        for blocks in self._packer.add(examples.segments):
+            self.packed.write_blocks(blocks)
 
     def finish(self) -> None:
         if self._packer is not None:
-            for block in self._packer.finish():
-                self.packed.write(block)
+            for blocks in self._packer.finish():
+                self.packed.write_blocks(blocks)
 
 
 class _Records:
@@ -229,7 +226,7 @@ class _Records:
         self._as_list = as_list
         self._first = True
 
-    def write(self, records: list[str]) -> None:
+    def write(self, records: Iterator[str]) -> None:
         for record in records:
             if self._as_list:
                 self._file.write(("[\n" if self._first else ",\n").encode() + record.encode())

@@ -15,8 +15,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from components.prepare_dataset.examples import Example, subject_of
+import numpy as np
+
+from components.prepare_dataset.examples import Examples, Kind, subject_of
 from components.shared.artifact import Artifact
 from components.shared.corpus import read_documents
 from components.shared.errors import InputError
@@ -44,15 +47,16 @@ class Sieve:
         self._near = NearDuplicates() if near_duplicates else None
         self._overlap: Overlap | None = None
         self.left_out = {"fully_masked": 0, "in_validation_too": 0}
-        """Why → how many."""
+        """Why → how many, of what was read: of a mixture, some behind its end too."""
         if near_duplicates:
             self.left_out["near_duplicates"] = 0
 
-    def hold_out(self, example: Example) -> None:
-        """An example of the validation set: it, and on request what is nearly it, stays out of the training data."""
-        self._validation.add(_fingerprint(example.identity))
+    def hold_out(self, examples: Examples) -> None:
+        """Examples of the validation set: they, and on request what is nearly one, stay out of the training data."""
+        self._validation.update(map(_fingerprint, examples.identities))
         if self._near is not None:
-            self._near.is_one(example.text)
+            for content in examples.contents:
+                self._near.is_one(examples.kind.text(content))
 
     def evaluate_on(self, texts: Iterable[str]) -> None:
         """Texts that the model will be scored on."""
@@ -62,26 +66,33 @@ class Sieve:
         for text in texts:
             self._overlap.add(text)
 
-    def kept(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """The examples that are neither masked altogether nor known from elsewhere."""
+    def kept(self, batches: Iterable[Examples]) -> Iterator[Examples]:
+        """The examples that are neither masked altogether nor known from elsewhere, batch by batch."""
         careful = bool(self._validation) or self._overlap is not None or self._near is not None
-        for example in examples:
-            if not example.learned:
-                self.left_out["fully_masked"] += 1
-            elif not careful or self._is_new(example):
-                yield example
+        for batch in batches:
+            examples = batch.where(batch.learned)
+            self.left_out["fully_masked"] += len(batch) - len(examples)
+            if careful:
+                examples = examples.where(np.fromiter(self._are_new(examples), bool, len(examples)))
+            if len(examples):
+                yield examples
 
-    def _is_new(self, example: Example) -> bool:
-        """Whether nothing speaks against training on it; else what does is counted."""
-        if self._validation and _fingerprint(example.identity) in self._validation:
-            self.left_out["in_validation_too"] += 1
-        elif self._overlap is not None and self._overlap.is_in(example.subject):
-            self.left_out["in_evaluation"] += 1
-        elif self._near is not None and self._near.is_one(example.text):
-            self.left_out["near_duplicates"] += 1
-        else:
-            return True
-        return False
+    def _are_new(self, examples: Examples) -> Iterator[bool]:
+        """Of each example, whether nothing speaks against training on it; else what does is counted."""
+        for identity, content in zip(examples.identities, examples.contents, strict=True):
+            why = self._known(identity, content, examples.kind)
+            if why is not None:
+                self.left_out[why] += 1
+            yield why is None
+
+    def _known(self, identity: bytes, content: Any, kind: Kind) -> str | None:
+        if self._validation and _fingerprint(identity) in self._validation:
+            return "in_validation_too"
+        if self._overlap is not None and self._overlap.is_in(kind.subject(content)):
+            return "in_evaluation"
+        if self._near is not None and self._near.is_one(kind.text(content)):
+            return "near_duplicates"
+        return None
 
 
 class NearDuplicates:

@@ -12,6 +12,8 @@ from components.shared.errors import InputError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 """Suffix → pyarrow's name of the compression."""
+LINES_BYTES = 2**19
+"""Of a file, what is read as one block of lines."""
 
 
 def plain_name(name: str) -> str:
@@ -34,11 +36,24 @@ def open_plain(artifact: Artifact, name: str) -> io.BufferedReader:
 
 def lines_of(artifact: Artifact, name: str) -> Iterator[bytes]:
     """The file's lines with their ends. InputError when it is not compressed as its name says, or truncated."""
+    for block in line_blocks(artifact, name):
+        yield from io.BytesIO(block)
+
+
+def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes]:
+    """The file in blocks of whole lines: LINES_BYTES, and what the last line has beyond them. See lines_of."""
     with open_plain(artifact, name) as stream:
-        if plain_name(name) == name:
-            yield from stream
-            return
-        try:
-            yield from stream
-        except OSError as error:
-            raise InputError(f"{artifact.root}/{name}: cannot be decompressed ({error}); compress it again") from error
+        while True:
+            try:
+                block = stream.read(LINES_BYTES)
+                if block and not block.endswith(b"\n"):
+                    block += stream.readline()
+            except OSError as error:
+                if plain_name(name) == name:
+                    raise
+                raise InputError(
+                    f"{artifact.root}/{name}: cannot be decompressed ({error}); compress it again"
+                ) from error
+            if not block:
+                return
+            yield block

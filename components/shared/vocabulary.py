@@ -142,6 +142,15 @@ class Encoder:
         # the ids are put in after the text was encoded, so a literal </s> stays text
         return list(self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end))
 
+    def encode_flat(
+        self, texts: Sequence[str], begin: bool = False, end: bool = False
+    ) -> tuple["np.ndarray", "np.ndarray"]:
+        """As encode_arrays, the ids of all texts one after another, int32, and how many each has, int64."""
+        import numpy as np
+
+        arrays = self.encode_arrays(texts, begin, end)
+        return np.concatenate(arrays), np.fromiter(map(len, arrays), np.int64, len(arrays))
+
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(index) for index in ids]))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from components.shared.packed import IGNORED, Segment
+from components.shared.packed import IGNORED, Segment, Segments
 from tests.bench.measure import Table, measured
 from tests.bench.small_llama import (
     BLOCK,
@@ -43,8 +43,7 @@ def prepare(store: str) -> dict[str, str]:
     from components.prepare_dataset.best_fit import BestFit
 
     packer = BestFit(BLOCK)
-    blocks = [list(block) for sample in samples() for block in packer.add(sample)]
-    blocks += [list(block) for block in packer.finish()]
+    blocks = [*packer.add(Segments.of(samples())), *packer.finish()]
     return {"model": make_model(Path(store)), "dataset": make_dataset(Path(store), "packed", blocks)}
 
 

@@ -93,24 +93,22 @@ def fill(scratch: str) -> list[tuple[str, float, float]]:
 
     from components.extend_tokenizer.pieces import extended
     from components.prepare_dataset.best_fit import BestFit, cut
-    from components.shared.packed import Segment
+    from components.shared.packed import Segments
     from components.shared.vocabulary import Encoder
 
     base, chinese = (Path(scratch, f"{name}.model").read_bytes() for name in ("base", "bpe"))
     encoder = Encoder(extended(base, [("bpe", chinese)], "distinct", "han", pad=True).model)
     texts = _documents(60_000)
-    segments = [Segment(ids) for ids in encoder.encode_arrays(texts, begin=True, end=True)]
-    sizes = np.array([len(segment.ids) for segment in segments])
-    packer, blocks, parts = BestFit(BLOCK), 0, 0
-    for segment in segments:
-        parts += len(cut(segment, BLOCK)) > 1
-        blocks += len(packer.add(segment))
-    blocks += sum(1 for _ in packer.finish())
+    ids, sizes = encoder.encode_flat(texts, begin=True, end=True)
+    segments = Segments(ids, sizes, np.zeros_like(sizes))
+    packer = BestFit(BLOCK)
+    blocks = sum(len(some.counts) for some in (*packer.add(segments), *packer.finish()))
+    documents_cut = sum(len(cut(segments.part(at, at + 1), BLOCK)) > 1 for at in np.flatnonzero(sizes > BLOCK // 2))
     ends = sizes.cumsum()
     concatenated = np.count_nonzero((ends - sizes) // BLOCK != (ends - 1) // BLOCK) / len(sizes)
     longer = float((sizes > BLOCK).mean())
     return [
-        ("best-fit (the default)", float(sizes.sum() / (blocks * BLOCK)), parts / len(sizes)),
+        ("best-fit (the default)", float(sizes.sum() / (blocks * BLOCK)), documents_cut / len(sizes)),
         ("concatenation (faithful)", 1.0, float(concatenated)),
         ("one document a block", float(np.minimum(sizes, BLOCK).sum() / (len(sizes) * BLOCK)), longer),
     ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from components.shared.packed import Segment
+from components.shared.packed import Blocks, Segment
 from tests.bench.measure import Table, measured
 from tests.bench.small_llama import (
     BLOCK,
@@ -32,7 +32,7 @@ def blocks() -> list[Segment]:
 
 
 def prepare(store: str) -> dict[str, str]:
-    packed = make_dataset(Path(store), "packed", [[block] for block in blocks()])
+    packed = make_dataset(Path(store), "packed", [Blocks.of([[block] for block in blocks()])])
     return {"model": make_model(Path(store)), "dataset": packed}
 
 

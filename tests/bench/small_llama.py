@@ -3,14 +3,14 @@ way to train it (transformers' LlamaForCausalLM, peft and Trainer), to stand bes
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components.shared.artifact import ArtifactWriter
-from components.shared.packed import KIND, TRAIN, PackedWriter, Segment, packed_facts
+from components.shared.packed import KIND, TRAIN, Blocks, PackedWriter, packed_facts
 from components.shared.vocabulary import Vocabulary
 
 PIECES = 49_954
@@ -43,11 +43,11 @@ def make_model(store: Path) -> str:
     return out.publish("hf-model").reference
 
 
-def make_dataset(store: Path, name: str, blocks: Sequence[Sequence[Segment]]) -> str:
+def make_dataset(store: Path, name: str, blocks: Iterable[Blocks]) -> str:
     out = ArtifactWriter(str(store), "prepare_dataset", name)
     with PackedWriter(out, TRAIN, BLOCK, PIECES, PIECES - 1) as split:
-        for block in blocks:
-            split.write(block)
+        for some in blocks:
+            split.write_blocks(some)
     out.vocabulary = VOCABULARY
     out.facts = packed_facts(BLOCK, PIECES, PIECES - 1, [split])
     return out.publish(KIND).reference

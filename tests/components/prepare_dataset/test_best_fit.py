@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.prepare_dataset.best_fit import BestFit, cut
-from components.shared.packed import Segment
+from components.shared.packed import Segment, Segments
 
 BLOCK = 32
 lengths = st.lists(st.integers(1, BLOCK), min_size=1, max_size=80)
@@ -18,9 +18,79 @@ def segments_of(sizes):
     return [Segment(np.full(size, index), min(index % 3, size)) for index, size in enumerate(sizes)]
 
 
-def packed(segments, **options):
+def listed(segments):
+    """Many segments as a list of single ones."""
+    ends = segments.lengths.cumsum()
+    return [
+        Segment(segments.ids[end - length : end], int(prompt))
+        for end, length, prompt in zip(ends, segments.lengths, segments.prompts, strict=True)
+    ]
+
+
+def listed_blocks(blocks):
+    """Blocks as lists of their segments."""
+    found = iter(listed(blocks.segments))
+    return [[next(found) for _ in range(count)] for count in blocks.counts]
+
+
+def packed(segments, batch=7, **options):
     packer = BestFit(BLOCK, **options)
-    return [block for segment in segments for block in packer.add(segment)] + list(packer.finish())
+    batches = [Segments.of(segments[at : at + batch]) for at in range(0, len(segments), batch)]
+    given_out = [blocks for some in batches for blocks in packer.add(some)]
+    return [block for blocks in [*given_out, *packer.finish()] for block in listed_blocks(blocks)]
+
+
+def plain_best_fit(segments, window, open_blocks, tokens):
+    """The rule, one segment after another: the longest first, each into the fullest block that still holds it, of
+    which the last to have become so full."""
+    waiting, blocks, done, taken = [], [], [], 0
+
+    def room(block):
+        return BLOCK - sum(len(ids) for ids, _ in block)
+
+    def place():
+        by_room = {left: [block for block in blocks if room(block) == left] for left in range(BLOCK + 1)}
+        for segment in sorted(waiting, key=lambda segment: -len(segment.ids)):
+            left = next((left for left in range(len(segment.ids), BLOCK + 1) if by_room[left]), None)
+            block = [] if left is None else by_room[left].pop()
+            if left is None:
+                blocks.append(block)
+            block.append(segment)
+            by_room[room(block)].append(block)
+        waiting.clear()
+
+    for segment in segments:
+        waiting += listed(cut(Segments.of([segment]), BLOCK))
+        taken += len(segment.ids)
+        if len(waiting) >= window or taken >= tokens:
+            place()
+            taken = 0
+            blocks.sort(key=room)
+            count = max(sum(room(block) == 0 for block in blocks), len(blocks) - open_blocks)
+            done += blocks[:count]
+            del blocks[:count]
+    place()
+    return done + blocks
+
+
+def same(one, other):
+    return [[(ids.tolist(), prompt) for ids, prompt in block] for block in one] == [
+        [(ids.tolist(), prompt) for ids, prompt in block] for block in other
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4 * BLOCK), min_size=1, max_size=60),
+    batch=st.integers(1, 70),
+    window=st.integers(1, 90),
+    open_blocks=st.integers(0, 5),
+    tokens=st.integers(1, 40 * BLOCK),
+)
+def test_the_blocks_are_those_of_the_rule_however_the_segments_come(sizes, batch, window, open_blocks, tokens):
+    segments = segments_of(sizes)
+    options = {"window": window, "open_blocks": open_blocks, "tokens": tokens}
+    assert same(packed(segments, batch, **options), plain_best_fit(segments, **options))
 
 
 @settings(max_examples=200, deadline=None)
@@ -49,33 +119,26 @@ def test_natural_lengths_fill_over_99_percent():
 def test_memory_is_bounded_by_the_window():
     packer, given_out = BestFit(BLOCK, window=10, open_blocks=3), 0
     for count, segment in enumerate(segments_of([BLOCK // 2 + 1] * 1000), start=1):
-        given_out += len(packer.add(segment))
+        given_out += sum(len(blocks.counts) for blocks in packer.add(Segments.of([segment])))
         assert count - given_out < 10 + 3 + 1
 
 
 def test_long_segments_make_a_window_shorter():
     packer = BestFit(BLOCK, window=1000, open_blocks=0, tokens=5 * BLOCK)
-    blocks = [block for segment in segments_of([BLOCK] * 9) for block in packer.add(segment)]
-    assert len(blocks) == 5
-    assert len(list(packer.finish())) == 4
-
-
-def test_a_piece_does_not_keep_its_document():
-    pieces = cut(Segment(np.arange(10 * BLOCK)), BLOCK)
-    assert all(ids.base is None for ids, _ in pieces)
+    given_out = list(packer.add(Segments.of(segments_of([BLOCK] * 9))))
+    assert sum(len(blocks.counts) for blocks in given_out) == 5
+    assert sum(len(blocks.counts) for blocks in packer.finish()) == 4
+    assert list(packer.finish()) == []
 
 
 def test_the_same_stream_gives_the_same_blocks():
-    sizes = np.random.default_rng(1).integers(1, BLOCK, 500).tolist()
-    first, second = (packed(segments_of(sizes), window=100) for _ in range(2))
-    assert [[int(ids[0]) for ids, _ in block] for block in first] == [
-        [int(ids[0]) for ids, _ in block] for block in second
-    ]
+    segments = segments_of(np.random.default_rng(1).integers(1, BLOCK, 500).tolist())
+    assert same(packed(segments, window=100), packed(segments, 500, window=100))
 
 
 @given(length=st.integers(1, 300))
 def test_each_token_but_the_first_is_predicted_once(length):
-    pieces = cut(Segment(np.arange(length)), BLOCK)
+    pieces = listed(cut(Segments.of([Segment(np.arange(length))]), BLOCK))
     assert all(len(ids) <= BLOCK for ids, _ in pieces)
     # a segment's first token is context only
     assert [int(token) for ids, _ in pieces for token in ids[1:]] == list(range(1, length))
@@ -83,7 +146,7 @@ def test_each_token_but_the_first_is_predicted_once(length):
 
 @given(length=st.integers(1, BLOCK), prompt=st.integers(0, BLOCK))
 def test_what_fits_is_not_cut(length, prompt):
-    (only,) = cut(Segment(np.arange(length), prompt), BLOCK)
+    (only,) = listed(cut(Segments.of([Segment(np.arange(length), prompt)]), BLOCK))
     assert (only.ids.tolist(), only.prompt) == (list(range(length)), prompt)
 
 

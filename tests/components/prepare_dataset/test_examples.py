@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.prepare_dataset import examples
-from components.prepare_dataset.examples import instruction_examples, text_examples
-from components.shared.corpus import Document
+from components.prepare_dataset.examples import Examples, instruction_examples, text_examples
+from components.shared.corpus import Documents
 from components.shared.packed import IGNORED
 from components.shared.prompt import wrap
 from components.shared.vocabulary import Encoder
@@ -32,52 +33,74 @@ def recipes_sample(item: dict[str, str], encoder: Encoder, block_size: int) -> t
     return (prompt + answer)[:block_size], labels[:block_size]
 
 
+def one_by_one(batches: list[Examples]) -> list[Examples]:
+    """Each example apart."""
+    return [batch.part(at, at + 1) for batch in batches for at in range(len(batch))]
+
+
+def batched(texts: list[str], size: int) -> list[Documents]:
+    return [Documents(texts[at : at + size], "a.txt", range(at, at + size)) for at in range(0, len(texts), size)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(given_items=st.lists(items, min_size=1, max_size=6), block_size=st.integers(60, 400), batch=st.integers(1, 4))
 def test_items_are_the_recipes_samples(encoder, given_items, block_size, batch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "BATCH", batch)
-        made = list(instruction_examples(given_items, encoder, block_size))
+        made = one_by_one(list(instruction_examples(given_items, encoder, block_size)))
     assert len(made) == len(given_items)
     for item, example in zip(given_items, made, strict=True):
         ids, labels = recipes_sample(item, encoder, block_size)
-        assert example.segment.ids.tolist() == ids
-        learned = [IGNORED] * example.segment.prompt + ids[example.segment.prompt :]
-        assert learned == labels
-        assert example.learned is any(label != IGNORED for label in labels)
+        found, prompt = example.segments.ids.tolist(), int(example.segments.prompts[0])
+        assert found == ids
+        assert [IGNORED] * prompt + ids[prompt:] == labels
+        assert example.learned.tolist() == [any(label != IGNORED for label in labels)]
         assert [json.loads(record) for record in example.records()] == [item]
+        assert example.identities == [wrap(item["instruction"], item["input"]).encode()]
 
 
 @settings(max_examples=60, deadline=None)
 @given(given_texts=st.lists(texts, min_size=1, max_size=12), batch=st.integers(1, 5), end=st.booleans())
 def test_documents_are_bos_ids_and_eos(encoder, given_texts, batch, end):
-    documents = [Document(text, "a.txt", number) for number, text in enumerate(given_texts, start=1)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examples, "BATCH", batch)
-        made = list(text_examples(documents, encoder, end=end))
+    made = one_by_one(list(text_examples(batched(given_texts, batch), encoder, end=end)))
     closing = [encoder.eos] if end else []
-    assert [example.segment.ids.tolist() for example in made] == [
+    assert [example.segments.ids.tolist() for example in made] == [
         [encoder.bos, *encoder.encode(text), *closing] for text in given_texts
     ]
-    assert [json.loads(example.records()[0])["text"] for example in made] == given_texts
+    assert [json.loads(record)["text"] for example in made for record in example.records()] == given_texts
+    assert [example.identities for example in made] == [[text.encode()] for text in given_texts]
+    assert [example.characters.tolist() for example in made] == [[len(text)] for text in given_texts]
 
 
-def test_long_documents_make_smaller_batches(encoder, monkeypatch):
-    seen = []
-    whole = encoder.encode_arrays
-    monkeypatch.setattr(
-        encoder, "encode_arrays", lambda texts, **options: seen.append(len(texts)) or whole(texts, **options)
-    )
+@settings(max_examples=60, deadline=None)
+@given(given_texts=st.lists(texts, min_size=1, max_size=9), data=st.data())
+def test_parts_joined_are_the_whole_and_some_are_those_chosen(encoder, given_texts, data):
+    (whole,) = text_examples(batched(given_texts, 9), encoder)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    edges = zip([0, *cuts], [*cuts, len(whole)], strict=True)
+    again = Examples.joined([whole.part(begin, end) for begin, end in edges])
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(whole), max_size=len(whole))))
+    for one, chosen in ((again, np.ones(len(whole), bool)), (whole.where(kept), kept)):
+        wanted = [text for text, keep in zip(given_texts, chosen, strict=True) if keep]
+        assert one.contents == wanted
+        assert one.segments.ids.tolist() == [
+            token for text in wanted for token in (encoder.bos, *encoder.encode(text), encoder.eos)
+        ]
+        assert one.identities == [text.encode() for text in wanted]
+        assert one.characters.tolist() == [len(text) for text in wanted]
+        assert len(one.segments) == len(one) == len(wanted)
+
+
+def test_long_items_make_smaller_batches(encoder, monkeypatch):
     monkeypatch.setattr(examples, "BATCH_CHARACTERS", 100)
-    documents = [Document("word " * 10, "a.txt", number) for number in range(10)]
-    assert len(list(text_examples(documents, encoder))) == 10
-    assert seen == [2] * 5
+    item = {"instruction": "word " * 10, "input": "", "output": "yes"}
+    assert [len(batch) for batch in instruction_examples([item] * 10, encoder, 512)] == [2] * 5
 
 
 def test_a_fault_while_encoding_is_not_lost(encoder, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(encoder, "encode_arrays", fail)
+    monkeypatch.setattr(encoder, "encode_flat", fail)
     with pytest.raises(RuntimeError, match="broken"):
-        list(text_examples([Document("a", "a.txt", 1)], encoder))
+        list(text_examples(batched(["a"], 1), encoder))

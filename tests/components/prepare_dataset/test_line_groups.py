@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prepare_dataset.examples import Example, text_examples
+from components.prepare_dataset.examples import TEXT, Examples, text_examples
 from components.prepare_dataset.line_groups import line_groups
-from components.shared.corpus import Document
-from components.shared.packed import Segment
+from components.shared.corpus import Documents
+from components.shared.packed import Segment, Segments
 from components.shared.vocabulary import Encoder
 
 BLOCK = 16
@@ -33,27 +33,39 @@ def recipes_blocks(lines, block_size):
     return blocks
 
 
+def examples_of(lines, file):
+    """Lines of ids as one batch of a file."""
+    segments = Segments.of([Segment(np.array(ids)) for ids in lines])
+    texts = [""] * len(lines)
+    return Examples(segments, [b""] * len(lines), texts, np.ones(len(lines), np.int64), TEXT, file)
+
+
+def ids_of(batches):
+    """The ids of each block."""
+    return [batch.part(at, at + 1).segments.ids.tolist() for batch in batches for at in range(len(batch))]
+
+
 @settings(max_examples=30, deadline=None)
-@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=2300), data=st.data())
-def test_the_blocks_are_the_recipes(encoder, sizes, data):
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=2300), batch=st.integers(1, 1500), data=st.data())
+def test_the_blocks_are_the_recipes(encoder, sizes, batch, data):
     border = data.draw(st.integers(0, len(sizes)))
     lines = [[index % 700 + 3] * size for index, size in enumerate(sizes)]
-    examples = [
-        Example(Segment(np.array(ids)), b"", list, "", "", 0, "a" if index < border else "b")
-        for index, ids in enumerate(lines)
+    batches = [
+        examples_of(of_file[at : at + batch], file)
+        for file, of_file in (("a", lines[:border]), ("b", lines[border:]))
+        for at in range(0, len(of_file), batch)
     ]
     expected = recipes_blocks(lines[:border], BLOCK) + recipes_blocks(lines[border:], BLOCK)
-    assert [block.segment.ids.tolist() for block in line_groups(examples, BLOCK, encoder)] == expected
+    made = list(line_groups(batches, BLOCK, encoder))
+    assert ids_of(made) == expected
 
 
 def test_a_line_is_bos_and_ids_and_a_blank_one_bos_alone(encoder):
-    documents = [Document("one line", "a.txt", 1), Document("", "a.txt", 2)]
-    examples = list(text_examples(documents, encoder, end=False))
-    assert examples[0].segment.ids.tolist() == [encoder.bos, *encoder.encode("one line")]
-    assert examples[1].segment.ids.tolist() == [encoder.bos]
+    (lines,) = text_examples([Documents(["one line", ""], "a.txt", (1, 2))], encoder, end=False)
+    assert ids_of([lines]) == [[encoder.bos, *encoder.encode("one line")], [encoder.bos]]
 
 
 def test_a_blocks_records_are_its_lines(encoder):
-    documents = [Document(text, "a.txt", number) for number, text in enumerate(["first one", "", "second one"])]
+    documents = [Documents(["first one", "", "second one"], "a.txt", range(3))]
     (block,) = line_groups(text_examples(documents, encoder, end=False), 200, encoder)
     assert [json.loads(record)["text"] for record in block.records()] == ["first one", "second one"]

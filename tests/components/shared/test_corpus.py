@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from components.shared import storage
+from components.shared import storage, text_stream
 from components.shared.artifact import Artifact, open_artifact
 from components.shared.corpus import Document, Skipped, bytes_of_text, read_documents, total_of
 from components.shared.errors import InputError
@@ -67,6 +67,20 @@ def test_every_line_is_a_document_whatever_it_holds(tmp_path_factory, lines):
     artifact = folder(tmp_path_factory.mktemp("text"), a_txt="\n".join(lines))
     lines[0] = lines[0].removeprefix("\ufeff")
     assert [document.text for document in read_documents(artifact)] == [line for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 2**19])
+def test_a_fault_in_one_block_of_lines_does_not_move_the_numbers_of_others(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(text_stream, "LINES_BYTES", size)
+    lines = ["一", "", "\t", "二" * 30, "\r", "三\r\r", "bad", "", "四"]
+    raw = [line.encode() if line != "bad" else b"bad \xff" for line in lines]
+    artifact = folder(tmp_path, a_txt=b"\n".join(raw), b_txt=b"\xef\xbb\xbf\n" + b"\n".join(raw) + b"\n\n")
+    skipped = Skipped()
+    found = [tuple(one) for one in read_documents(artifact, keep_blank=True, skipped=skipped)]
+    plain = [(line.rstrip("\r"), number) for number, line in enumerate(lines, start=1) if line != "bad"]
+    after = [("", 1), *((line, number + 1) for line, number in plain), ("", len(lines) + 2)]
+    assert found == [(line, "a.txt", n) for line, n in plain] + [(line, "b.txt", n) for line, n in after]
+    assert [fault.split(": ")[1][:14] for fault in skipped.first] == ["line 7 is not ", "line 8 is not "]
 
 
 def zstd(content: bytes) -> bytes:
@@ -174,6 +188,10 @@ def test_lines_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
         ({"a_jsonl": '{"content": "一"}'}, "a.jsonl: line 1 has no text field"),
         ({"a_jsonl": '["一"]'}, "a.jsonl: line 1 has no text field"),
         ({"a_jsonl": '{"text": 5}'}, "a.jsonl: line 1 has no text field"),
+        (
+            {"a_jsonl": '{"text": "\\ud83e\\udd17"}\n{"text": "\\ud83e"}'},
+            "a.jsonl: line 2 has half of a surrogate pair",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
