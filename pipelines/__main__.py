@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from components.shared.cli import guarded
-from pipelines.commands import admission, artifacts, cluster, local, runs
+from pipelines.commands import admission, artifacts, cluster, local, planning, runs
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="zhllama", description="Adapt a LLaMA model to Chinese, here or on Kubeflow.")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (local, artifacts, cluster, runs, admission):
+    for module in (local, artifacts, cluster, planning, runs, admission):
         module.add_to(commands)
     return whole
 

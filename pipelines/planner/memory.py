@@ -1,0 +1,394 @@
+"""The memory of one process of a training, at its peak: formulae, tensor by tensor, of what the training does.
+
+A step has five moments that can be the peak: the loss (activations whole, the chunk of logits), the start of the
+backward pass (the head's gradient), the backward pass of the last layer (with recomputed activations, where they are),
+its end (the embeddings' gradient), and the optimizer. Each is a sum of named parts; the peak is the largest sum. What
+is in them was read off the operations of the training itself, and a test holds the sums against torch's measured peak.
+
+Symbols, as in docs/planning.md: h width, f feed-forward width, L layers, V rows of the vocabulary, T tokens of a pass
+(batch × block), c bytes of the computation (2 or 4), n processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from components.shared.training.options import LORA_TARGETS, LoraOptions, PretrainOptions, zero_stage
+from pipelines.sizes import Architecture
+
+FLOAT32, FLOAT64 = 4, 8
+CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 16 * 2**20}
+"""Of the loss's chunk of logits in float32: components/shared/training/loss.py (a test compares)."""
+SMALLEST_CHUNK = 16
+"""Rows of the chunk at least: the same."""
+INT64 = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero:
+    """What a DeepSpeed configuration says of memory; stage 0: plain data parallelism, without DeepSpeed."""
+
+    stage: int = 0
+    offloads_optimizer: bool = False
+    overlaps: bool = False
+    reduce_bucket: int = 0
+    """Elements of the buffer that gradients are reduced in."""
+    prefetch_bucket: int = 0
+    live: int = 0
+    """ZeRO-3: elements of weights that may be whole at once."""
+    persistence: int = 0
+    """ZeRO-3: smaller weights are always whole."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any] | None, device: str) -> "Zero":
+        """From a configuration as `deepspeed_settings` gives it; DeepSpeed's own defaults where it says nothing."""
+        given = dict((settings or {}).get("zero_optimization") or {})
+        stage = zero_stage(dict(settings or {}))
+        if settings is None:
+            return cls()
+        return cls(
+            stage=stage,
+            offloads_optimizer=(given.get("offload_optimizer") or {}).get("device", "none") != "none",
+            # on a CPU the training switches it off
+            overlaps=bool(given.get("overlap_comm", stage == 3)) and device == "cuda",
+            reduce_bucket=int(given.get("reduce_bucket_size", 5e8)),
+            prefetch_bucket=int(given.get("stage3_prefetch_bucket_size", 5e7)),
+            live=int(given.get("stage3_max_live_parameters", 1e9)),
+            persistence=int(given.get("stage3_param_persistence_threshold", 1e5)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A training as memory sees it."""
+
+    model: Architecture
+    pieces: int
+    """Rows of embed_tokens and of lm_head."""
+    trains: Literal["", "embed_tokens", "all", "new"]
+    """Of the embeddings: nothing, embed_tokens alone, both whole, or the new rows of both."""
+    head_too: bool = False
+    """With embed_tokens alone: lm_head too."""
+    new_rows: int = 0
+    rank: int = 0
+    """Of LoRA; 0: none."""
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+    compute_bytes: int = 2
+    zero: Zero = Zero()
+    processes: int = 1
+    batch: int
+    block: int
+    accumulation: int = 1
+    checkpointing: bool = False
+    device: Literal["cuda", "cpu"] = "cuda"
+    learned: float = 1.0
+    """Share of the tokens that have a label."""
+
+    @classmethod
+    def of(cls, options: LoraOptions, settings: Mapping[str, Any] | None, **more: Any) -> "Setting":
+        """From the training's own options. `more`: model, pieces, new_rows, processes, block and where it runs."""
+        adapts = options.gives_adapter
+        precision = options.precision
+        if precision == "auto":
+            precision = "bfloat16" if more.get("device", "cuda") == "cuda" else "float32"
+        dropout = 0.05 if options.lora_dropout < 0 else options.lora_dropout
+        return cls(
+            trains=options.trained_rows if adapts else "embed_tokens",
+            head_too=isinstance(options, PretrainOptions) and options.also_lm_head,
+            rank=(options.lora_r or 8) if adapts else 0,
+            targets=tuple(options.targets or LORA_TARGETS.split(",")) if adapts else (),
+            dropout=dropout if adapts else 0.0,
+            compute_bytes=FLOAT32 if precision == "float32" else 2,
+            zero=Zero.of(settings, more.get("device", "cuda")),
+            batch=options.per_device_train_batch_size,
+            accumulation=options.gradient_accumulation_steps,
+            checkpointing=options.gradient_checkpointing,
+            **more,
+        )
+
+    # --- parameters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def table(self) -> int:
+        """Elements of embed_tokens, and of lm_head."""
+        return self.pieces * self.model.width
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Of a layer: name → (width in, width out)."""
+        h, f = self.model.width, self.model.feed_forward
+        square = {f"{name}_proj": (h, h) for name in "qkvo"}
+        return square | {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
+
+    @property
+    def layer_parameters(self) -> int:
+        return sum(rows * columns for rows, columns in self.matrices.values()) + 2 * self.model.width
+
+    @property
+    def base_parameters(self) -> int:
+        return 2 * self.table + self.model.layers * self.layer_parameters + self.model.width
+
+    @property
+    def lora_parameters(self) -> int:
+        widths = (sum(self.matrices[target]) for target in self.targets if target in self.matrices)
+        return self.model.layers * self.rank * sum(widths)
+
+    @property
+    def trained_tables(self) -> list[int]:
+        """Elements of each embedding matrix that is trained, in the order of the model."""
+        if self.trains == "embed_tokens":
+            return [self.table] * (2 if self.head_too else 1)
+        rows = {"all": self.pieces, "new": self.new_rows, "": 0}[self.trains]
+        return [rows * self.model.width] * 2 if rows else []
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return sum(self.trained_tables) + self.lora_parameters
+
+    @property
+    def frozen(self) -> int:
+        """Parameters that are not, copies of trained ones included: peft keeps the originals of embed_tokens and
+        lm_head beside those that it trains."""
+        return self.base_parameters - (sum(self.trained_tables) if self.trains == "embed_tokens" else 0)
+
+    @property
+    def trains_head(self) -> bool:
+        return self.trains in ("all", "new") or self.head_too
+
+    @property
+    def tokens(self) -> int:
+        """Of one pass of one process."""
+        return self.batch * self.block
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of the step: what is in memory, in bytes."""
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def peak(setting: Setting) -> Moment:
+    """The moment at which the most is in memory."""
+    return max(moments(setting), key=lambda moment: moment.total)
+
+
+# --- what a layer keeps for its backward pass -------------------------------------------------------------------------
+
+
+def autocasts(s: Setting) -> bool:
+    """Plain data parallelism in half precision: float32 weights, cast where they are used. DeepSpeed casts for good."""
+    return s.zero.stage == 0 and s.compute_bytes == 2
+
+
+def stream_bytes(s: Setting) -> int:
+    """Of an element of the residual stream: float32 where trained embeddings begin it so."""
+    return FLOAT32 if autocasts(s) and s.trains in ("embed_tokens", "all") else s.compute_bytes
+
+
+def layer_activations(s: Setting) -> int:
+    """Bytes that one layer keeps of a pass."""
+    h, f, c = s.model.width, s.model.feed_forward, s.compute_bytes
+    kept = 2 * FLOAT32 * h  # the two norms' inputs, in float32
+    kept += 4 * h * c  # queries, keys, values, and what attention gives
+    kept += FLOAT32 * s.model.heads + s.block * c  # attention's sums, and the mask, once a block
+    kept += 3 * f * c  # gate, its SiLU, up
+    # what LoRA is applied to is kept once for all that share it, unless each drops values of its own
+    shared = set()
+    if s.zero.stage == 3:
+        # DeepSpeed's own product keeps its input whether the weight is trained or not
+        kept += (2 * h + f) * c
+        shared = set(SOURCES.values())
+    for target in s.targets:
+        if target not in s.matrices:
+            continue
+        width = s.matrices[target][0]
+        kept += s.rank * c
+        if s.dropout:
+            kept += width * (c + dropout_mask_bytes(s))
+        elif autocasts(s) or SOURCES[target] not in shared:
+            kept += width * c
+            shared.add(SOURCES[target])
+    return s.tokens * kept
+
+
+def not_kept_by_the_first(s: Setting) -> int:
+    """Where the embeddings are frozen, the first layer's input needs no gradient: what it would take is not kept."""
+    if s.trains:
+        return 0
+    masks = sum(target in ("q_proj", "k_proj", "v_proj") for target in s.targets) if s.dropout else 0
+    return s.tokens * s.model.width * (FLOAT32 + masks * dropout_mask_bytes(s))
+
+
+SOURCES = {
+    "q_proj": "norm", "k_proj": "norm", "v_proj": "norm", "o_proj": "attention", "gate_proj": "second norm",
+    "up_proj": "second norm", "down_proj": "product",
+}  # fmt: skip
+"""What each layer is applied to: without dropout LoRA keeps it once for all that share it."""
+
+
+def dropout_mask_bytes(s: Setting) -> int:
+    """Of an element: a GPU keeps a byte, a CPU the factors, in the type that LoRA's weights have."""
+    if s.device == "cuda":
+        return 1
+    return FLOAT32 if autocasts(s) else s.compute_bytes
+
+
+# --- the moments ------------------------------------------------------------------------------------------------------
+
+
+def moments(s: Setting) -> list[Moment]:
+    """Every moment that can be the peak."""
+    h, f, c, layers, tokens = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.layers, s.tokens
+    weights, optimizer = standing(s)
+    head_gradient = s.table * FLOAT32 if s.trains_head else 0
+    before = accumulated_gradients(s)
+    # made when the first gradient comes; under ZeRO-3 from the start
+    buffers = reduction_buffers(s)
+    always = buffers if s.zero.stage == 3 else 0
+
+    stream = tokens * h * stream_bytes(s)
+    whole = layers * layer_activations(s) - not_kept_by_the_first(s)
+    kept = layers * stream if s.checkpointing else whole
+    around = 2 * tokens * h // s.model.heads * (FLOAT32 if autocasts(s) else c)  # cosines and sines
+    around += tokens * s.block  # the mask
+    around += 3 * tokens * INT64  # ids, positions, labels
+    kept += around
+
+    # the last norm: its input in float32, its output, and the rows of it that have labels
+    rows = int(tokens * s.learned)
+    norm = tokens * h * (FLOAT32 + stream_bytes(s)) + rows * h * (c + (FLOAT32 if autocasts(s) else 0))
+    chunk = min(rows, max(SMALLEST_CHUNK, CHUNK_BYTES[s.device] // (FLOAT32 * s.pieces)))
+    logits = chunk * s.pieces
+    # the head as the loss computes with it: cast by autocast, or with the trained rows put in
+    other_head = s.table * c if s.trains == "new" or (autocasts(s) and s.trains_head) else 0
+    loss = rows * h * FLOAT32 + head_gradient + logits * FLOAT32 + other_head
+    if c != FLOAT32:
+        # the factors of a chunk, beside them the head's product or the next chunk's logits before they are cast
+        following = min(rows - chunk, chunk) * s.pieces * c
+        loss += logits * c + max(following, s.table * c if s.trains_head else 0)
+    found = [Moment("loss", _parts(weights, optimizer, before, kept + norm, loss, always))]
+
+    hidden_gradient = rows * h * (FLOAT32 + (c if c != FLOAT32 else 0))
+    cast_gradient = s.table * c if s.trains_head and c != FLOAT32 else 0
+    begin = hidden_gradient + head_gradient + cast_gradient + other_head
+    found.append(Moment("head's gradient", _parts(weights, optimizer, before, kept + norm, begin, always)))
+
+    gradients = max(before, after_head(s))
+    norm_backward = tokens * h * 4 * FLOAT32
+    early = buffers if s.trains_head else always
+    found.append(Moment("last norm", _parts(weights, optimizer, gradients, kept + norm + norm_backward, 0, early)))
+    layer = layer_activations(s) if s.checkpointing else 0
+    work = stream + tokens * h * c + tokens * f * c * (2 if s.targets and s.dropout else 3)
+    early = buffers if s.trains_head or s.targets else always
+    found.append(Moment("last layer", _parts(weights, optimizer, gradients, kept + layer + work, 0, early)))
+
+    end = before + end_gradients(s)
+    found.append(Moment("backward's end", _parts(weights, optimizer, end, around + stream, 0, buffers)))
+    found.append(Moment("optimizer", _parts(weights, optimizer, step_gradients(s), 0, 0, always)))
+    return found
+
+
+def _parts(weights: int, optimizer: int, gradients: int, activations: int, loss: int, buffers: int) -> dict[str, int]:
+    return {
+        "weights": weights,
+        "optimizer": optimizer,
+        "gradients": gradients,
+        "activations": activations,
+        "loss": loss,
+        "buffers": buffers,
+    }
+
+
+def standing(s: Setting) -> tuple[int, int]:
+    """Weights and optimizer: there at every moment."""
+    c = s.compute_bytes
+    # of single rows that are trained peft keeps what they were
+    originals = sum(s.trained_tables) * c if s.trains == "new" else 0
+    if s.zero.stage == 0:
+        return s.frozen * c + originals + s.trained * FLOAT32, s.trained * 2 * FLOAT32
+    states = 0 if s.zero.offloads_optimizer else part(s, s.trained) * 3 * FLOAT32
+    everything = s.frozen + s.trained
+    if s.zero.stage == 3:
+        whole = min(everything, max(s.zero.live, s.layer_parameters, s.table) + s.zero.prefetch_bucket)
+        return (part(s, everything) + whole) * c, states
+    return everything * c + originals, states
+
+
+def part(s: Setting, elements: int) -> int:
+    """Of elements that are divided among the processes, one's share."""
+    return -(-elements // s.processes)
+
+
+def accumulated_gradients(s: Setting) -> int:
+    """What a pass finds of the passes before it."""
+    if s.zero.stage == 0:
+        # data parallelism exchanges them in buffers of their own
+        reducer = s.trained * FLOAT32 if s.processes > 1 else 0
+        return reducer + (s.trained * FLOAT32 if s.accumulation > 1 else 0)
+    if s.zero.stage == 3:
+        return 0 if s.zero.offloads_optimizer else part(s, s.trained) * s.compute_bytes
+    return partition_gradients(s) if s.accumulation > 1 and not s.zero.offloads_optimizer else 0
+
+
+def partition_gradients(s: Setting) -> int:
+    """ZeRO-2 keeps the gradients of all parameters that reach into this process's part, whole: a part of the embeddings
+    that is a sixteenth of two matrices still holds one of them, or both where it spans their border."""
+    if not s.trained_tables:
+        return part(s, s.lora_parameters) * s.compute_bytes
+    tables = sum(s.trained_tables)
+    border = len(s.trained_tables) > 1 and s.processes % 2 == 1
+    reached = tables if border or s.processes == 1 else s.trained_tables[0]
+    return (reached + part(s, s.lora_parameters)) * s.compute_bytes
+
+
+def after_head(s: Setting) -> int:
+    """Gradients once the head's is there."""
+    before = accumulated_gradients(s)
+    if not s.trains_head:
+        return before
+    head = s.trained_tables[-1]
+    if s.zero.stage == 0:
+        return before + (head * FLOAT32 if s.accumulation == 1 else 0)
+    # in the reducing buffer, or where that is too small beside it
+    return before + (head * s.compute_bytes if head > s.zero.reduce_bucket else 0)
+
+
+def reduction_buffers(s: Setting) -> int:
+    """What ZeRO gathers gradients in before it reduces them."""
+    if s.zero.stage == 0:
+        return 0
+    return s.zero.reduce_bucket * s.compute_bytes * (2 if s.zero.overlaps and s.zero.stage == 2 else 1)
+
+
+def end_gradients(s: Setting) -> int:
+    """Gradients when the embeddings' arrives, dense."""
+    before = accumulated_gradients(s)
+    if not s.trained_tables:
+        return before + (0 if s.zero.stage else s.trained * FLOAT32)
+    table = s.table * (FLOAT32 if s.zero.stage == 0 else s.compute_bytes)
+    if s.zero.stage == 0:
+        return before + (table if s.accumulation > 1 else s.trained * FLOAT32)
+    if s.zero.stage == 3:
+        return before + 2 * table
+    # itself, its copy to be reduced, and what was reduced before
+    return before + 2 * table + (0 if s.zero.offloads_optimizer else partition_gradients(s))
+
+
+def step_gradients(s: Setting) -> int:
+    """Gradients as the optimizer takes them: float32, under ZeRO of this process's part."""
+    if s.zero.stage == 0:
+        return accumulated_gradients(s) + (s.trained * FLOAT32 if s.accumulation == 1 else 0)
+    if s.zero.offloads_optimizer:
+        return accumulated_gradients(s)
+    # before they are cast DeepSpeed takes the norm of each piece, in float64
+    largest = min(max(s.trained_tables, default=0), part(s, sum(s.trained_tables)))
+    own = max(part(s, s.trained) * FLOAT32, largest * FLOAT64)
+    return own + (partition_gradients(s) if s.zero.stage == 2 else accumulated_gradients(s))
