@@ -6,6 +6,8 @@ command, the path that says it is ready, the names of the sampling settings, and
 """
 
 import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,26 +77,32 @@ def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
 
 
 def vllm_engine(folder: Path, name: str, positions: int) -> Engine:
-    """vLLM's server on `folder/name`."""
+    """vLLM's server on `folder/name`, in the Python that vLLM is installed in."""
 
     def command(host: str, port: int) -> list[str]:
-        words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / name)]
+        words = [vllm_program() or "vllm", "serve", str(folder / name)]
         words += ["--served-model-name", name, "--host", host, "--port", str(port), "--max-model-len", str(positions)]
         return [*words, *vllm_sampling()]
 
     return Engine("vllm", folder, command, "/health", metrics="/metrics")
 
 
+def vllm_program() -> str | None:
+    """vLLM's program: of this Python's environment, or on the path. In an image on vLLM's own it belongs to another
+    Python, whose packages are those that vLLM wants; ours are newer or older and must not get in its way."""
+    return shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
 def choose(wanted: Name, gguf: bool) -> str:
     """The engine for a model of this form. InputError when it is not installed, or does not read that form."""
     if wanted == "auto":
-        wanted = "llama.cpp" if gguf else "vllm" if _installed("vllm") and _has_gpu() else "transformers"
+        wanted = "llama.cpp" if gguf else "vllm" if vllm_program() and _has_gpu() else "transformers"
     if gguf != (wanted == "llama.cpp"):
         form = "a GGUF file, which llama.cpp serves" if gguf else "a Hugging Face folder, which llama.cpp cannot read"
         raise InputError(f"serve: --engine {wanted}: the model is {form}; leave out --engine")
     if wanted == "llama.cpp" and not (_installed("llama_cpp") and _installed("pydantic_settings")):
         raise InputError("serve: a GGUF file is served by llama.cpp; pip install 'llama-cpp-python[server]'")
-    if wanted == "vllm" and not _installed("vllm"):
+    if wanted == "vllm" and not vllm_program():
         raise InputError("serve: vLLM is not installed here; leave out --engine, or run it in vLLM's own image")
     return wanted
 
