@@ -102,12 +102,17 @@ class Front:
         routes: list[Any] = [
             Route("/health", self._health),
             Route("/metrics", self._metrics),
-            Route("/v1/models", self._models),
-            Route("/v1/models/{name}", self._models),
-            Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            Route("/v1/completions", self._completion, methods=["POST"]),
             Route("/tokenize", self._tokenize, methods=["POST"]),
-            Route("/v1/{rest:path}", self._nothing, methods=["GET", "POST", "PUT", "DELETE"]),
+            # a mount: what is not in it is this API's 404 or 405, and never the page's
+            Mount(
+                "/v1",
+                routes=[
+                    Route("/models", self._models),
+                    Route("/models/{name}", self._models),
+                    Route("/chat/completions", self._chat, methods=["POST"]),
+                    Route("/completions", self._completion, methods=["POST"]),
+                ],
+            ),
         ]
         if page is not None:
             routes.append(Mount("/", page))
@@ -158,9 +163,6 @@ class Front:
 
     async def _tokenize(self, request: Request) -> Response:
         return JSONResponse(requests.tokenized(requests.parse_json(await _body(request)), self.limits))
-
-    async def _nothing(self, request: Request) -> Response:
-        raise ApiError(404, f"there is no {request.url.path} here")
 
     # --- answers of the model -----------------------------------------------------------------------------------------
 
@@ -362,9 +364,13 @@ def fits(given: str, key: str) -> bool:
 
 
 def _as_json(request: Any, error: Any) -> Response:
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, ApiError) and error.status == 401 else None
     if not isinstance(error, ApiError):
-        error = ApiError(error.status_code, str(error.detail))
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        path, headers = request.url.path, error.headers
+        if error.status_code == 405:
+            error = ApiError(405, f"{path} answers to {headers['Allow']}, not to {request.method}")
+        else:
+            error = ApiError(404, f"there is no {path} here")
     return JSONResponse(error.body, error.status, headers)
 
 

@@ -210,8 +210,10 @@ def test_a_body_of_many_megabytes_is_413(client: httpx2.Client) -> None:
 def test_a_path_or_method_that_is_not_there_is_told_in_json(client: httpx2.Client) -> None:
     assert client.get("/v1/embeddings").status_code == 404
     assert error_of(client.post("/v1/embeddings", json={}))["message"] == "there is no /v1/embeddings here"
-    assert error_of(client.get(CHAT))["message"]
-    assert client.get(CHAT).status_code in (404, 405)
+    wrong = client.get(CHAT)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert error_of(wrong)["message"] == f"{CHAT} answers to POST, not to GET"
+    assert client.delete("/v1/models").status_code == 405
 
 
 _json = st.recursive(
