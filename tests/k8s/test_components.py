@@ -88,6 +88,24 @@ def test_the_quota_holds_any_one_training_and_its_served_model(cluster):
             assert gpus <= int(hard["requests.nvidia.com/gpu"]), size.name
 
 
+def test_the_example_of_a_cluster_queue_covers_what_any_job_asks_for_and_holds_any_one_of_them():
+    """Kueue leaves a job that asks for a resource which is not covered, or for more than there is, waiting for ever."""
+    _, queue = yaml.safe_load_all((K8S / "components" / "kueue" / "cluster-queue.example.yaml").read_text())
+    (group,) = queue["spec"]["resourceGroups"]
+    (flavor,) = group["flavors"]
+    there = {one["name"]: quantity(one["nominalQuota"]) or 0 for one in flavor["resources"]}
+    assert list(there) == group["coveredResources"]
+    overlays = [*(f"pytorchjob/{size}" for size in ("7b", "13b", "33b", "65b")), "overlays/training-rdma"]
+    for job in (job for name in overlays for job in of_kind(build(name), "PyTorchJob").values()):
+        asked: dict[str, float] = {}
+        for replica in job["spec"]["pytorchReplicaSpecs"].values():
+            (container,) = replica["template"]["spec"]["containers"]
+            for kind, value in container["resources"]["requests"].items():
+                asked[kind] = asked.get(kind, 0) + replica["replicas"] * (quantity(value) or 0)
+        assert asked.keys() <= there.keys(), job["metadata"]["name"]
+        assert all(asked[kind] <= there[kind] for kind in asked), (job["metadata"]["name"], asked)
+
+
 def test_a_quota_asks_no_limit_of_pods_that_state_none_and_what_it_asks_has_a_default(cluster):
     hard = of_kind(cluster, "ResourceQuota")["zhllama"]["spec"]["hard"]
     assert not [name for name in hard if name.startswith("limits.")]
