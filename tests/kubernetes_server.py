@@ -46,7 +46,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as it arrived; `method` is WATCH for a watch."""
+    """A request as it arrived; `method` is WATCH for a watch, FOLLOW for a log that is followed."""
 
     method: str
     path: str
@@ -309,7 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         watching = query.get("watch") in ("true", "True")
-        method = "WATCH" if watching else str(self.command)
+        following = query.get("follow") in ("true", "True")
+        method = "WATCH" if watching else "FOLLOW" if following else str(self.command)
         with self.of.changed:
             self.of.requests.append((self.command, url.path))
             self.of.asked.append(Asked(method, url.path, query, time.monotonic()))
@@ -333,7 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
             if watching:
                 return self._watch(url.path, query)
             if url.path.endswith("/log"):
-                return self._log(url.path, query)
+                return self._log(url.path, query, following)
             status, answer = self._answer_of(url.path, query, body)
             return self._break() if fault.lose == "after" else self._answer(status, answer)
         if fault.cleanly:
@@ -426,7 +427,7 @@ class _Handler(BaseHTTPRequestHandler):
             since, events = more[-1][0], [(kind, thing) for _, kind, thing in more]
         self.wfile.write(b"0\r\n\r\n")
 
-    def _log(self, path: str, query: dict[str, str]) -> None:
+    def _log(self, path: str, query: dict[str, str], following: bool) -> None:
         pod = path.split("/")[-2]
         logs = self.of.previous_logs if query.get("previous") in ("true", "True") else self.of.logs
         with self.of.changed:
@@ -449,7 +450,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._chunk(line.encode())
             if new:
                 continue
-            if query.get("follow") not in ("true", "True") or not running or self.of.closing:
+            if not following or not running or self.of.closing:
                 break
             with self.of.changed:
                 if len(lines) == sent:

@@ -116,7 +116,7 @@ class PodLog:
             except (HTTPError, OSError, ValueError) as error:
                 log.debug("log of %s: %s", self._name, error)
             time.sleep(min(pause, max(0.0, left)))
-            pause = min(pause * 2, 2.0)
+            pause = min(pause * 2, LONGEST_WAIT, 2.0)
 
     def _stream(self, turn: int, follow: bool, seconds: float = SILENT) -> int:
         """Passes on what a new stream brings; the number of lines that were new."""

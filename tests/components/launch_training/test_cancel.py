@@ -81,7 +81,7 @@ def watching(cluster, command):
 def streaming(cluster, command):
     cluster.on_create = lambda job: run(cluster, job, "step 1/9: loss 9.00")
     process = command("--backend", "pytorchjob", "--run-id", "run-8")
-    cluster.until(lambda: asked(cluster, "GET", "/log"))
+    cluster.until(lambda: asked(cluster, "FOLLOW", "/log"))
     return process, threading.Event()
 
 

@@ -1,0 +1,175 @@
+"""Logs of pods, passed on: each line once and none left out, wherever a stream breaks."""
+
+import random
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kubernetes import client
+
+from components.launch_training import job_log
+from components.launch_training.job_log import JobLogs, Passed
+from components.shared.job_kinds import PYTORCHJOB
+from components.shared.kubernetes_api import connect
+from tests.components.launch_training.fake_cluster import FakeCluster
+from tests.kubernetes_server import Fault
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+POD = "run-a1-master-0"
+
+
+@pytest.fixture
+def job(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> JobLogs:
+    """The logs of a job whose master runs; nothing waits for long."""
+    monkeypatch.setattr(job_log, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(job_log, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(job_log, "LAST_LINES_WITHIN", 60.0)
+    connect()
+    cluster.put_job("run-a1")
+    cluster.set_pod("run-a1", "Running")
+    return JobLogs(client.ApiClient(), PYTORCHJOB, "team")
+
+
+def follow(cluster: FakeCluster, logs: JobLogs) -> None:
+    logs.follow(list(cluster.of_kind("Pod").values()))
+
+
+def finish(cluster: FakeCluster, logs: JobLogs, restarts: int = 0) -> list[str]:
+    cluster.set_pod("run-a1", "Succeeded", 0, restarts=restarts)
+    logs.finish()
+    return list(logs.kept)
+
+
+def opened(cluster: FakeCluster) -> int:
+    return sum(one.path.endswith("/log") for one in cluster.asked)
+
+
+def test_lines_carry_the_pods_name_and_no_secret(cluster, job, capfd, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-anybodys-eyes")
+    cluster.set_pod("run-a1", "Running", index=1)
+    follow(cluster, job)
+    cluster.write_log(POD, "step 1: loss 9.00", "the key is not-for-anybodys-eyes")
+    cluster.write_log("run-a1-worker-0", "a warning")
+    cluster.set_pod("run-a1", "Succeeded", 0, index=1)
+    finish(cluster, job)
+    assert sorted(capfd.readouterr().err.splitlines()) == [
+        f"{POD} | step 1: loss 9.00",
+        f"{POD} | the key is ***",
+        "run-a1-worker-0 | a warning",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_streams_that_break_at_any_byte_repeat_no_line_and_lose_none(cluster, job, seed):
+    """Equal lines, lines of one stamp, stamps that run backwards a little; streams cut, cleanly or not, and refused."""
+    chance = random.Random(seed)
+
+    def meet(method: str, path: str) -> Fault | None:
+        if not path.endswith("/log") or chance.random() < 0.2:
+            return None
+        cut = chance.choice((0, 1, 20, 60, 200, 1000))
+        # a cut that looks like an end is a proxy's doing, and those end the streams that are long
+        clean = Fault(cut=cut, cleanly=method == "FOLLOW")
+        return chance.choice((Fault(cut=cut), clean, Fault(status=500), Fault(lose="before")))
+
+    cluster.fault = meet
+    follow(cluster, job)
+    written = []
+    stamp = NOON
+    for number in range(60):
+        stamp += timedelta(microseconds=chance.choice((-3, 0, 0, 1, 400_000)))
+        text = chance.choice((f"step {number}", "the same again", "", "x" * 300, "中文 训练"))
+        written.append(text)
+        with cluster.changed:
+            cluster.logs.setdefault(POD, []).append(f"{stamp:%Y-%m-%dT%H:%M:%S}.{stamp.microsecond:06d}000Z {text}\n")
+            cluster.changed.notify_all()
+        if chance.random() < 0.2:
+            seen = opened(cluster)
+            cluster.until(lambda seen=seen: opened(cluster) > seen or len(job.kept) == len(written))
+    passed = [line.removeprefix(f"{POD} | ") for line in finish(cluster, job)]
+    assert passed == written
+
+
+def test_a_container_that_was_started_again_is_heard_to_its_last_word(cluster, job):
+    """The stream broke before the first container's last lines, and the kubelet has started the second."""
+    cluster.write_log(POD, "first 1")
+    follow(cluster, job)
+    cluster.until(lambda: len(job.kept) == 1)
+    held = threading.Event()
+    cluster.fault = lambda method, path: Fault(hold=held, lose="before") if path.endswith("/log") else None
+    # what is open now ends with the container
+    cluster.restart_log(POD)
+    with cluster.changed:
+        stamp = datetime.now(UTC)
+        cluster.previous_logs[POD].append(f"{stamp:%Y-%m-%dT%H:%M:%S}.{stamp.microsecond:06d}000Z first 2\n")
+    cluster.set_pod("run-a1", "Running", 1, "fault", last=True, restarts=1)
+    cluster.write_log(POD, "second 1")
+    cluster.fault = lambda method, path: None
+    held.set()
+    assert finish(cluster, job, restarts=1) == [f"{POD} | {text}" for text in ("first 1", "first 2", "second 1")]
+
+
+def test_the_last_line_counts_without_a_line_break_and_the_kubelets_own_words_do_not(cluster, job):
+    cluster.write_log(POD, "step 1")
+    with cluster.changed:
+        cluster.logs[POD].append("unable to retrieve container logs for containerd://0\n")
+        stamp = datetime.now(UTC)
+        cluster.logs[POD].append(f"{stamp:%Y-%m-%dT%H:%M:%S}.{stamp.microsecond:06d}000Z killed in mid-sen")
+    follow(cluster, job)
+    assert finish(cluster, job) == [f"{POD} | step 1", f"{POD} | killed in mid-sen"]
+
+
+def test_a_log_that_cannot_be_had_holds_nobody_up(cluster, job, monkeypatch):
+    monkeypatch.setattr(job_log, "LAST_LINES_WITHIN", 0.3)
+    cluster.fault = lambda method, path: 500 if path.endswith("/log") else None
+    cluster.write_log(POD, "step 1")
+    follow(cluster, job)
+    begun = time.monotonic()
+    assert finish(cluster, job) == []
+    # not the 60 s that a request may take
+    assert time.monotonic() - begun < 30
+
+
+def test_rank_0_is_heard_first_where_there_are_more_pods_than_are_followed(cluster, job, monkeypatch):
+    monkeypatch.setattr(job_log, "MOST_FOLLOWED", 2)
+    for index in range(1, 5):
+        cluster.set_pod("run-a1", "Running", index=index)
+    job.follow(sorted(cluster.of_kind("Pod").values(), key=lambda pod: pod["metadata"]["name"], reverse=True))
+    cluster.until(lambda: opened(cluster) >= 2)
+    cluster.write_log(POD, "heard")
+    assert f"{POD} | heard" in finish(cluster, job)
+    assert len({one.path for one in cluster.asked if one.path.endswith("/log")}) == 2
+
+
+# --- what a new stream repeats ----------------------------------------------------------------------------------------
+
+steps = st.lists(st.tuples(st.integers(-1_000, 1_500_000), st.sampled_from(["a", "b"])), min_size=1, max_size=60)
+
+
+@given(steps, st.data())
+def test_a_stream_that_begins_again_brings_what_is_remembered_and_what_is_new(told, data):
+    """Lines of any stamps (up to a millisecond backwards): a break after any of them."""
+    lines, when = [], NOON
+    for microseconds, text in told:
+        when += timedelta(microseconds=microseconds)
+        lines.append((when, f"{when.isoformat()} {text}".encode()))
+    cut = data.draw(st.integers(0, len(lines)))
+    passed = Passed()
+    for stamp, line in lines[:cut]:
+        passed.add(stamp, line)
+    since = passed.since()
+    begin = datetime.fromisoformat(since) if since else NOON - timedelta(days=1)
+    repeated = Counter(line for stamp, line in lines if stamp >= begin)
+    new = repeated - passed.to_skip()
+    assert new == Counter(line for _, line in lines[cut:])
+
+
+def test_no_more_is_remembered_than_the_last_seconds():
+    passed = Passed()
+    for number in range(10_000):
+        passed.add(NOON + timedelta(milliseconds=100 * number), b"line %d" % number)
+    assert sum(passed.to_skip().values()) <= 21
