@@ -32,9 +32,12 @@ class Conversation:
     def prompt(self, text: str) -> list[int]:
         """BOS, the turns that still fit, and what is asked now; turns that do not fit are forgotten.
 
-        The result is longer than the model's positions allow when `text` alone is: whoever answers refuses it.
+        When `text` alone is longer than the model's positions allow, it is the result, which whoever answers refuses,
+        and nothing is forgotten for it.
         """
         asked = self._asked(text)
+        if 1 + len(asked) >= self._loaded.positions:
+            return [self._loaded.encoder.bos, *asked]
         while self._turns and 1 + sum(map(len, self._turns)) + len(asked) + self._room > self._loaded.positions:
             self._turns.pop(0)
         return [self._loaded.encoder.bos, *(index for turn in self._turns for index in turn), *asked]

@@ -55,6 +55,13 @@ def test_turns_that_do_not_fit_are_forgotten_oldest_first(loaded: LoadedModel) -
     assert [index for index in range(300, 306) if index in prompt] == [302, 303, 304, 305]
 
 
+def test_a_message_that_fits_nowhere_forgets_nothing(loaded: LoadedModel) -> None:
+    conversation = Conversation(dataclasses.replace(loaded, positions=60), False, 10)
+    conversation.add("", [300] * 20)
+    assert len(conversation.prompt("长" * 100)) > 60
+    assert 300 in conversation.prompt("再见")
+
+
 # --- in a terminal ----------------------------------------------------------------------------------------------------
 
 
