@@ -79,7 +79,8 @@ class PodLog:
         # only the stream whose turn it is passes lines on
         self._turn = 0
         self._stopped = threading.Event()
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
     def _follow(self) -> None:
         pause = FIRST_WAIT
@@ -129,7 +130,10 @@ class PodLog:
             found = 0
             if restarts > self._restarts:
                 found += self._end_of_previous(turn, since, seconds)
-                self._restarts = restarts
+                with self._lock:
+                    if self._turn != turn:
+                        return found
+                    self._restarts = restarts
             return found + self._pass_on(turn, answer, partial_too=not follow)
         finally:
             answer.close()

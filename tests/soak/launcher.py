@@ -225,7 +225,10 @@ class _Run:
                 passed = [line.removeprefix(f"{pod} | ") for line in said.splitlines() if line.startswith(f"{pod} | ")]
                 if Counter(passed) != Counter(lines):
                     lost, more = Counter(lines) - Counter(passed), Counter(passed) - Counter(lines)
-                    self._wrong.append(f"log of {pod}: lost {dict(lost)}, repeated {dict(more)}")
+                    self._wrong.append(
+                        f"log of {pod}: lost {lost.total()} lines ({list(lost)[:3]}), repeated {more.total()} "
+                        f"({list(more)[:3]}): {said[-2000:]}"
+                    )
                 self._counted["lines of logs"] += len(lines)
 
     def _live_jobs(self) -> list[str]:

@@ -113,6 +113,36 @@ def test_a_container_that_was_started_again_is_heard_to_its_last_word(cluster, j
     assert finish(cluster, job, restarts=1) == [f"{POD} | {text}" for text in ("first 1", "first 2", "second 1")]
 
 
+def test_a_stream_that_loses_its_turn_while_it_reads_an_earlier_log_leaves_it_to_the_next(cluster, job):
+    """The job is over while the follower is at the log of the container before: the last look must read it again."""
+    earlier, last = threading.Event(), threading.Event()
+    requests: list[str] = []
+
+    def meet(method: str, path: str) -> Fault | None:
+        if not path.endswith("/log"):
+            return None
+        kind = "earlier" if "previous" in cluster.asked[-1].query else method
+        requests.append(kind)
+        first = requests.count(kind) == 1
+        return Fault(hold={"earlier": earlier, "GET": last}[kind]) if first and kind != "FOLLOW" else None
+
+    cluster.fault = meet
+    cluster.write_log(POD, "first 1")
+    cluster.restart_log(POD)
+    cluster.set_pod("run-a1", "Running", 1, "fault", last=True, restarts=1)
+    cluster.write_log(POD, "second 1")
+    follow(cluster, job)
+    cluster.until(lambda: "earlier" in requests)
+    finishing = threading.Thread(target=finish, args=(cluster, job, 1))
+    finishing.start()
+    cluster.until(lambda: "GET" in requests)
+    earlier.set()
+    job._followed[POD]._thread.join(60)
+    last.set()
+    finishing.join(60)
+    assert list(job.kept) == [f"{POD} | first 1", f"{POD} | second 1"]
+
+
 def test_the_last_line_counts_without_a_line_break_and_the_kubelets_own_words_do_not(cluster, job):
     cluster.write_log(POD, "step 1")
     with cluster.changed:
