@@ -78,6 +78,7 @@ def server_of(config: Serve) -> ModelServer:
         api_key_secret=config.api_key_secret,
         start_seconds=config.wait_minutes * 60,
         stop_first=config.stop_first,
+        openshift=config.openshift,
     )
 
 

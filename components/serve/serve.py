@@ -68,6 +68,8 @@ class Serve(StageOptions):
     """The secret whose API_KEY requests must give. Its value must be here too (ZHLLAMA_API_KEY), to try the server."""
     stop_first: not_keyed(bool) = False  # type: ignore[valid-type]
     """Stop the old pods before the new ones start, where there are no GPUs to spare."""
+    openshift: not_keyed(bool) = False  # type: ignore[valid-type]
+    """Pods name no user, since OpenShift gives them one and refuses any other."""
     wait_minutes: not_keyed(int) = 30  # type: ignore[valid-type]
     """How long the new pods may take until they answer."""
     address: not_keyed(str) = ""  # type: ignore[valid-type]

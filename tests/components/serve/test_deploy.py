@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from components.serve.check import checked
-from components.serve.deploy import as_it_was, deploy
+from components.serve.deploy import as_it_was, deploy, server_of
 from components.serve.serve import Serve
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.errors import InputError, StorageFault
@@ -128,9 +128,15 @@ def test_a_deployment_stands_and_is_tried_through_its_api(
     assert {"model": "zhllama", "prompt": "你好，世界！今天天气不错。"} in encoded
     assert [path for path, _ in engine.seen].count(CHAT) == 2
     assert "http://zhllama.team.svc:8000/v1 answers" in capsys.readouterr().out
+    assert pod["securityContext"]["runAsUser"] == 65532
     # no secret is made, read or sent to the API server
     assert not [path for _, path in cluster.requests if "secrets" in path]
     assert KEY not in json.dumps(cluster.objects)
+
+
+def test_on_openshift_its_pods_name_no_user() -> None:
+    made = server_of(Serve(model="s3://bucket/m", deploy="kubernetes", openshift=True)).deployment()
+    assert set(made["spec"]["template"]["spec"]["securityContext"]) == {"runAsNonRoot", "seccompProfile"}
 
 
 @pytest.mark.parametrize("kind", ["kubernetes", "kserve"])
