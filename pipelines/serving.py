@@ -17,7 +17,8 @@ EXAMPLE_MODEL = "s3://zhllama/artifacts/models/{size}-chinese"
 
 
 def model_server(size: Size, model: str = "", name: str = "", **more: object) -> ModelServer:
-    """A server for a model of this size; what is empty in `more` keeps ModelServer's default."""
+    """A server for a model of this size; what is empty in `more` keeps ModelServer's default, and an
+    s3_secret `none` is none."""
     if not size.serving.gpu:
         raise InputError(f"size {size.name} has no GPUs to be served on; serve it here: python -m components.serve")
     machine = size.serving
@@ -33,6 +34,8 @@ def model_server(size: Size, model: str = "", name: str = "", **more: object) ->
         "labels": {"zhllama.io/size": size.name},
         **{option: value for option, value in more.items() if value},
     }
+    if given.get("s3_secret") == "none":
+        given["s3_secret"] = ""
     return ModelServer(
         name=name or f"llama-{size.name}",
         model=model or EXAMPLE_MODEL.format(size=size.name),
