@@ -176,6 +176,7 @@ def adapt_llama(of: Size, fixed: Fixed = Fixed()) -> Any:  # noqa: B008 - it can
         serve_memory: str = serving.memory,
         serve_context_length: int = serving.context_length,
         serve_stop_first: bool = False,
+        serve_openshift: bool = False,
         serve_wait_minutes: int = 30,
         serve_secret: str = "zhllama-api-key",
     ):
@@ -295,6 +296,7 @@ def adapt_llama(of: Size, fixed: Fixed = Fixed()) -> Any:  # noqa: B008 - it can
             serve_memory: Memory of each.
             serve_context_length: Tokens of prompt and answer together.
             serve_stop_first: Whether old pods stop before new ones start, where there are no GPUs to spare.
+            serve_openshift: Whether pods name no user, since OpenShift gives them one.
             serve_wait_minutes: How long they may take until they answer.
             serve_secret: Secret with the key that requests must give, under API_KEY.
         """
@@ -565,11 +567,12 @@ def adapt_llama(of: Size, fixed: Fixed = Fixed()) -> Any:  # noqa: B008 - it can
                     memory=serve_memory,
                     context_length=serve_context_length,
                     stop_first=serve_stop_first,
+                    openshift=serve_openshift,
                     wait_minutes=serve_wait_minutes,
                     s3_secret=s3_secret,
                     api_key_secret=serve_secret,
                 )
-                steps.data(deployed, "deploy")
+                steps.deploy(deployed, "deploy")
                 kubernetes.use_secret_as_env(deployed, serve_secret, SERVED_KEY)
 
     return pipeline

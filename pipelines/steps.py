@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from kfp import kubernetes
 
+from components.shared import images
 from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
 from components.shared.training_job import LABEL, POD_PLACES, S3_KEYS, S3_OPTIONAL_KEYS
 from pipelines.sizes import Size, Step
@@ -73,7 +74,11 @@ class Steps:
 
     def launch(self, task: Any, title: str) -> Any:
         """A step that follows a job: without a deadline, since the job may wait in a queue for days and has its own."""
-        return self._step(task, title, "control", self.size.work.control, deadline=False)
+        return _names_images(self._step(task, title, "control", self.size.work.control, deadline=False))
+
+    def deploy(self, task: Any, title: str) -> Any:
+        """A step that deploys a model, and loads its tokenizer to try it."""
+        return _names_images(self.data(task, title))
 
     def _step(self, task: Any, title: str, kind: str, work: Step, deadline: bool = True) -> Any:
         # never from KFP's cache, whose references may lead nowhere
@@ -113,3 +118,9 @@ class Steps:
             kubernetes.add_pod_label(task, name, value)
         for name, value in self.fixed.annotations.items():
             kubernetes.add_pod_annotation(task, name, value)
+
+
+def _names_images(task: Any) -> Any:
+    """A step that names images when it runs: it is told what this compilation was."""
+    task.container_spec.env |= images.settings()
+    return task

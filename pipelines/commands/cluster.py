@@ -17,6 +17,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add = commands.add_parser("compile", help="write the pipeline as a YAML file for Kubeflow Pipelines")
     options.size_option(add, None)
     options.image_options(add)
+    options.fixed_options(add)
     add.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     add.set_defaults(command=compile_)
 
@@ -124,7 +125,7 @@ def compile_(given: argparse.Namespace) -> None:
     options.use_images(given)
     from pipelines.adapt_llama import compile_pipeline
 
-    compile_pipeline(given.size, given.output)
+    compile_pipeline(given.size, given.output, options.fixed(given))
     print(f"{given.output}: the pipeline at size {given.size}")
 
 

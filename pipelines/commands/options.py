@@ -2,17 +2,23 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.shared import images
 from components.shared.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipelines.steps import Fixed
+
 WORK = Path(".zhllama")
+_LABEL_NAME = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 
 def size_option(add: argparse.ArgumentParser, default: str | None) -> None:
@@ -26,6 +32,47 @@ def size_option(add: argparse.ArgumentParser, default: str | None) -> None:
 def image_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--registry", default="", help="where the images are: registry.example.com/team")
     add.add_argument("--tag", default="", help="of the images (default: this version)")
+    add.add_argument(
+        "--digests", type=Path, metavar="FILE",
+        help="pin the images: what docker buildx bake --metadata-file wrote, or lines NAME sha256:…",
+    )  # fmt: skip
+
+
+def fixed_options(add: argparse.ArgumentParser) -> None:
+    """What KFP takes no parameter for."""
+    group = add.add_argument_group(
+        "fixed in the compiled pipeline", "KFP takes no parameters of a run for these; all else: zhllama parameters"
+    )
+    group.add_argument(
+        "--run-as-user", default="65532", metavar="UID",
+        help="of the steps' pods (default: 65532); none leaves it to the cluster, as OpenShift wants it",
+    )  # fmt: skip
+    for name in ("label", "annotation"):
+        group.add_argument(
+            f"--{name}", action="append", default=[], metavar="NAME=VALUE", help=f"one more {name} of the steps' pods"
+        )
+    group.add_argument(
+        "--pull-policy", default="", choices=("Always", "IfNotPresent", "Never"), help="default: the cluster's"
+    )
+
+
+def fixed(given: argparse.Namespace) -> "Fixed":
+    """What `fixed_options` were given. InputError for a uid or a label that Kubernetes would refuse."""
+    from pipelines.steps import Fixed
+
+    user = given.run_as_user
+    if user != "none" and not (user.isascii() and user.isdigit() and int(user) > 0):
+        raise InputError(f"--run-as-user {user}: write a number above 0 (root is refused), or none")
+    labels = _pairs("--label", given.label)
+    for name, value in labels.items():
+        if not _LABEL_NAME.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
+            raise InputError(f"--label {name}={value}: letters, digits, - _ and . are allowed, at most 63")
+    return Fixed(
+        run_as_user=None if user == "none" else int(user),
+        labels=labels,
+        annotations=_pairs("--annotation", given.annotation),
+        pull_policy=given.pull_policy,
+    )
 
 
 def set_option(add: argparse.ArgumentParser) -> None:
@@ -51,19 +98,24 @@ def console() -> "Console":
 
 def settings(pairs: Sequence[str]) -> dict[str, str]:
     """`--set` options as a mapping. InputError for one without `=` or given twice."""
+    return _pairs("--set", pairs)
+
+
+def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise InputError(f"--set {pair}: write NAME=VALUE")
+            raise InputError(f"{option} {pair}: write NAME=VALUE")
         if name in found:
-            raise InputError(f"--set {name}: given twice; keep one")
+            raise InputError(f"{option} {name}: given twice; keep one")
         found[name] = value
     return found
 
 
 def use_images(given: argparse.Namespace) -> None:
-    # before the components are imported: their signatures name their images
-    for name, value in (("ZHLLAMA_REGISTRY", given.registry), ("ZHLLAMA_TAG", given.tag)):
+    """Before the components are imported: their signatures name images. InputError for a wrong list of digests."""
+    pinned = images.read_digests(given.digests) if given.digests else ""
+    for name, value in ((images.REGISTRY, given.registry), (images.TAG, given.tag), (images.DIGESTS, pinned)):
         if value:
             os.environ[name] = value

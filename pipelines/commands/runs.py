@@ -21,6 +21,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
     options.size_option(add, None)
     options.image_options(add)
+    options.fixed_options(add)
     options.set_option(add)
     _host(add)
     add.add_argument("--experiment", default="zhllama")
@@ -78,7 +79,7 @@ def submit(given: argparse.Namespace) -> None:
     arguments = options.settings(given.settings)
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(given.size, package)
+        compile_pipeline(given.size, package, options.fixed(given))
         checked_arguments(read_package(package), arguments)  # before anybody is called
         with _connected(given) as kubeflow:
             run = kubeflow.start(

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from components.shared.cli import parse
+from components.shared.errors import InputError
 from components.shared.training_job import POD_PLACES, S3_KEYS, S3_OPTIONAL_KEYS
 from pipelines import sizes
 from pipelines.adapt_llama import compile_pipeline
@@ -446,6 +447,21 @@ def test_what_is_fixed_when_it_is_compiled(tmp_path):
         assert settings["podMetadata"]["labels"]["team"] == "nlp"
         assert settings["podMetadata"]["annotations"] == {"a/b": "c"}
         assert settings["imagePullPolicy"] == "Always"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gpu_toleration", "[]", r"has no such parameter \(did you mean gpu_tolerations\?\)"),
+        ("priorty_class", "high", r"\(did you mean priority_class\?\)"),
+        ("training_waiting_secs", "1", r"\(did you mean training_waiting_seconds\?\)"),
+        ("gpu_tolerations", "nvidia.com/gpu", r"--set gpu_tolerations: .* where JSON \(list\) is needed"),
+        ("labels", '["a"]', r"--set labels: .* where JSON \(struct\) is needed"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_the_nearest_right_one(packages, name, value, message):
+    with pytest.raises(InputError, match=message):
+        checked_arguments(read(packages["7b"]), {"store": "s3://bucket/store", name: value})
 
 
 def test_every_parameter_is_explained(packages):

@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from kfp import dsl
 
 from components.shared.errors import InputError
 from pipelines.commands.options import settings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def zhllama(*words: object, **more) -> subprocess.CompletedProcess[str]:
@@ -108,6 +112,51 @@ def test_the_images_of_a_compiled_pipeline_are_where_they_were_said_to_be(tmp_pa
     images = {line.split("image: ")[1] for line in (tmp_path / "p.yaml").read_text().splitlines() if " image: " in line}
     assert "r.example.com/team/zhllama-convert-weights:1.2" in images
     assert all(image.startswith("r.example.com/team/zhllama-") and image.endswith(":1.2") for image in images)
+
+
+STAGES = sorted(path.parent.name.replace("_", "-") for path in (ROOT / "components").glob("*/__main__.py"))
+
+
+def test_a_compiled_pipeline_has_what_it_was_told_where_kfp_takes_no_parameter(tmp_path):
+    digest = "sha256:" + "1" * 64
+    (tmp_path / "images.txt").write_text("".join(f"r.example.com/zhllama-{stage} {digest}\n" for stage in STAGES))
+    ended = zhllama(
+        "compile", "--size", "tiny", "--registry", "r.example.com", "--digests", tmp_path / "images.txt",
+        "--run-as-user", "none", "--label", "team=nlp", "--annotation", "a.b/c=d e", "--pull-policy", "Always",
+        "-o", tmp_path / "p.yaml",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    spec, platform = yaml.load_all((tmp_path / "p.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    executors = spec["deploymentSpec"]["executors"]
+    for name, found in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
+        container = executors[name]["container"]
+        assert container["image"].startswith("r.example.com/zhllama-")
+        assert container["image"].endswith(f"@{digest}")
+        assert found["securityContext"] == {"runAsNonRoot": True}
+        assert found["podMetadata"]["labels"]["team"] == "nlp"
+        assert found["podMetadata"]["annotations"] == {"a.b/c": "d e"}
+        assert found["imagePullPolicy"] == "Always"
+        # those that name an image when they run do so as this compilation did
+        told = {item["name"]: item["value"] for item in container["env"] if item["name"].startswith("ZHLLAMA_")}
+        names_images = name.startswith(("exec-launch-training", "exec-deploy"))
+        assert told.get("ZHLLAMA_REGISTRY") == ("r.example.com" if names_images else None)
+        assert (f"pretrain={digest}" in told.get("ZHLLAMA_DIGESTS", "")) == names_images
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run-as-user", "0"], "--run-as-user 0: write a number above 0 (root is refused), or none"),
+        (["--run-as-user", "nobody"], "--run-as-user nobody: write a number above 0"),
+        (["--label", "team"], "--label team: write NAME=VALUE"),
+        (["--label", "team=a b"], "--label team=a b: letters, digits, - _ and . are allowed"),
+        (["--digests", "/none"], "--digests /none: it cannot be read"),
+    ],
+)
+def test_what_a_cluster_would_refuse_is_refused_before_it_is_compiled(tmp_path, words, message):
+    ended = zhllama("compile", "--size", "tiny", *words, "-o", tmp_path / "p.yaml")
+    assert (ended.returncode, (tmp_path / "p.yaml").exists()) == (2, False)
+    assert message in ended.stderr
 
 
 def test_parameters_lists_defaults_of_the_size():
