@@ -1,11 +1,12 @@
 """What lies in a store: the published artifacts, and the data that no manifest names.
 
-Only places of ours are looked at for data to free: `<stage>/<input key>/`, and a checkpoint's folder. Whatever else
-shares the bucket is nobody's business here. A place without a manifest belongs to a stage that runs or that was given
-up; nothing tells the two apart but time, so its age is that of the newest file in it. What a manifest names is never
-counted, and where a manifest cannot be read, nothing of its place is.
+Only places of ours are looked at for data to free: `<stage>/<input key>/`, of stages that there are, and a checkpoint's
+folder. Whatever else shares the bucket is nobody's business here. A place without a manifest belongs to a stage that
+runs or that was given up; nothing tells the two apart but time, so its age is that of the newest file in it. What a
+manifest names is never counted, and where a manifest cannot be read, nothing of its place is.
 """
 
+import pkgutil
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,11 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import components
 from components.shared import storage
 from components.shared.artifact import MANIFEST, Manifest
 from components.shared.errors import InputError
 
-_PLACE = re.compile(r"((?:[a-z_]+/[0-9a-f]{32})|(?:checkpoints/[a-z_]+/[0-9a-f]{32}/step-[^/]+))/(.+)")
+_STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__) if module.name != "shared")
+_PLACE = re.compile(rf"((?:(?:{_STAGE})/[0-9a-f]{{32}})|(?:checkpoints/(?:{_STAGE})/[0-9a-f]{{32}}/step-[^/]+))/(.+)")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.shared.errors import InputError
@@ -75,6 +76,15 @@ def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager
     return s3_for(given.work.absolute(), address)
 
 
+def _reaching_store(given: argparse.Namespace) -> AbstractContextManager[str]:
+    """As _reaching; a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
+    from components.shared import storage
+
+    if given.store and not storage.is_s3(given.store) and not Path(storage.normalise(given.store)).is_dir():
+        raise InputError(f"{given.store}: no such folder; give a store: a folder, or an s3:// prefix")
+    return _reaching(given, given.store)
+
+
 def show(given: argparse.Namespace) -> None:
     from pipelines.lineage import as_json, lineage, read_manifest
 
@@ -96,7 +106,7 @@ def list_(given: argparse.Namespace) -> None:
     from components.shared.progress import human
     from pipelines.inventory import published
 
-    with _reaching(given, given.store) as store:
+    with _reaching_store(given) as store:
         found, damaged = published(store)
     chosen = [
         one
@@ -145,7 +155,7 @@ def gc(given: argparse.Namespace) -> None:
     from pipelines import inventory
 
     older_than, now = inventory.age(given.older_than), datetime.now(UTC)
-    with _reaching(given, given.store) as store:
+    with _reaching_store(given) as store:
         found, damaged = inventory.unreferenced(store, older_than, now)
         freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)
     if given.json:

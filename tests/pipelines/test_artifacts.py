@@ -127,6 +127,15 @@ def test_where_no_run_has_been_a_store_has_to_be_named(zhllama, tmp_path, comman
     assert not (tmp_path / ".zhllama").exists()
 
 
+@pytest.mark.parametrize("command", ["ls", "gc"])
+def test_a_folder_that_is_not_there_is_no_empty_store(zhllama, tmp_path, command):
+    (tmp_path / "a-file").touch()
+    for address in (tmp_path / "stroe", tmp_path / "a-file"):
+        code, out, err = zhllama(command, address)
+        assert (code, out) == (2, "")
+        assert f"{address}: no such folder; give a store: a folder, or an s3:// prefix" in err
+
+
 @pytest.mark.parametrize("command", ["show", "verify"])
 def test_what_is_no_artifact_is_one_line_and_exit_2(store, zhllama, command):
     code, _, err = zhllama(command, store)
@@ -174,7 +183,7 @@ def waste(store, chain) -> dict[str, int]:
     for place, names in places.items():
         for name in names:
             storage.write_bytes(f"{place}/{name}", bytes(1000))
-    for name in ("corpus/a.txt", "notes.txt", f"corpus/{key}.txt", "Backup/x/y.bin"):
+    for name in ("corpus/a.txt", "notes.txt", f"corpus/{key}.txt", f"corpus/{key}/b.txt", "Backup/x/y.bin"):
         storage.write_bytes(f"{store}/{name}", b"mine")
     found = {place: 1000 * len(names) for place, names in places.items()}
     if storage.is_s3(store):
