@@ -20,16 +20,17 @@ ONLY ?=
 SEEDS ?= 0:500
 REGISTRY ?=
 TAG ?= 0.1.0
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv gguf demo test bench soak lint format types render images lock clean
+.PHONY: help venv gguf demo test bench soak lint format types render images images-test lock clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 13
 
 venv: $(INSTALLED)  ## .venv with everything, as constraints.txt pins it
 
@@ -84,10 +85,16 @@ types: venv  ## mypy
 render: venv  ## k8s/ again, from pipelines/sizes
 	$(BIN)/zhllama render all
 
+# a release: ATTEST=true BAKE_ARGS=--push, with a builder that can attest (docs/images.md)
 images:  ## every image: REGISTRY=registry.example.com/team TAG=1.2.3
-	REGISTRY="$(REGISTRY)" TAG="$(TAG)" docker buildx bake $(BAKE_ARGS)
+	@docker buildx version >/dev/null 2>&1 \
+		|| { echo "docker with buildx is needed; docs/images.md says how to build with buildah or podman" >&2; exit 2; }
+	REGISTRY="$(REGISTRY)" TAG="$(TAG)" REVISION="$(REVISION)" docker buildx bake $(BAKE_ARGS)
 
-lock: venv  ## constraints.txt and images/requirements again, from what is installed
+images-test: venv  ## every image built with buildah, as root, and run as a restricted pod: half an hour
+	ZHLLAMA_TEST_IMAGES=full TORCH_INDEX_ARGS="$(TORCH_INDEX_ARGS)" $(BIN)/python -m pytest tests/images/test_build.py -rs
+
+lock: venv  ## constraints.txt and images/requirements again, from what is installed and the index's hashes
 	$(BIN)/python images/lock.py
 
 clean:  ## caches and build output; the demo's data (.zhllama) stays
