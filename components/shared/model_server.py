@@ -153,7 +153,8 @@ class ModelServer:
         }
 
     def _pod_metadata(self) -> dict[str, Any]:
-        labels = {**self.selector, **self.labels, VERSION_LABEL: self.version}
+        # a sidecar would need Istio's control plane, which the network policy does not let through
+        labels = {**self.selector, **self.labels, VERSION_LABEL: self.version, "sidecar.istio.io/inject": "false"}
         return {"labels": labels, "annotations": {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest}}
 
     def service(self) -> dict[str, Any]:

@@ -19,18 +19,23 @@ WIDTHS = {"7b": (6.7e9, 4096), "13b": (13e9, 5120), "33b": (32.5e9, 6656), "65b"
 """Parameters and hidden size."""
 
 
-def pods(value: Object) -> Iterator[tuple[str, Any]]:
-    """(name, spec) of the pods of an object."""
+def templates(value: Object) -> Iterator[tuple[str, Any]]:
+    """(name, template) of the pods of an object."""
     spec, name = value.get("spec", {}), value["metadata"]["name"]
     if value["kind"] == "PyTorchJob":
         for replica, one in spec["pytorchReplicaSpecs"].items():
-            yield f"{name} {replica}", one["template"]["spec"]
+            yield f"{name} {replica}", one["template"]
     elif value["kind"] == "CronJob":
-        yield name, spec["jobTemplate"]["spec"]["template"]["spec"]
+        yield name, spec["jobTemplate"]["spec"]["template"]
     elif value["kind"] in ("Deployment", "StatefulSet"):
-        yield name, spec["template"]["spec"]
+        yield name, spec["template"]
     else:
         assert "template" not in spec, value["kind"]
+
+
+def pods(value: Object) -> Iterator[tuple[str, Any]]:
+    """(name, spec) of the pods of an object."""
+    return ((name, template["spec"]) for name, template in templates(value))
 
 
 def containers(spec: Any) -> list[Any]:
@@ -74,6 +79,13 @@ def test_no_pod_but_the_reapers_has_a_token(spec):
     reaper = spec.get("serviceAccountName") == "zhllama-reaper"
     assert spec["automountServiceAccountToken"] is reaper
     assert spec["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
+def test_no_pod_gets_a_sidecar_that_its_network_policy_would_cut_off(folder):
+    for value in build(folder):
+        for name, template in templates(value):
+            assert template["metadata"]["labels"]["sidecar.istio.io/inject"] == "false", name
 
 
 def test_on_openshift_no_pod_names_a_uid():
