@@ -252,11 +252,20 @@ def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
         Text(f"\nfiles: {len(manifest.files)}, {total}", "bold"),
         files,
         *pairs("configuration", manifest.configuration),
-        *pairs("facts", facts),
-        *pairs("metrics", manifest.metrics),
+        *pairs("facts", _rounded(facts)),
+        *pairs("metrics", {name: f"{value:.6g}" for name, value in manifest.metrics.items()}),
         Text("\nlineage", "bold"),
         _tree(ancestor),
     )
+
+
+def _rounded(value: Any) -> Any:
+    """A JSON value, its fractions to six digits: what was measured is no truer with sixteen."""
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _tree(ancestor: "Ancestor") -> "Tree":

@@ -97,6 +97,18 @@ def test_show_says_what_an_artifact_is_and_where_it_came_from(store, chain, zhll
     assert "(as above)" in out
 
 
+def test_show_gives_figures_six_digits_and_settings_all(tmp_path, zhllama):
+    out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "a" * 32, {"rate": 0.12345678901})
+    out.add_bytes("x", b"x")
+    out.facts["proof"] = {"relative": [0.00112934364005], "count": 1234567890}
+    out.metrics |= {"loss": 2.71828182845904, "tensors": 16.0}
+    _, shown, _ = zhllama("show", out.publish("adapter").reference)
+    found = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.strip()}
+    assert found["rate"] == "0.12345678901"
+    assert found["proof"] == '{"relative": [0.00112934], "count": 1234567890}'
+    assert (found["loss"], found["tensors"]) == ("2.71828", "16")
+
+
 def test_show_json_has_the_lineage_up_to_the_weights(store, chain, zhllama):
     _, out, _ = zhllama("show", chain["adapter"].reference, "--json")
     found = json.loads(out)
