@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from typing import TextIO
 
 from components.shared.errors import InputError
@@ -32,6 +33,9 @@ def mask(text: str) -> str:
         if len(value) >= 8 and _SECRET_NAME.search(name) and not os.path.exists(value):
             text = text.replace(value, "***")
     return _SECRET_TEXT.sub(r"\1***", text)
+
+
+_LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|shiny|shinychat|tokenizers|torch|transformers"
 
 
 class OneLine(logging.Formatter):
@@ -63,6 +67,10 @@ def set_up_logging(level: str | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(wanted)
+    # what libraries will change some day is news for who programs them (python -W default shows it)
+    if not sys.warnoptions:
+        for kind in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+            warnings.filterwarnings("ignore", category=kind, module=rf"(?:{_LIBRARIES})\b")
     for noisy in (
         "botocore",
         "boto3",

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -92,3 +94,23 @@ def test_an_unknown_level_is_refused(monkeypatch):
     monkeypatch.setenv("ZHLLAMA_LOG", "loud")
     with pytest.raises(InputError, match="ZHLLAMA_LOG=LOUD: no such level"):
         set_up_logging()
+
+
+def test_what_libraries_tell_programmers_is_not_told_to_users():
+    program = (
+        "import warnings\n"
+        "from components.shared.log import set_up_logging\n"
+        "set_up_logging()\n"
+        "for kind, name in ((FutureWarning, 'transformers.modeling_utils'), (DeprecationWarning, 'torch.jit')):\n"
+        "    warnings.warn_explicit('theirs', kind, 'a.py', 1, module=name)\n"
+        "warnings.warn_explicit('the data is odd', UserWarning, 'a.py', 1, module='peft.utils')\n"
+        "warnings.warn_explicit('ours', FutureWarning, 'a.py', 1, module='components.evaluate')\n"
+    )
+    said = [
+        subprocess.run([sys.executable, *more, "-c", program], capture_output=True, text=True, check=True).stderr
+        for more in ((), ("-Wdefault",))
+    ]
+    assert "theirs" not in said[0]
+    assert "the data is odd" in said[0]
+    assert "ours" in said[0]
+    assert "theirs" in said[1]
