@@ -216,20 +216,20 @@ class Change:
             self._embedding, self._transposed = pair.embedding, adapter.transposed(name)
             self._scale = adapter.scale(name)
 
-    def apply(self, first: int, count: int, rows: "torch.Tensor | None", dtype: "torch.dtype") -> "torch.Tensor | None":
-        """Rows `first` to `first + count` after the change, in the model's dtype.
-
-        `rows`: as they are before it; None for rows that do not exist before it. None again when
-        this adapter does not bring them either.
-        """
-        if self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]:
-            rows = self._adapter.read_rows(self._replaced, first, count).to(dtype)
-        if rows is None:
+    def brought(self, first: int, count: int) -> "torch.Tensor | None":
+        """Rows that come in the place of the model's, as the adapter stores them; None where it brings none."""
+        if self._replaced is None or first >= self._adapter.stored[self._replaced].shape[0]:
             return None
+        return self._adapter.read_rows(self._replaced, first, count)
+
+    def apply(self, first: int, rows: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+        """The rows from `first` on after the change, in the model's dtype; `rows` as they are before, or as brought."""
+        rows = rows.to(dtype)
+        end = first + rows.shape[0]
         if self._a is not None:
-            rows = self._with_product(rows, self._a, first, first + count)
+            rows = self._with_product(rows, self._a, first, end)
         if self._tokens is not None:
-            rows = self._with_tokens(rows, self._tokens, first, first + count)
+            rows = self._with_tokens(rows, self._tokens, first, end)
         return rows
 
     def _with_product(self, rows: "torch.Tensor", a: "torch.Tensor", first: int, end: int) -> "torch.Tensor":

@@ -2,10 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class _Ended:
@@ -48,3 +51,22 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
     finally:
         left.set()
         thread.join()
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
+    """`function(item)` of every item, `threads` of them side by side; results, and errors, in the items' order.
+
+    At most twice `threads` items are taken beyond the last result. Close it when it may be left before its end.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for late in waiting:
+                late.cancel()

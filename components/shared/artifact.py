@@ -149,6 +149,8 @@ class Artifact:
         """False for a plain folder: there is nothing to verify against."""
         self._files = {file.path: file for file in manifest.files}
         self._blocks: dict[str, list[str]] | None = None
+        self._edges: tuple[tuple[str, int, bytearray], ...] = ()
+        """The last blocks that were read and not wanted whole: who reads on from there reads nothing twice."""
 
     @property
     def root(self) -> str:
@@ -189,7 +191,10 @@ class Artifact:
         return self.read_range(name, 0, self.file(name).size)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more)."""
+        """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more).
+
+        What lies in the last two blocks of which a part was read is not read again.
+        """
         file = self._with_range(name, start, length)
         buffer = bytearray(length)
         self._read(file, start, memoryview(buffer))
@@ -219,8 +224,7 @@ class Artifact:
                 self._read_block(file, index, wanted[index], buffer[first - start : last - start])
                 return
             # a block at the edge is verified whole, and what is wanted of it copied
-            block = memoryview(bytearray(last - first))
-            self._read_block(file, index, wanted[index], block)
+            block = memoryview(self._edge(file, index, wanted[index], last - first))
             low, high = max(first, start), min(last, end)
             buffer[low - start : high - start] = block[low - first : high - first]
 
@@ -229,6 +233,17 @@ class Artifact:
             read(indices[0])
         else:
             storage.in_parallel(read, indices)
+
+    def _edge(self, file: File, index: int, wanted: str, length: int) -> bytearray:
+        """A block of which a part is wanted. Two are kept: the ends of a range, or the places of two readers."""
+        kept = self._edges
+        for path, number, block in kept:
+            if (path, number) == (file.path, index):
+                return block
+        block = bytearray(length)
+        self._read_block(file, index, wanted, memoryview(block))
+        self._edges = ((file.path, index, block), *kept[:1])
+        return block
 
     def _read_block(self, file: File, index: int, wanted: str, block: memoryview) -> None:
         """Fills `block` with block `index` of a file; one that is not as it should be is read once more."""

@@ -13,6 +13,8 @@ from typing import BinaryIO
 from components.shared.errors import Truncated
 from components.shared.storage.multipart import Unfinished
 
+_HAND_OVER = 16 * 2**20
+"""Bytes after which what was written is handed over to the disk."""
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
 
 
@@ -72,9 +74,16 @@ class FileWriter:
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = beside(uri)
         self._file: BinaryIO = open(self._temporary, "wb")
+        self._at = self._handed_over = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        return self._file.write(data)
+        count = self._file.write(data)
+        self._at += count
+        if self._at - self._handed_over >= _HAND_OVER:
+            # Linux begins to write these pages to the disk, and does not wait for it: commit() has less to wait for
+            os.posix_fadvise(self._file.fileno(), self._handed_over, 0, os.POSIX_FADV_DONTNEED)
+            self._handed_over = self._at
+        return count
 
     def commit(self) -> None:
         self._file.flush()

@@ -117,14 +117,15 @@ def test_merging_one_by_one_gives_the_weights_of_one_call(tmp_path, tiny_model, 
 def test_parts_of_a_tensor_have_the_bits_of_the_whole(tmp_path, tiny_model, make_adapter, monkeypatch, options):
     adapter = make_adapter(1, **options)
     whole = merge(tmp_path / "whole", tiny_model, adapter)
-    monkeypatch.setattr(stream, "CHUNK", 64 * 64)
+    monkeypatch.setattr(stream, "SPAN", 192 * 64)
+    monkeypatch.setattr(stream, "TILE", 64 * 64)
     by_parts = merge(tmp_path / "parts", tiny_model, adapter)
     assert by_parts.facts["weights_digest"] == whole.facts["weights_digest"]
 
 
 @given(st.integers(0, 300), st.integers(1, 1000), st.integers(1, 5000))
 def test_parts_cover_every_row_once_and_none_is_small(begin, rows, width):
-    parts = stream._parts(begin, begin + rows, (begin + rows, width))
+    parts = stream._parts(begin, begin + rows, (begin + rows, width), stream.TILE)
     assert [row for first, last in parts for row in range(first, last)] == list(range(begin, begin + rows))
     assert min(last - first for first, last in parts) >= min(rows, stream.FEWEST_ROWS)
 

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from components.shared.ahead import ahead
+from components.shared.ahead import ahead, in_order
 
 
 def threads() -> list[str]:
@@ -40,3 +40,41 @@ def test_the_thread_ends_with_a_consumer_that_leaves_early():
         assert next(given) == 0
     assert threads() == []
     assert len(made) <= 4
+
+
+def test_results_come_in_the_order_of_their_items_whichever_is_ready_first():
+    second_is_done = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            second_is_done.set()
+        if number == 0:
+            assert second_is_done.wait(60)
+        return -number
+
+    assert list(in_order(work, range(100), 2)) == [-number for number in range(100)]
+
+
+def test_what_an_item_raises_comes_in_its_place():
+    def work(number: int) -> int:
+        if number == 3:
+            raise ValueError("the third")
+        return number
+
+    given = in_order(work, range(10), 2)
+    assert [next(given) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the third"):
+        next(given)
+
+
+def test_no_more_is_taken_than_twice_what_works_side_by_side():
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    with closing(in_order(lambda number: number, items(), 2)) as given:
+        next(given)
+        assert len(taken) == 5
