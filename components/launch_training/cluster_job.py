@@ -19,6 +19,7 @@ from typing import Any
 from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
+from urllib3.exceptions import TimeoutError as UrllibTimeout
 
 from components.launch_training.cancel import Canceller
 from components.launch_training.job_log import JobLogs
@@ -42,6 +43,8 @@ CANCEL_TIMEOUT = (2.0, 3.0)
 """Of a request that carries out a cancel: to connect, and for the answer."""
 CANCEL_WITHIN = 20.0
 """Seconds for which a cancel is tried; a pod's default grace period is 30."""
+LATE_EVERY = 0.5
+"""Seconds between two looks for a job whose creation was given up before the cancel."""
 GONE_WITHIN = 600.0
 """Seconds for which a job of our name that is being deleted is waited for."""
 
@@ -249,6 +252,8 @@ class Launch:
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
         self._posting: _Posting | None = None
+        self._given_up = False
+        """Whether a request to create a job was not answered in time: the server may still be at it."""
         self._cancel: _Cancel
 
     def run(self, attempts: int) -> None:
@@ -341,7 +346,11 @@ class Launch:
             if self.canceller.cancelled:
                 raise SystemExit(EXIT_CANCELLED)
             self._posting = _Posting(lambda: self._cluster.create(job))
-            return self._posting.answer()
+            try:
+                return self._posting.answer()
+            except UrllibTimeout:
+                self._given_up = True
+                raise
 
         try:
             created: dict[str, Any] = call(once)
@@ -428,9 +437,13 @@ class Launch:
         """Then, when the main thread creates nothing any more: what was under way, or is left."""
         if self._posting is not None:
             self._posting.over.wait(self._cancel.left())
-        if self._current is not None:
+        if self._current is None:
+            return
+        self._cancel.delete_all(self._selector, self._key)
+        self._cancel.delete_policy(self._current[0])
+        while self._given_up and self._cancel.left() > LATE_EVERY:
+            time.sleep(LATE_EVERY)
             self._cancel.delete_all(self._selector, self._key)
-            self._cancel.delete_policy(self._current[0])
 
 
 class _Posting:

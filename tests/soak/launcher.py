@@ -25,13 +25,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from components.launch_training import cancel, cluster_job, job_log
 from components.launch_training.launcher import LaunchTraining, launch_training
 from components.shared import cli, kubernetes_api
 from components.shared.cli import guarded, run_stage
-from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished
+from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished, warm_up
 from tests.components.launch_training.operators import name_of, train
 from tests.kubernetes_server import Fault
 
@@ -44,7 +44,7 @@ PACE: tuple[tuple[Any, dict[str, Any]], ...] = (
     (kubernetes_api, {"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.1, "LONGEST_ASKED": 0.05, "TIMEOUT": (2.0, 1.5)}),
     (kubernetes_api, {"GIVE_UP_AFTER": 60.0}),
     (cluster_job, {"LOOK_EVERY": 0.3, "WATCH_SECONDS": 1, "FIRST_REWATCH": 0.01, "LONGEST_REWATCH": 0.05}),
-    (cluster_job, {"CANCEL_TIMEOUT": (1.0, 1.0), "GONE_WITHIN": 30.0}),
+    (cluster_job, {"CANCEL_TIMEOUT": (1.0, 1.0), "CANCEL_WITHIN": 10.0, "LATE_EVERY": 0.1, "GONE_WITHIN": 30.0}),
     (job_log, {"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.05, "SILENT": 1.5, "LAST_LINES_WITHIN": 30.0}),
     (cancel, {"LEAVE_WITHIN": 5.0}),
 )
@@ -92,6 +92,7 @@ def run(seeds: Iterable[int], scratch: Path) -> dict[str, int]:
     environment = dict(os.environ)
     # the exit handler and the reaper run in this process
     set_pace()
+    warm_up()
     for name in ("model", "dataset"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
         (scratch / name / "config.json").write_text("{}")
@@ -125,6 +126,16 @@ def launch(scratch: str, output: str, backend: str) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1)
     os.environ["KUBECONFIG"] = f"{scratch}/kubeconfig"
     set_pace()
+
+    class Armed(cancel.Canceller):
+        """Leaves word that from now on a cancel is its own to carry out."""
+
+        def __enter__(self) -> Self:
+            entered = super().__enter__()
+            Path(f"{output}.armed").touch()
+            return entered
+
+    cluster_job.Canceller = Armed  # type: ignore[misc]
     # who edits a source while this runs has not made other work of it
     cli.source_digest = lambda stages: "the source"
     config = LaunchTraining(
@@ -143,6 +154,11 @@ def launch(scratch: str, output: str, backend: str) -> None:
     guarded(work)
 
 
+def said(path: Path) -> str:
+    """What a launcher said; nothing when it was killed before it could."""
+    return path.read_text() if path.exists() else ""
+
+
 class _Run:
     def __init__(self, seed: int, cluster: FakeCluster, context: Any, scratch: Path) -> None:
         self._plan, self._chance = Plan.of(seed), random.Random(seed + 10**6)
@@ -153,6 +169,7 @@ class _Run:
         self._seen = 0
         self._calm = False
         self._cancelled = False
+        self._their_own = True
         self._ended: dict[str, str] = {}
         self._written: dict[str, list[str]] = {}
         self._wrong: list[str] = []
@@ -179,7 +196,8 @@ class _Run:
         try:
             for start in range(MOST_STARTS):
                 path = self._scratch / f"said-{number}"
-                path.unlink(missing_ok=True)
+                for one in (path, Path(f"{path}.armed")):
+                    one.unlink(missing_ok=True)
                 arguments = (str(self._scratch), str(path), self._plan.backend)
                 process = self._context.Process(target=launch, args=arguments)
                 with self._lock:
@@ -194,11 +212,11 @@ class _Run:
                     self._counted["restarts"] += start > 0
                 if process.exitcode is None:
                     process.kill()
-                    self._wrong.append(f"a launcher hangs: {path.read_text()[-3000:]}")
+                    self._wrong.append(f"a launcher hangs: {said(path)[-3000:]}")
                     return
                 if process.exitcode == -signal.SIGKILL:
                     continue
-                self._judge(process.exitcode, path.read_text(), alone=start == 0 and not seen)
+                self._judge(process.exitcode, said(path), alone=start == 0 and not seen)
                 return
             self._wrong.append("no end was come to")
         except Exception as error:  # noqa: BLE001 - told by the main thread
@@ -220,7 +238,8 @@ class _Run:
             self._wrong.append(f"a launcher ended with {code}, the jobs with {self._ended}: {said[-3000:]}")
         if "succeeded" in ends and code != 0 and not self._cancelled:
             self._wrong.append(f"a job succeeded, and its launcher ended with {code}: {said[-3000:]}")
-        if code == 0 and alone and not self._cancelled:
+        followed = "already done" not in said and "the job's result is there" not in said
+        if code == 0 and alone and followed and not self._cancelled:
             for pod, lines in self._written.items():
                 passed = [line.removeprefix(f"{pod} | ") for line in said.splitlines() if line.startswith(f"{pod} | ")]
                 if Counter(passed) != Counter(lines):
@@ -241,7 +260,7 @@ class _Run:
         if not self._live_jobs():
             self._counted["cancels that left no job"] += 1
             return
-        if self._plan.killed_after is None:
+        if self._plan.killed_after is None and self._their_own:
             self._wrong.append("a launcher was cancelled, had all the time it wanted, and left a job")
         cleanup(Cleanup(run_id=RUN, backend="pytorchjob"))
         if not self._live_jobs():
@@ -290,7 +309,9 @@ class _Run:
             return
         self._cancelled = True
         self._counted["cancels"] += 1
-        for process in self._live.values():
+        for number, process in self._live.items():
+            # one that is still reading its inputs does not know its job; the exit handler does
+            self._their_own &= (self._scratch / f"said-{number}.armed").exists()
             os.kill(process.pid, signal.SIGTERM)
             if self._plan.killed_after is not None:
                 threading.Timer(self._plan.killed_after, process.kill).start()

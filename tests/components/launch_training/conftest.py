@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.components.launch_training.fake_cluster import FakeCluster
+from tests.components.launch_training.fake_cluster import FakeCluster, warm_up
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: None) -> Iterator[FakeCluster]:
     """An API server whose kubeconfig is in the environment."""
+    warm_up()
     with FakeCluster() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         yield server

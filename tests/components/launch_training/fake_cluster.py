@@ -27,11 +27,11 @@ OVER = ("Succeeded", "Failed", "Complete")
 
 
 @functools.cache
-def _schema(kind: str, group: str, version: str) -> Any:
-    """The strict schema of a kind of job; None where its definition is not at hand."""
-    if not CRDS.is_dir():
-        return None
-    return _definitions().schema(group, kind, version)
+def _validator(kind: str, group: str, version: str) -> Any:
+    """Of a kind of job, strict; None where its definition is not at hand."""
+    import jsonschema
+
+    return jsonschema.Draft7Validator(_definitions().schema(group, kind, version)) if CRDS.is_dir() else None
 
 
 @functools.cache
@@ -41,18 +41,18 @@ def _definitions() -> Definitions:
 
 def refusal(thing: dict[str, Any]) -> str:
     """Why an API server would not take the object, "" if it would."""
-    import jsonschema
-
     if thing["kind"] not in JOBS:
         return ""
     group, _, version = thing["apiVersion"].rpartition("/")
-    schema = _schema(thing["kind"], group, version)
-    if schema is None:
-        return ""
-    return "; ".join(
-        f"{'.'.join(map(str, error.path))}: {error.message[:200]}"
-        for error in jsonschema.Draft7Validator(schema).iter_errors(thing)
-    )
+    validator = _validator(thing["kind"], group, version)
+    errors = validator.iter_errors(thing) if validator else ()
+    return "; ".join(f"{'.'.join(map(str, error.path))}: {error.message[:200]}" for error in errors)
+
+
+def warm_up() -> None:
+    """Reads the definitions, which takes a second or two, before a time-out counts."""
+    for kind in JOBS:
+        refusal({"apiVersion": ROOTS[kind][len("/apis/") :].partition("/namespaces")[0], "kind": kind})
 
 
 def now() -> str:

@@ -6,12 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from components.launch_training import cluster_job
 from components.launch_training.cleanup import Cleanup, cleanup
+from components.shared import kubernetes_api
 from components.shared.errors import InputError
+from components.shared.job_kinds import PYTORCHJOB
 from components.shared.reaper import reap
+from components.shared.training_job import TrainingJob
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster
 from tests.components.launch_training.operators import name_of, run
 from tests.kubernetes_server import Fault
@@ -136,6 +141,48 @@ def test_the_delete_is_made_again_until_it_is_answered(cluster, command):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 143, said
+    assert not cluster.jobs
+
+
+def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(cluster, monkeypatch):
+    """The API server has not answered in time, so the launcher asked again; then it is cancelled."""
+    monkeypatch.setattr(kubernetes_api, "TIMEOUT", (5.0, 0.3))
+    monkeypatch.setattr(kubernetes_api, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(cluster_job, "LATE_EVERY", 0.05)
+    monkeypatch.setattr(cluster_job, "CANCEL_WITHIN", 8.0)
+    held, made = threading.Event(), []
+    cluster.before_create = lambda thing: made.append(thing["kind"])
+
+    def meet(method: str, path: str) -> Fault | None:
+        if method == "POST" and "pytorchjobs" in path:
+            return Fault(hold=held)
+        if deletes(cluster) and method == "GET" and path == ROOTS["PyTorchJob"]:
+            # the canceller has found nothing: only now the server gets to it
+            threading.Timer(0.1, held.set).start()
+        return None
+
+    cluster.fault = meet
+    labels = {f"zhllama.io/{name}": value for name, value in (("run", "run-8"), ("stage", "lora"), ("key", "k"))}
+    one = TrainingJob(name="run-8-lora-a1", command=("true",), image="i:1", namespace="team", labels=labels)
+    launch = cluster_job.Launch(cluster_job.Cluster(PYTORCHJOB), lambda attempt: one, 0, lambda name, lines: None)
+    launch.canceller = SimpleNamespace(cancelled=False)
+    ended = []
+
+    def work() -> None:
+        try:
+            launch.run(1)
+        except SystemExit as error:
+            ended.append(error.code)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    cluster.until(lambda: cluster.posts() >= 2)
+    launch.canceller.cancelled = True
+    launch.cancel()
+    launch.sweep()
+    thread.join(60)
+    assert ended == [143]
+    assert "PyTorchJob" in made
     assert not cluster.jobs
 
 
