@@ -5,21 +5,41 @@ allow, and transformers' works with every protobuf from 4 on. A model that is pa
 same bytes.
 """
 
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from components.shared.errors import InputError
 
-NORMAL = 1
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+"""Types of pieces."""
 BPE = 2
 TOKENIZER_MODEL = "tokenizer.model"
 
 
 def new_model() -> Any:
     """A ModelProto without pieces."""
-    from transformers.utils import sentencepiece_model_pb2_new
+    return _generated().ModelProto()
 
-    generated: Any = sentencepiece_model_pb2_new
-    return generated.ModelProto()
+
+@cache
+def _generated() -> Any:
+    """transformers' module, by its place: the package itself takes most of a second to import."""
+    name = "transformers.utils.sentencepiece_model_pb2_new"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("transformers")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("transformers is not installed", name="transformers")
+    path = Path(package.origin).parent / "utils" / "sentencepiece_model_pb2_new.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"{path} cannot be imported", name=name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:

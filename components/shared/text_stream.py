@@ -12,7 +12,7 @@ from components.shared.errors import InputError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 """Suffix → pyarrow's name of the compression."""
-LINES_BYTES = 2**19
+LINES_BYTES = 2**20
 """Of a file, what is read as one block of lines."""
 
 

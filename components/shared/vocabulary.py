@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from components.shared.artifact import Artifact
+    from components.shared.segments import SegmentEncoder
 
 PAD_PIECE = "[PAD]"
 RECIPE_SIZES = (32_000, 49_953, 49_954)
@@ -127,6 +128,15 @@ class Encoder:
             return index
         return self._processor.pad_id() if self._processor.pad_id() >= 0 else None
 
+    @cached_property
+    def _segments(self) -> "SegmentEncoder | None":
+        """The quicker way to the same ids, where there is one."""
+        from components.shared.segments import SegmentEncoder
+        from components.shared.sentencepiece_model import parse_model
+
+        proto = parse_model(self.model)
+        return SegmentEncoder(self._processor, proto) if SegmentEncoder.fits(proto) else None
+
     def encode(self, text: str) -> list[int]:
         """Ids without BOS or EOS."""
         return list(self._processor.encode(text))
@@ -148,8 +158,10 @@ class Encoder:
         """As encode_arrays, the ids of all texts one after another, int32, and how many each has, int64."""
         import numpy as np
 
-        arrays = self.encode_arrays(texts, begin, end)
-        return np.concatenate(arrays), np.fromiter(map(len, arrays), np.int64, len(arrays))
+        if self._segments is not None:
+            return self._segments.encode(texts, begin, end)
+        arrays = [np.zeros(0, np.int32), *self.encode_arrays(texts, begin, end)]
+        return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(index) for index in ids]))
