@@ -49,7 +49,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--queue", default="", help="Kueue's local queue")
     add.add_argument("--priority-class", default="", help="Kueue's priority class for the job (with --queue)")
     add.add_argument("--pull-secret", default="", metavar="NAME", help="secret for a registry that asks for one")
+    _s3_secret_option(add)
+    add.add_argument("--proxy-secret", default="", metavar="NAME", help="secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY")
+    add.add_argument("--ca-config-map", default="", metavar="NAME", help="ConfigMap with certificates to trust")
+    add.add_argument("--grace-seconds", type=int, default=0, metavar="N", help="from SIGTERM to SIGKILL (default: 300)")
     for name, metavar, note in (
+        ("label", "KEY=VALUE", "a label of the job and its pods"),
+        ("annotation", "KEY=VALUE", "an annotation of the job"),
         ("node-selector", "KEY=VALUE", "a label that the nodes have to have"),
         ("toleration", "KEY[=VALUE][:EFFECT]", "a taint of the nodes to put up with"),
         ("s3-port", "N", "a port of the S3 server (default: 443, 8333, 9000)"),
@@ -70,6 +76,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     add.add_argument("--namespace", default="")
     add.add_argument("--api-key-secret", default="", metavar="NAME", help="secret with the API key, under API_KEY")
+    _s3_secret_option(add)
     add.add_argument("--stop-first", action="store_true", help="stop old pods first, where no GPUs are to spare")
     add.add_argument("--openshift", action="store_true", help="pods name no user: OpenShift gives them one")
     options.image_options(add)
@@ -92,6 +99,15 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.set_defaults(command=render_dev_secrets)
     add = kinds.add_parser("all", help="k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
     add.set_defaults(command=render_all)
+
+
+def _s3_secret_option(add: argparse.ArgumentParser) -> None:
+    add.add_argument(
+        "--s3-secret",
+        default="zhllama-s3",
+        metavar="NAME",
+        help="secret with the S3 settings (default: zhllama-s3); none: the account's own identity",
+    )
 
 
 def _job_options(add: argparse.ArgumentParser) -> None:
@@ -148,11 +164,20 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
     from pipelines import render
 
     names = ("model", "dataset", "store", "adapter", "name", "namespace", "queue")
+    job = _training_job(given, **{name: getattr(given, name) for name in names})
+    pairs = {name: dict(_pair(name, text) for text in getattr(given, name)) for name in ("label", "annotation")}
     job = dataclasses.replace(
-        _training_job(given, **{name: getattr(given, name) for name in names}),
+        job,
+        s3_secret="" if given.s3_secret == "none" else given.s3_secret,
         priority_class=given.priority_class,
         pull_secret=given.pull_secret,
-        node_selector=dict(map(_label, given.node_selector)),
+        proxy_secret=given.proxy_secret,
+        ca_config_map=given.ca_config_map,
+        grace_seconds=given.grace_seconds or job.grace_seconds,
+        # what jobs are found by cannot be overwritten
+        labels={**pairs["label"], **job.labels},
+        annotations=pairs["annotation"],
+        node_selector=dict(_pair("node-selector", text) for text in given.node_selector),
         tolerations=tuple(map(_toleration, given.toleration)),
     )
     s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace))
@@ -164,10 +189,10 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
             print(f"not in a TrainJob: {lost}", file=sys.stderr)
 
 
-def _label(text: str) -> tuple[str, str]:
+def _pair(option: str, text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise InputError(f"--node-selector {text}: write KEY=VALUE, as the nodes' label says")
+        raise InputError(f"--{option} {text}: write KEY=VALUE")
     return key, value
 
 
@@ -213,6 +238,7 @@ def render_serving(given: argparse.Namespace) -> None:
         vllm_image=given.vllm_image,
         stop_first=given.stop_first,
         openshift=given.openshift,
+        s3_secret=given.s3_secret,
     )
     print(serving.as_yaml(server, given.kserve), end="")
 

@@ -106,6 +106,8 @@ def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
     done = rendered(
         *("--namespace", "team", "--queue", "gpus", "--priority-class", "low", "--pull-secret", "registry"),
         *("--node-selector", "pool=gpu", "--toleration", "nvidia.com/gpu:NoSchedule", "--toleration", "kind=a100"),
+        *("--label", "team=nlp", "--annotation", "note=a b=c", "--grace-seconds", "900", "--s3-secret", "mine"),
+        *("--proxy-secret", "proxy", "--ca-config-map", "authorities"),
         *("--s3-cidr", "10.20.0.0/16", "--s3-namespace", "minio", "--s3-port", "9000"),
     )
     assert done.returncode == 0, done.stderr
@@ -115,12 +117,20 @@ def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
     assert selector.items() <= template["metadata"]["labels"].items()
     assert {value["metadata"]["namespace"] for value in (job, policy)} == {"team"}
     assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "low"
+    assert job["metadata"]["annotations"] == {"note": "a b=c"}
+    assert template["metadata"]["labels"]["team"] == "nlp"
+    assert template["spec"]["terminationGracePeriodSeconds"] == 900
+    (container,) = template["spec"]["containers"]
+    (key,) = [one["valueFrom"] for one in container["env"] if one["name"] == "AWS_SECRET_ACCESS_KEY"]
+    assert key["secretKeyRef"]["name"] == "mine"
     assert template["spec"]["nodeSelector"] == {"pool": "gpu"}
     assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert template["spec"]["tolerations"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
         {"key": "kind", "operator": "Equal", "value": "a100"},
     ]
+    assert {volume["name"] for volume in template["spec"]["volumes"]} == {"tmp", "shm", "ca"}
+    assert "HTTPS_PROXY" in {one["name"] for one in container["env"]}
     *_, s3 = policy["spec"]["egress"]
     assert s3 == {
         "to": [
@@ -131,10 +141,22 @@ def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
     }
 
 
+def test_without_a_secret_pods_have_their_accounts_own_identity():
+    for words in (
+        ["pytorchjob", "--stage", "lora", "--dataset", "s3://bucket/d", "--store", "s3://bucket/s"],
+        ["serving"],
+    ):
+        done = zhllama("render", *words, "--size", "13b", "--model", "s3://bucket/m", "--s3-secret", "none")
+        assert done.returncode == 0, done.stderr
+        assert "zhllama-s3" not in done.stdout
+        assert "AWS_SECRET_ACCESS_KEY" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--node-selector", "pool"], "--node-selector pool: write KEY=VALUE"),
+        (["--label", "=x"], "--label =x: write KEY=VALUE"),
         (["--toleration", "gpu:Never"], "--toleration gpu:Never: write KEY"),
         (["--s3-port", "http"], "--s3-port http: a port is a number"),
         (["--s3-cidr", "10.0.0.1/8"], "--s3-cidr 10.0.0.1/8: "),
