@@ -13,6 +13,7 @@ wrong branch), and texts are put together by the step `join`, never here (compon
 What KFP can set on a step is in steps.py; docs/pipeline.md lists the parameters.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,14 @@ def ref(task: Any) -> Any:
 
 def adapt_llama(of: Size, fixed: Fixed = Fixed()) -> Any:  # noqa: B008 - it cannot be changed
     """The pipeline with the defaults of a size, for kfp to compile."""
+    made = dsl.pipeline(name="adapt-llama", description="Adapt a LLaMA model to Chinese")
+    return made(course(of, fixed))
+
+
+def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B008 - it cannot be changed
+    """The function that kfp makes the pipeline of: its signature and docstring are the pipeline's parameters."""
     training, work, serving = of.lora, of.work, of.serving
 
-    @dsl.pipeline(name="adapt-llama", description="Adapt a LLaMA model to Chinese")
     def pipeline(
         store: str,
         # the model

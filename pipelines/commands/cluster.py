@@ -146,17 +146,22 @@ def compile_(given: argparse.Namespace) -> None:
 
 
 def parameters(given: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from pipelines import sizes
-    from pipelines.adapt_llama import adapt_llama
+    from pipelines.parameters import parameters as parameters_of
     from pipelines.placeholders import text_of
 
-    table = Table("parameter", "type", "default", box=None, padding=(0, 2, 0, 0))
-    for name, found in (adapt_llama(sizes.load(given.size)).component_spec.inputs or {}).items():
-        table.add_row(name, found.type.lower(), "(required)" if not found.optional else text_of(found.default))
-    Console().print(table)
+    table = Table("parameter", "type", "default", "", box=None, padding=(0, 2, 0, 0))
+    group = ""
+    for one in parameters_of(sizes.load(given.size)):
+        if one.group != group:
+            group = one.group
+            table.add_row(f"\n[bold]{group}")
+        default = "(required)" if one.default is None else text_of(one.default)
+        table.add_row(one.name, one.kind, Text(default), Text(one.note))
+    options.console().print(table)
 
 
 def render_pytorchjob(given: argparse.Namespace) -> None:
@@ -260,7 +265,8 @@ def render_dev_secrets(given: argparse.Namespace) -> None:
 
 
 def render_all(given: argparse.Namespace) -> None:
+    from pipelines import parameters as pipeline_parameters
     from pipelines import render, serving
 
-    for path in (*render.write_examples(), *serving.write_examples()):
+    for path in (*render.write_examples(), *serving.write_examples(), pipeline_parameters.write_page()):
         print(path)
