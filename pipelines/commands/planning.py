@@ -92,6 +92,7 @@ def _train(stages: list[str], given: argparse.Namespace, wish: "Wish", kinds: "l
         for names in dict.fromkeys(tuple(names) for names in fitting.values() if wish.gpu):
             whose = ", ".join(stage for stage, found in fitting.items() if tuple(found) == names)
             notes.append(f"{whose}: as it is, {'fits ' + ', '.join(names) if names else 'fits no GPU of the list'}.")
+        notes += table.other_batches(plans, wish.size)
         lines = [line for stage in stages for line in warned[stage]]
         title = table.heading(plans, wish.size.name)
         table.show(Console(highlight=False), title, table.table(plans), notes, lines)

@@ -201,7 +201,7 @@ def layer_activations(s: Setting) -> int:
     kept += FLOAT32 * s.model.heads + s.block * c  # attention's sums, and the mask, once a block
     kept += 3 * f * c  # gate, its SiLU, up
     # what LoRA is applied to is kept once for all that share it, unless each drops values of its own
-    shared = set()
+    shared = {"attention"}
     if s.zero.stage == 3:
         # DeepSpeed's own product keeps its input whether the weight is trained or not
         kept += (2 * h + f) * c
@@ -290,7 +290,7 @@ def moments(s: Setting) -> list[Moment]:
     early = buffers if s.trains_head or s.targets else always
     found.append(Moment("last layer", _parts(weights, optimizer, gradients, kept + layer + work, 0, early)))
 
-    end = before + end_gradients(s)
+    end = end_gradients(s)
     found.append(Moment("backward's end", _parts(weights, optimizer, end, around + stream, 0, buffers)))
     found.append(Moment("optimizer", _parts(weights, optimizer, step_gradients(s), 0, 0, always)))
     return found
@@ -330,12 +330,15 @@ def part(s: Setting, elements: int) -> int:
 def accumulated_gradients(s: Setting) -> int:
     """What a pass finds of the passes before it."""
     if s.zero.stage == 0:
-        # data parallelism exchanges them in buffers of their own
-        reducer = s.trained * FLOAT32 if s.processes > 1 else 0
-        return reducer + (s.trained * FLOAT32 if s.accumulation > 1 else 0)
+        return exchange_buffers(s) + (s.trained * FLOAT32 if s.accumulation > 1 else 0)
     if s.zero.stage == 3:
         return 0 if s.zero.offloads_optimizer else part(s, s.trained) * s.compute_bytes
     return partition_gradients(s) if s.accumulation > 1 and not s.zero.offloads_optimizer else 0
+
+
+def exchange_buffers(s: Setting) -> int:
+    """Plain data parallelism exchanges gradients in buffers of its own, made once."""
+    return s.trained * FLOAT32 if s.processes > 1 else 0
 
 
 def partition_gradients(s: Setting) -> int:
@@ -370,12 +373,14 @@ def reduction_buffers(s: Setting) -> int:
 
 def end_gradients(s: Setting) -> int:
     """Gradients when the embeddings' arrives, dense."""
+    if s.zero.stage == 0:
+        # of the first pass it stays where it is, of later ones it is added
+        added = s.table * FLOAT32 if s.accumulation > 1 and s.trained_tables else 0
+        return exchange_buffers(s) + s.trained * FLOAT32 + added
     before = accumulated_gradients(s)
     if not s.trained_tables:
-        return before + (0 if s.zero.stage else s.trained * FLOAT32)
-    table = s.table * (FLOAT32 if s.zero.stage == 0 else s.compute_bytes)
-    if s.zero.stage == 0:
-        return before + (table if s.accumulation > 1 else s.trained * FLOAT32)
+        return before + part(s, s.trained) * s.compute_bytes
+    table = s.table * s.compute_bytes
     if s.zero.stage == 3:
         return before + 2 * table
     # itself, its copy to be reduced, and what was reduced before
@@ -385,7 +390,7 @@ def end_gradients(s: Setting) -> int:
 def step_gradients(s: Setting) -> int:
     """Gradients as the optimizer takes them: float32, under ZeRO of this process's part."""
     if s.zero.stage == 0:
-        return accumulated_gradients(s) + (s.trained * FLOAT32 if s.accumulation == 1 else 0)
+        return exchange_buffers(s) + s.trained * FLOAT32
     if s.zero.offloads_optimizer:
         return accumulated_gradients(s)
     # before they are cast DeepSpeed takes the norm of each piece, in float64

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.planner.estimate import FRAGMENTATION, RESERVED, Plan, ServingPlan, gigabytes, hours
+from pipelines.sizes import Size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +16,7 @@ PARTS = ("weights", "optimizer", "gradients", "activations", "loss", "buffers")
 
 
 def _part(name: str) -> Callable[[Plan], str]:
-    return lambda plan: gigabytes(plan.moment.parts[name])
+    return lambda plan: gigabytes(plan.moment.parts[name]) if plan.moment.parts[name] else "-"
 
 
 def _verdict(plan: Plan) -> str:
@@ -129,6 +130,19 @@ def assumptions(plans: Sequence[Plan], stated: bool) -> str:
     )
 
 
+def other_batches(plans: Sequence[Plan], size: Size) -> list[str]:
+    """Where the machines make the global batch another one than the size has."""
+    found = []
+    for plan in plans:
+        has, wanted = plan.tokens_per_step // plan.setting.block, size.training(plan.stage).global_batch
+        if has != wanted:
+            found.append(
+                f"{plan.stage}: {has:,} blocks a step, where the size has {wanted:,}; --gradient-accumulation-steps "
+                "and --per-device-train-batch-size in --arguments make it so again."
+            )
+    return found
+
+
 def serving_table(plan: ServingPlan) -> "Table":
     from rich import box
     from rich.table import Table
@@ -148,7 +162,7 @@ def serving_table(plan: ServingPlan) -> "Table":
 
 def show(console: "Console", title: str, found: "Table", notes: Sequence[str], warned: Sequence[str]) -> None:
     console.print(f"[bold]{title}[/]\n")
-    console.print(found)
+    console.print(found, "")
     for line in notes:
         console.print(line, style="dim")
     for line in warned:

@@ -59,32 +59,37 @@ def assert_close(made: Case, found: int, processes: int = 1) -> None:
     )
 
 
-# --- small ------------------------------------------------------------------------------------------------------------
+# --- without DeepSpeed ------------------------------------------------------------------------------------------------
 
 CHECKPOINTING = "--gradient-checkpointing true"
 PLAIN = {
-    "embeddings": case(SMALL, "embeddings", 2, 128),
-    "embeddings, larger": case(SMALL, "embeddings", 8, 256),
-    "embeddings, recomputed": case(SMALL, "embeddings", 8, 256, f"--deepspeed none {CHECKPOINTING}"),
+    "embeddings": case(SMALL, "embeddings", 8, 256),
+    "embeddings, recomputed": case(SMALL, "embeddings", 4, 256, f"--deepspeed none {CHECKPOINTING}"),
     "embeddings and head, bfloat16": case(
         SMALL, "embeddings", 4, 128, "--deepspeed none --precision bfloat16 --also-lm-head true"
     ),
     "lora": case(SMALL, "lora", 2, 128),
     "lora, recomputed": case(SMALL, "lora", 4, 256, f"--deepspeed none {CHECKPOINTING}"),
-    "lora, bfloat16": case(SMALL, "lora", 4, 128, "--deepspeed none --precision bfloat16"),
-    "lora, two passes": case(SMALL, "lora", 2, 128, "--deepspeed none --gradient-accumulation-steps 2"),
+    "lora, bfloat16, two passes": case(
+        SMALL, "lora", 4, 128, "--deepspeed none --precision bfloat16 --gradient-accumulation-steps 2"
+    ),
     "lora, new rows": case(SMALL, "lora", 2, 128, "--deepspeed none --embedding-rows new"),
-    "sft": case(SMALL, "sft", 4, 128),
     "sft, recomputed": case(SMALL, "sft", 4, 256, f"--deepspeed none {CHECKPOINTING}"),
     "sft with embeddings, no dropout": case(
         SMALL, "sft", 4, 128, "--deepspeed none --train-embeddings true --lora-dropout 0 --lora-r 64"
     ),
+    "49 million, wide: embeddings": case(WIDE, "embeddings", 1, 256),
+    "49 million, wide: lora": case(WIDE, "lora", 1, 256),
+    "49 million, wide: sft, recomputed": case(WIDE, "sft", 1, 256, f"--deepspeed none {CHECKPOINTING}"),
+    "46 million, deep: embeddings, recomputed": case(DEEP, "embeddings", 2, 128, f"--deepspeed none {CHECKPOINTING}"),
+    "46 million, deep: lora, recomputed": case(DEEP, "lora", 2, 128, f"--deepspeed none {CHECKPOINTING}"),
+    "46 million, deep: sft": case(DEEP, "sft", 1, 256),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_peak_of_a_small_training_is_as_planned(measured, name):
+def test_the_peak_of_a_training_is_as_planned(measured, name):
     assert_close(PLAIN[name], measured(PLAIN, name))
 
 
@@ -113,23 +118,17 @@ def deepspeed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     two, three = (f"--precision bfloat16 --deepspeed {files[name]}" for name in ("zero2", "zero3"))
     return {
         "embeddings, zero2, recomputed": case(SMALL, "embeddings", 2, 128, f"{two} {CHECKPOINTING}"),
-        "lora, zero2": case(SMALL, "lora", 4, 256, two),
         "lora, zero2, two passes": case(SMALL, "lora", 2, 128, f"{two} --gradient-accumulation-steps 2"),
         "sft, zero2, recomputed": case(SMALL, "sft", 4, 256, f"{two} {CHECKPOINTING}"),
-        "lora, zero2, shipped": case(SMALL, "lora", 2, 128, "--precision bfloat16 --deepspeed zero2"),
-        "lora, zero3": case(SMALL, "lora", 4, 256, three),
-        "embeddings, zero3": case(SMALL, "embeddings", 4, 256, three),
+        "lora, zero3": case(SMALL, "lora", 2, 256, three),
+        "lora, zero2": case(SMALL, "lora", 2, 256, two),
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [
-        "embeddings, zero2, recomputed", "lora, zero2", "lora, zero2, two passes", "sft, zero2, recomputed",
-        "lora, zero2, shipped", "lora, zero3", "embeddings, zero3",
-    ],
-)  # fmt: skip
+    "name", ["embeddings, zero2, recomputed", "lora, zero2, two passes", "sft, zero2, recomputed", "lora, zero3"]
+)
 def test_the_peak_under_deepspeed_is_as_planned(measured, deepspeed, name):
     assert_close(deepspeed[name], measured(deepspeed, name))
 
@@ -145,24 +144,6 @@ def test_each_of_two_processes_holds_its_part(deepspeed):
     for process in started:
         for one, found in zip(made, peaks(process, made), strict=True):
             assert_close(one, found, processes=2)
-
-
-# --- fifty million ----------------------------------------------------------------------------------------------------
-
-LARGER = {
-    "wide, embeddings": case(WIDE, "embeddings", 2, 128),
-    "wide, lora": case(WIDE, "lora", 1, 256),
-    "wide, sft, recomputed": case(WIDE, "sft", 2, 256, f"--deepspeed none {CHECKPOINTING}"),
-    "deep, embeddings, recomputed": case(DEEP, "embeddings", 2, 256, f"--deepspeed none {CHECKPOINTING}"),
-    "deep, lora, recomputed": case(DEEP, "lora", 2, 256, f"--deepspeed none {CHECKPOINTING}"),
-    "deep, sft": case(DEEP, "sft", 1, 256),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGER)
-def test_the_peak_of_fifty_million_parameters_is_as_planned(measured, name):
-    assert_close(LARGER[name], measured(LARGER, name))
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------

@@ -1,0 +1,216 @@
+"""What a plan says of work, storage and nodes, and what it would take to fit."""
+
+import dataclasses
+import shlex
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.shared.errors import InputError
+from pipelines import sizes
+from pipelines.planner import estimate
+from pipelines.planner.estimate import Wish, plan, remedies, serving_plan
+from pipelines.planner.gpus import FILE, gpu_of, gpus
+
+GIANTS = ("7b", "13b", "33b", "65b")
+KINDS = list(gpus().values())
+
+
+def wish(size: str, gpu: str = "h100-80gb", **more) -> Wish:
+    return Wish(size=sizes.load(size), gpu=gpu_of(gpu) if gpu else None, **more)
+
+
+# --- the sizes fit what their files name ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", sizes.STAGES)
+@pytest.mark.parametrize(
+    ("size", "gpu"), [("7b", "a10-24gb"), ("13b", "a100-40gb"), ("33b", "a100-80gb"), ("65b", "h200-141gb")]
+)
+def test_each_size_fits_the_cards_that_its_file_speaks_of_and_gives_its_nodes_enough(size, gpu, stage):
+    asked = wish(size, gpu)
+    made = plan(stage, asked)
+    assert made.fits, f"{made.needed:,} of {made.gpu.memory:,}: {made.moment}"
+    if size != "7b":
+        # what a day on another kind costs in time is another matter
+        assert estimate.warnings(made, asked.size) == []
+
+
+def test_65b_does_not_fit_80_gb_under_zero2_and_zero3_is_the_first_remedy():
+    asked = wish("65b", nodes=1, gpus_per_node=8)
+    made = plan("lora", asked)
+    assert not made.fits
+    assert made.moment.parts["weights"] > 130e9
+    first, *others = remedies([made], asked, KINDS)
+    assert "--deepspeed zero3" in first
+    assert any("h200-141gb" in other for other in others)
+
+
+@pytest.mark.parametrize("size", GIANTS)
+@pytest.mark.parametrize("gpu", [kind.name for kind in KINDS])
+def test_every_remedy_makes_it_fit(size, gpu):
+    asked = wish(size, gpu, arguments="--gradient-checkpointing false")
+    short = [made for made in (plan(stage, asked) for stage in sizes.STAGES) if not made.fits]
+    if not short:
+        assert plan("lora", asked).fits
+        return
+    found = remedies(short, asked, KINDS)
+    assert found
+    for remedy in found:
+        words = shlex.split(remedy.rsplit(" (", 1)[0])
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        changed = dataclasses.replace(
+            asked,
+            gpu=gpu_of(given["--gpu"]) if "--gpu" in given else asked.gpu,
+            nodes=int(given.get("--nodes", 0)),
+            arguments=f"{asked.arguments} {given.get('--arguments', '')}",
+        )
+        for made in short:
+            assert plan(made.stage, changed).fits
+            assert plan(made.stage, changed).tokens_per_step >= made.tokens_per_step
+
+
+def test_a_remedy_is_not_given_twice_with_more():
+    asked = wish("65b")
+    short = [plan(stage, asked) for stage in sizes.STAGES]
+    assert sum("zero3" in remedy for remedy in remedies(short, asked, KINDS)) == 1
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "tokens"), [("embeddings", 1024 * 512), ("lora", 1024 * 512), ("sft", 512 * 512)])
+def test_a_step_is_the_recipes_global_batch(stage, tokens):
+    assert plan(stage, wish("7b")).tokens_per_step == tokens
+
+
+def test_the_recipes_own_training_takes_as_long_as_it_says_at_the_share_that_it_had():
+    # 16 A100s, batch 1024, 512 tokens: about 6 hours for 1000 steps
+    made = plan("lora", wish("7b", "a100-80gb", nodes=2, gpus_per_node=8, steps=1000, mfu=0.13))
+    assert made.seconds == pytest.approx(6 * 3600, rel=0.05)
+
+
+@pytest.mark.parametrize(("length", "seconds"), [(512, 1.5), (1024, 2.8)])
+def test_the_assumed_share_is_what_was_published_of_an_a100(length, seconds):
+    # Qwen-7B's README: LoRA on one A100, 8 passes of one sequence, recomputed activations
+    work = 4 * 6.5e9 + 4 * 151_936 * 4096
+    gpu = gpu_of("a100-80gb")
+    assert 8 * length * work / (gpu.tflops * 1e12 * gpu.mfu) == pytest.approx(seconds, rel=0.15)
+
+
+def test_twice_the_gpus_take_half_the_time_for_the_same_steps():
+    one, two = (plan("lora", wish("13b", nodes=nodes)) for nodes in (1, 2))
+    assert two.tokens == 2 * one.tokens
+    assert two.seconds == pytest.approx(one.seconds)
+    assert two.tokens_per_second == pytest.approx(2 * one.tokens_per_second)
+
+
+def test_recomputing_costs_time():
+    with_it, without = (
+        plan("lora", wish("7b", "a100-80gb", arguments=f"--gradient-checkpointing {given}")) for given in (True, False)
+    )
+    assert with_it.seconds > 1.2 * without.seconds
+    assert with_it.moment.total < without.moment.total
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_in_s3_follows_from_the_parameters():
+    made = plan("lora", wish("7b", pieces=49_953))
+    trained, base = 429_203_456, 6_885_486_592
+    assert made.model == pytest.approx(2 * base, rel=1e-3)
+    assert made.artifact == pytest.approx(2 * trained, rel=0.01)
+    # bfloat16 weights, float32 masters, two moments
+    assert made.checkpoint == 14 * trained
+    # 6000 steps, one every 500, none of the last
+    assert made.checkpoint_count == 11
+    assert made.s3_kept == made.artifact + 3 * made.checkpoint
+    assert made.s3_read == 2 * (made.model + made.dataset)
+    assert made.ephemeral > made.model + made.dataset + 2 * trained
+    stage_1 = plan("embeddings", wish("7b", pieces=49_953))
+    assert stage_1.artifact == stage_1.model
+    assert stage_1.written < 0.1 * stage_1.artifact
+
+
+def test_a_dataset_takes_two_bytes_a_token_up_to_65536_pieces():
+    few, many = (plan("lora", wish("7b", pieces=pieces, data_tokens=10**9)) for pieces in (65_536, 65_537))
+    assert few.dataset == pytest.approx(2e9, rel=0.02)
+    assert many.dataset == pytest.approx(4e9, rel=0.02)
+
+
+def test_a_node_that_has_too_little_is_named_with_its_field():
+    size = sizes.load("7b")
+    small = dataclasses.replace(size, lora=dataclasses.replace(size.lora, memory="64Gi", ephemeral_storage="8Gi"))
+    found = estimate.warnings(plan("lora", wish("7b")), small)
+    assert [line.split(" of a node")[0] for line in found] == ["lora: memory", "lora: ephemeral_storage"]
+
+
+@pytest.mark.parametrize(("text", "count"), [("384Gi", 384 * 2**30), ("500M", 5e8), ("8", 8), ("1.5Ti", 1.5 * 2**40)])
+def test_quantities_are_kubernetes(text, count):
+    assert estimate.quantity(text) == count
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "gpu"), [("7b", "a10-24gb"), ("13b", "a100-40gb"), ("33b", "l40s-48gb"), ("65b", "l40s-48gb")]
+)
+def test_each_size_is_served_on_what_its_file_says(size, gpu):
+    made = serving_plan(wish(size, gpu), concurrency=1)
+    assert made.fits
+    assert made.most >= 1
+
+
+def test_the_cache_of_a_token_of_7b_is_half_a_megabyte():
+    assert serving_plan(wish("7b")).cache_per_token == 2 * 32 * 4096 * 2
+
+
+@given(st.sampled_from(GIANTS), st.sampled_from([kind.name for kind in KINDS]), st.integers(256, 4096))
+def test_as_many_requests_as_it_says_fit_and_not_one_more(size, gpu, context):
+    most = serving_plan(wish(size, gpu), context=context).most
+    assert not serving_plan(wish(size, gpu), context=context, concurrency=most + 1).fits
+    if most:
+        assert serving_plan(wish(size, gpu), context=context, concurrency=most).fits
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"mfu": 1.5}, "--mfu 1.5: it is a share"),
+        ({"nodes": -1}, "--nodes -1"),
+        ({"arguments": "--deepspeed zero9"}, "--deepspeed zero9: no such file"),
+        ({"arguments": "--precision float32"}, "--precision float32"),
+        ({"arguments": "--embedding-rows new --deepspeed zero3"}, "--embedding-rows new"),
+    ],
+)
+def test_wrong_wishes_are_refused(more, said):
+    with pytest.raises(InputError, match=said):
+        plan("lora", wish("7b", **more))
+
+
+def test_serving_refuses_gpus_that_do_not_divide_the_heads():
+    with pytest.raises(InputError, match="32 attention heads cannot be divided"):
+        serving_plan(wish("7b"), gpus=3)
+
+
+def test_a_list_of_gpus_of_ones_own_is_read_and_a_wrong_one_refused(tmp_path):
+    known = yaml.safe_load(FILE.read_text())
+    path = tmp_path / "gpus.yaml"
+    path.write_text(yaml.safe_dump({"mine": {**known["h100-80gb"], "memory_mib": 98_304}}))
+    assert gpu_of("mine", path).memory == 96 * 2**30
+    for wrong in ("[", "mine: 3", "mine: {memory_mib: 1}", yaml.safe_dump({"mine": {**known["a10-24gb"], "mfu": 0}})):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=r"gpus\.yaml"):
+            gpus(path)
+
+
+def test_an_unknown_gpu_names_the_nearest():
+    with pytest.raises(InputError, match=r"--gpu h100-80: not known \(did you mean h100-80gb\?\)"):
+        gpu_of("h100-80")
