@@ -65,7 +65,7 @@ def test_a_workflow_names_no_host(path):
 
 
 def test_ci_runs_what_a_change_must_pass():
-    assert {"run": "bash .ci/run"} in steps(ROOT / ".github" / "workflows" / "ci.yaml")
+    assert "bash .ci/run" in [step.get("run") for step in steps(ROOT / ".github" / "workflows" / "ci.yaml")]
 
 
 def test_nothing_gets_the_releases_tag_before_it_is_scanned_and_signed(release):
