@@ -22,6 +22,7 @@ from components.shared.errors import InputError
 from components.shared.meta_format import EMBEDDING, HEAD, ROPE_THETA, TOKENIZER, places, unpermute
 from components.shared.progress import Progress
 from components.shared.prompt import CHAT_TEMPLATE
+from components.shared.quantised import refuse_quantised
 from components.shared.safetensors_io import Checkpoint, Sink
 from components.shared.sentencepiece_model import parse_model
 from components.shared.vocabulary import Encoder, load_encoder
@@ -111,6 +112,7 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
     settings = _settings(model, where)
     encoder = load_encoder(model, "--model")
     checkpoint = Checkpoint(model)
+    refuse_quantised(checkpoint, where)
     rows = checkpoint.info(EMBEDDING).shape[0]
     if rows < encoder.size:
         raise InputError(

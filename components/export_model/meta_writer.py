@@ -29,6 +29,7 @@ from components.shared.meta_format import (
 )
 from components.shared.progress import Progress, human
 from components.shared.pth import PthStream
+from components.shared.quantised import refuse_quantised
 from components.shared.safetensors_io import Checkpoint
 from components.shared.vocabulary import load_encoder
 
@@ -43,6 +44,7 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
     params = params_of(model, where)
     count = shards or META_SHARDS.get(params.dim, 1)
     checkpoint = Checkpoint(model)
+    refuse_quantised(checkpoint, where)
     rows = checkpoint.info(EMBEDDING).shape[0]
     if rows < encoder.size:
         raise InputError(

@@ -58,6 +58,7 @@ class ExtendTokenizer(StageOptions):
 def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
     from components.shared.fast_tokenizer import tokenizer_files
+    from components.shared.quantised import refuse_quantised
     from components.shared.safetensors_io import Checkpoint
 
     model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
@@ -65,6 +66,7 @@ def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
     settings = _json(model, "config.json")
     checkpoint = Checkpoint(model)
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
+    refuse_quantised(checkpoint, f"--model {model.root}", tables)
     for table in tables:
         rows = checkpoint.info(table).shape[0]
         if rows < base.size:

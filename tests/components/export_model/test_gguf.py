@@ -21,7 +21,7 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError, StorageFault
 from components.shared.prompt import CHAT_TEMPLATE
 from components.shared.vocabulary import Encoder
-from tests.components.export_model.conftest import configure
+from tests.components.export_model.conftest import configure, quantise
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
 gguf = pytest.importorskip("gguf")
@@ -277,6 +277,12 @@ def test_a_model_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, m
     with pytest.raises(InputError, match=message):
         export(tmp_path / "store", model)
     assert not list((tmp_path / "store").rglob("*.gguf"))
+
+
+def test_a_quantised_model_is_refused(tmp_path, model):
+    quantise(model)
+    with pytest.raises(InputError, match=r"\.weight is int8, a quantised weight; give the model in float16"):
+        export(tmp_path / "store", model)
 
 
 def test_a_missing_shard_a_cut_file_and_a_foreign_tokenizer_are_named(tmp_path, model, chinese_tokenizer):

@@ -19,7 +19,7 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.meta_format import MetaParams
 from components.shared.safetensors_io import Checkpoint
-from tests.components.export_model.conftest import configure
+from tests.components.export_model.conftest import configure, quantise
 
 
 def export(store: str | Path, model: str | Path, shards: int = 0) -> Manifest:
@@ -170,6 +170,12 @@ def test_any_width_is_said_and_read_back(pairs, width):
 def test_what_metas_format_cannot_say_is_refused(tmp_path, model, changes, message):
     configure(model, **changes)
     with pytest.raises(InputError, match=message):
+        export(tmp_path / "store", model)
+
+
+def test_a_quantised_model_is_refused(tmp_path, model):
+    quantise(model)
+    with pytest.raises(InputError, match=r"\.weight is int8, a quantised weight; give the model in float16"):
         export(tmp_path / "store", model)
 
 

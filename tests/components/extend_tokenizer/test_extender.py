@@ -272,6 +272,12 @@ def broken_model(tmp_path, llama_tokenizer, fault):
         (folder / "config.json").write_text("{")
     if fault == "weights":
         (folder / "model.safetensors").unlink()
+    if fault == "quantised":
+        from safetensors.torch import load_file, save_file
+
+        found = load_file(folder / "model.safetensors")
+        found["lm_head.weight"] = (found["lm_head.weight"] * 100).to(torch.int8)
+        save_file(found, folder / "model.safetensors")
     return folder
 
 
@@ -285,6 +291,7 @@ def broken_model(tmp_path, llama_tokenizer, fault):
         ("config", "no file config.json"),
         ("json", "config.json is not JSON"),
         ("weights", "no model.safetensors"),
+        ("quantised", r"lm_head\.weight is int8, a quantised weight; give the model in float16"),
     ],
 )
 def test_a_model_that_cannot_be_extended_is_named(tmp_path, llama_tokenizer, chinese, fault, said):
