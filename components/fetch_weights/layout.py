@@ -135,7 +135,8 @@ def _meta(source: Source, size: str, names: Collection[str], listed: Collection[
             missing.append(TOKENIZER)
     if missing:
         raise InputError(
-            f"{where}: {', '.join(missing)} missing of {size or 'the'} {count} shards; complete the source"
+            f"{where}: {', '.join(missing)} missing; {size or 'it'} has {count} shard{'s' if count > 1 else ''}, "
+            f"{PARAMS} and {TOKENIZER}; complete the source"
         )
     return Layout("meta-weights", (*wanted, TOKENIZER), outside)
 
