@@ -120,6 +120,8 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     try:
         with _wide_terminal(), redirect_stderr(said), redirect_stdout(said):
             return tyro.cli(kind, prog=prog, args=bridged, config=config, use_underscores=False)
+    except _Terminated:
+        raise
     except SystemExit as error:
         raise InputError(f"{program(kind)}: {_tyros_complaint(said.getvalue())}; see --help") from error
 

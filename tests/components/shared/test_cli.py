@@ -431,6 +431,20 @@ def test_a_cancelled_stage_ends_with_143_and_leaves_nothing(example, environment
         assert [path for path in Path(store).rglob("*") if path.is_file()] == []
 
 
+def test_a_cancel_while_the_options_are_read_is_no_fault_of_theirs(monkeypatch):
+    def terminated(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, cli._terminated)
+    try:
+        monkeypatch.setattr("tyro.cli", terminated)
+        with pytest.raises(SystemExit) as ended:
+            parse(StageOptions, ["--store", "s"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+
+
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
