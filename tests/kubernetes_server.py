@@ -348,6 +348,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_of(self, path: str, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
         """A status and an answer, with whatever was asked for done."""
         if self.command == "POST":
+            if "metadata" not in body:
+                # the client was killed while it wrote
+                return 400, {"message": "not an object"}
             return self.of.create(f"{path}/{body['metadata']['name']}", body)
         if self.command == "PATCH":
             if self.headers["Content-Type"] != "application/apply-patch+yaml" or not query.get("fieldManager"):

@@ -170,6 +170,7 @@ class _Run:
         self._calm = False
         self._cancelled = False
         self._their_own = True
+        self._published = False
         self._ended: dict[str, str] = {}
         self._written: dict[str, list[str]] = {}
         self._wrong: list[str] = []
@@ -226,9 +227,13 @@ class _Run:
         """The launcher's end against what has become of the jobs."""
         ends = list(self._ended.values())
         self._counted[f"ended with {code}"] += 1
+        # of two launchers one deletes the job whose input is wrong, and the other may see no more than that
+        other = self._plan.launchers > 1 and "wrong input" in ends
+        gone = other or bool({"deadline", "deleted"} & set(ends))
         known = {
-            0: "succeeded" in ends,
-            1: bool({"deadline", "deleted"} & set(ends)) or ends.count("failed") == ATTEMPTS or self._cancelled,
+            # a result that is there counts, whatever becomes of the job
+            0: "succeeded" in ends or self._published,
+            1: gone or ends.count("failed") == ATTEMPTS or self._cancelled,
             2: "wrong input" in ends,
             143: self._cancelled,
             # it had not begun: the second of two
@@ -381,8 +386,12 @@ class _Run:
         def note() -> None:
             self._ended[name] = end
 
+        def publish() -> None:
+            self._published = True
+            train(job)
+
         if end == "succeeded":
-            step(lambda: train(job))
+            step(publish)
             step(
                 lambda: cluster.set_pod(name, "Succeeded", 0, restarts=restarts),
                 lambda: cluster.set_condition(name, done),
