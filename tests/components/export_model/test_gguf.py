@@ -22,6 +22,7 @@ from components.shared.errors import InputError, StorageFault
 from components.shared.prompt import CHAT_TEMPLATE
 from components.shared.vocabulary import Encoder
 from tests.components.export_model.conftest import configure, quantise
+from tests.texts import mixed_lines
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
 gguf = pytest.importorskip("gguf")
@@ -58,9 +59,9 @@ def folder(exported) -> Path:
 # --- the tokenizer inside ---------------------------------------------------------------------------------------------
 
 
-def test_llama_cpp_gives_sentencepieces_ids(folder, chinese_text, english_text):
+def test_llama_cpp_gives_sentencepieces_ids_on_the_parity_corpus(folder, chinese_text, english_text):
     encoder = Encoder((folder / "tokenizer.model").read_bytes())
-    texts = [*chinese_text, *english_text[:500], *probe_lines(encoder)]
+    texts = [*chinese_text, *english_text[:500], *probe_lines(encoder), *mixed_lines(20_000)]
     found = llama_cpp_tools.encode(folder / "model-f16.gguf", texts)
     assert found == [[encoder.bos, *ids] for ids in encoder.encode_batch(texts)]
 
