@@ -422,6 +422,9 @@ class ServingPlan:
 def serving_plan(wish: Wish, context: int = 0, concurrency: int = 0, gpus: int = 0) -> ServingPlan:
     """The plan of serving a size: weights in float16, split between the pod's GPUs, and the cache beside them."""
     assert wish.gpu is not None
+    for option, given in (("--context", context), ("--concurrency", concurrency)):
+        if given < 0:
+            raise InputError(f"{option} {given}: a number above 0 is needed")
     size, model = wish.size, wish.size.model
     split = gpus or size.serving.gpus
     if model.heads % split:

@@ -10,17 +10,20 @@ process, since importing takes longer than a case.
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
+
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,27 @@ def measured(case: Case) -> int:
             with mock.patch.object(trainer, "trained_weights", note):
                 trainer.train(options, arguments, made, blocks, None, run)
     return peak
+
+
+def run(cases: Sequence[Case], **environment: str) -> "subprocess.Popen[str]":
+    """The measuring program on these cases."""
+    words = [json.dumps(asdict(case)) for case in cases]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.pipelines.planner.measured_training", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def peaks(process: "subprocess.Popen[str]", cases: Sequence[Case]) -> list[int]:
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors[-3000:]
+    found = [int(line.split()[1]) for line in output.splitlines() if line.startswith("peak ")]
+    assert len(found) == len(cases)
+    return found
 
 
 def main() -> None:

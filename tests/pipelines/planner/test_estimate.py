@@ -1,6 +1,7 @@
 """What a plan says of work, storage and nodes, and what it would take to fit."""
 
 import dataclasses
+import functools
 import shlex
 
 import pytest
@@ -18,8 +19,11 @@ GIANTS = ("7b", "13b", "33b", "65b")
 KINDS = list(gpus().values())
 
 
+load = functools.cache(sizes.load)
+
+
 def wish(size: str, gpu: str = "h100-80gb", **more) -> Wish:
-    return Wish(size=sizes.load(size), gpu=gpu_of(gpu) if gpu else None, **more)
+    return Wish(size=load(size), gpu={kind.name: kind for kind in KINDS}[gpu], **more)
 
 
 # --- the sizes fit what their files name ------------------------------------------------------------------------------
@@ -198,6 +202,12 @@ def test_wrong_wishes_are_refused(more, said):
 def test_serving_refuses_gpus_that_do_not_divide_the_heads():
     with pytest.raises(InputError, match="32 attention heads cannot be divided"):
         serving_plan(wish("7b"), gpus=3)
+
+
+@pytest.mark.parametrize("more", [{"context": -1}, {"concurrency": -1}])
+def test_serving_refuses_negative_numbers(more):
+    with pytest.raises(InputError, match="-1: a number above 0 is needed"):
+        serving_plan(wish("7b"), **more)
 
 
 def test_a_list_of_gpus_of_ones_own_is_read_and_a_wrong_one_refused(tmp_path):

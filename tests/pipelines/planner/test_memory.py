@@ -16,8 +16,7 @@ from pipelines.planner.estimate import flops_per_token
 from pipelines.planner.gpus import gpus
 from pipelines.render import Finetune, Pretrain
 from pipelines.sizes import Architecture
-from tests.pipelines.planner.conftest import peaks, run
-from tests.pipelines.planner.measured_training import Case
+from tests.pipelines.planner.measured_training import Case, peaks, run
 
 WITHIN = 0.10
 """The bar is 15%."""
@@ -87,13 +86,24 @@ PLAIN = {
 }
 
 
+@pytest.fixture(scope="session")
+def plain_peaks() -> dict[str, int]:
+    cases = list(PLAIN.values())
+    return dict(zip(PLAIN, peaks(run(cases), cases), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_peak_of_a_training_is_as_planned(measured, name):
-    assert_close(PLAIN[name], measured(PLAIN, name))
+def test_the_peak_of_a_training_is_as_planned(plain_peaks, name):
+    assert_close(PLAIN[name], plain_peaks[name])
 
 
 # --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+DEEPSPEED = (
+    "embeddings, zero2, recomputed", "lora, zero2, two passes", "sft, zero2, recomputed", "lora, zero3", "lora, zero2",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -116,34 +126,34 @@ def deepspeed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         files[name] = folder / f"{name}.json"
         files[name].write_text(json.dumps({**settings, "zero_optimization": zero}))
     two, three = (f"--precision bfloat16 --deepspeed {files[name]}" for name in ("zero2", "zero3"))
-    return {
-        "embeddings, zero2, recomputed": case(SMALL, "embeddings", 2, 128, f"{two} {CHECKPOINTING}"),
-        "lora, zero2, two passes": case(SMALL, "lora", 2, 128, f"{two} --gradient-accumulation-steps 2"),
-        "sft, zero2, recomputed": case(SMALL, "sft", 4, 256, f"{two} {CHECKPOINTING}"),
-        "lora, zero3": case(SMALL, "lora", 2, 256, three),
-        "lora, zero2": case(SMALL, "lora", 2, 256, two),
-    }
+    made = (
+        case(SMALL, "embeddings", 2, 128, f"{two} {CHECKPOINTING}"),
+        case(SMALL, "lora", 2, 128, f"{two} --gradient-accumulation-steps 2"),
+        case(SMALL, "sft", 4, 256, f"{two} {CHECKPOINTING}"),
+        case(SMALL, "lora", 2, 256, three),
+        case(SMALL, "lora", 2, 256, two),
+    )
+    return dict(zip(DEEPSPEED, made, strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["embeddings, zero2, recomputed", "lora, zero2, two passes", "sft, zero2, recomputed", "lora, zero3"]
-)
-def test_the_peak_under_deepspeed_is_as_planned(measured, deepspeed, name):
-    assert_close(deepspeed[name], measured(deepspeed, name))
-
-
-@pytest.mark.slow
-def test_each_of_two_processes_holds_its_part(deepspeed):
-    made = [deepspeed["lora, zero2"], deepspeed["lora, zero3"]]
+@pytest.fixture(scope="session")
+def of_two_processes(deepspeed: dict[str, Case]) -> dict[str, list[int]]:
+    """Name → the peak of each of two processes that train together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [run(made, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(2)]
-    for process in started:
-        for one, found in zip(made, peaks(process, made), strict=True):
-            assert_close(one, found, processes=2)
+    cases = list(deepspeed.values())
+    started = [run(cases, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(2)]
+    found = zip(*(peaks(process, cases) for process in started), strict=True)
+    return dict(zip(deepspeed, map(list, found), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEPSPEED)
+def test_the_peak_of_each_of_two_processes_under_deepspeed_is_as_planned(deepspeed, of_two_processes, name):
+    for found in of_two_processes[name]:
+        assert_close(deepspeed[name], found, processes=2)
 
 
 # --- what is counted --------------------------------------------------------------------------------------------------
