@@ -4,8 +4,8 @@ A document is BOS + ids + EOS (the recipe's line sample has no EOS). An item is 
 answer + EOS, encoded on its own and learned; cut on the right at the block size. Special ids are put in by id, so a
 literal `</s>` in a text stays text.
 
-Batches go through the stage as arrays: what is done to one document after another is in Python, and that, not the
-encoding, is then most of the work (a review is encoded in 8 µs).
+Batches go through the stage as arrays, since what is done in Python to one document after another costs more than the
+encoding: of a review of 75 characters, 11 µs against 8 (4 by segments, shared/segments.py).
 """
 
 import json
@@ -89,7 +89,7 @@ class Examples:
             return self
         return replace(
             self,
-            segments=self.segments.take(np.flatnonzero(kept)),
+            segments=self.segments.where(kept),
             identities=list(compress(self.identities, kept)),
             contents=list(compress(self.contents, kept)),
             characters=self.characters[kept],

@@ -135,20 +135,20 @@ def _lines(artifact: Artifact, name: str, skipped: Skipped | None) -> Iterator[D
     json_lines = plain_name(name).endswith(".jsonl")
     number = 1
     for block in line_blocks(artifact, name):
-        raw_lines = block.removesuffix(b"\n").split(b"\n")
+        block = block.removesuffix(b"\n")
         texts = None if json_lines else _decoded(block, begin=number == 1)
         if texts is not None:
             yield Documents(texts, name, range(number, number + len(texts)))
         else:
-            yield _line_by_line(raw_lines, number, name, where, json_lines, skipped)
-        number += len(raw_lines)
+            yield _line_by_line(block.split(b"\n"), number, name, where, json_lines, skipped)
+        number += block.count(b"\n") + 1
 
 
 def _decoded(block: bytes, begin: bool) -> list[str] | None:
-    """The texts of a block of lines, without their ends; None when they are not UTF-8, one of them at least. At the
-    `begin` of a file a byte order mark may stand, which is no text."""
+    """The texts of lines, without their ends; None when they are not UTF-8, one of them at least. At the `begin` of a
+    file a byte order mark may stand, which is no text."""
     try:
-        text = block.removesuffix(b"\n").decode("utf-8-sig" if begin else "utf-8")
+        text = block.decode("utf-8-sig" if begin else "utf-8")
     except UnicodeDecodeError:
         return None
     texts = text.split("\n")

@@ -93,6 +93,12 @@ class Segments:
         first = int(self.lengths[:begin].sum())
         return type(self)(self.ids[first : first + int(lengths.sum())], lengths, self.prompts[begin:end])
 
+    def where(self, kept: "np.ndarray") -> Self:
+        """The segments for which `kept` is true."""
+        import numpy as np
+
+        return type(self)(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept], self.prompts[kept])
+
     def take(self, chosen: "np.ndarray") -> Self:
         """The segments of these numbers, in this order."""
         lengths = self.lengths[chosen]

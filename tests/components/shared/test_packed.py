@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.errors import InputError
-from components.shared.packed import IGNORED, KIND, PackedDataset, PackedWriter, Segment, packed_facts, token_type
+from components.shared.packed import (
+    IGNORED,
+    KIND,
+    PackedDataset,
+    PackedWriter,
+    Segment,
+    Segments,
+    packed_facts,
+    token_type,
+)
 
 BLOCK = 16
 PAD = 2
@@ -108,6 +117,30 @@ def test_text_without_prompts_takes_two_bytes_a_document(tmp_path):
         PackedWriter(ArtifactWriter(str(tmp_path), "s", "k"), "train", BLOCK, 1000, PAD, prompts=False) as split,
     ):
         split.write([Segment(np.full(6, 7), 3)])
+
+
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    chosen=st.lists(st.integers(0, 11), max_size=20),
+    cuts=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+)
+def test_parts_of_many_segments_are_those_segments(lengths, chosen, cuts):
+    single = [Segment(np.full(length, number), number % 3) for number, length in enumerate(lengths)]
+    whole = Segments.of(single)
+    begin, end = sorted(cuts)
+    numbers = [number for number in chosen if number < len(lengths)]
+    kept = np.isin(np.arange(len(lengths)), numbers)
+    for some, wanted in (
+        (whole, single),
+        (whole.part(begin, end), single[begin:end]),
+        (whole.take(np.array(numbers, int)), [single[number] for number in numbers]),
+        (whole.where(kept), [segment for segment, keep in zip(single, kept, strict=True) if keep]),
+        (Segments.joined([whole, whole.part(begin, end)]), single + single[begin:end]),
+    ):
+        assert len(some) == len(wanted)
+        assert some.ids.tolist() == [token for ids, _ in wanted for token in ids.tolist()]
+        assert some.lengths.tolist() == [len(ids) for ids, _ in wanted]
+        assert some.prompts.tolist() == [prompt for _, prompt in wanted]
 
 
 def test_a_dataset_of_an_older_version_is_refused(tmp_path):
