@@ -183,6 +183,7 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
         serve_context_length: int = serving.context_length,
         serve_stop_first: bool = False,
         serve_openshift: bool = False,
+        serve_image: str = "",
         serve_wait_minutes: int = 30,
         serve_secret: str = "zhllama-api-key",
     ):
@@ -303,6 +304,7 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
             serve_context_length: Tokens of prompt and answer together.
             serve_stop_first: Whether old pods stop before new ones start, where there are no GPUs to spare.
             serve_openshift: Whether pods name no user, since OpenShift gives them one.
+            serve_image: vLLM's image, from a registry of your own, say.
             serve_wait_minutes: How long they may take until they answer.
             serve_secret: Secret with the key that requests must give, under API_KEY.
         """
@@ -574,6 +576,7 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
                     context_length=serve_context_length,
                     stop_first=serve_stop_first,
                     openshift=serve_openshift,
+                    vllm_image=serve_image,
                     wait_minutes=serve_wait_minutes,
                     s3_secret=s3_secret,
                     api_key_secret=serve_secret,

@@ -26,7 +26,7 @@ from components.shared import storage
 from components.shared.errors import InputError, StorageFault
 from components.shared.kubernetes_api import ACCOUNT, call, connect, plain, short, unanswered
 from components.shared.log import mask
-from components.shared.model_server import OURS, PORT, VERSION_LABEL, ModelServer
+from components.shared.model_server import OURS, PORT, VERSION_LABEL, VLLM_IMAGE, ModelServer
 
 log = logging.getLogger("deploy")
 
@@ -79,6 +79,7 @@ def server_of(config: Serve) -> ModelServer:
         start_seconds=config.wait_minutes * 60,
         stop_first=config.stop_first,
         openshift=config.openshift,
+        vllm_image=config.vllm_image or VLLM_IMAGE,
     )
 
 

@@ -70,6 +70,8 @@ class Serve(StageOptions):
     """Stop the old pods before the new ones start, where there are no GPUs to spare."""
     openshift: not_keyed(bool) = False  # type: ignore[valid-type]
     """Pods name no user, since OpenShift gives them one and refuses any other."""
+    vllm_image: not_keyed(str) = ""  # type: ignore[valid-type]
+    """vLLM's image, from a registry of your own, say; empty: vLLM's own of the version that this one was tried with."""
     wait_minutes: not_keyed(int) = 30  # type: ignore[valid-type]
     """How long the new pods may take until they answer."""
     address: not_keyed(str) = ""  # type: ignore[valid-type]

@@ -199,12 +199,14 @@ def test_trainings_go_on_from_the_adapters_that_are_given(packages):
 
 def test_the_served_model_is_the_adapted_one_with_the_machines_of_its_size(packages):
     more = {"deploy": "kubernetes", "serve_replicas": "3", "s3_secret": "ours", "serve_secret": "its-key"}
+    more |= {"serve_openshift": "true", "serve_image": "r.example.com/vllm:1"}
     ran = {node.name: parsed(node, words) for node, words in runs(packages, "33b", **STARTS["served"] | more)}
     served = ran["deploy"]
     serving = sizes.load("33b").serving
     assert (served.model, served.deploy, served.name) == (ran["evaluate"].model, "kubernetes", "llama-33b")
     assert (served.replicas, served.gpus, served.memory) == (3, serving.gpus, serving.memory)
     assert (served.s3_secret, served.api_key_secret, served.gpu_resource) == ("ours", "its-key", serving.gpu)
+    assert (served.openshift, served.vllm_image) == (True, "r.example.com/vllm:1")
     assert served.output
 
 

@@ -111,7 +111,7 @@ def test_a_deployment_stands_and_is_tried_through_its_api(
     cluster: KubernetesServer, engine: FakeEngine, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reference, output = tmp_path / "ref", tmp_path / "tried.json"
-    more = {"reference": str(reference), "output": str(output)}
+    more = {"reference": str(reference), "output": str(output), "vllm_image": "r.example.com/vllm:1"}
     assert deploy(asked(model, engine, **more)) == "http://zhllama.team.svc:8000"
     assert reference.read_text() == "http://zhllama.team.svc:8000"
     tried = json.loads(output.read_text())
@@ -122,6 +122,7 @@ def test_a_deployment_stands_and_is_tried_through_its_api(
         "Deployment", "NetworkPolicy", "Pod", "PodMonitor", "Service",
     ]  # fmt: skip
     pod = cluster.of_kind("Deployment")["zhllama"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "r.example.com/vllm:1"
     assert pod["containers"][0]["command"] == ["vllm", "serve", f"{model.removesuffix('manifest.json')}"]
     assert pod["initContainers"][0]["args"][:2] == ["--model", model]
     encoded = [body for path, body in engine.seen if path == "/tokenize"]
