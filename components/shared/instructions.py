@@ -131,7 +131,8 @@ class _Before:
 
 
 def checked_item(item: Any, where: str, answered: bool = True) -> dict[str, str]:
-    """The item with its three fields; InputError for a missing, empty or non-text one (see read_instructions)."""
+    """The item with its three fields; InputError for a missing, empty or non-text one (see read_instructions), and for
+    text that has no UTF-8."""
     optional = ("input",) if answered else ("input", "output")
     if not isinstance(item, dict):
         raise InputError(f"{where}: a {type(item).__name__} where an object with {', '.join(FIELDS)} is needed")
@@ -144,5 +145,9 @@ def checked_item(item: Any, where: str, answered: bool = True) -> dict[str, str]
             raise InputError(f"{where}: field {field!r} is {'missing' if value is None else 'not text'}; mend the item")
         if not value.strip() and field not in optional:
             raise InputError(f"{where}: field {field!r} is empty; mend or remove the item")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: field {field!r} has half of a surrogate pair; mend the item") from error
         found[field] = value
     return found

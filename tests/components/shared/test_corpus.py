@@ -280,6 +280,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
         ({"a_json": json.dumps([ITEM, 5])}, "a.json: item 2: a int where an object"),
         ({"a_json": json.dumps([{"instruction": "x"}])}, "item 1: field 'output' is missing"),
         ({"a_json": json.dumps([{"output": "x"}])}, "item 1: field 'instruction' is missing"),
+        ({"a_jsonl": json.dumps({**ITEM, "input": "\ud83e"})}, "item 1: field 'input' has half of a surrogate pair"),
         ({"a_json": json.dumps([{**ITEM, "output": ["x"]}])}, "item 1: field 'output' is not text"),
         ({"a_json": json.dumps([{**ITEM, "instruction": " "}])}, "item 1: field 'instruction' is empty"),
         ({"a_jsonl": json.dumps(ITEM) + "\n{"}, "a.jsonl: line 2 is not JSON"),
