@@ -12,7 +12,7 @@ found. The manifest's own digest leaves out place, time and host: equal content,
 
 The manifest is written only where none is (If-None-Match), so that of two runs of the same work one publishes; the
 other one ends, or takes over the result when it is the same. Blocks are read, verified and written side by side.
-Memory: ZHLLAMA_S3_CONNECTIONS (8) blocks of 8 MiB beyond what the caller holds.
+Memory: ZHLLAMA_S3_CONNECTIONS (8) x 16 MiB (two blocks a request) beyond what the caller holds.
 """
 
 import fcntl
@@ -28,15 +28,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from components.shared import storage
+from components.shared.ahead import ahead
 from components.shared.errors import InputError, StorageFault, Truncated
 from components.shared.progress import Progress
 from components.shared.space import require_space
@@ -204,6 +206,19 @@ class Artifact:
         """As read_range, into a writable buffer of bytes, blocks side by side. Memory beyond it: two blocks."""
         self._read(self._with_range(name, start, len(buffer)), start, buffer)
 
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """The file from its beginning, verified, four blocks at a time that are read side by side.
+
+        Each is good until the third one after it is asked for: three buffers take turns, so that `ahead` may read on
+        meanwhile.
+        """
+        size, span = self.file(name).size, 4 * BLOCK
+        buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
+        for start, buffer in zip(range(0, size, span), cycle(buffers)):
+            room = buffer[: min(span, size - start)]
+            self.read_into(name, start, room)
+            yield room
+
     def _with_range(self, name: str, start: int, length: int) -> File:
         file = self.file(name)
         if start < 0 or length < 0 or start + length > file.size:
@@ -218,21 +233,36 @@ class Artifact:
             return
         wanted = self._block_digests(file)
 
-        def read(index: int) -> None:
-            first, last = index * BLOCK, min((index + 1) * BLOCK, file.size)
+        def read(run: range) -> None:
+            first, last = run.start * BLOCK, min(run.stop * BLOCK, file.size)
             if start <= first and last <= end:
-                self._read_block(file, index, wanted[index], buffer[first - start : last - start])
+                self._read_run(file, run, wanted, buffer[first - start : last - start])
                 return
             # a block at the edge is verified whole, and what is wanted of it copied
-            block = memoryview(self._edge(file, index, wanted[index], last - first))
+            block = memoryview(self._edge(file, run.start, wanted[run.start], last - first))
             low, high = max(first, start), min(last, end)
             buffer[low - start : high - start] = block[low - first : high - first]
 
-        indices = range(start // BLOCK, (end - 1) // BLOCK + 1)
-        if len(indices) == 1:
-            read(indices[0])
+        whole = range(-(-start // BLOCK), end // BLOCK if end < file.size else len(wanted))
+        edges = [range(i, i + 1) for i in sorted({start // BLOCK, (end - 1) // BLOCK}) if i not in whole]
+        runs = [*edges, *_runs(whole)]
+        if len(runs) == 1:
+            read(runs[0])
         else:
-            storage.in_parallel(read, indices)
+            storage.in_parallel(read, runs)
+
+    def _read_run(self, file: File, run: range, wanted: list[str], buffer: memoryview) -> None:
+        """Fills `buffer` with consecutive blocks by one request; a block that is not as it should be is read again."""
+        if len(run) == 1:
+            self._read_block(file, run.start, wanted[run.start], buffer)
+            return
+        with self._named(file):
+            storage.read_piece(storage.join(self.root, file.path), run.start * BLOCK, buffer)
+        for index in run if self.verified else ():
+            at = (index - run.start) * BLOCK
+            block = buffer[at : at + BLOCK]
+            if blake3(block).hexdigest() != wanted[index]:
+                self._read_block(file, index, wanted[index], block, tries=1)
 
     def _edge(self, file: File, index: int, wanted: str, length: int) -> bytearray:
         """A block of which a part is wanted. Two are kept: the ends of a range, or the places of two readers."""
@@ -245,11 +275,11 @@ class Artifact:
         self._edges = ((file.path, index, block), *kept[:1])
         return block
 
-    def _read_block(self, file: File, index: int, wanted: str, block: memoryview) -> None:
+    def _read_block(self, file: File, index: int, wanted: str, block: memoryview, tries: int = 2) -> None:
         """Fills `block` with block `index` of a file; one that is not as it should be is read once more."""
         uri, at = storage.join(self.root, file.path), index * BLOCK
         kind = "sha256" if wanted == file.sha256 else "blake3"
-        for _ in range(2):
+        for _ in range(tries):
             with self._named(file):
                 storage.read_piece(uri, at, block)
             if not self.verified:
@@ -312,17 +342,18 @@ class Artifact:
             parent.mkdir(parents=True, exist_ok=True)
         room = _BlockRoom()
 
-        def fetch(file: File, index: int, wanted: str, target: _Target) -> None:
-            block = room.take(min(BLOCK, file.size - index * BLOCK))
-            self._read_block(file, index, wanted, block)
-            target.write(index * BLOCK, block)
-            bar.advance(len(block))
+        def fetch(file: File, run: range, wanted: list[str], target: _Target) -> None:
+            blocks = room.take(file, run)
+            self._read_run(file, run, wanted, blocks)
+            target.write(run.start * BLOCK, blocks)
+            bar.advance(len(blocks))
 
         try:
             with Progress(f"fetching {self.title}", total) as bar, storage.Threads(storage.connections()) as threads:
                 for file, target in zip(chosen, targets):
-                    for index, wanted in enumerate(self._digests_or_none(file)):
-                        threads.call(fetch, file, index, wanted, target)
+                    wanted = self._digests_or_none(file)
+                    for run in _runs(range(len(wanted))):
+                        threads.call(fetch, file, run, wanted, target)
         finally:
             for target in targets:
                 target.drop()
@@ -351,7 +382,7 @@ class Artifact:
         room = _BlockRoom()
 
         def check(file: File, index: int, wanted: str) -> None:
-            block = room.take(min(BLOCK, file.size - index * BLOCK))
+            block = room.take(file, range(index, index + 1))
             try:
                 self._read_block(file, index, wanted, block)
             except InputError as error:
@@ -389,13 +420,10 @@ class Artifact:
                     storage.copy(storage.join(self.root, file.path), target)
                     bar.advance(file.size)
                     continue
-                with _closing(storage.open_writer(target)) as writer:
-                    block = memoryview(bytearray(min(BLOCK, file.size)))
-                    for index, wanted in enumerate(self._digests_or_none(file)):
-                        piece = block[: min(BLOCK, file.size - index * BLOCK)]
-                        self._read_block(file, index, wanted, piece)
-                        writer.write(piece)
-                        bar.advance(len(piece))
+                with _closing(storage.open_writer(target)) as writer, closing(ahead(self.blocks(file.path))) as blocks:
+                    for block in blocks:
+                        writer.write(block)
+                        bar.advance(len(block))
         copied = replace(self.manifest, root=root)
         there = {item.name: item.size for item in storage.listing(root, hidden=True)}
         for file in copied.files:
@@ -500,16 +528,25 @@ def require_room(artifacts: Iterable[Artifact]) -> None:
     require_space(str(cache_folder()), sum(artifact.bytes_to_fetch() for artifact in artifacts), "ZHLLAMA_CACHE")
 
 
+def _runs(blocks: range) -> list[range]:
+    """Consecutive blocks, as many as one request asks for: each request costs either end some milliseconds."""
+    step = max(1, storage.PIECE // BLOCK)
+    return [blocks[at : at + step] for at in range(0, len(blocks), step)]
+
+
 class _BlockRoom:
-    """A block's memory for each thread, used again and again."""
+    """Memory for the blocks of a request for each thread, used again and again."""
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
 
-    def take(self, length: int) -> memoryview:
-        if not hasattr(self._of_thread, "block"):
-            self._of_thread.block = memoryview(bytearray(BLOCK))
-        return self._of_thread.block[:length]
+    def take(self, file: File, run: range) -> memoryview:
+        """As many bytes as these blocks of the file have."""
+        length = min(run.stop * BLOCK, file.size) - run.start * BLOCK
+        room: memoryview | None = getattr(self._of_thread, "room", None)
+        if room is None or len(room) < length:
+            self._of_thread.room = room = memoryview(bytearray(length))
+        return room[:length]
 
 
 class _Target:
@@ -764,9 +801,18 @@ class ArtifactWriter:
             storage.copy(storage.join(source.root, name), storage.join(self.root, name))
             self._add(file, source._block_digests(file) if file.size > BLOCK else [file.sha256])
             return
-        with self.writer(name) as stream:
-            for start in range(0, file.size, BLOCK):
-                stream.write(source.read_range(name, start, min(BLOCK, file.size - start)))
+        if source.verified:
+            # what is read is verified, so its digests are known: nothing is hashed a second time
+            digests = source._block_digests(file)
+            with _closing(self._open(name)) as writer, closing(ahead(source.blocks(name))) as blocks:
+                for block in blocks:
+                    writer.write(block)
+                self._still_alone()
+            self._add(file, digests)
+            return
+        with self.writer(name) as stream, closing(ahead(source.blocks(name))) as blocks:
+            for block in blocks:
+                stream.write(block)
 
     def add_stored(self, file: File, blocks: list[str]) -> None:
         """Counts in a file that lies in its place below the root already: its digest, and those of its 8 MiB blocks."""

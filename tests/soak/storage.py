@@ -208,7 +208,7 @@ def _program(
 
     os.environ.update(environment)
     os.environ.update({"ZHLLAMA_S3_TIMEOUT": "1", "AWS_MAX_ATTEMPTS": "5", "ZHLLAMA_S3_CONNECTIONS": "4"})
-    multipart.PART, artifact.BLOCK, storage.PIECE = PART, BLOCK, BLOCK
+    multipart.PART, artifact.BLOCK, storage.PIECE = PART, BLOCK, 2 * BLOCK
     code = 0
     try:
         work(store, files, Path(scratch))
