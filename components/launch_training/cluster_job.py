@@ -171,8 +171,8 @@ class Cluster:
             said += [f"{one.get('reason', '')}: {one.get('message', '')}" for one in listed["items"]]
         return said
 
-    def create_policy(self, job: TrainingJob) -> None:
-        """The job's own NetworkPolicy; it may be there already. Without the right to make one the job goes on."""
+    def create_policy(self, job: TrainingJob) -> bool:
+        """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
         try:
             call(
                 plain,
@@ -190,6 +190,8 @@ class Cluster:
                 )
             elif error.status != 409:
                 raise _refused(self.kind, job, error, "its NetworkPolicy") from error
+            return False
+        return True
 
     def delete_policy(self, namespace: str, name: str, **options: Any) -> None:
         """Gone, or never there. ApiException and HTTPError as they come."""
@@ -308,9 +310,14 @@ class Launch:
         self._current = (job.name, "")
         found = self._wait_for_the_last_one(job)
         owned = replace(job, owner=job.owner or self._cluster.workflow(job.namespace))
-        self._cluster.create_policy(owned)
+        policy_made = self._cluster.create_policy(owned)
         if found is None:
-            found = self._post(owned)
+            try:
+                found = self._post(owned)
+            except InputError:
+                if policy_made:
+                    self._forget(job, [])
+                raise
             if found is not None:
                 log.info(
                     "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node

@@ -173,6 +173,7 @@ class _Run:
         self._published = False
         self._ended: dict[str, str] = {}
         self._written: dict[str, list[str]] = {}
+        self._job_of: dict[str, str] = {}
         self._wrong: list[str] = []
 
     def all(self) -> "Counter[str]":
@@ -245,7 +246,9 @@ class _Run:
             self._wrong.append(f"a job succeeded, and its launcher ended with {code}: {said[-3000:]}")
         followed = "already done" not in said and "the job's result is there" not in said
         if code == 0 and alone and followed and not self._cancelled:
-            for pod, lines in self._written.items():
+            # one of two may have come when an attempt was over
+            theirs = {pod: lines for pod, lines in self._written.items() if f" team/{self._job_of[pod]} " in said}
+            for pod, lines in theirs.items():
                 passed = [line.removeprefix(f"{pod} | ") for line in said.splitlines() if line.startswith(f"{pod} | ")]
                 if Counter(passed) != Counter(lines):
                     lost, more = Counter(lines) - Counter(passed), Counter(passed) - Counter(lines)
@@ -348,6 +351,7 @@ class _Run:
             end = self._plan.ends[int(name.rpartition("-a")[2]) - 1]
         pod = cluster.pod(name)[0] if cluster.jobs.get(name) else ""
         self._written[pod] = []
+        self._job_of[pod] = name
 
         def step(*acts: Any) -> bool:
             """Does it while the job is there; then a moment passes."""

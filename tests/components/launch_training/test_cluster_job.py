@@ -384,6 +384,7 @@ def test_a_refused_job_is_wrong_input(cluster, launch, status, mend):
     with pytest.raises(InputError, match=f"was refused: {status} .*{mend}"):
         launch()
     assert cluster.posts() == 1
+    assert not cluster.of_kind("NetworkPolicy")
 
 
 def test_what_the_account_may_not_is_named(cluster, launch):
