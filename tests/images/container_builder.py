@@ -22,7 +22,7 @@ TOOLS = ("sh", "grep", "id", "ls", "touch")
 BESIDE_PYTHON = ("libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1")
 """What wheels take from the system, and python:3.11-slim has: C++'s library and glibc's own."""
 CONFINED = (
-    *("--network=none", "--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp", "--cap-drop=ALL"),
+    *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp", "--cap-drop=ALL"),
     *("--security-opt=no-new-privileges", "--ulimit=nofile=20000:20000", "--ulimit=nproc=4096:4096"),
 )
 """A container as a restricted pod: nothing but /tmp can be written, no capability, no way to more."""
@@ -128,10 +128,28 @@ class ContainerBuilder:
         self, name: str, *command: str, user: str = "", entrypoint: str = "", volumes: Mapping[Path, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Runs a confined container to its end. `volumes`: folder here → folder in it, read-only."""
-        options = [*CONFINED, *(f"--volume={here}:{there}:ro" for here, there in (volumes or {}).items())]
+        options = [
+            "--network=none",
+            *CONFINED,
+            *(f"--volume={here}:{there}:ro" for here, there in (volumes or {}).items()),
+        ]
         options += [f"--user={user}"] if user else []
         options += [f"--entrypoint={entrypoint}"] if entrypoint else []
         return self._call("podman", f"--runtime={shutil.which('runc')}", "run", "--rm", *options, name, *command)
+
+    def start(self, name: str, *command: str, volumes: Mapping[Path, str]) -> "subprocess.Popen[str]":
+        """Starts a confined container that shares this machine's loopback; a signal to the process goes to it."""
+        words = [
+            "podman",
+            *self.storage,
+            f"--runtime={shutil.which('runc')}",
+            "run",
+            "--rm",
+            "--network=host",
+            *CONFINED,
+        ]
+        words += [f"--volume={here}:{there}:ro" for here, there in volumes.items()]
+        return subprocess.Popen([*words, name, *command], env=self.environment, text=True, stderr=subprocess.PIPE)
 
     def inspect(self, name: str) -> str:
         """podman's JSON about an image."""

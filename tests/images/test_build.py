@@ -9,6 +9,8 @@ every base in full.
 import json
 import os
 import re
+import signal
+import socket
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,6 +191,23 @@ def test_wrong_input_ends_with_2_and_one_line(builder, image):
     done = builder.run(image("train_tokenizer"), *options, volumes=packages("train_tokenizer"))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_reaches_the_stage_in_its_container(builder, image):
+    """A source takes the connection and says nothing; then the pod is told to end."""
+    with socket.create_server(("127.0.0.1", 0)) as source:
+        source.settimeout(300)
+        address = f"http://127.0.0.1:{source.getsockname()[1]}/weights"
+        options = ["--source", address, "--size", "7b", "--store", "/tmp/store"]
+        stage = builder.start(image("fetch_weights"), *options, volumes=packages("fetch_weights"))
+        try:
+            connection, _ = source.accept()
+            with connection:
+                stage.send_signal(signal.SIGTERM)
+                _, said = stage.communicate(timeout=120)
+        finally:
+            stage.kill()
+    assert stage.returncode == 143, said
 
 
 def readable(folder: Path) -> None:
