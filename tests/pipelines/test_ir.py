@@ -52,6 +52,10 @@ def volume(value: str):
     kubernetes.mount_pvc(say(value=value), pvc_name="data", mount_path="/data")
 
 
+def config_map(value: str):
+    kubernetes.use_config_map_as_volume(say(value=value), "data", "/data")
+
+
 def pipeline_root(value: str):
     say(value=dsl.PIPELINE_ROOT_PLACEHOLDER)
 
@@ -63,9 +67,10 @@ def pipeline_root(value: str):
         (retry, "retryPolicy"),
         (importer, "importer"),
         (volume, "pvcMount"),
+        (config_map, "configMapAsVolume"),
         (pipeline_root, "pipeline_root"),
     ],
-    ids=["loop", "retry", "importer", "volume", "root"],
+    ids=["loop", "retry", "importer", "volume", "config map", "root"],
 )
 def test_an_unknown_construct_is_refused_by_name(compiled, function, name):
     path = compiled(dsl.pipeline(name="outer")(function))
@@ -79,6 +84,8 @@ def test_settings_that_only_place_a_pod_are_passed_over(compiled):
         step = say(value=value).set_cpu_limit("2").set_memory_limit("1Gi")
         kubernetes.use_secret_as_env(step, "s3", {"key": "AWS_ACCESS_KEY_ID"})
         kubernetes.add_toleration(step, key="gpu", operator="Exists")
+        # it may be absent on a cluster, so the step can do without
+        kubernetes.use_config_map_as_volume(step, "authorities", "/etc/authorities", optional=True)
 
     assert read_package(compiled(outer)).root.tasks["say"].component == "comp-say"
 

@@ -217,6 +217,19 @@ def test_a_program_that_is_not_there_is_a_failure(compiled, work):
     assert run_pipeline(compiled(pipeline), {}, work).error == "absent: no-such-program: No such file or directory"
 
 
+def test_a_step_has_its_own_environment_but_for_the_places_in_a_pod(compiled, work):
+    @dsl.container_component
+    def say(ref: dsl.OutputPath(str)):
+        code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['WORD'] + os.environ['ZHLLAMA_CACHE'])"
+        return dsl.ContainerSpec(image="none", command=["python", "-c", code], args=[ref])
+
+    @dsl.pipeline(name="test")
+    def pipeline():
+        say().set_env_variable("WORD", "hello").set_env_variable("ZHLLAMA_CACHE", "/nowhere")
+
+    assert run_pipeline(compiled(pipeline), {}, work).reference("say") == f"hello{work / 'cache'}"
+
+
 def test_a_failing_step_leaves_those_beside_it_to_end(compiled, steps, work, tmp_path):
     @dsl.container_component
     def fail_beside(place: str):
