@@ -256,8 +256,7 @@ class Artifact:
         if len(run) == 1:
             self._read_block(file, run.start, wanted[run.start], buffer)
             return
-        with self._named(file):
-            storage.read_piece(storage.join(self.root, file.path), run.start * BLOCK, buffer)
+        self._read_piece(file, run.start * BLOCK, buffer)
         for index in run if self.verified else ():
             at = (index - run.start) * BLOCK
             block = buffer[at : at + BLOCK]
@@ -280,8 +279,7 @@ class Artifact:
         uri, at = storage.join(self.root, file.path), index * BLOCK
         kind = "sha256" if wanted == file.sha256 else "blake3"
         for _ in range(tries):
-            with self._named(file):
-                storage.read_piece(uri, at, block)
+            self._read_piece(file, at, block)
             if not self.verified:
                 return
             found = hashlib.sha256(block).hexdigest() if kind == "sha256" else blake3(block).hexdigest()
@@ -291,6 +289,11 @@ class Artifact:
             f"{uri}: bytes {at} to {at + len(block)}: {kind} {wanted} expected, {found} found; "
             "the stored file is corrupt, run its stage again"
         )
+
+    def _read_piece(self, file: File, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` from byte `start` by one request, unverified."""
+        with self._named(file):
+            storage.read_piece(storage.join(self.root, file.path), start, buffer)
 
     @contextmanager
     def _named(self, file: File) -> Iterator[None]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from components.shared.artifact import BLOCK, HUB_NAME, Artifact, File, Manifest, digest_of
+from components.shared.artifact import HUB_NAME, Artifact, File, Manifest, digest_of
 from components.shared.errors import InputError, StorageFault
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class _HubModel(Artifact):
         if len(buffer):
             buffer[:] = self.read_stored(file.path, start, len(buffer))
 
-    def _read_block(self, file: File, index: int, wanted: str, block: memoryview) -> None:
-        self._read(file, index * BLOCK, block)
+    def _read_piece(self, file: File, start: int, buffer: memoryview) -> None:
+        self._read(file, start, buffer)
 
     def read_stored(self, name: str, start: int, length: int) -> bytes:
         from huggingface_hub import hf_hub_url
