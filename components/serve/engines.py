@@ -62,7 +62,8 @@ def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
     """llama.cpp's server on a GGUF file."""
 
     def command(host: str, port: int) -> list[str]:
-        options = {"model": file, "model_alias": name, "host": host, "port": port, "n_ctx": positions}
+        # verbose, it says three hundred lines of tensors and graphs before it serves; a fault it says all the same
+        options = {"model": file, "model_alias": name, "host": host, "port": port, "n_ctx": positions, "verbose": False}
         words = [f"--{option}={value}" for option, value in options.items()]
         return [sys.executable, "-m", "llama_cpp.server", *words]
 
