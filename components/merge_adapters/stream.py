@@ -4,8 +4,8 @@ local copy; files that no adapter touches are copied. A file that is whole when 
 next start.
 
 Rows are read in large spans (several requests side by side) and merged in small tiles, whose float32 stays in the
-processor's cache: 1.1 CPU-seconds per GB of float16, of which the product takes 0.8, where tiles of 4 million elements
-took 2.
+processor's cache: the arithmetic of a GB of float16 is 1.1 CPU-seconds, of which the product takes 0.8; in tiles of 4
+million elements it is 2.
 """
 
 import logging
