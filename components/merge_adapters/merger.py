@@ -16,6 +16,7 @@ from components.shared.cli import Ref, Refs, StageOptions, split_references
 from components.shared.errors import InputError
 from components.shared.meta_format import EMBEDDING, HEAD, TOKENIZER
 from components.shared.progress import human
+from components.shared.quantised import refuse_quantised
 from components.shared.space import require_space
 from components.shared.vocabulary import Vocabulary, load_encoder, padding_multiple
 
@@ -54,6 +55,7 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
     settings = _settings(model)
     checkpoint = Checkpoint(model)
+    refuse_quantised(checkpoint, f"--model {model.root}")
     references = split_references(config.adapters)
     adapters = [
         Adapter(open_artifact(reference, "--adapters").expect("adapter", option="--adapters"), "--adapters")

@@ -185,7 +185,7 @@ class Artifact:
         """Refuses an artifact of another kind. A plain folder says nothing of its kind and passes."""
         if self.verified and self.manifest.kind not in kinds:
             wanted = " or ".join(kinds)
-            raise InputError(f"{option} {self.root}: this is a {self.manifest.kind}; a {wanted} is needed")
+            raise InputError(f"{option} {self.root}: this is of kind {self.manifest.kind}; {wanted} is needed")
         return self
 
     def read(self, name: str) -> bytes:
@@ -695,9 +695,26 @@ def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
     if storage.is_s3(root):
         identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]
     else:
-        identity = [[file.path, _sha256(Path(root) / file.path)] for file in files]
+        with Progress(f"hashing {root}", sum(file.size for file in files)) as bar:
+            identity = [[file.path, _remembered_sha256(Path(root) / file.path, bar)] for file in files]
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
     return Artifact(manifest, verified=False)
+
+
+_hashed: dict[tuple[int, int, int, int], str] = {}
+
+
+def _remembered_sha256(path: Path, bar: Progress) -> str:
+    """A file's digest, computed once a process: a stage opens its folders for the input key, and again to read them.
+
+    A file that was written to in the last two seconds is hashed again: its time might not show the next write.
+    """
+    at = path.stat()
+    key = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
+    if key not in _hashed or time.time() - at.st_mtime < 2:
+        _hashed[key] = _sha256(path)
+    bar.advance(at.st_size)
+    return _hashed[key]
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Packed data for the tiny model: text, and instructions with short answers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,16 @@ from components.shared.prompt import wrap
 from components.shared.vocabulary import Encoder, Vocabulary
 
 BLOCK = 64
+
+
+def quantise(model: Path) -> None:
+    """Makes integers of the matrices, as bitsandbytes stores them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = model / "model-00001.safetensors"
+    tensors = load_file(path)
+    save_file({name: (t * 100).to(torch.int8) if t.dim() == 2 else t for name, t in tensors.items()}, path)
 
 
 def packed(store: str, key: str, segments: Sequence[Segment], vocabulary: Vocabulary, held_out: int) -> Manifest:

@@ -28,16 +28,6 @@ def configure(model: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def quantise(model: Path) -> None:
-    """Makes integers of the matrices, as bitsandbytes stores them."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    path = model / "model-00001.safetensors"
-    tensors = load_file(path)
-    save_file({name: (t * 100).to(torch.int8) if t.dim() == 2 else t for name, t in tensors.items()}, path)
-
-
 @pytest.fixture(scope="session")
 def trained_model(
     tmp_path_factory: pytest.TempPathFactory, extended_model: str, chinese_text: list[str], english_text: list[str]

@@ -21,7 +21,8 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError, StorageFault
 from components.shared.prompt import CHAT_TEMPLATE
 from components.shared.vocabulary import Encoder
-from tests.components.export_model.conftest import configure, quantise
+from tests.components.conftest import quantise
+from tests.components.export_model.conftest import configure
 from tests.texts import mixed_lines
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")

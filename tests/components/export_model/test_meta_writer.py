@@ -19,7 +19,8 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.meta_format import MetaParams
 from components.shared.safetensors_io import Checkpoint
-from tests.components.export_model.conftest import configure, quantise
+from tests.components.conftest import quantise
+from tests.components.export_model.conftest import configure
 
 
 def export(store: str | Path, model: str | Path, shards: int = 0) -> Manifest:

@@ -315,7 +315,7 @@ def test_an_artifact_of_another_kind_is_refused(tmp_path, tiny_model, chinese_to
     out = ArtifactWriter(str(tmp_path), "train_tokenizer", "key")
     out.add_bytes("tokenizer.model", chinese_tokenizer)
     reference = out.publish("tokenizer").reference
-    with pytest.raises(InputError, match=r"--model .*this is a tokenizer; a hf-model is needed"):
+    with pytest.raises(InputError, match=r"--model .*this is of kind tokenizer; hf-model is needed"):
         extend(tmp_path / "store", reference)
 
 

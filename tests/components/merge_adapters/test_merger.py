@@ -22,6 +22,7 @@ from components.shared.cli import run_stage
 from components.shared.errors import InputError
 from components.shared.safetensors_io import Checkpoint
 from components.shared.vocabulary import load_encoder
+from tests.components.conftest import quantise
 
 MODULES = ["embed_tokens", "lm_head"]
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -423,8 +424,9 @@ def test_an_adapter_that_wants_to_run_code_is_refused(tmp_path, tiny_model, make
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"model-00001\.safetensors: tensor .* is cut short"),
         (lambda path: path.unlink(), r"the shard model-00001\.safetensors is missing"),
+        (lambda path: quantise(path.parent), r"\.weight is int8, a quantised weight; give the model in float16"),
     ],
-    ids=["cut short", "missing"],
+    ids=["cut short", "missing", "quantised"],
 )
 def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, message):
     model = shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json"))
@@ -434,5 +436,5 @@ def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, me
 
 
 def test_a_model_given_as_an_adapter_is_refused(tmp_path, tiny_model):
-    with pytest.raises(InputError, match="this is a hf-model; a adapter is needed"):
+    with pytest.raises(InputError, match="this is of kind hf-model; adapter is needed"):
         merge(tmp_path, tiny_model, tiny_model)

@@ -1,6 +1,7 @@
 """Artifacts: published whole or not at all, verified on every read, found again by their input key."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components.shared import artifact as artifact_module
 from components.shared import storage
 from components.shared.artifact import BLOCK, Artifact, ArtifactWriter, find_published, open_artifact
 from components.shared.errors import InputError, StorageFault
@@ -240,7 +242,7 @@ def test_any_range_is_the_slice_or_refused(in_a_folder, start, length):
 
 
 def test_a_kind_that_does_not_fit_is_refused_by_its_option(published):
-    with pytest.raises(InputError, match=r"--model .*: this is a files; a hf-model or adapter is needed"):
+    with pytest.raises(InputError, match=r"--model .*: this is of kind files; hf-model or adapter is needed"):
         open_artifact(published.reference).expect("hf-model", "adapter", option="--model")
 
 
@@ -264,6 +266,21 @@ def test_a_plain_folder_is_read_as_it_is(tmp_path: Path):
     before = artifact.digest
     (tmp_path / "a.txt").write_text("two")
     assert open_artifact(str(tmp_path)).digest != before
+
+
+def test_a_plain_folder_that_has_not_changed_is_hashed_once(tmp_path: Path, monkeypatch):
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    hashed = []
+    whole = artifact_module._sha256
+    monkeypatch.setattr(artifact_module, "_sha256", lambda path: hashed.append(path) or whole(path))
+    first = open_artifact(str(tmp_path)).digest
+    assert open_artifact(str(tmp_path)).digest == first
+    assert hashed == [file]
+    file.write_text("two")
+    assert open_artifact(str(tmp_path)).digest != first
+    assert len(hashed) == 2
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", ""])

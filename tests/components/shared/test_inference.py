@@ -202,7 +202,7 @@ def test_a_model_that_lacks_a_tensor_is_refused(copied: Path) -> None:
 def test_another_kind_of_artifact_is_refused(tmp_path: Path) -> None:
     out = ArtifactWriter(str(tmp_path), "train_tokenizer", "key")
     out.add_bytes("tokenizer.model", b"x")
-    with pytest.raises(InputError, match="this is a tokenizer; a hf-model is needed"):
+    with pytest.raises(InputError, match="this is of kind tokenizer; hf-model is needed"):
         load_model(out.publish("tokenizer").reference)
 
 

@@ -127,7 +127,7 @@ def test_a_model_that_is_no_llama(said, tiny_model, tmp_path):
 
 @pytest.mark.parametrize(("option", "needed"), [("dataset", KIND), ("adapter", "adapter")])
 def test_a_model_where_something_else_is_needed(option, needed, said, tiny_model):
-    assert f"this is a hf-model; a {needed} is needed" in said(**{option: tiny_model})
+    assert f"this is of kind hf-model; {needed} is needed" in said(**{option: tiny_model})
 
 
 def test_an_empty_dataset(said, tiny_model, tmp_path):
