@@ -22,7 +22,7 @@ log = logging.getLogger("base")
 
 DIM, LAYERS, HEADS, MULTIPLE_OF, NORM_EPS = 128, 4, 4, 256, 1e-6
 SHARDS = 2
-BLOCK, BATCH, STEPS, RATE = 128, 16, 140, 4e-3
+BLOCK, BATCH, STEPS, RATE = 128, 16, 120, 4e-3
 SEED = 1
 
 
