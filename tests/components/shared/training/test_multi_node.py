@@ -12,7 +12,7 @@ from components.shared import storage
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.training_job import TrainingJob
 from tests.faulty_proxy import FaultyProxy
-from tests.soak.training import DEFAULTS, Material, losses, start
+from tests.soak.training import DEFAULTS, Material, Training, losses, start
 
 COURSE = {**DEFAULTS, "max_steps": 8, "lora_dropout": 0.0, "save_steps": 0, "eval_steps": 0, "learning_rate": 1e-3}
 TOLERANCE = 2e-5
@@ -23,19 +23,22 @@ def words(options: dict[str, object]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def node(job: TrainingJob, home: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    """One of the job's pods: in a folder of its own, with its own cache and nothing of this process's settings."""
+    home.mkdir(parents=True, exist_ok=True)
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    around = {"HOME": str(home), "TMPDIR": str(home), "ZHLLAMA_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        job.command, env={**inherited, **around, **environment}, cwd=home, stderr=subprocess.PIPE, text=True
+    )
+
+
 def nodes_of(job: TrainingJob, folder: Path, **environment: str) -> "list[subprocess.Popen[str]]":
-    """The job's pods: each in a folder of its own, with its own cache and nothing of this process's settings."""
-    started = []
-    for number, own in enumerate(job.local_environments(_port())):
-        home = folder / f"node-{number}"
-        home.mkdir(parents=True, exist_ok=True)
-        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-        around = {"HOME": str(home), "TMPDIR": str(home), "ZHLLAMA_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            job.command, env={**inherited, **around, **environment, **own}, cwd=home, stderr=subprocess.PIPE, text=True
-        )
-        started.append(process)
-    return started
+    """All of the job's pods."""
+    return [
+        node(job, folder / f"node-{number}", {**environment, **own})
+        for number, own in enumerate(job.local_environments(_port()))
+    ]
 
 
 @pytest.fixture
@@ -98,6 +101,32 @@ def test_two_nodes_take_the_course_of_one_process_and_of_two(
         assert [place[:2] for place in found] == [place[:2] for place in one_process]
         assert [loss for *_, loss in found] == pytest.approx([loss for *_, loss in one_process], abs=TOLERANCE)
     assert losses(store) == losses(same_store)
+
+
+@pytest.mark.slow
+def test_an_elastic_job_that_loses_a_node_goes_on_from_s3(in_s3, s3_server, s3_store, tmp_path):
+    """The variables of an elastic policy: no Master, a rendezvous. Node 1 is killed after a checkpoint and stays away;
+    node 0 goes on alone, within its own restarts or started again as `restartPolicy: OnFailure` does."""
+    store = f"{s3_store}/elastic"
+    chosen = {**COURSE, "max_steps": 60, "save_steps": 4, "model": in_s3.model, "dataset": in_s3.dataset}
+    command = (sys.executable, "-m", "components.pretrain", *words({**chosen, "deepspeed": "none", "store": store}))
+    job = TrainingJob(name="elastic", command=command, nodes=2, min_nodes=1, max_nodes=2)
+    # torch's own patience with a silent node is 15 s, with late ones 30 s
+    patience = {"PET_RDZV_CONF": "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3"}
+    places = [{**patience, **s3_server.access.environment(), **own} for own in job.local_environments(_port())]
+    lasting, lost = (
+        Training(node(job, tmp_path / f"node-{number}", place)).follow() for number, place in enumerate(places)
+    )
+    assert lasting.wait_for("checkpoint of step 4"), lasting.said
+    lost.process.kill()
+    starts = 1
+    while lasting.end() and starts < 3:
+        lasting = Training(node(job, tmp_path / "node-0", places[0])).follow()
+        starts += 1
+    assert lasting.process.returncode == 0, lasting.said
+    assert "going on from step " in lasting.said
+    steps = [step for step, kind, _ in losses(store) if kind == "loss"]
+    assert steps == list(range(1, 61))
 
 
 def test_a_node_without_room_for_the_model_is_refused_before_anything_is_fetched(in_s3, monkeypatch, tmp_path):
