@@ -37,12 +37,11 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add = kinds.add_parser("pytorchjob", help="one training as a PyTorchJob, to standard output")
     options.size_option(add, None)
     add.add_argument("--stage", required=True, help="embeddings, lora or sft")
-    for name, note in (
-        ("model", "reference to the model that is trained"),
-        ("dataset", "reference to the packed dataset"),
-        ("store", "where the result is put: s3://bucket/prefix"),
-    ):
-        add.add_argument(f"--{name}", required=True, metavar="REF" if name != "store" else "URI", help=note)
+    add.add_argument("--model", required=True, metavar="REF", help="reference to the model that is trained")
+    add.add_argument("--dataset", "--data", required=True, metavar="REF", help="reference to the packed dataset")
+    add.add_argument(
+        "--store", "--output", required=True, metavar="URI", help="where the result is put: s3://bucket/prefix"
+    )
     add.add_argument("--adapter", default="", metavar="REF", help="an adapter to go on from")
     add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
     add.add_argument("--namespace", default="")

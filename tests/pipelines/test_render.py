@@ -169,9 +169,10 @@ def test_what_cannot_be_meant_is_refused_in_one_line_and_nothing_is_written(word
     assert said in done.stderr
 
 
-def test_the_command_writes_a_manifest_to_standard_output():
+@pytest.mark.parametrize("names", [("model", "dataset", "store"), ("model", "data", "output")], ids="-".join)
+def test_the_command_writes_a_manifest_to_standard_output(names):
     words = ["render", "pytorchjob", "--size", "13b", "--stage", "sft", "--registry", "r.example.com/t", "--tag", "2"]
-    words += [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
+    words += [word for name, value in zip(names, ADDRESSES.values(), strict=True) for word in (f"--{name}", value)]
     ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
     assert container(next(yaml.safe_load_all(ended.stdout)))["image"] == "r.example.com/t/zhllama-finetune:2"
 
