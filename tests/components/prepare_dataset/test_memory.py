@@ -29,10 +29,10 @@ def peak_megabytes(store: Path, tokenizer: Path, text: Path) -> float:
 def test_four_times_the_text_takes_no_more_memory(tmp_path, llama_tokenizer, english_text):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(llama_tokenizer)
-    # more documents than the window of the packing holds, in both
+    # in both more documents than the window of the packing holds, and more segments than the encoder keeps
     lines = [f"{number} {line[:50]}\n" for number in range(40) for line in english_text[:2000]]
     peaks = []
-    for name, times in (("small", 1), ("large", 4)):
+    for name, times in (("small", 3), ("large", 12)):
         (tmp_path / name).mkdir()
         for number in range(times):
             (tmp_path / name / f"{number}.txt").write_text("".join(f"{number} {line}" for line in lines))
