@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,10 +30,11 @@ pytestmark = [pytest.mark.xdist_group("images"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerBuilder]:
+def builder() -> Iterator[ContainerBuilder]:
     if reason := missing():
         pytest.skip(f"IMAGES ARE NOT BUILT HERE: {reason}")
-    made = ContainerBuilder(tmp_path_factory.mktemp("images"))
+    # not below pytest's folder: podman takes no runroot of more than 50 characters
+    made = ContainerBuilder(Path(tempfile.mkdtemp(prefix="images-")))
     yield made
     made.close()
 

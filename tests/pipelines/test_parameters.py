@@ -30,7 +30,7 @@ def test_the_page_holds_them_as_they_are():
     """`zhllama render all` writes it again."""
     page = told.PAGE.read_text()
     assert told.page(page) == page
-    assert "| `lora_steps` | whole number | tiny: `140`; 7b, 13b, 33b, 65b: `6000` |" in page
+    assert "| `lora_steps` | whole number | tiny: `120`; 7b, 13b, 33b, 65b: `6000` |" in page
     assert "| `store` | text | (required) |" in page
     assert "| `prompts` | text | (empty) |" in page
 
