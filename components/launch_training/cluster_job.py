@@ -27,7 +27,17 @@ from components.launch_training.job_state import Patience, State, Verdict, alrea
 from components.shared import kubernetes_api
 from components.shared.errors import EXIT_CANCELLED, InputError, StorageFault
 from components.shared.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended
-from components.shared.kubernetes_api import ACCOUNT, call, connect, passes, plain, short, unanswered
+from components.shared.kubernetes_api import (
+    ACCOUNT,
+    call,
+    connect,
+    delete_object,
+    delete_policy,
+    passes,
+    plain,
+    short,
+    unanswered,
+)
 from components.shared.network_policy import network_policy
 from components.shared.training_job import LABEL, TrainingJob, label_value
 
@@ -96,15 +106,13 @@ class Cluster:
             raise unanswered(error) from error
         return found
 
-    def jobs(self, namespace: str, selector: str, **options: Any) -> list[dict[str, Any]]:
+    def jobs(self, namespace: str, selector: str, request: Callable[..., Any] = call) -> list[dict[str, Any]]:
         """Jobs that have those labels. ApiException as it is."""
-        request = options.pop("request", call)
         listed: dict[str, Any] = request(
             self._jobs.list_namespaced_custom_object,
             **self.kind.place,
             namespace=namespace,
             label_selector=selector,
-            **options,
         )
         return list(listed["items"])
 
@@ -116,26 +124,10 @@ class Cluster:
         )
         return created
 
-    def delete(self, namespace: str, name: str, uid: str = "", **options: Any) -> bool:
-        """Whether it was there, and (where a uid is given) that very one. ApiException for other answers."""
-        request = options.pop("request", call)
-        body: dict[str, Any] = {"propagationPolicy": "Background"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
-        try:
-            request(
-                self._jobs.delete_namespaced_custom_object,
-                **self.kind.place,
-                namespace=namespace,
-                name=name,
-                body=body,
-                **options,
-            )
-        except ApiException as error:
-            if error.status in (404, 409):
-                return False
-            raise
-        return True
+    def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
+        """As kubernetes_api.delete_object."""
+        delete = self._jobs.delete_namespaced_custom_object
+        return delete_object(delete, self.kind.place, namespace, name, uid, request)
 
     # --- what belongs to a job ----------------------------------------------------------------------------------------
 
@@ -193,16 +185,9 @@ class Cluster:
             return False
         return True
 
-    def delete_policy(self, namespace: str, name: str, **options: Any) -> None:
-        """Gone, or never there. ApiException and HTTPError as they come."""
-        request = options.pop("request", call)
-        try:
-            request(
-                plain, call=self._policies.delete_namespaced_network_policy, namespace=namespace, name=name, **options
-            )
-        except ApiException as error:
-            if error.status != 404:
-                raise
+    def delete_policy(self, namespace: str, name: str, request: Callable[..., Any] = call) -> None:
+        """As kubernetes_api.delete_policy."""
+        delete_policy(self._policies.delete_namespaced_network_policy, namespace, name, request)
 
     def watches(self, namespace: str, selector: str) -> tuple[tuple[Callable[..., Any], dict[str, Any]], ...]:
         """What to watch of the jobs with those labels, and of their pods, which carry them too."""

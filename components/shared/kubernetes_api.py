@@ -9,7 +9,7 @@ by `unanswered`. The client's own hidden retries are off: they repeat a stalled 
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,38 @@ def call(request: Callable[..., Any], **options: Any) -> Any:
         return attempted(request, **options)
     except HTTPError as error:
         raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
+
+
+def delete_object(
+    delete: Callable[..., Any],
+    place: Mapping[str, str],
+    namespace: str,
+    name: str,
+    uid: str = "",
+    request: Callable[..., Any] = call,
+) -> bool:
+    """Deletes a custom resource, and what it owns after it. Whether it was there, and (where a uid is given) that very
+    one: a new object of the same name is not hit. `delete` is the client's method, named by the caller, whose Role has
+    to allow it; `request` is what asks. ApiException for other answers."""
+    body: dict[str, Any] = {"propagationPolicy": "Background"}
+    if uid:
+        body["preconditions"] = {"uid": uid}
+    try:
+        request(delete, **place, namespace=namespace, name=name, body=body)
+    except ApiException as error:
+        if error.status in (404, 409):
+            return False
+        raise
+    return True
+
+
+def delete_policy(delete: Callable[..., Any], namespace: str, name: str, request: Callable[..., Any] = call) -> None:
+    """A NetworkPolicy is gone, or was never there. As delete_object."""
+    try:
+        request(plain, call=delete, namespace=namespace, name=name)
+    except ApiException as error:
+        if error.status != 404:
+            raise
 
 
 def unanswered(error: ApiException) -> Exception:

@@ -19,7 +19,7 @@ from kubernetes.client.exceptions import ApiException
 
 from components.shared.errors import InputError
 from components.shared.job_kinds import BY_BACKEND, has_ended
-from components.shared.kubernetes_api import call, connect, plain, short, unanswered
+from components.shared.kubernetes_api import call, connect, delete_object, delete_policy, short, unanswered
 from components.shared.training_job import LABEL
 
 log = logging.getLogger("reaper")
@@ -78,33 +78,18 @@ class Reaper:
 
     def delete(self, orphan: Orphan) -> bool:
         """Whether it was there to be deleted; not when its name is another job's by now."""
+        delete = self._objects.delete_namespaced_custom_object
         try:
-            call(
-                self._objects.delete_namespaced_custom_object,
-                **orphan.kind,
-                namespace=orphan.namespace,
-                name=orphan.name,
-                body={"preconditions": {"uid": orphan.uid}, "propagationPolicy": "Background"},
-            )
-        except ApiException as error:
-            if error.status in (404, 409):
+            if not delete_object(delete, orphan.kind, orphan.namespace, orphan.name, orphan.uid):
                 return False
-            raise unanswered(error) from error
-        self._delete_policy(orphan)
-        return True
-
-    def _delete_policy(self, orphan: Orphan) -> None:
-        """The job's NetworkPolicy, which has its name. One that is left selects nothing, and is no reason to fail."""
-        try:
-            call(
-                plain,
-                call=self._policies.delete_namespaced_network_policy,
-                namespace=orphan.namespace,
-                name=orphan.name,
-            )
         except ApiException as error:
-            if error.status != 404:
-                log.warning("the NetworkPolicy %s/%s is left: %s", orphan.namespace, orphan.name, short(error))
+            raise unanswered(error) from error
+        try:
+            delete_policy(self._policies.delete_namespaced_network_policy, orphan.namespace, orphan.name)
+        except ApiException as error:
+            # one that is left selects nothing, and is no reason to fail
+            log.warning("the NetworkPolicy %s/%s is left: %s", orphan.namespace, orphan.name, short(error))
+        return True
 
     def _list(self, kind: Mapping[str, str]) -> list[dict[str, Any]]:
         """Every object of a kind in the namespace; none where the cluster does not know the kind."""
