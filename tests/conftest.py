@@ -24,9 +24,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # a shell that starts the suite in the background has it ignore Ctrl-C, and every program under test inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# on a busy machine an example may take long: that says nothing about the code
-hypothesis.settings.register_profile("busy machine", deadline=None)
-hypothesis.settings.load_profile("busy machine")
+# The same examples each time, so that what passed before a change is pushed passes after it; `--hypothesis-profile
+# search` looks for new ones. On a busy machine an example may take long: that says nothing about the code.
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.register_profile("same each time", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same each time")
 
 _numbers = itertools.count()
 

@@ -8,7 +8,8 @@ make merges tie and every engine breaks ties its own way; LLaMA's white-space pi
 float32 has steps of 64 there, and all would tie again. And only pieces that no English text can contain are appended (a
 Han character or full-width punctuation in them): others changed the ids of 113 to 327 of 3,000 English lines. Of those
 in turn the ones that hold a character without a piece of its own (“好 where “ is left out) stay away: SentencePiece
-merges such a character, `tokenizers` has taken it apart into bytes by then.
+merges such a character, `tokenizers` has taken it apart into bytes by then. So do those with two spaces in a row: what
+they grow from are LLaMA's own white-space pieces, which tie.
 
 A unigram model's pieces need not be the sum of two others, and merges then cannot make them (笔|记|本 without 笔记: 143
 of 6,020 pieces of a model trained on reviews, which 144 more complete). An intermediate is appended after all others,
@@ -44,6 +45,11 @@ def is_chinese(piece: str) -> bool:
     return _CHINESE.search(piece) is not None
 
 
+def _told_apart(piece: str) -> bool:
+    """Whether a piece is Chinese, and no merge on the way to it ties with one of LLaMA's white space."""
+    return is_chinese(piece) and SPACE * 2 not in piece
+
+
 @dataclass(frozen=True)
 class Extension:
     """An extended `tokenizer.model`, the texts that were appended (`[PAD]` included), and what was not, counted.
@@ -72,7 +78,7 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
     for name, model in chinese:
         before = len(appended)
         given = [piece.piece for piece in parse_model(model, name).pieces]
-        wanted = set(given) if pieces == "all" else _spelt(filter(is_chinese, given), there)
+        wanted = set(given) if pieces == "all" else _spelt(filter(_told_apart, given), there)
         for piece in given:
             if piece in there:
                 present += 1
