@@ -21,10 +21,10 @@ TOGETHER = 500
 
 @dataclass
 class Source:
-    """A stream of examples with its weight, and what was taken of it."""
+    """A stream of examples with its weight, if any is given, and what was taken of it."""
 
     examples: Iterator[Examples]
-    weight: float
+    weight: float | None
     taken: int = 0
     tokens: int = 0
     used_up: bool = False
@@ -34,7 +34,7 @@ class Source:
     @property
     def behind(self) -> float:
         """Tokens taken by weight: the source where it is least is the next one to take from."""
-        return self.tokens / self.weight
+        return self.tokens / (self.weight or 1)
 
     def take(self, until: float, inclusive: bool) -> Examples | None:
         """The next example, and more of its batch while `behind` is below `until` before each (or, if `inclusive`,
@@ -43,7 +43,7 @@ class Source:
         if batch is None:
             self.used_up = True
             return None
-        behind = (self.tokens + batch.segments.lengths.cumsum()) / self.weight
+        behind = (self.tokens + batch.segments.lengths.cumsum()) / (self.weight or 1)
         count = min(int(behind.searchsorted(until, "right" if inclusive else "left")) + 1, len(batch))
         if count < len(batch):
             self._read.append(batch.part(count, len(batch)))
@@ -55,7 +55,7 @@ class Source:
 
 def mixed(sources: Sequence[Source]) -> Iterator[Examples]:
     """The examples of all sources, in the ratio of their weights."""
-    if all(source.weight == 1 for source in sources):
+    if all(source.weight is None for source in sources):
         for source in sources:
             while (batch := source.take(math.inf, inclusive=True)) is not None:
                 yield batch

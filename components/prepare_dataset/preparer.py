@@ -71,9 +71,9 @@ class PrepareDataset(StageOptions):
         if not 0 <= self.validation_fraction < 1:
             raise InputError(f"--validation-fraction {self.validation_fraction}: give a share from 0 to below 1")
         weights = [weight for _, weight in weighted_references(self.data)]
-        if min(weights, default=1) <= 0:
+        if 0 in weights:
             raise InputError("a source with weight 0 is never read; leave it out, or give it a weight above 0")
-        if self.packing == "faithful" and any(weight != 1 for weight in weights):
+        if self.packing == "faithful" and any(weight is not None for weight in weights):
             raise InputError("--packing faithful reads its sources as they are; leave their weights out")
         if self.packing == "faithful" and self.text and (self.drop_near_duplicates or self.evaluation):
             raise InputError(

@@ -95,13 +95,16 @@ def split_references(value: str) -> list[str]:
     return [address for address, _ in weighted_references(value)]
 
 
-def weighted_references(value: str) -> list[tuple[str, float]]:
-    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]; a reference without a weight has weight 1."""
-    found = []
+def weighted_references(value: str) -> list[tuple[str, float | None]]:
+    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has weight 1; where none has
+    one, all have None."""
+    found: list[tuple[str, float | None]] = []
     for part in filter(None, (part.strip() for part in value.split(","))):
         match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part)
-        found.append((match[1], float(match[2])) if match else (part, 1.0))
-    return found
+        found.append((match[1], float(match[2])) if match else (part, None))
+    if all(weight is None for _, weight in found):
+        return found
+    return [(address, 1.0 if weight is None else weight) for address, weight in found]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ def configuration_of(config: Any) -> dict[str, Any]:
         if _REF in marks:
             # the weights and the order of several inputs count; their addresses do not
             weights = [weight for _, weight in weighted_references(value)]
-            if any(weight != 1.0 for weight in weights):
+            if any(weight is not None for weight in weights):
                 chosen[field.name] = weights
             continue
         chosen[field.name] = value

@@ -245,6 +245,9 @@ def test_sources_are_mixed_by_weight(tmp_path, tokenizer, english, chinese_text)
     chinese, english_source = artifact.manifest.facts["sources"]
     assert chinese["tokens"] / english_source["tokens"] == pytest.approx(3, rel=0.1)
     assert chinese["used_up"] != english_source["used_up"]
+    artifact = prepare(tmp_path / "store", tokenizer, text=f"{tmp_path}/zh:1,{english}:1")
+    chinese, english_source = artifact.manifest.facts["sources"]
+    assert chinese["tokens"] == pytest.approx(english_source["tokens"], rel=0.1)
 
 
 def test_bad_lines_are_counted_and_left_out_on_request(tmp_path, tokenizer, encoder):

@@ -180,8 +180,9 @@ def test_the_key_follows_an_inputs_content_and_not_its_address(two_folders, tmp_
 
 def test_order_and_weights_of_several_inputs_count(two_folders):
     one, two = two_folders
-    keys = {key(Keyed(store="/a", sources=value)) for value in (f"{one},{two}", f"{two},{one}", f"{one}:0.9,{two}:0.1")}
-    assert len(keys) == 3
+    given = (f"{one},{two}", f"{two},{one}", f"{one}:0.9,{two}:0.1", f"{one}:1,{two}:1")
+    assert len({key(Keyed(store="/a", sources=value)) for value in given}) == 4
+    assert key(Keyed(store="/a", sources=f"{one}:2,{two}")) == key(Keyed(store="/a", sources=f"{one}:2,{two}:1"))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["s3://b/a", "/x/y", "zh"]), st.floats(0.01, 100)), max_size=4))
@@ -192,8 +193,9 @@ def test_weights_are_read_back(pairs):
 
 
 @pytest.mark.parametrize("value", ["s3://bucket/prefix", "http://host:9000/a", "/path", "a:b"])
-def test_a_reference_without_a_weight_has_weight_one(value):
-    assert cli.weighted_references(f" {value} ,") == [(value, 1.0)]
+def test_a_reference_without_a_weight_has_none_and_one_beside_others_that_have(value):
+    assert cli.weighted_references(f" {value} ,") == [(value, None)]
+    assert cli.weighted_references(f"{value},zh:2") == [(value, 1.0), ("zh", 2.0)]
 
 
 def test_a_package_that_is_not_installed_is_named():
