@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_a_repository_that_is_wrong_ends_the_command_with_2(tmp_path, hub, model
         HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"),
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
+    assert re.search(line, ended.stderr)
     assert "Traceback" not in ended.stderr
     assert not published(tmp_path / "store")
 
