@@ -59,17 +59,25 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     try:
         header = dict(json.loads(artifact.read_range(file, 8, length)))
         header.pop("__metadata__", None)
-        entries = [(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()]
+        entries = [(name, *_entry(**entry)) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
     found: dict[str, TensorInfo] = {}
     for name, dtype, shape, begin, end in entries:
         if dtype not in DTYPES:
             raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
-        if not 0 <= begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
+        if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
             raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
         found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
     return found
+
+
+def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
+    """One entry of a header, checked; TypeError or ValueError when it is none."""
+    if type(dtype) is not str or any(type(number) is not int or number < 0 for number in [*shape, *data_offsets]):
+        raise ValueError("not an entry of a safetensors header")
+    begin, end = data_offsets
+    return dtype, tuple(shape), begin, end
 
 
 class Checkpoint:

@@ -213,6 +213,30 @@ def whole_content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [3, 4], "data_offsets": [0]},
+        {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48, 68]},
+        {"dtype": "F32", "shape": [3.0, 4], "data_offsets": [0, 48]},
+        {"dtype": "F32", "shape": [-3, -4], "data_offsets": [0, 48]},
+        {"dtype": "F32", "shape": [3, 4], "data_offsets": ["0", "48"]},
+        {"dtype": ["F32"], "shape": [3, 4], "data_offsets": [0, 48]},
+        {"dtype": "F32", "shape": None, "data_offsets": [0, 48]},
+        {"dtype": "F32", "shape": [3, 4]},
+        {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48], "more": 1},
+        [],
+        "F32",
+    ],
+    ids=str,
+)
+def test_an_entry_that_is_none_is_refused(tmp_path, entry):
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(68))
+    with pytest.raises(InputError, match="the safetensors header is damaged"):
+        read_header(open_artifact(str(tmp_path)), SINGLE)
+
+
 def test_a_dtype_that_we_do_not_read_is_named(tmp_path):
     save_file({"a": torch.zeros(4, dtype=torch.float8_e4m3fn)}, tmp_path / SINGLE)
     with pytest.raises(InputError, match="tensor a is F8_E4M3, which this program does not read"):
