@@ -18,6 +18,7 @@ import http.client
 import os
 import random
 import re
+import socket
 import struct
 import threading
 import time
@@ -92,6 +93,8 @@ class _Session:
             proxies=get_environ_proxies(self.client.meta.endpoint_url),
             timeout=(10, patience()),
             max_pool_connections=64,
+            # head and body of a request are two packets: without this a body waits 40 ms until the head is acknowledged
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         self._buckets: dict[str, _Bucket] = {}
         self._signer = _signer_class()

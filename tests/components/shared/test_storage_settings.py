@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,6 +196,23 @@ def test_every_part_carries_CRC32C(proxy, s3_store):
     writer.write(bytes(storage.PART + 1))
     writer.commit()
     assert all("x-amz-checksum-crc32c" in request.headers for request in proxy.requests if request.kind == "part")
+
+
+def test_no_body_waits_until_its_head_is_acknowledged(s3_store, monkeypatch):
+    """Head and body of a PUT are two packets; with Nagle's algorithm on, 40 ms pass between them."""
+    opened: list[socket.socket] = []
+    connect = socket.socket.connect
+
+    def remembering(self: socket.socket, address: Any) -> None:
+        opened.append(self)
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", remembering)
+    storage.forget_client()
+    storage.write_bytes(f"{s3_store}/a", b"one")
+    waits = [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0 for sock in opened]
+    assert waits
+    assert not any(waits)
 
 
 def test_a_wrong_checksum_is_refused_by_the_server(s3_store, monkeypatch):
