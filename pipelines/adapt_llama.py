@@ -180,6 +180,8 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
         serve_gpus: int = serving.gpus,
         serve_cpu: str = serving.cpu,
         serve_memory: str = serving.memory,
+        serve_shared_memory: str = serving.shared_memory,
+        serve_ephemeral_storage: str = serving.ephemeral_storage,
         serve_context_length: int = serving.context_length,
         serve_stop_first: bool = False,
         serve_openshift: bool = False,
@@ -277,7 +279,7 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
             queue: Kueue's local queue.
             priority_class: Kueue's workload priority class.
             team: A label on the jobs.
-            labels: More labels of the jobs and their pods, as JSON.
+            labels: More labels of the jobs, the served model and their pods, as JSON.
             annotations: Annotations of the jobs, as JSON.
             control_cpu: CPU of the steps that pass references on and follow jobs.
             control_memory: Their memory.
@@ -290,7 +292,7 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
             evaluation_gpus: Their GPUs, 1 or 0; of no effect at a size whose steps have none.
             node_selector: Labels of the nodes for steps without a GPU, as JSON.
             tolerations: Taints that these steps tolerate, as a JSON list.
-            gpu_node_selector: Labels of the nodes for jobs and for steps with a GPU, as JSON.
+            gpu_node_selector: Labels of the nodes for jobs, the served model and steps with a GPU, as JSON.
             gpu_tolerations: Taints that these tolerate, as a JSON list.
             s3_secret: Secret with the S3 settings, for steps, jobs and the served model; none, web identity.
             pull_secret: Secret to pull images with; it may be absent.
@@ -300,7 +302,9 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
             serve_replicas: Its pods.
             serve_gpus: GPUs of each; the model is split between them.
             serve_cpu: CPU of each.
-            serve_memory: Memory of each.
+            serve_memory: Memory of each, /dev/shm included.
+            serve_shared_memory: /dev/shm of each.
+            serve_ephemeral_storage: Disk of each; the weights do not touch it.
             serve_context_length: Tokens of prompt and answer together.
             serve_stop_first: Whether old pods stop before new ones start, where there are no GPUs to spare.
             serve_openshift: Whether pods name no user, since OpenShift gives them one.
@@ -573,6 +577,8 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
                     gpu_resource=gpu_resource,
                     cpu=serve_cpu,
                     memory=serve_memory,
+                    shared_memory=serve_shared_memory,
+                    ephemeral_storage=serve_ephemeral_storage,
                     context_length=serve_context_length,
                     stop_first=serve_stop_first,
                     openshift=serve_openshift,
@@ -580,6 +586,13 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
                     wait_minutes=serve_wait_minutes,
                     s3_secret=s3_secret,
                     api_key_secret=serve_secret,
+                    pull_secret=pull_secret,
+                    proxy_secret=proxy_secret,
+                    ca_config_map=ca_config_map,
+                    size=size,
+                    labels=labels,
+                    node_selector=gpu_node_selector,
+                    tolerations=gpu_tolerations,
                 )
                 steps.deploy(deployed, "deploy")
                 kubernetes.use_secret_as_env(deployed, serve_secret, SERVED_KEY)

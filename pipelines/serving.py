@@ -4,19 +4,25 @@
 writes them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from components.shared.errors import InputError
 from components.shared.model_server import ModelServer
+from components.shared.training_job import LABEL
 from pipelines import sizes
 from pipelines.render import kustomization, replace_files, yaml_of
 from pipelines.sizes import Size
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "serving"
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 EXAMPLE_MODEL = "s3://zhllama/artifacts/models/{size}-chinese"
 
 
-def model_server(size: Size, model: str = "", name: str = "", **more: object) -> ModelServer:
+def model_server(
+    size: Size, model: str = "", name: str = "", labels: Mapping[str, str] = NO_LABELS, **more: object
+) -> ModelServer:
     """A server for a model of this size; what is empty in `more` keeps ModelServer's default, and an
     s3_secret `none` is none."""
     if not size.serving.gpu:
@@ -31,7 +37,7 @@ def model_server(size: Size, model: str = "", name: str = "", **more: object) ->
         "shared_memory": machine.shared_memory,
         "ephemeral_storage": machine.ephemeral_storage,
         "context_length": machine.context_length,
-        "labels": {"zhllama.io/size": size.name},
+        "labels": {**labels, f"{LABEL}size": size.name},
         **{option: value for option, value in more.items() if value},
     }
     if given.get("s3_secret") == "none":

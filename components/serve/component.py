@@ -37,6 +37,8 @@ def deploy(
     gpu_resource: str = "nvidia.com/gpu",
     cpu: str = "8",
     memory: str = "64Gi",
+    shared_memory: str = "8Gi",
+    ephemeral_storage: str = "20Gi",
     context_length: int = 2048,
     stop_first: bool = False,
     openshift: bool = False,
@@ -44,6 +46,13 @@ def deploy(
     wait_minutes: int = 30,
     s3_secret: str = "zhllama-s3",
     api_key_secret: str = "zhllama-api-key",
+    pull_secret: str = "",
+    proxy_secret: str = "",
+    ca_config_map: str = "",
+    size: str = "",
+    labels: dict = {},  # noqa: B006 - KFP reads it, and nobody writes it
+    node_selector: dict = {},  # noqa: B006
+    tolerations: list = [],  # noqa: B006
 ):
     """Deploys a model, whole or not at all; `ref` is the address at which it answers, `tried` what it was asked there
     and answered.
@@ -64,6 +73,8 @@ def deploy(
             "--gpu-resource", gpu_resource,
             "--cpu", cpu,
             "--memory", memory,
+            "--shared-memory", shared_memory,
+            "--ephemeral-storage", ephemeral_storage,
             "--context-length", context_length,
             "--stop-first", stop_first,
             "--openshift", openshift,
@@ -71,6 +82,13 @@ def deploy(
             "--wait-minutes", wait_minutes,
             "--s3-secret", s3_secret,
             "--api-key-secret", api_key_secret,
+            "--pull-secret", pull_secret,
+            "--proxy-secret", proxy_secret,
+            "--ca-config-map", ca_config_map,
+            "--size", size,
+            "--labels", labels,
+            "--node-selector", node_selector,
+            "--tolerations", tolerations,
             "--output", tried.path,
             "--reference", ref,
         ],

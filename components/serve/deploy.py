@@ -27,6 +27,8 @@ from components.shared.errors import InputError, StorageFault
 from components.shared.kubernetes_api import ACCOUNT, call, connect, plain, short, unanswered
 from components.shared.log import mask
 from components.shared.model_server import OURS, PORT, VERSION_LABEL, VLLM_IMAGE, ModelServer
+from components.shared.placement import mapping, tolerations
+from components.shared.training_job import LABEL, label_value
 
 log = logging.getLogger("deploy")
 
@@ -73,9 +75,17 @@ def server_of(config: Serve) -> ModelServer:
         gpu_resource=config.gpu_resource,
         cpu=config.cpu,
         memory=config.memory,
+        shared_memory=config.shared_memory,
+        ephemeral_storage=config.ephemeral_storage,
         context_length=config.context_length,
         s3_secret="" if config.s3_secret == "none" else config.s3_secret,
         api_key_secret=config.api_key_secret,
+        pull_secret=config.pull_secret,
+        proxy_secret=config.proxy_secret,
+        ca_config_map=config.ca_config_map,
+        labels=mapping("--labels", config.labels) | ({f"{LABEL}size": label_value(config.size)} if config.size else {}),
+        node_selector=mapping("--node-selector", config.node_selector),
+        tolerations=tolerations("--tolerations", config.tolerations),
         start_seconds=config.wait_minutes * 60,
         stop_first=config.stop_first,
         openshift=config.openshift,

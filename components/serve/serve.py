@@ -15,6 +15,7 @@ from components.serve.engines import Name
 from components.shared.artifact import ArtifactWriter, Manifest
 from components.shared.cli import Ref, StageOptions, not_keyed, parse, run_stage
 from components.shared.errors import InputError
+from components.shared.placement import mapping, tolerations
 
 SAMPLES = "samples.json"
 PACKAGES = ("torch", "transformers", "sentencepiece")
@@ -60,12 +61,30 @@ class Serve(StageOptions):
     """Processors of a pod."""
     memory: not_keyed(str) = "64Gi"  # type: ignore[valid-type]
     """Memory of a pod."""
+    shared_memory: not_keyed(str) = "8Gi"  # type: ignore[valid-type]
+    """/dev/shm of a pod, part of its memory."""
+    ephemeral_storage: not_keyed(str) = "20Gi"  # type: ignore[valid-type]
+    """Node-local disk of a pod: the weights do not touch it."""
     context_length: not_keyed(int) = 2048  # type: ignore[valid-type]
     """Tokens of prompt and answer together."""
     s3_secret: not_keyed(str) = "zhllama-s3"  # type: ignore[valid-type]
     """The secret with the S3 settings; none for web identity."""
     api_key_secret: not_keyed(str) = "zhllama-api-key"  # type: ignore[valid-type]
     """The secret whose API_KEY requests must give. Its value must be here too (ZHLLAMA_API_KEY), to try the server."""
+    pull_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    """The secret to pull the images with."""
+    proxy_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    """The secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY for the pods, as far as they are there."""
+    ca_config_map: not_keyed(str) = ""  # type: ignore[valid-type]
+    """The ConfigMap with certificates (*.crt, *.pem) that pods trust beside the public ones; it may be absent."""
+    size: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Name of the model size, a label on the objects and pods."""
+    labels: not_keyed(str) = ""  # type: ignore[valid-type]
+    """More labels of the objects and pods, as JSON: {"cost-centre": "42"}."""
+    node_selector: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Labels of the nodes that pods may run on, as JSON."""
+    tolerations: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Taints that pods tolerate, as JSON: [{"key": "nvidia.com/gpu", "operator": "Exists"}]."""
     stop_first: not_keyed(bool) = False  # type: ignore[valid-type]
     """Stop the old pods before the new ones start, where there are no GPUs to spare."""
     openshift: not_keyed(bool) = False  # type: ignore[valid-type]
@@ -92,6 +111,9 @@ class Serve(StageOptions):
         for option in ("replicas", "gpus", "context_length", "wait_minutes"):
             if getattr(self, option) < 1:
                 raise InputError(f"serve: --{option.replace('_', '-')} is {getattr(self, option)}; 1 or more is needed")
+        for option in ("labels", "node_selector"):
+            mapping(f"serve: --{option.replace('_', '-')}", getattr(self, option))
+        tolerations("serve: --tolerations", self.tolerations)
 
     def api_key(self) -> str:
         """The key, from its file or the environment; empty for none. InputError for one that is easily guessed."""

@@ -18,8 +18,9 @@ from components.shared.errors import InputError
 from components.shared.images import image
 from components.shared.inference import Sampling
 from components.shared.network_policy import S3Network, dns_egress, ports
+from components.shared.site import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from components.shared.storage import is_s3, normalise
-from components.shared.training_job import LABEL, confined, s3_variables
+from components.shared.training_job import LABEL, confined, proxy_variables, s3_variables
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 PORT = 8000
@@ -54,6 +55,8 @@ _VLLM_ENVIRONMENT = {
     "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+_AUTHORITIES = "/tmp/authorities.pem"
+"""Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
 _VLLM_NAMES = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
 """What vLLM calls a setting of ours. On these pods no other S3 client reads it."""
 
@@ -82,6 +85,14 @@ class ModelServer:
     s3_secret: str = "zhllama-s3"
     """Secret with the S3 settings; empty: the service account's own identity."""
     api_key_secret: str = "zhllama-api-key"
+    pull_secret: str = ""
+    """Secret to pull the images with."""
+    proxy_secret: str = ""
+    """Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as far as they are there."""
+    ca_config_map: str = ""
+    """ConfigMap with certificates to trust (site.py), which may be absent."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
     service_account: str = "zhllama-serving"
     vllm_image: str = VLLM_IMAGE
     start_seconds: int = 1800
@@ -127,10 +138,14 @@ class ModelServer:
         return [self.network_policy(), self.service(), self.pod_monitor(), self.deployment()]
 
     def _metadata(self, **more: Any) -> dict[str, Any]:
-        metadata: dict[str, Any] = {"name": self.name, "labels": {**self.selector, **self.labels}}
+        metadata: dict[str, Any] = {"name": self.name, "labels": self._labels()}
         if self.namespace:
             metadata["namespace"] = self.namespace
         return metadata | more
+
+    def _labels(self) -> dict[str, str]:
+        # what pods are found by cannot be overwritten
+        return {**self.selector, **self.labels, **self.selector}
 
     # --- as plain objects ---------------------------------------------------------------------------------------------
 
@@ -154,7 +169,7 @@ class ModelServer:
 
     def _pod_metadata(self) -> dict[str, Any]:
         # a sidecar would need Istio's control plane, which the network policy does not let through
-        labels = {**self.selector, **self.labels, VERSION_LABEL: self.version, "sidecar.istio.io/inject": "false"}
+        labels = {**self._labels(), VERSION_LABEL: self.version, "sidecar.istio.io/inject": "false"}
         return {"labels": labels, "annotations": {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest}}
 
     def service(self) -> dict[str, Any]:
@@ -225,7 +240,7 @@ class ModelServer:
         return normalise(self.model).removesuffix(f"/{MANIFEST}")
 
     def _pod(self, container: str) -> dict[str, Any]:
-        return {
+        pod: dict[str, Any] = {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "serviceAccountName": self.service_account,
@@ -242,18 +257,36 @@ class ModelServer:
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
             ],
         }
+        if self.ca_config_map:
+            pod["volumes"].append({"name": "ca", "configMap": {"name": self.ca_config_map, "optional": True}})
+        if self.pull_secret:
+            pod["imagePullSecrets"] = [{"name": self.pull_secret}]
+        if self.node_selector:
+            pod["nodeSelector"] = dict(self.node_selector)
+        if self.tolerations:
+            pod["tolerations"] = [dict(toleration) for toleration in self.tolerations]
+        return pod
 
     def _check(self) -> dict[str, Any]:
         resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
+        mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]
+        trusting = {}
+        if self.ca_config_map:
+            mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
+            trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES}
         return {
             "name": "check",
             "image": image("serve"),
             "command": ["python", "-m", "components.serve.check"],
             "args": ["--model", self.model, "--context-length", str(self.context_length)],
-            "env": [*_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT), *s3_variables(self.s3_secret)],
+            "env": [
+                *_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
+                *proxy_variables(self.proxy_secret),
+                *s3_variables(self.s3_secret),
+            ],
             "resources": {"requests": resources, "limits": dict(resources)},
             "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+            "volumeMounts": mounts,
             "securityContext": confined(),
         }
 
@@ -262,14 +295,16 @@ class ModelServer:
         resources[self.gpu_resource] = str(self.gpus)
         health = {"httpGet": {"path": "/health", "port": "http"}}
         key = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
+        trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
         return {
             "name": name,
             "image": self.vllm_image,
             "command": ["vllm", "serve", f"{self.root}/"],
             "args": self.vllm_arguments(),
             "env": [
-                *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT),
+                *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
                 {"name": "VLLM_API_KEY", "valueFrom": key},
+                *proxy_variables(self.proxy_secret),
                 *s3_variables(self.s3_secret, _VLLM_NAMES),
             ],
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],

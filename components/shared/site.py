@@ -13,6 +13,8 @@ from components.shared.errors import InputError
 
 CA_FOLDER = "/etc/zhllama-ca"
 CA_VARIABLE = "ZHLLAMA_CA"
+BUNDLE_VARIABLE = "ZHLLAMA_CA_BUNDLE"
+"""Names a file that gets all authorities, the public ones too: for a program that is not ours, later in the pod."""
 CA_SUFFIXES = (".crt", ".pem")
 TRUSTED = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """The variables by which boto3, requests, and OpenSSL and its like are told."""
@@ -27,15 +29,21 @@ def trust_site() -> None:
     folder = os.environ.get(CA_VARIABLE, "")
     # a mounted ConfigMap also holds `..data` and the like, which are no certificates
     found = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix in CA_SUFFIXES) if folder else []
-    wanted = [name for name in TRUSTED if not os.environ.get(name)]
-    if not found or not wanted:
+    wanted = [name for name in TRUSTED if not os.environ.get(name)] if found else []
+    bundle = os.environ.get(BUNDLE_VARIABLE, "")
+    if not wanted and not bundle:
         return
     from botocore.httpsession import where
 
-    texts = [Path(where()).read_text(), *map(_certificates, found)]
-    handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
-    with open(handle, "w") as file:
-        file.write("\n".join(texts))
+    text = "\n".join([Path(where()).read_text(), *map(_certificates, found)])
+    if bundle:
+        # without a certificate of the site too: who is told of the file shall find it
+        path = bundle
+        Path(path).write_text(text)
+    else:
+        handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
+        with open(handle, "w") as file:
+            file.write(text)
     os.environ.update(dict.fromkeys(wanted, path))
 
 

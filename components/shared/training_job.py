@@ -327,10 +327,13 @@ class TrainingJob:
             **self.environment,
         }
         variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
-        if self.proxy_secret:
-            keys = [{"name": self.proxy_secret, "key": key, "optional": True} for key in PROXY_KEYS]
-            variables += [{"name": key["key"], "valueFrom": {"secretKeyRef": key}} for key in keys]
-        return variables + s3_variables(self.s3_secret, given=plain)
+        return variables + proxy_variables(self.proxy_secret) + s3_variables(self.s3_secret, given=plain)
+
+
+def proxy_variables(secret: str) -> list[dict[str, Any]]:
+    """A container's variables from the proxy's secret, which may be absent; none without a name."""
+    keys = [{"name": secret, "key": key, "optional": True} for key in PROXY_KEYS] if secret else []
+    return [{"name": key["key"], "valueFrom": {"secretKeyRef": key}} for key in keys]
 
 
 def s3_variables(

@@ -47,23 +47,15 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--namespace", default="")
     add.add_argument("--queue", default="", help="Kueue's local queue")
     add.add_argument("--priority-class", default="", help="Kueue's priority class for the job (with --queue)")
-    add.add_argument("--pull-secret", default="", metavar="NAME", help="secret for a registry that asks for one")
-    _s3_secret_option(add)
-    add.add_argument("--proxy-secret", default="", metavar="NAME", help="secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY")
-    add.add_argument("--ca-config-map", default="", metavar="NAME", help="ConfigMap with certificates to trust")
     add.add_argument("--grace-seconds", type=int, default=0, metavar="N", help="from SIGTERM to SIGKILL (default: 300)")
-    for name, metavar, note in (
-        ("label", "KEY=VALUE", "a label of the job and its pods"),
+    _pod_options(add, "the job")
+    _repeated(
+        add,
         ("annotation", "KEY=VALUE", "an annotation of the job"),
-        ("node-selector", "KEY=VALUE", "a label that the nodes have to have"),
-        ("toleration", "KEY[=VALUE][:EFFECT]", "a taint of the nodes to put up with"),
         ("s3-port", "N", "a port of the S3 server (default: 443, 8333, 9000)"),
         ("s3-cidr", "RANGE", "S3 is in this range of addresses alone"),
         ("s3-namespace", "NAME", "S3 is in this namespace of the cluster alone"),
-    ):
-        add.add_argument(
-            f"--{name}", action="append", default=[], metavar=metavar, help=f"{note}; may be given several times"
-        )
+    )
     _job_options(add)
     add.set_defaults(command=render_pytorchjob)
     add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
@@ -75,7 +67,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     )
     add.add_argument("--namespace", default="")
     add.add_argument("--api-key-secret", default="", metavar="NAME", help="secret with the API key, under API_KEY")
-    _s3_secret_option(add)
+    _pod_options(add, "the objects")
     add.add_argument("--stop-first", action="store_true", help="stop old pods first, where no GPUs are to spare")
     add.add_argument("--openshift", action="store_true", help="pods name no user: OpenShift gives them one")
     options.image_options(add)
@@ -100,13 +92,30 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.set_defaults(command=render_all)
 
 
-def _s3_secret_option(add: argparse.ArgumentParser) -> None:
+def _pod_options(add: argparse.ArgumentParser, whose: str) -> None:
+    """What a site asks of pods: secrets, certificates, a proxy, labels, and where they run."""
     add.add_argument(
         "--s3-secret",
         default="zhllama-s3",
         metavar="NAME",
         help="secret with the S3 settings (default: zhllama-s3); none: the account's own identity",
     )
+    add.add_argument("--pull-secret", default="", metavar="NAME", help="secret for a registry that asks for one")
+    add.add_argument("--proxy-secret", default="", metavar="NAME", help="secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY")
+    add.add_argument("--ca-config-map", default="", metavar="NAME", help="ConfigMap with certificates to trust")
+    _repeated(
+        add,
+        ("label", "KEY=VALUE", f"a label of {whose} and the pods"),
+        ("node-selector", "KEY=VALUE", "a label that the nodes have to have"),
+        ("toleration", "KEY[=VALUE][:EFFECT]", "a taint of the nodes to put up with"),
+    )
+
+
+def _repeated(add: argparse.ArgumentParser, *options: tuple[str, str, str]) -> None:
+    for name, metavar, note in options:
+        add.add_argument(
+            f"--{name}", action="append", default=[], metavar=metavar, help=f"{note}; may be given several times"
+        )
 
 
 def _job_options(add: argparse.ArgumentParser) -> None:
@@ -169,20 +178,15 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
 
     names = ("model", "dataset", "store", "adapter", "name", "namespace", "queue")
     job = _training_job(given, **{name: getattr(given, name) for name in names})
-    pairs = {name: dict(_pair(name, text) for text in getattr(given, name)) for name in ("label", "annotation")}
     job = dataclasses.replace(
         job,
+        **_placed(given),
         s3_secret="" if given.s3_secret == "none" else given.s3_secret,
         priority_class=given.priority_class,
-        pull_secret=given.pull_secret,
-        proxy_secret=given.proxy_secret,
-        ca_config_map=given.ca_config_map,
         grace_seconds=given.grace_seconds or job.grace_seconds,
         # what jobs are found by cannot be overwritten
-        labels={**pairs["label"], **job.labels},
-        annotations=pairs["annotation"],
-        node_selector=dict(_pair("node-selector", text) for text in given.node_selector),
-        tolerations=tuple(map(_toleration, given.toleration)),
+        labels={**_pairs("label", given.label), **job.labels},
+        annotations=_pairs("annotation", given.annotation),
     )
     s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace))
     if given.s3_port:
@@ -193,11 +197,25 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
             print(f"not in a TrainJob: {lost}", file=sys.stderr)
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise InputError(f"--{option} {text}: write KEY=VALUE")
-    return key, value
+def _placed(given: argparse.Namespace) -> dict[str, Any]:
+    """What a job and a server take in the same way of `_pod_options`."""
+    return {
+        "pull_secret": given.pull_secret,
+        "proxy_secret": given.proxy_secret,
+        "ca_config_map": given.ca_config_map,
+        "node_selector": _pairs("node-selector", given.node_selector),
+        "tolerations": tuple(map(_toleration, given.toleration)),
+    }
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise InputError(f"--{option} {text}: write KEY=VALUE")
+        found[key] = value
+    return found
 
 
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -237,6 +255,8 @@ def render_serving(given: argparse.Namespace) -> None:
         sizes.load(given.size),
         given.model,
         name=given.name,
+        labels=_pairs("label", given.label),
+        **_placed(given),
         namespace=given.namespace,
         api_key_secret=given.api_key_secret,
         vllm_image=given.vllm_image,

@@ -207,7 +207,18 @@ def test_the_served_model_is_the_adapted_one_with_the_machines_of_its_size(packa
     assert (served.replicas, served.gpus, served.memory) == (3, serving.gpus, serving.memory)
     assert (served.s3_secret, served.api_key_secret, served.gpu_resource) == ("ours", "its-key", serving.gpu)
     assert (served.openshift, served.vllm_image) == (True, "r.example.com/vllm:1")
+    assert (served.shared_memory, served.ephemeral_storage) == (serving.shared_memory, serving.ephemeral_storage)
     assert served.output
+
+
+def test_what_a_platform_asks_of_pods_reaches_the_served_models(packages):
+    given = STARTS["served"] | {"deploy": "kserve"} | PLATFORM | PLATFORM_JSON
+    (served,) = [parsed(node, words) for node, words in runs(packages, "13b", **given) if node.name == "deploy"]
+    asked = {**PLATFORM, **PLATFORM_JSON}
+    for name in ("gpu_resource", "s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "labels"):
+        assert getattr(served, name) == asked[name]
+    assert (served.node_selector, served.tolerations) == (asked["gpu_node_selector"], asked["gpu_tolerations"])
+    assert served.size == "13b"
 
 
 PLATFORM = {

@@ -152,6 +152,58 @@ def test_serve_deploys_what_is_rendered() -> None:
     assert applied == pod_of(rendered.deployment())
 
 
+SITE = {"pull_secret": "registry", "proxy_secret": "way-out", "ca_config_map": "authorities"}
+PLACE = {"node_selector": {"pool": "gpu"}, "tolerations": ({"key": "nvidia.com/gpu", "operator": "Exists"},)}
+
+
+@pytest.mark.parametrize("kserve", [False, True], ids=["vllm", "kserve"])
+def test_what_a_site_asks_of_pods_is_asked_of_a_served_models_too(kserve: bool) -> None:
+    labels = {"team": "nlp", "app.kubernetes.io/name": "mine"}
+    server = serving.model_server(sizes.load("13b"), MODEL, labels=labels, **SITE, **PLACE)
+    made = objects(serving.as_yaml(server, kserve))
+    value = made["InferenceService" if kserve else "Deployment"]
+    metadata = value["spec"]["predictor"] if kserve else value["spec"]["template"]["metadata"]
+    selected = made["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+    # what they are found by cannot be overwritten
+    assert (selected | {"team": "nlp", "zhllama.io/size": "13b"}).items() <= metadata["labels"].items()
+    pod = pod_of(value)
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert {"name": "ca", "configMap": {"name": "authorities", "optional": True}} in pod["volumes"]
+    (check,), (vllm,) = pod["initContainers"], pod["containers"]
+    assert {"name": "ca", "mountPath": "/etc/zhllama-ca", "readOnly": True} in check["volumeMounts"]
+    # the check trusts them, and leaves them in the file that vLLM is told of: both have the same /tmp
+    assert variables(check)["ZHLLAMA_CA"] == "/etc/zhllama-ca"
+    assert variables(vllm)["AWS_CA_BUNDLE"] == variables(check)["ZHLLAMA_CA_BUNDLE"] == "/tmp/authorities.pem"
+    for container in (check, vllm):
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+        for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+            assert variables(container)[name]["secretKeyRef"] == {"name": "way-out", "key": name, "optional": True}
+
+
+def test_a_deployment_and_a_rendered_server_take_the_same_of_a_site() -> None:
+    asked = Serve(
+        model=MODEL, name="llama-65b", deploy="kubernetes", size="65b", gpus=4, cpu="32", memory="160Gi",
+        shared_memory="32Gi", ephemeral_storage="20Gi", labels='{"team": "nlp"}', node_selector='{"pool": "gpu"}',
+        tolerations='[{"key": "nvidia.com/gpu", "operator": "Exists"}]', **SITE,
+    )  # fmt: skip
+    rendered = serving.model_server(sizes.load("65b"), MODEL, labels={"team": "nlp"}, **SITE, **PLACE)
+    assert server_of(asked).deployment() == rendered.deployment()
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("labels", "team=nlp", "serve: --labels team=nlp: not JSON"),
+        ("tolerations", '{"key": "a"}', "serve: --tolerations .*: write a list of tolerations"),
+    ],
+)
+def test_wrong_json_is_refused_with_how_to_write_it(option: str, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Serve(model=MODEL, **{option: text})
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -168,6 +220,7 @@ def test_a_wrong_option_is_refused(given: dict[str, Any], said: str) -> None:
 def test_the_command_writes_manifests_to_standard_output() -> None:
     words = ["render", "serving", "--size", "13b", "--model", MODEL, "--namespace", "team", "--name", "zh"]
     words += ["--registry", "r.example.com/t", "--tag", "2", "--vllm-image", "r.example.com/vllm:1", "--stop-first"]
+    words += ["--pull-secret", "registry", "--label", "team=nlp", "--node-selector", "pool=gpu", "--toleration", "gpu"]
     ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
     made = objects(ended.stdout)
     assert {value["metadata"]["namespace"] for value in made.values()} == {"team"}
@@ -175,6 +228,9 @@ def test_the_command_writes_manifests_to_standard_output() -> None:
     pod = pod_of(made["Deployment"])
     assert pod["initContainers"][0]["image"] == "r.example.com/t/zhllama-serve:2"
     assert pod["containers"][0]["image"] == "r.example.com/vllm:1"
+    assert (pod["imagePullSecrets"], pod["nodeSelector"]) == ([{"name": "registry"}], {"pool": "gpu"})
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert made["Deployment"]["metadata"]["labels"]["team"] == "nlp"
     kserve = subprocess.run(
         [sys.executable, "-m", "pipelines", *words[:5], MODEL, "--kserve"], capture_output=True, text=True, check=True
     )

@@ -1,6 +1,7 @@
 """A site's own certificates are trusted beside the public ones, by whatever a command uses."""
 
 import http.server
+import os
 import ssl
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.site import TRUSTED
+from components.shared.site import BUNDLE_VARIABLE, TRUSTED, trust_site
 
 ASK = """
 import os, sys, urllib.request
@@ -72,7 +73,7 @@ def address(authority: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in TRUSTED:
+    for name in (*TRUSTED, BUNDLE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -102,3 +103,15 @@ def test_a_file_without_a_certificate_is_refused_by_name(address, authority, mon
     ended = ask(address, authority, monkeypatch)
     assert ended.returncode == 2
     assert ended.stderr.strip().endswith("other.pem: it holds no certificate; put certificates in PEM there")
+
+
+@pytest.mark.parametrize("has_own", [True, False], ids=["certificates", "no certificates"])
+def test_who_comes_later_in_the_pod_finds_all_authorities_in_one_file(authority, tmp_path, monkeypatch, has_own):
+    """vLLM, say, which takes a file and no folder; it is told of it whether the ConfigMap is there or not."""
+    monkeypatch.setenv(BUNDLE_VARIABLE, str(tmp_path / "authorities.pem"))
+    monkeypatch.setenv("ZHLLAMA_CA", str(authority if has_own else tmp_path / "absent"))
+    trust_site()
+    written = (tmp_path / "authorities.pem").read_text()
+    assert written.count("BEGIN CERTIFICATE") > 50
+    assert ((authority / "site.crt").read_text() in written) is has_own
+    assert os.environ.get("AWS_CA_BUNDLE") == (str(tmp_path / "authorities.pem") if has_own else None)

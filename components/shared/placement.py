@@ -1,4 +1,5 @@
-"""Options of a job that are mappings and lists: JSON, as KFP writes its parameters of these kinds into a command."""
+"""Options of a job or a server that are mappings and lists: JSON, as KFP writes its parameters of these kinds into a
+command."""
 
 import json
 from collections.abc import Mapping
