@@ -1,14 +1,18 @@
 """The S3 server of a laptop: its data stays, its credentials count, and it never shares its data with another."""
 
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from components.shared import storage
 from components.shared.errors import InputError
+from pipelines import local_s3
 from pipelines.local_s3 import LocalS3
 from pipelines.processes import started_at
 
@@ -58,3 +62,73 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         LocalS3(tmp_path / "file" / "s3"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy"])
+def test_a_proxy_in_the_environment_is_not_asked_for_what_is_here(tmp_path, monkeypatch, name):
+    for variable in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    # nobody listens there
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    with LocalS3(tmp_path / "s3") as server:
+        around = server.access.environment()
+        for variable, value in around.items():
+            monkeypatch.setenv(variable, value)
+        storage.forget_client()
+        storage.write_bytes(f"s3://{server.bucket}/a", b"kept")
+        assert storage.read_bytes(f"s3://{server.bucket}/a") == b"kept"
+        assert around["NO_PROXY"] == around["no_proxy"] == "example.com,127.0.0.1"
+        assert server.access.environment()["NO_PROXY"] == around["NO_PROXY"]
+    storage.forget_client()
+
+
+def test_a_disk_that_is_full_at_the_first_start_does_not_spoil_the_next(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_s3.os, "fsync", full)
+        with pytest.raises(InputError, match="No space left on device"), LocalS3(tmp_path / "s3"):
+            pass
+    with LocalS3(tmp_path / "s3") as server:
+        assert (tmp_path / "s3" / "s3.json").stat().st_mode & 0o777 == 0o600
+        assert server.access.secret_key
+
+
+def taking(port: int, times: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Has another program take the filer's port, at the first so many starts, between our look and the server's."""
+    real, given = local_s3.free_ports, list[list[int]]()
+
+    def free_ports(count: int) -> list[int]:
+        ports = real(count)
+        if len(given) < times:
+            ports[4] = port
+        given.append(ports)
+        return ports
+
+    monkeypatch.setattr(local_s3, "free_ports", free_ports)
+    return given
+
+
+def test_a_port_that_is_taken_meanwhile_is_another_one_the_next_time(tmp_path, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        given = taking(other.getsockname()[1], 1, monkeypatch)
+        with LocalS3(tmp_path / "s3") as server:
+            assert len(given) == 2
+            assert server.access.endpoint.endswith(f":{given[1][8]}")
+            server.client().put_object(Bucket=server.bucket, Key="a", Body=b"b")
+
+
+def test_ports_that_are_always_taken_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_s3, "STARTS", 2)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taking(other.getsockname()[1], 2, monkeypatch)
+        with pytest.raises(InputError, match="taken 2 times before the S3 server had them"), LocalS3(tmp_path / "s3"):
+            pass
+    with LocalS3(tmp_path / "s3"):
+        assert json.loads((tmp_path / "s3" / "running.json").read_text())
