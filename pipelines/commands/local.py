@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipelines.commands import options
 
+PARALLEL = 2
+
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     add = commands.add_parser("run", help="run the pipeline on this machine; going on where an earlier run stopped")
@@ -20,7 +22,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--from", dest="start_from", default="", metavar="STAGE", help="run this stage and what follows again"
     )
     options.work_option(add)
-    add.add_argument("--parallel", type=int, default=2, metavar="N", help="stages side by side (default: 2)")
+    add.add_argument(
+        "--parallel", type=int, default=PARALLEL, metavar="N", help=f"stages side by side (default: {PARALLEL})"
+    )
     add.set_defaults(command=run)
 
     add = commands.add_parser("demo", help="see the whole adaptation on this machine, on real Chinese text")
@@ -52,6 +56,8 @@ def run(given: argparse.Namespace) -> None:
     else:
         again = f"zhllama run --package {shlex.quote(str(package))}"
     again += "".join(f" --set {shlex.quote(pair)}" for pair in given.settings)
+    again += f" --until {shlex.quote(given.until)}" if given.until else ""
+    again += f" --parallel {given.parallel}" if given.parallel != PARALLEL else ""
     again += f" --work {shlex.quote(str(given.work))}" if given.work != options.WORK else ""
     if "backend" in read_package(package).root.parameters:
         arguments.setdefault("backend", "local")
