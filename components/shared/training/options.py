@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from components.shared.artifact import Input, digest_of
 from components.shared.cli import Ref, StageOptions, not_keyed
 from components.shared.errors import InputError
 
@@ -106,6 +107,12 @@ class TrainingOptions(StageOptions):
             self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps),
             "give whole steps, or a share below 1",
         )
+
+    def more_inputs(self) -> dict[str, Input]:
+        """What a DeepSpeed file of one's own says: edited, it is another training's."""
+        if self.deepspeed in ("none", *SHIPPED_DEEPSPEED):
+            return {}
+        return {"deepspeed": Input(str(Path(self.deepspeed).absolute()), digest_of(deepspeed_settings(self)))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +242,10 @@ def deepspeed_file(choice: str) -> Path | None:
 
 
 def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
-    """What `--deepspeed` says; None for `none`. InputError when it cannot be read or contradicts the options."""
+    """What `--deepspeed` says, what it leaves open being as the options say; None for `none`.
+
+    InputError when it cannot be read or contradicts the options.
+    """
     path = deepspeed_file(options.deepspeed)
     if path is None:
         return None
@@ -245,6 +255,9 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
         raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
     if not isinstance(settings, dict):
         raise InputError(f"--deepspeed {path}: a JSON object is needed; docs/training.md shows one")
+    for name in ("zero_optimization", "fp16", "bf16"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise InputError(f"--deepspeed {path}: {name} is {json.dumps(settings[name])} where an object is needed")
     same = {
         "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
         "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
@@ -255,7 +268,7 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
     for precision in ("float16", "bfloat16"):
         section = {"float16": "fp16", "bfloat16": "bf16"}[precision]
         name = f"{section}.enabled"
-        found[name] = (settings.get(section) or {}).get("enabled", "auto")
+        found[name] = settings.get(section, {}).get("enabled", "auto")
         same[name] = ("--precision", options.precision)
         if found[name] is (options.precision == precision):
             found[name] = "auto"
@@ -270,6 +283,14 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
                 f"--deepspeed {path}: its {name} would take the place of --learning-rate, --embedding-lr, "
                 f"--weight-decay and --lr-scheduler-type; leave the section {name} out"
             )
+    if settings.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
+        raise InputError(
+            f"--deepspeed {path}: zero_optimization names no stage of 1, 2 or 3; write one there, or give "
+            "--deepspeed none"
+        )
+    for name in same:
+        section, _, field = name.rpartition(".")
+        (settings.setdefault(section, {}) if section else settings).setdefault(field, "auto")
     return settings
 
 

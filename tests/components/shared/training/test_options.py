@@ -123,6 +123,9 @@ def test_each_shipped_configuration_is_of_its_stage(name, stage):
         ({"optimizer": {"type": "AdamW"}}, "its optimizer would take the place of --learning-rate"),
         ({"scheduler": {"type": "WarmupLR"}}, "its scheduler would take the place"),
         ([], "a JSON object is needed"),
+        ({"bf16": True}, "bf16 is true where an object is needed"),
+        ({}, "zero_optimization names no stage of 1, 2 or 3; write one there, or give --deepspeed none"),
+        ({"zero_optimization": {"stage": "two"}}, "zero_optimization names no stage of 1, 2 or 3"),
     ],
 )
 def test_a_deepspeed_file_that_contradicts_the_options_is_refused(settings, said, tmp_path):
@@ -132,7 +135,36 @@ def test_a_deepspeed_file_that_contradicts_the_options_is_refused(settings, said
         deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=str(path), precision="bfloat16"))
 
 
+def test_what_a_deepspeed_file_does_not_say_the_options_say(tmp_path):
+    """DeepSpeed alone would end without batch sizes, not clip without a norm, and compute in float32."""
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "fp16": {"loss_scale_window": 50}}))
+    assert deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=str(path))) == {
+        "zero_optimization": {"stage": 2},
+        "fp16": {"loss_scale_window": 50, "enabled": "auto"},
+        "bf16": {"enabled": "auto"},
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def test_what_an_own_deepspeed_file_says_is_part_of_the_key(tmp_path):
+    """Edited, it makes another training: nothing is skipped, and no checkpoint of the first is gone on from."""
+    path = tmp_path / "own.json"
+    options = PretrainOptions(**PATHS, stage="lora", deepspeed=str(path))
+    said = []
+    for stage in (2, 2, 3):
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage}}, indent=stage))
+        said.append(options.more_inputs())
+    assert said[0] == said[1] != said[2]
+    assert said[0]["deepspeed"].reference == str(path)
+    assert all(not FinetuneOptions(**PATHS, deepspeed=name).more_inputs() for name in ("none", "zero2", "zero3"))
+
+
 def test_a_deepspeed_file_that_says_the_same_is_taken(tmp_path):
     path = tmp_path / "own.json"
-    path.write_text(json.dumps({"gradient_accumulation_steps": 1, "bf16": {"enabled": True}, "gradient_clipping": 1.0}))
+    settings = {"gradient_accumulation_steps": 1, "bf16": {"enabled": True}, "gradient_clipping": 1.0}
+    path.write_text(json.dumps({**settings, "zero_optimization": {"stage": 2}}))
     assert deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=str(path), precision="bfloat16"))
