@@ -16,7 +16,9 @@ import math
 import time
 from pathlib import Path
 
-from components.shared.log import set_up_logging
+from components.shared import storage
+from components.shared.cli import guarded
+from components.shared.vocabulary import Encoder
 
 log = logging.getLogger("base")
 
@@ -24,6 +26,8 @@ DIM, LAYERS, HEADS, MULTIPLE_OF, NORM_EPS = 128, 4, 4, 256, 1e-6
 SHARDS = 2
 BLOCK, BATCH, STEPS, RATE = 128, 16, 120, 4e-3
 SEED = 1
+ROOM = 40 * 2**20
+"""Bytes: twice what the files take. torch.save says of a full disk only that it failed."""
 
 
 def params() -> dict[str, float]:
@@ -40,14 +44,14 @@ def params() -> dict[str, float]:
 
 def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     """Trains the model and writes consolidated.00.pth and 01.pth, params.json, tokenizer.model, sha256sums.txt."""
+    storage.check_room(out, ROOM)
+    encoder = Encoder(tokenizer.read_bytes(), str(tokenizer))
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from components.shared.meta_format import split_to_shards
-    from components.shared.vocabulary import Encoder
 
     torch.manual_seed(SEED)
-    encoder = Encoder(tokenizer.read_bytes(), str(tokenizer))
     ffn = MULTIPLE_OF * math.ceil(int(8 * DIM / 3) / MULTIPLE_OF)
     config = LlamaConfig(
         vocab_size=encoder.size,
@@ -108,8 +112,8 @@ def _loss_with_gradient(hidden, head, targets):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    set_up_logging()
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("english", "tokenizer", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    make_base(**vars(parser.parse_args()))
+    given = parser.parse_args()
+    guarded(lambda: make_base(**vars(given)))

@@ -81,8 +81,8 @@ def prepare_material(work: Path) -> Material:
         prompts=work / "prompts",
     )
     done = work / "material.json"
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    if done.exists() and json.loads(done.read_text()) == recipe:
+    recipe = json.dumps(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
+    if done.exists() and done.read_text() == recipe:
         return material
     for folder in material.__dict__.values():
         (folder if folder.suffix == "" else folder.parent).mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def prepare_material(work: Path) -> Material:
     (material.prompts / "prompts.json").write_text(
         json.dumps([{"instruction": prompt} for prompt in PROMPTS], ensure_ascii=False)
     )
-    done.write_text(json.dumps(recipe))
+    done.write_text(recipe)
     return material
 
 

