@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.shared.training_job import RUNTIME
 from pipelines.check.documents import Document, Finding, Place
 
-TRAINING_KINDS = ("PyTorchJob",)
+TRAINING_KINDS = ("PyTorchJob", "TrainJob")
 RENDEZVOUS = ("c10d", "etcd", "etcd-v2")
 RESTARTS = ("Always", "OnFailure", "Never", "ExitCode")
 LONGEST_JOB_NAME = 63 - len("-worker-999")
@@ -80,7 +81,9 @@ def pods(document: Document) -> list[Pod]:
         return [Pod(("spec", "jobTemplate", "spec", "template"), template, False)]
     if kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"):
         return [Pod(("spec", "template"), mapping(spec.get("template")), False)]
-    if kind in TRAINING_KINDS:
+    if kind == "TrainJob":
+        return [_trainjobs_pod(document)] if _is_of_known_runtime(document) else []
+    if kind == "PyTorchJob":
         return [
             Pod(
                 ("spec", "pytorchReplicaSpecs", name, "template"),
@@ -96,16 +99,56 @@ def pods(document: Document) -> list[Pod]:
     return []
 
 
+def _is_of_known_runtime(document: Document) -> bool:
+    return mapping(mapping(document.value.get("spec")).get("runtimeRef")).get("name") == RUNTIME
+
+
+_OF_TRAINER = {"image": "image", "command": "command", "args": "args", "env": "env", "resourcesPerNode": "resources"}
+"""Fields of a TrainJob's trainer, and of the container that they are."""
+
+
+def _trainjobs_pod(document: Document) -> Pod:
+    """A node's pod, as the trainer and the patches of a TrainJob make it of the runtime that Kubeflow Trainer ships for
+    torch, which says nothing of what is checked here."""
+    spec = mapping(document.value.get("spec"))
+    trainer = mapping(spec.get("trainer"))
+    at: Place = ("spec", "trainer")
+    template: Mapping[str, Any] = {}
+    for number, patch in enumerate(map(mapping, sequence(spec.get("runtimePatches")))):
+        patched = mapping(mapping(mapping(patch.get("trainingRuntimeSpec")).get("template")).get("spec"))
+        for index, job in enumerate(map(mapping, sequence(patched.get("replicatedJobs")))):
+            if job.get("name") == "node":
+                way = (
+                    "trainingRuntimeSpec",
+                    "template",
+                    "spec",
+                    "replicatedJobs",
+                    index,
+                    "template",
+                    "spec",
+                    "template",
+                )
+                at = ("spec", "runtimePatches", number, *way)
+                template = mapping(mapping(mapping(job.get("template")).get("spec")).get("template"))
+    pod = mapping(template.get("spec"))
+    containers = [dict(mapping(container)) for container in sequence(pod.get("containers"))] or [{"name": "node"}]
+    index = next((number for number, one in enumerate(containers) if one.get("name") == "node"), 0)
+    containers[index] |= {own: trainer[field] for field, own in _OF_TRAINER.items() if field in trainer}
+    # findings name the lines of the trainer's fields
+    for place, line in list(document.lines.items()):
+        if place[:2] == ("spec", "trainer") and len(place) > 2 and place[2] in _OF_TRAINER:
+            own = _OF_TRAINER[str(place[2])]
+            document.lines.setdefault((*at, "spec", "containers", index, own, *place[3:]), line)
+    return Pod(at, {**template, "spec": {**pod, "containers": containers}}, True)
+
+
 # --- the training operator --------------------------------------------------------------------------------------------
 
 
 def operator(document: Document) -> Iterator[Finding]:
-    """What the operator's webhook refuses, and what it should."""
-    if document.kind != "PyTorchJob":
+    """What the operators' webhooks refuse, and what they should."""
+    if document.kind not in TRAINING_KINDS:
         return
-    spec = mapping(document.value.get("spec"))
-    replicas = mapping(spec.get("pytorchReplicaSpecs"))
-    elastic = spec.get("elasticPolicy")
     name = document.name
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > LONGEST_JOB_NAME:
         yield document.error(
@@ -113,6 +156,19 @@ def operator(document: Document) -> Iterator[Finding]:
             f"the job's name {name!r} becomes part of host names: lower-case letters, digits and dashes, a letter "
             f"first, at most {LONGEST_JOB_NAME} characters",
         )  # fmt: skip
+    if document.kind == "PyTorchJob":
+        yield from _replicas(document)
+    elif not _is_of_known_runtime(document):
+        yield document.warning(
+            ("spec", "runtimeRef"), "runtime",
+            f"its pods come of a runtime that is not {RUNTIME}: what they are is not known here, and not checked",
+        )  # fmt: skip
+
+
+def _replicas(document: Document) -> Iterator[Finding]:
+    spec = mapping(document.value.get("spec"))
+    replicas = mapping(spec.get("pytorchReplicaSpecs"))
+    elastic = spec.get("elasticPolicy")
     masters = mapping(replicas.get("Master"))
     if elastic is None and (not masters or masters.get("replicas", 1) != 1):
         yield document.error(
@@ -169,7 +225,11 @@ def _elastic(
 
 def deadlines(document: Document) -> Iterator[Finding]:
     """A training that hangs is ended, a finished one goes away, and a dead pod's logs stay until then."""
-    if document.kind not in TRAINING_KINDS:
+    if document.kind == "TrainJob" and "activeDeadlineSeconds" not in mapping(document.value.get("spec")):
+        yield document.error(
+            ("spec",), "deadlines", "no activeDeadlineSeconds: a job that hangs holds its GPUs for ever"
+        )
+    if document.kind != "PyTorchJob":
         return
     place = ("spec", "runPolicy")
     policy = mapping(mapping(document.value.get("spec")).get("runPolicy"))
@@ -303,6 +363,9 @@ def read_only_root(document: Document) -> Iterator[Finding]:
 
 def token(document: Document) -> Iterator[Finding]:
     """A pod that talks to no API server holds no token for it."""
+    if document.kind == "TrainJob":
+        # it cannot say so: its service account does
+        return
     for pod in pods(document):
         automatic = pod.spec.get("automountServiceAccountToken")
         if automatic is None:
@@ -319,6 +382,9 @@ def token(document: Document) -> Iterator[Finding]:
 def images(document: Document) -> Iterator[Finding]:
     for pod in pods(document):
         for place, container, _ in pod.containers():
+            if document.kind == "TrainJob" and "image" not in container:
+                # the runtime's
+                continue
             image = str(container.get("image", ""))
             name, _, digest = image.partition("@")
             tag = name.rpartition("/")[2].partition(":")[2]
@@ -404,8 +470,10 @@ def resources(document: Document) -> Iterator[Finding]:
 
 def processes(document: Document) -> Iterator[Finding]:
     """One process a GPU."""
-    count = mapping(document.value.get("spec")).get("nprocPerNode")
-    if document.kind != "PyTorchJob" or count is None or not str(count).isdecimal():
+    spec = mapping(document.value.get("spec"))
+    name = "numProcPerNode" if document.kind == "TrainJob" else "nprocPerNode"
+    count = (mapping(spec.get("trainer")) if document.kind == "TrainJob" else spec).get(name)
+    if document.kind not in TRAINING_KINDS or count is None or not str(count).isdecimal():
         return
     for pod in pods(document):
         for place, container, init in pod.containers():
@@ -413,7 +481,7 @@ def processes(document: Document) -> Iterator[Finding]:
                 if is_gpu(kind) and not init and quantity(cards) not in (None, float(count)):
                     yield document.error(
                         (*place, "resources", "limits", kind), "processes",
-                        f"{cards} GPUs for nprocPerNode {count}: one process a GPU is needed",
+                        f"{cards} GPUs for {name} {count}: one process a GPU is needed",
                     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def test_a_broken_manifest_fails_with_its_rule_alone(path: Path) -> None:
 
 @needs_crds
 def test_what_they_are_made_from_passes() -> None:
-    assert check([HERE / "good.yaml"], CRDS) == []
+    assert check([HERE / "good.yaml", HERE / "good-trainjob.yaml"], CRDS) == []
 
 
 def test_there_is_a_broken_manifest_for_every_rule() -> None:
@@ -82,6 +82,20 @@ def test_an_operators_init_container_is_pointed_out_for_several_nodes(tmp_path: 
     (head, master) = text.split("    Master:\n")
     (tmp_path / "job.yaml").write_text(f"{head}    Master:\n{master}    Worker:\n{master}")
     assert "operator-init" in {finding.rule for finding in check([tmp_path])}
+
+
+def test_a_trainjobs_findings_name_the_lines_of_its_trainer() -> None:
+    path = HERE / "broken" / "image-pinned.trainjob.yaml"
+    (line,) = [number for number, text in enumerate(path.read_text().splitlines(), 1) if "image:" in text]
+    assert [finding.line for finding in check([path]) if finding.level == "error"] == [line]
+
+
+def test_of_a_runtime_that_is_not_at_hand_it_says_that_its_pods_are_not_checked(tmp_path: Path) -> None:
+    text = (HERE / "broken" / "image-pinned.trainjob.yaml").read_text()
+    (tmp_path / "job.yaml").write_text(text.replace("name: torch-distributed", "name: our-own"))
+    assert {(finding.level, finding.rule) for finding in check([tmp_path])} == {
+        ("warning", "no-schema"), ("warning", "runtime"),
+    }  # fmt: skip
 
 
 def test_lists_and_anchors_are_read_as_a_cluster_reads_them(tmp_path: Path) -> None:
