@@ -13,6 +13,7 @@ from typing import Any
 
 from components.shared.errors import InputError
 from components.shared.images import VERSION, image
+from components.shared.kubernetes_names import check_namespace
 from components.shared.model_server import KEY
 from pipelines.kustomize import build, set_namespace
 
@@ -26,8 +27,8 @@ def base_objects(
 ) -> list[dict[str, Any]]:
     """The cluster overlay's objects, or for a namespace that others own the profile overlay's; `components` instead of
     the overlay's own. Images are named as the environment says (components.shared.images)."""
-    if namespace and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", namespace):
-        raise InputError(f"--namespace {namespace}: lower-case letters, digits and dashes, at most 63, are needed")
+    if namespace:
+        check_namespace("--namespace", namespace)
     if not namespace and not with_namespace:
         raise InputError("--without-namespace: whose namespace is it? Name it with --namespace")
     chosen = None if components is None else [_component(name) for name in components]
@@ -64,7 +65,9 @@ def _name_images(value: Any) -> None:
 
 
 def dev_secrets(namespace: str) -> list[dict[str, Any]]:
-    """The secrets for k8s/dev, with fresh keys: S3's, for its SeaweedFS and all who use it, and a served model's."""
+    """The secrets for k8s/dev, with fresh keys: S3's, for its SeaweedFS and all who use it, and a served model's.
+    InputError for what no namespace is called."""
+    check_namespace("--namespace", namespace)
     s3 = {
         "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
         "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),

@@ -8,6 +8,7 @@ kfp 2.17's own wait_for_run_completion knows no cancelled run and would wait for
 """
 
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -142,6 +143,10 @@ class Kubeflow:
     """Kubeflow Pipelines at an address. Every call: InputError for a refusal, StorageFault when the server fails."""
 
     def __init__(self, address: str, namespace: str | None) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise InputError(f"--host {address}: write the whole address, as https://{address}")
+        # it tells of each of its own retries; what came of them is said once, by us
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.address = address.rstrip("/")
         self._namespace = namespace
         in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))

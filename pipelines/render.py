@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.shared import storage
 from components.shared.cli import parse
 from components.shared.errors import InputError
 from components.shared.images import image
@@ -86,6 +87,9 @@ def training_job(
     """A stage's training as a job with the machines of the size (`nodes`: another number of them)."""
     training = size.training(stage)
     addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
+    for option, address in addresses.items():
+        if address and not storage.is_s3(storage.normalise(address)):
+            raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
     module = "finetune" if stage == "sft" else "pretrain"
     words = training_arguments(size, stage, addresses, arguments)
     # InputError for what the training would not take

@@ -17,6 +17,8 @@ TAG = "ZHLLAMA_TAG"
 DIGESTS = "ZHLLAMA_DIGESTS"
 """`convert-weights=sha256:…,evaluate=sha256:…`"""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_REGISTRY = re.compile(r"[A-Za-z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
 
 def image(stage: str) -> str:
@@ -38,6 +40,14 @@ def image(stage: str) -> str:
 def settings() -> dict[str, str]:
     """The variables that are set of those that name images."""
     return {name: os.environ[name] for name in (REGISTRY, TAG, DIGESTS) if os.environ.get(name)}
+
+
+def check_place(registry: str, tag: str) -> None:
+    """InputError for what no image could be pulled from; "" is no wish."""
+    if registry and not _REGISTRY.fullmatch(registry):
+        raise InputError(f"--registry {registry}: write a host and a path in lower case, as registry.example.com/team")
+    if tag and not _TAG.fullmatch(tag):
+        raise InputError(f"--tag {tag}: letters, digits, _ . and - are allowed in a tag, at most 128")
 
 
 def read_digests(path: Path) -> str:

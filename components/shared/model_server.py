@@ -17,6 +17,7 @@ from components.shared.artifact import MANIFEST, digest_of
 from components.shared.errors import InputError
 from components.shared.images import image
 from components.shared.inference import Sampling
+from components.shared.kubernetes_names import check_labels, check_name, check_namespace
 from components.shared.network_policy import S3Network, dns_egress, ports
 from components.shared.site import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from components.shared.storage import is_s3, normalise
@@ -119,6 +120,13 @@ class ModelServer:
         for name in ("replicas", "gpus", "context_length", "start_seconds"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+        if self.namespace:
+            check_namespace("--namespace", self.namespace)
+        for name in ("s3_secret", "api_key_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account"):
+            if getattr(self, name):
+                check_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_labels("label", self.labels)
+        check_labels("--node-selector", self.node_selector)
 
     @property
     def selector(self) -> dict[str, str]:

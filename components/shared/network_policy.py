@@ -7,12 +7,12 @@ stack), and neither does a pod on the host's network, which *restricted* forbids
 """
 
 import ipaddress
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from components.shared.errors import InputError
+from components.shared.kubernetes_names import check_namespace
 from components.shared.training_job import JOB_LABEL, TrainingJob
 
 DNS_PORTS = (53, 5353)
@@ -40,8 +40,7 @@ class S3Network:
             except ValueError as error:
                 raise InputError(f"--s3-cidr {cidr}: {error}; write an address range as 10.20.0.0/16") from error
         for namespace in self.namespaces:
-            if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", namespace):
-                raise InputError(f"--s3-namespace {namespace}: no name of a namespace")
+            check_namespace("--s3-namespace", namespace)
 
     def egress(self) -> dict[str, Any]:
         """A policy's egress rule. Without `to` it means every address: a range of 0.0.0.0/0 would not, for some network

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.shared.errors import InputError
+from components.shared.kubernetes_names import check_keys, check_labels, check_name, check_namespace
 from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
 
 PORT = 23456
@@ -106,6 +107,24 @@ class TrainingJob:
                 f"--min-nodes {self.min_nodes} --nodes {self.nodes} --max-nodes {self.max_nodes}: an elastic job needs "
                 "all three, in that order, each as large as the one before or larger"
             )
+        for name in ("deadline_seconds", "grace_seconds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+        if self.namespace:
+            check_namespace("--namespace", self.namespace)
+        for name in ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account"):
+            if getattr(self, name):
+                check_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_labels("label", self.labels)
+        check_labels("--node-selector", self.node_selector)
+        check_keys("annotation", self.annotations)
+        for name in ("queue", "priority_class"):
+            # a label of the job, and the name of an object
+            if value := getattr(self, name):
+                check_name(f"--{name.replace('_', '-')}", value)
+                check_labels(f"--{name.replace('_', '-')}", {f"kueue.x-k8s.io/{name.replace('_', '-')}": value})
+        if self.priority_class and not self.queue:
+            raise InputError(f"--priority-class {self.priority_class}: it is Kueue's, which asks for a --queue too")
 
     @property
     def elastic(self) -> bool:
@@ -151,9 +170,12 @@ class TrainingJob:
             "PET_MASTER_PORT": str(TRAINER_PORT),
         }
 
-    def pod_environment(self, node: int) -> dict[str, str]:
-        """Everything a node's container has in its environment on a cluster; secrets as `(secret NAME, key KEY)`."""
-        if self.elastic:
+    def pod_environment(self, node: int, api: str = "pytorchjob") -> dict[str, str]:
+        """Everything a node's container has in its environment on a cluster; secrets as `(secret NAME, key KEY)`.
+        `api`: pytorchjob or trainjob."""
+        if api == "trainjob":
+            found = self.trainer_environment(node)
+        elif self.elastic:
             # worker 0 holds the rendezvous
             found = self.operator_environment(node, f"{self.name}-worker-0", PORT)
         else:

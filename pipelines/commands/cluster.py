@@ -47,7 +47,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--namespace", default="")
     add.add_argument("--queue", default="", help="Kueue's local queue")
     add.add_argument("--priority-class", default="", help="Kueue's priority class for the job (with --queue)")
-    add.add_argument("--grace-seconds", type=int, default=0, metavar="N", help="from SIGTERM to SIGKILL (default: 300)")
+    add.add_argument(
+        "--grace-seconds", type=int, default=None, metavar="N", help="from SIGTERM to SIGKILL (default: 300)"
+    )
     _pod_options(add, "the job")
     _repeated(
         add,
@@ -183,7 +185,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
         **_placed(given),
         s3_secret="" if given.s3_secret == "none" else given.s3_secret,
         priority_class=given.priority_class,
-        grace_seconds=given.grace_seconds or job.grace_seconds,
+        grace_seconds=job.grace_seconds if given.grace_seconds is None else given.grace_seconds,
         # what jobs are found by cannot be overwritten
         labels={**_pairs("label", given.label), **job.labels},
         annotations=_pairs("annotation", given.annotation),
@@ -242,8 +244,9 @@ def show_environment(given: argparse.Namespace) -> None:
     job = _training_job(given, model=f"{where}/model", dataset=f"{where}/dataset", store=where)
     if not 0 <= given.node < job.nodes:
         raise InputError(f"--node {given.node}: the job has nodes 0 to {job.nodes - 1}")
-    found = job.trainer_environment(given.node) if given.api == "trainjob" else job.pod_environment(given.node)
-    for name, value in sorted(found.items()):
+    if given.api == "trainjob":
+        job.trainjob()  # InputError for an elastic one
+    for name, value in sorted(job.pod_environment(given.node, given.api).items()):
         print(f"{name}={value}")
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from components.shared import images
 from components.shared.errors import InputError
+from components.shared.kubernetes_names import check_keys, check_labels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pipelines.steps import Fixed
 
 WORK = Path(".zhllama")
-_LABEL_NAME = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 
 def size_option(add: argparse.ArgumentParser, default: str | None) -> None:
@@ -64,13 +62,13 @@ def fixed(given: argparse.Namespace) -> "Fixed":
     if user != "none" and not (user.isascii() and user.isdigit() and int(user) > 0):
         raise InputError(f"--run-as-user {user}: write a number above 0 (root is refused), or none")
     labels = _pairs("--label", given.label)
-    for name, value in labels.items():
-        if not _LABEL_NAME.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
-            raise InputError(f"--label {name}={value}: letters, digits, - _ and . are allowed, at most 63")
+    check_labels("--label", labels)
+    annotations = _pairs("--annotation", given.annotation)
+    check_keys("--annotation", annotations)
     return Fixed(
         run_as_user=None if user == "none" else int(user),
         labels=labels,
-        annotations=_pairs("--annotation", given.annotation),
+        annotations=annotations,
         pull_policy=given.pull_policy,
     )
 
@@ -114,7 +112,9 @@ def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 
 def use_images(given: argparse.Namespace) -> None:
-    """Before the components are imported: their signatures name images. InputError for a wrong list of digests."""
+    """Before the components are imported: their signatures name images. InputError for what no registry or tag is
+    called, and for a wrong list of digests."""
+    images.check_place(given.registry, given.tag)
     pinned = images.read_digests(given.digests) if given.digests else ""
     for name, value in ((images.REGISTRY, given.registry), (images.TAG, given.tag), (images.DIGESTS, pinned)):
         if value:

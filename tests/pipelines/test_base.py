@@ -57,6 +57,12 @@ def test_the_components_are_a_choice():
     assert not [value for value in base_objects(components=[]) if value["kind"] in ("CronJob", "LocalQueue")]
 
 
+def test_keys_for_a_namespace_that_cannot_be_are_not_made():
+    done = zhllama("dev-secrets", "--namespace", "My_Team")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "--namespace My_Team: lower-case letters" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

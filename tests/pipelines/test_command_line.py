@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,10 @@ def zhllama(*words: object, **more) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
 
 
-def test_help_is_quick_and_names_the_commands():
-    started = time.process_time()
+def test_help_names_the_commands():
     ended = zhllama("--help")
     assert ended.returncode == 0
     assert {"run", "chat", "compile", "parameters", "submit"} <= set(ended.stdout.split())
-    assert time.process_time() - started < 1
 
 
 IMPORTED = """
@@ -91,6 +88,10 @@ def test_run_goes_on_with_the_command_that_it_names(compiled, steps, tmp_path):
         f"store={tmp_path / 'store'}",
         "--set",
         "value=a b",
+        "--until",
+        "fail",
+        "--parallel",
+        "1",
     ]
     ended = zhllama(*words)
     assert ended.returncode == 2
@@ -99,6 +100,7 @@ def test_run_goes_on_with_the_command_that_it_names(compiled, steps, tmp_path):
     assert "  error: no good" in said
     (again,) = [line for line in said if line.startswith("to go on: ")]
     assert "--set 'value=a b'" in again
+    assert "--until fail --parallel 1" in again
     command = again.removeprefix("to go on: zhllama ").removesuffix(" (what is done is kept)")
     shell = f"{sys.executable} -m pipelines {command}"
     assert "publish unchanged" in subprocess.run(shell, shell=True, capture_output=True, text=True).stdout
@@ -150,7 +152,14 @@ def test_a_compiled_pipeline_has_what_it_was_told_where_kfp_takes_no_parameter(t
         (["--run-as-user", "nobody"], "--run-as-user nobody: write a number above 0"),
         (["--label", "team"], "--label team: write NAME=VALUE"),
         (["--label", "team=a b"], "--label team=a b: letters, digits, - _ and . are allowed"),
+        (["--annotation", "a b=c"], "--annotation a b: in a key letters, digits, - _ and . are allowed"),
         (["--digests", "/none"], "--digests /none: it cannot be read"),
+        (
+            ["--registry", "https://r.example.com/team"],
+            "--registry https://r.example.com/team: write a host and a path",
+        ),
+        (["--registry", "r.example.com/Team"], "--registry r.example.com/Team: write a host and a path in lower case"),
+        (["--tag", "1.0+cpu"], "--tag 1.0+cpu: letters, digits, _ . and - are allowed in a tag"),
     ],
 )
 def test_what_a_cluster_would_refuse_is_refused_before_it_is_compiled(tmp_path, words, message):

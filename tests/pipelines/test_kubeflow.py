@@ -99,6 +99,17 @@ def test_a_host_where_nobody_answers_is_one_line():
         Kubeflow("http://127.0.0.1:9", None).run("r-42")
 
 
+def test_a_wrong_host_is_one_line_of_the_command_too():
+    for host, said in (
+        ("http://127.0.0.1:9", "--host http://127.0.0.1:9: no Kubeflow Pipelines answers there"),
+        ("kfp.example.com", "--host kfp.example.com: write the whole address, as https://kfp.example.com"),
+    ):
+        command = [sys.executable, "-m", "pipelines", "status", "r-42", "--host", host]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+        assert said in done.stderr
+
+
 def test_a_run_is_followed_through_a_server_that_is_away_for_a_moment(server):
     running = ("RUNNING", [task("fetch", "SUCCEEDED"), task("pretrain", "RUNNING")])
     failed = ("FAILED", [task("fetch", "SUCCEEDED"), task("pretrain", "FAILED", "the\n job failed")])

@@ -17,7 +17,7 @@ from pipelines.check.check import check
 
 CRDS = Path(__file__).resolve().parents[3] / "shared" / "crds"
 ROOT = Path(__file__).resolve().parents[2]
-ADDRESSES = {"model": "s3://b/model", "dataset": "s3://b/dataset", "store": "s3://b/store"}
+ADDRESSES = {"model": "s3://bucket/model", "dataset": "s3://bucket/dataset", "store": "s3://bucket/store"}
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +160,20 @@ def test_without_a_secret_pods_have_their_accounts_own_identity():
         (["--toleration", "gpu:Never"], "--toleration gpu:Never: write KEY"),
         (["--s3-port", "http"], "--s3-port http: a port is a number"),
         (["--s3-cidr", "10.0.0.1/8"], "--s3-cidr 10.0.0.1/8: "),
+        (["--s3-namespace", "My_S3"], "--s3-namespace My_S3: lower-case letters"),
+        (["--namespace", "Team_A"], "--namespace Team_A: lower-case letters"),
+        (["--pull-secret", "my secret"], "--pull-secret my secret: lower-case letters"),
+        (["--s3-secret", "Mine"], "--s3-secret Mine: lower-case letters"),
+        (["--queue", "gpu_queue"], "--queue gpu_queue: lower-case letters"),
+        (["--priority-class", "high"], "--priority-class high: it is Kueue's, which asks for a --queue too"),
+        (["--label", "team=a b"], "label team=a b: letters, digits"),
+        (["--annotation", "a b=c"], "annotation a b: in a key letters, digits"),
+        (["--node-selector", "pool=a b"], "--node-selector pool=a b: letters, digits"),
+        (["--grace-seconds", "0"], "--grace-seconds 0: at least 1 is needed"),
+        (["--model", "models/zh"], "--model models/zh: pods of a cluster reach S3 alone"),
+        (["--store", "s3://b/store"], "s3://b/store: not a bucket name"),
+        (["--registry", "https://r.example.com"], "--registry https://r.example.com: write a host and a path"),
+        (["--tag", "of today"], "--tag of today: letters, digits"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -188,12 +202,14 @@ def zhllama(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, cwd=ROOT)
 
 
-def test_a_trainjob_is_rendered_and_what_it_loses_is_said_beside_it():
+def test_a_trainjob_is_rendered_and_what_it_loses_is_said_beside_it(tmp_path):
     given = [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
     done = zhllama("render", "pytorchjob", "--size", "13b", "--stage", "lora", *given, "--api", "trainjob")
     assert done.returncode == 0, done.stderr
     assert [one["kind"] for one in yaml.safe_load_all(done.stdout)] == ["TrainJob", "NetworkPolicy"]
     assert "not in a TrainJob: ttlSecondsAfterFinished" in done.stderr
+    (tmp_path / "job.yaml").write_text(done.stdout)
+    assert {finding.rule for finding in check([tmp_path])} == {"no-schema"}
 
 
 def test_an_elastic_job_is_refused_with_zero_and_rendered_without():
@@ -212,3 +228,16 @@ def test_the_environment_of_a_node_is_printed():
     assert (printed["RANK"], printed["WORLD_SIZE"]) == ("1", "16")
     assert printed["AWS_SECRET_ACCESS_KEY"].startswith("(secret ")
     assert zhllama("env", "--size", "13b", "--node", "2").returncode == 2
+
+
+def test_the_environment_of_a_trainjobs_node_is_its_operators_and_the_containers():
+    done = zhllama("env", "--size", "13b", "--node", "1", "--api", "trainjob")
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert (printed["PET_NODE_RANK"], printed["PET_MASTER_PORT"]) == ("1", "29500")
+    assert not {"RANK", "WORLD_SIZE"} & set(printed)
+    assert printed["HOME"] == "/tmp"
+    assert printed["AWS_SECRET_ACCESS_KEY"].startswith("(secret ")
+    elastic = ("--min-nodes", "1", "--max-nodes", "4", "--arguments", "--deepspeed none")
+    refused = zhllama("env", "--size", "13b", "--api", "trainjob", *elastic)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

@@ -56,3 +56,8 @@ def test_another_list_is_refused(tmp_path, text, message):
 def test_an_absent_list_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"--digests .*none: it cannot be read"):
         images.read_digests(tmp_path / "none")
+
+
+def test_registries_and_tags_are_what_an_image_can_be_pulled_from():
+    for registry in ("", "localhost:5000", "r.example.com/team", "R.example.com:443/a-b/c_d/e.f/"):
+        images.check_place(registry, "1.2.3-rc_1")
