@@ -13,7 +13,7 @@ from components.shared.errors import InputError
 from components.shared.packed import KIND, TRAIN
 from components.shared.safetensors_io import Checkpoint
 from components.shared.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
-from components.shared.training.shape import lora_shape
+from components.shared.training.shape import ADAPTER_WEIGHTS, PICKLED_WEIGHTS, lora_shape
 from components.shared.vocabulary import Encoder, Vocabulary, padding_multiple, require_equal
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -71,6 +71,11 @@ def open_inputs(options: TrainingOptions) -> TrainingInputs:
     tensors = Checkpoint(model).tensors
     if isinstance(options, LoraOptions) and options.gives_adapter:
         shape = lora_shape(options, model, adapter)
+        if adapter is not None and ADAPTER_WEIGHTS not in adapter and PICKLED_WEIGHTS not in adapter:
+            raise InputError(
+                f"--adapter {adapter.root}: neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch "
+                "the adapter again"
+            )
         for target in shape.targets:
             layers = (info for name, info in tensors.items() if name.endswith(f".{target}.weight"))
             if not any(len(info.shape) == 2 for info in layers):

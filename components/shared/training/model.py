@@ -29,12 +29,12 @@ from transformers.utils import logging as transformers_logging
 
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
+from components.shared.pth import load_pickle
 from components.shared.training.inputs import TrainingInputs
 from components.shared.training.loss import Score, labelled, score, summed_loss
 from components.shared.training.options import LoraOptions, PretrainOptions
-from components.shared.training.shape import EMBEDDINGS, LoraShape, lora_shape
+from components.shared.training.shape import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, lora_shape
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FLASH = "flash_attention_2"
 
 
@@ -165,8 +165,19 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
     # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if adapter is not None:
-        _put_in(adapted, load_file(adapter.local() / ADAPTER_WEIGHTS), adapter.root)
+        _put_in(adapted, _weights_of(adapter), adapter.root)
     return _with_masters(adapted)
+
+
+def _weights_of(adapter: Artifact) -> Mapping[str, torch.Tensor]:
+    if ADAPTER_WEIGHTS in adapter:
+        return load_file(adapter.local() / ADAPTER_WEIGHTS)
+    where = f"--adapter {adapter.root}/{PICKLED_WEIGHTS}"
+    found = load_pickle(adapter.local() / PICKLED_WEIGHTS, where)
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise InputError(f"{where}: not a dictionary of tensors; fetch the adapter again")
+    # rotary frequencies are no weights; old versions of peft saved them
+    return {name: tensor for name, tensor in found.items() if not name.endswith(".inv_freq")}
 
 
 def _put_in(model: PeftModel, weights: Mapping[str, torch.Tensor], where: str) -> None:

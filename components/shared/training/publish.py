@@ -18,13 +18,12 @@ from components.shared.safetensors_io import Checkpoint, SafetensorsStream
 from components.shared.training.course import EVENTS, METRICS, History
 from components.shared.training.inputs import TrainingInputs
 from components.shared.training.model import (
-    ADAPTER_WEIGHTS,
     PackedLlama,
     adapter_config_json,
     read_back,
 )
 from components.shared.training.report import loss_report
-from components.shared.training.shape import ADAPTER_CONFIG
+from components.shared.training.shape import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from components.shared.training.trainer import Trained
 
 log = logging.getLogger("training")

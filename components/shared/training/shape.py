@@ -13,6 +13,9 @@ from components.shared.errors import InputError
 from components.shared.training.options import LORA_TARGETS, LoraOptions
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_WEIGHTS = "adapter_model.bin"
+"""As adapters were published in the recipe's time."""
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
 

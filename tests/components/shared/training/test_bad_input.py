@@ -158,6 +158,12 @@ def test_an_option_that_contradicts_the_adapter(said, adapter):
     assert said(adapter=adapter(), lora_r=8).startswith("--lora-r 8: the adapter ")
 
 
+def test_an_adapter_without_weights(said, adapter):
+    line = said(adapter=adapter())
+    assert line.startswith("--adapter ")
+    assert "neither adapter_model.safetensors nor adapter_model.bin in it" in line
+
+
 def test_new_rows_of_a_model_that_was_never_extended(said):
     assert "--embedding-rows new: --model" in said(embedding_rows="new")
 

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -243,12 +245,48 @@ def test_tied_embeddings_cannot_be_trained_as_two(base):
 
 def test_an_adapter_of_another_shape_is_refused(tiny_model, tmp_path):
     small = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=4, embeddings=""))
-    from peft import get_peft_model_state_dict
-
     save_file(get_peft_model_state_dict(small), tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_bytes(adapter_config_json(small))
     with pytest.raises(InputError, match="do not fit"):
         add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=8), open_artifact(str(tmp_path)))
+
+
+def adapter_in(folder, weights, save):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save(weights, folder)
+    return open_artifact(str(folder))
+
+
+def test_a_published_adapter_is_continued_from_its_pickle(tiny_model, tmp_path):
+    """As those of the recipe are: a pickle, half precision, with rotary frequencies that old versions of peft saved."""
+    torch.manual_seed(3)
+    given = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape())
+    for parameter in trainable(given):
+        parameter.data = torch.randn_like(parameter)
+    weights = {name: tensor.half() for name, tensor in get_peft_model_state_dict(given).items()}
+    frequencies = {"base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    plain = adapter_in(tmp_path / "a", weights, lambda w, at: save_file(w, at / "adapter_model.safetensors"))
+    pickled = adapter_in(tmp_path / "b", weights | frequencies, lambda w, at: torch.save(w, at / "adapter_model.bin"))
+    found = [
+        trained_weights(add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(), adapter))
+        for adapter in (plain, pickled)
+    ]
+    assert found[0].keys() == found[1].keys() == trained_weights(given).keys()
+    for name, tensor in trained_weights(given).items():
+        assert torch.equal(found[0][name], tensor.half().float())
+        assert torch.equal(found[1][name], found[0][name])
+
+
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [(OrderedDict(a=print), "wants to run code"), ([torch.ones(1)], "not a dictionary of tensors")],
+    ids=["code", "a list"],
+)
+def test_a_pickle_that_is_no_adapter_is_refused(pickled, said, tiny_model, tmp_path):
+    adapter = adapter_in(tmp_path / "a", pickled, lambda w, at: torch.save(w, at / "adapter_model.bin"))
+    with pytest.raises(InputError, match=rf"adapter_model\.bin: .*{said}"):
+        add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(), adapter)
 
 
 def test_the_adapters_description_names_no_path_and_is_ready_for_inference(base):
