@@ -10,6 +10,7 @@ by name.
 import json
 import math
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,8 @@ from components.shared.safetensors_io import Checkpoint
 
 if TYPE_CHECKING:
     import torch
+
+    from components.shared.safetensors_io import Room
 
 CONFIG = "adapter_config.json"
 SAFE = "adapter_model.safetensors"
@@ -158,11 +161,11 @@ class Adapter:
         found: torch.Tensor = self._file[key] if isinstance(self._file, dict) else self._file.read(key)
         return found
 
-    def read_rows(self, key: str, first: int, count: int) -> "torch.Tensor":
-        """`count` rows of a tensor from `first`, in its stored dtype."""
+    def read_rows(self, key: str, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor":
+        """`count` rows of a tensor from `first`, in its stored dtype; `room` as in Checkpoint.read_rows."""
         if isinstance(self._file, dict):
             return self.read(key)[first : first + count].clone()
-        found: torch.Tensor = self._file.read_rows(key, first, count)
+        found: torch.Tensor = self._file.read_rows(key, first, count, room)
         return found
 
     def _setting(self, pattern: str, weight: str, default: float) -> float:
@@ -196,59 +199,74 @@ class Adapter:
         return (a[1], b[0]) if self.transposed(weight) else (b[0], a[1])
 
     def change(self, name: str) -> "Change":
-        """What this adapter does to a tensor, its factors read."""
+        """What this adapter does to a tensor."""
         return Change(self, name)
 
 
 class Change:
-    """One adapter's change of one tensor, to be applied to any of its rows."""
+    """One adapter's change of one tensor, to be applied to any of its rows, from any thread."""
 
     def __init__(self, adapter: Adapter, name: str) -> None:
         self._adapter = adapter
         self._replaced = adapter.replaced.get(name)
         self._tokens = adapter.tokens.get(name)
-        self._embedding = self._transposed = False
-        self._scale = 1.0
-        self._a: torch.Tensor | None = None
-        if name in adapter.updates:
-            pair = adapter.updates[name]
-            self._a, self._b = adapter.read(pair.a).float(), adapter.read(pair.b).float()
-            self._embedding, self._transposed = pair.embedding, adapter.transposed(name)
-            self._scale = adapter.scale(name)
+        self._pair = adapter.updates.get(name)
+        if self._pair is not None:
+            self._scale, self._transposed = adapter.scale(name), adapter.transposed(name)
+        self._read: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._reading = threading.Lock()
 
-    def brought(self, first: int, count: int) -> "torch.Tensor | None":
-        """Rows that come in the place of the model's, as the adapter stores them; None where it brings none."""
-        if self._replaced is None or first >= self._adapter.stored[self._replaced].shape[0]:
-            return None
-        return self._adapter.read_rows(self._replaced, first, count)
+    def brings(self, first: int) -> bool:
+        """Whether row `first` comes in the place of the model's."""
+        return self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]
 
-    def apply(self, first: int, rows: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-        """The rows from `first` on after the change, in the model's dtype; `rows` as they are before, or as brought."""
-        rows = rows.to(dtype)
+    def brought(self, first: int, count: int, room: "Room") -> "torch.Tensor":
+        """Rows that it brings, as the adapter stores them; `room` as in Checkpoint.read_rows."""
+        assert self._replaced is not None
+        return self._adapter.read_rows(self._replaced, first, count, room)
+
+    def apply(self, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor") -> None:
+        """Changes the rows from `first` on in their place, in the model's dtype.
+
+        values: the same rows in float32. product: room for as many elements in float32.
+        """
         end = first + rows.shape[0]
-        if self._a is not None:
-            rows = self._with_product(rows, self._a, first, end)
+        if self._pair is not None:
+            self._add_product(rows, self._pair, first, end, values, product)
         if self._tokens is not None:
-            rows = self._with_tokens(rows, self._tokens, first, end)
-        return rows
+            self._put_tokens(rows, self._tokens, first, end)
 
-    def _with_product(self, rows: "torch.Tensor", a: "torch.Tensor", first: int, end: int) -> "torch.Tensor":
-        if self._embedding:
+    def _factors(self, pair: Pair) -> "tuple[torch.Tensor, torch.Tensor]":
+        """A and B in float32, read when the first rows are changed."""
+        with self._reading:
+            if self._read is None:
+                self._read = self._adapter.read(pair.a).float(), self._adapter.read(pair.b).float()
+            return self._read
+
+    def _add_product(
+        self, rows: "torch.Tensor", pair: Pair, first: int, end: int, values: "torch.Tensor", product: "torch.Tensor"
+    ) -> None:
+        import torch
+
+        a, b = self._factors(pair)
+        if pair.embedding:
             # peft rounds the update of an embedding before it adds it, unlike every other
-            return rows + ((self._b @ a[:, first:end]).T * self._scale).to(rows.dtype)
-        product = (self._b @ a[:, first:end]).T if self._transposed else self._b[first:end] @ a
+            rows.add_(((b @ a[:, first:end]).T * self._scale).to(rows.dtype))
+            return
+        if self._transposed:
+            product = torch.mm(b, a[:, first:end], out=product.view(b.shape[0], end - first)).T
+        else:
+            torch.mm(b[first:end], a, out=product)
         # in float32, and rounded once
-        return product.mul_(self._scale).add_(rows.float()).to(rows.dtype)
+        rows.copy_(product.mul_(self._scale).add_(values))
 
-    def _with_tokens(self, rows: "torch.Tensor", tokens: TokenRows, first: int, end: int) -> "torch.Tensor":
+    def _put_tokens(self, rows: "torch.Tensor", tokens: TokenRows, first: int, end: int) -> None:
         places = [(place, row) for place, row in enumerate(tokens.rows) if first <= row < end]
         if not places:
-            return rows
+            return
         lowest, highest = min(place for place, _ in places), max(place for place, _ in places)
         trained = self._adapter.read_rows(tokens.key, lowest, highest + 1 - lowest).to(rows.dtype)
-        changed = rows.clone()
-        changed[[row - first for _, row in places]] = trained[[place - lowest for place, _ in places]]
-        return changed
+        rows[[row - first for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
 
 def _pickled(artifact: Artifact) -> Any:

@@ -1,25 +1,29 @@
-"""Merging as a stream: some rows of a tensor are read, passed through the adapters in order, rounded after each to the
-model's dtype, and written; reading, arithmetic and writing run side by side. Memory: some rows, whatever the model. No
-local copy; files that no adapter touches are copied. A file that is whole when the process is killed is kept for the
-next start.
+"""Merging as a stream: spans of a tensor's rows are read, passed through the adapters in order, rounded after each to
+the model's dtype, and written. Some threads read and merge spans, this one hashes and writes them in order; while a
+file's last bytes are on their way (to the disk, or up to S3), the next file is merged. Memory: some spans, whatever the
+model. No local copy; files that no adapter touches are copied. A file that is whole when the process is killed is kept
+for the next start.
 
-Rows are read in large spans (several requests side by side) and merged in small tiles, whose float32 stays in the
-processor's cache: the arithmetic of a GB of float16 is 1.1 CPU-seconds, of which the product takes 0.8; in tiles of 4
-million elements it is 2.
+Spans are large (several requests side by side). They are merged where they lie, in tiles whose float32 stays in the
+processor's cache, and their memory is used again: with new memory at each step the arithmetic was 1.6 times as dear. A
+GB of float16 at rank 64 now takes 1.2 CPU-seconds, 0.7 of them for the product.
 """
 
 import logging
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 from components.merge_adapters.lora import Adapter, Change
-from components.shared.ahead import ahead, in_order
+from components.shared.ahead import in_order
 from components.shared.artifact import ArtifactWriter
 from components.shared.errors import InputError
 from components.shared.progress import Progress
@@ -31,173 +35,241 @@ SPAN = 2**24
 """Elements of a tensor that are read at once."""
 TILE = 2**19
 """Elements that are merged at once."""
+MOST_THREADS = 4
+"""The most spans that are merged side by side: three keep the thread busy that writes."""
 FEWEST_ROWS = 64
 """Products of few rows or columns are made by other kernels, whose last bits differ: measured at ranks 2 to 128 and
 widths to 2048, parts of 64 and more had the bits of the whole, parts of 7 had not."""
 
+Shapes = Mapping[str, tuple[int, ...]]
+Report = dict[str, dict[str, Any]]
+
+
+class _Pool:
+    """Memory that is used again and again, by any thread. Rooms too small for what is asked are given up."""
+
+    def __init__(self, least: int) -> None:
+        """least: bytes of a room; what is not written to takes no memory."""
+        self._least = least
+        self._free: list[torch.Tensor] = []
+        self._lock = threading.Lock()
+
+    def take(self, length: int) -> torch.Tensor:
+        """A room of so many bytes, or more."""
+        with self._lock:
+            while self._free:
+                room = self._free.pop()
+                if len(room) >= length:
+                    return room
+        return torch.empty(max(length, self._least), dtype=torch.uint8)
+
+    def give(self, rooms: Iterable[torch.Tensor]) -> None:
+        with self._lock:
+            self._free += rooms
+
+
+class _Rooms:
+    """What has been taken from a pool for one piece of work, to be given back together."""
+
+    def __init__(self, pool: _Pool) -> None:
+        self._pool = pool
+        self._taken: list[torch.Tensor] = []
+
+    def take(self, length: int) -> torch.Tensor:
+        """(length,) of uint8"""
+        self._taken.append(self._pool.take(length))
+        return self._taken[-1][:length]
+
+    def give_back(self) -> None:
+        self._pool.give(self._taken)
+        self._taken = []
+
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows `first` to `first + count` of a tensor, as the model has them; None for rows that only adapters bring.
+class _Span:
+    """Rows `first` to `first + count` of a tensor, and the changes of that tensor in order."""
 
-    brought: what the adapters put in their place, one entry for each of the tensor's changes.
-    """
-
+    info: TensorInfo
     first: int
     count: int
-    before: torch.Tensor | None
     changes: Sequence[Change]
-    brought: Sequence[torch.Tensor | None]
-    dtype: torch.dtype
-
-    def tiles(self) -> Iterator["_Rows"]:
-        """The same rows in parts of about TILE elements."""
-        shape = next(rows.shape for rows in (self.before, *self.brought) if rows is not None)
-        for begin, end in _parts(0, self.count, shape, TILE):
-            before, *brought = (None if rows is None else rows[begin:end] for rows in (self.before, *self.brought))
-            yield _Rows(self.first + begin, end - begin, before, self.changes, brought, self.dtype)
-
-    def merged(self) -> torch.Tensor:
-        rows = self.before
-        for change, brought in zip(self.changes, self.brought):
-            rows = rows if brought is None else brought
-            if rows is not None:
-                rows = change.apply(self.first, rows, self.dtype)
-        assert rows is not None, "rows that neither the model nor an adapter has"
-        return rows
 
 
-def merge_weights(
-    checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, ...]], out: ArtifactWriter
-) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Merged:
+    """A span's rows after the merge, what changed, and the memory that is free once they are written."""
+
+    rows: torch.Tensor
+    compared: "_Compared"
+    rooms: _Rooms
+
+
+def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Shapes, out: ArtifactWriter) -> Report:
     """Writes every file of weights, and returns the report of what the adapters touched."""
     touched = set().union(*(adapter.touched for adapter in adapters))
-    report: dict[str, dict[str, Any]] = {}
-    with (
-        _one_thread_each() as threads,
-        Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar,
-    ):
-        for file in checkpoint.files:
-            infos = sorted(
-                (info for info in checkpoint.tensors.values() if info.file == file), key=lambda info: info.start
-            )
+    reports: dict[str, Report] = {}
+    files = {
+        file: sorted((info for info in checkpoint.tensors.values() if info.file == file), key=lambda info: info.start)
+        for file in checkpoint.files
+    }
+    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
+        for file, infos in files.items():
             found = out.kept(file)
-            if found is None:
-                if touched.intersection(info.name for info in infos):
-                    found = _merge_file(checkpoint, file, infos, adapters, shapes, out, bar, threads)
-                else:
-                    out.copy(checkpoint.artifact, file)
-                    found = {}
-                    bar.advance(sum(info.length for info in infos))
-                out.keep(file, found)
-            else:
+            if found is not None:
                 log.info("%s: kept from a run that was ended", file)
-                bar.advance(sum(info.length for info in infos))
-            report |= found
+            elif touched.isdisjoint(info.name for info in infos):
+                out.copy(checkpoint.artifact, file)
+                out.keep(file, found := {})
+            else:
+                continue
+            reports[file] = found
+            bar.advance(sum(info.length for info in infos))
+        left = {file: infos for file, infos in files.items() if file not in reports}
+        reports |= _merge_files(checkpoint, left, adapters, shapes, out, bar)
     if INDEX in checkpoint.artifact:
         out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
-    return report
+    return {name: entry for file in files for name, entry in reports[file].items()}
+
+
+def _merge_files(
+    checkpoint: Checkpoint,
+    files: Mapping[str, Sequence[TensorInfo]],
+    adapters: Sequence[Adapter],
+    shapes: Shapes,
+    out: ArtifactWriter,
+    bar: Progress,
+) -> dict[str, Report]:
+    """The report of each file."""
+    spans = (span for infos in files.values() for span in _spans(infos, adapters, shapes))
+    work = partial(_merge_span, checkpoint, _Pool(5 * SPAN), _Pool(5 * 4 * TILE))
+    reports: dict[str, Report] = {}
+    with (
+        _one_thread_each() as threads,
+        ThreadPoolExecutor(1) as finisher,
+        closing(in_order(work, spans, threads)) as merged,
+    ):
+        ending: Future[None] | None = None
+        for file, infos in files.items():
+            with ExitStack() as stack:
+                stream = stack.enter_context(out.writer(file))
+                tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
+                reports[file] = _write(tensors, infos, merged, adapters, shapes, bar)
+                tensors.close()
+                written = stack.pop_all()
+            if ending is not None:
+                ending.result()
+            ending = finisher.submit(_finish, written, out, file, reports[file])
+        if ending is not None:
+            ending.result()
+    return reports
+
+
+def _finish(written: ExitStack, out: ArtifactWriter, file: str, report: Report) -> None:
+    written.close()
+    out.keep(file, report)
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[int]:
-    """Tiles are what runs side by side, not the operations in them (threads that wait for each other spin); how many
-    at a time."""
+    """Spans are what is merged side by side, not the operations on them (threads that wait for each other spin); how
+    many at a time. Two at least: one may wait for the network."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield threads
+        yield max(2, min(threads, MOST_THREADS))
     finally:
         torch.set_num_threads(threads)
 
 
-def _merge_file(
-    checkpoint: Checkpoint,
-    file: str,
+def _write(
+    tensors: SafetensorsStream,
     infos: Sequence[TensorInfo],
+    merged: Iterator[_Merged],
     adapters: Sequence[Adapter],
-    shapes: Mapping[str, tuple[int, ...]],
-    out: ArtifactWriter,
+    shapes: Shapes,
     bar: Progress,
-    threads: int,
-) -> dict[str, dict[str, Any]]:
-    report: dict[str, dict[str, Any]] = {}
-    with (
-        out.writer(file) as stream,
-        closing(_merged_rows(checkpoint, infos, adapters, shapes, report, threads)) as parts,
-    ):
-        tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
-        for name, rows in parts:
-            tensors.write(name, rows)
-            bar.advance(rows.nbytes)
-        tensors.close()
+) -> Report:
+    """Writes the tensors of a file, and returns what changed."""
+    report: Report = {}
+    for info in infos:
+        compared = _Compared()
+        rows = 0
+        while rows < shapes[info.name][0]:
+            span = next(merged)
+            tensors.write(info.name, span.rows)
+            compared.add(span.compared)
+            rows += span.rows.shape[0]
+            bar.advance(span.rows.nbytes)
+            span.rooms.give_back()
+        if any(info.name in adapter.touched for adapter in adapters):
+            report[info.name] = entry = compared.entry(shapes[info.name])
+            if not math.isfinite(entry["relative_change"]) or not compared.finite:
+                raise InputError(
+                    f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows "
+                    f"{info.dtype}, train it again"
+                )
     return report
 
 
-def _merged_rows(
-    checkpoint: Checkpoint,
-    infos: Sequence[TensorInfo],
-    adapters: Sequence[Adapter],
-    shapes: Mapping[str, tuple[int, ...]],
-    report: dict[str, dict[str, Any]],
-    threads: int,
-) -> Generator[tuple[str, torch.Tensor], None, None]:
-    """The rows of a file's tensors after the merge, with the tensor's name; what changed is put into `report`."""
-    with (
-        closing(ahead(_all_rows(checkpoint, infos, adapters, shapes))) as spans,
-        closing(in_order(_merge_tile, _tiles(spans), threads)) as tiles,
-    ):
-        for info in infos:
-            compared = _Compared()
-            rows = 0
-            while rows < shapes[info.name][0]:
-                weight, of_tile = next(tiles)
-                compared.add(of_tile)
-                rows += weight.shape[0]
-                yield info.name, weight
-            if any(info.name in adapter.touched for adapter in adapters):
-                report[info.name] = entry = compared.entry(shapes[info.name])
-                if not math.isfinite(entry["relative_change"]) or not compared.finite:
-                    raise InputError(
-                        f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows "
-                        f"{info.dtype}, train it again"
-                    )
-
-
-def _tiles(spans: Iterable["_Rows"]) -> Iterator["_Rows"]:
-    for span in spans:
-        yield from span.tiles()
-
-
-def _merge_tile(tile: "_Rows") -> tuple[torch.Tensor, "_Compared"]:
-    """A tile after the merge, and what changed."""
-    weight = tile.merged()
-    compared = _Compared()
-    if tile.changes:
-        compared.compare(tile.before, weight)
-    return weight, compared
-
-
-def _all_rows(
-    checkpoint: Checkpoint,
-    infos: Sequence[TensorInfo],
-    adapters: Sequence[Adapter],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Iterator[_Rows]:
-    """The tensors' rows in the order of the file, in like parts of about SPAN elements, with what adapters do to them.
+def _spans(infos: Sequence[TensorInfo], adapters: Sequence[Adapter], shapes: Shapes) -> Iterator[_Span]:
+    """The tensors' rows in the order of the file, in like parts of about SPAN elements.
 
     A part never goes over the number of rows that the model or an adapter has.
     """
     for info in infos:
-        rows, dtype = shapes[info.name][0], getattr(torch, info.dtype)
+        rows = shapes[info.name][0]
         changes = [adapter.change(info.name) for adapter in adapters if info.name in adapter.touched]
         has = {info.shape[0], *(a.stored[a.replaced[info.name]].shape[0] for a in adapters if info.name in a.replaced)}
         for begin, end in pairwise(sorted({0, rows, *(count for count in has if count < rows)})):
             for first, last in _parts(begin, end, info.shape, SPAN):
-                known = last <= info.shape[0]
-                before = checkpoint.read_rows(info.name, first, last - first) if known else None
-                brought = [change.brought(first, last - first) for change in changes]
-                yield _Rows(first, last - first, before, changes, brought, dtype)
+                yield _Span(info, first, last - first, changes)
+
+
+def _merge_span(checkpoint: Checkpoint, pool: _Pool, tiles: _Pool, span: _Span) -> _Merged:
+    rooms = _Rooms(pool)
+    before: torch.Tensor | None = None
+    if span.first < span.info.shape[0]:
+        before = checkpoint.read_rows(span.info.name, span.first, span.count, rooms.take)
+    # rows that an adapter brings make void what the adapters before it did
+    bringing = [index for index, change in enumerate(span.changes) if change.brings(span.first)]
+    changes = span.changes[bringing[-1] :] if bringing else span.changes
+    if bringing:
+        rows = changes[0].brought(span.first, span.count, rooms.take)
+        dtype: torch.dtype = getattr(torch, span.info.dtype)
+        if rows.dtype != dtype:
+            rows = rooms.take(rows.numel() * dtype.itemsize).view(dtype).view(rows.shape).copy_(rows)
+    else:
+        assert before is not None, "rows that neither the model nor an adapter has"
+        rows = before
+    compared = _Compared()
+    if changes:
+        work = _Rooms(tiles)
+        parts = _parts(0, span.count, rows.shape, TILE)
+        most = max(end - begin for begin, end in parts) * rows[0].numel()
+        room = work.take(3 * 4 * most).view(torch.float32).view(3, most)
+        for begin, end in parts:
+            tile = None if before is None else before[begin:end]
+            _merge_tile(span.first + begin, tile, rows[begin:end], changes, room, compared)
+        work.give_back()
+    return _Merged(rows, compared, rooms)
+
+
+def _merge_tile(
+    first: int,
+    before: torch.Tensor | None,
+    rows: torch.Tensor,
+    changes: Sequence[Change],
+    room: torch.Tensor,
+    compared: "_Compared",
+) -> None:
+    """Changes `rows` where they lie; `before` are those of the model, the same memory or another. room: (3, elements
+    of rows or more), float32."""
+    old, values, product = (part[: rows.numel()].view(rows.shape) for part in room)
+    if before is not None:
+        old.copy_(before)
+    for change in changes:
+        change.apply(first, rows, values.copy_(rows), product)
+    compared.compare(None if before is None else old, rows, product)
 
 
 def _parts(begin: int, end: int, shape: Sequence[int], elements: int) -> list[tuple[int, int]]:
@@ -222,14 +294,14 @@ class _Compared:
         self._new += other._new
         self.finite = self.finite and other.finite
 
-    def compare(self, before: torch.Tensor | None, after: torch.Tensor) -> None:
-        if before is None:
+    def compare(self, old: torch.Tensor | None, after: torch.Tensor, room: torch.Tensor) -> None:
+        """old: the rows before, in float32. room: as large, and written over."""
+        if old is None:
             self._new += after.shape[0]
             self.finite = self.finite and bool(torch.isfinite(after).all())
             return
-        old = before.float()
         self._whole += _square(old)
-        self._changed += _square(old.sub_(after))
+        self._changed += _square(room.copy_(after).sub_(old))
 
     def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """Of the report: the tensor's shape, its relative change and, where rows are new, how many."""

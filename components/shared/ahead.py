@@ -56,14 +56,14 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
     """`function(item)` of every item, `threads` of them side by side; results, and errors, in the items' order.
 
-    At most twice `threads` items are taken beyond the last result. Close it when it may be left before its end.
+    At most `threads` + 1 items are taken beyond the last result. Close it when it may be left before its end.
     """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * threads:
+                if len(waiting) > threads + 1:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

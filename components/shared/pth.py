@@ -24,6 +24,8 @@ from components.shared.safetensors_io import Sink
 if TYPE_CHECKING:
     import torch
 
+    from components.shared.safetensors_io import Room
+
 _ZIP = b"PK\x03\x04"
 _WINDOW = 16 * 2**10
 """Bytes of a read while a file is indexed."""
@@ -104,8 +106,11 @@ class PthFile:
         self._artifact.read_into(self.name, stored.start, flat.numpy().data)
         return flat.view(kind).as_strided(stored.shape, stored.strides)
 
-    def read_rows(self, key: str, first: int, count: int) -> "torch.Tensor":
-        """`count` rows of a tensor from `first`, without reading the others where rows lie one after another."""
+    def read_rows(self, key: str, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor":
+        """`count` rows of a tensor from `first`, without reading the others where rows lie one after another.
+
+        room: gives the memory (uint8) for so many bytes; fresh memory by default.
+        """
         import torch
 
         stored = self.tensors[key]
@@ -113,7 +118,8 @@ class PthFile:
         row = math.prod(stored.shape[1:])
         if not stored.length or stored.length != math.prod(stored.shape) * kind.itemsize or stored.strides[0] != row:
             return self.read(key)[first : first + count].clone()
-        flat = torch.empty(count * row * kind.itemsize, dtype=torch.uint8)
+        length = count * row * kind.itemsize
+        flat = room(length) if room else torch.empty(length, dtype=torch.uint8)
         self._artifact.read_into(self.name, stored.start + first * row * kind.itemsize, flat.numpy().data)
         return flat.view(kind).as_strided((count, *stored.shape[1:]), stored.strides)
 

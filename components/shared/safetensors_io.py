@@ -8,7 +8,7 @@ memory and lie in S3, so the container is read by range and written as a stream.
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,8 @@ from components.shared.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    Room = Callable[[int], torch.Tensor]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -122,9 +124,10 @@ class Checkpoint:
         """A tensor, verified, in its stored dtype, with memory of its own."""
         return self.read_rows(name, 0, None)
 
-    def read_rows(self, name: str, first: int, count: int | None) -> "torch.Tensor":
+    def read_rows(self, name: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
         """Rows `first` to `first + count` along axis 0 (to the last for None), without reading the others.
 
+        room: gives the memory (uint8) for so many bytes; fresh memory by default.
         ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
         """
         import torch
@@ -139,7 +142,7 @@ class Checkpoint:
         shape = (count, *info.shape[1:]) if info.shape else ()
         if count == 0 or row == 0:
             return torch.empty(shape, dtype=kind)
-        content = torch.empty(count * row, dtype=torch.uint8)
+        content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
         self.artifact.read_into(info.file, info.start + first * row, content.numpy().data)
         return content.view(kind).reshape(shape)
 

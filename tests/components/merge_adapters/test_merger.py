@@ -124,6 +124,23 @@ def test_parts_of_a_tensor_have_the_bits_of_the_whole(tmp_path, tiny_model, make
     assert by_parts.facts["weights_digest"] == whole.facts["weights_digest"]
 
 
+def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, tiny_model, make_adapter, monkeypatch):
+    pools = []
+
+    class Counted(stream._Pool):
+        def __init__(self, least: int) -> None:
+            super().__init__(least)
+            pools.append(self)
+
+    monkeypatch.setattr(stream, "_Pool", Counted)
+    monkeypatch.setattr(stream, "SPAN", 64 * 64)
+    merge(tmp_path, tiny_model, make_adapter(1, modules_to_save=MODULES))
+    spans, tiles = (len(pool._free) for pool in pools)
+    # of the model and of the adapter for each span that is merged, waits or is written
+    assert 0 < spans <= 2 * (stream.MOST_THREADS + 3)
+    assert 0 < tiles <= stream.MOST_THREADS
+
+
 @given(st.integers(0, 300), st.integers(1, 1000), st.integers(1, 5000))
 def test_parts_cover_every_row_once_and_none_is_small(begin, rows, width):
     parts = stream._parts(begin, begin + rows, (begin + rows, width), stream.TILE)
@@ -248,16 +265,19 @@ def six_files(tmp_path, tiny_folder) -> Path:
 def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, six_files, make_adapter, monkeypatch):
     adapter = make_adapter(1)
     program = (
-        "import os, signal, sys\n"
-        "from components.merge_adapters import stream\n"
+        "import os, signal, sys, time\n"
         "from components.merge_adapters.merger import MergeAdapters, merge_adapters\n"
+        "from components.shared import storage\n"
+        "from components.shared.artifact import ArtifactWriter\n"
         "from components.shared.cli import run_stage\n"
-        "whole = stream._merge_file\n"
-        "def killed_in_the_fourth(checkpoint, file, *rest):\n"
-        "    if file == 'model-3.safetensors':\n"
+        "whole = ArtifactWriter.writer\n"
+        "def killed_in_the_fourth(out, name):\n"
+        "    if name == 'model-3.safetensors':\n"
+        "        while not storage.exists(f'{out.root}/.kept/model-2.safetensors.json'):\n"
+        "            time.sleep(0.01)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return whole(checkpoint, file, *rest)\n"
-        "stream._merge_file = killed_in_the_fourth\n"
+        "    return whole(out, name)\n"
+        "ArtifactWriter.writer = killed_in_the_fourth\n"
         "run_stage(MergeAdapters(store=sys.argv[1], model=sys.argv[2], adapters=sys.argv[3]), merge_adapters)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, store, six_files, adapter], capture_output=True, text=True)

@@ -67,7 +67,7 @@ def test_what_an_item_raises_comes_in_its_place():
         next(given)
 
 
-def test_no_more_is_taken_than_twice_what_works_side_by_side():
+def test_no_more_is_taken_than_works_side_by_side_and_one_more():
     taken = []
 
     def items():
@@ -77,4 +77,4 @@ def test_no_more_is_taken_than_twice_what_works_side_by_side():
 
     with closing(in_order(lambda number: number, items(), 2)) as given:
         next(given)
-        assert len(taken) == 5
+        assert len(taken) == 4

@@ -81,6 +81,10 @@ def test_rows_are_read_without_the_others(rows_of_seven, first, count):
     if first + count <= 7:
         assert same(checkpoint.read_rows("w", first, count), tensor[first : first + count])
     assert same(checkpoint.read_rows("w", first, None), tensor[first:])
+    room = torch.full((1000,), 7, dtype=torch.uint8)
+    rows = checkpoint.read_rows("w", first, None, lambda length: room[:length])
+    assert same(rows, tensor[first:])
+    assert not rows.numel() or rows.data_ptr() == room.data_ptr()
 
 
 @pytest.fixture(scope="module")
