@@ -223,15 +223,19 @@ def test_what_is_published_are_the_weights_in_float32(tiny_model):
 
 
 def test_gradients_are_the_same_with_activations_recomputed(tiny_model, batch):
-    found = []
+    found, passes = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
         model = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(embeddings=""))
         if recompute:
             checkpoint_activations(model)
         model.train()
+        seen = []
+        model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
         model(**batch).loss.backward()
         found.append([parameter.grad for parameter in trainable(model)])
+        passes.append(len(seen))
+    assert passes == [1, 2]
     assert any(gradient.any() for gradient in found[0])
     for plain, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(plain, recomputed)
