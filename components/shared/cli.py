@@ -130,7 +130,8 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
 
 
 def program(kind: type) -> str:
-    return ".".join(kind.__module__.split(".")[:2])
+    """Whose options they are: what the class says (others check a training's options for it), or its own stage."""
+    return str(getattr(kind, "PROGRAM", ".".join(kind.__module__.split(".")[:2])))
 
 
 @contextmanager

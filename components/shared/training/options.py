@@ -4,7 +4,7 @@ launcher checks a command line against these classes before it starts a job in a
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from components.shared.artifact import Input, digest_of
 from components.shared.cli import Ref, StageOptions, not_keyed
@@ -170,6 +170,8 @@ class LoraOptions(TrainingOptions):
 class PretrainOptions(LoraOptions):
     """Continue the pre-training of a model on text."""
 
+    PROGRAM: ClassVar[str] = "components.pretrain"
+
     stage: Literal["embeddings", "lora"]
     """embeddings: all but embed_tokens is frozen, gives a model; lora: LoRA, embed_tokens and lm_head, an adapter."""
     also_lm_head: bool = False
@@ -196,6 +198,8 @@ class PretrainOptions(LoraOptions):
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(LoraOptions):
     """Tune a model on instructions."""
+
+    PROGRAM: ClassVar[str] = "components.finetune"
 
     learning_rate: float = 1e-4
     """Peak learning rate."""

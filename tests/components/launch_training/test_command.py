@@ -36,7 +36,7 @@ def test_a_step_may_pass_every_trainings_switches_when_they_are_off(stage):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--max-step", "3"), r"there is no option --max-step \(did you mean --max-steps\?\)"),
+        (("--max-step", "3"), r"components\.pretrain: there is no option --max-step \(did you mean --max-steps\?\)"),
         (("--learning-rate", "fast"), "--learning-rate"),
         (("--model", "x"), "training option --model: it is launch_training's --model"),
         (("--output=x",), "training option --output: launch_training sets it"),
