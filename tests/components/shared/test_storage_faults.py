@@ -244,6 +244,15 @@ def test_what_is_given_up_is_aborted(proxy, s3_store):
     assert storage.unfinished(s3_store) == []
 
 
+def test_a_copy_within_s3_is_the_servers_work(proxy, s3_store):
+    storage.write_bytes(f"{s3_store}/a", LARGE)
+    proxy.forget()
+    storage.copy(f"{s3_store}/a", f"{s3_store}/b")
+    sent = sum(int(request.headers.get("content-length", 0)) for request in proxy.requests)
+    assert sent + proxy.bytes_down < 10_000
+    assert storage.read_bytes(f"{s3_store}/b") == LARGE
+
+
 # --- credentials ------------------------------------------------------------------------------------------------------
 
 
