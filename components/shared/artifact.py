@@ -151,8 +151,11 @@ class Artifact:
         """False for a plain folder: there is nothing to verify against."""
         self._files = {file.path: file for file in manifest.files}
         self._blocks: dict[str, list[str]] | None = None
-        self._edges: tuple[tuple[str, int, bytearray], ...] = ()
+        self._edges: list[tuple[str, int, bytearray]] = []
         """The last blocks that were read and not wanted whole: who reads on from there reads nothing twice."""
+        self._spare: list[bytearray] = []
+        """Memory of edges that were given up: fresh memory would cost more than reading into it."""
+        self._edges_lock = threading.Lock()
 
     @property
     def root(self) -> str:
@@ -238,10 +241,9 @@ class Artifact:
             if start <= first and last <= end:
                 self._read_run(file, run, wanted, buffer[first - start : last - start])
                 return
-            # a block at the edge is verified whole, and what is wanted of it copied
-            block = memoryview(self._edge(file, run.start, wanted[run.start], last - first))
             low, high = max(first, start), min(last, end)
-            buffer[low - start : high - start] = block[low - first : high - first]
+            part = slice(low - first, high - first)
+            self._read_edge(file, run.start, wanted[run.start], last - first, part, buffer[low - start : high - start])
 
         whole = range(-(-start // BLOCK), end // BLOCK if end < file.size else len(wanted))
         edges = [range(i, i + 1) for i in sorted({start // BLOCK, (end - 1) // BLOCK}) if i not in whole]
@@ -263,16 +265,27 @@ class Artifact:
             if blake3(block).hexdigest() != wanted[index]:
                 self._read_block(file, index, wanted[index], block, tries=1)
 
-    def _edge(self, file: File, index: int, wanted: str, length: int) -> bytearray:
-        """A block of which a part is wanted. Two are kept: the ends of a range, or the places of two readers."""
-        kept = self._edges
-        for path, number, block in kept:
-            if (path, number) == (file.path, index):
-                return block
-        block = bytearray(length)
-        self._read_block(file, index, wanted, memoryview(block))
-        self._edges = ((file.path, index, block), *kept[:1])
-        return block
+    def _read_edge(self, file: File, index: int, wanted: str, length: int, part: slice, buffer: memoryview) -> None:
+        """Fills `buffer` with a part of a block, which is verified whole.
+
+        Two such blocks are kept: the ends of a range, or the places of two readers. They are looked at with the lock
+        held, since their memory is used again.
+        """
+        with self._edges_lock:
+            for path, number, kept in self._edges:
+                if (path, number) == (file.path, index):
+                    buffer[:] = memoryview(kept)[part]
+                    return
+            room = self._spare.pop() if self._spare else bytearray()
+        if len(room) < length:
+            room = bytearray(length)
+        block = memoryview(room)[:length]
+        self._read_block(file, index, wanted, block)
+        buffer[:] = block[part]
+        with self._edges_lock:
+            self._edges.insert(0, (file.path, index, room))
+            self._spare += [given_up for _, _, given_up in self._edges[2:]]
+            del self._edges[2:]
 
     def _read_block(self, file: File, index: int, wanted: str, block: memoryview, tries: int = 2) -> None:
         """Fills `block` with block `index` of a file; one that is not as it should be is read once more."""

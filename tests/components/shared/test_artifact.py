@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -239,6 +241,26 @@ def test_any_range_is_the_slice_or_refused(in_a_folder, start, length):
             artifact.read_range("folder/large.bin", start, length)
     else:
         assert artifact.read_range("folder/large.bin", start, length) == LARGE[start : start + length]
+
+
+def test_ranges_that_are_read_side_by_side_are_each_the_slice(tmp_path):
+    """What is kept of the last blocks is memory that is used again."""
+    content = random.Random(0).randbytes(5 * BLOCK + 77)
+    out = ArtifactWriter(str(tmp_path), "stage", "key")
+    out.add_bytes("large.bin", content)
+    artifact = open_artifact(out.publish("files").reference)
+
+    def read(seed: int) -> bool:
+        chance = random.Random(seed)
+        starts = [chance.randrange(len(content) - 2 * BLOCK) for _ in range(12)]
+        lengths = [chance.choice([1, 1000, BLOCK, 2 * BLOCK]) for _ in starts]
+        return all(
+            artifact.read_range("large.bin", at, count) == content[at : at + count]
+            for at, count in zip(starts, lengths)
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
 
 
 def test_a_kind_that_does_not_fit_is_refused_by_its_option(published):
