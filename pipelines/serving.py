@@ -49,8 +49,8 @@ def model_server(
     )
 
 
-def as_yaml(server: ModelServer, kserve: bool = False) -> str:
-    return yaml_of(server.objects(kserve))
+def as_yaml(server: ModelServer, kserve: bool = False, monitored: bool = True) -> str:
+    return yaml_of(server.objects(kserve, monitored))
 
 
 def examples() -> dict[str, str]:

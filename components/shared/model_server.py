@@ -138,12 +138,14 @@ class ModelServer:
         """A digest of what the pods are: equal for equal pods."""
         return digest_of([self._pod("server"), self.model_digest])[:12]
 
-    def objects(self, kserve: bool = False) -> list[dict[str, Any]]:
-        """What is applied, in this order: network policy, Service, PodMonitor and Deployment; `kserve`: network policy
-        and InferenceService, of which KServe makes the rest."""
+    def objects(self, kserve: bool = False, monitored: bool = True) -> list[dict[str, Any]]:
+        """What is applied, in this order: network policy, Service, PodMonitor (unless not `monitored`: a cluster without
+        Prometheus' operator does not know it) and Deployment; `kserve`: network policy and InferenceService, of which
+        KServe makes the rest."""
         if kserve:
             return [self.network_policy(), self.inference_service()]
-        return [self.network_policy(), self.service(), self.pod_monitor(), self.deployment()]
+        monitor = [self.pod_monitor()] if monitored else []
+        return [self.network_policy(), self.service(), *monitor, self.deployment()]
 
     def _metadata(self, **more: Any) -> dict[str, Any]:
         metadata: dict[str, Any] = {"name": self.name, "labels": self._labels()}

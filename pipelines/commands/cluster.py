@@ -72,6 +72,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     _pod_options(add, "the objects")
     add.add_argument("--stop-first", action="store_true", help="stop old pods first, where no GPUs are to spare")
     add.add_argument("--openshift", action="store_true", help="pods name no user: OpenShift gives them one")
+    add.add_argument(
+        "--without-pod-monitor", action="store_true", help="for a cluster that does not know it: no Prometheus operator"
+    )
     options.image_options(add)
     add.add_argument("--vllm-image", default="", metavar="IMAGE", help="vLLM's image, from a registry of your own, say")
     add.set_defaults(command=render_serving)
@@ -267,7 +270,7 @@ def render_serving(given: argparse.Namespace) -> None:
         openshift=given.openshift,
         s3_secret=given.s3_secret,
     )
-    print(serving.as_yaml(server, given.kserve), end="")
+    print(serving.as_yaml(server, given.kserve, not given.without_pod_monitor), end="")
 
 
 def render_base(given: argparse.Namespace) -> None:

@@ -82,7 +82,10 @@ def test_what_is_asked_for_is_in_the_job():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"arguments": "--lora-rr 64"}, r"components\.pretrain: there is no option --lora-rr \(did you mean --lora-r\?\)"),
+        (
+            {"arguments": "--lora-rr 64"},
+            r"components\.pretrain: there is no option --lora-rr \(did you mean --lora-r\?\)",
+        ),
         ({"arguments": "--seed 'x"}, "--arguments --seed 'x: No closing quotation"),
         ({"name": "Not A Name"}, "job name 'Not A Name'"),
     ],

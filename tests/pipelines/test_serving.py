@@ -234,6 +234,10 @@ def test_the_command_writes_manifests_to_standard_output() -> None:
     assert (pod["imagePullSecrets"], pod["nodeSelector"]) == ([{"name": "registry"}], {"pool": "gpu"})
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert made["Deployment"]["metadata"]["labels"]["team"] == "nlp"
+    bare = subprocess.run(
+        [sys.executable, "-m", "pipelines", *words, "--without-pod-monitor"], capture_output=True, text=True, check=True
+    )
+    assert set(objects(bare.stdout)) == set(made) - {"PodMonitor"}
     kserve = subprocess.run(
         [sys.executable, "-m", "pipelines", *words[:5], MODEL, "--kserve"], capture_output=True, text=True, check=True
     )
