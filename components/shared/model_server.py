@@ -139,9 +139,9 @@ class ModelServer:
         return digest_of([self._pod("server"), self.model_digest])[:12]
 
     def objects(self, kserve: bool = False, monitored: bool = True) -> list[dict[str, Any]]:
-        """What is applied, in this order: network policy, Service, PodMonitor (unless not `monitored`: a cluster without
-        Prometheus' operator does not know it) and Deployment; `kserve`: network policy and InferenceService, of which
-        KServe makes the rest."""
+        """What is applied, in this order: network policy, Service, PodMonitor and Deployment; `kserve`: network policy
+        and InferenceService, of which KServe makes the rest. Not `monitored`: no PodMonitor, which a cluster without
+        Prometheus' operator does not know."""
         if kserve:
             return [self.network_policy(), self.inference_service()]
         monitor = [self.pod_monitor()] if monitored else []
