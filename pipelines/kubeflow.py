@@ -8,6 +8,7 @@ kfp 2.17's own wait_for_run_completion knows no cancelled run and would wait for
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -170,14 +171,17 @@ class Kubeflow:
         same package is uploaded once, and a changed one becomes a new version of the same pipeline."""
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:16]
         with self._answers(), redirect_stdout(sys.stderr):
-            pipeline = self._client.get_pipeline_id(name)
-            if pipeline is None:
-                made = self._client.upload_pipeline(str(package), pipeline_name=name, namespace=self._namespace or None)
+            # kfp's own get_pipeline_id looks among the pipelines that all share, and would miss a profile's own
+            place = {"namespace": self._namespace} if self._namespace else {}
+            found = self._client.list_pipelines(filter=_named(name), **place).pipelines
+            if found:
+                pipeline = str(found[0].pipeline_id)
+            else:
+                made = self._client.upload_pipeline(str(package), pipeline_name=name, **place)
                 pipeline = str(made.pipeline_id)
-            listed = self._client.list_pipeline_versions(pipeline, page_size=200).pipeline_versions or ()
-            there = [found.pipeline_version_id for found in listed if found.display_name == version]
+            there = self._client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions
             if there:
-                return pipeline, str(there[0])
+                return pipeline, str(there[0].pipeline_version_id)
             made = self._client.upload_pipeline_version(str(package), version, pipeline_id=pipeline)
             return pipeline, str(made.pipeline_version_id)
 
@@ -268,6 +272,11 @@ class Kubeflow:
             raise _NoAnswer(
                 f"--host {self.address}: no Kubeflow Pipelines answers there ({error}); check the address"
             ) from error
+
+
+def _named(name: str) -> str:
+    """A filter of the API: what is called so."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
 def _first(body: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 BEGAN = "2026-11-25T10:00:00Z"
 EXPERIMENT = {"experiment_id": "e1", "display_name": "zhllama", "namespace": "team"}
@@ -30,6 +31,8 @@ class FakeKfp(ThreadingHTTPServer):
         self.started: list[dict[str, Any]] = []
         self.tokens: list[str] = []
         self.pipelines: dict[str, list[str]] = {}
+        self.owned: dict[str, str] = {}
+        """Pipeline → the namespace that it was uploaded to, "" where all share it."""
         self.terminated: list[str] = []
         self.answers: list[int] = []
         self.course: list[tuple[str, list[dict[str, Any]]]] = [("SUCCEEDED", [task("evaluate", "SUCCEEDED")])]
@@ -53,16 +56,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self._refused():
             return
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
+        given = {name: values[0] for name, values in parse_qs(query).items()}
+        # what is asked for by name
+        wanted = [one["stringValue"] for one in json.loads(given.get("filter", "{}")).get("predicates", ())]
         if path.endswith("/versions"):
-            versions = self.server.pipelines[path.split("/")[-2]]
-            listed = [{"pipeline_version_id": f"v-{name}", "display_name": name} for name in versions]
+            versions = [name for name in self.server.pipelines[path.split("/")[-2]] if name in wanted or not wanted]
+            listed = [{"pipeline_version_id": f"v-{name}", "display_name": name} for name in versions[:10]]
             self._say(200, {"pipeline_versions": listed})
         elif path.endswith("/pipelines"):
-            listed = [
-                {"pipeline_id": name, "display_name": name} for name in self.server.pipelines if name in self.path
-            ]
-            self._say(200, {"pipelines": listed})
+            owned = self.server.owned
+            there = [name for name in owned if name in wanted and owned[name] == given.get("namespace", "")]
+            self._say(200, {"pipelines": [{"pipeline_id": name, "display_name": name} for name in there]})
         elif "/runs/" in path:
             self._say(200, self.server.look()) if path.endswith("r-42") else self._say(404, {"message": "no such run"})
         elif "/experiments" in path:
@@ -76,8 +81,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path, _, query = self.path.partition("?")
         if path.endswith("/upload"):
-            name = re.search("name=([^&]+)", query)[1]  # type: ignore[index]
+            given = {name: values[0] for name, values in parse_qs(query).items()}
+            name = given["name"]
+            if name in self.server.pipelines:
+                self._say(409, {"message": f"a pipeline of the name {name} is there already"})
+                return
             self.server.pipelines[name] = [name]
+            self.server.owned[name] = given.get("namespace", "")
             self._say(200, {"pipeline_id": name, "display_name": name})
         elif path.endswith("/upload_version"):
             name, pipeline = (re.search(f"(?:^|&){key}=([^&]+)", query)[1] for key in ("name", "pipelineid"))  # type: ignore[index]

@@ -53,8 +53,9 @@ def test_a_run_starts_with_typed_parameters(package, server, monkeypatch):
     assert set(server.tokens) == {"Bearer t0k"}
 
 
-def test_a_package_is_uploaded_once_and_a_changed_one_becomes_a_version(package, server):
-    there = Kubeflow(server.host, None)
+@pytest.mark.parametrize("namespace", [None, "team"], ids=["shared", "of a profile"])
+def test_a_package_is_uploaded_once_and_a_changed_one_becomes_a_version(package, server, namespace):
+    there = Kubeflow(server.host, namespace)
     first = there.upload(package, "adapt")
     assert there.upload(package, "adapt") == first
     assert len(server.pipelines["adapt"]) == 2  # what KFP makes of the upload, and ours under its digest
