@@ -17,6 +17,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLED_WEIGHTS = "adapter_model.bin"
 """As adapters were published in the recipe's time."""
 EMBEDDINGS = ("embed_tokens", "lm_head")
+_NOT_KEPT = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+"""Settings that mean another arithmetic than B·A·alpha/r in every layer, and the value at which they do not."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) 
             wanted,
             new_rows(model) if wanted == "new" else (),
         )
-    have: dict[str, Any] = json.loads(adapter.read(ADAPTER_CONFIG))
+    have = _settings_of(adapter)
     embeddings, rows = _embeddings_of(have, adapter)
     targets = have["target_modules"]
     if not isinstance(targets, list):
@@ -76,6 +78,27 @@ def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) 
             "or start a new adapter"
         )
     return LoraShape(have["r"], have["lora_alpha"], have["lora_dropout"], sorted(targets), embeddings, rows)
+
+
+def _settings_of(adapter: Artifact) -> dict[str, Any]:
+    """What adapter_config.json says. InputError when it is none of LoRA's, or of a kind that would not be kept."""
+    where = f"--adapter {adapter.root}: {ADAPTER_CONFIG}"
+    try:
+        have: dict[str, Any] = dict(json.loads(adapter.read(ADAPTER_CONFIG)))
+        if have.get("peft_type", "LORA") != "LORA":
+            raise ValueError(f"its peft_type is {have['peft_type']}")
+        for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):
+            if name not in have:
+                raise ValueError(f"it has no {name}")
+        have |= {"r": int(have["r"]), **{name: float(have[name]) for name in ("lora_alpha", "lora_dropout")}}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where} is no LoRA configuration ({error}); fetch it again") from error
+    for name, ordinary in _NOT_KEPT.items():
+        if (have.get(name) or ordinary) != ordinary:
+            raise InputError(
+                f"{where} sets {name}, which a training here would not keep; merge the adapter and start a new one"
+            )
+    return have
 
 
 def _agree(option: str, given: Any, has: Any, adapter: Artifact) -> None:

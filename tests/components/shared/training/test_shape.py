@@ -88,12 +88,39 @@ def test_the_rows_of_a_continued_adapter_are_its_own(model, adapter):
         ({"modules_to_save": None, "trainable_token_indices": {"embed_tokens": [1]}}, "must name the same rows"),
         ({"modules_to_save": None, "trainable_token_indices": [1, 2]}, "must name the same rows"),
         ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
+        ({"use_rslora": True}, "adapter_config.json sets use_rslora, which a training here would not keep"),
+        ({"alpha_pattern": {"q_proj": 64}}, "sets alpha_pattern, which"),
+        ({"bias": "all"}, "sets bias, which"),
+        ({"peft_type": "IA3"}, r"adapter_config\.json is no LoRA configuration \(its peft_type is IA3\)"),
+        ({"r": "eight"}, r"no LoRA configuration \(invalid literal for int.*\); fetch it again"),
     ],
-    ids=["another module", "rows of one table", "rows of no table", "a pattern"],
+    ids=[
+        "another module",
+        "rows of one table",
+        "rows of no table",
+        "a pattern",
+        "scale",
+        "scales",
+        "bias",
+        "kind",
+        "r",
+    ],
 )
 def test_what_cannot_be_continued_is_said(changes, said, model, adapter):
     with pytest.raises(InputError, match=said):
         lora_shape(tuning(), model, adapter(**changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "Expecting"), ("[1]", "cannot convert"), ("{}", "it has no r")],
+    ids=["cut", "list", "empty"],
+)
+def test_a_configuration_that_is_none_is_named(content, said, model, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(content)
+    broken = open_artifact(str(tmp_path))
+    with pytest.raises(InputError, match=rf"--adapter .*adapter_config\.json is no LoRA configuration \({said}"):
+        lora_shape(tuning(), model, broken)
 
 
 # --- a new adapter ----------------------------------------------------------------------------------------------------
