@@ -4,6 +4,8 @@ Three ways in: a host (with a token in ZHLLAMA_KFP_TOKEN, or in the file that ZH
 read again for every call, so that a mounted token may change); inside the cluster the service's own name, with the
 pod's projected token where there is one; elsewhere `kubectl port-forward` for as long as the command lasts.
 
+Certificates of a site's own are taken from SSL_CERT_FILE or REQUESTS_CA_BUNDLE, a proxy from the usual variables.
+
 kfp 2.17's own wait_for_run_completion knows no cancelled run and would wait for ever: `follow` is ours.
 """
 
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from components.shared.children import die_with_parent
 from components.shared.errors import InputError, StorageFault
@@ -136,6 +140,15 @@ def _credentials(in_cluster: bool) -> dict[str, Any]:
     return {"credentials": ServiceAccountTokenVolumeCredentials(path=file)} if file else {}
 
 
+def _proxy(address: str) -> str | None:
+    """The proxy to that address, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY; never to this machine itself."""
+    found = urlsplit(address)
+    host = found.hostname or ""
+    if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
+        return None
+    return getproxies().get(found.scheme)
+
+
 class _NoAnswer(StorageFault):
     """Nobody answers at the address: at the first call the address is wrong, later the server is away."""
 
@@ -157,7 +170,12 @@ class Kubeflow:
                 import kfp
 
                 self._client = kfp.Client(
-                    host=self.address, namespace=namespace or "kubeflow", **_credentials(in_cluster)
+                    host=self.address,
+                    namespace=namespace or "kubeflow",
+                    # its HTTP client reads neither from the environment
+                    ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
+                    proxy=_proxy(self.address),
+                    **_credentials(in_cluster),
                 )
                 # kfp's own first call is swallowed where it fails
                 self._client.get_kfp_healthz()

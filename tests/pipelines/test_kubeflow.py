@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 import stat
 import subprocess
 import sys
@@ -22,7 +23,9 @@ ASKED = {"pipeline": "adapt", "run_name": "mine", "experiment": "zhllama"}
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST"):
+    proxies = [word for name in ("http_proxy", "https_proxy", "no_proxy") for word in (name, name.upper())]
+    certificates = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST", *proxies, *certificates):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -98,6 +101,31 @@ def test_a_refusal_and_a_failing_server_are_one_line(package, server, status, ki
 def test_a_host_where_nobody_answers_is_one_line():
     with pytest.raises(InputError, match=r"--host http://127\.0\.0\.1:9: no Kubeflow Pipelines answers there"):
         Kubeflow("http://127.0.0.1:9", None).run("r-42")
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_a_certificate_of_the_sites_own_is_trusted_where_the_environment_says_so(
+    server, monkeypatch, tmp_path, variable
+):
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "site.crt"]
+    subprocess.run(command, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "site.crt", tmp_path / "key")
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    address = server.host.replace("http:", "https:")
+    with pytest.raises(InputError, match="certificate verify failed"):
+        Kubeflow(address, None)
+    monkeypatch.setenv(variable, str(tmp_path / "site.crt"))
+    assert Kubeflow(address, None).run("r-42").name == "mine"
+
+
+def test_a_proxy_is_used_where_the_environment_says_so(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.host)
+    assert Kubeflow("http://kfp.example.invalid", None).run("r-42").name == "mine"
+    monkeypatch.setenv("no_proxy", ".invalid")
+    with pytest.raises(InputError, match="no Kubeflow Pipelines answers there"):
+        Kubeflow("http://kfp.example.invalid", None)
 
 
 def test_a_wrong_host_is_one_line_of_the_command_too():
