@@ -120,7 +120,12 @@ def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
 
 
 def _llama_config(model: Artifact) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(model.read("config.json"))
+    try:
+        config: dict[str, Any] = dict(json.loads(model.read("config.json")))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
+        ) from error
     if config.get("model_type") != "llama":
         raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     return config

@@ -125,6 +125,11 @@ def test_a_model_that_is_no_llama(said, tiny_model, tmp_path):
     assert "model_type 'gpt2'; only llama is supported" in said(model=model)
 
 
+def test_a_model_whose_settings_are_none(said, tiny_model, tmp_path):
+    model = changed(tiny_model, tmp_path, "cut", config__json=settings_of(tiny_model)[:-20])
+    assert "config.json is no model's configuration (" in said(model=model)
+
+
 @pytest.mark.parametrize(("option", "needed"), [("dataset", KIND), ("adapter", "adapter")])
 def test_a_model_where_something_else_is_needed(option, needed, said, tiny_model):
     assert f"this is of kind hf-model; {needed} is needed" in said(**{option: tiny_model})
