@@ -140,8 +140,11 @@ class _Windows(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise ValueError(f"{-at} bytes before its beginning are asked for")
+        self._at = at
+        return at
 
     def readinto(self, buffer: Any) -> int:
         count = min(len(buffer), max(0, self._size - self._at))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from components.shared import storage
 from components.shared.artifact import ArtifactWriter, open_artifact
+from components.shared.errors import InputError
 from components.shared.pth import PthFile, PthStream
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
@@ -38,6 +39,16 @@ def test_views_strides_and_scalars_are_read_as_torch_loads_them(store):
         assert torch.equal(found, wanted), name
         if wanted.ndim == 2 and len(wanted) > 5:
             assert torch.equal(file.read_rows(name, 2, 3), wanted[2:5]), name
+
+
+def test_a_file_that_is_cut_short_anywhere_is_named(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(4000), "b": torch.ones(4000)}, buffer)
+    whole = buffer.getvalue()
+    for length in [*range(0, len(whole), 997), *range(len(whole) - 30, len(whole))]:
+        (tmp_path / "x.pth").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"x\.pth: not a (checkpoint in PyTorch's zip|PyTorch checkpoint)"):
+            PthFile(open_artifact(str(tmp_path)), "x.pth")
 
 
 @pytest.mark.parametrize("by", ["torch", "stream"])
