@@ -38,7 +38,7 @@ from components.shared.kubernetes_api import (
     short,
     unanswered,
 )
-from components.shared.network_policy import network_policy
+from components.shared.network_policy import S3Network, network_policy
 from components.shared.training_job import LABEL, TrainingJob, label_value
 
 log = logging.getLogger("launch")
@@ -170,7 +170,7 @@ class Cluster:
                 plain,
                 call=self._policies.create_namespaced_network_policy,
                 namespace=job.namespace,
-                body=network_policy(job),
+                body=network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", ""))),
             )
         except ApiException as error:
             if error.status in (403, 404):

@@ -7,6 +7,7 @@ was there before comes back; what was not there is deleted. Old pods answer unti
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from components.shared.errors import InputError, StorageFault
 from components.shared.kubernetes_api import ACCOUNT, call, connect, plain, short, unanswered
 from components.shared.log import mask
 from components.shared.model_server import OURS, PORT, VERSION_LABEL, VLLM_IMAGE, ModelServer
+from components.shared.network_policy import S3Network
 from components.shared.placement import mapping, tolerations
 from components.shared.training_job import LABEL, label_value
 
@@ -84,6 +86,7 @@ def server_of(config: Serve) -> ModelServer:
         proxy_secret=config.proxy_secret,
         ca_config_map=config.ca_config_map,
         labels=mapping("--labels", config.labels) | ({f"{LABEL}size": label_value(config.size)} if config.size else {}),
+        s3=S3Network.at(os.environ.get("ZHLLAMA_S3_ENDPOINT", "")),
         node_selector=mapping("--node-selector", config.node_selector),
         tolerations=tolerations("--tolerations", config.tolerations),
         start_seconds=config.wait_minutes * 60,

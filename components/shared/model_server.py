@@ -104,6 +104,8 @@ class ModelServer:
     """Pods name no user: OpenShift gives each namespace a range of uids and refuses any other. Elsewhere they have to,
     since vLLM's image knows none but root."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    s3: S3Network = field(default_factory=S3Network)
+    """Where its network policy lets it reach S3."""
     model_digest: str = ""
     """Of the model's manifest, so that pods are replaced when the model at this address is another."""
 
@@ -218,7 +220,7 @@ class ModelServer:
                 "podSelector": {"matchLabels": self.selector},
                 "policyTypes": ["Ingress", "Egress"],
                 "ingress": [{"from": clients, "ports": ports([PORT])}],
-                "egress": [dns_egress(), S3Network().egress()],
+                "egress": [dns_egress(), self.s3.egress()],
             },
         }
 

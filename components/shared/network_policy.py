@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from components.shared.errors import InputError
 from components.shared.kubernetes_names import check_namespace
@@ -41,6 +42,16 @@ class S3Network:
                 raise InputError(f"--s3-cidr {cidr}: {error}; write an address range as 10.20.0.0/16") from error
         for namespace in self.namespaces:
             check_namespace("--s3-namespace", namespace)
+
+    @classmethod
+    def at(cls, endpoint: str) -> "S3Network":
+        """Anywhere, on the usual ports and on the one of this address; "" names none."""
+        address = urlsplit(endpoint)
+        try:
+            port = address.port or {"http": 80, "https": 443}.get(address.scheme)
+        except ValueError as error:
+            raise InputError(f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port") from error
+        return cls() if port is None or port in cls.ports else cls(ports=(*cls.ports, port))
 
     def egress(self) -> dict[str, Any]:
         """A policy's egress rule. Without `to` it means every address: a range of 0.0.0.0/0 would not, for some network

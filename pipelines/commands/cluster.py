@@ -10,6 +10,7 @@ from components.shared.errors import InputError
 from pipelines.commands import options
 
 if TYPE_CHECKING:
+    from components.shared.network_policy import S3Network
     from components.shared.training_job import TrainingJob
 
 
@@ -51,13 +52,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--grace-seconds", type=int, default=None, metavar="N", help="from SIGTERM to SIGKILL (default: 300)"
     )
     _pod_options(add, "the job")
-    _repeated(
-        add,
-        ("annotation", "KEY=VALUE", "an annotation of the job"),
-        ("s3-port", "N", "a port of the S3 server (default: 443, 8333, 9000)"),
-        ("s3-cidr", "RANGE", "S3 is in this range of addresses alone"),
-        ("s3-namespace", "NAME", "S3 is in this namespace of the cluster alone"),
-    )
+    _repeated(add, ("annotation", "KEY=VALUE", "an annotation of the job"))
     _job_options(add)
     add.set_defaults(command=render_pytorchjob)
     add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
@@ -98,7 +93,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _pod_options(add: argparse.ArgumentParser, whose: str) -> None:
-    """What a site asks of pods: secrets, certificates, a proxy, labels, and where they run."""
+    """What a site asks of pods: secrets, certificates, a proxy, labels, where they run, and where S3 is."""
     add.add_argument(
         "--s3-secret",
         default="zhllama-s3",
@@ -113,6 +108,9 @@ def _pod_options(add: argparse.ArgumentParser, whose: str) -> None:
         ("label", "KEY=VALUE", f"a label of {whose} and the pods"),
         ("node-selector", "KEY=VALUE", "a label that the nodes have to have"),
         ("toleration", "KEY[=VALUE][:EFFECT]", "a taint of the nodes to put up with"),
+        ("s3-port", "N", "a port of the S3 server (default: 443, 8333, 9000)"),
+        ("s3-cidr", "RANGE", "S3 is in this range of addresses alone"),
+        ("s3-namespace", "NAME", "S3 is in this namespace of the cluster alone"),
     )
 
 
@@ -178,7 +176,6 @@ def parameters(given: argparse.Namespace) -> None:
 
 
 def render_pytorchjob(given: argparse.Namespace) -> None:
-    from components.shared.network_policy import S3Network
     from pipelines import render
 
     names = ("model", "dataset", "store", "adapter", "name", "namespace", "queue")
@@ -193,10 +190,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
         labels={**_pairs("label", given.label), **job.labels},
         annotations=_pairs("annotation", given.annotation),
     )
-    s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace))
-    if given.s3_port:
-        s3 = dataclasses.replace(s3, ports=tuple(map(_port, given.s3_port)))
-    print(render.as_yaml(job, given.api, s3), end="")
+    print(render.as_yaml(job, given.api, _s3(given)), end="")
     if given.api == "trainjob":
         for lost in job.lost_in_trainjob():
             print(f"not in a TrainJob: {lost}", file=sys.stderr)
@@ -211,6 +205,13 @@ def _placed(given: argparse.Namespace) -> dict[str, Any]:
         "node_selector": _pairs("node-selector", given.node_selector),
         "tolerations": tuple(map(_toleration, given.toleration)),
     }
+
+
+def _s3(given: argparse.Namespace) -> "S3Network":
+    from components.shared.network_policy import S3Network
+
+    s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace))
+    return dataclasses.replace(s3, ports=tuple(map(_port, given.s3_port))) if given.s3_port else s3
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:
@@ -262,6 +263,7 @@ def render_serving(given: argparse.Namespace) -> None:
         given.model,
         name=given.name,
         labels=_pairs("label", given.label),
+        s3=_s3(given),
         **_placed(given),
         namespace=given.namespace,
         api_key_secret=given.api_key_secret,

@@ -192,6 +192,19 @@ def test_a_deployment_and_a_rendered_server_take_the_same_of_a_site() -> None:
     assert server_of(asked).deployment() == rendered.deployment()
 
 
+def test_a_server_reaches_s3_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def to_s3(server: ModelServer) -> Any:
+        return server.network_policy()["spec"]["egress"][-1]
+
+    monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", "http://ceph.example.com:7480")
+    asked = server_of(Serve(model=MODEL, deploy="kubernetes"))
+    assert 7480 in [one["port"] for one in to_s3(asked)["ports"]]
+    words = ["render", "serving", "--size", "13b", "--model", MODEL, "--s3-port", "7480", "--s3-cidr", "10.0.0.0/8"]
+    ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
+    (*_, rule) = objects(ended.stdout)["NetworkPolicy"]["spec"]["egress"]
+    assert rule == {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"protocol": "TCP", "port": 7480}]}
+
+
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [

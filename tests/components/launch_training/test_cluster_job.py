@@ -450,7 +450,8 @@ def test_what_cannot_be_elastic_is_refused_before_there_is_a_job(cluster, launch
     assert not cluster.posts()
 
 
-def test_a_job_has_a_policy_of_its_own_while_it_lives(cluster, launch):
+def test_a_job_has_a_policy_of_its_own_while_it_lives(cluster, launch, monkeypatch):
+    monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", "http://127.0.0.1:7480")
     seen = {}
 
     def operate(job) -> None:
@@ -460,6 +461,8 @@ def test_a_job_has_a_policy_of_its_own_while_it_lives(cluster, launch):
     cluster.on_create = operate
     launch()
     assert seen["run-7-lora-a1"]["metadata"]["labels"]["zhllama.io/run"] == "run-7"
+    *_, s3 = seen["run-7-lora-a1"]["spec"]["egress"]
+    assert 7480 in [one["port"] for one in s3["ports"]]
     assert not cluster.of_kind("NetworkPolicy")
 
 

@@ -66,6 +66,20 @@ def test_s3_may_be_narrowed_to_ranges_and_namespaces():
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "ports"),
+    [
+        ("", {443, 8333, 9000}),
+        ("https://s3.example.com", {443, 8333, 9000}),
+        ("http://s3.example.com", {80, 443, 8333, 9000}),
+        ("http://ceph.example.com:7480", {443, 7480, 8333, 9000}),
+    ],
+)
+def test_s3_is_reached_on_its_own_port_too(endpoint, ports):
+    policies = [network_policy(job(), S3Network.at(endpoint))]
+    assert {port for port in range(1, 10_000) if allowed(policies, pod(job()), OUTSIDE, port)} - {53, 5353} == ports
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"ports": (0,)}, "--s3-port 0"),
@@ -76,6 +90,8 @@ def test_s3_may_be_narrowed_to_ranges_and_namespaces():
 def test_what_is_no_place_is_refused(given, said):
     with pytest.raises(InputError, match=said):
         S3Network(**given)
+    with pytest.raises(InputError, match="ZHLLAMA_S3_ENDPOINT=http://s3:x: "):
+        S3Network.at("http://s3:x")
 
 
 def test_it_goes_when_the_jobs_owner_goes_and_lies_where_the_job_lies():
