@@ -49,6 +49,8 @@ log = logging.getLogger("artifact")
 MANIFEST = "manifest.json"
 BLOCKS = "blocks.json"
 BLOCK = 8 * 2**20
+_STEP = 2**20
+"""Bytes of a stream that are hashed, and then written, at once."""
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 """`owner/name` on the Hugging Face Hub."""
 FORMAT = 1
@@ -258,12 +260,14 @@ class Artifact:
         if len(run) == 1:
             self._read_block(file, run.start, wanted[run.start], buffer)
             return
-        self._read_piece(file, run.start * BLOCK, buffer)
-        for index in run if self.verified else ():
-            at = (index - run.start) * BLOCK
-            block = buffer[at : at + BLOCK]
-            if blake3(block).hexdigest() != wanted[index]:
-                self._read_block(file, index, wanted[index], block, tries=1)
+        if not self.verified:
+            self._read_piece(file, run.start * BLOCK, buffer)
+            return
+        found = self._read_hashed(file, run.start * BLOCK, buffer, blake3)
+        for index, digest in zip(run, found, strict=True):
+            if digest != wanted[index]:
+                at = (index - run.start) * BLOCK
+                self._read_block(file, index, wanted[index], buffer[at : at + BLOCK], tries=1)
 
     def _read_edge(self, file: File, index: int, wanted: str, length: int, part: slice, buffer: memoryview) -> None:
         """Fills `buffer` with a part of a block, which is verified whole.
@@ -290,12 +294,12 @@ class Artifact:
     def _read_block(self, file: File, index: int, wanted: str, block: memoryview, tries: int = 2) -> None:
         """Fills `block` with block `index` of a file; one that is not as it should be is read once more."""
         uri, at = storage.join(self.root, file.path), index * BLOCK
+        if not self.verified:
+            self._read_piece(file, at, block)
+            return
         kind = "sha256" if wanted == file.sha256 else "blake3"
         for _ in range(tries):
-            self._read_piece(file, at, block)
-            if not self.verified:
-                return
-            found = hashlib.sha256(block).hexdigest() if kind == "sha256" else blake3(block).hexdigest()
+            (found,) = self._read_hashed(file, at, block, hashlib.sha256 if kind == "sha256" else blake3)
             if found == wanted:
                 return
         raise InputError(
@@ -303,10 +307,18 @@ class Artifact:
             "the stored file is corrupt, run its stage again"
         )
 
-    def _read_piece(self, file: File, start: int, buffer: memoryview) -> None:
-        """Fills `buffer` from byte `start` by one request, unverified."""
+    def _read_hashed(self, file: File, start: int, buffer: memoryview, algorithm: Callable[[], Any]) -> list[str]:
+        """Fills `buffer` from byte `start` by one request; returns the digest found of each of its blocks."""
+        hashed = _Hashed(buffer, algorithm)
+        self._read_piece(file, start, buffer, hashed.seen)
+        return hashed.digests()
+
+    def _read_piece(
+        self, file: File, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None
+    ) -> None:
+        """Fills `buffer` from byte `start` by one request, unverified; `seen` as storage.read_piece calls it."""
         with self._named(file):
-            storage.read_piece(storage.join(self.root, file.path), start, buffer)
+            storage.read_piece(storage.join(self.root, file.path), start, buffer, seen)
 
     @contextmanager
     def _named(self, file: File) -> Iterator[None]:
@@ -548,6 +560,45 @@ def _runs(blocks: range) -> list[range]:
     """Consecutive blocks, as many as one request asks for: each request costs either end some milliseconds."""
     step = max(1, storage.PIECE // BLOCK)
     return [blocks[at : at + step] for at in range(0, len(blocks), step)]
+
+
+class _Hashed:
+    """The digests of a buffer's blocks, computed while it is filled: what has just come is in the processor's cache.
+
+    Hashing afterwards costs half as much again, since each byte comes from memory once more.
+    """
+
+    def __init__(self, buffer: memoryview, algorithm: Callable[[], Any]) -> None:
+        self._buffer = buffer
+        self._algorithm = algorithm
+        self._begin()
+
+    def _begin(self) -> None:
+        self._at = 0
+        self._digests: list[str] = []
+        self._block = self._algorithm()
+
+    def seen(self, count: int) -> None:
+        """So many bytes from the beginning are there; fewer than before: they come anew."""
+        if count < self._at:
+            self._begin()
+        while self._at < count:
+            end = min(count, (self._at // BLOCK + 1) * BLOCK)
+            self._block.update(self._buffer[self._at : end])
+            self._at = end
+            if end % BLOCK == 0 or end == len(self._buffer):
+                self._end_block()
+
+    def _end_block(self) -> None:
+        self._digests.append(self._block.hexdigest())
+        self._block = self._algorithm()
+
+    def digests(self) -> list[str]:
+        """Of every block, when the buffer is full; an empty one has one block, too."""
+        self.seen(len(self._buffer))
+        if not self._digests:
+            self._end_block()
+        return self._digests
 
 
 class _BlockRoom:
@@ -975,12 +1026,14 @@ class FileStream:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
-        self._writer.write(view)
-        self._whole.update(view)
         at = 0
         while at < len(view):
-            piece = view[at : at + BLOCK - self._in_block]
+            # a little at a time: what was hashed is still in the processor's cache when it is copied, and other
+            # threads get their turn, which hashing leaves them and copying does not
+            piece = view[at : at + min(_STEP, BLOCK - self._in_block)]
+            self._whole.update(piece)
             self._block.update(piece)
+            self._writer.write(piece)
             self._in_block += len(piece)
             at += len(piece)
             if self._in_block == BLOCK:

@@ -8,7 +8,7 @@ other settings of huggingface_hub hold. To have a copy of one's own, verified as
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,9 @@ class _HubModel(Artifact):
         if len(buffer):
             buffer[:] = self.read_stored(file.path, start, len(buffer))
 
-    def _read_piece(self, file: File, start: int, buffer: memoryview) -> None:
+    def _read_piece(
+        self, file: File, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None
+    ) -> None:
         self._read(file, start, buffer)
 
     def read_stored(self, name: str, start: int, length: int) -> bytes:

@@ -15,7 +15,7 @@ StorageFault, a missing object FileNotFoundError.
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -154,12 +154,16 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     return bytes(buffer)
 
 
-def read_piece(uri: str, start: int, buffer: memoryview) -> None:
-    """Fills a writable buffer of bytes with the file's bytes from `start`, in one request. Short reads are errors."""
+def read_piece(uri: str, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None) -> None:
+    """Fills a writable buffer of bytes with the file's bytes from `start`, in one request. Short reads are errors.
+
+    `seen(count)` is called, in this thread, whenever more has come: `count` bytes from the buffer's beginning will not
+    change any more, unless a later call names fewer, from which on they come anew.
+    """
     if is_s3(uri):
-        s3.get_into(uri, start, buffer)
+        s3.get_into(uri, start, buffer, seen)
     else:
-        folders.read_into(uri, start, buffer)
+        folders.read_into(uri, start, buffer, seen)
 
 
 def read_into(uri: str, start: int, buffer: memoryview) -> None:

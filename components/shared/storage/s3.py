@@ -42,8 +42,8 @@ Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
 """Of one request, the first included, unless AWS_MAX_ATTEMPTS says otherwise."""
 UNSIGNED = "UNSIGNED-PAYLOAD"
-_STEP = 2**20
-"""Bytes per read from a socket: other threads get their turn in between."""
+_STEP = 2**19
+"""Bytes per read from a socket: what is hashed at once is still in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -425,8 +425,10 @@ def _size(session: _Session, uri: str) -> int:
     return int(session.client.head_object(Bucket=bucket, Key=key)["ContentLength"])
 
 
-def get_into(uri: str, start: int, buffer: memoryview) -> None:
+def get_into(uri: str, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None) -> None:
     """Fills `buffer` with the object's bytes from `start`; Truncated when it has not so many.
+
+    `seen(count)` hears of every step how many bytes are there, and 0 where they are read from the beginning again.
 
     A connection that breaks is taken up at the byte where it broke, of the same version of the object.
     """
@@ -438,6 +440,8 @@ def get_into(uri: str, start: int, buffer: memoryview) -> None:
     def advance(count: int) -> None:
         nonlocal done
         done += count
+        if seen:
+            seen(done)
 
     def attempt(session: _Session) -> None:
         nonlocal done, tag
@@ -465,6 +469,8 @@ def get_into(uri: str, start: int, buffer: memoryview) -> None:
             if done and isinstance(error, ClientError) and _said(error)[1] == 412:
                 # another version since: from its beginning
                 done, tag = 0, None
+                if seen:
+                    seen(0)
                 attempt(session)
                 return
             raise

@@ -8,12 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.shared import artifact as artifact_module
 from components.shared import storage
-from components.shared.artifact import BLOCK, Artifact, ArtifactWriter, find_published, open_artifact
+from components.shared.artifact import (
+    BLOCK,
+    Artifact,
+    ArtifactWriter,
+    _Hashed,
+    block_digests,
+    find_published,
+    open_artifact,
+)
 from components.shared.errors import InputError, StorageFault
 
 SMALL = b"abc" * 1000
@@ -360,6 +369,23 @@ def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tm
     with pytest.raises(InputError, match="corrupt"):
         open_artifact(in_a_folder.reference).local()
     path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 7])
+def test_digests_taken_while_a_buffer_fills_are_those_of_its_blocks_however_it_fills(size):
+    content = LARGE[:size]
+    buffer = memoryview(bytearray(size))
+    hashed = _Hashed(buffer, blake3)
+    for seed in range(3):
+        # begun anew in the middle, with other bytes before
+        buffer[:] = bytes(size)
+        hashed.seen(size // 2)
+        hashed.seen(0)
+        buffer[:] = content
+        for count in sorted(random.Random(seed).choices(range(size + 1), k=5)):
+            hashed.seen(count)
+        assert hashed.digests() == (block_digests(content) or [blake3(b"").hexdigest()])
+        hashed.seen(0)
 
 
 def test_every_damage_is_named_at_once(published):
