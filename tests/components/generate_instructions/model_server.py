@@ -172,6 +172,8 @@ class ModelServer:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    # sixteen connect at once: with socketserver's 5, a busy machine resets some, which are no faults of a test's making
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is no news."""
