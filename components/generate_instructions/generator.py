@@ -118,8 +118,13 @@ class GenerateInstructions(StageOptions):
         self._check_asking()
 
     def _check_asking(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urlsplit(self.base_url)
+            # reading the port is what finds one that is no number, or none that there can be
+            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            whole = False
+        if not whole:
             raise InputError(
                 f"generate_instructions: --base-url {self.base_url} is no address; write http(s)://host/v1, or give "
                 "--import-from"

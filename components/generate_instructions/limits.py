@@ -11,6 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -69,6 +70,7 @@ class Limits:
         self._tokens = Window(tokens_per_minute)
         self._paused_until = 0.0
         self._one_after_another = asyncio.Lock()
+        self._given_back = asyncio.Event()
 
     async def turn(self, tokens: int) -> Callable[[float], None]:
         """Waits until a request of so many tokens may be sent, first come, first served. What comes back takes the
@@ -79,8 +81,23 @@ class Limits:
                 wait = max(self._paused_until - now, self._requests.wait(now, 1), self._tokens.wait(now, tokens))
                 if wait <= 0:
                     self._requests.take(now, 1)
-                    return self._tokens.take(now, tokens)
-                await asyncio.sleep(wait)
+                    return self._heard(self._tokens.take(now, tokens))
+                await self._wait(wait)
+
+    def _heard(self, correct: Callable[[float], None]) -> Callable[[float], None]:
+        """The correction, which whoever waits for room hears of."""
+
+        def corrected(to: float) -> None:
+            correct(to)
+            self._given_back.set()
+
+        return corrected
+
+    async def _wait(self, seconds: float) -> None:
+        """So many seconds, or less when tokens come back before: a request takes many more than it mostly needs."""
+        self._given_back.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._given_back.wait(), seconds)
 
     def pause(self, seconds: float) -> None:
         """Nothing is sent for so long."""

@@ -494,6 +494,10 @@ def test_a_limit_that_holds_no_request_is_refused_before_one_is_sent(
     ("more", "line"),
     [
         (["--base-url", "localhost:8000"], "--base-url localhost:8000 is no address"),
+        (["--base-url", "http://host:99999/v1"], "--base-url http://host:99999/v1 is no address"),
+        (["--base-url", "http://host:port/v1"], "--base-url http://host:port/v1 is no address"),
+        (["--base-url", "http://[::1/v1"], r"--base-url http://\[::1/v1 is no address"),
+        (["--base-url", "http://:8000/v1"], "--base-url http://:8000/v1 is no address"),
         (["--base-url", "http://user:pass@host/v1"], "put the key into OPENAI_API_KEY"),
         (["--items", "-1"], "--items is -1"),
         (["--items", "0"], "nothing says when to stop; give --items, --max-cost or --max-tokens"),

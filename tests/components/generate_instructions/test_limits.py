@@ -75,16 +75,35 @@ def test_backoff_grows_to_its_limit_and_is_random() -> None:
     assert len({backoff(5) for _ in range(20)}) > 1
 
 
+def test_tokens_that_were_not_used_are_the_next_requests_at_once() -> None:
+    """A request counts with its longest answer until its bill is known; whoever waits for room hears of it."""
+
+    async def work() -> None:
+        pace = Limits(0, 100)
+        correct = await pace.turn(90)
+        waiting = asyncio.create_task(pace.turn(50))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        correct(60)
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        correct(50)
+        # some milliseconds; a minute where it sleeps on
+        await asyncio.wait_for(waiting, 30)
+
+    asyncio.run(work())
+
+
 def test_a_pause_holds_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     now = [100.0]
 
-    async def sleep(seconds: float) -> None:
+    async def wait(_: Limits, seconds: float) -> None:
         slept.append(seconds)
         now[0] += seconds
 
     monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(limits.asyncio, "sleep", sleep)
+    monkeypatch.setattr(Limits, "_wait", wait)
 
     async def work() -> None:
         pace = Limits(0, 0)
