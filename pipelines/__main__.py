@@ -5,9 +5,10 @@ Nothing heavy is imported before a command needs it: `--help` takes a tenth of a
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from components.shared.cli import guarded
+from components.shared.cli import guarded, nearest
+from components.shared.errors import EXIT_INPUT
 from pipelines.commands import admission, artifacts, cluster, local, planning, runs
 
 
@@ -17,8 +18,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     guarded(lambda: given.command(given))
 
 
+class Parser(argparse.ArgumentParser):
+    """A wrong word is one line, as all wrong input, and names the nearest option."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            known = nearest(word, list(self._option_string_actions)) if word.startswith("-") else ""
+            self.error(f"{word}: not known here{known}")
+        return given, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_INPUT, f"error: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="zhllama", description="Adapt a LLaMA model to Chinese, here or on Kubeflow.")
+    whole = Parser(prog="zhllama", description="Adapt a LLaMA model to Chinese, here or on Kubeflow.")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (local, artifacts, cluster, planning, runs, admission):
         module.add_to(commands)

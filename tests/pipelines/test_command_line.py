@@ -55,6 +55,13 @@ def test_help_imports_nothing_heavy(words):
         (["run", "--package", "none.yaml"], "none.yaml: No such file or directory"),
         (["run", "--parallel", "0"], "--parallel 0: at least one step has to run"),
         (["chat"], "no run has been here; start one with: zhllama run"),
+        (
+            ["plan", "--size", "13b", "--gpuu", "x"],
+            "--gpuu: not known here (did you mean --gpu?); see zhllama plan --help",
+        ),
+        (["status"], "the following arguments are required: RUN; see zhllama status --help"),
+        (["sumbit"], "invalid choice: 'sumbit'"),
+        (["render", "serving", "--size", "7b", "more"], "more: not known here; see zhllama render serving --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
