@@ -112,15 +112,22 @@ class Manifest:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def to_value(self) -> dict[str, Any]:
+        """As a JSON object."""
+        value = asdict(replace(self, files=()))
+        # asdict copies what it finds, one by one: a tenth of a second for 10,000 files, several times
+        value["files"] = [vars(file) for file in self.files]
+        return value
+
     def computed_digest(self) -> str:
-        value = asdict(self)
+        value = self.to_value()
         for left_out in ("root", "created", "host", "digest"):
             del value[left_out]
         value["inputs"] = {name: given.digest for name, given in self.inputs.items()}
         return digest_of(value)
 
     def to_json(self) -> bytes:
-        return (json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps({"format": FORMAT, **self.to_value()}, indent=1, ensure_ascii=False) + "\n").encode()
 
     @staticmethod
     def from_json(content: bytes, where: str) -> "Manifest":
@@ -969,7 +976,7 @@ class ArtifactWriter:
             host=platform.node(),
         )
         # through JSON and back, so that the digest is of what a reader will see (tuples are lists, keys are strings)
-        value = json.loads(manifest.to_json())
+        value = json.loads(json.dumps(manifest.to_value()))
         manifest = _from_value(value, manifest)
         manifest = self._write(manifest)
         for name in sorted(self._recorded):
