@@ -248,8 +248,9 @@ def _merge_span(checkpoint: Checkpoint, pool: _Pool, tiles: _Pool, span: _Span) 
         most = max(end - begin for begin, end in parts) * rows[0].numel()
         room = work.take(3 * 4 * most).view(torch.float32).view(3, most)
         for begin, end in parts:
-            tile = None if before is None else before[begin:end]
-            _merge_tile(span.first + begin, tile, rows[begin:end], changes, room, compared)
+            tile = rows[begin:end]
+            of_model = tile if rows is before else None if before is None else before[begin:end]
+            _merge_tile(span.first + begin, of_model, tile, changes, room, compared)
         work.give_back()
     return _Merged(rows, compared, rooms)
 
@@ -264,11 +265,14 @@ def _merge_tile(
 ) -> None:
     """Changes `rows` where they lie; `before` are those of the model, the same memory or another. room: (3, elements
     of rows or more), float32."""
-    old, values, product = (part[: rows.numel()].view(rows.shape) for part in room)
+    old, other, product = (part[: rows.numel()].view(rows.shape) for part in room)
     if before is not None:
         old.copy_(before)
+    values = old if rows is before else other.copy_(rows)
     for change in changes:
-        change.apply(first, rows, values.copy_(rows), product)
+        change.apply(first, rows, values, product)
+        if change is not changes[-1]:
+            values = other.copy_(rows)
     compared.compare(None if before is None else old, rows, product)
 
 

@@ -1,7 +1,10 @@
 """Storage: the same behaviour in a folder and in S3, and one clear line when the server or the account is wrong."""
 
+import errno
+import fcntl
 import http.server
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 from components.shared import storage
 from components.shared.errors import InputError, StorageFault
+from components.shared.storage import folders
 
 # --- both kinds of store ----------------------------------------------------------------------------------------------
 
@@ -32,6 +37,32 @@ def test_a_stream_arrives_whole_and_only_at_commit(store, size):
     writer.commit()
     assert storage.size_of(uri) == size
     assert storage.read_bytes(uri) == content
+
+
+@pytest.mark.parametrize("refused", ["never", "when it is asked for", "when it is used"])
+def test_a_stream_into_a_folder_is_the_same_where_the_file_system_cannot_go_past_the_cache(
+    tmp_path, monkeypatch, refused
+):
+    def no_direct(file: int, command: int, flags: int = 0) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return fcntl.fcntl(file, command, flags)
+
+    def no_direct_write(file: int, data: memoryview) -> int:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return os.write(file, data[: 2**20 + 1])
+
+    if refused == "when it is asked for":
+        monkeypatch.setattr(folders, "fcntl", SimpleNamespace(**vars(fcntl) | {"fcntl": no_direct}))
+    if refused == "when it is used":
+        monkeypatch.setattr(folders, "os", SimpleNamespace(**vars(os) | {"write": no_direct_write}))
+    content = random.Random(0).randbytes(20 * 2**20 + 5)
+    writer = storage.open_writer(f"{tmp_path}/stream.bin")
+    for start in range(0, len(content), 3_000_001):
+        writer.write(memoryview(content)[start : start + 3_000_001])
+    writer.commit()
+    assert Path(tmp_path, "stream.bin").read_bytes() == content
 
 
 @pytest.mark.parametrize("size", [10, storage.PART * 2])
