@@ -201,7 +201,7 @@ def last_model(work: Path) -> str:
     """The model that the last run in a work folder ended with: what its last steps were given, or the last it made."""
     try:
         steps = json.loads((work / "run.json").read_text())["steps"]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"--work {work}: no run has been here; start one with: zhllama run") from error
     given = [step["inputs"].get("model") for step in steps.values() if step["stage"] in ("generate", "evaluate")]
     made = [step["reference"] for step in steps.values() if step["kind"] == "hf-model"]

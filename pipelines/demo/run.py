@@ -82,6 +82,10 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
             # what is on this machine is looked at before the minutes that the material and the base take
             if "://" not in reference:
                 open_artifact(reference, option)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
     material = prepare_material(work / "material")
     base = base_model(material, work / "tiny-llama")
     package = work / "pipeline.yaml"
