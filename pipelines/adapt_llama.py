@@ -602,6 +602,8 @@ def course(of: Size, fixed: Fixed = Fixed()) -> Callable[..., None]:  # noqa: B0
 
 def compile_pipeline(size: str, path: Path, fixed: Fixed = Fixed()) -> None:  # noqa: B008 - it cannot be changed
     """Writes the pipeline of a size as YAML; the same bytes every time. InputError where the file cannot be written."""
+    if path.suffix not in (".yaml", ".yml") or path.is_dir():
+        raise InputError(f"{path}: kfp writes a pipeline with its settings as YAML alone; name a file as pipeline.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(adapt_llama(sizes.load(size), fixed), str(path))

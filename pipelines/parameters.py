@@ -6,12 +6,14 @@ where a parameter has its name, its default and its explanation.
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import docstring_parser
 
+from components.shared import storage
+from components.shared.cli import nearest
 from components.shared.errors import InputError
 from pipelines import sizes
 from pipelines.adapt_llama import course
@@ -42,6 +44,40 @@ KINDS = {
     "dict": "JSON",
     "list": "JSON",
 }
+
+
+CHOICES = {
+    "deploy": ("none", "kubernetes", "kserve"),
+    "backend": ("pytorchjob", "trainjob", "local"),
+    "lora_embedding_rows": ("auto", "all", "new"),
+}
+"""What steps take that run late: the last one, after days of training."""
+ADDRESSES = (
+    "weights", "expect", "model", "chinese_tokenizer", "extended_model", "adapters", "lora_adapter", "sft_adapter",
+    "text", "text_validation", "english_text", "exams", "instructions", "instructions_validation",
+    "import_instructions", "prompts", "evaluation", "generate_seeds", "generate_against", "generate_catalogue",
+)  # fmt: skip
+
+
+def check_choices(given: Mapping[str, str]) -> None:
+    """InputError for a value that a step would refuse when its turn comes."""
+    for name, choices in CHOICES.items():
+        value = given.get(name, choices[0])
+        if value not in choices:
+            raise InputError(f"--set {name}: {value!r}{nearest(value, choices)}; use {' or '.join(choices)}")
+
+
+def check_for_cluster(given: Mapping[str, str]) -> None:
+    """InputError for what only works on one's own machine."""
+    check_choices(given)
+    if given.get("backend") == "local":
+        raise InputError("--set backend=local: steps of a cluster train nothing themselves; use pytorchjob or trainjob")
+    if not storage.is_s3(storage.normalise(given["store"])):
+        raise InputError(f"--set store={given['store']}: steps of a cluster share S3 alone; give s3://bucket/prefix")
+    for name in ADDRESSES:
+        for part in given.get(name, "").split(","):
+            if part.startswith(("/", "./", "../", "~", "file:")):
+                raise InputError(f"--set {name}: {part} is of this machine, which no pod sees; copy it to S3 first")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,10 @@ def check(paths: Sequence[Path], crds: Path | None = None, node: Node | None = N
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml"))
+            found = sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml"))
+            if not found:
+                raise InputError(f"{path}: no YAML file is in it; give manifests to check")
+            yield from found
         elif path.exists():
             yield path
         else:

@@ -50,7 +50,9 @@ def run(given: argparse.Namespace) -> None:
     again = f"zhllama run --size {given.size}"
     if package is None:
         from pipelines.adapt_llama import compile_pipeline
+        from pipelines.parameters import check_choices
 
+        check_choices(arguments)
         package = given.work / "pipeline.yaml"
         compile_pipeline(given.size, package)
     else:

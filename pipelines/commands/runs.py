@@ -73,6 +73,7 @@ def submit(given: argparse.Namespace) -> None:
     options.use_images(given)
     from pipelines.adapt_llama import compile_pipeline
     from pipelines.ir import read_package
+    from pipelines.parameters import check_for_cluster
     from pipelines.plan import checked_arguments
 
     name = given.pipeline or f"adapt-llama-{given.size}"
@@ -80,7 +81,9 @@ def submit(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_pipeline(given.size, package, options.fixed(given))
-        checked_arguments(read_package(package), arguments)  # before anybody is called
+        # before anybody is called
+        checked_arguments(read_package(package), arguments)
+        check_for_cluster(arguments)
         with _connected(given) as kubeflow:
             run = kubeflow.start(
                 package, arguments, pipeline=name, run_name=given.run_name or name, experiment=given.experiment

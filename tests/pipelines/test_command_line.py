@@ -51,10 +51,20 @@ def test_help_imports_nothing_heavy(words):
         (["run", "--set", "stor=a"], "--set stor: the pipeline has no such parameter (did you mean store?)"),
         (["run", "--set", "store"], "--set store: write NAME=VALUE"),
         (["run", "--set", "lora_steps=many"], "--set lora_steps: 'many' where a whole number is needed"),
+        (["run", "--set", "deploy=kserv"], "--set deploy: 'kserv' (did you mean kserve?); use none or kubernetes"),
+        (["compile", "--size", "tiny", "-o", "pipeline"], "pipeline: kfp writes a pipeline with its settings as YAML"),
+        (
+            ["compile", "--size", "tiny", "-o", "p.json"],
+            "p.json: kfp writes a pipeline with its settings as YAML alone",
+        ),
         (["run", "--set", "store=out", "--until", "merge"], "--until merge: there is no such step"),
         (["run", "--package", "none.yaml"], "none.yaml: No such file or directory"),
         (["run", "--parallel", "0"], "--parallel 0: at least one step has to run"),
         (["chat"], "no run has been here; start one with: zhllama run"),
+        (["chat", "--work", "file"], "--work file: no run has been here"),
+        (["demo", "--work", "file"], "/file: File exists; choose another folder"),
+        (["demo", "--work", "file/work"], "/file/work: Not a directory; choose another folder"),
+        (["demo", "--text", "none"], "--text none: nothing is there"),
         (
             ["plan", "--size", "13b", "--gpuu", "x"],
             "--gpuu: not known here (did you mean --gpu?); see zhllama plan --help",
@@ -66,10 +76,12 @@ def test_help_imports_nothing_heavy(words):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_input_is_one_line_and_exit_2(tmp_path, words, said):
+    (tmp_path / "file").touch()
     ended = zhllama(*words, cwd=tmp_path)
     assert ended.returncode == 2
     assert said in ended.stderr
     assert ended.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("p*"))
 
 
 def test_settings_are_pairs_and_each_is_given_once():

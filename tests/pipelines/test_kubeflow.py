@@ -46,12 +46,12 @@ def package(compiled, steps):
 
 def test_a_run_starts_with_typed_parameters(package, server, monkeypatch):
     monkeypatch.setenv("ZHLLAMA_KFP_TOKEN", "t0k")
-    run = Kubeflow(server.host + "/", "team").start(package, {"store": "s3://a/b", "number": "5"}, **ASKED)
+    run = Kubeflow(server.host + "/", "team").start(package, {"store": "s3://bucket/b", "number": "5"}, **ASKED)
     assert run == "r-42"
     (started,) = server.started
     assert started["display_name"] == "mine"
     assert started["experiment_id"] == "e1"
-    assert started["runtime_config"]["parameters"] == {"store": "s3://a/b", "number": 5}
+    assert started["runtime_config"]["parameters"] == {"store": "s3://bucket/b", "number": 5}
     assert started["pipeline_version_reference"]["pipeline_id"] == "adapt"
     assert set(server.tokens) == {"Bearer t0k"}
 
@@ -82,7 +82,7 @@ def test_a_token_in_a_file_is_read_for_every_call(package, server, monkeypatch, 
 
 def test_a_wrong_parameter_is_refused_before_anything_is_sent(package, server):
     with pytest.raises(InputError, match=r"--set stor: .* \(did you mean store\?\)"):
-        Kubeflow(server.host, None).start(package, {"stor": "s3://a/b"}, **ASKED)
+        Kubeflow(server.host, None).start(package, {"stor": "s3://bucket/b"}, **ASKED)
     assert server.started == []
     assert server.pipelines == {}
 
@@ -95,7 +95,7 @@ def test_a_refusal_and_a_failing_server_are_one_line(package, server, status, ki
     there = Kubeflow(server.host, None)
     server.answers = [status]
     with pytest.raises(kind, match=f"answered {said}"):
-        there.start(package, {"store": "s3://a/b"}, **ASKED)
+        there.start(package, {"store": "s3://bucket/b"}, **ASKED)
 
 
 def test_a_host_where_nobody_answers_is_one_line():
@@ -230,7 +230,7 @@ def zhllama(server: FakeKfp, tmp_path: Path) -> Callable[..., "subprocess.Comple
 
 def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
     server.course = [("FAILED", [task("fetch_weights", "FAILED", "the SHA-256 differs")])]
-    done = zhllama("submit", "--size", "7b", "--set", "store=s3://a/b", "--set", "weights=s3://a/w", "--wait")
+    done = zhllama("submit", "--size", "7b", "--set", "store=s3://bucket/b", "--set", "weights=s3://a/w", "--wait")
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == f"{server.host}/#/runs/details/r-42"
     assert re.search(r"fetch_weights: failed", done.stderr)
@@ -239,7 +239,7 @@ def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
 
 
 def test_a_misspelt_parameter_is_one_line(zhllama, server):
-    done = zhllama("submit", "--size", "7b", "--set", "stroe=s3://a/b")
+    done = zhllama("submit", "--size", "7b", "--set", "stroe=s3://bucket/b")
     assert done.returncode == 2
     assert "did you mean store?" in done.stderr
     assert server.started == []

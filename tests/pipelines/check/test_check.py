@@ -144,9 +144,10 @@ def test_the_largest_node_may_be_named() -> None:
         (["good.yaml"], 0, "0 errors"),
         (["broken/token.yaml", "good.yaml"], 1, "token.yaml:"),
         (["nowhere.yaml"], 2, "nowhere.yaml: no such file or folder"),
+        (["../demo"], 2, "../demo: no YAML file is in it"),
         (["good.yaml", "--crds", "nowhere"], 2, "--crds nowhere: no such folder"),
     ],
-    ids=["good", "broken", "missing", "no definitions"],
+    ids=["good", "broken", "missing", "nothing", "no definitions"],
 )
 def test_the_command_ends_with_what_it_found(arguments: list[str], code: int, said: str) -> None:
     command = [sys.executable, "-m", "pipelines", "check", *arguments]
