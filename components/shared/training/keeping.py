@@ -76,6 +76,8 @@ class Keeper(TrainerCallback):
         self._owed = False
         self._good: Manifest | None = None
         self._saved: Saved | None = None
+        self._named = ""
+        """On rank 0: the checkpoint that the options name."""
         self._trainer: Trainer | None = None
         self._loss: torch.Tensor | None = None
         self._wrong = 0
@@ -102,12 +104,12 @@ class Keeper(TrainerCallback):
                 reference = next(candidates, None)
             except (InputError, StorageFault) as error:
                 said = error
-            reference, said = self._told((reference, said))
+            reference, said, last = self._told((reference, said, reference == self._named))
             if said is not None:
                 raise said
             if reference is None:
                 break
-            if self._read(reference):
+            if self._read(reference, last):
                 break
         if self._rank == 0:
             self._uploads.begin_cleaning()
@@ -122,13 +124,19 @@ class Keeper(TrainerCallback):
         return folder
 
     def _candidates(self) -> Any:
-        chosen = self._options.resume_from_checkpoint
-        if chosen:
-            return [open_checkpoint(chosen, RESUME).manifest.reference]
-        return (manifest.reference for manifest in complete(self._run.folder))
+        """References in the order in which they are tried. Of a checkpoint that the options name, those that came of
+        it go first: a start that is repeated, as a killed pod's is, goes on where the one before was."""
+        if self._options.resume_from_checkpoint:
+            self._named = open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
+        for manifest in complete(self._run.folder):
+            if not self._named or manifest.facts.get("came_of") == self._named:
+                yield manifest.reference
+        if self._named:
+            yield self._named
 
-    def _read(self, reference: str) -> bool:
-        """Whether every rank could read its part. All of them raise where none could go on anyway."""
+    def _read(self, reference: str, last: bool) -> bool:
+        """Whether every rank could read its part. All of them raise where none could go on anyway, or it is the `last`
+        that may be taken."""
         problem: Exception | None = None
         try:
             checkpoint = open_artifact(reference, RESUME if self._options.resume_from_checkpoint else "the checkpoint")
@@ -143,7 +151,7 @@ class Keeper(TrainerCallback):
         worst = next((one for one in problems if isinstance(one, StorageFault | _Unfit)), problems[0])
         if isinstance(worst, StorageFault):
             raise worst
-        if isinstance(worst, _Unfit) or self._options.resume_from_checkpoint:
+        if isinstance(worst, _Unfit) or last:
             raise InputError(str(worst))
         if self._rank == 0:
             log.warning("%s cannot be read and is left aside: %s", reference, worst)
@@ -240,6 +248,7 @@ class Keeper(TrainerCallback):
             "world": self._world,
             "zero_stage": zero_stage_of(trainer),
             "global_batch": self._global_batch(),
+            "came_of": self._named,
         }
         self._uploads.begin(part, facts)
         self.stalls.append(time.monotonic() - began)

@@ -160,6 +160,33 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_starts(pretra
     assert not list((tmp_path / "store").rglob("*.*"))
 
 
+@pytest.mark.slow
+def test_a_start_that_names_a_checkpoint_goes_on_where_it_was_when_it_is_repeated(pretrained, tmp_path, caplog):
+    """As a pod does that is started again with its command: not from the named checkpoint once more."""
+    options = {"deepspeed": "none", "max_steps": 16, "save_steps": 2, "save_total_limit": 100}
+    storage.delete(pretrained(**options).reference)
+    named, *_, newer = kept(tmp_path / "store")
+    options |= {"resume_from_checkpoint": named.reference}
+
+    def went_on_from(store: Path) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            storage.delete(pretrained(**options, store=str(store)).reference)
+        return caplog.text.split("going on from ")[1].split(": ")[1].split("\n")[0]
+
+    assert went_on_from(tmp_path / "other") == named.reference
+    own = kept(tmp_path / "other")
+    assert went_on_from(tmp_path / "other") == own[-1].reference
+    # where all that came of the named one is damaged, it is itself
+    for manifest in own:
+        weights_file = Path(manifest.root, "weights.safetensors")
+        weights_file.write_bytes(bytes(weights_file.stat().st_size))
+    assert went_on_from(tmp_path / "other") == named.reference
+    # and newer ones that did not come of it are another way that the training went
+    assert newer.facts["step"] > named.facts["step"]
+    assert went_on_from(tmp_path / "store") == named.reference
+
+
 # --- a damaged checkpoint ---------------------------------------------------------------------------------------------
 
 
