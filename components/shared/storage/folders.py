@@ -87,7 +87,7 @@ class FileWriter:
         self._temporary = beside(uri)
         self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         # whole pages, as O_DIRECT wants them
-        self._piece, self._other = mmap.mmap(-1, _PIECE), mmap.mmap(-1, _PIECE)
+        self._piece, self._other = (mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2))
         self._filled = 0
         self._writer = Threads(1)
         self._begun = self._direct = self._closed = False
