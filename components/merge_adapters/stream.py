@@ -35,8 +35,8 @@ SPAN = 2**24
 """Elements of a tensor that are read at once."""
 TILE = 2**19
 """Elements that are merged at once."""
-MOST_THREADS = 4
-"""The most spans that are merged side by side: three keep the thread busy that writes."""
+MOST_THREADS = 3
+"""The most spans that are merged side by side: so many keep the thread busy that writes, and more would take memory."""
 FEWEST_ROWS = 64
 """Products of few rows or columns are made by other kernels, whose last bits differ: measured at ranks 2 to 128 and
 widths to 2048, parts of 64 and more had the bits of the whole, parts of 7 had not."""
