@@ -26,16 +26,18 @@ def peak_megabytes(store: Path, tokenizer: Path, text: Path) -> float:
 
 
 @pytest.mark.slow
-def test_four_times_the_text_takes_no_more_memory(tmp_path, llama_tokenizer, english_text):
+def test_three_times_the_text_takes_no_more_memory(tmp_path, llama_tokenizer, english_text):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(llama_tokenizer)
-    # in both more documents than the window of the packing holds, and more segments than the encoder keeps
+    # 40 and 120 MB: in both more documents than the window of the packing holds, more segments than the encoder keeps,
+    # and enough that all queues have once been full
     lines = [f"{number} {line[:50]}\n" for number in range(40) for line in english_text[:2000]]
     peaks = []
-    for name, times in (("small", 3), ("large", 12)):
+    for name, times in (("small", 10), ("large", 30)):
         (tmp_path / name).mkdir()
         for number in range(times):
             (tmp_path / name / f"{number}.txt").write_text("".join(f"{number} {line}" for line in lines))
         peaks.append(peak_megabytes(tmp_path / "store", tmp_path / "tokenizer", tmp_path / name))
     assert peaks[1] < 500
-    assert peaks[1] < peaks[0] + 25, peaks
+    # what were kept of each byte, or of each token of two, would be 80 MB more
+    assert peaks[1] < peaks[0] + 40, peaks
