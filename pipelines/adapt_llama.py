@@ -15,6 +15,7 @@ What KFP can set on a step is in steps.py; docs/pipeline.md lists the parameters
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kfp import compiler, dsl, kubernetes
@@ -29,6 +30,7 @@ from components.launch_training.component import cleanup_training, launch_traini
 from components.merge_adapters.component import merge_adapters
 from components.prepare_dataset.component import prepare_dataset
 from components.serve.component import deploy as deploy_model
+from components.shared import storage
 from components.shared.component import forward, join
 from components.shared.errors import InputError
 from components.train_tokenizer.component import train_tokenizer
@@ -605,7 +607,10 @@ def compile_pipeline(size: str, path: Path, fixed: Fixed = Fixed()) -> None:  # 
     if path.suffix not in (".yaml", ".yml") or path.is_dir():
         raise InputError(f"{path}: kfp writes a pipeline with its settings as YAML alone; name a file as pipeline.yaml")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(adapt_llama(sizes.load(size), fixed), str(path))
+        # kfp writes where it is told, bit by bit: a disk that is full must not leave half a pipeline
+        with TemporaryDirectory() as folder:
+            whole = Path(folder, "pipeline.yaml")
+            compiler.Compiler().compile(adapt_llama(sizes.load(size), fixed), str(whole))
+            storage.write_bytes(str(path), whole.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; choose another place") from error

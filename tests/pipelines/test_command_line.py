@@ -135,6 +135,16 @@ def test_the_images_of_a_compiled_pipeline_are_where_they_were_said_to_be(tmp_pa
     assert all(image.startswith("r.example.com/team/zhllama-") and image.endswith(":1.2") for image in images)
 
 
+def test_a_pipeline_that_does_not_fit_on_the_disk_is_one_line_and_leaves_the_one_before(tmp_path):
+    (tmp_path / "p.yaml").write_text("before")
+    # a file may have four kB, as where so many are left
+    script = 'ulimit -f 8 && exec "$@"'
+    words = [sys.executable, "-m", "pipelines", "compile", "--size", "tiny", "-o", "p.yaml"]
+    ended = subprocess.run(["sh", "-c", script, "sh", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "error: p.yaml: File too large; choose another place\n")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("p.yaml", "before")]
+
+
 STAGES = sorted(path.parent.name.replace("_", "-") for path in (ROOT / "components").glob("*/__main__.py"))
 
 
