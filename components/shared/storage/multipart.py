@@ -327,8 +327,4 @@ def copy_object(source: str, target: str) -> None:
     bucket, key = split_s3(source)
     target_bucket, target_key = split_s3(target)
     # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
-    s3.patiently(
-        source,
-        lambda session: session.client.copy({"Bucket": bucket, "Key": key}, target_bucket, target_key),
-        tries=1,
-    )
+    s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, target_bucket, target_key))

@@ -180,7 +180,8 @@ def _client_error(method: str, response: Any) -> Exception:
     except (HTTPError, OSError) as error:
         return ResponseStreamingError(error=error)
     try:
-        text = xml.etree.ElementTree.fromstring(content)
+        # what the answer says of its encoding is not believed: a byte that flips there names one that nobody knows
+        text = xml.etree.ElementTree.fromstring(content, xml.etree.ElementTree.XMLParser(encoding="utf-8"))
         code, message = text.findtext("Code") or "", text.findtext("Message") or ""
     except xml.etree.ElementTree.ParseError:
         code, message = "", ""
@@ -335,17 +336,36 @@ def patiently(uri: str, attempt: Callable[[_Session], Result], tries: int | None
 def call(uri: str, operation: str, **arguments: Any) -> dict[str, Any]:
     """One of boto3's operations on the bucket of `uri` (`Bucket` is filled in); boto3 retries, and we map errors."""
     bucket, _ = split_s3(uri)
-    return dict(patiently(uri, lambda session: getattr(session.client, operation)(Bucket=bucket, **arguments), tries=1))
+    return dict(by_boto3(uri, lambda client: getattr(client, operation)(Bucket=bucket, **arguments)))
 
 
 def call_pages(uri: str, operation: str, **arguments: Any) -> list[dict[str, Any]]:
     """All pages of one of boto3's listings."""
     bucket, _ = split_s3(uri)
-    return patiently(
-        uri,
-        lambda session: list(session.client.get_paginator(operation).paginate(Bucket=bucket, **arguments)),
-        tries=1,
-    )
+    return by_boto3(uri, lambda client: list(client.get_paginator(operation).paginate(Bucket=bucket, **arguments)))
+
+
+def by_boto3(uri: str, ask: Callable[[Any], Result]) -> Result:
+    """`ask(client)` of boto3, which tries again by itself; raises our errors.
+
+    Only an answer that it cannot read, because a byte of it was lost on the way, it does not ask for again.
+    """
+    from botocore.exceptions import ResponseStreamingError
+    from botocore.parsers import ResponseParserError
+
+    # what its parsers raise where a number, a date or the XML around them is none
+    unreadable = (ResponseParserError, ValueError, LookupError)
+
+    def attempt(session: _Session) -> Result:
+        try:
+            return ask(session.client)
+        except unreadable:
+            try:
+                return ask(session.client)
+            except unreadable as error:
+                raise ResponseStreamingError(error=error) from error
+
+    return patiently(uri, attempt, tries=1)
 
 
 def checksum_headers(content: Buffer, md5: bool = False) -> dict[str, str]:

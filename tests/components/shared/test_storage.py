@@ -240,14 +240,17 @@ def closed_port() -> int:
 
 
 @pytest.fixture
-def answering() -> Iterator[Callable[[int, str], str]]:
-    """Starts a web server that gives every request one answer (status, body), and returns its address."""
+def answering() -> Iterator[Callable[..., str]]:
+    """Starts a web server that gives every request one answer (status, body), or the last of several; its address."""
     servers: list[http.server.ThreadingHTTPServer] = []
 
-    def start(status: int, body: str) -> str:
+    def start(status: int, *bodies: str) -> str:
+        left = list(bodies)
+
         class Answer(http.server.BaseHTTPRequestHandler):
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = left.pop(0) if len(left) > 1 else left[0]
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -350,6 +353,38 @@ def test_what_the_server_says_becomes_the_right_kind_of_error(
     with pytest.raises(kind) as caught:
         storage.write_bytes(f"{s3_store}/a", b"1")
     assert line in str(caught.value)
+
+
+NO_NUMBER = "<ListBucketResult><MaxKeys>1 000</MaxKeys></ListBucketResult>"
+NO_DATE = (
+    "<ListBucketResult><Contents><Key>a</Key><LastModified>2026=11-25</LastModified></Contents></ListBucketResult>"
+)
+NO_XML = "<ListBucketResult><MaxKeys>1"
+
+
+@pytest.mark.parametrize("body", [NO_NUMBER, NO_DATE, NO_XML], ids=["number", "date", "XML"])
+def test_an_answer_that_cannot_be_read_is_a_fault_in_one_line(s3_store, monkeypatch, answering, body):
+    monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", answering(200, body))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    storage.forget_client()
+    with pytest.raises(StorageFault, match="try again"):
+        storage.listing(s3_store)
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_again(s3_store, monkeypatch, answering):
+    whole = "<ListBucketResult><Contents><Key>a/b</Key><Size>3</Size><ETag>1</ETag><LastModified>2026-11-25T20:49:14Z"
+    whole += "</LastModified></Contents></ListBucketResult>"
+    monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", answering(200, NO_DATE, whole))
+    storage.forget_client()
+    assert [item.name for item in storage.listing("s3://tests/a")] == ["b"]
+
+
+def test_an_error_whose_encoding_is_garbled_is_understood(s3_store, monkeypatch, answering):
+    said = '<?xml version="1.0" encoding="UTV-8"?><Error><Code>NoSuchKey</Code></Error>'
+    monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", answering(404, said))
+    storage.forget_client()
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{s3_store}/a")
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "nonsense", "http://", "http://[::1"])
