@@ -4,6 +4,7 @@ import ast
 import itertools
 import os
 import signal
+import socketserver
 import sysconfig
 from collections.abc import Iterator
 from itertools import islice
@@ -23,6 +24,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # a shell that starts the suite in the background has it ignore Ctrl-C, and every program under test inherits that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# the servers of the tests: with 5 waiting connections, socketserver's own number, a busy machine resets some
+socketserver.TCPServer.request_queue_size = 128
 
 # The same examples each time, so that what passed before a change is pushed passes after it; `--hypothesis-profile
 # search` looks for new ones. On a busy machine an example may take long: that says nothing about the code.

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, split_references, weighted_references
+from components.shared.cli import Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
 from components.shared.corpus import Skipped, bytes_of_text, read_batches, total_of
 from components.shared.errors import InputError
 from components.shared.instructions import bytes_of_instructions, read_instructions
@@ -40,10 +40,10 @@ class PrepareDataset(StageOptions):
 
     tokenizer: Ref
     """Reference to a tokenizer, or to a model or adapter with one: what the trained model will use."""
-    text: Refs = ""
+    text: WeightedRefs = ""
     """References to text: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet files, or
     hf://datasets/OWNER/NAME. Weighted: `zh:0.9,en:0.1`."""
-    instructions: Refs = ""
+    instructions: WeightedRefs = ""
     """References to Alpaca items (.json, .jsonl, hf://), in place of --text. Weighted likewise."""
     block_size: int = 512
     """Tokens in a block; no more than the model has positions."""

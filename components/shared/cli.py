@@ -49,11 +49,14 @@ log = logging.getLogger("stage")
 
 _REF = "reference"
 _SEVERAL = "several"
+_WEIGHTED = "weighted"
 _NOT_KEYED = "not keyed"
 Ref = Annotated[str, _REF]
 """A field that holds one reference ("" when absent). Its digest, not its address, is part of the input key."""
 Refs = Annotated[str, _REF, _SEVERAL]
-"""Several references, comma-separated or by repeating the option, each may end in `:weight`."""
+"""Several references, comma-separated or by repeating the option."""
+WeightedRefs = Annotated[str, _REF, _SEVERAL, _WEIGHTED]
+"""Likewise, and each may end in `:weight`."""
 
 REPORT = "report.html"
 
@@ -223,13 +226,19 @@ def nearest(word: str, choices: typing.Iterable[str]) -> str:
 
 
 def references_of(config: Any) -> dict[str, list[str]]:
-    """The reference fields that are set: name → addresses."""
+    """The reference fields that are set: name → addresses. InputError for a weight where none counts."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if _REF in getattr(hints[field.name], "__metadata__", ()) and value:
-            found[field.name] = split_references(value)
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if _REF not in marks or not value:
+            continue
+        given = weighted_references(value)
+        if _WEIGHTED not in marks and any(weight is not None for _, weight in given):
+            option = f"--{field.name.replace('_', '-')}"
+            raise InputError(f"{option} {value}: weights do not count here; leave them out")
+        found[field.name] = [address for address, _ in given]
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Refs, StageOptions, split_references
+from components.shared.cli import StageOptions, WeightedRefs, split_references
 from components.shared.corpus import Skipped, bytes_of_text, read_documents, total_of
 from components.shared.errors import InputError
 from components.shared.progress import Progress
@@ -37,7 +37,7 @@ EXAMPLES = 10
 class TrainTokenizer(StageOptions):
     """Train a SentencePiece BPE model on Chinese text."""
 
-    text: Refs
+    text: WeightedRefs
     """References to the corpus: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet
     files, or hf://datasets/OWNER/NAME. Weights (`zh:0.9,en:0.1`), meant for training, do not matter here."""
     vocab_size: int = 20_000

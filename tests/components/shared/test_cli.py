@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from components.shared import cli, storage
 from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, not_keyed, parse, run_stage
+from components.shared.cli import Ref, Refs, StageOptions, WeightedRefs, not_keyed, parse, run_stage
 from components.shared.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,7 +142,8 @@ class Keyed(StageOptions):
     """An example with references."""
 
     model: Ref = ""
-    sources: Refs = ""
+    sources: WeightedRefs = ""
+    adapters: Refs = ""
     workers: not_keyed(int) = 1
     size: int = 1
 
@@ -183,6 +184,12 @@ def test_order_and_weights_of_several_inputs_count(two_folders):
     given = (f"{one},{two}", f"{two},{one}", f"{one}:0.9,{two}:0.1", f"{one}:1,{two}:1")
     assert len({key(Keyed(store="/a", sources=value)) for value in given}) == 4
     assert key(Keyed(store="/a", sources=f"{one}:2,{two}")) == key(Keyed(store="/a", sources=f"{one}:2,{two}:1"))
+
+
+def test_a_weight_where_none_counts_is_refused(two_folders):
+    one, two = two_folders
+    with pytest.raises(InputError, match=f"--adapters {one},{two}:0.5: weights do not count here; leave them out"):
+        key(Keyed(store="/a", adapters=f"{one},{two}:0.5"))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["s3://b/a", "/x/y", "zh"]), st.floats(0.01, 100)), max_size=4))
