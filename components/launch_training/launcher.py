@@ -13,7 +13,7 @@ from typing import Literal
 
 from components.launch_training.command import command_line, parse_training, training_arguments, training_module
 from components.shared import storage
-from components.shared.artifact import MANIFEST, ArtifactWriter, Manifest, find_published, open_artifact
+from components.shared.artifact import MANIFEST, ArtifactWriter, Input, Manifest, find_published, open_artifact
 from components.shared.cli import Ref, StageOptions, not_keyed
 from components.shared.errors import InputError, StorageFault
 from components.shared.images import image
@@ -114,6 +114,10 @@ class LaunchTraining(StageOptions):
         for name in ("labels", "annotations", "node_selector"):
             mapping(f"--{name.replace('_', '-')}", getattr(self, name))
         tolerations("--tolerations", self.tolerations)
+
+    def more_inputs(self) -> dict[str, Input]:
+        """What is no artifact to the training either: a DeepSpeed file that was edited makes another job."""
+        return parse_training(self.stage, self.training_arguments("/unknown-yet")).more_inputs()
 
     def _check_elastic(self, deepspeed: str) -> None:
         if not (self.min_nodes or self.max_nodes):

@@ -502,6 +502,7 @@ def test_a_limit_that_holds_no_request_is_refused_before_one_is_sent(
         (["--items", "-1"], "--items is -1"),
         (["--items", "0"], "nothing says when to stop; give --items, --max-cost or --max-tokens"),
         (["--per-request", "500"], "--per-request is 500"),
+        (["--requests-per-minute", "0.5"], "--requests-per-minute is 0.5; it must be 0 or 1 and more"),
         (["--max-cost", "1"], "--max-cost needs prices"),
         (["--structured", "xml"], "--structured is xml; it must be one of auto"),
         (["--model", ""], "--model is missing"),

@@ -1,5 +1,7 @@
 """The job's command: the training's own options, checked before there is a job."""
 
+import json
+
 import pytest
 
 from components.launch_training.command import command_line, training_arguments
@@ -48,6 +50,18 @@ def test_a_step_may_pass_every_trainings_switches_when_they_are_off(stage):
 def test_a_wrong_training_option_is_refused_at_once(words, said):
     with pytest.raises(InputError, match=said):
         LaunchTraining(stage="lora", training=words, **PATHS)
+
+
+def test_a_deepspeed_file_that_was_edited_makes_another_job(tmp_path):
+    own = tmp_path / "own.json"
+    said = []
+    for stage in (1, 2):
+        own.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        said.append(
+            LaunchTraining(stage="lora", training=("--deepspeed", str(own)), **PATHS).more_inputs()["deepspeed"]
+        )
+    assert said[0] != said[1]
+    assert LaunchTraining(stage="lora", training=("--deepspeed", "zero2"), **PATHS).more_inputs() == {}
 
 
 def test_options_come_as_one_text_too():
