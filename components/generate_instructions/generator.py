@@ -98,7 +98,11 @@ class GenerateInstructions(StageOptions):
             ("--answer-tokens", self.answer_tokens >= 1, "1 or more"),
             ("--fruitless", self.fruitless >= 1, "1 or more"),
             ("--concurrency", 1 <= self.concurrency <= 1000, "between 1 and 1000"),
-            ("--requests-per-minute", self.requests_per_minute == 0 or self.requests_per_minute >= 1, "0 or 1 and more"),
+            (
+                "--requests-per-minute",
+                self.requests_per_minute == 0 or self.requests_per_minute >= 1,
+                "0 or 1 and more",
+            ),
             ("--tokens-per-minute", self.tokens_per_minute >= 0, "0 or more"),
             ("--timeout", self.timeout > 0, "above 0"),
             ("--temperature", 0 <= self.temperature <= 2, "between 0 and 2"),
