@@ -20,6 +20,8 @@ _PIECE = 8 * 2**20
 """Bytes that a stream writes at once."""
 _STEP = 2**19
 """Bytes per read where somebody looks at them at once: they are still in the processor's cache."""
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+"""0 where the system has no such thing (macOS)."""
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
 
 
@@ -111,9 +113,10 @@ class FileWriter:
         return len(view)
 
     def _set_direct(self, direct: bool) -> None:
-        flags = fcntl.fcntl(self._file, fcntl.F_GETFL) & ~os.O_DIRECT
+        direct = direct and bool(_O_DIRECT)
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_O_DIRECT
         try:
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (os.O_DIRECT if direct else 0))
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (_O_DIRECT if direct else 0))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -130,7 +133,7 @@ class FileWriter:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
                 self._set_direct(False)
-        if not self._direct:
+        if not self._direct and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, and does not wait for it: commit() has less to wait for
             os.posix_fadvise(self._file, begin, 0, os.POSIX_FADV_DONTNEED)
 
