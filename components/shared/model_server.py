@@ -19,6 +19,7 @@ from components.shared.images import image
 from components.shared.inference import Sampling
 from components.shared.kubernetes_names import check_labels, check_name, check_namespace
 from components.shared.network_policy import S3Network, dns_egress, ports
+from components.shared.placement import place
 from components.shared.site import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from components.shared.storage import is_s3, normalise
 from components.shared.training_job import LABEL, confined, proxy_variables, s3_variables
@@ -269,14 +270,7 @@ class ModelServer:
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
             ],
         }
-        if self.ca_config_map:
-            pod["volumes"].append({"name": "ca", "configMap": {"name": self.ca_config_map, "optional": True}})
-        if self.pull_secret:
-            pod["imagePullSecrets"] = [{"name": self.pull_secret}]
-        if self.node_selector:
-            pod["nodeSelector"] = dict(self.node_selector)
-        if self.tolerations:
-            pod["tolerations"] = [dict(toleration) for toleration in self.tolerations]
+        place(pod, self.ca_config_map, self.pull_secret, self.node_selector, self.tolerations)
         return pod
 
     def _check(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Options of a job or a server that are mappings and lists: JSON, as KFP writes its parameters of these kinds into a
-command."""
+"""Where the pods of a job or a server go, and what they are given there. Options that are mappings and lists are JSON,
+as KFP writes its parameters of these kinds into a command."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.shared.errors import InputError
@@ -35,6 +35,24 @@ def tolerations(option: str, text: str) -> tuple[Mapping[str, Any], ...]:
             if one.get(name, choices[0]) not in choices:
                 raise InputError(f"{option}: {name}: {one[name]!r}; use {' or '.join(choices)}")
     return tuple(value)
+
+
+def place(
+    pod: dict[str, Any],
+    ca_config_map: str,
+    pull_secret: str,
+    node_selector: Mapping[str, str],
+    tolerations: Sequence[Mapping[str, Any]],
+) -> None:
+    """Puts into a pod's spec, which has volumes, what its platform asks of it; what is empty is left out."""
+    if ca_config_map:
+        pod["volumes"].append({"name": "ca", "configMap": {"name": ca_config_map, "optional": True}})
+    if pull_secret:
+        pod["imagePullSecrets"] = [{"name": pull_secret}]
+    if node_selector:
+        pod["nodeSelector"] = dict(node_selector)
+    if tolerations:
+        pod["tolerations"] = [dict(toleration) for toleration in tolerations]
 
 
 def _json(option: str, text: str, empty: str, shape: str) -> Any:

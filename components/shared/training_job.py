@@ -13,6 +13,7 @@ from typing import Any
 
 from components.shared.errors import InputError
 from components.shared.kubernetes_names import check_keys, check_labels, check_name, check_namespace
+from components.shared.placement import place
 from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
 
 PORT = 23456
@@ -304,17 +305,9 @@ class TrainingJob:
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
             ],
         }
-        if self.ca_config_map:
-            volume = {"name": "ca", "configMap": {"name": self.ca_config_map, "optional": True}}
-            pod["volumes"].append(volume)
         if self.service_account:
             pod["serviceAccountName"] = self.service_account
-        if self.pull_secret:
-            pod["imagePullSecrets"] = [{"name": self.pull_secret}]
-        if self.node_selector:
-            pod["nodeSelector"] = dict(self.node_selector)
-        if self.tolerations:
-            pod["tolerations"] = [dict(toleration) for toleration in self.tolerations]
+        place(pod, self.ca_config_map, self.pull_secret, self.node_selector, self.tolerations)
         # Istio's sidecar would stand between the processes, and keep the pod alive after them
         labels = {**self.labels, JOB_LABEL: self.name, "sidecar.istio.io/inject": "false"}
         return {"metadata": {"labels": labels}, "spec": pod}

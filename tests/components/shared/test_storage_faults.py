@@ -138,10 +138,8 @@ def test_a_read_goes_on_where_it_broke(proxy, s3_store):
     assert second > 0
 
 
-def test_an_object_that_changes_while_it_is_read_is_read_from_its_beginning(proxy, s3_store, patient):
-    """Of one request, that is: what is large and has no manifest is read by several."""
-    content = LARGE[:PART]
-    storage.write_bytes(f"{s3_store}/a", content)
+def broken_and_replaced(proxy, uri: str, content: bytes):
+    """The first answer to a read breaks half-way, and the object is another before the second is asked for."""
     seen = itertools.count()
 
     def decide(request: Request) -> Fault | None:
@@ -150,31 +148,26 @@ def test_an_object_that_changes_while_it_is_read_is_read_from_its_beginning(prox
         number = next(seen)
         if number == 1:
             proxy.fault = lambda request: None
-            storage.write_bytes(f"{s3_store}/a", content[::-1])
+            storage.write_bytes(uri, content)
         return Fault("reset answer", 0.5) if number == 0 else None
 
-    proxy.fault = decide
+    return decide
+
+
+def test_an_object_that_changes_while_it_is_read_is_read_from_its_beginning(proxy, s3_store, patient):
+    """Of one request, that is: what is large and has no manifest is read by several."""
+    content = LARGE[:PART]
+    storage.write_bytes(f"{s3_store}/a", content)
+    proxy.fault = broken_and_replaced(proxy, f"{s3_store}/a", content[::-1])
     assert storage.read_bytes(f"{s3_store}/a", 0, len(content)) == content[::-1]
 
 
 def test_no_byte_of_a_version_that_was_replaced_counts_for_the_new_one(proxy, s3_store, patient):
     """What came before the break was right, and was hashed; in the version that is read anew it is wrong."""
     artifact = open_artifact(publish(s3_store))
-    uri = f"{artifact.root}/large.bin"
-    seen = itertools.count()
-
-    def decide(request: Request) -> Fault | None:
-        if request.kind != "get":
-            return None
-        number = next(seen)
-        if number == 1:
-            proxy.fault = lambda request: None
-            storage.write_bytes(uri, bytes([LARGE[0] ^ 1]) + LARGE[1:])
-        return Fault("reset answer", 0.5) if number == 0 else None
-
     artifact.read("small.bin")
     artifact.read_range("large.bin", 2 * BLOCK, 1)
-    proxy.fault = decide
+    proxy.fault = broken_and_replaced(proxy, f"{artifact.root}/large.bin", bytes([LARGE[0] ^ 1]) + LARGE[1:])
     with pytest.raises(InputError, match=rf"large\.bin: bytes 0 to {BLOCK}: blake3"):
         artifact.read_range("large.bin", 0, 2 * BLOCK)
 
