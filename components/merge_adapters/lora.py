@@ -271,15 +271,9 @@ class Change:
 
 def _pickled(artifact: Artifact) -> Any:
     """adapter_model.bin: a file to read from, tensor by tensor, or (before torch 1.6) the tensors themselves."""
-    import torch
-
-    from components.shared.pth import PthFile, is_zip, load_pickle
+    from components.shared.pth import PthFile, is_zip, load_tensors
 
     if is_zip(artifact, PICKLE):
         return PthFile(artifact, PICKLE)
-    where = f"{artifact.root}/{PICKLE}"
     with artifact.open(PICKLE) as stream:
-        found = load_pickle(stream, where)
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise InputError(f"{where}: not a dictionary of tensors; fetch the adapter again")
-    return found
+        return load_tensors(stream, f"{artifact.root}/{PICKLE}")

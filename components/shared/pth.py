@@ -42,12 +42,13 @@ class StoredTensor:
     length: int
 
 
-def load_pickle(stream: Any, where: str) -> Any:
-    """`torch.load(weights_only=True)` on the CPU, with its refusals as InputErrors."""
+def load_tensors(stream: Any, where: str) -> dict[str, Any]:
+    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors. InputError for its refusals, and for
+    anything else."""
     import torch
 
     try:
-        return torch.load(stream, map_location="cpu", weights_only=True)
+        found = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
@@ -59,13 +60,15 @@ def load_pickle(stream: Any, where: str) -> Any:
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where}: not a PyTorch checkpoint, or cut short ({said}); fetch it again") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
+    return found
 
 
 class PthFile:
     """The tensors of one checkpoint, readable one by one. InputError for what is not a dictionary of tensors."""
 
     def __init__(self, artifact: Artifact, name: str) -> None:
-        from torch import Tensor
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         self._artifact = artifact
@@ -81,9 +84,7 @@ class PthFile:
         # the last block holds the zip's directory; is_zip has verified the first, which holds the pickle
         artifact.read_range(name, max(0, size - BLOCK), min(BLOCK, size))
         with io.BufferedReader(_Windows(artifact, name), _WINDOW) as stream, FakeTensorMode():
-            found = load_pickle(stream, where)
-        if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-            raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
+            found = load_tensors(stream, where)
         for key, tensor in found.items():
             span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
             width = tensor.element_size()

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from components.shared.artifact import Artifact
 from components.shared.errors import InputError
-from components.shared.pth import load_pickle
+from components.shared.pth import load_tensors
 from components.shared.training.inputs import TrainingInputs
 from components.shared.training.loss import Score, labelled, score, summed_loss
 from components.shared.training.options import LoraOptions, PretrainOptions
@@ -172,10 +172,7 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
 def _weights_of(adapter: Artifact) -> Mapping[str, torch.Tensor]:
     if ADAPTER_WEIGHTS in adapter:
         return load_file(adapter.local() / ADAPTER_WEIGHTS)
-    where = f"--adapter {adapter.root}/{PICKLED_WEIGHTS}"
-    found = load_pickle(adapter.local() / PICKLED_WEIGHTS, where)
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise InputError(f"{where}: not a dictionary of tensors; fetch the adapter again")
+    found = load_tensors(adapter.local() / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
     # rotary frequencies are no weights; old versions of peft saved them
     return {name: tensor for name, tensor in found.items() if not name.endswith(".inv_freq")}
 
