@@ -21,6 +21,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import types
@@ -435,13 +436,36 @@ def _fault() -> NoReturn:
 
 
 class _Terminated(SystemExit):
-    """SIGTERM came. A SystemExit, so that what is open is given up on the way out, and a forked worker ends quietly."""
+    """SIGTERM came. A SystemExit, so that what is open is given up on the way out."""
 
 
 def _terminated(signum: int, frame: object) -> NoReturn:
     # a second SIGTERM must not cut short what the first one has begun to clear away
     signal.signal(signal.SIGTERM, lambda *_: None)
     raise _Terminated(EXIT_CANCELLED)
+
+
+# A forked child (a library's worker) has nothing of ours to clear away, and an exception would come at a place that may
+# swallow it: who then waits for the child waits forever. So SIGTERM ends it at once. The signal is held back while the
+# child is made, so that one that comes early is not lost.
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child() -> None:
+    if signal.getsignal(signal.SIGTERM) is _terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def end(code: int, line: str) -> NoReturn:

@@ -304,6 +304,15 @@ def example(config, out):
         import multiprocessing
         with multiprocessing.get_context("fork").Pool(2) as pool:
             pool.map(abs, range(10))
+    if config.mode == "fork":
+        for _ in range(50):
+            child = os.fork()
+            if not child:
+                signal.pause()
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGTERM:
+                raise RuntimeError("the child went on")
     if config.mode == "wait":
         with out.writer("half.bin") as stream:
             stream.write(b"x" * (17 * 2**20))
@@ -410,6 +419,12 @@ def test_workers_that_end_with_their_pool_say_nothing(run, tmp_path):
     assert ended.returncode == 0
     assert "cancelled" not in ended.stderr
     assert (tmp_path / "termination-log").read_text() == ""
+
+
+def test_a_forked_child_that_is_ended_ends_at_once_whatever_it_is_doing(run, tmp_path):
+    ended = run("--store", str(tmp_path / "store"), "--mode", "fork")
+    assert ended.returncode == 0, ended.stderr
+    assert "cancelled" not in ended.stderr
 
 
 def start_waiting(example: list[str], environment: dict[str, str], store: str) -> "subprocess.Popen[str]":
