@@ -257,8 +257,12 @@ class Change:
             product = torch.mm(b, a[:, first:end], out=product.view(b.shape[0], end - first)).T
         else:
             torch.mm(b[first:end], a, out=product)
-        # in float32, and rounded once
-        rows.copy_(product.mul_(self._scale).add_(values))
+        # in float32, and rounded once to the model's dtype
+        if self._scale >= 1 and math.frexp(self._scale)[0] == 0.5:
+            # a power of two scales exactly: adding at once has the bits of two steps
+            rows.copy_(torch.add(values, product, alpha=self._scale, out=product))
+        else:
+            rows.copy_(product.mul_(self._scale).add_(values))
 
     def _put_tokens(self, rows: "torch.Tensor", tokens: TokenRows, first: int, end: int) -> None:
         places = [(place, row) for place, row in enumerate(tokens.rows) if first <= row < end]

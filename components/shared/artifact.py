@@ -165,6 +165,8 @@ class Artifact:
         self._spare: list[bytearray] = []
         """Memory of edges that were given up: fresh memory would cost more than reading into it."""
         self._edges_lock = threading.Lock()
+        self._edge_turns = [threading.Lock() for _ in range(16)]
+        """Held while an edge is read, by its number."""
 
     @property
     def root(self) -> str:
@@ -215,11 +217,12 @@ class Artifact:
         return bytes(buffer)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """As read_range, into a writable buffer of bytes, blocks side by side. Memory beyond it: two blocks."""
+        """As read_range, into a writable buffer of bytes; from a server, blocks side by side. Memory beyond it: two
+        blocks."""
         self._read(self._with_range(name, start, len(buffer)), start, buffer)
 
     def blocks(self, name: str) -> Iterator[memoryview]:
-        """The file from its beginning, verified, four blocks at a time that are read side by side.
+        """The file from its beginning, verified, four blocks at a time (from a server, read side by side).
 
         Each is good until the third one after it is asked for: three buffers take turns, so that `ahead` may read on
         meanwhile.
@@ -257,10 +260,12 @@ class Artifact:
         whole = range(-(-start // BLOCK), end // BLOCK if end < file.size else len(wanted))
         edges = [range(i, i + 1) for i in sorted({start // BLOCK, (end - 1) // BLOCK}) if i not in whole]
         runs = [*edges, *_runs(whole)]
-        if len(runs) == 1:
-            read(runs[0])
-        else:
+        if self._remote and len(runs) > 1:
             storage.in_parallel(read, runs)
+            return
+        # a folder keeps nobody waiting for an answer; new threads for every read would cost a merge a tenth of its time
+        for run in runs:
+            read(run)
 
     def _read_run(self, file: File, run: range, wanted: list[str], buffer: memoryview) -> None:
         """Fills `buffer` with consecutive blocks by one request; a block that is not as it should be is read again."""
@@ -280,23 +285,24 @@ class Artifact:
         """Fills `buffer` with a part of a block, which is verified whole.
 
         Two such blocks are kept: the ends of a range, or the places of two readers. They are looked at with the lock
-        held, since their memory is used again.
+        held, since their memory is used again. Of two that want the same block, one reads it and the other one waits.
         """
-        with self._edges_lock:
-            for path, number, kept in self._edges:
-                if (path, number) == (file.path, index):
-                    buffer[:] = memoryview(kept)[part]
-                    return
-            room = self._spare.pop() if self._spare else bytearray()
-        if len(room) < length:
-            room = bytearray(length)
-        block = memoryview(room)[:length]
-        self._read_block(file, index, wanted, block)
-        buffer[:] = block[part]
-        with self._edges_lock:
-            self._edges.insert(0, (file.path, index, room))
-            self._spare += [given_up for _, _, given_up in self._edges[2:]]
-            del self._edges[2:]
+        with self._edge_turns[index % len(self._edge_turns)]:
+            with self._edges_lock:
+                for path, number, kept in self._edges:
+                    if (path, number) == (file.path, index):
+                        buffer[:] = memoryview(kept)[part]
+                        return
+                room = self._spare.pop() if self._spare else bytearray()
+            if len(room) < length:
+                room = bytearray(length)
+            block = memoryview(room)[:length]
+            self._read_block(file, index, wanted, block)
+            buffer[:] = block[part]
+            with self._edges_lock:
+                self._edges.insert(0, (file.path, index, room))
+                self._spare += [given_up for _, _, given_up in self._edges[2:]]
+                del self._edges[2:]
 
     def _read_block(self, file: File, index: int, wanted: str, block: memoryview, tries: int = 2) -> None:
         """Fills `block` with block `index` of a file; one that is not as it should be is read once more."""
@@ -547,7 +553,7 @@ class Artifact:
             path = folder / file.path
             there = path.is_file() and path.stat().st_size == file.size
             if there and compare:
-                there = _sha256(path) == file.sha256 if file.sha256 else whole
+                there = _digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole
             if not there and file.path != self.manifest.blocks:
                 found.append(file.path)
         return found
@@ -767,7 +773,7 @@ def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
         identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]
     else:
         with Progress(f"hashing {root}", sum(file.size for file in files)) as bar:
-            identity = [[file.path, _remembered_sha256(Path(root) / file.path, bar)] for file in files]
+            identity = [[file.path, _remembered_digest(Path(root) / file.path, bar)] for file in files]
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
     return Artifact(manifest, verified=False)
 
@@ -775,22 +781,27 @@ def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
 _hashed: dict[tuple[int, int, int, int], str] = {}
 
 
-def _remembered_sha256(path: Path, bar: Progress) -> str:
-    """A file's digest, computed once a process: a stage opens its folders for the input key, and again to read them.
+def _remembered_digest(path: Path, bar: Progress) -> str:
+    """A file's BLAKE3 digest (a third of the time of SHA-256, which nobody compares it with), computed once a process:
+    a stage opens its folders for the input key, and again to read them.
 
     A file that was written to in the last two seconds is hashed again: its time might not show the next write.
     """
     at = path.stat()
     key = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
     if key not in _hashed or time.time() - at.st_mtime < 2:
-        _hashed[key] = _sha256(path)
+        _hashed[key] = _digest(path, blake3())
     bar.advance(at.st_size)
     return _hashed[key]
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: Path, algorithm: Any) -> str:
+    """The hexadecimal digest of a file, by hashlib's or blake3's object."""
+    room = memoryview(bytearray(_STEP))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(room):
+            algorithm.update(room[:count])
+    return str(algorithm.hexdigest())
 
 
 class ArtifactWriter:

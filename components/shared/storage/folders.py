@@ -88,8 +88,7 @@ class FileWriter:
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = beside(uri)
         self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        # whole pages, as O_DIRECT wants them
-        self._piece, self._other = (mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2))
+        self._piece, self._other = _pages(), _pages()
         self._filled = 0
         self._writer = Threads(1)
         self._begun = self._direct = self._closed = False
@@ -163,6 +162,16 @@ class FileWriter:
     def leave(self) -> None:
         """A stream into a folder cannot be taken up again: nothing is kept."""
         self.abort()
+
+
+def _pages() -> mmap.mmap:
+    """Memory of whole pages, as O_DIRECT wants it; large ones where there are such, which the disk takes for less."""
+    memory = mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # a kernel without them refuses the advice
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def left_behind(folder: str) -> list[Unfinished]:

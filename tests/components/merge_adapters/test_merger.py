@@ -53,13 +53,25 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
     [
         {},
         {"modules_to_save": MODULES},
+        {"lora_alpha": 20},
+        {"lora_alpha": 2},
         {"use_rslora": True, "r": 4},
         {"rank_pattern": {"q_proj": 4, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"up_proj": 3}},
         {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
         {"trainable_token_indices": [799, 3, 500]},
         {"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [799, 7]}},
     ],
-    ids=["projections", "modules-to-save", "rank-stabilised", "patterns", "embedding", "tokens", "tokens-by-module"],
+    ids=[
+        "projections",
+        "modules-to-save",
+        "scaled-by-2.5",
+        "scaled-by-a-quarter",
+        "rank-stabilised",
+        "patterns",
+        "embedding",
+        "tokens",
+        "tokens-by-module",
+    ],
 )
 def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter, merged_by_peft, options):
     adapter = make_adapter(1, **options)

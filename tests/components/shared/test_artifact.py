@@ -304,8 +304,8 @@ def test_a_plain_folder_that_has_not_changed_is_hashed_once(tmp_path: Path, monk
     file.write_text("one")
     os.utime(file, (1_000_000_000, 1_000_000_000))
     hashed = []
-    whole = artifact_module._sha256
-    monkeypatch.setattr(artifact_module, "_sha256", lambda path: hashed.append(path) or whole(path))
+    whole = artifact_module._digest
+    monkeypatch.setattr(artifact_module, "_digest", lambda path, kind: hashed.append(path) or whole(path, kind))
     first = open_artifact(str(tmp_path)).digest
     assert open_artifact(str(tmp_path)).digest == first
     assert hashed == [file]
