@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from components.shared.artifact import ArtifactWriter, Input, Manifest, find_published
 from components.shared.children import die_with_parent
@@ -156,11 +156,22 @@ def _in_worker(worker: Callable[[Any], None], work: Work[Any], said: str) -> Non
         _say(said, rank, str(error))
         sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
-        sys.exit(EXIT_CANCELLED)
+        _leave(EXIT_CANCELLED)
+    except SystemExit as stopped:
+        _leave(stopped.code if isinstance(stopped.code, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
         print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
         _say(said, rank, f"{type(error).__name__}: {error}"[:300])
         sys.exit(EXIT_FAULT)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends a process that was stopped midway, without the end of its libraries: the threads between the processes still
+    run, and now and then that aborts ("terminate called without an active exception") where 143 was to be said."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _cancelled(signum: int, frame: object) -> None:

@@ -1,5 +1,6 @@
 """Workers for test_elastic.py: functions of a module that a spawned process can import."""
 
+import atexit
 import os
 import signal
 import sys
@@ -44,6 +45,14 @@ def rank_1_fails(work: Work[Any]) -> None:
 def rank_1_is_killed(work: Work[Any]) -> None:
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def rank_1_is_stopped_and_breaks_on_its_way_out(work: Work[Any]) -> None:
+    if os.environ["RANK"] == "1":
+        atexit.register(os.abort)
+        print("the last words", flush=False)
+        sys.exit(143)
     signal.pause()
 
 

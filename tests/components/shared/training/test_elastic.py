@@ -66,6 +66,13 @@ def test_a_killed_worker_is_a_fault(examples, two, tmp_path):
         run(examples.rank_1_is_killed, tmp_path)
 
 
+def test_a_stopped_worker_is_no_fault_whatever_breaks_while_its_libraries_end(examples, two, tmp_path, capfd):
+    with pytest.raises(SystemExit) as end:
+        run(examples.rank_1_is_stopped_and_breaks_on_its_way_out, tmp_path)
+    assert end.value.code == 143
+    assert "the last words" in capfd.readouterr().out
+
+
 def test_sigterm_is_passed_on_and_waited_for(examples, two, tmp_path):
     def tell_when_they_run() -> None:
         while len(list(tmp_path.glob("running-*"))) < 2:
