@@ -8,10 +8,11 @@ other settings of huggingface_hub hold. To have a copy of one's own, verified as
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from components.shared import storage
 from components.shared.artifact import HUB_NAME, Artifact, File, Manifest, digest_of
 from components.shared.errors import InputError, StorageFault
 
@@ -75,10 +76,12 @@ class _HubModel(Artifact):
         if len(buffer):
             buffer[:] = self.read_stored(file.path, start, len(buffer))
 
-    def _read_piece(
-        self, file: File, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None
-    ) -> None:
-        self._read(file, start, buffer)
+    def _read_piece(self, file: File, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:
+        content = memoryview(self.read_stored(file.path, start, length)) if length else memoryview(b"")
+        if take:
+            take(start, content)
+        else:
+            buffer[:] = content
 
     def read_stored(self, name: str, start: int, length: int) -> bytes:
         from huggingface_hub import hf_hub_url

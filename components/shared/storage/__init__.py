@@ -5,8 +5,8 @@ identity, proxies); the bytes themselves move by signed requests of our own (s3.
 ZHLLAMA_S3_ENDPOINT wins over the standard settings: KFP pods share their environment with KFP's own S3 client, so our
 endpoint must not be called AWS_ENDPOINT_URL there.
 
-Memory of a transfer: ZHLLAMA_S3_CONNECTIONS (8) x 16 MiB when reading to a file, nothing beyond the buffer when reading
-to memory, 9 x 16 MiB when writing a stream. docs/storage.md has the figures and the settings.
+Memory of a transfer: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB when reading to a file, nothing beyond the buffer when
+reading to memory, 9 x 16 MiB when writing a stream. docs/storage.md has the figures and the settings.
 
 Errors: what a user can mend (credentials, bucket, endpoint) is an InputError, a server that keeps failing a
 StorageFault, a missing object FileNotFoundError.
@@ -15,7 +15,7 @@ StorageFault, a missing object FileNotFoundError.
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,13 +27,15 @@ from components.shared.storage import folders, multipart, s3
 from components.shared.storage.addresses import is_s3, join, normalise, split_s3
 from components.shared.storage.folders import check_room
 from components.shared.storage.multipart import PART, Unfinished, Upload, part_length
-from components.shared.storage.parallel import Threads, connections, in_parallel
+from components.shared.storage.parallel import STEP, Take, Threads, connections, in_parallel
 from components.shared.storage.s3 import forget_client, s3_client
 
 __all__ = [
     "PART",
     "PIECE",
+    "STEP",
     "Stored",
+    "Take",
     "Threads",
     "Unfinished",
     "Upload",
@@ -154,26 +156,26 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     return bytes(buffer)
 
 
-def read_piece(uri: str, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None) -> None:
-    """Fills a writable buffer of bytes with the file's bytes from `start`, in one request. Short reads are errors.
+def read_piece(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
+    """Reads `length` of the file's bytes from `start`, in one request, into a writable buffer. Short reads are errors.
 
-    `seen(count)` is called, in this thread, whenever more has come: `count` bytes from the buffer's beginning will not
-    change any more, unless a later call names fewer, from which on they come anew.
+    With `take`, which gets every piece as it comes, the buffer may be shorter: STEP bytes, used again and again.
     """
     if is_s3(uri):
-        s3.get_into(uri, start, buffer, seen)
+        s3.get_into(uri, start, length, buffer, take)
     else:
-        folders.read_into(uri, start, buffer, seen)
+        folders.read_into(uri, start, length, buffer, take)
 
 
 def read_into(uri: str, start: int, buffer: memoryview) -> None:
     """As read_piece, by several requests at a time where it is large."""
     if len(buffer) <= PIECE or not is_s3(uri):
-        read_piece(uri, start, buffer)
+        read_piece(uri, start, len(buffer), buffer)
         return
     with Threads(connections()) as threads:
         for at in range(0, len(buffer), PIECE):
-            threads.call(read_piece, uri, start + at, buffer[at : at + PIECE])
+            part = buffer[at : at + PIECE]
+            threads.call(read_piece, uri, start + at, len(part), part)
 
 
 def read_chunks(uri: str, chunk: int = PIECE) -> Iterator[bytes]:

@@ -7,19 +7,16 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from components.shared.errors import Truncated
 from components.shared.storage.multipart import Unfinished
-from components.shared.storage.parallel import Threads
+from components.shared.storage.parallel import Take, Threads, room
 
 _PIECE = 8 * 2**20
 """Bytes that a stream writes at once."""
-_STEP = 2**19
-"""Bytes per read where somebody looks at them at once: they are still in the processor's cache."""
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 """0 where the system has no such thing (macOS)."""
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
@@ -31,19 +28,18 @@ def beside(path: str | Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
-def read_into(path: str, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None) -> None:
-    """Fills `buffer` from byte `start`, and says to `seen` how far; Truncated when the file has not so many."""
+def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
+    """Reads `length` bytes from `start`, as storage.read_piece does; Truncated when the file has not so many."""
     with open(path, "rb", buffering=0) as file:
         at = 0
-        while at < len(buffer):
-            count = os.preadv(file.fileno(), [buffer[at : at + _STEP if seen else None]], start + at)
+        while at < length:
+            piece = room(buffer, length, at) if take else buffer[at:length]
+            count = os.preadv(file.fileno(), [piece], start + at)
             if not count:
-                raise Truncated(
-                    f"{path}: {at} bytes at {start} where {len(buffer)} were expected; the file is truncated"
-                )
+                raise Truncated(f"{path}: {at} bytes at {start} where {length} were expected; the file is truncated")
+            if take:
+                take(at, piece[:count])
             at += count
-            if seen:
-                seen(at)
 
 
 def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:

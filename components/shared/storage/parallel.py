@@ -13,12 +13,26 @@ from typing import Any, Self
 
 from components.shared.errors import InputError
 
+STEP = 2**19
+"""Bytes per read from a socket or a file where somebody looks at them at once: they are still in the processor's
+cache."""
+Take = Callable[[int, memoryview], None]
+"""Is called, in the reader's thread, whenever more has come: with the place of the piece among what is read, and the
+piece. Place 0 once more: all comes anew."""
+
 
 def _setting(name: str, default: int, least: int) -> int:
     value = os.environ.get(name) or str(default)
     if not value.isdigit() or int(value) < least:
         raise InputError(f"{name}={value}: give a whole number, {least} or more")
     return int(value)
+
+
+def room(buffer: memoryview, length: int, at: int) -> memoryview:
+    """Where the next bytes of a read go: to their place in a buffer for all `length` of them, or again to the beginning
+    of a shorter one."""
+    place = at if len(buffer) >= length else 0
+    return buffer[place : place + min(STEP, length - at)]
 
 
 def connections() -> int:

@@ -34,7 +34,7 @@ from crc32c import crc32c as crc32c_of
 
 from components.shared.errors import InputError, StorageFault, Truncated
 from components.shared.storage.addresses import split_s3
-from components.shared.storage.parallel import patience
+from components.shared.storage.parallel import Take, patience, room
 
 Result = TypeVar("Result")
 Buffer = bytes | bytearray | memoryview
@@ -42,8 +42,6 @@ Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
 """Of one request, the first included, unless AWS_MAX_ATTEMPTS says otherwise."""
 UNSIGNED = "UNSIGNED-PAYLOAD"
-_STEP = 2**19
-"""Bytes per read from a socket: what is hashed at once is still in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -429,7 +427,7 @@ def get(uri: str, start: int = 0) -> bytes:
             length = headers.get("Content-Length")
             size = int(length) if length is not None else _size(session, uri) - start
             buffer = bytearray(size)
-            _fill(raw, memoryview(buffer), lambda count: None)
+            _fill(raw, size, lambda at: memoryview(buffer)[at:], lambda piece: None)
             return bytes(buffer)
 
     try:
@@ -445,27 +443,26 @@ def _size(session: _Session, uri: str) -> int:
     return int(session.client.head_object(Bucket=bucket, Key=key)["ContentLength"])
 
 
-def get_into(uri: str, start: int, buffer: memoryview, seen: Callable[[int], None] | None = None) -> None:
-    """Fills `buffer` with the object's bytes from `start`; Truncated when it has not so many.
-
-    `seen(count)` hears of every step how many bytes are there, and 0 where they are read from the beginning again.
+def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
+    """Reads `length` of the object's bytes from `start`, as storage.read_piece does; Truncated when it has not so many.
 
     A connection that breaks is taken up at the byte where it broke, of the same version of the object.
     """
-    if not len(buffer):
+    if not length:
         return
     done = 0
     tag: str | None = None
 
-    def advance(count: int) -> None:
+    def advance(piece: memoryview) -> None:
         nonlocal done
-        done += count
-        if seen:
-            seen(done)
+        if take:
+            take(done, piece)
+        done += len(piece)
 
     def attempt(session: _Session) -> None:
         nonlocal done, tag
-        first, last = start + done, start + len(buffer) - 1
+        first, last = start + done, start + length - 1
+        begun = done
         headers = {"Range": f"bytes={first}-{last}"}
         if done and tag:
             headers["If-Match"] = tag
@@ -474,23 +471,21 @@ def get_into(uri: str, start: int, buffer: memoryview, seen: Callable[[int], Non
                 found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", answer.get("Content-Range", ""))
                 if not found:
                     # a server that knows no ranges sends the whole
-                    if first or answer.get("Content-Length") != str(len(buffer)):
+                    if first or answer.get("Content-Length") != str(length):
                         raise StorageFault(f"{uri}: the server does not answer with ranges; use another S3 server")
                 elif int(found[1]) != first or int(found[2]) != last:
                     there = max(0, int(found[2]) + 1 - start)
                     raise Truncated(
-                        f"{uri}: {there} bytes at {start} where {len(buffer)} were expected; the file is truncated"
+                        f"{uri}: {there} bytes at {start} where {length} were expected; the file is truncated"
                     )
                 tag = answer.get("ETag")
-                _fill(raw, buffer[done:], advance)
+                _fill(raw, length - begun, lambda at: room(buffer, length, begun + at), advance)
         except Exception as error:
             from botocore.exceptions import ClientError
 
             if done and isinstance(error, ClientError) and _said(error)[1] == 412:
                 # another version since: from its beginning
                 done, tag = 0, None
-                if seen:
-                    seen(0)
                 attempt(session)
                 return
             raise
@@ -499,9 +494,7 @@ def get_into(uri: str, start: int, buffer: memoryview, seen: Callable[[int], Non
         patiently(uri, attempt)
     except StorageFault as error:
         if said(error) in ("InvalidRange", "416"):
-            raise Truncated(
-                f"{uri}: 0 bytes at {start} where {len(buffer)} were expected; the file is truncated"
-            ) from error
+            raise Truncated(f"{uri}: 0 bytes at {start} where {length} were expected; the file is truncated") from error
         raise
 
 
@@ -520,8 +513,9 @@ def _streaming(session: _Session, uri: str, headers: Mapping[str, str]) -> Itera
     response.raw.release_conn()
 
 
-def _fill(raw: Any, buffer: memoryview, advance: Callable[[int], None]) -> None:
-    """Reads until the buffer is full. A body that ends early is no success, whatever its headers said."""
+def _fill(raw: Any, length: int, room: Callable[[int], memoryview], advance: Callable[[memoryview], None]) -> None:
+    """Reads `length` bytes, each time into `room(bytes so far)`. A body that ends early is no success, whatever its
+    headers said."""
     from botocore.exceptions import IncompleteReadError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
@@ -529,12 +523,14 @@ def _fill(raw: Any, buffer: memoryview, advance: Callable[[int], None]) -> None:
     # The response of http.client below it (botocore reaches for it, too) reads into ours.
     source = raw._fp
     at = 0
-    try:
-        while at < len(buffer):
-            count = source.readinto(buffer[at : at + _STEP])
-            if not count:
-                raise IncompleteReadError(actual_bytes=at, expected_bytes=len(buffer))
-            at += count
-            advance(count)
-    except (HTTPError, http.client.HTTPException, OSError) as error:
-        raise ResponseStreamingError(error=error) from error
+    while at < length:
+        piece = room(at)
+        try:
+            count = source.readinto(piece)
+        except (HTTPError, http.client.HTTPException, OSError) as error:
+            raise ResponseStreamingError(error=error) from error
+        if not count:
+            raise IncompleteReadError(actual_bytes=at, expected_bytes=length)
+        at += count
+        # not in the try: a full disk, where the bytes go to, is no fault of the server's
+        advance(piece[:count])

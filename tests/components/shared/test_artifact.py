@@ -4,6 +4,7 @@ import json
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -372,20 +373,16 @@ def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tm
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 7])
-def test_digests_taken_while_a_buffer_fills_are_those_of_its_blocks_however_it_fills(size):
-    content = LARGE[:size]
-    buffer = memoryview(bytearray(size))
-    hashed = _Hashed(buffer, blake3)
+def test_digests_of_what_comes_in_pieces_are_those_of_its_blocks_however_it_comes(size):
+    content = memoryview(LARGE)[:size]
     for seed in range(3):
+        hashed = _Hashed(3 * BLOCK, size, blake3)
         # begun anew in the middle, with other bytes before
-        buffer[:] = bytes(size)
-        hashed.seen(size // 2)
-        hashed.seen(0)
-        buffer[:] = content
-        for count in sorted(random.Random(seed).choices(range(size + 1), k=5)):
-            hashed.seen(count)
+        hashed.take(3 * BLOCK, memoryview(bytes(size // 2)))
+        cuts = sorted(random.Random(seed).choices(range(size + 1), k=5))
+        for begin, end in pairwise([0, *(cut for cut in sorted(set(cuts)) if 0 < cut < size), size]):
+            hashed.take(3 * BLOCK + begin, content[begin:end])
         assert hashed.digests() == (block_digests(content) or [blake3(b"").hexdigest()])
-        hashed.seen(0)
 
 
 def test_every_damage_is_named_at_once(published):
