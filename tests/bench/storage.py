@@ -47,7 +47,7 @@ def run(scratch: Path) -> list[Table]:
         with LocalS3(place / "server", bucket="bench") as server:
             environment = server.access.environment()
             assert server._server is not None
-            return [_large(place, environment, server._server.pid), _small(place, environment, scratch)]
+            return [_large(place, environment, server._server.pid, scratch), _small(place, environment, scratch)]
     finally:
         if place != scratch:
             shutil.rmtree(place)
@@ -66,8 +66,8 @@ def _memory_disk(scratch: Path) -> Path:
 # --- 1 GB -------------------------------------------------------------------------------------------------------------
 
 
-def _large(place: Path, environment: dict[str, str], server: int) -> Table:
-    source, target = str(place / "material" / "large.bin"), str(place / "copy")
+def _large(place: Path, environment: dict[str, str], server: int, disk: Path) -> Table:
+    source, target, on_disk = str(place / "material" / "large.bin"), str(place / "copy"), str(disk / "copy")
     reference = measured(publish, "s3://bench/large", source, environment=environment).result["reference"]
     key = reference.removeprefix("s3://bench/").replace("manifest.json", "large.bin")
     table = Table(
@@ -101,7 +101,8 @@ def _large(place: Path, environment: dict[str, str], server: int) -> Table:
             before = _used_by(server)
             made = measured(*call, environment=environment)
             of_server.append(_used_by(server) - before)
-            Path(target).unlink(missing_ok=True)
+            for copied in (target, on_disk):
+                Path(copied).unlink(missing_ok=True)
             return Cost(made.wall, made.result["cpu"], made.peak_mb)
 
         a, b = side_by_side(lambda: cost(ours, served[0]), lambda: cost(peer, served[1]))
@@ -115,6 +116,7 @@ def _large(place: Path, environment: dict[str, str], server: int) -> Table:
 
     row("download to memory", (read_to_memory, reference), (boto3_to_memory, key), environment)
     row("download to a file", (read_to_file, reference, target), (boto3_to_file, key, target), environment)
+    row("download to a file on a disk", (read_to_file, reference, on_disk), (boto3_to_file, key, on_disk), environment)
     row("upload", (send, source, "s3://bench/sent/a"), (boto3_send, source, "sent/b"), environment)
     row("upload as an artifact", (publish, "s3://bench/x", source), (boto3_send, source, "sent/b"), environment)
     with _plain_server(source) as endpoint:
