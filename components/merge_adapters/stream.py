@@ -6,7 +6,7 @@ for the next start.
 
 Spans are large (several requests side by side). They are merged where they lie, in tiles whose float32 stays in the
 processor's cache, and their memory is used again: with new memory at each step the arithmetic was 1.6 times as dear. A
-GB of float16 at rank 64 now takes 1.2 CPU-seconds, 0.7 of them for the product.
+GB of float16 at rank 64 now takes 1.1 CPU-seconds, 0.7 of them for the product.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Merging an adapter as large as Chinese-LLaMA-Plus's (rank 64, embeddings and head) into models of 2.1 and 4.2 GB.
+"""Merging an adapter as large as Chinese-LLaMA-Plus's (rank 64, embeddings and head) into models of 2 and 4 GB.
 
 Beside it: a copy of the same files with the same digests (what the bytes alone cost), and peft's way (load, merge,
 save). Wall and processor times are of the work, imports left out; every figure is of a program of its own, for the
@@ -21,7 +21,7 @@ from tests.bench.measure import Cost, Table, measured
 ROWS = 32_000
 RANK = 64
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SIZES = {"2.1 GB": (2048, 5504, 18), "4.2 GB": (4096, 11008, 9)}
+SIZES = {"2.1 GB": (2048, 5504, 18), "4.0 GB, deeper": (2048, 5504, 37), "4.2 GB, wider": (4096, 11008, 9)}
 """Name → hidden size, feed-forward size, layers."""
 PEFT = "peft: load, merge_and_unload, save"
 ENVIRONMENT = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -36,7 +36,7 @@ def run(scratch: Path) -> list[Table]:
     )
     ours: dict[str, Cost] = {}
     for name, (width, feed_forward, layers) in SIZES.items():
-        folder = scratch / name.replace(" ", "")
+        folder = scratch / name.replace(" ", "-").replace(",", "")
         model, adapter = measured(make, str(folder), width, feed_forward, layers, environment=ENVIRONMENT).result
         ways = {
             "hashed copy": (copy, model, folder / "copied"),
@@ -58,10 +58,10 @@ def run(scratch: Path) -> list[Table]:
         for way, cost in found.items():
             figures = (f"{cost.wall:.1f} s", f"{cost.result['cpu']:.1f} s", f"{cost.peak_mb:,.0f} MB")
             table.rows.append((name, way, *figures, f"{cost.wall / found['hashed copy'].wall:.2f}"))
-    small, large = (cost.peak_mb for cost in ours.values())
+    small, deeper, wider = (cost.peak_mb for cost in ours.values())
     table.note += (
-        f" From the smaller to the larger model the peak grew by {large - small:+.0f} MB: what grows is the factors of "
-        "a layer twice as wide, of the tensors under way."
+        f" The peak grew by {deeper - small:+.0f} MB where the model is twice as deep, and by {wider - small:+.0f} MB "
+        "where it is twice as wide (the factors of the tensors under way are)."
     )
     return [table]
 
