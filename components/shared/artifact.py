@@ -12,7 +12,7 @@ found. The manifest's own digest leaves out place, time and host: equal content,
 
 The manifest is written only where none is (If-None-Match), so that of two runs of the same work one publishes; the
 other one ends, or takes over the result when it is the same. Blocks are read, verified and written side by side.
-Memory: ZHLLAMA_S3_CONNECTIONS (8) x 16 MiB (two blocks a request) beyond what the caller holds.
+Memory beyond what the caller holds: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB for files, two blocks for ranges.
 """
 
 import fcntl
