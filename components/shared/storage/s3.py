@@ -439,8 +439,14 @@ def get(uri: str, start: int = 0) -> bytes:
 
 
 def _size(session: _Session, uri: str) -> int:
+    from botocore.exceptions import ResponseStreamingError
+
     bucket, key = split_s3(uri)
-    return int(session.client.head_object(Bucket=bucket, Key=key)["ContentLength"])
+    answer = session.client.head_object(Bucket=bucket, Key=key)
+    if "ContentLength" not in answer:
+        # an answer that was garbled on the way: asked for again
+        raise ResponseStreamingError(error="the answer does not say how long the object is")
+    return int(answer["ContentLength"])
 
 
 def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:

@@ -125,6 +125,12 @@ def test_an_answer_that_is_wrong_or_stops_is_asked_for_again(proxy, s3_store, tm
     assert (tmp_path / "large.bin").read_bytes() == LARGE
 
 
+def test_a_length_that_is_missing_twice_is_asked_for_again(proxy, s3_store):
+    storage.write_bytes(f"{s3_store}/a", SMALL)
+    proxy.fault = once("get head", Fault("truncate", 0.7))
+    assert storage.read_bytes(f"{s3_store}/a") == SMALL
+
+
 def test_a_read_goes_on_where_it_broke(proxy, s3_store):
     storage.write_bytes(f"{s3_store}/a", LARGE)
     proxy.forget()
