@@ -132,7 +132,7 @@ def size_of(uri: str) -> int:
     """Bytes of one file; FileNotFoundError when it is absent."""
     if not is_s3(uri):
         return os.stat(uri).st_size
-    return int(s3.call(uri, "head_object", Key=split_s3(uri)[1])["ContentLength"])
+    return s3.size(uri)
 
 
 def exists(uri: str) -> bool:

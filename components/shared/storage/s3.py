@@ -438,15 +438,24 @@ def get(uri: str, start: int = 0) -> bytes:
         raise
 
 
+def size(uri: str) -> int:
+    """Bytes of an object."""
+    return by_boto3(uri, lambda client: _length(client, uri))
+
+
 def _size(session: _Session, uri: str) -> int:
     from botocore.exceptions import ResponseStreamingError
 
-    bucket, key = split_s3(uri)
-    answer = session.client.head_object(Bucket=bucket, Key=key)
-    if "ContentLength" not in answer:
+    try:
+        return _length(session.client, uri)
+    except KeyError as error:
         # an answer that was garbled on the way: asked for again
-        raise ResponseStreamingError(error="the answer does not say how long the object is")
-    return int(answer["ContentLength"])
+        raise ResponseStreamingError(error="the answer does not say how long the object is") from error
+
+
+def _length(client: Any, uri: str) -> int:
+    bucket, key = split_s3(uri)
+    return int(client.head_object(Bucket=bucket, Key=key)["ContentLength"])
 
 
 def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:

@@ -129,6 +129,8 @@ def test_a_length_that_is_missing_twice_is_asked_for_again(proxy, s3_store):
     storage.write_bytes(f"{s3_store}/a", SMALL)
     proxy.fault = once("get head", Fault("truncate", 0.7))
     assert storage.read_bytes(f"{s3_store}/a") == SMALL
+    proxy.fault = once("head", Fault("truncate", 0.7))
+    assert storage.size_of(f"{s3_store}/a") == len(SMALL)
 
 
 def test_a_read_goes_on_where_it_broke(proxy, s3_store):
