@@ -476,8 +476,8 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
 
     def attempt(session: _Session) -> None:
         nonlocal done, tag
-        first, last = start + done, start + length - 1
         begun = done
+        first, last = start + begun, start + length - 1
         headers = {"Range": f"bytes={first}-{last}"}
         if done and tag:
             headers["If-Match"] = tag
@@ -528,8 +528,8 @@ def _streaming(session: _Session, uri: str, headers: Mapping[str, str]) -> Itera
     response.raw.release_conn()
 
 
-def _fill(raw: Any, length: int, room: Callable[[int], memoryview], advance: Callable[[memoryview], None]) -> None:
-    """Reads `length` bytes, each time into `room(bytes so far)`. A body that ends early is no success, whatever its
+def _fill(raw: Any, length: int, into: Callable[[int], memoryview], advance: Callable[[memoryview], None]) -> None:
+    """Reads `length` bytes, each time into `into(bytes so far)`. A body that ends early is no success, whatever its
     headers said."""
     from botocore.exceptions import IncompleteReadError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
@@ -539,7 +539,7 @@ def _fill(raw: Any, length: int, room: Callable[[int], memoryview], advance: Cal
     source = raw._fp
     at = 0
     while at < length:
-        piece = room(at)
+        piece = into(at)
         try:
             count = source.readinto(piece)
         except (HTTPError, http.client.HTTPException, OSError) as error:
