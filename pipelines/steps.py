@@ -1,126 +1,154 @@
-"""What KFP can set on a step, set on every one: resources, a /tmp of its own, identity, secrets, placement, a deadline.
+"""A component as a step: its name, its inputs, and what KFP can set on its pod: resources, a /tmp of its own, identity,
+secrets, placement, a deadline. All of it is written into the compiled pipeline.
 
-KFP 2.17 decides what a run may choose. Parameters of the pipeline can be: CPU, memory, GPUs (texts: its driver drops
-an int without a word), the names of secrets and ConfigMaps (never empty: its driver refuses that, so each has a name by
-default and may be absent from the namespace), tolerations and node selectors (JSON). Fixed when the pipeline is
-compiled are labels, the size of /tmp, deadlines, the uid and the pull policy (`Fixed`). What KFP cannot set at all: a
-read-only root (the images are made for one), and a request for ephemeral storage (the size of /tmp stands in for it).
+Two rules come from KFP 2.17's backend, and both are kept here alone. Its driver resolves a container's arguments from
+what the *task* passes, so every input of a component is passed, its default where the pipeline says nothing. And a
+step is called by its own name in the Workflow too (`train-lora`, not `launch-training-2`): each use of a component is
+a component of that name. What KFP cannot set at all: a read-only root (the images are made for one), and a request
+for ephemeral storage (the size of /tmp stands in for it).
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from kfp import kubernetes
+from kfp import dsl, kubernetes
 
 from components.shared import images
 from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
 from components.shared.training_job import LABEL, POD_PLACES, S3_KEYS, S3_OPTIONAL_KEYS
-from pipelines.sizes import Size, Step
-
-USER = 65532
-"""The uid of the images (images/base/Dockerfile)."""
-KINDS = ("control", "data", "weights", "evaluation")
+from pipelines.configuration import Configuration
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fixed:
-    """What is written into a compiled pipeline, since KFP takes no parameter for it."""
+@dataclass(frozen=True)
+class Why:
+    """A step of a compiled pipeline, and what it is there for."""
 
-    run_as_user: int | None = USER
-    """The uid of the steps; None leaves it to the cluster (OpenShift gives each namespace its own)."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """More labels of the steps' pods."""
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
-    """Empty: the cluster's default, which is IfNotPresent for all tags but `latest`."""
+    step: str
+    because: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Makes tasks steps of ours. Values are parameters of the pipeline."""
+    """Makes components steps of a pipeline."""
 
-    size: Size
-    fixed: Fixed
-    resources: Mapping[str, tuple[Any, Any]]
-    """Kind of step → CPU, memory."""
-    gpu: tuple[Any, Any]
-    """What the cluster calls a GPU, and how many an evaluation gets."""
-    s3_secret: Any
-    pull_secret: Any
-    proxy_secret: Any
-    ca_config_map: Any
-    node_selector: Any
-    tolerations: Any
-    gpu_node_selector: Any
-    gpu_tolerations: Any
+    configuration: Configuration
+    made: list[Why] = field(default_factory=list)
 
-    def control(self, task: Any, title: str) -> Any:
-        return self._step(task, title, "control", self.size.work.control)
+    def control(self, component: Any, name: str, because: str, **given: Any) -> Any:
+        """A step that starts or ends what runs elsewhere."""
+        return self._step(self._task(component, name, because, given), "control")
 
-    def data(self, task: Any, title: str) -> Any:
-        return self._step(task, title, "data", self.size.work.data)
+    def data(self, component: Any, name: str, because: str, **given: Any) -> Any:
+        """A step that reads weights as they come, texts, instructions, datasets."""
+        return self._step(self._task(component, name, because, given), "data")
 
-    def weights(self, task: Any, title: str) -> Any:
-        return self._step(task, title, "weights", self.size.work.weights)
+    def weights(self, component: Any, name: str, because: str, **given: Any) -> Any:
+        """A step that streams a whole model."""
+        return self._step(self._task(component, name, because, given), "weights")
 
-    def evaluation(self, task: Any, title: str) -> Any:
-        """With the size's GPU, where those pods are."""
-        if self.size.work.evaluation.gpu:
-            name, count = self.gpu
-            task.set_accelerator_type(name).set_accelerator_limit(count)
-            task.register_pipeline_channels([name, count])
-        return self._step(task, title, "evaluation", self.size.work.evaluation)
+    def evaluation(self, component: Any, name: str, because: str, **given: Any) -> Any:
+        """A step that runs a model: with the size's GPU, where those pods are."""
+        task = self._task(component, name, because, given)
+        if self._on_gpu:
+            task.set_accelerator_type(self.configuration.size.lora.gpu)
+            task.set_accelerator_limit(self.configuration["evaluation_gpus"])
+        return self._step(task, "evaluation")
 
-    def launch(self, task: Any, title: str) -> Any:
+    def launch(self, component: Any, name: str, because: str, **given: Any) -> Any:
         """A step that follows a job: without a deadline, since the job may wait in a queue for days and has its own."""
-        return _names_images(self._step(task, title, "control", self.size.work.control, deadline=False))
+        return _names_images(self._step(self._task(component, name, because, given), "control", deadline=False))
 
-    def deploy(self, task: Any, title: str) -> Any:
+    def deploy(self, component: Any, name: str, because: str, **given: Any) -> Any:
         """A step that deploys a model, and loads its tokenizer to try it."""
-        return _names_images(self.data(task, title))
+        return _names_images(self.data(component, name, because, **given))
 
-    def _step(self, task: Any, title: str, kind: str, work: Step, deadline: bool = True) -> Any:
+    @property
+    def _on_gpu(self) -> bool:
+        size = self.configuration.size
+        return bool(size.work.evaluation.gpu and size.lora.gpu and self.configuration["evaluation_gpus"] != "0")
+
+    def _task(self, component: Any, name: str, because: str, given: Mapping[str, Any]) -> Any:
+        self.made.append(Why(name, because))
+        spec = copy.deepcopy(component.component_spec)
+        spec.name = name.replace("_", "-")
+        inputs = {one: _default(described) for one, described in (spec.inputs or {}).items()}
         # never from KFP's cache, whose references may lead nowhere
-        task.set_display_name(title).set_caching_options(False)
-        cpu, memory = self.resources[kind]
-        task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
-        # kfp 2.17 hands on to a branch what the steps in it take as inputs, and forgets the resources
-        task.register_pipeline_channels([cpu, memory])
+        renamed = type(component)(spec, component.pipeline_func)
+        return renamed(**{**inputs, **given}).set_display_name(name).set_caching_options(False)
+
+    def _step(self, task: Any, kind: str, deadline: bool = True) -> Any:
+        told, work = self.configuration, getattr(self.configuration.size.work, kind)
+        task.set_cpu_request(work.cpu).set_cpu_limit(work.cpu)
+        task.set_memory_request(work.memory).set_memory_limit(work.memory)
         # set_env_variable looks through the whole stack each time it is called, for a check that set_cpu_request made
         task.container_spec.env = {**POD_PLACES, CA_VARIABLE: CA_FOLDER}
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
-        # each may be absent: then the account's own identity is used, the public authorities are trusted alone, …
-        keys = (*S3_KEYS, *S3_OPTIONAL_KEYS)
-        kubernetes.use_secret_as_env(task, self.s3_secret, {key: key for key in keys}, optional=True)
-        kubernetes.use_secret_as_env(task, self.proxy_secret, {key: key for key in PROXY_KEYS}, optional=True)
-        kubernetes.use_config_map_as_volume(task, self.ca_config_map, CA_FOLDER, optional=True)
-        kubernetes.set_image_pull_secrets(task, [self.pull_secret])
-        self._place(task, on_gpu=kind == "evaluation" and self.size.work.evaluation.gpu)
-        kubernetes.set_security_context(task, run_as_user=self.fixed.run_as_user, run_as_non_root=True)
+        self._secrets(task)
+        self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
+        user = told["run_as_user"]
+        kubernetes.set_security_context(
+            task, run_as_user=None if user == "none" else int(user), run_as_non_root=True
+        )  # fmt: skip
         if deadline:
             kubernetes.set_timeout(task, work.deadline_seconds)
-        if self.fixed.pull_policy:
-            kubernetes.set_image_pull_policy(task, self.fixed.pull_policy)
+        if told["pull_policy"]:
+            kubernetes.set_image_pull_policy(task, told["pull_policy"])
         return task
 
+    def _secrets(self, task: Any) -> None:
+        """Each may be absent: then the account's own identity is used, the public authorities are trusted alone, …"""
+        told = self.configuration
+        if told["s3_secret"] not in ("", "none"):
+            keys = (*S3_KEYS, *S3_OPTIONAL_KEYS)
+            kubernetes.use_secret_as_env(task, told["s3_secret"], {key: key for key in keys}, optional=True)
+        if told["proxy_secret"]:
+            kubernetes.use_secret_as_env(task, told["proxy_secret"], {key: key for key in PROXY_KEYS}, optional=True)
+        if told["ca_config_map"]:
+            kubernetes.use_config_map_as_volume(task, told["ca_config_map"], CA_FOLDER, optional=True)
+        if told["pull_secret"]:
+            kubernetes.set_image_pull_secrets(task, [told["pull_secret"]])
+
     def _place(self, task: Any, on_gpu: bool) -> None:
-        kubernetes.add_node_selector_json(task, self.gpu_node_selector if on_gpu else self.node_selector)
-        kubernetes.add_toleration_json(task, self.gpu_tolerations if on_gpu else self.tolerations)
+        told = self.configuration
+        for name, value in told["gpu_node_selector" if on_gpu else "node_selector"].items():
+            kubernetes.add_node_selector(task, name, value)
+        for one in told["gpu_tolerations" if on_gpu else "tolerations"]:
+            kubernetes.add_toleration(
+                task,
+                key=one.get("key"),
+                operator=one.get("operator"),
+                value=one.get("value"),
+                effect=one.get("effect"),
+                toleration_seconds=one.get("tolerationSeconds"),
+            )
         labels = {
-            **self.fixed.labels,
+            **told["step_labels"],
             "app.kubernetes.io/part-of": "zhllama",
-            f"{LABEL}size": self.size.name,
+            f"{LABEL}size": told.size.name,
             # Istio's sidecar would outlive the step, and stand between it and S3
             "sidecar.istio.io/inject": "false",
         }
         for name, value in labels.items():
             kubernetes.add_pod_label(task, name, value)
-        for name, value in self.fixed.annotations.items():
+        for name, value in told["step_annotations"].items():
             kubernetes.add_pod_annotation(task, name, value)
+
+
+def _default(described: Any) -> Any:
+    """The default of an input, as its type has it: kfp refuses 1 for a number that may have a fraction."""
+    return (
+        float(described.default) if described.type == "Float" and described.default is not None else described.default
+    )
 
 
 def _names_images(task: Any) -> Any:
     """A step that names images when it runs: it is told what this compilation was."""
     task.container_spec.env |= images.settings()
     return task
+
+
+def reference(task: dsl.PipelineTask) -> Any:
+    """What a step hands on: the reference of what it made."""
+    return task.outputs["ref"]

@@ -52,6 +52,10 @@ class Evaluate(StageOptions):
     """Held-out English text, likewise: what was forgotten."""
     instructions: Ref = ""
     """Held-out instructions: Alpaca items, or a packed dataset, whose held-out part is read."""
+    text_validation: Ref = ""
+    """Read in place of --text where it is given: text that was held out as a whole."""
+    instructions_validation: Ref = ""
+    """Read in place of --instructions where it is given."""
     trainings: Refs = ""
     """What the trainings published (with metrics.jsonl), comma-separated: their loss curves are shown."""
     exams: Refs = ""
@@ -76,7 +80,7 @@ class Evaluate(StageOptions):
     """Multiple-choice items that are scored (a fifth of it of the other items)."""
 
     def __post_init__(self) -> None:
-        if not (self.text or self.english or self.instructions or self.exams or self.lm_eval):
+        if not any((self.text_option[1], self.english, self.instructions_option[1], self.exams, self.lm_eval)):
             raise InputError(
                 "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval"
             )
@@ -97,6 +101,18 @@ class Evaluate(StageOptions):
                 f"evaluate: --labels has {len(named)} names ({self.labels}) for {count} models, the baselines and the "
                 "model; give each one its own, comma-separated"
             )
+
+    @property
+    def text_option(self) -> tuple[str, str]:
+        """The option that names the Chinese text that is measured, and its value."""
+        return ("--text-validation", self.text_validation) if self.text_validation else ("--text", self.text)
+
+    @property
+    def instructions_option(self) -> tuple[str, str]:
+        """Likewise, of the instructions."""
+        if self.instructions_validation:
+            return "--instructions-validation", self.instructions_validation
+        return "--instructions", self.instructions
 
 
 def _split(text: str) -> list[str]:
@@ -202,7 +218,7 @@ def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
 
     texts: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     said: dict[str, Any] = dict.fromkeys(LANGUAGES)
-    for language, option, reference in (("zh", "--text", config.text), ("en", "--english", config.english)):
+    for language, (option, reference) in (("zh", config.text_option), ("en", ("--english", config.english))):
         if not reference:
             continue
         artifact = open_artifact(reference, option)
@@ -215,8 +231,9 @@ def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
             "characters": sum(map(len, chosen)),
         }
     selection = Selection((), ())
-    if config.instructions:
-        artifact = open_artifact(config.instructions, "--instructions")
+    option, reference = config.instructions_option
+    if reference:
+        artifact = open_artifact(reference, option)
         selection = choose_items(read_instructions(artifact), config.max_items)
     exams = [read_exam(open_artifact(exam, "--exams"), config.max_questions) for exam in split_references(config.exams)]
     tasks, task_folder = _split(config.lm_eval), None

@@ -45,6 +45,8 @@ class Generate(StageOptions):
     """References to LoRA adapters to merge into it, comma-separated, in order."""
     prompt: str = ""
     """One instruction."""
+    default_prompt: str = ""
+    """An instruction for the case that neither --prompt nor --input says one."""
     input: Ref = ""
     """A file with an instruction a line (.txt), or Alpaca items (.json, .jsonl; they need no output)."""
     answers: not_keyed(str) = ""  # type: ignore[valid-type]
@@ -78,7 +80,7 @@ class Generate(StageOptions):
 
     def __post_init__(self) -> None:
         asked = [bool(self.prompt), bool(self.input), self.interactive]
-        if sum(asked) != 1:
+        if sum(asked) != 1 and (any(asked) or not self.default_prompt):
             raise InputError("generate: give one of --prompt TEXT, --input FILE and --interactive")
         wanted = [name for name in ("output", "reference") if getattr(self, name)]
         if wanted and not self.store:
@@ -168,8 +170,9 @@ def answer_into_file(config: Generate) -> None:
 
 def questions(config: Generate) -> list[str]:
     """What is asked, as the model reads it. InputError for a file without questions."""
-    if config.prompt:
-        return [wrap(config.prompt) if config.with_prompt else config.prompt]
+    if not config.input:
+        prompt = config.prompt or config.default_prompt
+        return [wrap(prompt) if config.with_prompt else prompt]
     return read_questions(open_artifact(config.input, "--input"), config.with_prompt)
 
 

@@ -20,7 +20,7 @@ from components.shared.images import image
 from components.shared.job_kinds import BY_BACKEND
 from components.shared.placement import mapping, tolerations
 from components.shared.training.inputs import open_inputs
-from components.shared.training_job import LABEL, TrainingJob, job_name, label_value
+from components.shared.training_job import LABEL, USER, TrainingJob, job_name, label_value
 
 log = logging.getLogger("launch")
 
@@ -43,6 +43,8 @@ class LaunchTraining(StageOptions):
     backend: not_keyed(Literal["pytorchjob", "trainjob", "local"]) = "pytorchjob"  # type: ignore[valid-type]
     """pytorchjob: on a cluster with Kubeflow's training operator; trainjob: with Kubeflow Trainer; local: as processes
     of this machine."""
+    machine: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Options of this command as one JSON object, {"memory": "64Gi", "nodes": 2}; one that is given by itself wins."""
     size: not_keyed(str) = ""  # type: ignore[valid-type]
     """Name of the model size, a label on the job."""
     nodes: int = 1
@@ -81,6 +83,8 @@ class LaunchTraining(StageOptions):
     """ConfigMap with certificates (*.crt, *.pem) that the job trusts beside the public ones; it may be absent."""
     service_account: not_keyed(str) = ""  # type: ignore[valid-type]
     """The job's service account; it needs no rights."""
+    run_as_user: not_keyed(str) = str(USER)  # type: ignore[valid-type]
+    """The uid of the job's pods; none leaves it to the cluster, as OpenShift wants it."""
     namespace: not_keyed(str) = ""  # type: ignore[valid-type]
     """Namespace of the job; empty: this pod's."""
     run_id: not_keyed(str) = ""  # type: ignore[valid-type]

@@ -13,6 +13,7 @@ def merge_adapters(
     ref: dsl.OutputPath(str),
     merged: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    adapters_2: str = "",
     prove: bool = False,
 ):
     return dsl.ContainerSpec(
@@ -22,6 +23,7 @@ def merge_adapters(
             "--store", store,
             "--model", model,
             "--adapters", adapters,
+            "--adapters", adapters_2,
             "--prove", prove,
             "--output", merged.path,
             "--reference", ref,

@@ -49,6 +49,8 @@ class Serve(StageOptions):
     """Ask this through the API, print the answer, and end: a check that the model serves."""
     deploy: Literal["none", "kubernetes", "kserve"] = "none"
     """Deploy to the cluster of this pod or of KUBECONFIG: as a Deployment and Service, or as an InferenceService."""
+    machine: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Options of this command as one JSON object, {"memory": "64Gi", "gpus": 2}; one that is given by itself wins."""
     namespace: not_keyed(str) = ""  # type: ignore[valid-type]
     """With --deploy: where to. Empty: this pod's, or the context's."""
     replicas: not_keyed(int) = 1  # type: ignore[valid-type]

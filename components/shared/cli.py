@@ -118,7 +118,7 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     """The options as a dataclass. InputError for an unknown option or a value that does not fit."""
     import tyro
 
-    bridged = _bridge(kind, list(arguments))
+    bridged = _bridge(kind, _with_machine(kind, list(arguments)))
     prog = f"python -m {program(kind)}"
     config = (tyro.conf.FlagConversionOff,)
     if "--help" in bridged or "-h" in bridged:
@@ -157,6 +157,43 @@ def _tyros_complaint(said: str) -> str:
     sections = re.split(r"^[ ]*-{4,}[ ]*$", said, flags=re.MULTILINE)
     text = " ".join(sections[min(1, len(sections) - 1)].split())
     return text.removesuffix(".") or "the options do not parse"
+
+
+MACHINE = "--machine"
+"""Of a class with that field: options as one JSON object. A pipeline's step is told a job's machine so."""
+
+
+def _with_machine(kind: type, arguments: list[str]) -> list[str]:
+    """The arguments with what `--machine` says put before them, but for options that are there by themselves."""
+    if MACHINE[2:] not in {field.name for field in dataclasses.fields(kind)}:
+        return arguments
+    rest, told, at = [], "", 0
+    while at < len(arguments):
+        word = arguments[at]
+        name, equals, value = word.partition("=")
+        at += 1
+        if name != MACHINE:
+            rest.append(word)
+        elif equals:
+            told = value
+        else:
+            told = arguments[at] if at < len(arguments) else ""
+            at += 1
+    try:
+        machine = json.loads(told or "{}")
+    except ValueError as error:
+        raise InputError(f'{program(kind)}: {MACHINE} {told}: not JSON ({error}); write {{"memory": "8Gi"}}') from error
+    if not isinstance(machine, dict):
+        raise InputError(f'{program(kind)}: {MACHINE} {told}: write options by name, as {{"memory": "8Gi"}}')
+    given = {word.partition("=")[0].replace("_", "-") for word in rest if word.startswith("--")}
+    options = {f"--{name.replace('_', '-')}": value for name, value in machine.items()}
+    return [*(f"{name}={_as_text(value)}" for name, value in options.items() if name not in given), *rest]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _bridge(kind: type, arguments: list[str]) -> list[str]:

@@ -16,6 +16,8 @@ from components.shared.kubernetes_names import check_keys, check_labels, check_n
 from components.shared.placement import place
 from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
 
+USER = 65532
+"""The uid of the images (images/base/Dockerfile)."""
 PORT = 23456
 """The training operator's default port of the master."""
 TRAINER_PORT = 29500

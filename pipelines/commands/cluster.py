@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,18 @@ from pipelines.commands import options
 if TYPE_CHECKING:
     from components.shared.network_policy import S3Network
     from components.shared.training_job import TrainingJob
+    from pipelines.configuration import Configuration
+    from pipelines.steps import Why
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     add = commands.add_parser("compile", help="write the pipeline as a YAML file for Kubeflow Pipelines")
     options.size_option(add, None)
     options.image_options(add)
-    options.fixed_options(add)
-    add.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    options.pod_options(add)
+    options.set_option(add)
+    add.add_argument("-o", "--output", type=Path, metavar="FILE")
+    add.add_argument("--explain", action="store_true", help="list the steps that this leads to, and why")
     add.set_defaults(command=compile_)
 
     add = commands.add_parser("env", help="the environment that a node of a training job gets")
@@ -149,11 +154,30 @@ def _training_job(given: argparse.Namespace, **addresses: Any) -> "TrainingJob":
 
 
 def compile_(given: argparse.Namespace) -> None:
-    options.use_images(given)
+    if given.output is None and not given.explain:
+        raise InputError("compile: give --output FILE, or --explain to see its steps alone")
+    told = options.configured(given)
     from pipelines.adapt_llama import compile_pipeline
 
-    compile_pipeline(given.size, given.output, options.fixed(given))
-    print(f"{given.output}: the pipeline at size {given.size}")
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        made = compile_pipeline(told, given.output or Path(folder, "pipeline.yaml"))
+    if given.explain:
+        _explain(told, made)
+    if given.output:
+        print(f"{given.output}: the pipeline at size {given.size}")
+
+
+def _explain(told: "Configuration", made: "list[Why]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("step", "because", box=None, padding=(0, 2, 0, 0))
+    for one in made:
+        table.add_row(Text(one.step), Text(one.because))
+    console = options.console()
+    console.print(table)
+    needed = [setting.name for setting, _, required in told.parameters() if required]
+    console.print(f"\nEach run has to be given: {', '.join(needed)}" if needed else "\nNothing has to be given.")
 
 
 def parameters(given: argparse.Namespace) -> None:
@@ -164,14 +188,14 @@ def parameters(given: argparse.Namespace) -> None:
     from pipelines.parameters import parameters as parameters_of
     from pipelines.placeholders import text_of
 
-    table = Table("parameter", "type", "default", "", box=None, padding=(0, 2, 0, 0))
+    table = Table("setting", "of", "type", "default", "", box=None, padding=(0, 2, 0, 0))
     group = ""
     for one in parameters_of(sizes.load(given.size)):
         if one.group != group:
             group = one.group
             table.add_row(f"\n[bold]{group}")
-        default = "(required)" if one.default is None else text_of(one.default)
-        table.add_row(one.name, one.kind, Text(default), Text(one.note))
+        default = "(required)" if one.required else text_of(one.default)
+        table.add_row(one.name, one.when, one.kind, Text(default), Text(one.note))
     options.console().print(table)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from components.shared.errors import InputError
 from pipelines.commands import options
 
 PARALLEL = 2
@@ -45,18 +46,26 @@ def run(given: argparse.Namespace) -> None:
     from pipelines.ir import read_package
     from pipelines.local_runner import run_pipeline
 
-    arguments = options.settings(given.settings)
     package = given.package
     again = f"zhllama run --size {given.size}"
     if package is None:
+        told = options.configured(given, write=False, defaults={"backend": "local"})
+        arguments = dict(told.arguments)
         from pipelines.adapt_llama import compile_pipeline
-        from pipelines.parameters import check_choices
 
-        check_choices(arguments)
         package = given.work / "pipeline.yaml"
-        compile_pipeline(given.size, package)
+        compile_pipeline(told, package)
     else:
+        from pipelines.configuration import refuse_compiled
+
+        arguments = options.settings(given.settings)
+        if given.config:
+            raise InputError(
+                f"--config {given.config[0]}: {package} is compiled, and has its configuration; leave it out"
+            )
+        refuse_compiled(list(arguments), list(read_package(package).root.parameters), str(package))
         again = f"zhllama run --package {shlex.quote(str(package))}"
+    again += "".join(f" --config {shlex.quote(str(file))}" for file in given.config)
     again += "".join(f" --set {shlex.quote(pair)}" for pair in given.settings)
     again += f" --until {shlex.quote(given.until)}" if given.until else ""
     again += f" --parallel {given.parallel}" if given.parallel != PARALLEL else ""

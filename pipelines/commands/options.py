@@ -1,9 +1,10 @@
 """Options that several commands share, and what they mean."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from components.shared.kubernetes_names import check_keys, check_labels
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.steps import Fixed
+    from pipelines.configuration import Configuration
+    from pipelines.settings import Value
 
 WORK = Path(".zhllama")
 
@@ -36,14 +38,12 @@ def image_options(add: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def fixed_options(add: argparse.ArgumentParser) -> None:
-    """What KFP takes no parameter for."""
-    group = add.add_argument_group(
-        "fixed in the compiled pipeline", "KFP takes no parameters of a run for these; all else: zhllama parameters"
-    )
+def pod_options(add: argparse.ArgumentParser) -> None:
+    """Settings of the steps' pods that have an option of their own."""
+    group = add.add_argument_group("the steps' pods", "all else: --set, --config, zhllama parameters")
     group.add_argument(
-        "--run-as-user", default="65532", metavar="UID",
-        help="of the steps' pods (default: 65532); none leaves it to the cluster, as OpenShift wants it",
+        "--run-as-user", default="", metavar="UID",
+        help="of the pods (default: 65532); none leaves it to the cluster, as OpenShift wants it",
     )  # fmt: skip
     for name in ("label", "annotation"):
         group.add_argument(
@@ -54,29 +54,52 @@ def fixed_options(add: argparse.ArgumentParser) -> None:
     )
 
 
-def fixed(given: argparse.Namespace) -> "Fixed":
-    """What `fixed_options` were given. InputError for a uid or a label that Kubernetes would refuse."""
-    from pipelines.steps import Fixed
+def configured(
+    given: argparse.Namespace, write: bool = True, defaults: "Mapping[str, Value] | None" = None
+) -> "Configuration":
+    """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
+    can be compiled from."""
+    from pipelines.configuration import configure
 
-    user = given.run_as_user
-    if user != "none" and not (user.isascii() and user.isdigit() and int(user) > 0):
-        raise InputError(f"--run-as-user {user}: write a number above 0 (root is refused), or none")
-    labels = _pairs("--label", given.label)
-    check_labels("--label", labels)
-    annotations = _pairs("--annotation", given.annotation)
-    check_keys("--annotation", annotations)
-    return Fixed(
-        run_as_user=None if user == "none" else int(user),
-        labels=labels,
-        annotations=annotations,
-        pull_policy=given.pull_policy,
+    texts = settings(given.settings)
+    labels, annotations = (
+        _pairs("--label", getattr(given, "label", [])),
+        _pairs("--annotation", getattr(given, "annotation", [])),
     )
+    check_labels("--label", labels)
+    check_keys("--annotation", annotations)
+    options = {
+        "run_as_user": getattr(given, "run_as_user", ""),
+        "pull_policy": getattr(given, "pull_policy", ""),
+        "step_labels": json.dumps(labels) if labels else "",
+        "step_annotations": json.dumps(annotations) if annotations else "",
+        "registry": getattr(given, "registry", ""),
+        "tag": getattr(given, "tag", ""),
+        "digests": str(getattr(given, "digests", None) or ""),
+    }
+    for name, text in options.items():
+        if text and name in texts:
+            raise InputError(f"--set {name}: it is given by --{name.removeprefix('step_').rstrip('s')} too; keep one")
+    told = configure(
+        given.size,
+        texts | {name: text for name, text in options.items() if text},
+        given.config,
+        defaults=defaults,
+        write=write,
+    )
+    _use(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
+    return told
 
 
 def set_option(add: argparse.ArgumentParser) -> None:
     add.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the pipeline"
-    )
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+        help="what a run is told: its start, addresses, steps, machines … (zhllama parameters lists all)",
+    )  # fmt: skip
+    add.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE",
+        help="a YAML file of such settings, over the size's; --set stands over it; may be given several times",
+    )  # fmt: skip
 
 
 def work_option(add: argparse.ArgumentParser) -> None:
@@ -112,10 +135,15 @@ def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 
 def use_images(given: argparse.Namespace) -> None:
+    """As `_use`, of `image_options`."""
+    _use(given.registry, given.tag, given.digests)
+
+
+def _use(registry: str, tag: str, digests: Path | None) -> None:
     """Before the components are imported: their signatures name images. InputError for what no registry or tag is
     called, and for a wrong list of digests."""
-    images.check_place(given.registry, given.tag)
-    pinned = images.read_digests(given.digests) if given.digests else ""
-    for name, value in ((images.REGISTRY, given.registry), (images.TAG, given.tag), (images.DIGESTS, pinned)):
+    images.check_place(registry, tag)
+    pinned = images.read_digests(digests) if digests else ""
+    for name, value in ((images.REGISTRY, registry), (images.TAG, tag), (images.DIGESTS, pinned)):
         if value:
             os.environ[name] = value

@@ -38,12 +38,12 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--gpus-file", type=Path, metavar="FILE", help="kinds of GPU of your own, as planner/gpus.yaml")
     add.add_argument("--context", type=int, default=0, help="serve: tokens of prompt and answer (default: the size's)")
     add.add_argument("--concurrency", type=int, default=0, help="serve: requests at once (default: 16)")
+    options.set_option(add)
     options.json_option(add)
     add.set_defaults(command=plan)
 
 
 def plan(given: argparse.Namespace) -> None:
-    from pipelines import sizes
     from pipelines.planner import estimate
     from pipelines.planner.gpus import FILE, gpu_of, gpus
 
@@ -51,9 +51,11 @@ def plan(given: argparse.Namespace) -> None:
     if given.gpu == "list":
         _list(kinds)
         return
-    size = sizes.load(given.size)
+    told = options.configured(given)
+    size, shape = told.size, told.shape
     stage = estimate.checked_stage(given.stage) if given.stage else ""
-    trains_on_gpus = any(size.training(one).gpu for one in sizes.STAGES)
+    trained = [one for one, runs in (("embeddings", shape.stage1), ("lora", shape.stage2), ("sft", shape.sft)) if runs]
+    trains_on_gpus = any(size.training(one).gpu for one in trained)
     if not given.gpu and (trains_on_gpus or stage == "serve"):
         raise InputError(f"--gpu: name the GPUs that are planned with: {', '.join(gpu.name for gpu in kinds)}")
     wish = estimate.Wish(
@@ -71,7 +73,7 @@ def plan(given: argparse.Namespace) -> None:
     if stage == "serve":
         _serve(given, wish)
     else:
-        _train([stage] if stage else list(sizes.STAGES), given, wish, kinds)
+        _train([stage] if stage else trained, given, wish, kinds)
 
 
 def _train(stages: list[str], given: argparse.Namespace, wish: "Wish", kinds: "list[Gpu]") -> None:

@@ -21,7 +21,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
     options.size_option(add, None)
     options.image_options(add)
-    options.fixed_options(add)
+    options.pod_options(add)
     options.set_option(add)
     _host(add)
     add.add_argument("--experiment", default="zhllama")
@@ -70,20 +70,20 @@ def _connected(given: argparse.Namespace) -> Iterator["Kubeflow"]:
 
 
 def submit(given: argparse.Namespace) -> None:
-    options.use_images(given)
+    told = options.configured(given, write=False)
     from pipelines.adapt_llama import compile_pipeline
+    from pipelines.configuration import check_for_cluster
     from pipelines.ir import read_package
-    from pipelines.parameters import check_for_cluster
     from pipelines.plan import checked_arguments
 
     name = given.pipeline or f"adapt-llama-{given.size}"
-    arguments = options.settings(given.settings)
+    arguments = dict(told.arguments)
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         package = Path(folder) / "pipeline.yaml"
-        compile_pipeline(given.size, package, options.fixed(given))
+        compile_pipeline(told, package)
         # before anybody is called
         checked_arguments(read_package(package), arguments)
-        check_for_cluster(arguments)
+        check_for_cluster(told)
         with _connected(given) as kubeflow:
             run = kubeflow.start(
                 package, arguments, pipeline=name, run_name=given.run_name or name, experiment=given.experiment

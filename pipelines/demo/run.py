@@ -72,6 +72,7 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     held out for the evaluation.
     """
     from pipelines.adapt_llama import compile_pipeline
+    from pipelines.configuration import configure
     from pipelines.local_runner import run_pipeline, s3_for
 
     started = time.monotonic()
@@ -88,14 +89,11 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
         raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
     material = prepare_material(work / "material")
     base = base_model(material, work / "tiny-llama")
-    package = work / "pipeline.yaml"
-    compile_pipeline(SIZE, package)
     with s3_for(work, "") as store:
         # side by side with the artifacts, in the same bucket
         uploads = f"{store.rsplit('/', 1)[0]}/uploads"
         arguments = {
             "store": store,
-            "backend": "local",
             "weights": upload(base, f"{uploads}/tiny-llama"),
             "expect": f"{uploads}/tiny-llama/sha256sums.txt",
             "text": storage.normalise(text) if text else upload(material.text, f"{uploads}/text"),
@@ -107,6 +105,9 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
         }
         if not instructions:
             arguments["instructions_validation"] = upload(material.instructions_held_out, f"{uploads}/held-out")
+        told = configure(SIZE, arguments, defaults={"backend": "local"}, write=False)
+        package = work / "pipeline.yaml"
+        compile_pipeline(told, package)
         result = run_pipeline(package, arguments, work, again=zhllama_command("demo", work, text, instructions))
         if result.exit_code != EXIT_DONE:
             return result.exit_code

@@ -248,11 +248,21 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         raise InputError(f"{field}: {value} is not in [0, 1)")
     if name not in _RATIOS and hint in (int, float) and value <= 0:
         raise InputError(f"{field}: {value} where a positive number is needed")
-    if name in _QUANTITIES and not _QUANTITY.fullmatch(str(value)):
-        raise InputError(f"{field}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
-    if name == "gpu" and value and not _RESOURCE.fullmatch(str(value)):
-        raise InputError(f"{field}: {value!r} is not a resource name; write nvidia.com/gpu, or nothing for none")
+    if name in _QUANTITIES:
+        check_quantity(value, field)
+    if name == "gpu" and value:
+        check_resource(value, field)
     return hint(value)
+
+
+def check_quantity(value: Any, where: str) -> None:
+    if not _QUANTITY.fullmatch(str(value)):
+        raise InputError(f"{where}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
+
+
+def check_resource(value: Any, where: str) -> None:
+    if not _RESOURCE.fullmatch(str(value)):
+        raise InputError(f"{where}: {value!r} is not a resource name; write nvidia.com/gpu, or nothing for none")
 
 
 def _nearest(word: str, choices: typing.Iterable[str]) -> str:

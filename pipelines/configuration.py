@@ -1,0 +1,399 @@
+"""The configuration of a run: the size's file, over it a team's files, over them `--set`; typed, checked, and what
+follows from it. All that decides the shape of a pipeline is decided here, before anything is compiled.
+
+An address that is given implies where the run starts (`--set model=X`: start=model). What a later layer says stands
+over what an earlier one implies; two words of one layer that cannot both hold are refused.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from components.shared import storage
+from components.shared.cli import nearest
+from components.shared.errors import InputError
+from pipelines import sizes
+from pipelines.placeholders import value_of
+from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, Value
+from pipelines.sizes import Size
+
+KFP_KINDS = {
+    str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"
+}  # fmt: skip
+_NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"), ("training_queue", "queue"))
+"""A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
+_WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
+_STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
+"""Address → the start that it implies; the first that is given decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Which stages a pipeline has, and where they begin."""
+
+    start: Literal["weights", "model", "extended", "adapters"]
+    base: Literal["weights", "model", "extended"]
+    """Where the model comes from that the result is compared with."""
+    tokenizer: Literal["train", "given"]
+    instructions: Literal["given", "import", "generate", "none"]
+    stage1: bool
+    stage2: bool
+    sft: bool
+    check_merge: bool
+    deploy: Literal["none", "kubernetes", "kserve"]
+
+    @property
+    def extends(self) -> bool:
+        """Whether the vocabulary is extended here."""
+        return self.start in ("weights", "model")
+
+    def reads(self) -> dict[str, bool]:
+        """The addresses that this course reads → whether it cannot do without."""
+        found = {"weights": True, "expect": False} if self.base == "weights" else {}
+        if self.base == "model":
+            found["model"] = True
+        if self.start == "extended" or self.base == "extended":
+            found["extended_model"] = True
+        if self.start == "adapters":
+            found["adapters"] = True
+        if self.extends and self.tokenizer == "given":
+            found["chinese_tokenizer"] = True
+        trains_tokenizer = self.extends and self.tokenizer == "train"
+        found |= {"text": self.stage2 or trains_tokenizer, "text_validation": False, "english_text": False}
+        found |= {"exams": False, "prompts": False}
+        if self.start == "adapters":
+            found["instructions"] = False
+        if self.instructions == "given":
+            found["instructions"] = True
+        if self.instructions == "import":
+            found["import_instructions"] = True
+        if self.instructions == "generate":
+            found |= {"generate_seeds": False, "generate_against": False, "generate_catalogue": False}
+        if self.instructions == "import":
+            found |= {"generate_against": False}
+        if self.instructions != "none" or self.start == "adapters":
+            found["instructions_validation"] = False
+        if self.stage2 or self.instructions != "none":
+            found["evaluation"] = False
+        if self.stage2 and not self.stage1:
+            found["lora_adapter"] = False
+        if self.sft:
+            found["sft_adapter"] = False
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """What a pipeline is compiled from."""
+
+    size: Size
+    """With everything that was set put over it."""
+    shape: Shape
+    values: Mapping[str, Value]
+    """Every setting, its default where nothing was said."""
+    defaults: Mapping[str, Value]
+    """What is written into the compiled pipeline as the defaults of its parameters."""
+    given: Mapping[str, str]
+    """Settings that were given → where: a file's name or --set."""
+    arguments: Mapping[str, str]
+    """What --set says of the compiled pipeline's parameters, as texts."""
+    reasons: Mapping[str, str]
+    """Of `start`, `tokenizer` and the like: what decided it, as `start=model, by --set model`."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def reason(self, name: str) -> str:
+        """Why a step is there: what was decided, and by what."""
+        of = {"run_embeddings": "run_stage1", "run_lora": "run_pretraining"}.get(name, name)
+        value = self.shape.instructions if of == "instructions" else self[of]
+        shown = str(value).lower() if isinstance(value, bool) else value
+        return f"{of}={shown}, by {self.reasons.get(of, 'default')}"
+
+    def machine(self, training: str) -> dict[str, Any]:
+        """What launch_training is told of a training's machines: the training's own setting, else the one for all."""
+        found = {}
+        for option in MACHINE:
+            own, of_all = f"{training}_{option}", option if option in SETTINGS else f"training_{option}"
+            found[option] = self[own] if self[own] is not None else self[of_all]
+        return found
+
+    def parameters(self) -> Iterator[tuple[Setting, Value, bool]]:
+        """The parameters of the compiled pipeline: setting, default, whether it has to be given."""
+        needed = self.shape.reads()
+        for setting in SETTINGS.values():
+            if not setting.compiled and _is_read(setting, self.shape, needed):
+                default = self.defaults[setting.name]
+                required = default is None or (needed.get(setting.name, False) and not default)
+                yield setting, default, required
+
+
+def _is_read(setting: Setting, shape: Shape, addresses: Mapping[str, bool]) -> bool:
+    name = setting.name
+    if setting.address:
+        return name in addresses
+    family = name.partition("_")[0]
+    if family == "generate":
+        return shape.instructions == "generate" or (shape.instructions == "import" and name == "generate_items")
+    if family in TRAININGS:
+        return {"embeddings": shape.stage1, "lora": shape.stage2, "sft": shape.sft}[family]
+    if name == "vocab_size":
+        return shape.extends and shape.tokenizer == "train"
+    if name in ("block_size", "validation_fraction"):
+        return shape.stage2 or shape.instructions != "none"
+    return True
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def configure(
+    size: str,
+    settings: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (),
+    *,
+    defaults: Mapping[str, Value] | None = None,
+    write: bool = True,
+) -> Configuration:
+    """The configuration of a size under a team's files and `--set`. defaults: what a command itself wants where nobody
+    says otherwise. write: whether the values that `--set` gives to parameters are written into the pipeline, as their
+    defaults there; without it they are `arguments` of one run alone, and runs share one compiled pipeline.
+    InputError names the setting, the file and the nearest right name."""
+    of = sizes.load(size)
+    layers = [("", dict(defaults or {})), *((str(path), read_file(path)) for path in files)]
+    texts = dict(settings or {})
+    layers.append(("--set", {name: _typed(name, text, f"--set {name}") for name, text in texts.items()}))
+    chosen: dict[str, Value] = {}
+    given: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    before: dict[str, Value] = {}
+    for source, layer in layers:
+        before = dict(chosen)
+        told = dict(layer)
+        _imply(told, source, reasons)
+        for name, value in told.items():
+            chosen[name] = value
+            if name in layer and source:
+                given[name] = source
+    words = chosen.get("instructions_from")
+    plain, of = of, _over(of, chosen)
+    values = {name: chosen.get(name, setting.default(of)) for name, setting in SETTINGS.items()}
+    shape = _shape(values, cast(str | None, words))
+    of_files = of if write else _over(plain, before)
+    written = values if write else {name: before.get(name, one.default(of_files)) for name, one in SETTINGS.items()}
+    parameters = {name: text for name, text in texts.items() if not SETTINGS[name].compiled}
+    if texts.get("instructions") in _WORDS_OF_INSTRUCTIONS:
+        del parameters["instructions"]
+    made = Configuration(
+        size=of, shape=shape, values=values, defaults=written, given=given, arguments=parameters, reasons=reasons
+    )
+    _refuse_unread(made)
+    return made
+
+
+def read_file(path: Path) -> dict[str, Value]:
+    """A team's file: names as `--set` takes them, or nested as in a size's file. InputError names file and field."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: not a readable YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(value, Mapping):
+        raise InputError(f"--config {path}: settings by name are needed, as `lora_steps: 3000`")
+    found: dict[str, Value] = {}
+    for name, one in _flat(value, str(path), ""):
+        if name in found:
+            raise InputError(f"--config {path}: {name} is there twice; keep one")
+        found[name] = _typed(name, one, f"--config {path}: {name}")
+    return found
+
+
+def _flat(value: Mapping[Any, Any], where: str, before: str) -> Iterator[tuple[str, Any]]:
+    for key, one in value.items():
+        name = f"{before}{key}"
+        for nested, flat in _NESTED:
+            name = flat + name.removeprefix(nested) if name.startswith(nested) and before else name
+        if isinstance(one, Mapping) and name not in SETTINGS:
+            yield from _flat(one, where, f"{before}{key}_")
+        elif name in SETTINGS or before:
+            yield name, one
+        else:
+            raise InputError(f"--config {where}: there is no setting {name}{nearest(name, SETTINGS)}")
+
+
+def _typed(name: str, value: Any, where: str) -> Value:
+    """A value as its setting has it. InputError for an unknown name, a wrong type or a choice that there is not."""
+    if name not in SETTINGS:
+        raise InputError(
+            f"{where}: the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
+        )
+    setting = SETTINGS[name]
+    if isinstance(value, str) and setting.kind is not str:
+        value = value_of(value, KFP_KINDS[setting.kind], where)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and setting.kind is str:
+        value = str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and setting.kind is float:
+        value = float(value)
+    if not isinstance(value, setting.kind) or (isinstance(value, bool) and setting.kind is not bool):
+        raise InputError(f"{where}: {value!r} where {_A[setting.kind]} is needed")
+    if setting.choices and value not in setting.choices:
+        near = nearest(str(value), setting.choices)
+        raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
+    _check_form(name, value, where)
+    return cast(Value, value)
+
+
+_A = {
+    str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    dict: "a mapping", list: "a list",
+}  # fmt: skip
+_QUANTITY = re.compile(r"(^|_)(cpu|memory|shared_memory|ephemeral_storage)$")
+
+
+def _check_form(name: str, value: Any, where: str) -> None:
+    """What is written into pods, as the sizes' files are checked."""
+    if _QUANTITY.search(name):
+        sizes.check_quantity(value, where)
+    if name.endswith("gpu_resource") and value:
+        sizes.check_resource(value, where)
+    if name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes")) and value < 1:
+        raise InputError(f"{where}: {value}; at least 1 is needed")
+    if name == "run_as_user" and not (value == "none" or (value.isascii() and value.isdigit() and int(value) > 0)):
+        raise InputError(f"{where}: {value}: write a number above 0 (root is refused), or none")
+
+
+# --- what follows -----------------------------------------------------------------------------------------------------
+
+
+def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> None:
+    """Puts into a layer what its addresses say of the shape. InputError where the layer contradicts itself."""
+    named = [(start, address) for address, start in _STARTS if layer.get(address)]
+    if named and "start" not in layer:
+        layer["start"] = named[0][0]
+        reasons["start"] = f"{source} {named[0][1]}"
+    elif "start" in layer:
+        reasons["start"] = f"{source} start"
+    if layer.get("chinese_tokenizer"):
+        if layer.get("tokenizer") == "train":
+            raise InputError(f"{source} tokenizer=train: chinese_tokenizer is given; leave one of them out")
+        layer["tokenizer"] = "given"
+        reasons["tokenizer"] = f"{source} chinese_tokenizer"
+    elif "tokenizer" in layer:
+        reasons["tokenizer"] = f"{source} tokenizer"
+    if layer.get("instructions") in _WORDS_OF_INSTRUCTIONS:
+        layer["instructions_from"] = layer.pop("instructions")
+        reasons["instructions"] = f"{source} instructions"
+    elif layer.get("instructions"):
+        layer["instructions_from"] = "given"
+        reasons["instructions"] = f"{source} instructions"
+    elif layer.get("import_instructions"):
+        if layer.get("generate_base_url"):
+            raise InputError(
+                f"{source} generate_base_url: an import asks no model; leave import_instructions out, or it"
+            )
+        layer["instructions_from"] = "import"
+        reasons["instructions"] = f"{source} import_instructions"
+    elif layer.get("generate_base_url") or layer.get("generate_items"):
+        layer["instructions_from"] = "generate"
+        by = "generate_base_url" if layer.get("generate_base_url") else "generate_items"
+        reasons["instructions"] = f"{source} {by}"
+    if layer.get("lora_adapter"):
+        if layer.get("run_stage1") is True:
+            raise InputError(f"{source} run_stage1=true: stage 1 is left out with lora_adapter; leave one of them out")
+        layer["run_stage1"] = False
+        reasons["run_stage1"] = f"{source} lora_adapter"
+    for name in ("run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
+        if name in layer and name not in reasons:
+            reasons[name] = f"{source} {name}"
+
+
+def _shape(values: Mapping[str, Value], words: str | None) -> Shape:
+    start = cast(Literal["weights", "model", "extended", "adapters"], values["start"])
+    trains = start != "adapters"
+    stage2 = trains and values["run_pretraining"] is True
+    sft = trains and values["run_sft"] is True
+    base = values["base"] if start in ("adapters", "extended") else start
+    if start == "extended" and base == "weights":
+        raise InputError("base=weights: with start=extended it is model or extended")
+    if base is None:
+        there = [one for one, address in (("model", "model"), ("extended", "extended_model")) if values[address]]
+        base = there[0] if there else {"adapters": "weights"}.get(start, start)
+    instructions = words or ("given" if sft else "none")
+    if not trains or (not sft and instructions != "given"):
+        # what nothing learns from is not made
+        instructions = "none"
+    return Shape(
+        start=start,
+        base=cast(Any, base),
+        tokenizer=cast(Any, values["tokenizer"]),
+        instructions=cast(Any, instructions),
+        stage1=stage2 and values["run_stage1"] is True,
+        stage2=stage2,
+        sft=sft,
+        check_merge=stage2 and sft and values["check_merge"] is True,
+        deploy=cast(Any, values["deploy"]),
+    )
+
+
+def _refuse_unread(made: Configuration) -> None:
+    """InputError for an address that --set names and this course does not read: it would be left out in silence."""
+    read = made.shape.reads()
+    for name, source in made.given.items():
+        if source == "--set" and SETTINGS[name].address and made.values[name] and name not in read:
+            trainings = {"stage 1": made.shape.stage1, "stage 2": made.shape.stage2, "SFT": made.shape.sft}
+            runs = ", ".join(training for training, there in trainings.items() if there) or "no training"
+            raise InputError(
+                f"--set {name}: a run with {made.reason('start')}, and {runs}, does not read it; leave it out, or say "
+                "what the run starts from with --set start=…"
+            )
+
+
+def _over(size: Size, chosen: Mapping[str, Value]) -> Size:
+    """The size with the settings that stand over its fields; a training's own over the one for all three."""
+    for name in sorted(chosen.keys() & SETTINGS.keys(), key=lambda name: (-len(SETTINGS[name].fields), name)):
+        value = chosen[name]
+        least = 0 if name == "lora_dropout" else 1e-12
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
+            # "as many as the epochs give", "as the adapter that is gone on from": the planner keeps the size's figure
+            continue
+        for path in SETTINGS[name].fields if value is not None else ():
+            size = _replaced(size, path, value)
+    return size
+
+
+def _replaced(record: Any, path: Sequence[str], value: Value) -> Any:
+    inner = _replaced(getattr(record, path[0]), path[1:], value) if path[1:] else value
+    return dataclasses.replace(record, **{path[0]: inner})
+
+
+# --- for a cluster ----------------------------------------------------------------------------------------------------
+
+
+def check_for_cluster(made: Configuration) -> None:
+    """InputError for what only works on one's own machine."""
+    if made["backend"] == "local":
+        raise InputError("--set backend=local: steps of a cluster train nothing themselves; use pytorchjob or trainjob")
+    store = str(made["store"] or "")
+    if not storage.is_s3(storage.normalise(store)):
+        raise InputError(f"--set store={store}: steps of a cluster share S3 alone; give s3://bucket/prefix")
+    for name, setting in SETTINGS.items():
+        for part in str(made[name] or "").split(",") if setting.address else ():
+            if part.startswith(("/", "./", "../", "~", "file:")):
+                raise InputError(f"--set {name}: {part} is of this machine, which no pod sees; copy it to S3 first")
+
+
+def refuse_compiled(names: Sequence[str], parameters: Sequence[str], where: str) -> None:
+    """InputError for settings that a compiled package cannot be told any more."""
+    for name in names:
+        if name in parameters or name not in SETTINGS:
+            continue
+        if SETTINGS[name].compiled:
+            raise InputError(
+                f"--set {name}: it is decided when a pipeline is compiled, and {where} is; compile another: "
+                f"zhllama compile --set {name}=…"
+            )
+        raise InputError(f"--set {name}: {where} was compiled for a course that does not read it; compile another")

@@ -1,0 +1,124 @@
+"""What the jobs of trainings and the served model are made of, as the steps that make them are told: one JSON argument,
+written when the pipeline is compiled.
+
+A launch_training with sixty inputs made Workflow nodes of 16 to 32 kB; they may not grow past a megabyte together
+(workflow_size.py). What is wrong with a machine is said here, with the code that makes the job, and not after days of
+preparation.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from components.launch_training.launcher import LaunchTraining, training_job
+from components.serve.serve import Serve
+from components.shared.cli import parse
+from pipelines.configuration import Configuration
+from pipelines.sizes import Size
+
+_ANYWHERE = "s3://bucket/prefix"
+
+
+def fixed_options(size: Size, training: str) -> dict[str, Any]:
+    """Options of a training that no run changes: what the size says beside steps, rates and batches."""
+    of = size.training(training)
+    options: dict[str, Any] = {
+        "warmup-steps": of.warmup_ratio,
+        "weight-decay": of.weight_decay,
+        "save-steps": of.save_steps,
+        "deepspeed": of.deepspeed,
+    }
+    if training != "embeddings":
+        options |= {"lora-r": size.adapter.rank, "lora-alpha": size.adapter.alpha, "lora-dropout": size.adapter.dropout}
+    if training == "sft" and size.sft_trains_embeddings:
+        options["train-embeddings"] = "true"
+    return options
+
+
+def fixed_arguments(told: Configuration, training: str) -> str:
+    """The same, under what was set, as one text: launch_training's --arguments."""
+    options = fixed_options(told.size, training)
+    if training != "embeddings":
+        # 0, 0 and -1 mean an adapter's own, which no size says
+        options |= {f"lora-{short}": told[f"lora_{name}"] for short, name in _LORA.items()}
+    if training == "lora" and told["lora_embedding_rows"] != "auto":
+        options["embedding-rows"] = told["lora_embedding_rows"]
+    words = [word for name, value in options.items() for word in (f"--{name}", _text(value))]
+    return " ".join(filter(None, (shlex.join(words), told[f"{training}_arguments"])))
+
+
+_LORA = {"r": "rank", "alpha": "alpha", "dropout": "dropout"}
+
+
+def training_machine(told: Configuration, training: str) -> dict[str, Any]:
+    """launch_training's options for the machines of a training. InputError for what no job can be made of."""
+    machine = {
+        **told.machine(training),
+        "nodes": told[f"{training}_nodes"],
+        "size": told["size"],
+        "namespace": told["namespace"],
+        "service_account": told["training_account"],
+        "queue": told["queue"],
+        "priority_class": told["priority_class"],
+        "team": told["team"],
+        "labels": told["labels"],
+        "annotations": told["annotations"],
+        "node_selector": told["gpu_node_selector"],
+        "tolerations": told["gpu_tolerations"],
+        "run_as_user": told["run_as_user"],
+        **_secrets(told),
+    }
+    options = {"store": _ANYWHERE, "stage": training, "model": _ANYWHERE, "dataset": _ANYWHERE, "run_id": "run"}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    words += [f"--arguments={fixed_arguments(told, training)}", f"--machine={as_json(machine)}"]
+    backend = told["backend"]
+    launch = parse(LaunchTraining, [*words, f"--backend={backend}"])
+    if backend != "local":
+        job = training_job(launch, "0" * 32, (), attempt=1)
+        # what the API server would refuse of it is refused by its rendering
+        job.trainjob() if backend == "trainjob" else job.pytorchjob()
+    return machine
+
+
+def serving_machine(told: Configuration) -> dict[str, Any]:
+    """serve's options for the model that is served. InputError for what no server can be made of."""
+    machine = {
+        "deploy": told.shape.deploy,
+        "name": told["serve_name"],
+        "namespace": told["namespace"],
+        "gpu_resource": told.size.serving.gpu,
+        **{name: told[f"serve_{name}"] for name in _SERVED},
+        "vllm_image": told["serve_image"],
+        "api_key_secret": told["serve_secret"],
+        "size": told["size"],
+        "labels": told["labels"],
+        "node_selector": told["gpu_node_selector"],
+        "tolerations": told["gpu_tolerations"],
+        **_secrets(told),
+    }
+    machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
+    from components.serve.deploy import server_of
+
+    server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
+    return machine
+
+
+_SERVED = (
+    "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
+    "openshift", "wait_minutes",
+)  # fmt: skip
+
+
+def _secrets(told: Configuration) -> dict[str, Any]:
+    return {name: told[name] for name in ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map")}
+
+
+def as_json(machine: Mapping[str, Any]) -> str:
+    """A machine as a step's constant argument, short: options that say nothing are left out."""
+    said = {name: value for name, value in machine.items() if value not in ("", {}, [], None)}
+    return json.dumps(said, separators=(",", ":"), ensure_ascii=False)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
