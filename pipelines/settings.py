@@ -131,7 +131,9 @@ class _Group:
 
 
 def _field(size: Size, path: tuple[str, ...]) -> Value:
-    found: Value = functools.reduce(getattr, path, size)  # type: ignore[arg-type]
+    found: Any = size
+    for name in path:
+        found = getattr(found, name)
     return found
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -20,20 +21,35 @@ from components.shared.errors import InputError
 from components.shared.training_job import POD_PLACES, S3_KEYS, S3_OPTIONAL_KEYS
 from pipelines import sizes
 from pipelines.adapt_llama import compile_pipeline
+from pipelines.configuration import configure
 from pipelines.ir import read_package
 from pipelines.placeholders import Surroundings, command
 from pipelines.plan import Ended, Node, Plan, State, checked_arguments
-from pipelines.steps import Fixed
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("compiled")
-    for name in sizes.names():
-        compile_pipeline(name, folder / f"{name}.yaml")
-    return {name: folder / f"{name}.yaml" for name in sizes.names()}
+def packages(tmp_path_factory: pytest.TempPathFactory) -> "Packages":
+    return Packages(tmp_path_factory.mktemp("compiled"))
+
+
+class Packages:
+    """Compiled pipelines: `packages["7b"]` of a size as it is, `packages("7b", deploy="kserve")` with settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[Any, Path] = {}
+
+    def __getitem__(self, size: str) -> Path:
+        return self(size)
+
+    def __call__(self, size: str, **settings: str) -> Path:
+        key = (size, *sorted(settings.items()))
+        if key not in self._made:
+            self._made[key] = self._folder / f"{len(self._made)}.yaml"
+            compile_pipeline(configure(size, settings), self._made[key])
+        return self._made[key]
 
 
 def config_of(module: str) -> type:
@@ -63,22 +79,19 @@ def words_of(node: Node, values: dict[str, Any]) -> list[str]:
     return command(node.component.container.words, around)
 
 
-def runs(packages: dict[str, Path], size: str, **arguments: str) -> Iterator[tuple[Node, list[str]]]:
+def runs(packages: Packages, size: str, **settings: str) -> Iterator[tuple[Node, list[str]]]:
     """Simulates a run in which every step succeeds; the steps that ran, with their commands."""
-    package = read(packages[size])
-    plan = Plan(
-        package, checked_arguments(package, {"store": "s3://bucket/store", **arguments}), {"pipeline_job_uuid": "1234"}
-    )
+    package = read(packages(size, store="s3://bucket/store", **settings))
+    plan = Plan(package, checked_arguments(package, {}), {"pipeline_job_uuid": "1234"})
     ended: dict[Any, Ended] = {}
     while ready := [path for path, state in plan.at(ended).states().items() if state is State.READY]:
         moment = plan.at(ended)
         for path in ready:
             values, _ = moment.inputs(path)
             node = plan.nodes[path]
-            words = words_of(node, values)
-            passed = words[words.index("--value") + 1] if "forward" in node.module else f"s3://bucket/store/{node.name}"
-            ended[path] = Ended(True, dict.fromkeys(node.component.output_parameters, passed))
-            yield node, words
+            made = f"s3://bucket/store/{node.name}"
+            ended[path] = Ended(True, dict.fromkeys(node.component.output_parameters, made))
+            yield node, words_of(node, values)
 
 
 def parsed(node: Node, words: list[str]) -> Any:
@@ -96,7 +109,11 @@ def given(*names: str, **more: str) -> dict[str, str]:
     return {name: f"s3://bucket/{name}" for name in names} | more
 
 
-GENERATOR = {"generate_items": "10", "generate_base_url": "http://localhost:1/v1", "generate_model": "m"}
+GENERATOR: dict[str, str] = {
+    "generate_items": "10",
+    "generate_base_url": "http://localhost:1/v1",
+    "generate_model": "m",
+}
 LIMITS = {
     "generate_max_cost": "5", "generate_max_tokens": "1000000", "generate_price_prompt": "0.15",
     "generate_price_answer": "0.6", "generate_requests_per_minute": "60", "generate_batch": "true",
@@ -133,16 +150,16 @@ def test_every_steps_arguments_parse_with_its_own_command(packages, size, argume
         parsed(node, words)
 
 
-def names(packages: dict[str, Path], start: str) -> set[str]:
-    found = {node.name for node, _ in runs(packages, "tiny", **STARTS[start])}
-    return {name for name in found if not name.startswith(("pass-on", "models-", "trainings-", "both-"))}
+def names(packages: Packages, start: str) -> set[str]:
+    return {node.name for node, _ in runs(packages, "tiny", **STARTS[start])}
 
 
 EVERYTHING = {
     "fetch_weights", "convert_weights", "train_tokenizer", "extend_tokenizer", "prepare_text", "prepare_instructions",
-    "train_embeddings", "train_lora", "merge_lora", "train_sft", "merge_sft", "merge_both", "evaluate", "generate_one",
+    "train_embeddings", "train_lora", "merge_lora", "train_sft", "merge_sft", "merge_both", "evaluate", "generate",
     "cleanup_training",
 }  # fmt: skip
+PRETRAINING = {"prepare_text", "train_embeddings", "train_lora", "merge_lora"}
 NO_VOCABULARY = {"fetch_weights", "convert_weights", "train_tokenizer", "extend_tokenizer"}
 
 
@@ -151,14 +168,14 @@ NO_VOCABULARY = {"fetch_weights", "convert_weights", "train_tokenizer", "extend_
     [
         ("meta weights", set(), set()),
         ("ready model", {"fetch_weights", "convert_weights"}, set()),
-        ("ready tokenizer", {"train_tokenizer", "extend_tokenizer"}, {"extend_by_given"}),
+        ("ready tokenizer", {"train_tokenizer"}, set()),
         ("ready extended model", NO_VOCABULARY, set()),
         ("no stage 1", {"train_embeddings"}, set()),
         ("no SFT", {"prepare_instructions", "train_sft", "merge_sft", "merge_both"}, set()),
         ("generated instructions", {"prepare_instructions"}, {"generate_instructions", "prepare_generated"}),
         ("imported instructions", {"prepare_instructions"}, {"generate_instructions", "prepare_generated"}),
-        ("prompts", {"generate_one"}, {"generate"}),
-        ("no pre-training", {*NO_VOCABULARY, "prepare_text", "train_embeddings", "train_lora", "merge_lora"}, set()),
+        ("prompts", set(), set()),
+        ("no pre-training", {*NO_VOCABULARY, *PRETRAINING, "merge_both"}, set()),
         ("going on from an adapter", {*NO_VOCABULARY, "train_embeddings"}, set()),
         ("served", set(), {"deploy"}),
     ],
@@ -169,7 +186,7 @@ def test_each_start_runs_what_it_needs_and_nothing_else(packages, start, without
 
 def test_published_adapters_are_merged_and_measured_without_training(packages):
     assert names(packages, "published adapters") == {
-        "fetch_weights", "convert_weights", "merge_published", "evaluate", "generate_one", "cleanup_training",
+        "fetch_weights", "convert_weights", "merge_published", "evaluate", "generate", "cleanup_training",
     }  # fmt: skip
 
 
@@ -183,8 +200,8 @@ def test_the_wiring_of_the_whole_course(packages):
     assert ran["train_sft"].model == ran["merge_sft"].model == at("merge_lora")
     assert ran["train_sft"].dataset == at("prepare_instructions")
     assert ran["merge_both"].model == at("train_embeddings")
-    assert ran["merge_both"].adapters == f"{at('train_lora')},{at('train_sft')},"
-    assert ran["evaluate"].model == ran["generate_one"].model == at("merge_sft")
+    assert ran["merge_both"].adapters == f"{at('train_lora')},{at('train_sft')}"
+    assert ran["evaluate"].model == ran["generate"].model == at("merge_sft")
     assert ran["evaluate"].baseline == f"{at('convert_weights')},{at('train_embeddings')},{at('merge_lora')}"
     assert ran["evaluate"].trainings == f"{at('train_embeddings')},{at('train_lora')},{at('train_sft')}"
 
@@ -215,9 +232,10 @@ def test_what_a_platform_asks_of_pods_reaches_the_served_models(packages):
     given = STARTS["served"] | {"deploy": "kserve"} | PLATFORM | PLATFORM_JSON
     (served,) = [parsed(node, words) for node, words in runs(packages, "13b", **given) if node.name == "deploy"]
     asked = {**PLATFORM, **PLATFORM_JSON}
-    for name in ("gpu_resource", "s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "labels"):
+    for name in ("gpu_resource", "s3_secret", "pull_secret", "proxy_secret", "ca_config_map"):
         assert getattr(served, name) == asked[name]
-    assert (served.node_selector, served.tolerations) == (asked["gpu_node_selector"], asked["gpu_tolerations"])
+    for name in ("labels", "node_selector", "tolerations"):
+        assert json.loads(getattr(served, name)) == json.loads(asked.get(f"gpu_{name}", asked.get(name, "")))
     assert served.size == "13b"
 
 
@@ -237,14 +255,16 @@ def test_what_a_platform_asks_of_jobs_reaches_each_of_them(packages):
     ran = [
         parsed(node, words)
         for node, words in runs(packages, "13b", **STARTS["meta weights"] | PLATFORM | PLATFORM_JSON)
-        if node.name.startswith("train_") and node.module == "launch_training"
+        if node.module == "launch_training"
     ]
     assert len(ran) == 3
     of_job = {"training_account": "service_account"}
     for config in ran:
         for name, value in (PLATFORM | PLATFORM_JSON).items():
             field = of_job.get(name, re.sub("^(training|gpu)_(?!resource)", "", name))
-            assert str(getattr(config, field)) == value, name
+            found = getattr(config, field)
+            same = json.loads(found) == json.loads(value) if value[0] in "{[" else str(found) == value
+            assert same, name
 
 
 @pytest.mark.parametrize("size", sizes.names())
@@ -253,7 +273,7 @@ def test_defaults_come_from_the_size(packages, size):
     trainings = {
         node.name: words
         for node, words in runs(packages, size, **STARTS["meta weights"])
-        if node.name.startswith("train_")
+        if node.module == "launch_training"
     }
     for stage in sizes.STAGES:
         words = trainings[f"train_{stage}"]
@@ -262,8 +282,11 @@ def test_defaults_come_from_the_size(packages, size):
         assert options["--max-steps"] == str(machine.steps)
         assert float(options["--learning-rate"]) == machine.learning_rate
         assert options["--per-device-train-batch-size"] == str(machine.batch)
-        assert (options["--nodes"], options["--memory"]) == (str(machine.nodes), machine.memory)
-        assert f"--arguments={machine.arguments}" in words
+        told = json.loads(options["--machine"])
+        assert (told["nodes"], told["memory"]) == (machine.nodes, machine.memory)
+        (arguments,) = (word for word in words if word.startswith("--arguments="))
+        assert f"--deepspeed {machine.deepspeed}" in arguments
+        assert arguments.endswith(machine.arguments)
 
 
 def test_two_compiles_give_the_same_bytes(packages, tmp_path):
@@ -291,31 +314,70 @@ def tasks_of(spec: Any) -> list[Any]:
 def test_no_step_uses_kfps_cache(packages):
     spec = documents(packages["7b"])[0]
     steps = [task for task in tasks_of(spec) if "executorLabel" in spec["components"][task["componentRef"]["name"]]]
-    assert len(steps) > 20
+    assert len(steps) == 14
     assert {str(task.get("cachingOptions")) for task in steps} == {"{}"}
-
-
-RESOURCES = {"cpu_limit", "cpu_request", "memory_limit", "memory_request", "accelerator_count", "accelerator_type"}
-"""Inputs that kfp adds to a task for each resource that is a parameter: the parameter's placeholder, alone."""
 
 
 def test_no_text_is_put_together_in_the_pipeline(packages):
     """KFP's launcher fills such texts in random order; and it knows a run's placeholder only when it stands alone."""
     for task in tasks_of(documents(packages["7b"])[0]):
-        for name, source in task.get("inputs", {}).get("parameters", {}).items():
+        for source in task.get("inputs", {}).get("parameters", {}).values():
             constant = str(source.get("runtimeValue", {}).get("constant", ""))
-            if name in RESOURCES:
-                assert re.fullmatch(r"{{\$\.inputs\.parameters\['pipelinechannel--\w+'\]}}", constant)
-            elif "{{$" in constant:
+            if "{{$" in constant:
                 assert constant == "{{$.pipeline_job_uuid}}"
 
 
-def test_all_conditions_stand_in_one_pipeline(packages):
-    """kfp 2.17 mixes up the groups of a pipeline and of those that it calls."""
+EVERY_START = pytest.mark.parametrize("arguments", STARTS.values(), ids=STARTS)
+
+
+@EVERY_START
+def test_no_graph_but_the_exit_handler_and_no_condition(packages, arguments):
+    """Each group is a driver's pod and a barrier; what follows it waits for all of it."""
+    spec = documents(packages("7b", **arguments))[0]
+    assert [name for name, component in spec["components"].items() if "dag" in component] == ["comp-exit-handler-1"]
+    tasks = tasks_of(spec)
+    assert all("condition" not in task.get("triggerPolicy", {}) for task in tasks)
+
+
+@EVERY_START
+def test_every_task_passes_each_input_of_its_component(packages, arguments):
+    """KFP 2.17's driver resolves a container's arguments from the task's own inputs, and knows no default."""
+    spec = documents(packages("13b", **arguments))[0]
+    for task in tasks_of(spec):
+        declared = spec["components"][task["componentRef"]["name"]].get("inputDefinitions", {}).get("parameters", {})
+        passed = task.get("inputs", {}).get("parameters", {})
+        if task["componentRef"]["name"] != "comp-exit-handler-1":
+            assert set(passed) == set(declared), task["taskInfo"]["name"]
+
+
+EVERYTHING_ON = {"instructions": "generate", "deploy": "kubernetes", "check_merge": "true"}
+
+
+def test_with_everything_on_it_stays_small(packages):
+    spec = documents(packages("7b", **EVERYTHING_ON))[0]
+    assert len(spec["deploymentSpec"]["executors"]) <= 20
+    assert len(packages("7b", **EVERYTHING_ON).read_bytes()) <= 200_000
+    assert len(spec["root"]["inputDefinitions"]["parameters"]) <= 45
+    for name in ("train-embeddings", "train-lora", "train-sft", "deploy"):
+        assert len(spec["components"][f"comp-{name}"]["inputDefinitions"]["parameters"]) <= 15
+
+
+def test_a_step_has_one_name_everywhere(packages):
+    """In the Workflow's nodes, in the names of pods, and in KFP's pages: `train_lora`, not `launch-training-2`."""
     spec = documents(packages["7b"])[0]
-    groups = [name for name, component in spec["components"].items() if "dag" in component]
-    assert groups
-    assert all(re.fullmatch(r"comp-(condition|condition-branches|exit-handler)-\d+", name) for name in groups)
+    inner = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert {name.replace("-", "_"): task["taskInfo"]["name"] for name, task in inner.items()} == {
+        name: name for name in EVERYTHING - {"merge_both", "cleanup_training"}
+    }
+
+
+@pytest.mark.parametrize("size", ["tiny", "7b"])
+def test_nothing_waits_for_what_it_does_not_need(packages, size):
+    spec = documents(packages(size, check_merge="true"))[0]
+    inner = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert "dependentTasks" not in inner["train-tokenizer"]
+    assert "merge-both" not in {*inner["evaluate"]["dependentTasks"], *inner["generate"]["dependentTasks"]}
+    assert inner["generate"]["dependentTasks"] == ["merge-sft"]
 
 
 # --- what KFP can set on a step ---------------------------------------------------------------------------------------
@@ -331,20 +393,20 @@ def executors(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     }
 
 
-def parameter_of(source: dict[str, Any]) -> str:
-    """The pipeline's parameter that a setting reads."""
-    return source["componentInputParameter"].removeprefix("pipelinechannel--")
+def constant_of(source: dict[str, Any]) -> str:
+    """A setting that is written into the pipeline."""
+    return source["runtimeValue"]["constant"]
 
 
 def kind_of(name: str) -> str:
     """What kind of step an executor is, by its component."""
-    stage = re.sub(r"-\d+$", "", name.removeprefix("exec-"))
+    step = name.removeprefix("exec-")
     kinds = {
-        "control": ("forward", "join", "cleanup-training", "launch-training"),
-        "weights": ("convert-weights", "extend-tokenizer", "merge-adapters"),
+        "control": ("cleanup-training", "train-embeddings", "train-lora", "train-sft"),
+        "weights": ("convert-weights", "extend-tokenizer", "merge-lora", "merge-sft", "merge-both"),
         "evaluation": ("evaluate", "generate"),
     }
-    return next((kind for kind, stages in kinds.items() if stage in stages), "data")
+    return next((kind for kind, steps in kinds.items() if step in steps), "data")
 
 
 EVERY_EXECUTOR = pytest.mark.parametrize("size", sizes.names())
@@ -353,14 +415,14 @@ EVERY_EXECUTOR = pytest.mark.parametrize("size", sizes.names())
 @EVERY_EXECUTOR
 def test_every_step_has_what_kfp_can_set(packages, size):
     found = executors(packages[size])
-    assert len(found) > 40
+    assert len(found) >= 14
     for name, (container, settings) in found.items():
         assert settings["securityContext"] == {"runAsNonRoot": True, "runAsUser": "65532"}, name
         assert settings["podMetadata"]["labels"]["sidecar.istio.io/inject"] == "false"
         assert settings["podMetadata"]["labels"]["zhllama.io/size"] == size
-        assert [parameter_of(one["secretNameParameter"]) for one in settings["imagePullSecret"]] == ["pull_secret"]
+        assert [constant_of(one["secretNameParameter"]) for one in settings["imagePullSecret"]] == ["zhllama-pull"]
         (authorities,) = settings["configMapAsVolume"]
-        assert parameter_of(authorities["configMapNameParameter"]) == "ca_config_map"
+        assert constant_of(authorities["configMapNameParameter"]) == "zhllama-ca"
         assert (authorities["optional"], authorities["mountPath"]) == (True, "/etc/zhllama-ca")
         (scratch,) = settings["emptyDirMounts"]
         assert scratch["mountPath"] == "/tmp"
@@ -371,91 +433,74 @@ def test_every_step_has_what_kfp_can_set(packages, size):
 
 
 @EVERY_EXECUTOR
-def test_every_step_asks_for_what_it_may_use_by_texts_that_are_parameters(packages, size):
-    spec = documents(packages[size])[0]
+def test_every_step_asks_for_what_it_may_use(packages, size):
     for name, (container, _) in executors(packages[size]).items():
         kind = kind_of(name)
         resources = container["resources"]
-        for resource in ("Cpu", "Memory"):
-            wanted = f"{{{{$.inputs.parameters['pipelinechannel--{kind}_{resource.lower()}']}}}}"
+        work = getattr(sizes.load(size).work, kind)
+        for resource, wanted in (("Cpu", work.cpu), ("Memory", work.memory)):
             assert resources[f"resource{resource}Request"] == resources[f"resource{resource}Limit"] == wanted
         gpu = kind == "evaluation" and sizes.load(size).work.evaluation.gpu
         assert ("accelerator" in resources) == gpu
         if gpu:
-            assert "evaluation_gpus" in resources["accelerator"]["resourceCount"]
-            assert "gpu_resource" in resources["accelerator"]["resourceType"]
-    inputs = spec["root"]["inputDefinitions"]["parameters"]
-    for name in inputs:
-        if re.search(r"_(cpu|memory|gpus|storage)$", name) and not name.startswith("serve_"):
-            assert inputs[name]["parameterType"] == "STRING", f"KFP's driver drops {name} unless it is a text"
+            assert resources["accelerator"]["resourceCount"] == "1"
+            assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
 
 
-@EVERY_EXECUTOR
-def test_steps_are_placed_with_their_own_kind(packages, size):
-    for name, (_, settings) in executors(packages[size]).items():
-        on_gpu = "gpu_" if kind_of(name) == "evaluation" and sizes.load(size).work.evaluation.gpu else ""
-        assert parameter_of(settings["nodeSelector"]["nodeSelectorJson"]) == f"{on_gpu}node_selector"
-        assert [parameter_of(one["tolerationJson"]) for one in settings["tolerations"]] == [f"{on_gpu}tolerations"]
+def test_steps_are_placed_with_their_own_kind(packages):
+    placed = {
+        "node_selector": '{"pool": "cpu"}', "gpu_node_selector": '{"pool": "a100"}',
+        "tolerations": '[{"key": "batch", "operator": "Exists"}]',
+        "gpu_tolerations": '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]',
+    }  # fmt: skip
+    for size in ("13b", "65b"):
+        for name, (_, settings) in executors(packages(size, **placed)).items():
+            on_gpu = kind_of(name) == "evaluation" and sizes.load(size).work.evaluation.gpu
+            assert settings["nodeSelector"]["labels"] == {"pool": "a100" if on_gpu else "cpu"}
+            assert [one["key"] for one in settings["tolerations"]] == ["nvidia.com/gpu" if on_gpu else "batch"]
+
+
+def test_an_evaluation_without_gpus_goes_to_the_other_nodes(packages):
+    placed = {"node_selector": '{"pool": "cpu"}', "gpu_node_selector": '{"pool": "a100"}', "evaluation_gpus": "0"}
+    container, settings = executors(packages("7b", **placed))["exec-evaluate"]
+    assert settings["nodeSelector"]["labels"] == {"pool": "cpu"}
+    assert "accelerator" not in container["resources"]
 
 
 @EVERY_EXECUTOR
 def test_every_step_but_those_that_wait_in_a_queue_has_a_deadline(packages, size):
     for name, (_, settings) in executors(packages[size]).items():
         wanted = str(getattr(sizes.load(size).work, kind_of(name)).deadline_seconds)
-        waits = name.startswith("exec-launch-training")
+        waits = name in ("exec-train-embeddings", "exec-train-lora", "exec-train-sft")
         assert settings.get("activeDeadlineSeconds") == (None if waits else wanted), name
 
 
-def test_secrets_reach_steps_by_names_that_are_parameters_and_may_be_absent(packages):
-    spec = documents(packages["7b"])[0]
-    more = {"exec-generate-instructions": "generate_secret", "exec-deploy": "serve_secret"}
+def test_secrets_reach_steps_by_name_and_may_be_absent(packages):
+    more = {"exec-generate-instructions": "zhllama-openai", "exec-deploy": "zhllama-api-key"}
     keys = {
-        "s3_secret": {*S3_KEYS, *S3_OPTIONAL_KEYS},
-        "proxy_secret": {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"},
-        "generate_secret": {"OPENAI_API_KEY"},
-        "serve_secret": {"ZHLLAMA_API_KEY"},
+        "zhllama-s3": {*S3_KEYS, *S3_OPTIONAL_KEYS},
+        "zhllama-proxy": {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"},
+        "zhllama-openai": {"OPENAI_API_KEY"},
+        "zhllama-api-key": {"ZHLLAMA_API_KEY"},
     }
-    for name, (_, settings) in executors(packages["7b"]).items():
-        found = {parameter_of(one["secretNameParameter"]): one for one in settings["secretAsEnv"]}
-        assert set(found) == {"s3_secret", "proxy_secret"} | ({more[name]} if name in more else set())
-        for parameter, secret in found.items():
-            assert {item["envVar"] for item in secret["keyToEnv"]} == keys[parameter]
+    for name, (_, settings) in executors(packages("7b", **EVERYTHING_ON)).items():
+        found = {constant_of(one["secretNameParameter"]): one for one in settings["secretAsEnv"]}
+        assert set(found) == {"zhllama-s3", "zhllama-proxy"} | ({more[name]} if name in more else set())
+        for secret, one in found.items():
+            assert {item["envVar"] for item in one["keyToEnv"]} == keys[secret]
             # the key of a server that asks for one must be there
-            assert bool(secret.get("optional")) == (parameter != "serve_secret")
-    inputs = spec["root"]["inputDefinitions"]["parameters"]
-    for name in (*keys, "pull_secret", "ca_config_map"):
-        assert inputs[name]["defaultValue"], f"KFP's driver fails on an empty {name}"
+            assert bool(one.get("optional")) == (secret != "zhllama-api-key")
 
 
-def test_a_step_in_a_branch_gets_what_its_settings_read(packages):
-    """The backend looks a setting's parameter up in the graph around the step, by the name that the graph gives it."""
-    spec = documents(packages["7b"])[0]
-    settings = {name: value for name, (_, value) in executors(packages["7b"]).items()}
-
-    def parameters_in(value: Any) -> Iterator[str]:
-        if isinstance(value, dict):
-            if "componentInputParameter" in value:
-                yield value["componentInputParameter"]
-            for inner in value.values():
-                yield from parameters_in(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                yield from parameters_in(inner)
-
-    seen = 0
-    for around in (*spec["components"].values(), spec["root"]):
-        for task in around.get("dag", {}).get("tasks", {}).values():
-            label = spec["components"][task["componentRef"]["name"]].get("executorLabel")
-            if label is not None:
-                seen += 1
-                assert set(parameters_in(settings[label])) <= set(around["inputDefinitions"]["parameters"])
-    assert seen == len(settings)
+def test_web_identity_and_no_secrets_are_no_mounts(packages):
+    nothing = {"s3_secret": "none", "proxy_secret": "", "pull_secret": "", "ca_config_map": ""}
+    for _, settings in executors(packages("7b", **nothing)).values():
+        assert not settings.keys() & {"secretAsEnv", "imagePullSecret", "configMapAsVolume"}
 
 
-def test_what_is_fixed_when_it_is_compiled(tmp_path):
-    fixed = Fixed(run_as_user=None, labels={"team": "nlp"}, annotations={"a/b": "c"}, pull_policy="Always")
-    compile_pipeline("tiny", tmp_path / "p.yaml", fixed)
-    for _, settings in executors(tmp_path / "p.yaml").values():
+def test_what_the_steps_pods_are_told(packages):
+    told = {"run_as_user": "none", "step_labels": '{"team": "nlp"}', "step_annotations": '{"a/b": "c"}'}
+    for _, settings in executors(packages("tiny", **told, pull_policy="Always")).values():
         assert settings["securityContext"] == {"runAsNonRoot": True}
         assert settings["podMetadata"]["labels"]["team"] == "nlp"
         assert settings["podMetadata"]["annotations"] == {"a/b": "c"}
@@ -472,9 +517,9 @@ def test_what_is_fixed_when_it_is_compiled(tmp_path):
         ("labels", '["a"]', r"--set labels: .* where JSON \(struct\) is needed"),
     ],
 )
-def test_a_wrong_parameter_is_refused_with_the_nearest_right_one(packages, name, value, message):
+def test_a_wrong_setting_is_refused_with_the_nearest_right_one(name, value, message):
     with pytest.raises(InputError, match=message):
-        checked_arguments(read(packages["7b"]), {"store": "s3://bucket/store", name: value})
+        configure("7b", {"store": "s3://bucket/store", name: value})
 
 
 def test_every_parameter_is_explained(packages):
