@@ -262,8 +262,14 @@ def _check_form(name: str, value: Any, where: str) -> None:
         sizes.check_resource(value, where)
     if name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes")) and value < 1:
         raise InputError(f"{where}: {value}; at least 1 is needed")
-    if name == "run_as_user" and not (value == "none" or (value.isascii() and value.isdigit() and int(value) > 0)):
-        raise InputError(f"{where}: {value}: write a number above 0 (root is refused), or none")
+    if name == "run_as_user":
+        check_user(value, f"{where} {value}")
+
+
+def check_user(value: str, where: str) -> None:
+    """InputError for a uid that pods cannot run as."""
+    if not (value == "none" or (value.isascii() and value.isdigit() and int(value) > 0)):
+        raise InputError(f"{where}: write a number above 0 (root is refused), or none")
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

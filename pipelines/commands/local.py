@@ -11,6 +11,8 @@ from components.shared.errors import InputError
 from pipelines.commands import options
 
 PARALLEL = 2
+RENAMED = {"extend_by_given": "extend_tokenizer", "generate_one": "generate"}
+"""Steps that had another name in the first release."""
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -55,6 +57,10 @@ def run(given: argparse.Namespace) -> None:
 
         package = given.work / "pipeline.yaml"
         compile_pipeline(told, package)
+        if given.until:
+            # what only later steps read may be missing; a step that is reached without says so
+            needed = (setting.name for setting, _, required in told.parameters() if required and setting.address)
+            arguments = dict.fromkeys(needed, "") | arguments
     else:
         from pipelines.configuration import refuse_compiled
 
@@ -76,8 +82,8 @@ def run(given: argparse.Namespace) -> None:
         package,
         arguments,
         given.work,
-        until=given.until,
-        start_from=given.start_from,
+        until=RENAMED.get(given.until, given.until),
+        start_from=RENAMED.get(given.start_from, given.start_from),
         parallel=given.parallel,
         again=again,
     )

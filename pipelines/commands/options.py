@@ -59,7 +59,7 @@ def configured(
 ) -> "Configuration":
     """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
     can be compiled from."""
-    from pipelines.configuration import configure
+    from pipelines.configuration import check_user, configure
 
     texts = settings(given.settings)
     labels, annotations = (
@@ -68,6 +68,8 @@ def configured(
     )
     check_labels("--label", labels)
     check_keys("--annotation", annotations)
+    if user := getattr(given, "run_as_user", ""):
+        check_user(user, f"--run-as-user {user}")
     options = {
         "run_as_user": getattr(given, "run_as_user", ""),
         "pull_policy": getattr(given, "pull_policy", ""),

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def parameters(stage: str) -> dict[str, Any]:
     return dict(signature_of(stage).component_spec.inputs or {})
 
 
+def option_of(name: str) -> str:
+    """The option that an input feeds: `baseline_2` is a second --baseline, for a list that no step can put together."""
+    return re.sub(r"_[23]$", "", name)
+
+
 def arguments(stage: str) -> list[str]:
     """The container's arguments, placeholders as KFP writes them."""
     implementation = signature_of(stage).component_spec.implementation
@@ -57,7 +63,7 @@ def arguments(stage: str) -> list[str]:
 
 @every_stage
 def test_every_parameter_is_an_option_of_the_command(stage):
-    assert set(parameters(stage)) <= set(options_of(stage)) - PLUMBING
+    assert set(map(option_of, parameters(stage))) <= set(options_of(stage)) - PLUMBING
     assert "store" in parameters(stage)
 
 
@@ -65,15 +71,15 @@ def test_every_parameter_is_an_option_of_the_command(stage):
 def test_every_parameter_reaches_its_option_and_no_other(stage):
     words = arguments(stage)
     for name in parameters(stage):
-        option, value = f"--{name.replace('_', '-')}", f"{{{{$.inputs.parameters['{name}']}}}}"
-        assert f"{option}={value}" in words or words[words.index(option) + 1] == value
+        option, value = f"--{option_of(name).replace('_', '-')}", f"{{{{$.inputs.parameters['{name}']}}}}"
+        assert f"{option}={value}" in words or words[words.index(value) - 1] == option
 
 
 @every_stage
 def test_defaults_are_those_of_the_command(stage):
     for name, parameter in parameters(stage).items():
-        default = options_of(stage)[name][0].default
-        if parameter.default is None:
+        default = options_of(stage)[option_of(name)][0].default
+        if parameter.default is None or name != option_of(name):
             continue
         if default in (None, ""):
             # absent; a step may still have something to say there (what to ask a server, say)
@@ -85,7 +91,7 @@ def test_defaults_are_those_of_the_command(stage):
 @every_stage
 def test_what_the_command_can_do_without_the_step_can_do_without(stage):
     for name, parameter in parameters(stage).items():
-        if options_of(stage)[name][0].default is dataclasses.MISSING:
+        if options_of(stage)[option_of(name)][0].default is dataclasses.MISSING and name == option_of(name):
             assert not parameter.optional, f"--{name} is required by the command"
 
 
@@ -96,11 +102,11 @@ def test_types_are_those_of_the_command(stage):
     for name, parameter in parameters(stage).items():
         if parameter.type in ("Dict", "List"):
             # which the command takes as JSON
-            assert options_of(stage)[name][1] is str
+            assert options_of(stage)[option_of(name)][1] is str
             continue
         kind = named.get(parameter.type)
         assert kind in kinds, f"--{name}: the type {parameter.type}"
-        hint = options_of(stage)[name][1]
+        hint = options_of(stage)[option_of(name)][1]
         if hint in kinds:
             # a number that may be left out is text for KFP: only text can be empty
             assert kind in (hint, str), f"--{name} is {hint.__name__}"

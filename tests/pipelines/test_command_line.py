@@ -169,7 +169,7 @@ def test_a_compiled_pipeline_has_what_it_was_told_where_kfp_takes_no_parameter(t
         assert found["imagePullPolicy"] == "Always"
         # those that name an image when they run do so as this compilation did
         told = {item["name"]: item["value"] for item in container["env"] if item["name"].startswith("ZHLLAMA_")}
-        names_images = name.startswith(("exec-launch-training", "exec-deploy"))
+        names_images = name in ("exec-train-embeddings", "exec-train-lora", "exec-train-sft", "exec-deploy")
         assert told.get("ZHLLAMA_REGISTRY") == ("r.example.com" if names_images else None)
         assert (f"pretrain={digest}" in told.get("ZHLLAMA_DIGESTS", "")) == names_images
 
@@ -200,9 +200,20 @@ def test_what_a_cluster_would_refuse_is_refused_before_it_is_compiled(tmp_path, 
 def test_parameters_lists_defaults_of_the_size():
     said = zhllama("parameters", "--size", "13b", env={**os.environ, "COLUMNS": "200"}).stdout
     lines = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
-    assert lines["store"] == ["text", "(required)", "Where", "everything", "is", "put:", "an", "s3://", "prefix."]
-    assert lines["lora_learning_rate"] == ["number", "0.0001", "Its", "learning", "rate."]
-    assert lines["size"][:2] == ["text", "13b"]
+    assert lines["store"] == [
+        "run",
+        "text",
+        "(required)",
+        "Where",
+        "everything",
+        "is",
+        "put:",
+        "an",
+        "s3://",
+        "prefix.",
+    ]
+    assert lines["lora_learning_rate"] == ["run", "number", "0.0001", "Stage", "2:", "peak", "learning", "rate."]
+    assert lines["size"][:3] == ["compile", "text", "13b"]
 
 
 def test_chat_answers_with_the_model_of_the_last_run(tmp_path, tiny_model):

@@ -17,6 +17,7 @@ import pytest
 from components.shared import storage
 from components.shared.artifact import open_artifact
 from pipelines.adapt_llama import compile_pipeline
+from pipelines.configuration import configure
 from pipelines.local_runner import RunResult, run_pipeline
 from pipelines.local_s3 import LocalS3
 
@@ -48,24 +49,28 @@ def wait_for(there: Callable[[], bool], process: subprocess.Popen[Any], said: Pa
 
 @dataclass(frozen=True)
 class World:
-    """A store in S3, the user's data in it, and the pipeline."""
+    """A store in S3, the user's data in it, and where runs are."""
 
-    package: Path
     root: Path
     arguments: Mapping[str, str]
 
     def command(self, name: str, **changed: str) -> list[str]:
         """The command that runs the pipeline in a work folder of its own."""
-        words = [sys.executable, "-m", "pipelines", "run", "--package", str(self.package)]
+        words = [sys.executable, "-m", "pipelines", "run", "--size", "tiny"]
         words += ["--work", str(self.root / name)]
         return words + [word for pair in {**self.arguments, **changed}.items() for word in ("--set", "=".join(pair))]
 
     def run(self, name: str, *, until: str = "", **changed: str) -> RunResult:
         """A run in a work folder of its own; the store is shared, so that what was done is found again."""
-        arguments = {name: value for name, value in {**self.arguments, **changed}.items() if value}
-        result = run_pipeline(self.package, arguments, self.root / name, until=until)
+        result = self.ends(name, until=until, **changed)
         assert result.exit_code == 0, result.error
         return result
+
+    def ends(self, name: str, *, until: str = "", **changed: str) -> RunResult:
+        told = configure("tiny", {**self.arguments, **changed}, write=False)
+        package = self.root / name / "pipeline.yaml"
+        compile_pipeline(told, package)
+        return run_pipeline(package, told.arguments, self.root / name, until=until)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +108,7 @@ def world(
             "prompts": f"{store}/uploads/prompts",
             **NANO,
         }
-        compile_pipeline("tiny", root / "pipeline.yaml")
-        yield World(root / "pipeline.yaml", root, arguments)
+        yield World(root, arguments)
     storage.forget_client()
 
 
@@ -141,14 +145,14 @@ def summary(result: RunResult, step: str) -> dict[str, Any]:
 
 def test_every_stage_ran_and_the_next_run_starts_none_of_them(world, adapted):
     again = world.run("adapted")
-    states = {name: step.state for name, step in again.steps.items() if step.stage != "shared.forward"}
+    states = {name: step.state for name, step in again.steps.items()}
     ran = {name for name, state in states.items() if state == "unchanged"}
     assert ran >= {
         "fetch_weights", "convert_weights", "train_tokenizer", "extend_tokenizer", "prepare_text",
         "prepare_instructions", "train_embeddings", "train_lora", "merge_lora", "train_sft", "merge_sft", "merge_both",
         "evaluate", "generate",
     }  # fmt: skip
-    assert set(states.values()) == {"unchanged", "skipped", "done"}
+    assert set(states.values()) == {"unchanged", "done"}
     assert [name for name, state in states.items() if state == "done"] == ["cleanup_training"]
     assert again.seconds < 30
 
@@ -205,15 +209,15 @@ def test_a_stop_in_the_middle_of_a_training_leaves_no_process(world, adapted):
 
 def test_from_a_ready_model(world, adapted):
     ready = world.run("model", until="extend_tokenizer", weights="", model=adapted.reference("convert_weights"))
-    assert ready.steps["fetch_weights"].state == "skipped"
+    assert "fetch_weights" not in ready.steps
     assert ready.reference("extend_tokenizer") == adapted.reference("extend_tokenizer")
 
 
 def test_from_a_ready_chinese_tokenizer(world, adapted):
     pieces = adapted.reference("train_tokenizer")
-    ready = world.run("tokenizer", until="extend_by_given", chinese_tokenizer=pieces)
-    assert ready.steps["train_tokenizer"].state == "left out"
-    assert ready.reference("extend_by_given") == adapted.reference("extend_tokenizer")
+    ready = world.run("tokenizer", until="extend_tokenizer", chinese_tokenizer=pieces)
+    assert "train_tokenizer" not in ready.steps
+    assert ready.reference("extend_tokenizer") == adapted.reference("extend_tokenizer")
 
 
 def test_from_a_ready_extended_model(world, adapted):
@@ -226,19 +230,19 @@ def test_published_adapters_are_merged_without_training(world, adapted):
     published = f"{adapted.reference('train_lora')},{adapted.reference('train_sft')}"
     merged = world.run("published", weights="", model=adapted.reference("train_embeddings"), adapters=published)
     assert summary(merged, "merge_published")["weights_digest"] == summary(adapted, "merge_sft")["weights_digest"]
-    assert {merged.steps[name].state for name in ("train_embeddings", "train_lora", "train_sft")} == {"skipped"}
+    assert not {"train_embeddings", "train_lora", "train_sft"} & set(merged.steps)
     assert {merged.steps[name].state for name in ("evaluate", "generate")} == {"done"}
 
 
 def test_without_stage_1(world, adapted):
     without = world.run("no-stage-1", until="merge_lora", run_stage1="false")
-    assert without.steps["train_embeddings"].state == "skipped"
+    assert "train_embeddings" not in without.steps
     assert without.steps["train_lora"].inputs["model"] == adapted.reference("extend_tokenizer")
 
 
 def test_without_sft_and_without_instructions(world, adapted):
     without = world.run("no-sft", run_sft="false", instructions="")
-    assert {without.steps[name].state for name in ("train_sft", "merge_sft", "prepare_instructions")} == {"skipped"}
+    assert not {"train_sft", "merge_sft", "prepare_instructions"} & set(without.steps)
     assert without.steps["evaluate"].inputs["model"] == adapted.reference("merge_lora")
 
 
@@ -271,9 +275,7 @@ def test_bad_input_is_one_line_and_the_next_run_goes_on(world, adapted, argument
         storage.copy(f"{good}/{item.name}", f"{bad}/{item.name}")
     storage.write_bytes(f"{bad}/{file}", damage(storage.read_bytes(f"{good}/{file}")))
     changed = {"expect": f"{good}/sha256sums.txt"} if argument == "weights" else {}
-    arguments = {**world.arguments, **changed, argument: bad}
-    failed = run_pipeline(world.package, arguments, world.root / f"bad-{argument}", until=step)
+    failed = world.ends(f"bad-{argument}", until=step, **changed, **{argument: bad})
     assert failed.exit_code == 2
     assert re.search(f"^{step}: .*{said}", failed.error), failed.error
-    mended = run_pipeline(world.package, {**arguments, argument: good}, world.root / f"bad-{argument}", until=step)
-    assert mended.exit_code == 0, mended.error
+    world.run(f"bad-{argument}", until=step, **changed, **{argument: good})

@@ -9,6 +9,7 @@ import pytest
 
 from components.shared.artifact import open_artifact
 from pipelines.adapt_llama import compile_pipeline
+from pipelines.configuration import configure
 from pipelines.local_runner import run_pipeline
 from tests.components.generate_instructions.model_server import ModelServer
 
@@ -24,15 +25,14 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
 @pytest.fixture
 def start(s3_store: str, tmp_path: Path, extended_model: str) -> Any:
     """Runs the pipeline up to the packed instructions; returns their reference and that of the items."""
-    compile_pipeline("tiny", tmp_path / "pipeline.yaml")
 
     def run(**arguments: str) -> tuple[str, str]:
         given = {"store": s3_store, "extended_model": extended_model, "block_size": "256", "backend": "local"}
         # enough to hold one back
         given["validation_fraction"] = "0.1"
-        result = run_pipeline(
-            tmp_path / "pipeline.yaml", given | arguments, tmp_path / "work", until="prepare_generated"
-        )
+        told = configure("tiny", given | {"text": "none-is-read", **arguments})
+        compile_pipeline(told, tmp_path / "pipeline.yaml")
+        result = run_pipeline(tmp_path / "pipeline.yaml", {}, tmp_path / "work", until="prepare_generated")
         assert result.exit_code == 0, result.error
         packed = next(reference for reference in _references(tmp_path / "work") if "/prepare_dataset/" in reference)
         (items,) = [
