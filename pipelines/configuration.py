@@ -99,7 +99,7 @@ class Configuration:
     given: Mapping[str, str]
     """Settings that were given → where: a file's name or --set."""
     arguments: Mapping[str, str]
-    """What --set says of the compiled pipeline's parameters, as texts."""
+    """What --set says of the compiled pipeline's parameters, as texts; not what this course does not read."""
     reasons: Mapping[str, str]
     """Of `start`, `tokenizer` and the like: what decided it, as `start=model, by --set model`."""
 
@@ -184,11 +184,16 @@ def configure(
     shape = _shape(values, cast(str | None, words))
     of_files = of if write else _over(plain, before)
     written = values if write else {name: before.get(name, one.default(of_files)) for name, one in SETTINGS.items()}
-    parameters = {name: text for name, text in texts.items() if not SETTINGS[name].compiled}
+    needed = shape.reads()
+    arguments = {
+        name: text
+        for name, text in texts.items()
+        if not SETTINGS[name].compiled and _is_read(SETTINGS[name], shape, needed)
+    }
     if texts.get("instructions") in _WORDS_OF_INSTRUCTIONS:
-        del parameters["instructions"]
+        arguments.pop("instructions", None)
     made = Configuration(
-        size=of, shape=shape, values=values, defaults=written, given=given, arguments=parameters, reasons=reasons
+        size=of, shape=shape, values=values, defaults=written, given=given, arguments=arguments, reasons=reasons
     )
     _refuse_unread(made)
     return made

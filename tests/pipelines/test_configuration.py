@@ -97,7 +97,10 @@ def test_a_wrong_file_is_one_line_with_the_files_name(team, text, said):
         ({"start": "extended"}, "extended", "extended", {"store", "extended_model", "text", "instructions"}),
         ({"start": "adapters"}, "adapters", "weights", {"store", "weights", "adapters"}),
         ({"start": "adapters", "base": "model"}, "adapters", "model", {"store", "model", "adapters"}),
-        ({"tokenizer": "given", "run_sft": "false"}, "weights", "weights", {"store", "weights", "chinese_tokenizer", "text"}),
+        (
+            {"tokenizer": "given", "run_sft": "false"}, "weights", "weights",
+            {"store", "weights", "chinese_tokenizer", "text"},
+        ),
         ({"instructions": "import"}, "weights", "weights", {"store", "weights", "text", "import_instructions"}),
         ({"instructions": "generate"}, "weights", "weights", {"store", "weights", "text"}),
         ({"run_sft": "false"}, "weights", "weights", {"store", "weights", "text"}),

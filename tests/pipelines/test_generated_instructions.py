@@ -30,9 +30,9 @@ def start(s3_store: str, tmp_path: Path, extended_model: str) -> Any:
         given = {"store": s3_store, "extended_model": extended_model, "block_size": "256", "backend": "local"}
         # enough to hold one back
         given["validation_fraction"] = "0.1"
-        told = configure("tiny", given | {"text": "none-is-read", **arguments})
+        told = configure("tiny", given | {"text": "none-is-read", **arguments}, write=False)
         compile_pipeline(told, tmp_path / "pipeline.yaml")
-        result = run_pipeline(tmp_path / "pipeline.yaml", {}, tmp_path / "work", until="prepare_generated")
+        result = run_pipeline(tmp_path / "pipeline.yaml", told.arguments, tmp_path / "work", until="prepare_generated")
         assert result.exit_code == 0, result.error
         packed = next(reference for reference in _references(tmp_path / "work") if "/prepare_dataset/" in reference)
         (items,) = [
