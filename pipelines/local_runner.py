@@ -31,7 +31,7 @@ from components.shared.training_job import POD_PLACES
 from pipelines import plan as planning
 from pipelines.ir import Package, read_package
 from pipelines.local_s3 import BUCKET, LocalS3
-from pipelines.placeholders import Surroundings, Value, command, value_of
+from pipelines.placeholders import Surroundings, Value, is_of, value_of
 from pipelines.plan import Ended, Node, Plan, State, checked_arguments
 from pipelines.processes import Ledger, send
 from pipelines.records import Record, forget, key_of, read_record, still_there
@@ -54,7 +54,7 @@ class StepResult:
     kind: str
     """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
     state: str
-    """done, unchanged, skipped, failed, not run or left out."""
+    """done, unchanged, failed, not run or left out."""
     seconds: float
     reference: str
     """The reference that it wrote; empty when there is none."""
@@ -174,6 +174,7 @@ def _prepared(
     again: str,
 ) -> RunResult:
     plan = Plan(spec, checked_arguments(spec, arguments), _job(work, spec.name))
+    plan.rehearse()
     if until:
         plan.until(plan.named(until, "--until"))
     run = _Run(plan, work, ledger, parallel, again)
@@ -247,8 +248,8 @@ class _Run:
         return result
 
     def _is_shown(self, node: Node) -> bool:
-        """Steps that only pass a reference on, or tidy up, are shown when they fail and not else."""
-        return node.module != "shared.forward" and not node.task.always and node.path in self._plan.wanted
+        """A step that tidies up is shown when it fails and not else."""
+        return not node.task.always and node.path in self._plan.wanted
 
     async def _loop(self) -> None:
         while True:
@@ -280,22 +281,28 @@ class _Run:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     async def _step(self, node: Node, moment: planning.Moment) -> None:
-        parameters, artifacts = moment.inputs(node.path)
         folder = self.folder(node)
-        container = node.component.container
-        assert container is not None
         outputs = folder / "outputs"
-        around = Surroundings(
-            parameters=parameters,
-            artifacts=artifacts,
-            output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
-            output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
-            output_file=str(outputs / "executor_output.json"),
-            job=self._plan.job_of(node),
-        )
-        words = command(container.words, around)
-        # what a task gets beside them is for its pod: resources, names of secrets
-        given = {name: value for name, value in parameters.items() if name in node.component.parameters}
+        try:
+            parameters, artifacts = moment.inputs(node.path)
+            around = Surroundings(
+                parameters=parameters,
+                artifacts=artifacts,
+                output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
+                output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
+                output_file=str(outputs / "executor_output.json"),
+            )
+            words = self._plan.words(node, around)
+        except InputError as error:
+            storage.write_bytes(str(folder / "log.txt"), f"error: {error}\n".encode())
+            self._fail(node, EXIT_INPUT, str(error).removeprefix(f"{node.name}: "))
+            return
+        # what a task gets beside them is for its pod, or stands in one of them
+        given = {
+            name: around.launcher(value) if isinstance(value, str) else value
+            for name, value in parameters.items()
+            if name in node.component.parameters
+        }
         key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
         record = read_record(folder)
         row = self._rows[node.path]
@@ -305,7 +312,7 @@ class _Run:
         self._table.change(row, State.RUNNING)
         shutil.rmtree(outputs, ignore_errors=True)
         outputs.mkdir(parents=True)
-        code = await self._process(node, words, dict(container.environment), folder / "log.txt")
+        code = await self._process(node, words, folder / "log.txt")
         if code == 0:
             try:
                 values, metrics = _outputs(node, around)
@@ -335,8 +342,10 @@ class _Run:
         self._failures.append((node, code, line))
         self._table.change(self._rows[node.path], State.FAILED, line)
 
-    async def _process(self, node: Node, words: list[str], environment: dict[str, str], log: Path) -> int:
+    async def _process(self, node: Node, words: list[str], log: Path) -> int:
         """Runs the command; its exit code, or minus the signal that ended it."""
+        assert node.component.container is not None
+        environment = node.component.container.environment
         if words[0] in ("python", "python3"):
             words = [sys.executable, *words[1:]]
         # idle threads that spin would take the cores from the other step
@@ -462,6 +471,8 @@ def _outputs(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[s
         path = Path(around.output_parameters[name])
         if name in executor.get("parameterValues", {}):
             values[name] = executor["parameterValues"][name]
+            if not is_of(values[name], kind):
+                raise InputError(f"{node.name}: its output {name} is {values[name]!r}, which is no {kind}")
         elif path.exists():
             values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
         else:
