@@ -9,7 +9,6 @@ server's data; `cache/`, copies of artifacts.
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import shutil
@@ -19,9 +18,8 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from components.shared import storage
 from components.shared.children import die_with_parent
@@ -31,10 +29,11 @@ from components.shared.training_job import POD_PLACES
 from pipelines import plan as planning
 from pipelines.ir import Package, read_package
 from pipelines.local_s3 import BUCKET, LocalS3
-from pipelines.placeholders import Surroundings, Value, is_of, value_of
+from pipelines.placeholders import Surroundings, Value
 from pipelines.plan import Ended, Node, Plan, State, checked_arguments
-from pipelines.processes import Ledger, send
+from pipelines.processes import Ledger, alone_in, send
 from pipelines.records import Record, forget, key_of, read_record, still_there
+from pipelines.run_results import RunResult, StepResult, outputs_written
 from pipelines.run_table import Row, RunTable, duration, last_lines
 
 GRACE = 150.0
@@ -43,48 +42,6 @@ ALONE = ("launch_training", "pretrain", "finetune")
 """Stages that use every core, so that nothing runs beside them."""
 SHOWN = 20
 """Lines of a failed step's log that are shown."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """How one step of a run ended."""
-
-    name: str
-    stage: str
-    kind: str
-    """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
-    state: str
-    """done, unchanged, failed, not run or left out."""
-    seconds: float
-    reference: str
-    """The reference that it wrote; empty when there is none."""
-    inputs: Mapping[str, Value]
-    parameters: Mapping[str, Value]
-    facts: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    log: str
-
-    @property
-    def summary(self) -> str:
-        return str(self.facts.get("summary", ""))
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended. `steps` in the pipeline's order."""
-
-    exit_code: int
-    error: str
-    """One line about the first failure; empty when all is well."""
-    seconds: float
-    steps: Mapping[str, StepResult] = field(default_factory=dict)
-
-    def reference(self, step: str) -> str:
-        """The reference that a step wrote in this run (or before, when nothing has changed)."""
-        found = self.steps[step].reference
-        if not found:
-            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step].state})")
-        return found
 
 
 @contextmanager
@@ -112,24 +69,6 @@ def s3_for(work: Path, store: str) -> Iterator[str]:
             storage.forget_client()
 
 
-@contextmanager
-def _alone_in(work: Path) -> Iterator[None]:
-    """Two runs in one folder would write over each other: the second is refused."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / ".lock", "a+")
-    except OSError as error:
-        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"--work {work}: another run is using this folder; wait for it, or choose another"
-            ) from error
-        yield
-
-
 def run_pipeline(
     package: Path,
     arguments: Mapping[str, Value],
@@ -150,7 +89,7 @@ def run_pipeline(
         raise InputError(f"--parallel {parallel}: at least one step has to run")
     work = work.absolute()
     spec = read_package(package)
-    with _alone_in(work):
+    with alone_in(work):
         ledger = Ledger(work / "running.json")
         ledger.end_leftovers()
         if "store" not in spec.root.parameters:
@@ -315,7 +254,7 @@ class _Run:
         code = await self._process(node, words, folder / "log.txt")
         if code == 0:
             try:
-                values, metrics = _outputs(node, around)
+                values, metrics = outputs_written(node, around)
             except InputError as error:
                 self._fail(node, EXIT_FAULT, str(error))
                 return
@@ -456,29 +395,3 @@ class _Run:
             print(f"its log: {log}", flush=True)
         if self._failures:
             print(again.strip(), flush=True)
-
-
-def _outputs(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any]]:
-    """The output parameters that a step wrote, and its metrics. InputError for one missing or of another type."""
-    executor: dict[str, Any] = {}
-    if Path(around.output_file).exists():
-        try:
-            executor = json.loads(Path(around.output_file).read_text())
-        except ValueError as error:
-            raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
-    values: dict[str, Value] = {}
-    for name, kind in node.component.output_parameters.items():
-        path = Path(around.output_parameters[name])
-        if name in executor.get("parameterValues", {}):
-            values[name] = executor["parameterValues"][name]
-            if not is_of(values[name], kind):
-                raise InputError(f"{node.name}: its output {name} is {values[name]!r}, which is no {kind}")
-        elif path.exists():
-            values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
-        else:
-            raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
-    metrics: dict[str, Any] = {}
-    for listed in executor.get("artifacts", {}).values():
-        for artifact in listed.get("artifacts", []):
-            metrics |= artifact.get("metadata", {})
-    return values, metrics

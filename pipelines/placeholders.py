@@ -9,6 +9,7 @@ refused. Pure: no I/O.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def text_of(value: Value) -> str:
     if isinstance(value, int | float):
         text = format(Decimal(repr(value)), "f")
         return text.rstrip("0").rstrip(".") if "." in text else text
-    return value if isinstance(value, str) else _json_of(value)
+    return value if isinstance(value, str) else json_of(value)
 
 
 def driver_text_of(value: Value) -> str:
@@ -124,12 +125,12 @@ def _number(value: float, plain: Callable[[int], bool], width: int) -> str:
     return f"{mantissa}e{'-' if exponent < 0 else '+'}{abs(exponent):0{width}}"
 
 
-def _json_of(value: Any) -> str:
+def json_of(value: Any) -> str:
     """JSON as Go writes it: compact, keys sorted, <, > and & escaped, numbers without a needless exponent or `.0`."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_json_of(str(key))}:{_json_of(value[key])}" for key in sorted(value)) + "}"
+        return "{" + ",".join(f"{json_of(str(key))}:{json_of(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(_json_of(item) for item in value) + "]"
+        return "[" + ",".join(json_of(item) for item in value) + "]"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _number(float(value), lambda exponent: value == 0 or -6 <= exponent < 21, 1)
     text = json.dumps(value, ensure_ascii=False)
@@ -145,7 +146,7 @@ def value_of(text: str, kind: str, where: str) -> Value:
             return text
         if kind == "NUMBER_INTEGER":
             return int(text)
-        if kind == "NUMBER_DOUBLE":
+        if kind == "NUMBER_DOUBLE" and math.isfinite(float(text)):
             return float(text)
         if kind == "BOOLEAN":
             return {"true": True, "false": False}[text.strip().lower()]
@@ -162,8 +163,10 @@ def is_of(value: Value, kind: str) -> bool:
     """Whether KFP takes a value for one of this type (to its driver, a whole number is a number)."""
     if isinstance(value, bool):
         return kind == "BOOLEAN"
-    kinds = {str: ("STRING",), list: ("LIST",), dict: ("STRUCT",)}
-    return kind in kinds.get(type(value), ("NUMBER_INTEGER", "NUMBER_DOUBLE"))
+    if isinstance(value, int | float):
+        return kind in ("NUMBER_INTEGER", "NUMBER_DOUBLE") and math.isfinite(value)
+    kinds: tuple[tuple[type, str], ...] = ((str, "STRING"), (list, "LIST"), (dict, "STRUCT"))
+    return any(isinstance(value, one) and kind == name for one, name in kinds)
 
 
 # --- a step's command -------------------------------------------------------------------------------------------------

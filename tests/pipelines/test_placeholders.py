@@ -54,6 +54,7 @@ def test_a_value_comes_back_from_its_text(value):
     [
         ("3.5", "NUMBER_INTEGER", "a whole number"),
         ("x", "NUMBER_DOUBLE", "a number"),
+        ("nan", "NUMBER_DOUBLE", "a number"),
         ("yes", "BOOLEAN", "true or false"),
         ("{}", "LIST", "JSON"),
     ],
