@@ -323,6 +323,7 @@ def _check_task(package: Package, parent: Component, task: Task, where: str) -> 
     if task.component not in package.components:
         raise InputError(f"{where}: there is no component {task.component}; the compiled pipeline is damaged")
     component = package.components[task.component]
+    others = [other for other in parent.tasks.values() if other is not task]
     for name in task.waits_for:
         if name not in parent.tasks or name == task.name:
             raise InputError(f"{where}: it waits for {name}, which is not beside it; the compiled pipeline is damaged")
@@ -330,6 +331,8 @@ def _check_task(package: Package, parent: Component, task: Task, where: str) -> 
             raise InputError(f"{where}: it waits for {name}, which KFP runs as an exit handler: nothing comes after it")
     if task.always and len(task.waits_for) != 1:
         raise InputError(f"{where}: an exit handler of {len(task.waits_for)} tasks; KFP would run it once for each")
+    if task.always and any(other.always and other.waits_for == task.waits_for for other in others):
+        raise InputError(f"{where}: not the only exit handler of {task.waits_for[0]}; KFP would run one of them")
     for key, source in (*task.parameters.items(), *task.artifacts.items()):
         _check_source(package, parent, task, source, f"{where}: {key}")
     _check_passed(component, task, where)

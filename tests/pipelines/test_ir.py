@@ -190,9 +190,21 @@ def after_an_exit_handler(value: str):
     say(value="x").after(last)
 
 
+def two_exit_handlers(value: str):
+    first = say(value="first")
+    for text in ("one", "two"):
+        say(value=text).after(first).ignore_upstream_failure()
+
+
+def exit_handler_of_two(value: str):
+    say(value=value).after(say(value="one"), say(value="two")).ignore_upstream_failure()
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (two_exit_handlers, "not the only exit handler of say; KFP would run one of them"),
+        (exit_handler_of_two, "an exit handler of 2 tasks; KFP would run it once for each"),
         (concat, r'KFP 2\.17 hands {"Concat": …} on as it stands'),
         (run_in_a_command, r"KFP 2\.17 leaves {{\$\.pipeline_job_uuid}} as it stands"),
         (run_in_a_text, r"KFP 2\.17 leaves {{\$\.pipeline_job_uuid}} as it stands"),
