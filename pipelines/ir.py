@@ -349,6 +349,8 @@ def _check_source(package: Package, parent: Component, task: Task, source: Sourc
     if isinstance(source, Constant) and isinstance(source.value, str):
         whole = source.value.removeprefix("{{$.").removesuffix("}}") in JOB
         if not whole:
+            if "{{$}}" in source.value or "$.outputs" in source.value:
+                raise InputError(f"{where}: an input names {source.value!r}, which only a command can")
             check_placeholders(source.value, {*task.parameters, *task.artifacts}, set(), set(), where)
 
 

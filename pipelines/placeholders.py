@@ -186,8 +186,9 @@ class Surroundings:
     output_file: str = ""
 
     def executor_input(self) -> str:
-        """`{{$}}`: everything at once, as JSON."""
-        inputs: dict[str, Any] = {"parameterValues": {k: v for k, v in self.parameters.items() if v is not None}}
+        """`{{$}}`: everything at once, as JSON, in which the launcher replaces what a constant names."""
+        values = {name: self.launcher(value) if isinstance(value, str) else value for name, value in self._there()}
+        inputs: dict[str, Any] = {"parameterValues": values}
         inputs["artifacts"] = {name: {"artifacts": [{"uri": path}]} for name, path in self.artifacts.items()}
         outputs: dict[str, Any] = {"outputFile": self.output_file}
         outputs["parameters"] = {name: {"outputFile": path} for name, path in self.output_parameters.items()}
@@ -221,6 +222,9 @@ class Surroundings:
             return self.output_file if inner == _OUTPUT_FILE else self.executor_input()
 
         return _PLACEHOLDER.sub(replace, text)
+
+    def _there(self) -> Iterator[tuple[str, Value]]:
+        return ((name, value) for name, value in self.parameters.items() if value is not None)
 
     def _passed(self, name: str) -> Value:
         if name not in self.parameters:

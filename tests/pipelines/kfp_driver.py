@@ -232,10 +232,12 @@ def driven(words: Sequence[str], inputs: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def launched(words: Sequence[str], placeholders: Mapping[str, str]) -> list[str]:
+def launched(words: Sequence[str], placeholders: Mapping[str, str], executor_input: Any = None) -> list[str]:
     """The launcher's round. DriverError where the order decides, or where something is left that nobody replaces."""
     found = []
-    for word in words:
+    for template in words:
+        # first of all, so that what stands in it is replaced with the rest
+        word = template.replace("{{$}}", json.dumps(executor_input, ensure_ascii=False))
         results = set()
         for order in (sorted(placeholders), sorted(placeholders, reverse=True)):
             text = word
@@ -278,7 +280,7 @@ def resolve_documents(documents: Sequence[Any], arguments: Mapping[str, Any], fo
         known = placeholders(inputs, artifacts, outputs)
         try:
             words = driven([*container["command"], *container.get("args", [])], inputs)
-            found[where] = launched(words, known)
+            found[where] = launched(words, known, {"inputs": {"parameterValues": inputs}, "outputs": outputs})
             pipeline.check_pod(where, component, inputs, graph, given)
         except DriverError as error:
             raise DriverError(f"{where}: {error}") from error

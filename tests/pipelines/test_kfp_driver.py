@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,9 +14,7 @@ from pipelines.placeholders import Surroundings, driver_text_of, text_of
 from pipelines.plan import Ended, Plan
 from tests.pipelines import kfp_driver
 from tests.pipelines.kfp_driver import DriverError, resolve_all, resolve_documents, unpassed
-
-WITH_BRANCHES = Path(__file__).parent / "packages" / "adapt-llama-with-branches.yaml.gz"
-"""The pipeline as it was when KFP 2.17.0 first ran it: with branches, and inputs left to their defaults."""
+from tests.pipelines.recorded_package import PACKAGE, recorded_package, without_branches
 
 
 def local_words(documents, arguments, run="run-id"):
@@ -215,12 +212,32 @@ def test_the_first_run_on_a_real_cluster_failed_as_the_double_says(tmp_path):
     """Recorded: `failed to resolve input parameters: parameter "max_positions" not found in executor input`, and 73
     inputs of 18 tasks that had to be passed before that pipeline ran."""
     path = tmp_path / "pipeline.yaml"
-    path.write_bytes(gzip.decompress(WITH_BRANCHES.read_bytes()))
+    path.write_bytes(gzip.decompress(PACKAGE.read_bytes()))
     missing = unpassed(path)
     assert (len(missing), len({one.split(":")[0] for one in missing})) == (73, 18)
     assert "convert-weights: max_positions" in missing
     with pytest.raises(DriverError, match=r'failed to resolve input parameters: parameter "\w+" not found in executor'):
         resolve_all(path, {"store": "s3://b/a", "weights": "s3://b/w"})
+
+
+def test_every_command_of_the_course_without_branches_is_the_one_that_a_cluster_starts():
+    documents = without_branches(recorded_package())
+    given = documents[0]["root"]["inputDefinitions"]["parameters"]
+    arguments = {name: one.get("defaultValue") for name, one in given.items()} | {
+        "store": "s3://b/a",
+        "weights": "s3://b/w",
+    }
+    expected, found = resolve_documents(documents, arguments), local_words(documents, arguments)
+    assert len(expected) == 18
+    assert list(expected) == sorted(found)
+    for step, words in expected.items():
+        assert len(words) == len(found[step])
+        for word, local in zip(words, found[step]):
+            # {{$}}: the same values, whatever the order of the rest
+            whole = word.startswith('{"inputs"')
+            assert (json.loads(local)["inputs"]["parameterValues"] if whole else local) == (
+                json.loads(word)["inputs"]["parameterValues"] if whole else word
+            )
 
 
 @pytest.mark.parametrize(("secret", "message"), [("", "Expected a non-empty string"), ("s3", "")])

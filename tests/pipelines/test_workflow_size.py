@@ -1,10 +1,8 @@
 """The size of a run's Workflow, computed from the compiled pipeline: held against what real runs came to."""
 
 import copy
-import gzip
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,34 +11,17 @@ from kfp import dsl, kubernetes
 from components.shared.errors import InputError
 from pipelines.step_texts import Source
 from pipelines.workflow_size import LIMIT, _Nodes, workflow_bytes
+from tests.pipelines.recorded_package import NESTED, SKIPPED, recorded, recorded_package, without_branches
 
-RECORDINGS = Path(__file__).parents[1] / "recordings" / "kfp"
-PACKAGE = Path(__file__).parent / "packages" / "adapt-llama-with-branches.yaml.gz"
 ARGUMENTS = {"store": "s3://zhllama/artifacts", "weights": "s3://zhllama/weights"}
 
 
-def recorded(name):
-    """A Workflow as Argo kept it: `bytes` of the whole object, and its nodes (of which the inputs are left out)."""
-    return json.loads((RECORDINGS / f"workflow-{name}.json").read_text())
-
-
-NESTED, FLAT, CANCELLED = map(recorded, ("nested-succeeded-frozen-details", "flat-succeeded", "cancelled"))
-SKIPPED = {node["templateName"] for node in NESTED["nodes"] if node["type"] == "Skipped"}
+FLAT, CANCELLED = recorded("flat-succeeded"), recorded("cancelled")
 
 
 @pytest.fixture(scope="module")
 def package():
-    """The pipeline with branches that was recorded: each step passes each of its inputs."""
-    documents = list(yaml.load_all(gzip.decompress(PACKAGE.read_bytes()), yaml.CSafeLoader))
-    components = documents[0]["components"]
-    for graph in components.values():
-        for task in graph.get("dag", {}).get("tasks", {}).values():
-            component = components[task["componentRef"]["name"]]
-            if "dag" not in component:
-                passed = task.setdefault("inputs", {}).setdefault("parameters", {})
-                for name, one in component.get("inputDefinitions", {}).get("parameters", {}).items():
-                    passed.setdefault(name, {"runtimeValue": {"constant": one.get("defaultValue")}})
-    return documents
+    return recorded_package()
 
 
 def size(documents):
@@ -86,52 +67,9 @@ def test_the_texts_of_a_training_are_those_that_were_measured(whole):
     assert training.most == max(training.driver, training.pod_spec_patch) > 12_000
 
 
-def without_branches(package, wanted):
-    """The steps of the recorded run in one exit handler, `wanted` of each component (None: all)."""
-    documents = copy.deepcopy(package)
-    spec = documents[0]
-    components, root = spec["components"], spec["root"]["dag"]["tasks"]
-
-    def steps(graph):
-        for name, task in graph["dag"]["tasks"].items():
-            inner = components[task["componentRef"]["name"]]
-            if task["componentRef"]["name"] not in SKIPPED:
-                yield from steps(inner) if "dag" in inner else [(name, task)]
-
-    left = dict(wanted) if wanted is not None else None
-    made, names = {}, set()
-    for name, task in steps(components["comp-exit-handler-1"]):
-        kind = re.sub(r"-\d+$", "", name)
-        if left is not None:
-            left[kind] = left.get(kind, 0) - 1
-            if left[kind] < 0:
-                continue
-        made[name] = {key: value for key, value in task.items() if key not in ("triggerPolicy", "dependentTasks")}
-        for source in task["inputs"]["parameters"].values():
-            parent = source.get("componentInputParameter", "")
-            if parent.removeprefix("pipelinechannel--") in spec["root"]["inputDefinitions"]["parameters"]:
-                names.add(parent)
-            elif "runtimeValue" not in source:
-                source.clear()
-                source["taskOutputParameter"] = {"producerTask": "fetch-weights", "outputParameterKey": "ref"}
-    given = {name: {"componentInputParameter": name.removeprefix("pipelinechannel--")} for name in names}
-    root["exit-handler-1"]["inputs"] = {"parameters": given}
-    root["exit-handler-1"].pop("dependentTasks", None)
-    components["comp-exit-handler-1"] = {
-        "dag": {"tasks": made},
-        "inputDefinitions": {"parameters": {name: {"parameterType": "STRING"} for name in names}},
-    }
-    kept = {task["componentRef"]["name"] for task in (*root.values(), *made.values())}
-    spec["components"] = {name: components[name] for name in kept}
-    labels = {component.get("executorLabel") for component in spec["components"].values()}
-    for deployment in (spec["deploymentSpec"], documents[1]["platforms"]["kubernetes"]["deploymentSpec"]):
-        deployment["executors"] = {name: one for name, one in deployment["executors"].items() if name in labels}
-    return size(documents)
-
-
 def test_the_same_course_without_branches_is_as_small_as_it_was(package):
     """Recorded: a specification of 210 kB, 120 nodes. The graph is rebuilt here, so that it is not quite the same."""
-    flat = without_branches(package, None)
+    flat = size(without_branches(package))
     assert flat.node_count == len(FLAT["nodes"]) == 120
     assert flat.spec == pytest.approx(210_000, rel=0.05)
     assert flat.spec + flat.compressed_nodes == pytest.approx(FLAT["bytes"], rel=0.12)
@@ -146,10 +84,10 @@ def test_nodes_that_are_not_compressed_take_what_they_took(package):
         kind = re.sub(r"-\d+$", "", node["name"].split(".")[-2].removesuffix("(0)"))
         wanted[kind] = wanted.get(kind, 0) + 1
     assert sum(wanted.values()) == 9
-    part = without_branches(package, wanted)
+    part = size(without_branches(package, wanted))
     omitted = [node for node in CANCELLED["nodes"] if node["type"] == "Skipped"]
     assert part.node_count + len(omitted) == len(CANCELLED["nodes"])
-    whole = without_branches(package, None).spec + part.nodes + len(json.dumps(omitted))
+    whole = size(without_branches(package)).spec + part.nodes + len(json.dumps(omitted))
     assert whole == pytest.approx(CANCELLED["bytes"], rel=0.1)
 
 
