@@ -1,10 +1,10 @@
 """A compiled pipeline (KFP's IR, schema 2.1) as data.
 
-`read_package` takes the part of the IR that container components, sub-pipelines, If / Elif / Else / OneOf and exit
-handlers compile to. Everything else (loops, importers, retries …) is refused by name before
-anything runs: a runner that passes over what it does not know would say "done" of work that was not done. It also
-refuses a package whose parts do not fit together. That is no paranoia: kfp 2.17 silently moves a step into another
-branch when a pipeline with conditions calls a sub-pipeline with conditions, because both number their groups from 1.
+`read_package` takes the part of the IR that container components, sub-pipelines and exit handlers compile to.
+Everything else (conditions, loops, importers, retries …) is refused by name before anything runs: a runner that passes
+over what it does not know would say "done" of work that was not done. It also refuses what KFP 2.17.0 cannot run and
+its compiler writes: a task that leaves an input to its component's default, parts that do not fit together, a pipeline
+that contains itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from components.shared.errors import InputError
-from pipelines.conditions import Condition, names_in, parse_condition
-from pipelines.placeholders import Value, check_placeholders, structure_of, texts_in
+from pipelines.placeholders import JOB, Value, asked_for, check_placeholders, check_word
+
+MOST_STEPS = 1000
+"""Steps in all that a pipeline may hold: far more than a cluster takes in one Workflow (about 100)."""
+DEEPEST = 50
+"""Sub-pipelines inside one another."""
+_DECIDED = "which is decided when our pipelines are compiled; run it on a cluster"
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,6 @@ class Task:
     parameters: Mapping[str, Source]
     artifacts: Mapping[str, Source]
     after: tuple[str, ...]
-    condition: Condition | None
     always: bool
     """True: it runs when the tasks it waits for have ended, however they ended (an exit handler)."""
 
@@ -94,8 +98,8 @@ class Component:
     """Name → schema title (system.Model, …)."""
     container: Container | None
     tasks: Mapping[str, Task]
-    results: Mapping[str, tuple[FromTask, ...]]
-    """Output of a graph (parameter or artifact) → where it comes from; several: the first that ran (OneOf)."""
+    results: Mapping[str, FromTask]
+    """Output of a graph (parameter or artifact) → where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +226,13 @@ def _task(name: str, value: Any, where: str) -> Task:
     inputs = value.get("inputs", {})
     _only(inputs, {"parameters", "artifacts"}, set(), f"{where}: inputs")
     trigger = value.get("triggerPolicy", {})
-    _only(trigger, {"condition", "strategy"}, set(), f"{where}: triggerPolicy")
+    if "condition" in trigger:
+        raise InputError(f"{where}: it has a condition (dsl.If, dsl.Elif, dsl.Else), {_DECIDED}")
+    _only(trigger, {"strategy"}, set(), f"{where}: triggerPolicy")
     strategies = {"": False, "ALL_UPSTREAM_TASKS_SUCCEEDED": False, "ALL_UPSTREAM_TASKS_COMPLETED": True}
     strategy = str(trigger.get("strategy", ""))
     if strategy not in strategies:
         raise InputError(f"{where}: it uses the strategy {strategy}, which the local runner does not know")
-    condition = trigger.get("condition")
     return Task(
         name=name,
         title=str(value.get("taskInfo", {}).get("name", name)),
@@ -235,7 +240,6 @@ def _task(name: str, value: Any, where: str) -> Task:
         parameters={key: _parameter_source(given, f"{where}: {key}") for key, given in _of(inputs, "parameters")},
         artifacts={key: _artifact_source(given, f"{where}: {key}") for key, given in _of(inputs, "artifacts")},
         after=tuple(value.get("dependentTasks", [])),
-        condition=parse_condition(condition, where) if condition else None,
         always=strategies[strategy],
     )
 
@@ -263,18 +267,21 @@ def _artifact_source(value: Any, where: str) -> Source:
     return FromTask(given["producerTask"], given["outputArtifactKey"])
 
 
-def _results(outputs: Any, where: str) -> Iterator[tuple[str, tuple[FromTask, ...]]]:
-    """The outputs of a graph: one selector, or OneOf's list of them."""
+def _results(outputs: Any, where: str) -> Iterator[tuple[str, FromTask]]:
+    """The outputs of a graph, each from one task in it."""
     _only(outputs, {"parameters", "artifacts"}, set(), where)
     for key, value in _of(outputs, "parameters"):
-        _only(value, {"valueFromParameter", "valueFromOneof"}, set(), f"{where}: {key}")
-        selectors = [value["valueFromParameter"]] if "valueFromParameter" in value else []
-        selectors += value.get("valueFromOneof", {}).get("parameterSelectors", [])
-        yield key, tuple(FromTask(item["producerSubtask"], item["outputParameterKey"]) for item in selectors)
+        if "valueFromOneof" in value:
+            raise InputError(f"{where}: {key}: it is one of several outputs (dsl.OneOf), {_DECIDED}")
+        _only(value, {"valueFromParameter"}, set(), f"{where}: {key}")
+        item = value["valueFromParameter"]
+        yield key, FromTask(item["producerSubtask"], item["outputParameterKey"])
     for key, value in _of(outputs, "artifacts"):
         _only(value, {"artifactSelectors"}, set(), f"{where}: {key}")
-        selectors = value.get("artifactSelectors", [])
-        yield key, tuple(FromTask(item["producerSubtask"], item["outputArtifactKey"]) for item in selectors)
+        if len(value["artifactSelectors"]) != 1:
+            raise InputError(f"{where}: {key}: it is one of several outputs (dsl.OneOf), {_DECIDED}")
+        (item,) = value["artifactSelectors"]
+        yield key, FromTask(item["producerSubtask"], item["outputArtifactKey"])
 
 
 # --- does it fit together? --------------------------------------------------------------------------------------------
@@ -286,43 +293,85 @@ def _check(package: Package, where: str) -> None:
         here = f"{where}: {component.name}"
         if component.container is None and not component.tasks:
             raise InputError(f"{here}: neither a container nor tasks; the compiled pipeline is damaged")
-        for key, selectors in component.results.items():
-            for selector in selectors:
-                _check_selector(package, component, selector, f"{here}: output {key}")
+        for key, selector in component.results.items():
+            _check_selector(package, component, selector, f"{here}: output {key}")
         if component.container is not None:
             _check_words(component, here)
         for task in component.tasks.values():
             _check_task(package, component, task, f"{here}: {task.name}")
+    steps = _steps(package, package.root, (), {}, where)
+    if steps > MOST_STEPS:
+        raise InputError(f"{where}: it holds {steps} steps; at most {MOST_STEPS} can run")
+
+
+def _steps(package: Package, component: Component, around: tuple[str, ...], known: dict[str, int], where: str) -> int:
+    """How many steps a component unfolds into. InputError where it contains itself, or is too deep to unfold."""
+    if component.name in around:
+        raise InputError(f"{where}: {component.name} contains itself; the pipeline would never end")
+    if len(around) > DEEPEST:
+        raise InputError(f"{where}: {component.name} stands inside more than {DEEPEST} sub-pipelines")
+    if component.container is not None:
+        return 1
+    if component.name not in known:
+        within = (*around, component.name)
+        below = (package.components[task.component] for task in component.tasks.values())
+        known[component.name] = sum(_steps(package, one, within, known, where) for one in below)
+    return known[component.name]
 
 
 def _check_task(package: Package, parent: Component, task: Task, where: str) -> None:
     if task.component not in package.components:
         raise InputError(f"{where}: there is no component {task.component}; the compiled pipeline is damaged")
     component = package.components[task.component]
+    others = [other for other in parent.tasks.values() if other is not task]
     for name in task.waits_for:
         if name not in parent.tasks or name == task.name:
             raise InputError(f"{where}: it waits for {name}, which is not beside it; the compiled pipeline is damaged")
-    given = {*task.parameters, *task.artifacts}
+        if parent.tasks[name].always:
+            raise InputError(f"{where}: it waits for {name}, which KFP runs as an exit handler: nothing comes after it")
+    if task.always and len(task.waits_for) != 1:
+        raise InputError(f"{where}: an exit handler of {len(task.waits_for)} tasks; KFP would run it once for each")
+    if task.always and any(other.always and other.waits_for == task.waits_for for other in others):
+        raise InputError(f"{where}: not the only exit handler of {task.waits_for[0]}; KFP would run one of them")
     for key, source in (*task.parameters.items(), *task.artifacts.items()):
-        if isinstance(source, FromParent) and source.name not in {*parent.parameters, *parent.artifacts}:
-            raise InputError(
-                f"{where}: {key} comes from an input {source.name} that {parent.name} does not have; "
-                "the compiled pipeline is damaged"
-            )
-        if isinstance(source, FromTask):
-            _check_selector(package, parent, source, f"{where}: {key}")
-        if isinstance(source, Constant) and isinstance(source.value, str):
-            check_placeholders(source.value, given, set(), set(), f"{where}: {key}")
+        _check_source(package, parent, task, source, f"{where}: {key}")
+    _check_passed(component, task, where)
+
+
+def _check_source(package: Package, parent: Component, task: Task, source: Source, where: str) -> None:
+    if isinstance(source, FromParent) and source.name not in {*parent.parameters, *parent.artifacts}:
+        raise InputError(
+            f"{where} comes from an input {source.name} that {parent.name} does not have; "
+            "the compiled pipeline is damaged"
+        )
+    if isinstance(source, FromTask):
+        _check_selector(package, parent, source, where)
+    if isinstance(source, Constant) and isinstance(source.value, str):
+        whole = source.value.removeprefix("{{$.").removesuffix("}}") in JOB
+        if not whole:
+            if "{{$}}" in source.value or "$.outputs" in source.value:
+                raise InputError(f"{where}: an input names {source.value!r}, which only a command can")
+            check_placeholders(source.value, {*task.parameters, *task.artifacts}, set(), set(), where)
+
+
+def _check_passed(component: Component, task: Task, where: str) -> None:
+    """A step passes each input that its component declares, but for those whose absence it asks for; a group's
+    defaults are filled in, as KFP does it for groups alone."""
+    words = component.container.words if component.container else ()
+    asked = {asked_for(word) for word in words}
     for key, parameter in component.parameters.items():
-        if key not in task.parameters and not parameter.optional and parameter.default is None:
+        if key in task.parameters or (key in asked and parameter.optional):
+            continue
+        if component.container and parameter.optional:
+            raise InputError(
+                f"{where}: it passes nothing for the input {key}, and KFP 2.17 looks at no default of a component: "
+                f'parameter "{key}" not found in executor input; pass {key} in the pipeline'
+            )
+        if not parameter.optional:
             raise InputError(f"{where}: its input {key} is not given; the compiled pipeline is damaged")
     for key in component.artifacts:
         if key not in task.artifacts:
             raise InputError(f"{where}: its input {key} is not given; the compiled pipeline is damaged")
-    if task.condition is not None:
-        for name in names_in(task.condition):
-            if name not in given:
-                raise InputError(f"{where}: its condition reads {name}, which is not given to it")
 
 
 def _check_selector(package: Package, graph: Component, selector: FromTask, where: str) -> None:
@@ -339,5 +388,4 @@ def _check_words(component: Component, where: str) -> None:
     assert component.container is not None
     given = {*component.parameters, *component.artifacts}
     for word in component.container.words:
-        for text in texts_in(structure_of(word)):
-            check_placeholders(text, given, set(component.output_parameters), set(component.output_artifacts), where)
+        check_word(word, given, set(component.output_parameters), set(component.output_artifacts), where)

@@ -9,7 +9,6 @@ server's data; `cache/`, copies of artifacts.
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import shutil
@@ -19,9 +18,8 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from components.shared import storage
 from components.shared.children import die_with_parent
@@ -31,10 +29,11 @@ from components.shared.training_job import POD_PLACES
 from pipelines import plan as planning
 from pipelines.ir import Package, read_package
 from pipelines.local_s3 import BUCKET, LocalS3
-from pipelines.placeholders import Surroundings, Value, command, value_of
+from pipelines.placeholders import Surroundings, Value
 from pipelines.plan import Ended, Node, Plan, State, checked_arguments
-from pipelines.processes import Ledger, send
+from pipelines.processes import Ledger, alone_in, send
 from pipelines.records import Record, forget, key_of, read_record, still_there
+from pipelines.run_results import RunResult, StepResult, outputs_written
 from pipelines.run_table import Row, RunTable, duration, last_lines
 
 GRACE = 150.0
@@ -43,48 +42,6 @@ ALONE = ("launch_training", "pretrain", "finetune")
 """Stages that use every core, so that nothing runs beside them."""
 SHOWN = 20
 """Lines of a failed step's log that are shown."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """How one step of a run ended."""
-
-    name: str
-    stage: str
-    kind: str
-    """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
-    state: str
-    """done, unchanged, skipped, failed, not run or left out."""
-    seconds: float
-    reference: str
-    """The reference that it wrote; empty when there is none."""
-    inputs: Mapping[str, Value]
-    parameters: Mapping[str, Value]
-    facts: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    log: str
-
-    @property
-    def summary(self) -> str:
-        return str(self.facts.get("summary", ""))
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended. `steps` in the pipeline's order."""
-
-    exit_code: int
-    error: str
-    """One line about the first failure; empty when all is well."""
-    seconds: float
-    steps: Mapping[str, StepResult] = field(default_factory=dict)
-
-    def reference(self, step: str) -> str:
-        """The reference that a step wrote in this run (or before, when nothing has changed)."""
-        found = self.steps[step].reference
-        if not found:
-            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step].state})")
-        return found
 
 
 @contextmanager
@@ -112,24 +69,6 @@ def s3_for(work: Path, store: str) -> Iterator[str]:
             storage.forget_client()
 
 
-@contextmanager
-def _alone_in(work: Path) -> Iterator[None]:
-    """Two runs in one folder would write over each other: the second is refused."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / ".lock", "a+")
-    except OSError as error:
-        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"--work {work}: another run is using this folder; wait for it, or choose another"
-            ) from error
-        yield
-
-
 def run_pipeline(
     package: Path,
     arguments: Mapping[str, Value],
@@ -150,7 +89,7 @@ def run_pipeline(
         raise InputError(f"--parallel {parallel}: at least one step has to run")
     work = work.absolute()
     spec = read_package(package)
-    with _alone_in(work):
+    with alone_in(work):
         ledger = Ledger(work / "running.json")
         ledger.end_leftovers()
         if "store" not in spec.root.parameters:
@@ -174,6 +113,7 @@ def _prepared(
     again: str,
 ) -> RunResult:
     plan = Plan(spec, checked_arguments(spec, arguments), _job(work, spec.name))
+    plan.rehearse()
     if until:
         plan.until(plan.named(until, "--until"))
     run = _Run(plan, work, ledger, parallel, again)
@@ -247,8 +187,8 @@ class _Run:
         return result
 
     def _is_shown(self, node: Node) -> bool:
-        """Steps that only pass a reference on, or tidy up, are shown when they fail and not else."""
-        return node.module != "shared.forward" and not node.task.always and node.path in self._plan.wanted
+        """A step that tidies up is shown when it fails and not else."""
+        return not node.task.always and node.path in self._plan.wanted
 
     async def _loop(self) -> None:
         while True:
@@ -280,22 +220,28 @@ class _Run:
     # --- one step -----------------------------------------------------------------------------------------------------
 
     async def _step(self, node: Node, moment: planning.Moment) -> None:
-        parameters, artifacts = moment.inputs(node.path)
         folder = self.folder(node)
-        container = node.component.container
-        assert container is not None
         outputs = folder / "outputs"
-        around = Surroundings(
-            parameters=parameters,
-            artifacts=artifacts,
-            output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
-            output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
-            output_file=str(outputs / "executor_output.json"),
-            job=self._plan.job_of(node),
-        )
-        words = command(container.words, around)
-        # what a task gets beside them is for its pod: resources, names of secrets
-        given = {name: value for name, value in parameters.items() if name in node.component.parameters}
+        try:
+            parameters, artifacts = moment.inputs(node.path)
+            around = Surroundings(
+                parameters=parameters,
+                artifacts=artifacts,
+                output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
+                output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
+                output_file=str(outputs / "executor_output.json"),
+            )
+            words = self._plan.words(node, around)
+        except InputError as error:
+            storage.write_bytes(str(folder / "log.txt"), f"error: {error}\n".encode())
+            self._fail(node, EXIT_INPUT, str(error).removeprefix(f"{node.name}: "))
+            return
+        # what a task gets beside them is for its pod, or stands in one of them
+        given = {
+            name: around.launcher(value) if isinstance(value, str) else value
+            for name, value in parameters.items()
+            if name in node.component.parameters
+        }
         key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
         record = read_record(folder)
         row = self._rows[node.path]
@@ -305,10 +251,10 @@ class _Run:
         self._table.change(row, State.RUNNING)
         shutil.rmtree(outputs, ignore_errors=True)
         outputs.mkdir(parents=True)
-        code = await self._process(node, words, dict(container.environment), folder / "log.txt")
+        code = await self._process(node, words, folder / "log.txt")
         if code == 0:
             try:
-                values, metrics = _outputs(node, around)
+                values, metrics = outputs_written(node, around)
             except InputError as error:
                 self._fail(node, EXIT_FAULT, str(error))
                 return
@@ -335,8 +281,10 @@ class _Run:
         self._failures.append((node, code, line))
         self._table.change(self._rows[node.path], State.FAILED, line)
 
-    async def _process(self, node: Node, words: list[str], environment: dict[str, str], log: Path) -> int:
+    async def _process(self, node: Node, words: list[str], log: Path) -> int:
         """Runs the command; its exit code, or minus the signal that ended it."""
+        assert node.component.container is not None
+        environment = node.component.container.environment
         if words[0] in ("python", "python3"):
             words = [sys.executable, *words[1:]]
         # idle threads that spin would take the cores from the other step
@@ -447,27 +395,3 @@ class _Run:
             print(f"its log: {log}", flush=True)
         if self._failures:
             print(again.strip(), flush=True)
-
-
-def _outputs(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any]]:
-    """The output parameters that a step wrote, and its metrics. InputError for one missing or of another type."""
-    executor: dict[str, Any] = {}
-    if Path(around.output_file).exists():
-        try:
-            executor = json.loads(Path(around.output_file).read_text())
-        except ValueError as error:
-            raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
-    values: dict[str, Value] = {}
-    for name, kind in node.component.output_parameters.items():
-        path = Path(around.output_parameters[name])
-        if name in executor.get("parameterValues", {}):
-            values[name] = executor["parameterValues"][name]
-        elif path.exists():
-            values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
-        else:
-            raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
-    metrics: dict[str, Any] = {}
-    for listed in executor.get("artifacts", {}).values():
-        for artifact in listed.get("artifacts", []):
-            metrics |= artifact.get("metadata", {})
-    return values, metrics

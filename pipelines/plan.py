@@ -1,9 +1,10 @@
 """What may run now: the state of every task of a pipeline, from what has ended so far. Pure.
 
-The graph of a compiled pipeline is unfolded into nodes (a container step, or a group of tasks: a sub-pipeline, a
-branch, an exit handler's body). `Plan.at` says of each node whether it waits, may start, is skipped or has ended, as
-Argo does for KFP: a task starts when all that it waits for is done; a false condition skips it, and with it whatever
-waits for it; after a failure nothing new starts, but what waits for an end (an exit handler) still runs.
+The graph of a compiled pipeline is unfolded into nodes (a container step, or a group of tasks: a sub-pipeline, an exit
+handler's body). `Plan.at` says of each node whether it waits, may start or has ended, as Argo does for KFP: a task
+starts when all that it waits for is done, a group with all that is in it; after a failure nothing new starts, but what
+waits for an end (an exit handler) still runs. Inputs are resolved as KFP 2.17.0's driver does it (`Moment.inputs`), and
+once before anything runs (`Plan.rehearse`), so that what it would refuse half-way is refused at the start.
 """
 
 import re
@@ -13,14 +14,17 @@ from enum import StrEnum
 
 from components.shared.cli import nearest
 from components.shared.errors import InputError
-from pipelines.conditions import holds
 from pipelines.ir import Component, Constant, FromParent, FromTask, Package, Source, Task
-from pipelines.placeholders import Surroundings, Value, fill, value_of
+from pipelines.placeholders import JOB, Surroundings, Value, check_once, command, is_of, text_of, value_of
 
 Path = tuple[str, ...]
 """Where a task stands: the names of the tasks around it, then its own."""
 
-_MACHINE_MADE = re.compile(r"(condition|condition-branches|exit-handler)-\d+")
+_MACHINE_MADE = re.compile(r"exit-handler-\d+")
+_STAND_INS: Mapping[str, Value] = {
+    "STRING": "", "NUMBER_INTEGER": 0, "NUMBER_DOUBLE": 0.0, "BOOLEAN": False, "LIST": [], "STRUCT": {},
+}  # fmt: skip
+"""What a step that has not run may be taken to have written, by KFP type."""
 
 
 class State(StrEnum):
@@ -28,8 +32,6 @@ class State(StrEnum):
     READY = "ready"
     RUNNING = "running"
     DONE = "done"
-    SKIPPED = "skipped"
-    """Its condition is false, or what it waits for was skipped."""
     FAILED = "failed"
     NOT_RUN = "not run"
     """Something before it failed, or the run was stopped."""
@@ -37,7 +39,7 @@ class State(StrEnum):
     """Not asked for (--until)."""
 
 
-SETTLED = frozenset({State.DONE, State.SKIPPED, State.FAILED, State.NOT_RUN, State.LEFT_OUT})
+SETTLED = frozenset({State.DONE, State.FAILED, State.NOT_RUN, State.LEFT_OUT})
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Plan:
         found = [node for node in self.steps if _plain(node.name) == wanted]
         found = found or [node for node in self.steps if _plain(node.module) == wanted]
         if not found:
-            choices = [node.name for node in self.steps if node.module != "shared.forward"]
+            choices = [node.name for node in self.steps]
             near = nearest(wanted, choices)
             raise InputError(f"{option} {word}: there is no such step{near}; the steps are {', '.join(choices)}")
         return found
@@ -132,6 +134,31 @@ class Plan:
         return [other for other, node in self.nodes.items() if node.runs and other[: len(path)] == path]
 
     # --- looking ------------------------------------------------------------------------------------------------------
+
+    def rehearse(self) -> None:
+        """InputError for a step whose inputs or command KFP's driver could not resolve, whatever the others write."""
+        ended = {
+            node.path: Ended(
+                True,
+                {name: _STAND_INS[kind] for name, kind in node.component.output_parameters.items()},
+                dict.fromkeys(node.component.output_artifacts, ""),
+            )
+            for node in self.steps
+        }
+        moment = self.at(ended)
+        for node in self.steps:
+            parameters, artifacts = moment.inputs(node.path)
+            outputs = dict.fromkeys(node.component.output_parameters, "")
+            around = Surroundings(parameters, artifacts, outputs, dict.fromkeys(node.component.output_artifacts, ""))
+            self.words(node, around)
+
+    def words(self, node: Node, around: Surroundings) -> list[str]:
+        """A step's command. InputError, with the step's name, for what KFP's driver could not resolve."""
+        assert node.component.container is not None
+        try:
+            return command(node.component.container.words, around)
+        except InputError as error:
+            raise InputError(f"{node.name}: failed to resolve input parameters: {error}") from error
 
     def at(
         self, ended: Mapping[Path, Ended], running: frozenset[Path] = frozenset(), stopped: bool = False
@@ -178,13 +205,7 @@ class Moment:
         below = {self.state((*node.path, name)) for name in node.component.tasks}
         if not below <= SETTLED:
             return State.WAITING if below <= {State.WAITING, *SETTLED} else State.RUNNING
-        for state in (State.FAILED, State.NOT_RUN, State.DONE):
-            if state in below:
-                return state
-        if below == {State.LEFT_OUT}:
-            return State.LEFT_OUT
-        # every task in it was skipped: by its own condition (the group is done) or because the group was
-        return State.SKIPPED if self._gate(node) is State.SKIPPED else State.DONE
+        return next(state for state in (State.FAILED, State.NOT_RUN, State.DONE, State.LEFT_OUT) if state in below)
 
     def _gate(self, node: Node) -> State:
         """READY when nothing keeps the node from starting; else why not."""
@@ -203,65 +224,85 @@ class Moment:
             return State.READY if before <= SETTLED else State.WAITING
         if before & {State.FAILED, State.NOT_RUN}:
             return State.NOT_RUN
-        for state in (State.LEFT_OUT, State.SKIPPED):
-            if state in before:
-                return state
-        if before - {State.DONE}:
-            return State.WAITING
-        if node.task.condition is not None and not holds(node.task.condition, self.inputs(node.path)[0]):
-            return State.SKIPPED
-        return State.READY
+        if State.LEFT_OUT in before:
+            return State.LEFT_OUT
+        return State.WAITING if before - {State.DONE} else State.READY
 
     # --- values -------------------------------------------------------------------------------------------------------
 
     def inputs(self, path: Path) -> tuple[dict[str, Value], dict[str, str]]:
-        """The input parameters and artifacts of a node that may start. InputError when one has no producer that ran."""
+        """The inputs of a node that may start: parameters, artifacts. InputError for what KFP's driver would refuse."""
         if path not in self._inputs:
             self._inputs[path] = self._resolved(self._plan.nodes[path])
         return self._inputs[path]
 
     def _resolved(self, node: Node) -> tuple[dict[str, Value], dict[str, str]]:
         parameters: dict[str, Value] = {}
-        texts: dict[str, str] = {}
+        if not node.runs:
+            # the driver of a group fills in defaults; that of a step does not
+            parameters = {name: given.default for name, given in node.component.parameters.items() if given.optional}
+            for name in node.task.parameters:
+                parameters.pop(name, None)
         for name, source in node.task.parameters.items():
-            if isinstance(source, Constant) and isinstance(source.value, str):
-                texts[name] = source.value
-            else:
-                parameters[name] = self._parameter(node, name, source)
-        # a text may name the other inputs of its task
-        around = Surroundings(parameters=dict(parameters), job=self._plan.job_of(node))
-        parameters |= {name: fill(text, around) for name, text in texts.items()}
-        for name, parameter in node.component.parameters.items():
-            if parameters.get(name) is None:
-                parameters[name] = parameter.default
+            value = self._parameter(node, name, source)
+            declared = node.component.parameters.get(name)
+            if value is None and isinstance(source, FromParent):
+                if declared is None or not declared.optional:
+                    raise InputError(f"{node.name}: the resolved input parameter is null: {source.name}")
+                # as if it were not passed: without its default, too
+                continue
+            if declared is not None:
+                value = _of_type(value, declared.kind, f"{node.name}: input parameter {name}")
+            parameters[name] = value
         return parameters, {name: self._artifact(node, name, source) for name, source in node.task.artifacts.items()}
 
     def _parameter(self, node: Node, name: str, source: Source) -> Value:
         if isinstance(source, Constant):
+            if isinstance(source.value, str) and (word := source.value.removeprefix("{{$.").removesuffix("}}")) in JOB:
+                return self._plan.job_of(node)[word]
             return source.value
         if isinstance(source, FromParent):
-            return self.inputs(node.path[:-1])[0].get(source.name)
-        step, output = self._producer(node, name, source)
-        return self._ended[step].parameters[output]
+            given = self.inputs(node.path[:-1])[0]
+            if source.name not in given:
+                raise InputError(f"{node.name}: parent DAG does not have input parameter {source.name}")
+            value = given[source.name]
+        else:
+            step, output = self._producer(node, source)
+            value = self._ended_well(node, name, step).parameters[output]
+        check_once(value, f"{node.name}: {name}")
+        return value
 
     def _artifact(self, node: Node, name: str, source: Source) -> str:
         if isinstance(source, FromParent):
             return self.inputs(node.path[:-1])[1][source.name]
         assert isinstance(source, FromTask)
-        step, output = self._producer(node, name, source)
-        return self._ended[step].artifacts[output]
+        step, output = self._producer(node, source)
+        return self._ended_well(node, name, step).artifacts[output]
 
-    def _producer(self, node: Node, name: str, source: FromTask) -> tuple[Path, str]:
-        """The step that made an output, and its name there: down through groups, of OneOf the first that ran."""
+    def _producer(self, node: Node, source: FromTask) -> tuple[Path, str]:
+        """The step that makes an output, and its name there: down through groups."""
         at, output = (*node.path[:-1], source.task), source.output
         while not self._plan.nodes[at].runs:
-            for selector in self._plan.nodes[at].component.results[output]:
-                if self.state((*at, selector.task)) is State.DONE:
-                    at, output = (*at, selector.task), selector.output
-                    break
-            else:
-                raise InputError(f"{node.name}: its input {name} comes from a step that was skipped")
+            inner = self._plan.nodes[at].component.results[output]
+            at, output = (*at, inner.task), inner.output
         return at, output
+
+    def _ended_well(self, node: Node, name: str, step: Path) -> Ended:
+        found = self._ended.get(step)
+        if found is None or not found.done:
+            raise InputError(
+                f"{node.name}: its input {name} comes from {self._plan.nodes[step].name}, which wrote none"
+            )
+        return found
+
+
+def _of_type(value: Value, kind: str, where: str) -> Value:
+    """A value as an input of this type: a text takes anything, as text; the others take their own kind alone."""
+    if kind == "STRING":
+        return text_of(value)
+    if not is_of(value, kind):
+        raise InputError(f"{where} type mismatch: expect {kind}, got {value!r}")
+    return value
 
 
 # --- unfolding --------------------------------------------------------------------------------------------------------
@@ -272,8 +313,6 @@ def _unfold(package: Package, graph: Component, path: Path) -> Iterator[tuple[Pa
         task = graph.tasks[name]
         component = package.components[task.component]
         here = (*path, name)
-        if len(here) > 50:
-            raise InputError(f"{package.name}: {'/'.join(here[:4])}…: the pipeline calls itself")
         yield here, task, component
         yield from _unfold(package, component, here)
 
@@ -286,14 +325,14 @@ def _ordered(graph: Component) -> list[str]:
         free = sorted((name for name, before in left.items() if not before - set(found)), key=_natural)
         if not free:
             raise InputError(f"{graph.name}: {', '.join(sorted(left))} wait for each other")
-        # one at a time, so that a branch is followed to its end where the names allow it
+        # one at a time, so that a line of tasks is followed to its end where the names allow it
         found.append(free[0])
         del left[free[0]]
     return found
 
 
 def _natural(name: str) -> list[str | int]:
-    """Sorts `condition-2` before `condition-11`: kfp numbers groups in the order in which they were written."""
+    """Sorts `merge-2` before `merge-11`: kfp numbers tasks of one name in the order in which they were written."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 

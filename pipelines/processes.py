@@ -5,13 +5,17 @@ with its parent (components/shared/children.py), which covers `kill -9` of the r
 down, so that the next run ends what an earlier one left (a machine without that signal, a child that did not listen).
 """
 
+import fcntl
 import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from components.shared import storage
+from components.shared.errors import InputError
 
 
 def _fields(pid: str) -> list[str]:
@@ -81,3 +85,21 @@ class Ledger:
             send(pid, signal.SIGKILL)
         self._path.unlink(missing_ok=True)
         return len(left)
+
+
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Two runs in one folder would write over each other: the second is refused."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = open(work / ".lock", "a+")
+    except OSError as error:
+        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--work {work}: another run is using this folder; wait for it, or choose another"
+            ) from error
+        yield

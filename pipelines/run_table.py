@@ -17,7 +17,6 @@ _LOOKS = {
     State.READY: "dim",
     State.RUNNING: "bold yellow",
     State.DONE: "green",
-    State.SKIPPED: "dim",
     State.FAILED: "bold red",
     State.NOT_RUN: "dim",
     State.LEFT_OUT: "dim",
@@ -119,8 +118,6 @@ class RunTable:
             table.add_column(title, no_wrap=True, min_width=width)
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for row in self._rows:
-            if row.state is State.SKIPPED:
-                continue  # the other ways to the same end
             look = _LOOKS[row.state]
             figure = row.figure
             if row.state is State.RUNNING:

@@ -1,6 +1,7 @@
 """Small pipelines, compiled by KFP, for the runner's tests."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ STEP = str(Path(__file__).parent / "small_step.py")
 
 
 @dsl.container_component
-def echo(value: str, ref: dsl.OutputPath(str), name: str = "echo"):
+def echo(value: str, name: str, ref: dsl.OutputPath(str)):
     words = ["--value", value, "--reference", ref, "--name", name]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["echo", *words])
 
@@ -23,8 +24,8 @@ def publish(
     ref: dsl.OutputPath(str),
     thing: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    name: str = "publish",
-    source: str = "",
+    name: str,
+    source: str,
 ):
     words = ["--store", store, "--value", value, "--reference", ref, "--output", thing.path]
     words += ["--name", name, "--place", source]
@@ -39,7 +40,7 @@ def meet(place: str, name: str, ref: dsl.OutputPath(str)):
 
 
 @dsl.container_component
-def hang(place: str, after: str = ""):
+def hang(place: str, after: str):
     words = ["--place", place, "--name", "hang", "--value", after]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["hang", *words])
 
@@ -51,15 +52,20 @@ def fail(value: str, code: int):
 
 
 @dsl.container_component
-def tidy(name: str = "tidy"):
+def tidy(name: str):
     words = ["--reference", "/dev/null", "--name", name]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["echo", *words])
 
 
 class Steps:
-    """The components above, for pipelines in tests."""
+    """The components above, for pipelines in tests: each input is passed, as KFP's driver wants it."""
 
-    echo, publish, meet, hang, fail, tidy = echo, publish, meet, hang, fail, tidy
+    echo = partial(echo, name="echo")
+    publish = partial(publish, name="publish", source="")
+    meet = partial(meet)
+    hang = partial(hang, after="")
+    fail = partial(fail)
+    tidy = partial(tidy, name="tidy")
 
 
 @pytest.fixture(scope="session")

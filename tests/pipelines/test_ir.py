@@ -6,6 +6,8 @@ from kfp import dsl, kubernetes
 
 from components.shared.errors import InputError
 from pipelines.ir import parse_package, read_package
+from pipelines.placeholders import Surroundings, command
+from pipelines.plan import Plan
 
 
 @dsl.container_component
@@ -13,16 +15,10 @@ def say(value: str, ref: dsl.OutputPath(str)):
     return dsl.ContainerSpec(image="none", command=["say"], args=["--value", value, "--reference", ref])
 
 
-def test_branches_sub_pipelines_and_exit_handlers_are_read(compiled):
+def test_sub_pipelines_and_exit_handlers_are_read(compiled):
     @dsl.pipeline
     def inner(value: str) -> str:
-        with dsl.If(value == ""):
-            first = say(value="a")
-        with dsl.Elif(value == "x"):
-            second = say(value="b")
-        with dsl.Else():
-            third = say(value=value)
-        return dsl.OneOf(first.outputs["ref"], second.outputs["ref"], third.outputs["ref"])
+        return say(value=value).outputs["ref"]
 
     @dsl.pipeline(name="outer")
     def outer(value: str, count: int = 3):
@@ -33,6 +29,37 @@ def test_branches_sub_pipelines_and_exit_handlers_are_read(compiled):
     assert package.name == "outer"
     assert package.root.parameters["count"].default == 3
     assert {task.title for task in package.root.tasks.values()} == {"tidy up", "exit-handler-1"}
+
+
+def only_if(value: str):
+    with dsl.If(value == ""):
+        say(value=value)
+
+
+def if_elif_else(value: str):
+    with dsl.If(value == ""):
+        say(value="a")
+    with dsl.Elif(value == "x"):
+        say(value="b")
+    with dsl.Else():
+        say(value=value)
+
+
+def one_of(value: str):
+    with dsl.If(value == ""):
+        first = say(value="a")
+    with dsl.Else():
+        second = say(value=value)
+    say(value=dsl.OneOf(first.outputs["ref"], second.outputs["ref"]))
+
+
+@pytest.mark.parametrize("function", [only_if, if_elif_else, one_of])
+def test_a_choice_is_refused_by_name_and_the_place_where_it_is_made_told(compiled, function):
+    path = compiled(dsl.pipeline(name="outer")(function))
+    with pytest.raises(
+        InputError, match=r"(condition \(dsl\.If|\(dsl\.OneOf).*decided when our pipelines are compiled; run"
+    ):
+        read_package(path)
 
 
 def loop(value: str):
@@ -90,28 +117,132 @@ def test_settings_that_only_place_a_pod_are_passed_over(compiled):
     assert read_package(compiled(outer)).root.tasks["say"].component == "comp-say"
 
 
-def test_conditions_below_conditions_of_two_pipelines_are_garbled_by_kfp_and_refused_here(compiled):
-    """kfp 2.17 puts the outer Else's step into the inner one's branch: this must never run."""
+@dsl.container_component
+def say_twice(value: str, again: str = "and again"):
+    return dsl.ContainerSpec(image="none", command=["say"], args=[value, again])
 
+
+def test_a_step_that_leaves_an_input_to_its_default_is_refused_in_the_drivers_words(compiled):
+    @dsl.pipeline(name="outer")
+    def outer(value: str):
+        with dsl.ExitHandler(say(value="bye")):
+            say_twice(value=value)
+
+    with pytest.raises(
+        InputError,
+        match=r'say-twice: it passes nothing for the input again, .*parameter "again" not found in executor inp',
+    ):
+        read_package(compiled(outer))
+
+
+def test_a_sub_pipelines_default_is_filled_in_as_kfp_does_for_groups(compiled):
     @dsl.pipeline
-    def inner(value: str) -> str:
-        with dsl.If(value == ""):
-            first = say(value="a")
-        with dsl.Else():
-            second = say(value=value)
-        return dsl.OneOf(first.outputs["ref"], second.outputs["ref"])
+    def inner(value: str, again: str = "and again"):
+        say_twice(value=value, again=again)
 
     @dsl.pipeline(name="outer")
-    def outer(value: str, other: str):
-        with dsl.If(value == ""):
-            first = say(value=f"{other}!")
-        with dsl.Else():
-            second = say(value=f"{other}?")
-        say(value=dsl.OneOf(first.outputs["ref"], second.outputs["ref"]))
+    def outer(value: str):
         inner(value=value)
 
-    with pytest.raises(InputError, match="the compiled pipeline is damaged"):
-        read_package(compiled(outer))
+    plan = Plan(read_package(compiled(outer)), {"value": "a"}, {})
+    assert plan.at({}).inputs(("inner", "say-twice"))[0] == {"value": "a", "again": "and again"}
+
+
+def test_an_input_whose_absence_a_component_asks_for_may_be_left_out(compiled):
+    @dsl.container_component
+    def perhaps(value: str = "default"):
+        asked = dsl.IfPresentPlaceholder("value", then=["--value", value], else_=["--none"])
+        return dsl.ContainerSpec(image="none", command=["say"], args=[asked])
+
+    @dsl.pipeline(name="outer")
+    def outer():
+        perhaps()
+
+    plan = Plan(read_package(compiled(outer)), {}, {})
+    plan.rehearse()
+    assert command(plan.steps[0].component.container.words, Surroundings({})) == ["say", "--none"]
+
+
+@dsl.container_component
+def joined(value: str):
+    return dsl.ContainerSpec(image="none", command=["say"], args=[dsl.ConcatPlaceholder(["--value=", value])])
+
+
+@dsl.container_component
+def told_the_run():
+    return dsl.ContainerSpec(image="none", command=["say"], args=[dsl.PIPELINE_JOB_ID_PLACEHOLDER])
+
+
+def concat(value: str):
+    joined(value=value)
+
+
+def run_in_a_command(value: str):
+    told_the_run()
+
+
+def run_in_a_text(value: str):
+    say(value=f"run {dsl.PIPELINE_JOB_ID_PLACEHOLDER}")
+
+
+def after_an_exit_handler(value: str):
+    last = say(value=value).after(say(value="first")).ignore_upstream_failure()
+    say(value="x").after(last)
+
+
+def two_exit_handlers(value: str):
+    first = say(value="first")
+    for text in ("one", "two"):
+        say(value=text).after(first).ignore_upstream_failure()
+
+
+def exit_handler_of_two(value: str):
+    say(value=value).after(say(value="one"), say(value="two")).ignore_upstream_failure()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (two_exit_handlers, "not the only exit handler of say; KFP would run one of them"),
+        (exit_handler_of_two, "an exit handler of 2 tasks; KFP would run it once for each"),
+        (concat, r'KFP 2\.17 hands {"Concat": …} on as it stands'),
+        (run_in_a_command, r"KFP 2\.17 leaves {{\$\.pipeline_job_uuid}} as it stands"),
+        (run_in_a_text, r"KFP 2\.17 leaves {{\$\.pipeline_job_uuid}} as it stands"),
+        (after_an_exit_handler, "it waits for say, which KFP runs as an exit handler"),
+    ],
+)
+def test_what_kfp_compiles_and_its_backend_does_not_do_is_refused(compiled, function, message):
+    path = compiled(dsl.pipeline(name="outer")(function))
+    with pytest.raises(InputError, match=message):
+        read_package(path)
+
+
+def test_a_pipeline_that_contains_itself_or_unfolds_without_end_is_refused(compiled):
+    @dsl.pipeline
+    def inner(value: str):
+        say(value=value)
+
+    @dsl.pipeline(name="outer")
+    def outer(value: str):
+        inner(value=value)
+
+    spec = yaml.safe_load(compiled(outer).read_text())
+    graph = spec["components"]["comp-inner"]["dag"]["tasks"]
+    graph["again"] = {**graph["say"], "componentRef": {"name": "comp-inner"}}
+    with pytest.raises(InputError, match="here: comp-inner contains itself"):
+        parse_package([spec], "here")
+
+    del graph["again"]
+    for level in range(40):
+        below = "comp-inner" if level == 0 else f"comp-{level - 1}"
+        task = {**graph["say"], "componentRef": {"name": below}}
+        spec["components"][f"comp-{level}"] = {
+            **spec["components"]["comp-inner"],
+            "dag": {"tasks": {"one": task, "two": task}},
+        }
+    spec["root"]["dag"]["tasks"]["inner"]["componentRef"]["name"] = "comp-39"
+    with pytest.raises(InputError, match=f"here: it holds {2**40} steps; at most 1000 can run"):
+        parse_package([spec], "here")
 
 
 @pytest.mark.parametrize("content", ["", "a: 1", "- 1\n- 2", "[", "\0"])

@@ -1,4 +1,4 @@
-"""The runner, on small real pipelines: branches, side by side, failure, going on, and nothing left running."""
+"""The runner, on small real pipelines: side by side, failure, going on, and nothing left running."""
 
 import json
 import os
@@ -60,54 +60,98 @@ def runner(compiled, work: Path, tmp_path: Path):
 # --- what runs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "expected"), [("", "none"), ("x", "an x"), ("y", "y")])
-def test_if_elif_else_joined_by_one_of(compiled, steps, work, value, expected):
-    @dsl.pipeline
-    def choose(value: str) -> str:
-        with dsl.If(value == ""):
-            first = steps.echo(value="none")
-        with dsl.Elif(value == "x"):
-            second = steps.echo(value="an x")
-        with dsl.Else():
-            third = steps.echo(value=value)
-        return dsl.OneOf(first.outputs["ref"], second.outputs["ref"], third.outputs["ref"])
-
+def test_a_pipeline_with_a_condition_is_refused_before_anything_runs(compiled, steps, work, journal, ran):
     @dsl.pipeline(name="test")
     def pipeline(value: str):
-        steps.echo(value=choose(value=value).output).set_display_name("last")
+        steps.echo(value="first")
+        with dsl.If(value == ""):
+            steps.echo(value="none")
 
-    result = run_pipeline(compiled(pipeline), {"value": value}, work)
-    assert result.exit_code == 0
-    assert result.reference("last") == expected
-    assert sorted(step.state for step in result.steps.values()) == ["done", "done", "skipped", "skipped"]
+    with pytest.raises(InputError, match=r"condition-1: it has a condition \(dsl\.If.*decided when our pipelines are"):
+        run_pipeline(compiled(pipeline), {"value": ""}, work)
+    assert ran() == []
 
 
-def test_a_sub_pipeline_with_its_only_branch_skipped_is_done_for_those_that_wait(compiled, steps, work, journal, ran):
+def test_what_waits_for_a_sub_pipeline_waits_for_all_of_it(compiled, steps, work, journal, ran):
     @dsl.pipeline
-    def inner(go: bool):
-        with dsl.If(go == True):  # noqa: E712 - a KFP channel
-            steps.echo(value="a", name="inside")
+    def inner():
+        first = steps.echo(value="a", name="one")
+        steps.echo(value="b", name="two").after(first)
 
     @dsl.pipeline(name="test")
-    def pipeline(go: bool):
-        steps.echo(value="b", name="after").after(inner(go=go))
+    def pipeline():
+        steps.echo(value="c", name="after").after(inner())
 
-    assert run_pipeline(compiled(pipeline), {"go": "false"}, work).exit_code == 0
-    assert ran() == ["after"]
+    assert run_pipeline(compiled(pipeline), {}, work).exit_code == 0
+    assert ran() == ["one", "two", "after"]
 
 
 def test_values_travel_through_sub_pipelines_texts_and_types(compiled, steps, work):
     @dsl.pipeline
-    def inner(number: int, rate: float) -> str:
-        return steps.echo(value=f"{number} at {rate}").output
+    def inner(number: int, rate: float, run: str) -> str:
+        return steps.echo(value=f"{number} at {rate} in {run}").output
 
     @dsl.pipeline(name="test")
     def pipeline(number: int = 3, rate: float = 2e-5):
-        steps.echo(
-            value=f"<{inner(number=number, rate=rate).output}> in {dsl.PIPELINE_JOB_NAME_PLACEHOLDER}"
-        ).set_display_name("last")
+        told = inner(number=number, rate=rate, run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+        steps.echo(value=f"<{told.output}>").set_display_name("last")
 
-    assert run_pipeline(compiled(pipeline), {"rate": "1e-5"}, work).reference("last") == "<3 at 0.00001> in test-local"
+    assert run_pipeline(compiled(pipeline), {"rate": "1e-5"}, work).reference("last") == "<3 at 0.00001 in test-local>"
+
+
+def test_a_number_looks_in_a_command_as_kfps_driver_writes_it(compiled, work):
+    @dsl.container_component
+    def say(rate: float, steps: int, ref: dsl.OutputPath(str)):
+        code = "import sys; open(sys.argv[3], 'w').write(' '.join(sys.argv[1:3]))"
+        return dsl.ContainerSpec(image="none", command=["python", "-c", code], args=[rate, steps, ref])
+
+    @dsl.pipeline(name="test")
+    def pipeline(rate: float, steps: int):
+        say(rate=rate, steps=steps)
+
+    assert (
+        run_pipeline(compiled(pipeline), {"rate": "1e-5", "steps": "1000000"}, work).reference("say") == "1e-05 1000000"
+    )
+
+
+def test_an_optional_parameter_without_a_value_is_refused_before_anything_runs(compiled, steps, work, journal, ran):
+    @dsl.container_component
+    def say(value: str = "default"):
+        return dsl.ContainerSpec(image="none", command=["python", "-c", "pass"], args=[value])
+
+    @dsl.pipeline(name="test")
+    def pipeline(value: str = None):  # noqa: RUF013 - kfp's way to an optional parameter
+        say(value=value).after(steps.echo(value="first"))
+
+    path = compiled(pipeline)
+    with pytest.raises(
+        InputError, match=r'^say: failed to resolve input parameters: parameter "value" not found in exec'
+    ):
+        run_pipeline(path, {}, work)
+    assert ran() == []
+    assert run_pipeline(path, {"value": "a"}, work).exit_code == 0
+
+
+def test_an_output_that_looks_like_a_placeholder_fails_the_step_that_takes_it(
+    compiled, steps, work, journal, ran, capsys
+):
+    @dsl.container_component
+    def write(ref: dsl.OutputPath(str)):
+        code = "import sys; open(sys.argv[1], 'w').write('{' + '{$.inputs}' + '}')"
+        return dsl.ContainerSpec(image="none", command=["python", "-c", code], args=[ref])
+
+    @dsl.pipeline(name="test")
+    def pipeline():
+        with dsl.ExitHandler(steps.tidy()):
+            steps.echo(value=write().output, name="after")
+
+    result = run_pipeline(compiled(pipeline), {}, work)
+    assert result.exit_code == 2
+    assert result.error.startswith("echo: value: its text holds {{$.inputs}}, which KFP would take for a placeholder")
+    assert ran() == ["tidy"]
+    assert (
+        "echo failed with exit code 2. Its last lines:\n  error: echo: value: its text holds" in capsys.readouterr().out
+    )
 
 
 def test_an_artifacts_path_reaches_the_next_step(compiled, steps, work, tmp_path):
@@ -158,16 +202,13 @@ def test_the_exit_handler_runs_after_success_and_after_failure(compiled, steps, 
     @dsl.pipeline(name="test")
     def pipeline(code: int):
         with dsl.ExitHandler(steps.tidy()):
-            with dsl.If(code == 0):
-                steps.echo(value="a")
-            with dsl.If(code > 0):
-                steps.fail(value="no", code=code)
+            steps.fail(value="no", code=code)
 
     path = compiled(pipeline)
     assert run_pipeline(path, {"code": "0"}, work).exit_code == 0
-    assert ran() == ["echo", "tidy"]
+    assert ran() == ["fail", "tidy"]
     assert run_pipeline(path, {"code": "7"}, work).exit_code == 1
-    assert ran() == ["echo", "tidy", "fail", "tidy"]
+    assert ran() == ["fail", "tidy", "fail", "tidy"]
 
 
 # --- failure ----------------------------------------------------------------------------------------------------------

@@ -7,15 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.shared.errors import InputError
-from pipelines.conditions import parse_condition
-from pipelines.ir import Component, Constant, Container, FromTask, Package, Parameter, Task
+from pipelines.ir import Component, Container, FromTask, Package, Parameter, Task
 from pipelines.plan import SETTLED, Ended, Plan, State, checked_arguments
 
 STEP = Component("comp-step", {}, (), {"ref": "STRING"}, {}, Container(("python",)), {}, {})
 
 
-def task(name, after=(), condition=None, always=False, component="comp-step", **parameters):
-    return Task(name, name, component, parameters, {}, tuple(after), condition, always)
+def task(name, after=(), always=False, component="comp-step", **parameters):
+    return Task(name, name, component, parameters, {}, tuple(after), always)
 
 
 def package(*tasks, **components):
@@ -27,22 +26,18 @@ def graph(name, *tasks):
     return Component(name, {}, (), {}, {}, None, {item.name: item for item in tasks}, {})
 
 
-NEVER = parse_condition("1 == 2", "here")
-
-
 @st.composite
 def pipelines(draw):
-    """Up to eight tasks, each waiting for some before it; some are skipped, some are groups, and an exit handler."""
+    """Up to eight tasks, each waiting for some before it; some are groups, and an exit handler."""
     count = draw(st.integers(1, 8))
     tasks, components = [], {}
     for index in range(count):
         after = draw(st.sets(st.integers(0, index - 1), max_size=3)) if index else set()
-        condition = NEVER if draw(st.integers(0, 4)) == 0 else None
         component = "comp-step"
         if draw(st.integers(0, 3)) == 0:
             component = f"comp-group-{index}"
             components[component] = graph(component, task("first"), task("second", after=["first"]))
-        tasks.append(task(f"t{index}", [f"t{other}" for other in after], condition, component=component))
+        tasks.append(task(f"t{index}", [f"t{other}" for other in after], component=component))
     tasks.append(task("finally", [f"t{index}" for index in range(count)], always=True))
     return package(*tasks, **components)
 
@@ -75,18 +70,6 @@ def test_a_step_starts_after_all_that_it_waits_for_and_everything_is_settled(spe
     assert names[-1] == ("finally",)
 
 
-@given(pipelines(), st.integers())
-def test_a_skipped_task_drops_all_that_wait_for_it_and_nothing_else(spec, seed):
-    plan = Plan(spec, {}, {})
-    _, states = simulate(plan, random.Random(seed))
-    dropped = set()
-    for name, item in spec.root.tasks.items():
-        if not item.always and (item.condition is not None or dropped & set(item.waits_for)):
-            dropped.add(name)
-    assert {path[0] for path, state in states.items() if state is State.SKIPPED} == dropped
-    assert {path[0] for path, state in states.items() if state is State.DONE} == set(spec.root.tasks) - dropped
-
-
 @given(pipelines(), st.integers(), st.data())
 def test_after_a_failure_nothing_new_starts_but_the_exit_handler(spec, seed, data):
     plan = Plan(spec, {}, {})
@@ -106,30 +89,29 @@ def test_until_runs_a_step_and_what_it_needs_and_no_other(spec, data):
     plan.until([target])
     started, states = simulate(plan, random.Random(0))
     assert {path for path, _ in started} <= needed | {("finally",)}
-    assert states[target.path] in (State.DONE, State.SKIPPED)
+    assert states[target.path] is State.DONE
 
 
-def test_one_of_takes_the_branch_that_ran():
-    flag = "inputs.parameter_values['flag'] == true"
-    branches = Component(
-        "comp-branches", {"flag": Parameter("BOOLEAN")}, (), {"one": "STRING"}, {}, None,
-        {
-            "yes": task("yes", condition=parse_condition(flag, ""), flag=Constant(False)),
-            "no": task("no", condition=parse_condition(f"!({flag})", ""), flag=Constant(False)),
-        },
-        {"one": (FromTask("yes", "ref"), FromTask("no", "ref"))},
-    )  # fmt: skip
-    spec = package(
-        task("branches", component="comp-branches", flag=Constant(False)),
-        task("after", value=FromTask("branches", "one")),
-        **{"comp-branches": branches},
+def test_an_output_of_a_sub_pipeline_is_that_of_the_step_in_it():
+    inner = Component(
+        "comp-inner",
+        {},
+        (),
+        {"one": "STRING"},
+        {},
+        None,
+        {"a": task("a"), "b": task("b")},
+        {"one": FromTask("b", "ref")},
     )
-    plan = Plan(spec, {}, {})
-    ended = {("branches", "no"): Ended(True, {"ref": "from no"})}
-    moment = plan.at(ended)
-    assert moment.state(("branches", "yes")) is State.SKIPPED
+    spec = package(
+        task("inner", component="comp-inner"),
+        task("after", value=FromTask("inner", "one")),
+        **{"comp-inner": inner},
+    )
+    ended = {("inner", "a"): Ended(True, {"ref": "of a"}), ("inner", "b"): Ended(True, {"ref": "of b"})}
+    moment = Plan(spec, {}, {}).at(ended)
     assert moment.state(("after",)) is State.READY
-    assert moment.inputs(("after",))[0]["value"] == "from no"
+    assert moment.inputs(("after",))[0]["value"] == "of b"
 
 
 def test_a_circle_is_refused():

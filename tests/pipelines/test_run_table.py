@@ -21,15 +21,14 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     (tmp_path / "train.txt").write_text("step 1\n\nstep 2, loss 3.14, key sk-secret-of-the-tests\n")
-    return [Row(name, tmp_path / f"{name}.txt") for name in ("fetch", "convert", "other", "train", "evaluate")]
+    return [Row(name, tmp_path / f"{name}.txt") for name in ("fetch", "convert", "train", "evaluate")]
 
 
 def change_all(table: RunTable, rows: list[Row]) -> None:
-    fetch, convert, other, train, _ = rows
+    fetch, convert, train, _ = rows
     table.change(fetch, State.RUNNING)
     table.change(fetch, State.DONE, "4 files, 19.0 MB")
     table.change(convert, State.DONE, "9 M parameters", unchanged=True)
-    table.change(other, State.SKIPPED)
     table.change(train, State.RUNNING)
 
 
@@ -51,21 +50,20 @@ def test_elsewhere_each_change_is_a_line(rows: list[Row]) -> None:
     stream = io.StringIO()
     with RunTable(rows, stream) as table:
         change_all(table, rows)
-        table.change(rows[3], State.FAILED, "the text is empty")
+        table.change(rows[2], State.FAILED, "the text is empty")
         table.change(Row("not shown", Path("none")), State.FAILED)
     lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in stream.getvalue().splitlines()]
     assert lines[0] == "fetch    started"
     assert re.fullmatch(r"fetch    done in [\d.]+ s: 4 files, 19\.0 MB", lines[1])
     assert lines[2:] == [
         "convert  unchanged: 9 M parameters",
-        "other    skipped",
         "train    started",
         "train    failed: the text is empty",
     ]
 
 
 def test_the_last_lines_of_a_log_are_no_empty_ones_and_hold_no_secret(rows: list[Row]) -> None:
-    assert last_lines(rows[3].log, 2) == ["step 1", "step 2, loss 3.14, key ***"]
+    assert last_lines(rows[2].log, 2) == ["step 1", "step 2, loss 3.14, key ***"]
     assert last_lines(rows[0].log, 2) == []
 
 
