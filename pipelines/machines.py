@@ -15,6 +15,7 @@ from components.launch_training.launcher import LaunchTraining, training_job
 from components.serve.serve import Serve
 from components.shared.cli import parse
 from pipelines.configuration import Configuration
+from pipelines.settings import options_of
 from pipelines.sizes import Size
 
 _ANYWHERE = "s3://bucket/prefix"
@@ -78,7 +79,7 @@ def training_machine(told: Configuration, training: str) -> dict[str, Any]:
         job = training_job(launch, "0" * 32, (), attempt=1)
         # what the API server would refuse of it is refused by its rendering
         job.trainjob() if backend == "trainjob" else job.pytorchjob()
-    return machine
+    return _said(LaunchTraining, machine)
 
 
 def serving_machine(told: Configuration) -> dict[str, Any]:
@@ -101,13 +102,19 @@ def serving_machine(told: Configuration) -> dict[str, Any]:
     from components.serve.deploy import server_of
 
     server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
-    return machine
+    return _said(Serve, machine)
 
 
 _SERVED = (
     "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
     "openshift", "wait_minutes",
 )  # fmt: skip
+
+
+def _said(kind: type, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not the command's default anyway."""
+    options = options_of(kind)
+    return {name: value for name, value in machine.items() if value != options[name][1]}
 
 
 def _secrets(told: Configuration) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A component as a step: its name, its inputs, and what KFP can set on its pod: resources, a /tmp of its own, identity,
 secrets, placement, a deadline. All of it is written into the compiled pipeline.
 
-Two rules come from KFP 2.17's backend, and both are kept here alone. Its driver resolves a container's arguments from
-what the *task* passes, so every input of a component is passed, its default where the pipeline says nothing. And a
-step is called by its own name in the Workflow too (`train-lora`, not `launch-training-2`): each use of a component is
-a component of that name. What KFP cannot set at all: a read-only root (the images are made for one), and a request
+Three rules come from KFP 2.17's backend, and are kept here alone. Its driver resolves a container's arguments from what
+the *task* passes, and knows no defaults. Each input of a step stands in the Workflow a dozen times, which may not grow
+past a megabyte. So what is known when the pipeline is compiled is written into a step's arguments, and its inputs are
+what a run decides, every one of them passed. And a step is called by its own name in the Workflow too (`train-lora`,
+not `launch-training-2`): each use of a component is a component of that name.
+What KFP cannot set at all: a read-only root (the images are made for one), and a request
 for ephemeral storage (the size of /tmp stands in for it).
 """
 
@@ -14,11 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kfp import dsl, kubernetes
+from kfp.dsl import pipeline_channel
+from kfp.dsl.structures import InputSpec
 
 from components.shared import images
-from components.shared.site import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
-from components.shared.training_job import LABEL, POD_PLACES, S3_KEYS, S3_OPTIONAL_KEYS
+from components.shared.site import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
+from components.shared.training_job import LABEL
 from pipelines.configuration import Configuration
+from pipelines.placeholders import text_of
 
 
 @dataclass(frozen=True)
@@ -73,17 +78,23 @@ class Steps:
         self.made.append(Why(name, because))
         spec = copy.deepcopy(component.component_spec)
         spec.name = name.replace("_", "-")
-        inputs = {one: _default(described) for one, described in (spec.inputs or {}).items()}
+        declared = spec.inputs or {}
+        if unknown := given.keys() - declared.keys():
+            raise TypeError(f"{name}: its component has no input {', '.join(sorted(unknown))}")
+        values = {one: given.get(one, described.default) for one, described in declared.items()}
+        constants = {one: value for one, value in values.items() if not _varies(value)}
+        container = spec.implementation.container
+        container.args = _written(container.args, constants)
+        spec.inputs = {one: InputSpec(described.type) for one, described in declared.items() if one not in constants}
         # never from KFP's cache, whose references may lead nowhere
         renamed = type(component)(spec, component.pipeline_func)
-        return renamed(**{**inputs, **given}).set_display_name(name).set_caching_options(False)
+        task = renamed(**{one: values[one] for one in spec.inputs})
+        return task.set_display_name(name).set_caching_options(False)
 
     def _step(self, task: Any, kind: str, deadline: bool = True) -> Any:
         told, work = self.configuration, getattr(self.configuration.size.work, kind)
         task.set_cpu_request(work.cpu).set_cpu_limit(work.cpu)
         task.set_memory_request(work.memory).set_memory_limit(work.memory)
-        # set_env_variable looks through the whole stack each time it is called, for a check that set_cpu_request made
-        task.container_spec.env = {**POD_PLACES, CA_VARIABLE: CA_FOLDER}
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
         self._secrets(task)
         self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
@@ -101,10 +112,9 @@ class Steps:
         """Each may be absent: then the account's own identity is used, the public authorities are trusted alone, …"""
         told = self.configuration
         if told["s3_secret"] not in ("", "none"):
-            keys = (*S3_KEYS, *S3_OPTIONAL_KEYS)
-            kubernetes.use_secret_as_env(task, told["s3_secret"], {key: key for key in keys}, optional=True)
+            kubernetes.use_secret_as_volume(task, told["s3_secret"], S3_FOLDER, optional=True)
         if told["proxy_secret"]:
-            kubernetes.use_secret_as_env(task, told["proxy_secret"], {key: key for key in PROXY_KEYS}, optional=True)
+            kubernetes.use_secret_as_volume(task, told["proxy_secret"], PROXY_FOLDER, optional=True)
         if told["ca_config_map"]:
             kubernetes.use_config_map_as_volume(task, told["ca_config_map"], CA_FOLDER, optional=True)
         if told["pull_secret"]:
@@ -125,7 +135,6 @@ class Steps:
             )
         labels = {
             **told["step_labels"],
-            "app.kubernetes.io/part-of": "zhllama",
             f"{LABEL}size": told.size.name,
             # Istio's sidecar would outlive the step, and stand between it and S3
             "sidecar.istio.io/inject": "false",
@@ -136,16 +145,35 @@ class Steps:
             kubernetes.add_pod_annotation(task, name, value)
 
 
-def _default(described: Any) -> Any:
-    """The default of an input, as its type has it: kfp refuses 1 for a number that may have a fraction."""
-    return (
-        float(described.default) if described.type == "Float" and described.default is not None else described.default
-    )
+def _varies(value: Any) -> bool:
+    """Whether a run decides it: a parameter, another step's output, a placeholder of the run."""
+    return isinstance(value, pipeline_channel.PipelineChannel) or (isinstance(value, str) and "{{$" in value)
+
+
+def _written(words: list[Any], constants: Mapping[str, Any]) -> list[Any]:
+    """A container's arguments with what is known now written into them; an option without a value is left out."""
+    texts = {f"{{{{$.inputs.parameters['{name}']}}}}": text_of(value) for name, value in constants.items()}
+    written: list[Any] = []
+    for word in words:
+        name, equals, value = str(word).partition("=")
+        if str(word) in texts:
+            if texts[str(word)]:
+                written.append(texts[str(word)])
+            else:
+                # its option
+                written.pop()
+        elif equals and name.startswith("--") and value in texts:
+            if texts[value]:
+                written.append(f"{name}={texts[value]}")
+        else:
+            written.append(word)
+    return written
 
 
 def _names_images(task: Any) -> Any:
     """A step that names images when it runs: it is told what this compilation was."""
-    task.container_spec.env |= images.settings()
+    if settings := images.settings():
+        task.container_spec.env = settings
     return task
 
 

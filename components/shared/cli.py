@@ -44,7 +44,7 @@ from components.shared.artifact import (
 )
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from components.shared.log import mask, set_up_logging
-from components.shared.site import trust_site
+from components.shared.site import take_secrets, trust_site
 
 log = logging.getLogger("stage")
 
@@ -439,6 +439,7 @@ def guarded(work: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         set_up_logging()
+        take_secrets()
         trust_site()
         work()
     except InputError as error:

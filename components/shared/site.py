@@ -2,11 +2,14 @@
 
 A ConfigMap with the site's certificates is mounted at CA_FOLDER, where there is one; ZHLLAMA_CA names that folder. A
 command that finds files there trusts them beside the public authorities, in whatever it uses: boto3, requests, OpenSSL.
-The proxy comes from a secret (its address may hold a password), as the variables that everything understands.
+The proxy comes from a secret (its address may hold a password), as the variables that everything understands. To the
+steps of a pipeline secrets come as files: as variables they would stand a dozen times in a Workflow, which may not grow
+past a megabyte, and the KFP launcher in the same pod would take our S3 keys for its own.
 """
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from components.shared.errors import InputError
@@ -19,6 +22,21 @@ CA_SUFFIXES = (".crt", ".pem")
 TRUSTED = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """The variables by which boto3, requests, and OpenSSL and its like are told."""
 PROXY_KEYS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+S3_FOLDER, PROXY_FOLDER = "/etc/zhllama-s3", "/etc/zhllama-proxy"
+"""Where a step's secrets are mounted, a file a key."""
+
+
+def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
+    """Makes variables of the secrets that are mounted, for this process and its children; one that is set stays.
+
+    InputError for a file that cannot be read as text."""
+    for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*"))):
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: it cannot be read ({error}); mend the secret's key {path.name}") from error
+        if text:
+            os.environ.setdefault(path.name, text)
 
 
 def trust_site() -> None:

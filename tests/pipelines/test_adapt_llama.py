@@ -18,13 +18,15 @@ import yaml
 
 from components.shared.cli import parse
 from components.shared.errors import InputError
-from components.shared.training_job import POD_PLACES, S3_KEYS, S3_OPTIONAL_KEYS
+from components.shared.site import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 from pipelines import sizes
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
 from pipelines.ir import read_package
 from pipelines.placeholders import Surroundings, command
 from pipelines.plan import Ended, Node, Plan, State, checked_arguments
+from pipelines.workflow_size import LIMIT, workflow_bytes
+from tests.pipelines import kfp_driver
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -362,6 +364,50 @@ def test_with_everything_on_it_stays_small(packages):
         assert len(spec["components"][f"comp-{name}"]["inputDefinitions"]["parameters"]) <= 15
 
 
+def test_what_the_pipeline_knows_is_no_input(packages):
+    """A default, a setting, a machine: written into the arguments; an option that says nothing is left out."""
+    spec = documents(packages("7b", **EVERYTHING_ON))[0]
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        words = executor["container"]["args"]
+        assert "" not in words, name
+        for at, word in enumerate(words[:-1]):
+            # each option has a value, `--` apart
+            assert not (word.startswith("--") and word != "--" and "=" not in word and words[at + 1].startswith("--"))
+    inputs = spec["components"]["comp-train-lora"]["inputDefinitions"]["parameters"]
+    assert not inputs.keys() & {"machine", "arguments", "stage", "adapter"}
+
+
+def test_the_workflow_of_a_run_is_small_at_every_size(packages):
+    """Past a megabyte Argo compresses its nodes, and KFP 2.17's pages show no step any more. The estimate is 6% low."""
+    for size in sizes.names():
+        for settings, most in (({}, 800_000), (EVERYTHING_ON, 930_000)):
+            found = workflow_bytes(packages(size, **settings), ADDRESSES)
+            assert found.total <= most
+            assert found.total * 1.06 < LIMIT
+            assert found.stored == found.total, "nothing is compressed"
+            for step in ("train-embeddings", "train-lora", "train-sft"):
+                assert found.input_text(step).most <= 6000
+                assert found.input_text(step).inputs <= 15
+        assert found.input_text("deploy").most <= 6000
+
+
+ADDRESSES = {
+    name: f"s3://a-bucket-of-the-team/with/a/prefix/{name}"
+    for name in ("store", "weights", "text", "text_validation", "english_text", "instructions_validation", "prompts")
+}
+
+
+@EVERY_START
+def test_the_real_driver_resolves_every_argument(packages, arguments):
+    """As KFP 2.17.0's does, which knows no defaults (kfp_driver.py)."""
+    path = packages("13b", **arguments)
+    needed = documents(path)[0]["root"]["inputDefinitions"]["parameters"]
+    given = {name: f"s3://bucket/{name}" for name, value in needed.items() if not value.get("isOptional")}
+    assert kfp_driver.unpassed(path) == {}
+    resolved = kfp_driver.resolve_all(path, given)
+    assert all(isinstance(word, str) for words in resolved.values() for word in words)
+
+
 def test_a_step_has_one_name_everywhere(packages):
     """In the Workflow's nodes, in the names of pods, and in KFP's pages: `train_lora`, not `launch-training-2`."""
     spec = documents(packages["7b"])[0]
@@ -423,13 +469,12 @@ def test_every_step_has_what_kfp_can_set(packages, size):
         assert [constant_of(one["secretNameParameter"]) for one in settings["imagePullSecret"]] == ["zhllama-pull"]
         (authorities,) = settings["configMapAsVolume"]
         assert constant_of(authorities["configMapNameParameter"]) == "zhllama-ca"
-        assert (authorities["optional"], authorities["mountPath"]) == (True, "/etc/zhllama-ca")
+        assert (authorities["optional"], authorities["mountPath"]) == (True, CA_FOLDER)
         (scratch,) = settings["emptyDirMounts"]
         assert scratch["mountPath"] == "/tmp"
         assert scratch["sizeLimit"] == getattr(sizes.load(size).work, kind_of(name)).ephemeral_storage
-        environment = {item["name"]: item["value"] for item in container["env"]}
-        assert environment == {**POD_PLACES, "ZHLLAMA_CA": "/etc/zhllama-ca"}
-        assert all(value == "/tmp" or value.startswith("/tmp/") for value in POD_PLACES.values())
+        # what a pod needs beside it stands in its image
+        assert "env" not in container
 
 
 @EVERY_EXECUTOR
@@ -475,17 +520,17 @@ def test_every_step_but_those_that_wait_in_a_queue_has_a_deadline(packages, size
         assert settings.get("activeDeadlineSeconds") == (None if waits else wanted), name
 
 
-def test_secrets_reach_steps_by_name_and_may_be_absent(packages):
+def test_secrets_reach_steps_as_files_and_may_be_absent(packages):
     more = {"exec-generate-instructions": "zhllama-openai", "exec-deploy": "zhllama-api-key"}
-    keys = {
-        "zhllama-s3": {*S3_KEYS, *S3_OPTIONAL_KEYS},
-        "zhllama-proxy": {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"},
-        "zhllama-openai": {"OPENAI_API_KEY"},
-        "zhllama-api-key": {"ZHLLAMA_API_KEY"},
-    }
+    keys = {"zhllama-openai": {"OPENAI_API_KEY"}, "zhllama-api-key": {"ZHLLAMA_API_KEY"}}
     for name, (_, settings) in executors(packages("7b", **EVERYTHING_ON)).items():
-        found = {constant_of(one["secretNameParameter"]): one for one in settings["secretAsEnv"]}
-        assert set(found) == {"zhllama-s3", "zhllama-proxy"} | ({more[name]} if name in more else set())
+        mounted = {constant_of(one["secretNameParameter"]): one for one in settings["secretAsVolume"]}
+        assert {secret: one["mountPath"] for secret, one in mounted.items()} == {
+            "zhllama-s3": S3_FOLDER, "zhllama-proxy": PROXY_FOLDER,
+        }  # fmt: skip
+        assert all(one["optional"] for one in mounted.values())
+        found = {constant_of(one["secretNameParameter"]): one for one in settings.get("secretAsEnv", ())}
+        assert set(found) == ({more[name]} if name in more else set())
         for secret, one in found.items():
             assert {item["envVar"] for item in one["keyToEnv"]} == keys[secret]
             # the key of a server that asks for one must be there
@@ -495,7 +540,7 @@ def test_secrets_reach_steps_by_name_and_may_be_absent(packages):
 def test_web_identity_and_no_secrets_are_no_mounts(packages):
     nothing = {"s3_secret": "none", "proxy_secret": "", "pull_secret": "", "ca_config_map": ""}
     for _, settings in executors(packages("7b", **nothing)).values():
-        assert not settings.keys() & {"secretAsEnv", "imagePullSecret", "configMapAsVolume"}
+        assert not settings.keys() & {"secretAsVolume", "imagePullSecret", "configMapAsVolume"}
 
 
 def test_what_the_steps_pods_are_told(packages):
