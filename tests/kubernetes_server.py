@@ -82,8 +82,6 @@ class KubernetesServer:
         """Sees an object, under the lock, just before it is there."""
         self.forward_to: tuple[str, int] = ("127.0.0.1", 0)
         """Where a pod's forwarded port leads."""
-        self.forwarded: Callable[[str], None] = lambda path: None
-        """Sees the path of a pod, just before its port is forwarded."""
         self.changed = threading.Condition()
         self.closing = False
         self._version = 0
@@ -347,7 +345,6 @@ class _Handler(BaseHTTPRequestHandler):
             if pod not in self.of.objects:
                 message = f'pods "{pod.rpartition("/")[2]}" not found'
                 return self._answer(404, {"kind": "Status", "reason": "NotFound", "message": message, "code": 404})
-            self.of.forwarded(pod)
             return self._forward(int(query["ports"]))
         with suppress(_Cut, BrokenPipeError, ConnectionResetError):
             if watching:

@@ -93,8 +93,8 @@ def deployment_of(server: KubernetesServer, thing: dict[str, Any]) -> dict[str, 
     return made
 
 
-def stands(server: KubernetesServer, thing: dict[str, Any]) -> None:
-    """All goes well: the new pods are ready, the old ones gone."""
+def stands(server: KubernetesServer, thing: dict[str, Any], address: str = "") -> None:
+    """All goes well: the new pods are ready, the old ones gone. `address`: what KServe says."""
     deployment = deployment_of(server, thing)
     newest = replica_set(server, deployment)
     replicas = deployment["spec"].get("replicas", 1)
@@ -109,6 +109,6 @@ def stands(server: KubernetesServer, thing: dict[str, Any]) -> None:
         said = {
             "observedGeneration": deployment["metadata"]["generation"],
             "conditions": [{"type": "Ready", "status": "True"}, {"type": "Stopped", "status": "False"}],
-            "address": {"url": f"http://zhllama-predictor.{server.namespace}.svc.cluster.local"},
+            "address": {"url": address or f"http://zhllama-predictor.{server.namespace}.svc.cluster.local"},
         }
         server.set_status("InferenceService", thing["metadata"]["name"], said)

@@ -20,7 +20,7 @@ from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.errors import InputError, StorageFault
 from components.shared.prompt import wrap
 from components.shared.vocabulary import Encoder
-from tests.components.serve.controllers import pod, replica_set, stands
+from tests.components.serve.controllers import READY, pod, replica_set, stands
 from tests.fake_engine import FakeEngine
 from tests.kubernetes_server import KubernetesServer
 
@@ -142,6 +142,106 @@ def test_a_pod_that_cannot_be_forwarded_to_is_taken_back(
     with pytest.raises(StorageFault, match="/v1/models"):
         deploy(Serve(model=model, deploy="kubernetes"))
     assert not state_of(cluster)
+
+
+def forward_to(cluster: KubernetesServer, engine: FakeEngine) -> None:
+    host, _, port = engine.address.removeprefix("http://").partition(":")
+    cluster.forward_to = (host, int(port))
+
+
+def forwarded(cluster: KubernetesServer) -> list[str]:
+    """Names of the pods that were asked through the API server, each once."""
+    paths = [path for _, path in cluster.requests if path.endswith("/portforward")]
+    return list(dict.fromkeys(path.split("/")[-2] for path in paths))
+
+
+def leave_old_pods_terminating(cluster: KubernetesServer) -> Callable[[dict[str, Any]], None]:
+    """As a rolling update does: counted no more, the pods of before are Ready until they have ended."""
+
+    def operate(thing: dict[str, Any]) -> None:
+        if thing["kind"] in ("Deployment", "InferenceService"):
+            before = cluster.of_kind("Pod")
+            stands(cluster, thing)
+            for name in set(before) - set(cluster.of_kind("Pod")):
+                before[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+                cluster.put(f"/api/v1/namespaces/team/pods/{name}", before[name])
+
+    return operate
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "kserve"])
+def test_after_a_change_of_labels_alone_a_new_pod_is_tried_and_not_the_old_one_that_still_is_ready(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, kind: Any
+) -> None:
+    forward_to(cluster, engine)
+    cluster.on_apply = leave_old_pods_terminating(cluster)
+    deploy(Serve(model=model, deploy=kind))
+    (old,) = cluster.of_kind("Pod")
+    deploy(Serve(model=model, deploy=kind, labels='{"team": "nlp"}'))
+    assert old in cluster.of_kind("Pod")
+    versions = {one["metadata"]["labels"]["zhllama.io/version"] for one in cluster.of_kind("Pod").values()}
+    assert len(versions) == 1
+    (_, new) = forwarded(cluster)
+    assert new != old
+    assert cluster.of_kind("Pod")[new]["metadata"]["labels"]["team"] == "nlp"
+
+
+def test_a_pod_that_goes_before_it_is_reached_is_followed_by_another(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward_to(cluster, engine)
+    first = threading.Event()
+
+    def gone(method: str, path: str) -> None:
+        if path.endswith("/portforward") and not first.is_set():
+            first.set()
+            cluster.delete(path.removesuffix("/portforward"))
+            pod(cluster, next(iter(cluster.of_kind("ReplicaSet").values())), READY, "b")
+
+    cluster.fault = gone
+    deploy(Serve(model=model, deploy="kubernetes"))
+    old, new = forwarded(cluster)
+    assert (old[-2:], new[-2:]) == ("-a", "-b")
+    (said,) = [line for line in caplog.messages if "cannot be reached" in line]
+    assert said == f'pod team/{old} cannot be reached through the API server: 404 pods "{old}" not found'
+    assert [path for path, _ in engine.seen].count(CHAT) == 2
+
+
+def test_a_pod_that_goes_while_it_is_asked_is_followed_by_another(
+    cluster: KubernetesServer, engine: FakeEngine, model: str
+) -> None:
+    forward_to(cluster, engine)
+
+    def gone(handler: Any) -> None:
+        engine.faults.clear()
+        (name,) = cluster.of_kind("Pod")
+        cluster.delete(f"/api/v1/namespaces/team/pods/{name}")
+        pod(cluster, next(iter(cluster.of_kind("ReplicaSet").values())), READY, "b")
+        handler.json(503, {"error": "shutting down"})
+
+    engine.faults["/tokenize"] = gone
+    deploy(Serve(model=model, deploy="kubernetes"))
+    assert [name[-2:] for name in forwarded(cluster)] == ["-a", "-b"]
+
+
+def test_in_a_pod_of_the_cluster_a_new_pod_is_asked_at_its_own_address_and_then_the_services_name(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("cluster", "deploy"):
+        monkeypatch.setattr(f"components.serve.{module}.ACCOUNT", tmp_path)
+    monkeypatch.setattr("components.serve.cluster.PORT", int(engine.address.rpartition(":")[2]))
+
+    def operate(thing: dict[str, Any]) -> None:
+        if thing["kind"] == "InferenceService":
+            stands(cluster, thing, engine.address)
+
+    cluster.on_apply = operate
+    deploy(Serve(model=model, deploy="kserve"))
+    assert not forwarded(cluster)
+    paths = [path for path, _ in engine.seen]
+    # with the key, without it, and once through the Service
+    assert paths.count("/v1/models") == 3
+    assert paths[-1] == "/v1/models"
 
 
 def test_the_same_again_changes_nothing(cluster: KubernetesServer, engine: FakeEngine, model: str) -> None:
