@@ -83,7 +83,8 @@ def deploy(config: Serve) -> str:
         model_digest=artifact.digest,
     )
     kserve = config.deploy == "kserve"
-    objects = server.objects(kserve, monitored=True)
+    # a cluster that does not know PodMonitors does without, here: objects are applied one by one
+    objects = server.objects(kserve, monitored=not kserve)
     with cluster.whole_or_not_at_all(objects, config.wait_minutes * 60):
         applied = cluster.apply(objects[-1])
         ask = partial(try_out, name=server.name, api_key=api_key, encoder=encoder, context_length=config.context_length)

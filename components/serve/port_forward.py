@@ -57,8 +57,9 @@ def refusal(error: Exception) -> str:
     hides them in a text with all of the answer's headers."""
     handshake = error.__context__
     if isinstance(handshake, WebSocketBadStatusException):
-        error = ApiException(status=handshake.status_code, reason=handshake.status_message)
-        error.body = (handshake.resp_body or b"").decode("utf-8", "replace")
+        refused = ApiException(status=handshake.status_code, reason=handshake.status_message)
+        refused.body = (handshake.resp_body or b"").decode("utf-8", "replace")
+        error = refused
     return " ".join(short(error).split())
 
 

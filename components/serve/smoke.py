@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, stop_any, wait_random_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from components.serve.served_folder import LINES
 from components.shared.errors import InputError, StorageFault
@@ -104,7 +104,7 @@ class _Tried:
         return Retrying(
             retry=retry_if_exception_type(StorageFault),
             wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_any(stop_after_delay(REACHED_WITHIN), lambda _: not self._there()),
+            stop=lambda state: stop_after_delay(REACHED_WITHIN)(state) or not self._there(),
             reraise=True,
         )(self.get, path)
 
