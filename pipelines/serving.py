@@ -17,6 +17,7 @@ from pipelines.sizes import Size
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "serving"
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
+AUTOSCALED = "autoscaled"
 EXAMPLE_MODEL = "s3://zhllama/artifacts/models/{size}-chinese"
 
 
@@ -49,7 +50,20 @@ def model_server(
     )
 
 
-def as_yaml(server: ModelServer, kserve: bool = False, monitored: bool = True) -> str:
+def replicas_of(text: str) -> dict[str, object]:
+    """What `--replicas` asks of model_server: a number, or "autoscaled"; nothing for "". InputError for other words."""
+    if not text:
+        return {}
+    if text == AUTOSCALED:
+        return {"autoscaled": True}
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise InputError(
+            f"--replicas {text}: give a number of pods from 1 on, or {AUTOSCALED} where an autoscaler says how many"
+        )
+    return {"replicas": int(text)}
+
+
+def as_yaml(server: ModelServer, kserve: bool = False, monitored: bool = False) -> str:
     return yaml_of(server.objects(kserve, monitored))
 
 

@@ -1,9 +1,9 @@
 """A small Kubernetes API server over real HTTP: objects by path in memory, and faults in front of its answers.
 
-It does create (409, 422), server-side apply, get, list, watch (from a resourceVersion, 410), delete (uid, finalizers,
-what the object owns), pods' logs (follow, sinceTime, previous) and forwarded ports. What a controller would do is done
-by the test: `server.on_apply = function(object)` runs in a thread of its own after each change of an object's spec, and
-moves things on with `set_status` and `set_pods`.
+It does create (409, 422), server-side apply (201, 200, 409), get, list, watch (from a resourceVersion, 410), delete
+(uid, finalizers, what the object owns), pods' logs (follow, sinceTime, previous) and forwarded ports. What a controller
+would do is done by the test: `server.on_apply = function(object)` runs in a thread of its own after each change of an
+object's spec, and moves things on with `set_status` and `set_pods`.
 """
 
 import base64
@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlparse
 
+from tests.server_side_apply import applied, scaled
+
 LISTS = (
     "pods", "events", "deployments", "inferenceservices", "pytorchjobs", "trainjobs", "workflows", "networkpolicies",
+    "replicasets", "horizontalpodautoscalers",
 )  # fmt: skip
 
 
@@ -219,26 +222,35 @@ class KubernetesServer:
     def _created(self, thing: dict[str, Any]) -> None:
         threading.Thread(target=self.on_create, args=(thing,), daemon=True).start()
 
-    def apply(self, path: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    def apply(
+        self, path: str, wanted: dict[str, Any], manager: str = "zhllama", force: bool = True
+    ) -> tuple[int, dict[str, Any]]:
+        """A status and an answer, as server_side_apply.applied has them."""
         with self.changed:
             found = self.objects.get(path)
-            made = _copy(wanted)
-            old = found or {"metadata": {"generation": 0, "uid": f"uid-{self._version}"}, "spec": None}
-            changed = old["spec"] != made["spec"]
-            made["metadata"] |= {
-                "uid": old["metadata"]["uid"],
-                "generation": old["metadata"]["generation"] + changed,
-                "managedFields": [{"manager": "zhllama"}],
-                "creationTimestamp": "2026-01-01T00:00:00Z",
-            }
-            if "status" in old:
-                made["status"] = old["status"]
-            self.objects[path] = made
-            self._emit(path, "MODIFIED" if found else "ADDED", made)
+            status, made = applied(found, wanted, manager, force)
+            if status > 299:
+                return status, made
+            made["metadata"].setdefault("namespace", self.namespace)
+            made["metadata"].setdefault("uid", f"uid-{self._version}")
+            made["metadata"].setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
+            changed = found is None or found["spec"] != made["spec"]
+            made["metadata"]["generation"] = (found or {"metadata": {}})["metadata"].get("generation", 0) + changed
+            if made != found:
+                self.objects[path] = made
+                self._emit(path, "MODIFIED" if found else "ADDED", made)
             answer: dict[str, Any] = _copy(made)
         if changed:
             threading.Thread(target=self.on_apply, args=(_copy(answer),), daemon=True).start()
-        return answer
+        return status, answer
+
+    def scale(self, path: str, replicas: int, manager: str) -> None:
+        """What an autoscaler or `kubectl scale` does: replicas, by the scale subresource."""
+        with self.changed:
+            made = scaled(self.objects[path], replicas, manager)
+            made["metadata"]["generation"] += made["spec"] != self.objects[path]["spec"]
+            self.objects[path] = made
+            self._emit(path, "MODIFIED", made)
 
     def listed(self, root: str, query: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
         with self.changed:
@@ -329,6 +341,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status:
             return self._answer(fault.status, {"message": "a fault that the test put here"}, fault.headers)
         if url.path.endswith("/portforward"):
+            pod = url.path.removesuffix("/portforward")
+            if pod not in self.of.objects:
+                message = f'pods "{pod.rpartition("/")[2]}" not found'
+                return self._answer(404, {"kind": "Status", "reason": "NotFound", "message": message, "code": 404})
             return self._forward(int(query["ports"]))
         with suppress(_Cut, BrokenPipeError, ConnectionResetError):
             if watching:
@@ -355,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PATCH":
             if self.headers["Content-Type"] != "application/apply-patch+yaml" or not query.get("fieldManager"):
                 return 415, {"message": "only server-side apply is served here"}
-            return 200, self.of.apply(path, body)
+            return self.of.apply(path, body, query["fieldManager"], query.get("force") == "true")
         if path.rpartition("/")[2] in LISTS:
             items, version = self.of.listed(path, query)
             return 200, {"items": items, "metadata": {"resourceVersion": str(version)}}

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import portforward
+from websocket import WebSocketBadStatusException
 
 from components.shared.kubernetes_api import short
 
@@ -28,6 +29,7 @@ def forwarded(namespace: str, pod: str, port: int) -> Iterator[str]:
 
 
 def _accept(listener: socket.socket, namespace: str, pod: str, port: int) -> None:
+    said = ""
     while True:
         try:
             near, _ = listener.accept()
@@ -41,11 +43,24 @@ def _accept(listener: socket.socket, namespace: str, pod: str, port: int) -> Non
             far = way.socket(port)
             far.setblocking(True)
         except (ApiException, OSError) as error:
-            log.warning("pod %s/%s cannot be reached through the API server: %s", namespace, pod, short(error))
+            if refusal(error) != said:
+                said = refusal(error)
+                log.warning("pod %s/%s cannot be reached through the API server: %s", namespace, pod, said)
             near.close()
             continue
         for source, target in ((near, far), (far, near)):
             threading.Thread(target=_carry, args=(source, target), daemon=True).start()
+
+
+def refusal(error: Exception) -> str:
+    """Why a way was not opened, in one line: of a refused handshake its status and the server's own words. The client
+    hides them in a text with all of the answer's headers."""
+    handshake = error.__context__
+    if isinstance(handshake, WebSocketBadStatusException):
+        refused = ApiException(status=handshake.status_code, reason=handshake.status_message)
+        refused.body = (handshake.resp_body or b"").decode("utf-8", "replace")
+        error = refused
+    return " ".join(short(error).split())
 
 
 def _carry(source: socket.socket, target: socket.socket) -> None:

@@ -1,4 +1,9 @@
-"""How a deployment stands, judged from what the API server says of it and of its new pods. Pure: no clock, no I/O."""
+"""How a deployment stands, judged from what the API server says of it and of its new pods. Pure: no clock, no I/O.
+
+The new pods are those of the Deployment's newest ReplicaSet. Labels do not tell them: two versions that differ in a
+label alone have the same version label. Nor do counts: `status.replicas` leaves out a pod that is terminating, which
+may be Ready for a minute more.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +11,8 @@ from enum import Enum
 from typing import Any
 
 from components.shared.errors import EXIT_INPUT
+
+REVISION = "deployment.kubernetes.io/revision"
 
 
 class State(Enum):
@@ -22,48 +29,113 @@ class Progress:
     reason: str = ""
     address: str = ""
     """Where it answers within the cluster, if the object says."""
+    pods: tuple[dict[str, Any], ...] = ()
+    """The new ones that answer, when it is ready."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A Deployment, and the pods of its newest ReplicaSet."""
+
+    deployment: dict[str, Any]
+    pods: Sequence[dict[str, Any]]
+
+
+def controlled_by(things: Sequence[dict[str, Any]], uid: str) -> list[dict[str, Any]]:
+    """Those whose controller has that uid."""
+    return [
+        thing
+        for thing in things
+        if any(
+            owner.get("controller") and owner["uid"] == uid for owner in thing["metadata"].get("ownerReferences", ())
+        )
+    ]
+
+
+def newest_replica_set(deployment: dict[str, Any], sets: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The one of the Deployment's current template, once its controller has seen it: a rollback raises the revision of
+    the ReplicaSet that it goes back to."""
+    own = controlled_by(sets, deployment["metadata"]["uid"])
+    return max(own, key=lambda one: int(one["metadata"].get("annotations", {}).get(REVISION, 0)), default=None)
 
 
 def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Progress:
     """Ready when every replica is of the newest kind, available, and no older one is left. `pods`: the new ones."""
     spec, status = deployment["spec"], deployment.get("status", {})
-    wrong = _wrong_input(pods)
-    if wrong:
-        return Progress(State.WRONG_INPUT, wrong)
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 1):
         return Progress(State.WAITING, "the controller has not seen it yet")
-    wanted = spec.get("replicas", 1)
-    counted = [status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")]
-    if counted == [wanted] * 3:
-        return Progress(State.READY)
-    why = _why(pods)
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
-            return Progress(State.FAILED, why or condition.get("message", "the deadline has passed"))
-    return Progress(State.WAITING, why or f"{counted[1]} of {wanted} ready")
-
-
-def judge_inference_service(service: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Progress:
-    """Ready when KServe says so of what was applied last; its address is the cluster's own where there is one."""
-    status = service.get("status", {})
     wrong = _wrong_input(pods)
     if wrong:
         return Progress(State.WRONG_INPUT, wrong)
-    if status.get("observedGeneration", 0) < service["metadata"].get("generation", 1):
-        return Progress(State.WAITING, "KServe has not seen it yet")
-    conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
-    ready = conditions.get("Ready", {})
-    running = [pod for pod in pods if is_ready(pod)]
-    if ready.get("status") == "True" and running:
-        address = (status.get("address") or {}).get("url") or status.get("url") or ""
-        return Progress(State.READY, address=address.rstrip("/"))
-    why = _why(pods) or " ".join(filter(None, (ready.get("reason"), ready.get("message"))))
-    return Progress(State.WAITING, why or "KServe says nothing of it yet")
+    wanted = spec.get("replicas", 1)
+    counted = [status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")]
+    ready = tuple(pod for pod in pods if answers(pod))
+    if counted == [wanted] * 3 and ready:
+        return Progress(State.READY, pods=ready)
+    conditions = status.get("conditions", ())
+    why = _why(pods) or f"{len(ready)} of {wanted} new pods ready"
+    late = any(one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded" for one in conditions)
+    return Progress(State.FAILED if late else State.WAITING, _joined(why, *_complaints(conditions)))
 
 
-def is_ready(pod: dict[str, Any]) -> bool:
+def judge_inference_service(service: dict[str, Any], rollouts: Sequence[Rollout]) -> Progress:
+    """Ready when KServe says so, and its Deployments have brought what was applied last. Its address is the cluster's
+    own where there is one.
+
+    In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods while they
+    serve, so that neither says whether the new version stands: the Deployments do.
+    """
+    status = service.get("status", {})
+    complaints = _complaints(status.get("conditions", ()))
+    wanted = service["spec"]["predictor"].get("labels", {})
+    seen = [
+        one
+        for one in rollouts
+        if wanted.items() <= one.deployment["spec"]["template"]["metadata"].get("labels", {}).items()
+    ]
+    if not seen or len(seen) < len(rollouts):
+        return Progress(State.WAITING, _joined("KServe has made no Deployment of it yet", *complaints))
+    ready: list[dict[str, Any]] = []
+    for one in seen:
+        progress = judge_deployment(one.deployment, one.pods)
+        if progress.state is State.WRONG_INPUT:
+            return progress
+        if progress.state is not State.READY:
+            # the deadline of KServe's Deployments is KServe's, ten minutes: shorter than large models take to load
+            return Progress(State.WAITING, _joined(progress.reason, *complaints))
+        ready += progress.pods
+    if not any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", ())):
+        return Progress(State.WAITING, _joined("its pods are ready, KServe does not say so yet", *complaints))
+    address = (status.get("address") or {}).get("url") or status.get("url") or ""
+    return Progress(State.READY, address=address.rstrip("/"), pods=tuple(ready))
+
+
+def answers(pod: dict[str, Any]) -> bool:
+    """Whether a pod is ready, and not about to go."""
     conditions = pod.get("status", {}).get("conditions", ())
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"]
+
+
+def _complaints(conditions: Sequence[dict[str, Any]]) -> list[str]:
+    """What an object's conditions say is wrong; refused pods first, since they are why the rest is."""
+    bad = [
+        one
+        for one in conditions
+        if (one["status"] == "True") == (one["type"] == "ReplicaFailure") and one["status"] != "Unknown"
+        if one.get("reason") or one.get("message")
+    ]
+    bad.sort(key=lambda one: one["type"] != "ReplicaFailure")
+    return [
+        f"{one['type']}={one['status']}" + (f" ({one['reason']})" if one.get("reason") else "")
+        + (f": {one['message']}" if one.get("message") else "")
+        for one in bad
+    ]  # fmt: skip
+
+
+def _joined(*parts: str) -> str:
+    """In one line; what is said twice, once."""
+    return "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
 
 
 def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,8 +163,9 @@ def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
 
 
 def _why(pods: Sequence[dict[str, Any]]) -> str:
-    """What keeps a pod: no node, no image, no secret, or how its server ended."""
-    for pod in pods:
+    """What keeps a pod: no node, no image, no secret, how its server ended, or what it says of itself."""
+    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    for pod in staying:
         name = pod["metadata"]["name"]
         for condition in pod.get("status", {}).get("conditions", ()):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -105,4 +178,8 @@ def _why(pods: Sequence[dict[str, Any]]) -> str:
                 return f"{name}: {container['name']} ended with {end['exitCode']}: {''.join(last)}"
             if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
                 return f"{name}: {container['name']}: {waiting['reason']}: {waiting.get('message', '')}"
+    for pod in staying:
+        for condition in pod.get("status", {}).get("conditions", ()):
+            if condition["type"] == "Ready" and condition["status"] == "False" and condition.get("message"):
+                return f"{pod['metadata']['name']} is not ready: {condition['message']}"
     return ""

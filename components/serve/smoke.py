@@ -4,7 +4,7 @@ What is asked is what users ask, so it holds for vLLM behind a Service, behind K
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
@@ -22,20 +22,22 @@ REACHED_WITHIN = 120.0
 ANSWER_SECONDS = 180.0
 
 
-def try_out(address: str, name: str, api_key: str, encoder: Encoder, context_length: int) -> list[dict[str, str]]:
-    """What was asked and answered, as {"Input", "Output"}.
+def try_out(
+    address: str,
+    name: str,
+    api_key: str,
+    encoder: Encoder,
+    context_length: int,
+    there: Callable[[], bool] = lambda: True,
+) -> list[dict[str, str]]:
+    """What was asked and answered, as {"Input", "Output"}. `there`: whether it is worth another try to reach it.
 
     InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should.
     """
     answered = []
-    with httpx2.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False) as client:
-        tried = _Tried(client, address, {"Authorization": f"Bearer {api_key}"})
-        served = {model["id"]: model for model in tried.get("/v1/models", reach=True)["data"]}
-        if name not in served:
-            raise InputError(
-                f"{address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
-            )
-        length = served[name].get("max_model_len", context_length)
+    with _client(address) as client:
+        tried = _Tried(client, address, api_key, there)
+        length = _served(tried, name).get("max_model_len", context_length)
         if length < context_length:
             raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
         if tried.status("/v1/models", {}) not in (401, 403):
@@ -55,6 +57,26 @@ def try_out(address: str, name: str, api_key: str, encoder: Encoder, context_len
     return answered
 
 
+def reach(address: str, name: str, api_key: str) -> None:
+    """That the address leads to this model: the Service before the pods, say. As try_out."""
+    with _client(address) as client:
+        _served(_Tried(client, address, api_key), name)
+
+
+def _client(address: str) -> httpx2.Client:
+    return httpx2.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
+
+
+def _served(tried: "_Tried", name: str) -> dict[str, Any]:
+    """What the server says of the model, once it is reached."""
+    served: dict[str, dict[str, Any]] = {model["id"]: model for model in tried.reached("/v1/models")["data"]}
+    if name not in served:
+        raise InputError(
+            f"{tried.address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
+        )
+    return served[name]
+
+
 def _compare(address: str, what: str, found: Sequence[int], wanted: Sequence[int]) -> None:
     if list(found) != list(wanted):
         raise InputError(
@@ -66,24 +88,25 @@ def _compare(address: str, what: str, found: Sequence[int], wanted: Sequence[int
 class _Tried:
     """Requests with the key, and what is wrong with their answers in one line."""
 
-    def __init__(self, client: httpx2.Client, address: str, headers: dict[str, str]) -> None:
+    def __init__(
+        self, client: httpx2.Client, address: str, api_key: str, there: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.address = address
         self._client = client
-        self._address = address
-        self._headers = headers
+        self._headers = {"Authorization": f"Bearer {api_key}"}
+        self._there = there
 
-    def get(self, path: str, reach: bool = False) -> Any:
-        """With `reach`, again until the server is reached, for two minutes."""
-        if not reach:
-            return self._read(path, lambda: self._client.get(path, headers=self._headers))
-        for attempt in Retrying(
+    def get(self, path: str) -> Any:
+        return self._read(path, lambda: self._client.get(path, headers=self._headers))
+
+    def reached(self, path: str) -> Any:
+        """Again until the server is reached, for two minutes and as long as it is there."""
+        return Retrying(
             retry=retry_if_exception_type(StorageFault),
             wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(REACHED_WITHIN),
+            stop=lambda state: stop_after_delay(REACHED_WITHIN)(state) or not self._there(),
             reraise=True,
-        ):
-            with attempt:
-                return self.get(path)
-        raise AssertionError("unreachable")
+        )(self.get, path)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._read(path, lambda: self._client.post(path, json=body, headers=self._headers))
@@ -92,17 +115,21 @@ class _Tried:
         try:
             return int(self._client.get(path, headers=headers).status_code)
         except httpx2.HTTPError as error:
-            raise StorageFault(f"{self._address}{path}: {error}") from error
+            raise StorageFault(f"{self.address}{path}: {_line(error)}") from error
 
     def _read(self, path: str, ask: Any) -> Any:
         try:
             answer = ask()
             if answer.status_code in (401, 403):
-                raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
+                raise InputError(f"{self.address}{path}: it refuses the API key; is it the one in the secret?")
             answer.raise_for_status()
             return _checked(path, answer.json())
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise StorageFault(f"{self._address}{path}: {type(error).__name__}: {error}") from error
+            raise StorageFault(f"{self.address}{path}: {type(error).__name__}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _checked(path: str, value: Any) -> Any:

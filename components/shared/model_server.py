@@ -73,6 +73,9 @@ class ModelServer:
     """s3:// prefix of a published model, or its manifest."""
     namespace: str = ""
     replicas: int = 1
+    autoscaled: bool = False
+    """Whether another says how many replicas there are (an autoscaler): they are left out, and applying it again leaves
+    them as they are."""
     gpus: int = 1
     """Of a pod; the model is split between them."""
     gpu_resource: str = "nvidia.com/gpu"
@@ -141,13 +144,13 @@ class ModelServer:
         """A digest of what the pods are: equal for equal pods."""
         return digest_of([self._pod("server"), self.model_digest])[:12]
 
-    def objects(self, kserve: bool = False, monitored: bool = True) -> list[dict[str, Any]]:
-        """What is applied, in this order: network policy, Service, PodMonitor and Deployment; `kserve`: network policy
-        and InferenceService, of which KServe makes the rest. Not `monitored`: no PodMonitor, which a cluster without
-        Prometheus' operator does not know."""
-        if kserve:
-            return [self.network_policy(), self.inference_service()]
+    def objects(self, kserve: bool = False, monitored: bool = False) -> list[dict[str, Any]]:
+        """What is applied, in this order: network policy, Service and Deployment; `kserve`: network policy and
+        InferenceService, of which KServe makes the rest. `monitored`: a PodMonitor before the last, which a cluster
+        without Prometheus' operator does not know, and refuses all the rest with it."""
         monitor = [self.pod_monitor()] if monitored else []
+        if kserve:
+            return [self.network_policy(), *monitor, self.inference_service()]
         return [self.network_policy(), self.service(), *monitor, self.deployment()]
 
     def _metadata(self, **more: Any) -> dict[str, Any]:
@@ -171,7 +174,7 @@ class ModelServer:
             "kind": "Deployment",
             "metadata": self._metadata(),
             "spec": {
-                "replicas": self.replicas,
+                **({} if self.autoscaled else {"replicas": self.replicas}),
                 "revisionHistoryLimit": 3,
                 "progressDeadlineSeconds": self.start_seconds + 600,
                 "strategy": strategy,
@@ -236,8 +239,7 @@ class ModelServer:
             "metadata": self._metadata(annotations={"serving.kserve.io/deploymentMode": "Standard"}),
             "spec": {
                 "predictor": {
-                    "minReplicas": self.replicas,
-                    "maxReplicas": self.replicas,
+                    **({} if self.autoscaled else {"minReplicas": self.replicas, "maxReplicas": self.replicas}),
                     "deploymentStrategy": self.deployment()["spec"]["strategy"],
                     **self._pod_metadata(),
                     **pod,

@@ -73,8 +73,16 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.add_argument("--stop-first", action="store_true", help="stop old pods first, where no GPUs are to spare")
     add.add_argument("--openshift", action="store_true", help="pods name no user: OpenShift gives them one")
     add.add_argument(
-        "--without-pod-monitor", action="store_true", help="for a cluster that does not know it: no Prometheus operator"
+        "--replicas",
+        default="",
+        metavar="N|autoscaled",
+        help="pods (default: the size's); autoscaled: left out, for an autoscaler of your own to say",
     )
+    monitor = add.add_mutually_exclusive_group()
+    monitor.add_argument(
+        "--pod-monitor", action="store_true", help="with a PodMonitor, where Prometheus' operator collects metrics"
+    )
+    monitor.add_argument("--without-pod-monitor", action="store_true", help="without one, as it is by default")
     options.image_options(add)
     add.add_argument("--vllm-image", default="", metavar="IMAGE", help="vLLM's image, from a registry of your own, say")
     add.set_defaults(command=render_serving)
@@ -295,8 +303,9 @@ def render_serving(given: argparse.Namespace) -> None:
         stop_first=given.stop_first,
         openshift=given.openshift,
         s3_secret=given.s3_secret,
+        **serving.replicas_of(given.replicas),
     )
-    print(serving.as_yaml(server, given.kserve, not given.without_pod_monitor), end="")
+    print(serving.as_yaml(server, given.kserve, given.pod_monitor), end="")
 
 
 def render_base(given: argparse.Namespace) -> None:

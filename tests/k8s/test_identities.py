@@ -73,6 +73,10 @@ RESOURCES = {
     "event": {"/events"},
     "network_policy": {"networking.k8s.io/networkpolicies"},
     "custom_object": {"kubeflow.org/pytorchjobs", "trainer.kubeflow.org/trainjobs"},
+    "deployment": {"apps/deployments"},
+    "replica_set": {"apps/replicasets"},
+    "horizontal_pod_autoscaler": {"autoscaling/horizontalpodautoscalers"},
+    "pod_portforward": {"/pods/portforward"},
 }
 """What a method of the Kubernetes client is about; a training job may be of either kind."""
 VERBS = {"read": "get", "get": "get", "list": "list", "create": "create", "delete": "delete", "patch": "patch"}
@@ -98,6 +102,21 @@ def test_the_launcher_and_the_reaper_have_the_rights_that_they_make_use_of(clust
         assert asked <= granted, role
 
 
+def test_who_deploys_has_the_rights_that_a_deployment_makes_use_of(cluster: list[Object]):
+    roles = of_kind(cluster, "Role")
+    # custom objects are watched there by a kind of which only the Role knows the name
+    files = (ROOT / "components" / "serve").glob("*.py")
+    asked = {(verb, one) for verb, one in asked_for(*files) if one not in RESOURCES["custom_object"]}
+    assert ("list", "apps/replicasets") in asked
+    granted = {
+        (verb, right)
+        for role in ("zhllama-deployer", "zhllama-runner")
+        for right, verbs in rights(roles[role]).items()
+        for verb in verbs
+    }
+    assert asked <= granted
+
+
 def test_the_reaper_lists_and_deletes_jobs_and_their_policies_and_reads_workflows(overlay):
     _, objects = overlay
     assert subjects(objects, "zhllama-reaper") == {"zhllama-reaper"}
@@ -112,6 +131,8 @@ def test_the_reaper_lists_and_deletes_jobs_and_their_policies_and_reads_workflow
 def test_to_deploy_is_a_right_of_its_own_and_not_in_the_base(overlay):
     assert set(rights(of_kind(overlay[1], "Role")["zhllama-deployer"])) == {
         "apps/deployments",
+        "apps/replicasets",
+        "autoscaling/horizontalpodautoscalers",
         "/services",
         "/pods/portforward",
         "networking.k8s.io/networkpolicies",

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.shared.model_server import OURS, ModelServer
 from pipelines.check.check import check
 from pipelines.kustomize import build as build_here
-from tests.k8s.kustomizations import CRDS, FILES, K8S, OVERLAYS, build, by_name, place, text
+from tests.k8s.kustomizations import CRDS, FILES, K8S, OVERLAYS, build, by_name, of_kind, place, text
 
 FOREIGN = {"PodMonitor", "ExternalSecret"}
 """Kinds of others, whose definitions are seldom at hand."""
@@ -46,12 +47,12 @@ def test_every_file_is_applied_or_an_example():
     assert {path.name for path in loose} == {"kserve.yaml"}
 
 
-def test_every_component_is_in_an_overlay_but_the_one_that_no_restricted_namespace_takes():
+def test_every_component_is_in_an_overlay_but_those_that_not_every_cluster_takes():
     used = set()
     for folder in OVERLAYS:
         value = yaml.safe_load((folder / "kustomization.yaml").read_text())
         used |= {(folder / name).resolve() for name in value.get("components", ())}
-    assert {path.name for path in COMPONENTS - used} == {"rdma-ipc-lock"}
+    assert {path.name for path in COMPONENTS - used} == {"rdma-ipc-lock", "pod-monitor"}
 
 
 def test_the_check_finds_what_is_wrong(tmp_path):
@@ -72,3 +73,15 @@ def test_no_secret_is_applied(folder):
 @pytest.mark.parametrize("name", ["base", "overlays/cluster", "overlays/profile", "overlays/kfp-standalone", "dev"])
 def test_what_is_built_here_is_what_kubectl_builds(name):
     assert by_name(build_here(K8S / name)) == by_name(build(name))
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
+def test_no_overlay_needs_prometheus_operator(folder):
+    assert not of_kind(build(folder), "PodMonitor")
+
+
+def test_the_pod_monitor_component_finds_every_served_model():
+    (monitor,) = yaml.safe_load_all((K8S / "components" / "pod-monitor" / "pod-monitor.yaml").read_text())
+    server = ModelServer(name="any", model="s3://bucket/model")
+    assert monitor["spec"]["selector"]["matchLabels"] == OURS
+    assert monitor["spec"]["podMetricsEndpoints"] == server.pod_monitor()["spec"]["podMetricsEndpoints"]

@@ -114,7 +114,7 @@ def test_probes_wait_for_a_large_model_and_then_watch_it(pod: dict[str, Any]) ->
 
 
 def test_what_belongs_together_selects_the_same_pods() -> None:
-    made = objects(serving.as_yaml(serving.model_server(sizes.load("7b"), MODEL)))
+    made = objects(serving.as_yaml(serving.model_server(sizes.load("7b"), MODEL), monitored=True))
     labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
     selectors = [
         made["Deployment"]["spec"]["selector"]["matchLabels"],
@@ -247,11 +247,42 @@ def test_the_command_writes_manifests_to_standard_output() -> None:
     assert (pod["imagePullSecrets"], pod["nodeSelector"]) == ([{"name": "registry"}], {"pool": "gpu"})
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert made["Deployment"]["metadata"]["labels"]["team"] == "nlp"
-    bare = subprocess.run(
-        [sys.executable, "-m", "pipelines", *words, "--without-pod-monitor"], capture_output=True, text=True, check=True
-    )
-    assert set(objects(bare.stdout)) == set(made) - {"PodMonitor"}
     kserve = subprocess.run(
         [sys.executable, "-m", "pipelines", *words[:5], MODEL, "--kserve"], capture_output=True, text=True, check=True
     )
     assert set(objects(kserve.stdout)) == {"NetworkPolicy", "InferenceService"}
+
+
+def rendered(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines", "render", "serving", "--size", "13b", "--model", MODEL, *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", [[], ["--kserve"]], ids=["vllm", "kserve"])
+def test_a_pod_monitor_is_rendered_only_where_it_is_asked_for(kind: list[str]) -> None:
+    bare, monitored, old = (
+        objects(rendered(*kind, *more).stdout) for more in ([], ["--pod-monitor"], ["--without-pod-monitor"])
+    )
+    assert "PodMonitor" not in bare
+    assert old == bare
+    assert set(monitored) == {*bare, "PodMonitor"}
+
+
+def test_no_example_needs_prometheus_operator() -> None:
+    assert not [name for name, text in serving.examples().items() if "PodMonitor" in text]
+
+
+def test_replicas_are_the_sizes_a_number_or_left_to_an_autoscaler() -> None:
+    size = sizes.load("13b")
+    for words, wanted in (([], size.serving.replicas), (["--replicas", "3"], 3), (["--replicas", "autoscaled"], None)):
+        assert objects(rendered(*words).stdout)["Deployment"]["spec"].get("replicas") == wanted
+        predictor = objects(rendered("--kserve", *words).stdout)["InferenceService"]["spec"]["predictor"]
+        assert (predictor.get("minReplicas"), predictor.get("maxReplicas")) == (wanted, wanted)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "2.5", "auto", "²"])
+def test_other_replicas_are_refused_with_what_to_give(wrong: str) -> None:
+    ended = rendered(f"--replicas={wrong}")
+    assert ended.returncode == 2
+    assert f"--replicas {wrong}: give a number of pods from 1 on, or autoscaled" in ended.stderr
+    assert not ended.stdout

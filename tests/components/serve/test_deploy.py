@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from components.serve.check import checked
-from components.serve.deploy import as_it_was, deploy, server_of
+from components.serve.cluster import as_it_was
+from components.serve.deploy import deploy, server_of
 from components.serve.serve import Serve
 from components.shared.artifact import ArtifactWriter, open_artifact
 from components.shared.errors import InputError, StorageFault
 from components.shared.prompt import wrap
 from components.shared.vocabulary import Encoder
+from tests.components.serve.controllers import READY, pod, replica_set, stands
 from tests.fake_engine import FakeEngine
 from tests.kubernetes_server import KubernetesServer
 
@@ -55,28 +57,6 @@ def model(s3_store: str, tiny_model: str) -> str:
     return out.publish("hf-model").reference
 
 
-def pod_labels(thing: dict[str, Any]) -> dict[str, str]:
-    spec = thing["spec"]
-    return dict(spec["predictor"]["labels"] if "predictor" in spec else spec["template"]["metadata"]["labels"])
-
-
-READY_POD = {"conditions": [{"type": "Ready", "status": "True"}]}
-
-
-def stands(server: KubernetesServer, thing: dict[str, Any]) -> None:
-    """What the controllers do when all goes well."""
-    generation = thing["metadata"]["generation"]
-    server.set_pods(pod_labels(thing), READY_POD)
-    if thing["kind"] == "Deployment":
-        counted = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas"), thing["spec"]["replicas"])
-        server.set_status("Deployment", thing["metadata"]["name"], {"observedGeneration": generation, **counted})
-    else:
-        ready = {"type": "Ready", "status": "True"}
-        address = {"url": "http://zhllama-predictor.team.svc.cluster.local"}
-        status = {"observedGeneration": generation, "conditions": [ready], "address": address}
-        server.set_status("InferenceService", thing["metadata"]["name"], status)
-
-
 def roll_out(
     server: KubernetesServer, other: Callable[[dict[str, Any]], None] | None = None
 ) -> Callable[[dict[str, Any]], None]:
@@ -101,7 +81,9 @@ def asked(model: str, engine: FakeEngine, kind: str = "kubernetes", **more: Any)
 
 def state_of(server: KubernetesServer) -> dict[str, Any]:
     """Every object that is there, as it can be compared: without what the server counts."""
-    return {path: as_it_was(thing) for path, thing in server.objects.items() if thing["kind"] != "Pod"}
+    return {
+        path: as_it_was(thing) for path, thing in server.objects.items() if thing["kind"] not in ("Pod", "ReplicaSet")
+    }
 
 
 # --- it stands --------------------------------------------------------------------------------------------------------
@@ -119,17 +101,17 @@ def test_a_deployment_stands_and_is_tried_through_its_api(
     assert [sorted(answer) for answer in tried["answered"]] == [["Input", "Output"]] * 2
     assert all(answer["Output"] for answer in tried["answered"])
     assert sorted(thing["kind"] for thing in cluster.objects.values()) == [
-        "Deployment", "NetworkPolicy", "Pod", "PodMonitor", "Service",
+        "Deployment", "NetworkPolicy", "Pod", "PodMonitor", "ReplicaSet", "Service",
     ]  # fmt: skip
-    pod = cluster.of_kind("Deployment")["zhllama"]["spec"]["template"]["spec"]
-    assert pod["containers"][0]["image"] == "r.example.com/vllm:1"
-    assert pod["containers"][0]["command"] == ["vllm", "serve", f"{model.removesuffix('manifest.json')}"]
-    assert pod["initContainers"][0]["args"][:2] == ["--model", model]
+    spec = cluster.of_kind("Deployment")["zhllama"]["spec"]["template"]["spec"]
+    assert spec["containers"][0]["image"] == "r.example.com/vllm:1"
+    assert spec["containers"][0]["command"] == ["vllm", "serve", f"{model.removesuffix('manifest.json')}"]
+    assert spec["initContainers"][0]["args"][:2] == ["--model", model]
     encoded = [body for path, body in engine.seen if path == "/tokenize"]
     assert {"model": "zhllama", "prompt": "你好，世界！今天天气不错。"} in encoded
     assert [path for path, _ in engine.seen].count(CHAT) == 2
     assert "http://zhllama.team.svc:8000/v1 answers" in capsys.readouterr().out
-    assert pod["securityContext"]["runAsUser"] == 65532
+    assert spec["securityContext"]["runAsUser"] == 65532
     # no secret is made, read or sent to the API server
     assert not [path for _, path in cluster.requests if "secrets" in path]
     assert KEY not in json.dumps(cluster.objects)
@@ -147,7 +129,8 @@ def test_from_outside_the_cluster_it_is_tried_through_the_api_server(
     host, _, port = engine.address.removeprefix("http://").partition(":")
     cluster.forward_to = (host, int(port))
     deploy(Serve(model=model, deploy=kind))  # type: ignore[arg-type]
-    assert ("GET", "/api/v1/namespaces/team/pods/pod-1/portforward") in cluster.requests
+    (name,) = cluster.of_kind("Pod")
+    assert ("GET", f"/api/v1/namespaces/team/pods/{name}/portforward") in cluster.requests
     assert [path for path, _ in engine.seen].count(CHAT) == 2
 
 
@@ -159,6 +142,106 @@ def test_a_pod_that_cannot_be_forwarded_to_is_taken_back(
     with pytest.raises(StorageFault, match="/v1/models"):
         deploy(Serve(model=model, deploy="kubernetes"))
     assert not state_of(cluster)
+
+
+def forward_to(cluster: KubernetesServer, engine: FakeEngine) -> None:
+    host, _, port = engine.address.removeprefix("http://").partition(":")
+    cluster.forward_to = (host, int(port))
+
+
+def forwarded(cluster: KubernetesServer) -> list[str]:
+    """Names of the pods that were asked through the API server, each once."""
+    paths = [path for _, path in cluster.requests if path.endswith("/portforward")]
+    return list(dict.fromkeys(path.split("/")[-2] for path in paths))
+
+
+def leave_old_pods_terminating(cluster: KubernetesServer) -> Callable[[dict[str, Any]], None]:
+    """As a rolling update does: counted no more, the pods of before are Ready until they have ended."""
+
+    def operate(thing: dict[str, Any]) -> None:
+        if thing["kind"] in ("Deployment", "InferenceService"):
+            before = cluster.of_kind("Pod")
+            stands(cluster, thing)
+            for name in set(before) - set(cluster.of_kind("Pod")):
+                before[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+                cluster.put(f"/api/v1/namespaces/team/pods/{name}", before[name])
+
+    return operate
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "kserve"])
+def test_after_a_change_of_labels_alone_a_new_pod_is_tried_and_not_the_old_one_that_still_is_ready(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, kind: Any
+) -> None:
+    forward_to(cluster, engine)
+    cluster.on_apply = leave_old_pods_terminating(cluster)
+    deploy(Serve(model=model, deploy=kind))
+    (old,) = cluster.of_kind("Pod")
+    deploy(Serve(model=model, deploy=kind, labels='{"team": "nlp"}'))
+    assert old in cluster.of_kind("Pod")
+    versions = {one["metadata"]["labels"]["zhllama.io/version"] for one in cluster.of_kind("Pod").values()}
+    assert len(versions) == 1
+    (_, new) = forwarded(cluster)
+    assert new != old
+    assert cluster.of_kind("Pod")[new]["metadata"]["labels"]["team"] == "nlp"
+
+
+def test_a_pod_that_goes_before_it_is_reached_is_followed_by_another(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    forward_to(cluster, engine)
+    first = threading.Event()
+
+    def gone(method: str, path: str) -> None:
+        if path.endswith("/portforward") and not first.is_set():
+            first.set()
+            cluster.delete(path.removesuffix("/portforward"))
+            pod(cluster, next(iter(cluster.of_kind("ReplicaSet").values())), READY, "b")
+
+    cluster.fault = gone
+    deploy(Serve(model=model, deploy="kubernetes"))
+    old, new = forwarded(cluster)
+    assert (old[-2:], new[-2:]) == ("-a", "-b")
+    (said,) = [line for line in caplog.messages if "cannot be reached" in line]
+    assert said == f'pod team/{old} cannot be reached through the API server: 404 pods "{old}" not found'
+    assert [path for path, _ in engine.seen].count(CHAT) == 2
+
+
+def test_a_pod_that_goes_while_it_is_asked_is_followed_by_another(
+    cluster: KubernetesServer, engine: FakeEngine, model: str
+) -> None:
+    forward_to(cluster, engine)
+
+    def gone(handler: Any) -> None:
+        engine.faults.clear()
+        (name,) = cluster.of_kind("Pod")
+        cluster.delete(f"/api/v1/namespaces/team/pods/{name}")
+        pod(cluster, next(iter(cluster.of_kind("ReplicaSet").values())), READY, "b")
+        handler.json(503, {"error": "shutting down"})
+
+    engine.faults["/tokenize"] = gone
+    deploy(Serve(model=model, deploy="kubernetes"))
+    assert [name[-2:] for name in forwarded(cluster)] == ["-a", "-b"]
+
+
+def test_in_a_pod_of_the_cluster_a_new_pod_is_asked_at_its_own_address_and_then_the_services_name(
+    cluster: KubernetesServer, engine: FakeEngine, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("cluster", "deploy"):
+        monkeypatch.setattr(f"components.serve.{module}.ACCOUNT", tmp_path)
+    monkeypatch.setattr("components.serve.cluster.PORT", int(engine.address.rpartition(":")[2]))
+
+    def operate(thing: dict[str, Any]) -> None:
+        if thing["kind"] == "InferenceService":
+            stands(cluster, thing, engine.address)
+
+    cluster.on_apply = operate
+    deploy(Serve(model=model, deploy="kserve"))
+    assert not forwarded(cluster)
+    paths = [path for path, _ in engine.seen]
+    # with the key, without it, and once through the Service
+    assert paths.count("/v1/models") == 3
+    assert paths[-1] == "/v1/models"
 
 
 def test_the_same_again_changes_nothing(cluster: KubernetesServer, engine: FakeEngine, model: str) -> None:
@@ -173,7 +256,7 @@ def test_an_inference_service_stands_and_is_tried(cluster: KubernetesServer, eng
     assert deploy(asked(model, engine, "kserve")) == "http://zhllama-predictor.team.svc.cluster.local"
     assert set(cluster.of_kind("InferenceService")) == {"zhllama"}
     assert set(cluster.of_kind("NetworkPolicy")) == {"zhllama"}
-    assert not cluster.of_kind("Deployment")
+    assert set(cluster.of_kind("Deployment")) == {"zhllama-predictor"}
 
 
 def test_a_cluster_without_pod_monitors_does_without(cluster: KubernetesServer, engine: FakeEngine, model: str) -> None:
@@ -279,7 +362,7 @@ LATE = {"conditions": [{"type": "Progressing", "status": "False", "reason": "Pro
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 @pytest.mark.parametrize(
-    ("pod", "status", "kind", "said"),
+    ("pod_status", "status", "kind", "said"),
     [
         (UNFIT, {}, InputError, "^--model s3://m: a shard is missing$"),
         (CRASHED, LATE, StorageFault, "server ended with 1: CUDA out of memory"),
@@ -289,7 +372,14 @@ LATE = {"conditions": [{"type": "Progressing", "status": "False", "reason": "Pro
     ids=["unfit", "crashed", "no node", "no image"],
 )
 def test_pods_that_never_answer_are_taken_back_with_their_reason(
-    cluster: KubernetesServer, engine: FakeEngine, model: str, pod: Any, status: Any, kind: Any, said: str, first: bool
+    cluster: KubernetesServer,
+    engine: FakeEngine,
+    model: str,
+    pod_status: Any,
+    status: Any,
+    kind: Any,
+    said: str,
+    first: bool,
 ) -> None:
     before: dict[str, Any] = {}
     if not first:
@@ -297,7 +387,7 @@ def test_pods_that_never_answer_are_taken_back_with_their_reason(
         before = state_of(cluster)
 
     def stuck(thing: dict[str, Any]) -> None:
-        cluster.set_pods(pod_labels(thing), pod, "pod-2")
+        pod(cluster, replica_set(cluster, thing), pod_status)
         cluster.set_status("Deployment", "zhllama", {"observedGeneration": thing["metadata"]["generation"], **status})
 
     cluster.on_apply = roll_out(cluster, stuck)
@@ -310,9 +400,10 @@ def test_a_deployment_that_is_not_ready_in_time_is_taken_back(
     cluster: KubernetesServer, engine: FakeEngine, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.on_apply = lambda thing: None
-    monkeypatch.setattr("components.serve.deploy.LOOK_EVERY", 0.1)
+    monkeypatch.setattr("components.serve.cluster.LOOK_EVERY", 0.1)
     clock = iter(range(0, 100_000, 100))
-    monkeypatch.setattr("components.serve.deploy.monotonic", lambda: float(next(clock)))
+    for module in ("cluster", "deploy"):
+        monkeypatch.setattr(f"components.serve.{module}.monotonic", lambda: float(next(clock)))
     with pytest.raises(StorageFault, match="is not ready after 30 minutes: the controller has not seen it yet"):
         deploy(asked(model, engine))
     assert not state_of(cluster)

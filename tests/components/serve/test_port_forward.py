@@ -1,0 +1,37 @@
+"""A way to a pod that is refused is said in one line, with the server's own words."""
+
+import json
+from pathlib import Path
+
+from kubernetes.client.exceptions import ApiException
+from websocket import WebSocketBadStatusException
+
+from components.serve.port_forward import refusal
+
+RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "responses" / "deploy.json").read_text())
+NOT_FOUND = next(one["response"]["body"] for one in RECORDED["exchanges"] if one["id"] == "not-found/pod")
+
+
+def refused(body: bytes | None) -> Exception:
+    """As the kubernetes client raises it: the handshake's answer, in a text with all of its headers."""
+    said = f"Handshake status 404 Not Found -+-+- {{'date': 'x', 'audit-id': 'y'}} -+-+- {body!r}"
+    try:
+        try:
+            raise WebSocketBadStatusException(said, 404, "Not Found", {"audit-id": "y"}, body)
+        except WebSocketBadStatusException as error:
+            raise ApiException(status=0, reason=str(error))  # noqa: B904 - as the client does it
+    except ApiException as error:
+        return error
+
+
+def test_a_refused_handshake_is_its_status_and_the_servers_words() -> None:
+    assert refusal(refused(json.dumps(NOT_FOUND).encode())) == '404 pods "none" not found'
+
+
+def test_a_proxys_page_in_place_of_a_status_is_one_line_too() -> None:
+    assert refusal(refused(b"<html>\n<h1>no</h1>\n</html>")) == "404 Not Found"
+    assert refusal(refused(None)) == "404 Not Found"
+
+
+def test_what_is_no_handshake_is_said_in_one_line() -> None:
+    assert refusal(OSError("the connection\nwas reset")) == "the connection was reset"

@@ -1,0 +1,216 @@
+"""How many pods there are is left to whom it belongs to: answers of a real API server, and deployments over a fake."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.serve.cluster import Cluster, as_it_was
+from components.serve.scale import left, targets, without_anothers_scale
+from components.shared.errors import InputError
+from components.shared.model_server import OURS
+from tests.kubernetes_server import KubernetesServer
+from tests.server_side_apply import applied, scaled
+
+RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "responses" / "deploy.json").read_text())
+EXCHANGES = {one["id"]: one for one in RECORDED["exchanges"]}
+DEPLOYMENTS = "/apis/apps/v1/namespaces/team/deployments"
+HPA = "kube-controller-manager"
+
+
+def test_the_fake_applies_as_the_real_server_did() -> None:
+    found: dict[str, Any] | None = None
+    steps = [
+        "apply/create", "apply/unchanged", "apply/managed-fields", "apply/with-version", "scale/hpa",
+        "apply/conflict-replicas", "apply/same-value-replicas", "scale/hpa-again", "apply/without-replicas",
+        "apply/force-replicas", "apply/drop-replicas-owned",
+    ]  # fmt: skip
+    for step in steps:
+        request, response = EXCHANGES[step]["request"], EXCHANGES[step]["response"]
+        if step.startswith("scale"):
+            assert found is not None
+            status, answer = 200, scaled(found, request["body"]["spec"]["replicas"], "autoscaler")
+        else:
+            wanted = json.loads(request["body"])
+            status, answer = applied(found, wanted, "zhllama", "force=true" in request["path"])
+        assert status == response["status"], step
+        if status < 300:
+            found = answer
+            assert answer["spec"]["replicas"] == response["body"]["spec"]["replicas"], step
+        elif status == 409:
+            assert answer["details"].get("causes") == response["body"]["details"].get("causes"), step
+            assert answer["reason"] == response["body"]["reason"], step
+
+
+def test_the_managers_that_a_real_server_names_are_read() -> None:
+    found = EXCHANGES["scale/managed"]["response"]["body"]
+    wanted = {"kind": "Deployment", "spec": {"replicas": 1, "revisionHistoryLimit": 3}}
+    assert without_anothers_scale(wanted, found)["spec"] == {"revisionHistoryLimit": 3}
+    assert left(wanted, found) == "replicas stays 3: it is set by autoscaler"
+    ours = EXCHANGES["apply/create"]["response"]["body"]
+    assert without_anothers_scale(wanted, ours) == wanted
+    assert left(wanted, ours) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "version", "it"),
+    [
+        ("Deployment", "zh", "apps/v1", True),
+        ("Deployment", "other", "apps/v1", False),
+        ("StatefulSet", "zh", "apps/v1", False),
+        ("Deployment", "zh", "example.com/v1", False),
+    ],
+)
+def test_an_autoscaler_targets_what_it_names(kind: str, name: str, version: str, it: bool) -> None:
+    autoscaler = {"spec": {"scaleTargetRef": {"kind": kind, "name": name, "apiVersion": version}}}
+    assert targets(autoscaler, {"kind": "Deployment", "apiVersion": "apps/v1", "metadata": {"name": "zh"}}) is it
+
+
+# --- through the API server -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("components.shared.kubernetes_api.attempted.retry.wait", lambda state: 0)
+    with KubernetesServer() as made:
+        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
+        yield made
+
+
+@pytest.fixture
+def cluster(server: KubernetesServer) -> Cluster:
+    return Cluster()
+
+
+def deployment(replicas: int, image: str = "a") -> dict[str, Any]:
+    metadata = {"name": "zh", "namespace": "team", "labels": dict(OURS)}
+    spec = {"replicas": replicas, "template": {"metadata": {"labels": dict(OURS)}, "spec": {"image": image}}}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
+
+
+def replicas(server: KubernetesServer) -> int:
+    return int(server.of_kind("Deployment")["zh"]["spec"]["replicas"])
+
+
+def autoscaler(server: KubernetesServer) -> None:
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "zh"}
+    thing = {"kind": "HorizontalPodAutoscaler", "metadata": {"name": "by-queue"}, "spec": {"scaleTargetRef": target}}
+    server.put("/apis/autoscaling/v2/namespaces/team/horizontalpodautoscalers/by-queue", thing)
+
+
+@pytest.mark.parametrize("manager", [HPA, "kubectl"])
+def test_replicas_that_another_has_set_stay_and_the_rest_is_applied(
+    server: KubernetesServer, cluster: Cluster, manager: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cluster.apply(deployment(1))
+    server.scale(f"{DEPLOYMENTS}/zh", 10, manager)
+    cluster.apply(deployment(1, "b"))
+    assert replicas(server) == 10
+    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["image"] == "b"
+    assert f"Deployment team/zh: replicas stays 10: it is set by {manager}" in caplog.messages
+
+
+def test_replicas_that_are_ours_alone_are_set_again(server: KubernetesServer, cluster: Cluster) -> None:
+    cluster.apply(deployment(1))
+    cluster.apply(deployment(3))
+    assert replicas(server) == 3
+
+
+def test_an_autoscaler_that_has_not_scaled_yet_finds_the_replicas_as_they_were(
+    server: KubernetesServer, cluster: Cluster
+) -> None:
+    cluster.apply(deployment(4))
+    autoscaler(server)
+    cluster.apply(deployment(1, "b"))
+    # left out, they would have fallen back to one; sent as wanted, they would be one too
+    assert replicas(server) == 4
+
+
+def test_a_first_deployment_below_an_autoscaler_says_no_replicas(server: KubernetesServer, cluster: Cluster) -> None:
+    autoscaler(server)
+    cluster.apply(deployment(4))
+    (entry,) = server.of_kind("Deployment")["zh"]["metadata"]["managedFields"]
+    assert "f:replicas" not in entry["fieldsV1"]["f:spec"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["again", "first"])
+def test_a_manager_that_scales_between_the_look_and_the_apply_is_not_overridden(
+    server: KubernetesServer, cluster: Cluster, there: bool
+) -> None:
+    if there:
+        cluster.apply(deployment(1))
+    looked = iter([False])
+
+    def race(method: str, path: str) -> None:
+        if method == "PATCH" and path.endswith("/zh") and not next(looked, True):
+            if not there:
+                server.apply(path, deployment(1), "kubectl")
+            server.scale(path, 7, HPA)
+
+    server.fault = race
+    cluster.apply(deployment(2, "b"))
+    assert replicas(server) == 7
+    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["image"] == "b"
+
+
+def test_taking_back_leaves_what_an_autoscaler_has_said_meanwhile(server: KubernetesServer, cluster: Cluster) -> None:
+    cluster.apply(deployment(1))
+    server.scale(f"{DEPLOYMENTS}/zh", 5, HPA)
+    before = as_it_was(server.of_kind("Deployment")["zh"])
+    cluster.apply(deployment(1, "b"))
+    server.scale(f"{DEPLOYMENTS}/zh", 8, HPA)
+    cluster.apply(before)
+    assert replicas(server) == 8
+    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["image"] == "a"
+
+
+def test_a_model_that_another_has_scaled_to_nothing_is_not_deployed_over(
+    server: KubernetesServer, cluster: Cluster
+) -> None:
+    cluster.apply(deployment(1))
+    server.scale(f"{DEPLOYMENTS}/zh", 0, "kubectl")
+    before = server.of_kind("Deployment")
+    said = r"team/zh is scaled to 0 by kubectl: .*kubectl scale deployment zh --replicas 1"
+    with pytest.raises(InputError, match=said), cluster.whole_or_not_at_all([deployment(1, "b")], 1):
+        pytest.fail("nothing is tried")
+    assert server.of_kind("Deployment") == before
+
+
+def inference_service(least: int, most: int) -> dict[str, Any]:
+    metadata = {"name": "zh", "namespace": "team", "labels": dict(OURS)}
+    predictor = {"minReplicas": least, "maxReplicas": most, "containers": [{"name": "kserve-container"}]}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": metadata,
+        "spec": {"predictor": predictor},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theirs", "stand"),
+    [({"maxReplicas": 6}, (1, 6)), ({"minReplicas": 2, "maxReplicas": 6}, (2, 6)), ({}, (3, 3))],
+    ids=["most", "both", "none"],
+)
+def test_kserves_bounds_that_another_has_set_stay_and_fit_together(
+    server: KubernetesServer, cluster: Cluster, theirs: dict[str, int], stand: tuple[int, int]
+) -> None:
+    cluster.apply(inference_service(1, 1))
+    path = "/apis/serving.kserve.io/v1beta1/namespaces/team/inferenceservices/zh"
+    if theirs:
+        partial = inference_service(1, 1) | {"spec": {"predictor": theirs}}
+        server.apply(path, partial, "argocd")
+    cluster.apply(inference_service(3, 3))
+    predictor = server.of_kind("InferenceService")["zh"]["spec"]["predictor"]
+    # one bound alone of ours could come to lie on the wrong side of theirs
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == stand
+
+
+def test_an_account_that_may_not_look_for_autoscalers_is_told_which_role(
+    server: KubernetesServer, cluster: Cluster
+) -> None:
+    server.fault = lambda method, path: 403 if "horizontalpodautoscalers" in path else None
+    with pytest.raises(InputError, match="Role zhllama-deployer of this release"):
+        cluster.apply(deployment(1))
+    assert not server.of_kind("Deployment")
