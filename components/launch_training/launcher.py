@@ -199,6 +199,15 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], logs: str) -
     )
 
 
+def uid(text: str) -> int | None:
+    """`65532`, or `none` for what the cluster gives. InputError for root and for what is no uid."""
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InputError(f"--run-as-user {text}: write a number above 0 (root is refused), or none")
+    return int(text)
+
+
 def keep_lines(place: str, lines: list[str]) -> None:
     """Leaves a job's last lines in the store: pods and Workflows vanish. Without them the step is none the worse."""
     try:
@@ -234,6 +243,7 @@ def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], att
         proxy_secret=config.proxy_secret,
         ca_config_map=config.ca_config_map,
         service_account=config.service_account,
+        run_as_user=uid(config.run_as_user),
         queue=config.queue,
         priority_class=config.priority_class,
         node_selector=mapping("--node-selector", config.node_selector),

@@ -17,6 +17,7 @@ import time
 
 from components.shared.children import die_with_parent
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
+from components.shared.training.cores import allowed_cores
 from components.shared.training_job import TrainingJob
 
 log = logging.getLogger("launch")
@@ -25,7 +26,7 @@ log = logging.getLogger("launch")
 def run_local(job: TrainingJob) -> None:
     """Runs the job to its end. InputError and SystemExit(143) as the training says, StorageFault for other ends."""
     environment = {**os.environ, **job.environment}
-    share = max(1, _cores() // (job.nodes * job.processes_per_node))
+    share = max(1, allowed_cores() // (job.nodes * job.processes_per_node))
     environment.setdefault("OMP_NUM_THREADS", str(share))
     nodes = [_Node(number, job, {**environment, **own}) for number, own in enumerate(job.local_environments(_port()))]
     try:
@@ -111,7 +112,3 @@ def _port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -43,7 +43,7 @@ from components.shared.artifact import (
     open_artifact,
 )
 from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
-from components.shared.log import mask, set_up_logging
+from components.shared.log import leave_last_line, mask, set_up_logging
 from components.shared.site import take_secrets, trust_site
 
 log = logging.getLogger("stage")
@@ -508,9 +508,5 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 def end(code: int, line: str) -> NoReturn:
     """Prints the last line, leaves it where Kubernetes shows it, and exits."""
-    line = mask(" ".join(line.split()))
-    print(line, file=sys.stderr, flush=True)
-    place = os.environ.get("ZHLLAMA_TERMINATION_LOG", "/dev/termination-log")
-    if os.path.exists(place) and os.access(place, os.W_OK):
-        Path(place).write_text(line + "\n")
+    leave_last_line(line)
     sys.exit(code)

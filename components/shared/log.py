@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import TextIO
 
 from components.shared.errors import InputError
@@ -85,3 +86,12 @@ def set_up_logging(level: str | None = None) -> None:
         "kubernetes",
     ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def leave_last_line(line: str) -> None:
+    """Prints a program's last line, and leaves it where Kubernetes shows it."""
+    line = mask(" ".join(line.split()))
+    print(line, file=sys.stderr, flush=True)
+    place = os.environ.get("ZHLLAMA_TERMINATION_LOG", "/dev/termination-log")
+    if os.path.exists(place) and os.access(place, os.W_OK):
+        Path(place).write_text(line + "\n")

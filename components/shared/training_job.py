@@ -43,6 +43,8 @@ POD_PLACES = {
 }
 """Where a pod writes: below /tmp, a volume, and nowhere else."""
 _POD_ENVIRONMENT = {**POD_PLACES, "HF_HUB_OFFLINE": "1"}
+DEADLINE_VARIABLE = "ZHLLAMA_DEADLINE_SECONDS"
+"""In a job's pods: how long the job may run (components/shared/training/deadline.py)."""
 _LONGEST_NAME = 63 - len("-worker-999")
 
 
@@ -78,6 +80,9 @@ class TrainingJob:
     ca_config_map: str = ""
     """ConfigMap with certificates to trust (site.py), which may be absent."""
     service_account: str = ""
+    run_as_user: int | None = USER
+    """The uid of the pods, the operator's init container too, whose image is root's; None leaves it to the cluster, as
+    OpenShift wants it."""
     queue: str = ""
     """Kueue's local queue; the job is created suspended and admitted by it."""
     priority_class: str = ""
@@ -93,7 +98,7 @@ class TrainingJob:
     grace_seconds: int = 300
     """From SIGTERM to SIGKILL: what a training needs to write a checkpoint."""
     restarts: int = 3
-    """Pod failures after which the job has failed."""
+    """Failures of a node after which the job has failed. One node's failure restarts the others' processes too."""
     ttl_seconds: int = 3_600
     """How long a finished job stays."""
 
@@ -134,6 +139,11 @@ class TrainingJob:
         """Whether nodes may come and go: Workers alone, which find each other by rendezvous. Not for ZeRO, whose
         checkpoints belong to one number of processes."""
         return bool(self.min_nodes or self.max_nodes)
+
+    @property
+    def backoff_limit(self) -> int:
+        """The operator counts the restarts of all pods together, and one lost node restarts every pod."""
+        return self.restarts * max(self.nodes, self.max_nodes)
 
     # --- the operator's variables -------------------------------------------------------------------------------------
 
@@ -201,7 +211,7 @@ class TrainingJob:
             "nprocPerNode": str(self.processes_per_node),
             "runPolicy": {
                 "cleanPodPolicy": "Running",
-                "backoffLimit": self.restarts,
+                "backoffLimit": self.backoff_limit,
                 "activeDeadlineSeconds": self.deadline_seconds,
                 "ttlSecondsAfterFinished": self.ttl_seconds,
             },
@@ -285,7 +295,7 @@ class TrainingJob:
         """What a PyTorchJob says and a TrainJob cannot."""
         return (
             f"ttlSecondsAfterFinished ({self.ttl_seconds} s): a finished TrainJob stays until it is deleted",
-            f"backoffLimit ({self.restarts}): the runtime's own failure policy holds",
+            f"backoffLimit ({self.backoff_limit}): the runtime's own failure policy holds",
             "cleanPodPolicy: the runtime's own holds",
             "restartPolicy OnFailure: the runtime's own holds",
             "automountServiceAccountToken: false: set it on the service account",
@@ -300,7 +310,7 @@ class TrainingJob:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": self.grace_seconds,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": self._security_context(),
             "containers": [self._container()],
             "volumes": [
                 {"name": "tmp", "emptyDir": {}},
@@ -313,6 +323,10 @@ class TrainingJob:
         # Istio's sidecar would stand between the processes, and keep the pod alive after them
         labels = {**self.labels, JOB_LABEL: self.name, "sidecar.istio.io/inject": "false"}
         return {"metadata": {"labels": labels}, "spec": pod}
+
+    def _security_context(self) -> dict[str, Any]:
+        user = {} if self.run_as_user is None else {"runAsUser": self.run_as_user}
+        return {"runAsNonRoot": True, **user, "seccompProfile": {"type": "RuntimeDefault"}}
 
     def _container(self) -> dict[str, Any]:
         resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
@@ -340,6 +354,8 @@ class TrainingJob:
             **_POD_ENVIRONMENT,
             # the launcher inside must be done before the kubelet kills it
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, self.grace_seconds - 15)),
+            # the operator does not wake for the deadline of a quiet job: the training keeps it itself
+            DEADLINE_VARIABLE: str(self.deadline_seconds),
             **({CA_VARIABLE: CA_FOLDER} if self.ca_config_map else {}),
             **self.environment,
         }

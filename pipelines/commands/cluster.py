@@ -40,26 +40,10 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
     render = commands.add_parser("render", help="write manifests for kubectl apply")
     kinds = render.add_subparsers(required=True, metavar="WHAT")
-    add = kinds.add_parser("pytorchjob", help="one training as a PyTorchJob, to standard output")
-    options.size_option(add, None)
-    add.add_argument("--stage", required=True, help="embeddings, lora or sft")
-    add.add_argument("--model", required=True, metavar="REF", help="reference to the model that is trained")
-    add.add_argument("--dataset", "--data", required=True, metavar="REF", help="reference to the packed dataset")
-    add.add_argument(
-        "--store", "--output", required=True, metavar="URI", help="where the result is put: s3://bucket/prefix"
-    )
-    add.add_argument("--adapter", default="", metavar="REF", help="an adapter to go on from")
-    add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
-    add.add_argument("--namespace", default="")
-    add.add_argument("--queue", default="", help="Kueue's local queue")
-    add.add_argument("--priority-class", default="", help="Kueue's priority class for the job (with --queue)")
-    add.add_argument(
-        "--grace-seconds", type=int, default=None, metavar="N", help="from SIGTERM to SIGKILL (default: 300)"
-    )
-    _pod_options(add, "the job")
-    _repeated(add, ("annotation", "KEY=VALUE", "an annotation of the job"))
-    _job_options(add)
-    add.set_defaults(command=render_pytorchjob)
+    for kind, called in (("pytorchjob", "a PyTorchJob"), ("trainjob", "a TrainJob")):
+        add = kinds.add_parser(kind, help=f"one training as {called}, to standard output")
+        _render_job_options(add)
+        add.set_defaults(command=render_pytorchjob, api=kind)
     add = kinds.add_parser("serving", help="a served model (vLLM), to standard output")
     options.size_option(add, None)
     add.add_argument("--model", default="", metavar="REF", help="the published model in S3 (default: an example)")
@@ -103,6 +87,28 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     add.set_defaults(command=render_dev_secrets)
     add = kinds.add_parser("all", help="k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
     add.set_defaults(command=render_all)
+
+
+def _render_job_options(add: argparse.ArgumentParser) -> None:
+    options.size_option(add, None)
+    add.add_argument("--stage", required=True, help="embeddings, lora or sft")
+    add.add_argument("--model", required=True, metavar="REF", help="reference to the model that is trained")
+    add.add_argument("--dataset", "--data", required=True, metavar="REF", help="reference to the packed dataset")
+    add.add_argument(
+        "--store", "--output", required=True, metavar="URI", help="where the result is put: s3://bucket/prefix"
+    )
+    add.add_argument("--adapter", default="", metavar="REF", help="an adapter to go on from")
+    add.add_argument("--name", default="", help="of the job (default: llama-<size>-<stage>)")
+    add.add_argument("--namespace", default="")
+    add.add_argument("--queue", default="", help="Kueue's local queue")
+    add.add_argument("--priority-class", default="", help="Kueue's priority class for the job (with --queue)")
+    add.add_argument(
+        "--grace-seconds", type=int, default=None, metavar="N", help="from SIGTERM to SIGKILL (default: 300)"
+    )
+    add.add_argument("--openshift", action="store_true", help="pods name no user: OpenShift gives them one")
+    _pod_options(add, "the job")
+    _repeated(add, ("annotation", "KEY=VALUE", "an annotation of the job"))
+    _job_options(add)
 
 
 def _pod_options(add: argparse.ArgumentParser, whose: str) -> None:
@@ -217,6 +223,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
         **_placed(given),
         s3_secret="" if given.s3_secret == "none" else given.s3_secret,
         priority_class=given.priority_class,
+        run_as_user=None if given.openshift else job.run_as_user,
         grace_seconds=job.grace_seconds if given.grace_seconds is None else given.grace_seconds,
         # what jobs are found by cannot be overwritten
         labels={**_pairs("label", given.label), **job.labels},

@@ -57,6 +57,15 @@ def test_a_job_on_several_nodes_gets_cards_and_nccls_settings_and_keeps_what_it_
             assert container["image"].startswith("registry.example.com/team/zhllama-")
 
 
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_on_openshift_a_job_names_no_user_and_keeps_all_else(built_with, size):
+    before = of_kind(build(f"pytorchjob/{size}"), "PyTorchJob")
+    for name, job in of_kind(built_with(f"pytorchjob/{size}", "openshift"), "PyTorchJob").items():
+        for (_, spec), (_, old) in zip(pods(job), pods(before[name]), strict=True):
+            assert old["securityContext"].pop("runAsUser") == 65532
+            assert spec == old
+
+
 @pytest.mark.parametrize("component", ["rdma", "node-pool", "rdma-ipc-lock"])
 def test_a_job_on_one_node_passes_through_and_gets_no_worker(built_with, component):
     assert sizes.load("7b").embeddings.nodes == 1

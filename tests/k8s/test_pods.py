@@ -89,8 +89,8 @@ def test_no_pod_gets_a_sidecar_that_its_network_policy_would_cut_off(folder):
 
 
 def test_on_openshift_no_pod_names_a_uid():
-    # what is served and SeaweedFS lose theirs by components/openshift, the rest never had any
-    for name in ("overlays/serving-openshift", "overlays/cluster", "overlays/training-rdma"):
+    # trainings, what is served and SeaweedFS lose theirs by components/openshift, the rest never had any
+    for name in ("overlays/serving-openshift", "overlays/cluster"):
         for value in build(name):
             for pod, spec in pods(value):
                 for context in (spec["securityContext"], *(one["securityContext"] for one in containers(spec))):

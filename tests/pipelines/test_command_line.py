@@ -168,7 +168,7 @@ def test_a_compiled_pipeline_has_what_it_was_told_where_kfp_takes_no_parameter(t
         assert found["podMetadata"]["annotations"] == {"a.b/c": "d e"}
         assert found["imagePullPolicy"] == "Always"
         # those that name an image when they run do so as this compilation did
-        told = {item["name"]: item["value"] for item in container["env"] if item["name"].startswith("ZHLLAMA_")}
+        told = {item["name"]: item["value"] for item in container.get("env", ()) if item["name"].startswith("ZHLLAMA_")}
         names_images = name in ("exec-train-embeddings", "exec-train-lora", "exec-train-sft", "exec-deploy")
         assert told.get("ZHLLAMA_REGISTRY") == ("r.example.com" if names_images else None)
         assert (f"pretrain={digest}" in told.get("ZHLLAMA_DIGESTS", "")) == names_images

@@ -230,7 +230,8 @@ def zhllama(server: FakeKfp, tmp_path: Path) -> Callable[..., "subprocess.Comple
 
 def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
     server.course = [("FAILED", [task("fetch_weights", "FAILED", "the SHA-256 differs")])]
-    done = zhllama("submit", "--size", "7b", "--set", "store=s3://bucket/b", "--set", "weights=s3://a/w", "--wait")
+    done = zhllama("submit", "--size", "7b", "--set", "store=s3://bucket/b", "--set", "weights=s3://a/w",
+                   "--set", "text=s3://a/t", "--set", "instructions=s3://a/i", "--wait")  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == f"{server.host}/#/runs/details/r-42"
     assert re.search(r"fetch_weights: failed", done.stderr)

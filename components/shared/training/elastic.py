@@ -27,6 +27,8 @@ from components.shared.cli import StageOptions
 from components.shared.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from components.shared.log import mask, set_up_logging
 from components.shared.training.checkpoints import Run
+from components.shared.training.cores import allowed_cores
+from components.shared.training.node import STARTED, Node
 
 log = logging.getLogger("training")
 
@@ -75,7 +77,7 @@ def run_workers(worker: Callable[[Work[Options]], None], work: Work[Options]) ->
     if any(name.startswith("PET_") for name in os.environ):
         _run_elastic(worker, work)
     else:
-        os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
+        os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
         worker(work)
     manifest = find_published(work.options.store, work.stage, work.key)
     if manifest is None:
@@ -84,6 +86,7 @@ def run_workers(worker: Callable[[Work[Options]], None], work: Work[Options]) ->
 
 
 def _run_elastic(worker: Callable[[Any], None], work: Work[Any]) -> None:
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -95,15 +98,17 @@ def _run_elastic(worker: Callable[[Any], None], work: Work[Any]) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as said:
         config = _launch_config(said)
+        node = Node(Path(said), config.max_nodes)
         try:
-            elastic_launch(config, _in_worker)(worker, work, said)
+            with node:
+                elastic_launch(config, _in_worker)(worker, work, said)
         except SignalException as error:
             raise SystemExit(EXIT_CANCELLED) from error
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise _outcome(codes, _said(Path(said))) from error
-        except RendezvousError as error:
-            raise TrainingFault(f"the nodes of the training did not find each other: {error}") from error
+        except (RendezvousError, DistError) as error:
+            raise TrainingFault(node.not_found(error)) from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -122,7 +127,7 @@ def _launch_config(folder: str) -> Any:
     try:
         settings = get_args_parser().parse_args(arguments)
         processes = determine_local_world_size(settings.nproc_per_node)
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // processes)))
         if not torch.cuda.is_available():
             # gradients and logits come and go each step: glibc is to keep their pages (a tenth of the CPU time here)
             os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
@@ -149,7 +154,9 @@ def _in_worker(worker: Callable[[Any], None], work: Work[Any], said: str) -> Non
         logging.getLogger().setLevel(logging.WARNING)
     # what one library deprecates in another is no news to whoever trains
     warnings.filterwarnings("ignore", category=FutureWarning)
-    signal.signal(signal.SIGTERM, _cancelled)
+    # until the first step (keeping.py) there is nothing to save, and no handler of Python's would run in a call of C++
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Path(said, f"{STARTED}{os.getpid()}").touch()
     try:
         worker(work)
     except InputError as error:
@@ -172,10 +179,6 @@ def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _cancelled(signum: int, frame: object) -> None:
-    sys.exit(EXIT_CANCELLED)
 
 
 def _say(folder: str, rank: int, line: str) -> None:
@@ -203,14 +206,3 @@ def _outcome(codes: Mapping[int, int], said: Mapping[int, str]) -> BaseException
     code = codes[rank]
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return TrainingFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))
-
-
-def _cores() -> int:
-    """Cores that this process may use: its affinity, or the container's quota where that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        allowed, _, period = quota.read_text().strip().partition(" ")
-        if allowed.isdigit() and period.isdigit():
-            cores = min(cores, max(1, int(allowed) // int(period)))
-    return cores

@@ -36,6 +36,7 @@ from components.shared.training.checkpoints import (
     require_world,
 )
 from components.shared.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
+from components.shared.training.node import training_begins
 from components.shared.training.options import TrainingOptions
 from components.shared.training.training_state import Buffers, Saved, take, zero_stage_of
 from components.shared.training.uploads import Uploads
@@ -86,7 +87,8 @@ class Keeper(TrainerCallback):
         self._stopping = False
         self.stalls: list[float] = []
         """Seconds that each checkpoint kept the training waiting."""
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._before: Any = None
+        """The handler of SIGTERM before the first step."""
 
     # --- at the start -------------------------------------------------------------------------------------------------
 
@@ -191,6 +193,9 @@ class Keeper(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # until now a cancel ended the process: there was nothing to save
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        training_begins()
         if self._saved is not None and self._trainer is not None:
             self._saved.put_back_loss(self._trainer)
 
@@ -305,7 +310,8 @@ class Keeper(TrainerCallback):
                 good = self._uploads.newest
                 log.warning("stopped: %s", f"to go on from {good.reference}" if good else "no checkpoint was written")
             sys.exit(EXIT_CANCELLED)
-        signal.signal(signal.SIGTERM, self._before)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
     def _settle(self, what: str) -> bool:
         """Waits until no rank uploads (true), or one's grace period is used up. The ranks look at it together."""

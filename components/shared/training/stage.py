@@ -8,6 +8,7 @@ from typing import Any
 
 from components.shared.artifact import ArtifactWriter, Manifest
 from components.shared.training.checkpoints import open_checkpoint, require_same_run
+from components.shared.training.deadline import Deadline
 from components.shared.training.elastic import Work, run_workers
 from components.shared.training.inputs import fetch_inputs, open_inputs
 from components.shared.training.options import LoraOptions
@@ -18,6 +19,11 @@ def run_training(options: LoraOptions, out: ArtifactWriter) -> Manifest:
 
     With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.
     """
+    with Deadline():
+        return _run(options, out)
+
+
+def _run(options: LoraOptions, out: ArtifactWriter) -> Manifest:
     inputs = open_inputs(options)
     work = Work.of(options, out)
     for option in ("resume_from_checkpoint", "publish_checkpoint"):

@@ -144,7 +144,7 @@ def test_the_webhooks_rules_hold():
 
 
 def test_every_job_ends_and_goes():
-    policy = job(deadline_seconds=77, ttl_seconds=88, restarts=9).pytorchjob()["spec"]["runPolicy"]
+    policy = job(deadline_seconds=77, ttl_seconds=88, restarts=9, nodes=1).pytorchjob()["spec"]["runPolicy"]
     assert policy == {
         "cleanPodPolicy": "Running",
         "backoffLimit": 9,
@@ -153,9 +153,24 @@ def test_every_job_ends_and_goes():
     }
 
 
+@pytest.mark.parametrize(("nodes", "elastic", "limit"), [(1, {}, 3), (4, {}, 12), (2, (1, 5), 15)])
+def test_the_limit_of_restarts_grows_with_the_nodes(nodes, elastic, limit):
+    """The operator adds up the restarts of all pods, and one lost node restarts every one."""
+    more = dict(zip(("min_nodes", "max_nodes"), elastic))
+    assert job(restarts=3, nodes=nodes, **more).pytorchjob()["spec"]["runPolicy"]["backoffLimit"] == limit
+
+
+def test_on_openshift_pods_name_no_user():
+    (pod, *_) = pods(job(run_as_user=None).pytorchjob())
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
 def test_pods_pass_the_restricted_standard():
     for pod in pods(job().pytorchjob()):
-        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        # the operator's init container is root's, and takes the pod's user
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+        }  # fmt: skip
         assert pod["automountServiceAccountToken"] is False
         for container in pod["containers"]:
             assert container["securityContext"] == {

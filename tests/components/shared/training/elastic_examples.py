@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from components.shared.artifact import Manifest
 from components.shared.errors import InputError
 from components.shared.training.elastic import Work
+from components.shared.training.node import training_begins
 
 
 def publish_ranks(work: Work[Any]) -> None:
@@ -66,6 +68,7 @@ def save_when_told(work: Work[Any]) -> None:
         sys.exit(143)
 
     signal.signal(signal.SIGTERM, save)
+    training_begins()
     (folder / f"running-{rank}").touch()
     while True:
         signal.pause()
@@ -73,3 +76,21 @@ def save_when_told(work: Work[Any]) -> None:
 
 def nothing(work: Work[Any]) -> None:
     pass
+
+
+def waits_for_its_peers(work: Work[Any]) -> None:
+    """Stays in init_process_group, a call of C++: the second process never comes."""
+    import torch.distributed as dist
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    (Path(work.options.store) / "waiting").touch()
+    dist.init_process_group("gloo", init_method=place, rank=0, world_size=2)
+
+
+def loads_for_ever(work: Work[Any]) -> None:
+    """Has not begun to train."""
+    (Path(work.options.store) / "waiting").touch()
+    while True:
+        time.sleep(0.1)
