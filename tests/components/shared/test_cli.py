@@ -472,12 +472,45 @@ def test_a_cancel_while_the_options_are_read_is_no_fault_of_theirs(monkeypatch):
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["s3://bucket/a/manifest.json", ""])
-def test_forward_passes_a_reference_on(tmp_path, value):
-    target = tmp_path / "outputs" / "ref"
-    command = [sys.executable, "-m", "components.shared.forward", "--value", value, "--reference", str(target)]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=60)
-    assert target.read_text() == value
+@dataclass(frozen=True, kw_only=True)
+class Machined:
+    """Options with a machine."""
+
+    machine: str = ""
+    memory: str = "8Gi"
+    nodes: int = 1
+    labels: str = ""
+    elastic: bool = False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--machine", '{"memory": "64Gi", "nodes": 2}'], ("64Gi", 2, "", False)),
+        (['--machine={"labels": {"a": "b"}, "elastic": true}'], ("8Gi", 1, '{"a": "b"}', True)),
+        (["--machine", '{"memory": "64Gi"}', "--memory", "9Gi"], ("9Gi", 1, "", False)),
+        (["--memory=9Gi", "--machine", '{"memory": "64Gi", "nodes": 3}'], ("9Gi", 3, "", False)),
+        (["--machine", ""], ("8Gi", 1, "", False)),
+    ],
+    ids=["options", "values of all kinds", "what is given by itself wins", "in any order", "none"],
+)
+def test_a_machine_is_options_as_one_json_object(arguments, found):
+    told = parse(Machined, arguments)
+    assert (told.memory, told.nodes, told.labels, told.elastic) == found
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ("{", "--machine {: not JSON"),
+        ("[1]", r"--machine \[1\]: write options by name"),
+        ('{"memroy": "1Gi"}', r"there is no option --memroy \(did you mean --memory\?\)"),
+        ('{"nodes": "many"}', "nodes"),
+    ],
+)
+def test_a_wrong_machine_is_one_line(machine, said):
+    with pytest.raises(InputError, match=said):
+        parse(Machined, ["--machine", machine])
 
 
 def test_a_reader_that_goes_away_ends_the_program_quietly():
