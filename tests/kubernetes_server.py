@@ -244,6 +244,25 @@ class KubernetesServer:
             threading.Thread(target=self.on_apply, args=(_copy(answer),), daemon=True).start()
         return status, answer
 
+    def merge(self, path: str, patch: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """A JSON merge patch (RFC 7386)."""
+
+        def merged(into: Any, given: Any) -> Any:
+            if not isinstance(given, dict):
+                return given
+            found = dict(into) if isinstance(into, dict) else {}
+            for name, value in given.items():
+                found[name] = merged(found.get(name), value)
+            return {name: value for name, value in found.items() if value is not None or name not in given}
+
+        with self.changed:
+            found = self.objects.get(path)
+            if found is None:
+                return 404, {"kind": "Status", "reason": "NotFound", "message": f"{path} not found", "code": 404}
+            self.objects[path] = made = merged(_copy(found), patch)
+            self._emit(path, "MODIFIED", made)
+            return 200, _copy(made)
+
     def scale(self, path: str, replicas: int, manager: str) -> None:
         """What an autoscaler or `kubectl scale` does: replicas, by the scale subresource."""
         with self.changed:
@@ -369,8 +388,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return 400, {"message": "not an object"}
             return self.of.create(f"{path}/{body['metadata']['name']}", body)
         if self.command == "PATCH":
+            if self.headers["Content-Type"] == "application/merge-patch+json":
+                return self.of.merge(path, body)
             if self.headers["Content-Type"] != "application/apply-patch+yaml" or not query.get("fieldManager"):
-                return 415, {"message": "only server-side apply is served here"}
+                return 415, {"message": "only server-side apply and merge patches are served here"}
             return self.of.apply(path, body, query["fieldManager"], query.get("force") == "true")
         if path.rpartition("/")[2] in LISTS:
             items, version = self.of.listed(path, query)

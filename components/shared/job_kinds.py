@@ -63,7 +63,8 @@ ENDED = ("Succeeded", "Complete", "Failed")
 
 def true_conditions(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The conditions that hold, by their type."""
-    conditions = job.get("status", {}).get("conditions") or ()
+    # a job one of whose pods is refused has no status at all
+    conditions = (job.get("status") or {}).get("conditions") or ()
     return {one["type"]: one for one in conditions if one.get("status") == "True"}
 
 

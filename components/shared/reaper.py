@@ -5,10 +5,14 @@ its jobs, ending one does not. So for every unfinished job with a run: its Workf
 (name and uid) or by the label that Kubeflow Pipelines puts on Workflows; when it has ended, or the owner is not there
 any more, the job is an orphan. A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left
 alone. Deletion names the job's uid, so that a new job of the same name is not hit.
+
+And it wakes the training operator for jobs that are past their deadline: its own timer is never set, so a quiet job
+would run on; a label on it is enough (seen with 1.9: Failed 0.1 s later).
 """
 
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +22,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from components.shared.errors import InputError
-from components.shared.job_kinds import BY_BACKEND, has_ended
+from components.shared.job_kinds import BY_BACKEND, PYTORCHJOB, has_ended
 from components.shared.kubernetes_api import call, connect, delete_object, delete_policy, short, unanswered
 from components.shared.training_job import LABEL
 
@@ -28,6 +32,8 @@ WORKFLOWS = {"group": "argoproj.io", "version": "v1alpha1", "plural": "workflows
 RUN_OF_WORKFLOW = "pipeline/runid"
 """The label of a Workflow that holds the run's id (Kubeflow Pipelines 2)."""
 ENDED = ("Succeeded", "Failed", "Error")
+GRACE = timedelta(seconds=30)
+"""What the operator and the training itself get to end a job at its deadline."""
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -41,6 +47,16 @@ class Orphan:
     uid: str
     run: str
     why: str
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A PyTorchJob that runs for longer than it may, and that its operator has not looked at since."""
+
+    namespace: str
+    name: str
+    deadline: int
+    since: timedelta
 
 
 def duration(text: str, option: str) -> timedelta:
@@ -75,6 +91,36 @@ class Reaper:
                 why = _why(metadata, by_uid, by_run.get(run))
                 if why:
                     yield Orphan(kind.place, self.namespace, metadata["name"], metadata["uid"], run, why)
+
+    def overdue(self) -> Iterator[Overdue]:
+        """Jobs of ours past their activeDeadlineSeconds that have not ended."""
+        for job in self._list(PYTORCHJOB.place):
+            if f"{LABEL}stage" not in job["metadata"].get("labels", {}):
+                continue
+            started = (job.get("status") or {}).get("startTime")
+            deadline = job.get("spec", {}).get("runPolicy", {}).get("activeDeadlineSeconds")
+            if not started or not deadline or has_ended(job):
+                continue
+            since = datetime.now(UTC) - datetime.fromisoformat(started) - timedelta(seconds=deadline)
+            if since > GRACE:
+                yield Overdue(self.namespace, job["metadata"]["name"], deadline, since)
+
+    def touch(self, job: Overdue) -> bool:
+        """Whether it was there to be touched: a label with the time (seconds since 1970), which wakes the operator."""
+        labels = {f"{LABEL}touched": str(int(time.time()))}
+        try:
+            call(
+                self._objects.patch_namespaced_custom_object,
+                **PYTORCHJOB.place,
+                namespace=job.namespace,
+                name=job.name,
+                body={"metadata": {"labels": labels}},
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return False
+            raise unanswered(error) from error
+        return True
 
     def delete(self, orphan: Orphan) -> bool:
         """Whether it was there to be deleted; not when its name is another job's by now."""
@@ -130,11 +176,17 @@ def _why(metadata: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], o
 
 
 def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
-    """One line for each orphan, as it is deleted (or would be)."""
+    """One line for each orphan, as it is deleted (or would be). Jobs past their deadline are touched, and logged."""
     least = duration(older_than, "--older-than")
     reaper = Reaper(namespace)
     lines = []
     for orphan in list(reaper.orphans(least)):
         said = "would be deleted" if dry_run else "deleted" if reaper.delete(orphan) else "gone already"
         lines.append(f"{orphan.namespace}/{orphan.name} (run {orphan.run}): {said}; {orphan.why}")
+    gone = {line.split()[0] for line in lines}
+    for job in list(reaper.overdue()):
+        name = f"{job.namespace}/{job.name}"
+        if name not in gone:
+            said = "would be touched" if dry_run else "touched" if reaper.touch(job) else "gone already"
+            log.info("%s: %s; %d s past its deadline of %d s", name, said, job.since.total_seconds(), job.deadline)
     return lines

@@ -1,7 +1,7 @@
 """The reaper against an API server: what it deletes, what it leaves, and what it needs to be told."""
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +121,50 @@ def test_times_have_a_unit(text, seconds):
 def test_other_times_are_refused(text):
     with pytest.raises(InputError, match=r"--older-than .*write a number and a unit"):
         duration(text, "--older-than")
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(server: KubernetesServer, put: Callable[..., None]) -> Callable[..., dict[str, Any]]:
+    """`runs(name, started, deadline)`: a job by hand, of no run, as the operator shows it."""
+
+    def one(name: str, started: str | None, deadline: int, ended: str = "") -> dict[str, Any]:
+        put("PyTorchJob", name, ended=ended)
+        (job,) = (thing for thing in server.objects.values() if thing["metadata"]["name"] == name)
+        job["metadata"]["labels"] = {"zhllama.io/stage": "lora"}
+        job["spec"] = {"runPolicy": {"activeDeadlineSeconds": deadline}}
+        # a job one of whose pods is refused has none
+        job["status"] = {**job["status"], "startTime": started} if started else None
+        return job
+
+    return one
+
+
+def test_jobs_past_their_deadline_are_touched_so_that_the_operator_looks(server, runs):
+    """As a label did on the real one (recording deadline-touched): Failed 0.1 s later."""
+    now = datetime.now(UTC)
+    late = runs("late", (now - timedelta(seconds=700)).isoformat(), 600)
+    runs("in-time", (now - timedelta(seconds=500)).isoformat(), 600)
+    runs("just-now", (now - timedelta(seconds=610)).isoformat(), 600)
+    runs("over", (now - timedelta(days=1)).isoformat(), 600, ended="Failed")
+    runs("refused", None, 600)
+    other = runs("somebody-elses", (now - timedelta(seconds=700)).isoformat(), 600)
+    del other["metadata"]["labels"]
+    assert reap("team", "1d", dry_run=True) == []
+    assert [method for method, _ in server.requests if method == "PATCH"] == []
+    assert reap("team", "1d", dry_run=False) == []
+    assert [path.rpartition("/")[2] for method, path in server.requests if method == "PATCH"] == ["late"]
+    job = server.of_kind("PyTorchJob")["late"]
+    assert job["metadata"]["labels"]["zhllama.io/touched"].isdigit()
+    assert job["spec"] == late["spec"]
+
+
+def test_a_job_that_is_deleted_is_not_touched_too(server, put, runs):
+    job = runs("late", (datetime.now(UTC) - timedelta(days=2)).isoformat(), 600)
+    job["metadata"]["labels"]["zhllama.io/run"] = "run-5"
+    job["metadata"]["ownerReferences"] = [{"kind": "Workflow", "name": "gone", "uid": "uid-gone"}]
+    (line,) = reap("team", "1h", dry_run=False)
+    assert "its Workflow gone is gone" in line
+    assert [method for method, _ in server.requests if method == "PATCH"] == []
