@@ -9,9 +9,10 @@ Nothing is remembered but on the API server.
 import logging
 import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +27,7 @@ from components.launch_training.job_log import JobLogs
 from components.launch_training.job_state import Patience, State, Verdict, already, judge, newest
 from components.shared import kubernetes_api
 from components.shared.errors import EXIT_CANCELLED, InputError, StorageFault
-from components.shared.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended
+from components.shared.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended, true_conditions
 from components.shared.kubernetes_api import (
     ACCOUNT,
     call,
@@ -55,6 +56,8 @@ CANCEL_WITHIN = 20.0
 """Seconds for which a cancel is tried; a pod's default grace period is 30."""
 LATE_EVERY = 0.5
 """Seconds between two looks for a job whose creation was given up before the cancel."""
+MOST_ASKED = 8
+"""Pods that do not start whose events are read: they mostly say the same."""
 GONE_WITHIN = 600.0
 """Seconds for which a job of our name that is being deleted is waited for."""
 
@@ -65,15 +68,18 @@ def run_on_cluster(
     attempts: int,
     waiting_seconds: float,
     keep: Callable[[str, list[str]], None],
+    published: Callable[[], bool],
 ) -> None:
-    """Runs a job, `job_of(attempt)`, to its success, in at most `attempts` of them.
+    """Runs a job, `job_of(attempt)`, to its success, in at most `attempts` of them. A job of the same work that another
+    run has going is followed in place of one of our own.
 
     InputError when the training says that its input is wrong, StorageFault when the job fails, is deleted, or waits for
     longer than `waiting_seconds` (0: it may wait for ever). On SIGTERM and Ctrl-C the job is deleted before anything
-    else. keep: gets each job's name and its last lines when it is over.
+    else. keep: gets each job's name and its last lines when it is over. published: whether the result is there, which
+    alone says that a job has succeeded: its condition says no more than that its Master ended with 0.
     """
     cluster = Cluster(kind)
-    launch = Launch(cluster, lambda attempt: cluster.placed(job_of(attempt)), waiting_seconds, keep)
+    launch = Launch(cluster, lambda attempt: cluster.placed(job_of(attempt)), waiting_seconds, keep, published)
     with Canceller(launch.cancel, launch.sweep) as launch.canceller:
         launch.run(attempts)
 
@@ -145,11 +151,13 @@ class Cluster:
 
         return [pod for pod in listed["items"] if ours(pod)]
 
-    def warnings(self, job: TrainingJob) -> list[str]:
-        """What operator and scheduler complain of, by the events of the job: a quota, a pod that is not admitted."""
-        said = []
+    def warnings(self, job: TrainingJob, pods: Sequence[str] = ()) -> list[str]:
+        """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a
+        quota, a pod that is not admitted, a volume that is not there. `reason: message`."""
+        said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
-        for name in (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,):
+        names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
+        for name in (*names, *pods):
             try:
                 listed = call(
                     plain,
@@ -160,8 +168,10 @@ class Cluster:
             except ApiException as error:
                 log.debug("events of %s: %s", name, short(error))
                 return []
-            said += [f"{one.get('reason', '')}: {one.get('message', '')}" for one in listed["items"]]
-        return said
+            for one in listed["items"]:
+                when = one.get("lastTimestamp") or one.get("eventTime") or one.get("firstTimestamp") or ""
+                said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
+        return [text for _, text in sorted(said, key=lambda one: one[0])]
 
     def create_policy(self, job: TrainingJob) -> bool:
         """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
@@ -228,8 +238,10 @@ class Launch:
         job_of: Callable[[int], TrainingJob],
         waiting_seconds: float,
         keep: Callable[[str, list[str]], None],
+        published: Callable[[], bool],
     ) -> None:
         self._cluster, self._job_of, self._waiting, self._keep = cluster, job_of, waiting_seconds, keep
+        self._published = published
         self._first = job_of(1)
         labels = self._first.labels
         self._key = labels[f"{LABEL}key"]
@@ -238,6 +250,8 @@ class Launch:
         self._over = threading.Event()
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
+        self._made_now: tuple[str, str] | None = None
+        """The age of the job that was made just now; None of one that was there."""
         self._posting: _Posting | None = None
         self._given_up = False
         """Whether a request to create a job was not answered in time: the server may still be at it."""
@@ -250,16 +264,20 @@ class Launch:
         try:
             attempt = max(1, self._newest())
             while True:
+                if self._follow_others():
+                    return
                 job = self._job_of(attempt)
                 verdict = self._attempt(job)
                 if verdict.state is State.SUCCEEDED:
                     return
                 if verdict.state is State.WRONG_INPUT:
                     raise InputError(verdict.reason)
+                if verdict.state is State.YIELDED:
+                    continue
                 if verdict.state in (State.GONE, State.EXPIRED):
                     raise StorageFault(f"training job {job.name}: {verdict.reason}")
                 if attempt >= attempts:
-                    raise StorageFault(f"training job {job.name} failed: {verdict.reason}; its last lines are above")
+                    raise StorageFault(f"training job {job.name} failed: {verdict.reason}")
                 log.warning(
                     "training job %s failed (attempt %d of %d): %s", job.name, attempt, attempts, verdict.reason
                 )
@@ -274,14 +292,69 @@ class Launch:
         except ApiException as error:
             raise _refused(self._cluster.kind, self._first, error) from error
 
+    # --- the same work of another run ---------------------------------------------------------------------------------
+
+    def _others(self) -> list[dict[str, Any]]:
+        """Jobs of the same work (and store) of other runs that are not over, the oldest first."""
+        try:
+            found = self._cluster.jobs(self._first.namespace, f"{LABEL}key={self._key}")
+        except ApiException as error:
+            raise _refused(self._cluster.kind, self._first, error) from error
+        run = self._first.labels[f"{LABEL}run"]
+        live = [
+            job
+            for job in found
+            if job["metadata"]["labels"].get(f"{LABEL}run") != run
+            and not has_ended(job)
+            and not job["metadata"].get("deletionTimestamp")
+        ]
+        return sorted(live, key=_age)
+
+    def _follow_others(self) -> bool:
+        """Follows the jobs that other runs have for this work, until one has made its result, or there is none more.
+
+        They are theirs: none is deleted from here, whatever becomes of this launcher. Whether the result is there.
+        """
+        while others := self._others():
+            metadata = others[0]["metadata"]
+            job = replace(self._first, name=metadata["name"])
+            run = metadata["labels"].get(f"{LABEL}run", "")
+            log.info("training job %s/%s of run %s does the same work: following it", job.namespace, job.name, run)
+            logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
+            try:
+                verdict = self._follow(job, metadata["uid"], logs)
+                logs.finish()
+            finally:
+                logs.stop()
+            if verdict.state is State.SUCCEEDED:
+                return True
+            if verdict.state is State.WRONG_INPUT:
+                raise InputError(verdict.reason)
+            log.warning(
+                "training job %s of run %s: %s: %s; going on from its checkpoint with a job of our own",
+                job.name,
+                run,
+                verdict.state.value,
+                verdict.reason,
+            )
+            if verdict.state is not State.GONE:
+                break
+        return False
+
     def _attempt(self, job: TrainingJob) -> Verdict:
         """Creates the job, or finds it, and follows it to its end."""
         logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
         try:
             uid = self._create(job)
+            if self._made_now and any(_age(other) < self._made_now for other in self._others()):
+                # of two runs that began at once, one trains
+                self._delete(job, uid)
+                self._forget(job, [])
+                return Verdict(State.YIELDED)
             verdict = self._follow(job, uid, logs)
             logs.finish()
-            if verdict.state in (State.WRONG_INPUT, State.EXPIRED):
+            if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
+                # one that has ended stays, and the result of one that has not may be there
                 self._delete(job, uid)
         finally:
             logs.stop()
@@ -293,6 +366,7 @@ class Launch:
     def _create(self, job: TrainingJob) -> str:
         """The job's uid: created, or found and ours."""
         self._current = (job.name, "")
+        self._made_now = None
         found = self._wait_for_the_last_one(job)
         owned = replace(job, owner=job.owner or self._cluster.workflow(job.namespace))
         policy_made = self._cluster.create_policy(owned)
@@ -308,6 +382,7 @@ class Launch:
                     "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node
                 )
                 self._current = (job.name, found["metadata"]["uid"])
+                self._made_now = _age(found)
                 return str(found["metadata"]["uid"])
             # made by this process before a lost answer, or by another launcher of this run
             found = self._cluster.read(job)
@@ -356,8 +431,9 @@ class Launch:
 
     def _follow(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
         """Until it is over. What a launcher before this one has seen of it counts for its patience."""
-        patience = Patience(self._waiting, job.deadline_seconds)
-        last, looked, warned = Verdict(State.WAITING), 0.0, set[str]()
+        patience = Patience(self._waiting, job.deadline_seconds, job.grace_seconds)
+        last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
+        seen_pods: dict[str, dict[str, Any]] = {}
         while True:
             found = self._cluster.read(job)
             if found is not None and uid and found["metadata"]["uid"] != uid:
@@ -365,25 +441,44 @@ class Launch:
                 found = None
             pods = self._cluster.pods(job, uid) if found is not None else []
             logs.follow(pods)
-            seen = judge(found, pods)
+            starting = [pod["metadata"]["name"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+            warnings = self._cluster.warnings(job, starting[:MOST_ASKED]) if found is not None else []
+            # two seconds after a job has failed its pods are gone, and with them what they said
+            seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
+            failed = found is not None and "Failed" in true_conditions(found)
+            seen = self._believed(judge(found, list(seen_pods.values()) if failed else pods, warnings), pods)
             now = time.monotonic()
             if looked:
                 patience.spend(last.state, now - looked)
             else:
                 patience.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
             verdict, looked = patience.judge(seen, job.queue), now
-            if verdict != last:
-                log.info("training job %s: %s", job.name, " ".join(filter(None, (verdict.state.value, verdict.reason))))
+            cause = f"{verdict.state}{verdict.cause or verdict.reason}"
+            if verdict.state is not last.state or cause not in said:
+                log.info(
+                    "training job %s: %s", job.name, ": ".join(filter(None, (verdict.state.value, verdict.reason)))
+                )
+            said.add(cause)
             last = verdict
             if verdict.over:
                 if verdict.state is State.GONE and self.canceller.cancelled:
                     raise SystemExit(EXIT_CANCELLED)
                 return verdict
-            if verdict.state is State.WAITING:
-                for warning in set(self._cluster.warnings(job)) - warned:
+            for warning in warnings:
+                if (cause := re.sub(r"\d+", "#", warning)) not in said:
                     log.warning("training job %s: %s", job.name, warning)
-                    warned.add(warning)
+                    said.add(cause)
             self._sleep(LOOK_EVERY)
+
+    def _believed(self, verdict: Verdict, pods: list[dict[str, Any]]) -> Verdict:
+        """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
+        job that "succeeded" may have left nothing."""
+        done = any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
+        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED) or (done and not verdict.over):
+            return Verdict(State.SUCCEEDED) if self._published() else verdict
+        if verdict.state is State.SUCCEEDED and not self._published():
+            return Verdict(State.FAILED, "its Master ended with 0, and published no result; see its log")
+        return verdict
 
     def _sleep(self, seconds: float) -> None:
         """Until a watch says something."""
@@ -548,10 +643,31 @@ def delete_unfinished(run: str, namespace: str) -> list[str]:
 # --- what the server refuses ------------------------------------------------------------------------------------------
 
 
+def _age(job: Mapping[str, Any]) -> tuple[str, str]:
+    """Sorts jobs by when they were made; of the same second, by their uid."""
+    return str(job["metadata"].get("creationTimestamp", "")), str(job["metadata"]["uid"])
+
+
+_MENDS_OF_403 = {
+    "quota": "free some of the quota, or ask for less",
+    "admission webhook": "mend what it names",
+    "violates PodSecurity": "let the namespace's Pod Security standard allow it",
+    "being terminated": "give another --namespace",
+}
+
+
+def _mend_of_403(error: ApiException) -> str:
+    """403 has many causes, and the server's words tell them: a Role is one of them."""
+    words = short(error)
+    return next(
+        (mend for said, mend in _MENDS_OF_403.items() if said in words), "give this account the Role zhllama-runner"
+    )
+
+
 def _refused(kind: JobKind, job: TrainingJob, error: ApiException, what: str = "") -> Exception:
     if error.status in (400, 403, 404, 422):
         mend = {
-            403: "give this account the Role zhllama-runner",
+            403: _mend_of_403(error),
             404: f"install {kind.operator}, or check --namespace",
         }.get(error.status, "mend the job's options")
         named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")

@@ -212,6 +212,15 @@ def _lines(answer: Any, partial_too: bool) -> Iterator[bytes]:
         yield pending
 
 
+def _crashed(pod: dict[str, Any]) -> bool:
+    ends = (
+        (one.get(state) or {}).get("terminated") or {}
+        for one in (pod.get("status") or {}).get("containerStatuses") or ()
+        for state in ("state", "lastState")
+    )
+    return any(end.get("exitCode") for end in ends)
+
+
 class JobLogs:
     """The logs of one job's pods, to standard error with the pod's name before each line."""
 
@@ -227,11 +236,9 @@ class JobLogs:
         """Begins with those pods that run, or have run."""
         for pod in sorted(pods, key=lambda pod: not self._kind.is_first(pod)):
             name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
-            if (
-                phase in ("Running", "Succeeded", "Failed")
-                and name not in self._followed
-                and len(self._followed) < MOST_FOLLOWED
-            ):
+            # the log of a pod that crashed is gone seconds after the job has failed
+            wanted = len(self._followed) < MOST_FOLLOWED or _crashed(pod)
+            if phase in ("Running", "Succeeded", "Failed") and name not in self._followed and wanted:
                 self._followed[name] = PodLog(self._pods, self._namespace, name, self._kind.container, self)
 
     def say(self, line: str) -> None:

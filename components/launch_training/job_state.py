@@ -14,8 +14,8 @@ from components.shared.errors import EXIT_INPUT, InputError
 from components.shared.job_kinds import true_conditions
 from components.shared.training_job import LABEL
 
-OVERDUE = 600.0
-"""Seconds that an operator gets to end a job whose deadline is over."""
+LATE = 60.0
+"""Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""
 
 
 class State(Enum):
@@ -31,12 +31,16 @@ class State(Enum):
     """The training said that its input is wrong: another attempt would say so again."""
     GONE = "gone"
     """Deleted from outside."""
+    YIELDED = "given up for another run's"
+    """Another run began the same work a moment earlier."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     state: State
     reason: str = ""
+    cause: str = ""
+    """What the reason is about: a reason whose words change from back-off to back-off has one cause."""
 
     @property
     def over(self) -> bool:
@@ -61,33 +65,80 @@ def newest(jobs: Sequence[Mapping[str, Any]], key: str) -> int:
     return max(map(attempt_of, jobs), default=0)
 
 
-def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]]) -> Verdict:
-    """The verdict on a job (None: the API server has none of that name) and its pods."""
+def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:
+    """The verdict on a job (None: the API server has none of that name), its pods, and the warnings about it (oldest
+    first). It runs when all of its nodes do: half a job waits for the rest and holds its GPUs for nothing."""
     if job is None:
         return Verdict(State.GONE, "the job was deleted from outside")
     conditions = true_conditions(dict(job))
     if "Succeeded" in conditions or "Complete" in conditions:
         return Verdict(State.SUCCEEDED)
-    for pod in pods:
-        wrong = _wrong_input(pod)
+    for wrong in (*map(_wrong_input, pods), *map(_wrong_input_of, warnings)):
         if wrong is not None:
             return Verdict(State.WRONG_INPUT, wrong)
     if "Failed" in conditions:
-        return _failed(conditions["Failed"], pods)
+        return _failed(conditions["Failed"], pods, warnings)
     if job.get("metadata", {}).get("deletionTimestamp"):
         return Verdict(State.WAITING, "it is being deleted")
     if "Suspended" in conditions:
         return Verdict(State.WAITING, "suspended: it waits in its queue")
-    # a TrainJob has no condition for it
-    runs = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-    if "Running" in conditions or "Restarting" in conditions or runs:
+    # the conditions say Running where the Master runs, with or without its Workers
+    ran = sum(map(_runs, pods))
+    needed = nodes_of(job)
+    if ran >= needed or ("Running" in conditions and not pods):
         return Verdict(State.RUNNING)
-    hindrance = next(filter(None, map(_hindrance, pods)), "")
-    return Verdict(State.WAITING, f"created: its pods are starting{hindrance and '; '}{hindrance}")
+    hindrance = next(filter(None, map(_hindrance, pods)), "") or _refusal(warnings)
+    crashed = "Restarting" in conditions or any(map(_terminations, pods))
+    begin = "restarting" if crashed else "created: its pods are starting"
+    if ran:
+        begin = f"running, but {ran} of {needed} nodes alone"
+    return Verdict(State.WAITING, "; ".join(filter(None, (begin, hindrance))), f"{ran} {_cause(hindrance)}")
 
 
-def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Verdict:
+def nodes_of(job: Mapping[str, Any]) -> int:
+    """Pods that a job needs at least to train; 1 where it does not say."""
+    spec = job.get("spec") or {}
+    if least := (spec.get("elasticPolicy") or {}).get("minReplicas"):
+        return int(least)
+    replicas = spec.get("pytorchReplicaSpecs")
+    if replicas is not None:
+        return max(1, sum(int((one or {}).get("replicas") or 1) for one in replicas.values()))
+    return int((spec.get("trainer") or {}).get("numNodes") or 1)
+
+
+def _runs(pod: Mapping[str, Any]) -> bool:
+    """Whether a node trains, or is done; one that waits to be started again after a crash, and one on its way out, do
+    not."""
+    status = pod.get("status") or {}
+    if pod["metadata"].get("deletionTimestamp"):
+        return False
+    if status.get("phase") == "Succeeded":
+        return True
+    waits = any((one.get("state") or {}).get("waiting") for one in status.get("containerStatuses") or ())
+    return status.get("phase") == "Running" and not waits
+
+
+_REFUSED = ("FailedCreatePod", "FailedCreateService", "FailedCreate")
+_HINDERED = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
+
+
+def _refusal(warnings: Sequence[str]) -> str:
+    """Why a pod was not made, or does not start: it is said in Events alone, and a job with a refused pod has no status
+    for ever."""
+    return next((one for one in reversed(warnings) if one.startswith(_HINDERED)), "")
+
+
+def _cause(text: str) -> str:
+    """The same for words that change while the matter does not: counts, times, a pull that failed or waits."""
+    text = re.sub(r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull", "image", text)
+    return re.sub(r"\d+", "#", text.split("image:")[0])
+
+
+def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:
     said = next(filter(None, map(_last_words, pods)), "")
+    if not said:
+        # the pods may be gone by now: two seconds after a job has failed they are
+        said = next((one for one in reversed(warnings) if "exitCode" in one or one.startswith(_REFUSED)), "")
     reason, message = condition.get("reason", "Failed"), condition.get("message", "")
     text = "; ".join(filter(None, (f"{reason}: {message}".strip(": "), said)))
     # the operator of PyTorchJobs says it in its message alone
@@ -105,6 +156,8 @@ class Patience:
 
     waiting: float
     running: float
+    grace: float = 0.0
+    """What a job gets to end by itself after that."""
     spent: dict[State, float] = field(default_factory=lambda: {State.WAITING: 0.0, State.RUNNING: 0.0})
 
     def spend(self, state: State, seconds: float) -> None:
@@ -121,10 +174,11 @@ class Patience:
                 State.EXPIRED,
                 f"it waited {waited:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less",
             )
-        if verdict.state is State.RUNNING and 0 < self.running + OVERDUE < ran:
+        if verdict.state is State.RUNNING and 0 < self.running < ran - self.grace - LATE:
             return Verdict(
                 State.EXPIRED,
-                f"it ran {ran:.0f} s, and its operator did not end it at its deadline; is the operator running?",
+                f"it ran {ran:.0f} s, and did not end at its deadline of {self.running:.0f} s; raise "
+                "--deadline-seconds: it goes on from its checkpoint",
             )
         return verdict
 
@@ -133,7 +187,7 @@ def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float
     """Seconds for which a job that is found has been in its state, as its own times say; 0 where they do not."""
     if job is None:
         return 0.0
-    conditions = {one["type"]: one for one in job.get("status", {}).get("conditions") or ()}
+    conditions = {one["type"]: one for one in (job.get("status") or {}).get("conditions") or ()}
     if state is State.RUNNING:
         since = conditions.get("Running", {}).get("lastTransitionTime")
     elif state is State.WAITING and "Running" not in conditions:
@@ -149,7 +203,7 @@ def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float
 def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """How the pod's containers ended, the present end first: OnFailure restarts a container inside its pod."""
     found = []
-    for status in pod.get("status", {}).get("containerStatuses") or ():
+    for status in (pod.get("status") or {}).get("containerStatuses") or ():
         for name in ("state", "lastState"):
             terminated = (status.get(name) or {}).get("terminated")
             if terminated:
@@ -165,14 +219,29 @@ def _wrong_input(pod: Mapping[str, Any]) -> str | None:
     return None
 
 
+_ERROR_POD = re.compile(r"Error pod (\S+) container \S+ exitCode: (\d+) terminated message: ?(.*)", re.DOTALL)
+
+
+def _wrong_input_of(warning: str) -> str | None:
+    """The same of the operator's Event, which outlives the pod."""
+    found = _ERROR_POD.search(warning)
+    if found is None or int(found[2]) != EXIT_INPUT:
+        return None
+    return " ".join(found[3].split()).removeprefix("error: ") or f"pod {found[1]} ended with 2; see its log"
+
+
 def _last_words(pod: Mapping[str, Any]) -> str:
     name = pod["metadata"]["name"]
     for end in _terminations(pod):
         if end.get("exitCode"):
             message = " ".join((end.get("message") or end.get("reason") or "").split())
             return f"pod {name} ended with {end['exitCode']}" + (f": {message}" if message else "")
+    # deleted, evicted, preempted: the cluster says so of the pod as a whole
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            return f"pod {name}: {condition.get('reason', '')}: {condition.get('message', '')}".rstrip(": ")
     # evicted: the kubelet ends the pod as a whole, and says why there
-    status = pod.get("status", {})
+    status = pod.get("status") or {}
     if status.get("phase") == "Failed" and status.get("reason"):
         return f"pod {name}: {status['reason']}: {status.get('message', '')}".rstrip(": ")
     return ""
@@ -180,7 +249,7 @@ def _last_words(pod: Mapping[str, Any]) -> str:
 
 def _hindrance(pod: Mapping[str, Any]) -> str:
     """Why a pod does not start, "" if nothing is known to stand in its way."""
-    name, status = pod["metadata"]["name"], pod.get("status", {})
+    name, status = pod["metadata"]["name"], (pod.get("status") or {})
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return f"pod {name}: {condition.get('reason', '')}: {condition.get('message', '')}".rstrip(": ")

@@ -4,6 +4,7 @@ The training writes a copy of its manifest beside the launcher's place in the st
 finds a result whatever became of the job; and it leaves that manifest as its own, so the step is skipped next time.
 """
 
+import hashlib
 import logging
 import os
 import shlex
@@ -160,7 +161,7 @@ def launch_training(config: LaunchTraining, out: ArtifactWriter) -> Manifest:
         if open_artifact(config.model, "--model").manifest.vocabulary is not None:
             # what a job would find out after its queue
             open_inputs(parse_training(config.stage, arguments))
-        run_job(config, out.root.rsplit("/", 1)[1], arguments, storage.join(out.root, JOB_LOGS))
+        run_job(config, out.root.rsplit("/", 1)[1], arguments, place, storage.join(out.root, JOB_LOGS))
         manifest = published(place)
         if manifest is None:
             raise StorageFault(f"{place}: the job ended, but the training left no manifest there; see its log")
@@ -180,8 +181,9 @@ def published(place: str) -> Manifest | None:
     return find_published(store, stage, key)
 
 
-def run_job(config: LaunchTraining, key: str, arguments: list[str], logs: str) -> None:
-    """One job, on the backend that was chosen. logs: where the last lines of a cluster's jobs are left."""
+def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, logs: str) -> None:
+    """One job, on the backend that was chosen. place: where its training publishes; logs: where the last lines of a
+    cluster's jobs are left."""
     if config.backend == "local":
         from components.launch_training.local_job import run_local
 
@@ -196,6 +198,7 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], logs: str) -
         config.attempts,
         config.waiting_seconds,
         lambda name, lines: keep_lines(storage.join(logs, f"{name}.txt"), lines),
+        lambda: published(place) is not None,
     )
 
 
@@ -219,7 +222,8 @@ def keep_lines(place: str, lines: list[str]) -> None:
 
 
 def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], attempt: int) -> TrainingJob:
-    """The job of an attempt."""
+    """The job of an attempt. Its name and its key tell stores apart: the same work in two stores is two jobs."""
+    key = hashlib.sha256(f"{config.store.rstrip('/')}\0{key}".encode()).hexdigest()[:32]
     run = config.run_id or f"run-{key[:8]}"
     labels = {"run": run, "stage": config.stage, "size": config.size, "team": config.team, "key": key}
     endpoint = config.s3_endpoint or os.environ.get("ZHLLAMA_S3_ENDPOINT", "")

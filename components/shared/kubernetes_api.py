@@ -7,6 +7,7 @@ by `unanswered`. The client's own hidden retries are off: they repeat a stalled 
 """
 
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from tenacity import RetryCallState, retry, retry_if_exception
 from urllib3.exceptions import HTTPError
 
 from components.shared.errors import InputError, StorageFault
+
+log = logging.getLogger("launch")
 
 GIVE_UP_AFTER = 1800.0
 """Seconds for which an API server may fail or be away."""
@@ -54,9 +57,14 @@ def connect() -> str:
 
 def passes(error: BaseException) -> bool:
     """Whether the same request may well be answered later."""
-    return isinstance(error, HTTPError) or (
-        isinstance(error, ApiException) and error.status in (0, 429, 500, 502, 503, 504)
-    )
+    if isinstance(error, ApiException):
+        # a 500 that will be one for ever
+        lasting = error.status == 500 and any(words in str(error.body) for words in _LASTING)
+        return error.status in (0, 429, 500, 502, 503, 504) and not lasting
+    return isinstance(error, HTTPError)
+
+
+_LASTING = ("failed to create typed patch object", "request is too large", "field not declared in schema")
 
 
 def _wait(state: RetryCallState) -> float:
@@ -75,7 +83,23 @@ def _stop(state: RetryCallState) -> bool:
     return (state.seconds_since_start or 0.0) >= GIVE_UP_AFTER
 
 
-@retry(retry=retry_if_exception(passes), wait=_wait, stop=_stop, reraise=True)
+SAY_AFTER, SAY_EVERY = 3, 60.0
+"""Tries after which it is said that a request is repeated, and seconds between two such lines."""
+
+
+def _say(state: RetryCallState) -> None:
+    """What a server or a webhook that is away answers, once a minute: nobody waits half an hour in silence."""
+    error = state.outcome.exception() if state.outcome else None
+    spent = state.seconds_since_start or 0.0
+    said_at = getattr(state, "said_at", None)
+    if error is None or state.attempt_number < SAY_AFTER or (said_at is not None and spent - said_at < SAY_EVERY):
+        return
+    state.said_at = spent  # type: ignore[attr-defined]
+    words = short(error) if isinstance(error, Exception) else str(error)
+    log.warning("the Kubernetes API server: %s; trying again since %.0f s", words, spent)
+
+
+@retry(retry=retry_if_exception(passes), wait=_wait, stop=_stop, before_sleep=_say, reraise=True)
 def attempted(request: Callable[..., Any], **options: Any) -> Any:
     return request(**options, _request_timeout=TIMEOUT)
 

@@ -164,7 +164,9 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     cluster.fault = meet
     labels = {f"zhllama.io/{name}": value for name, value in (("run", "run-8"), ("stage", "lora"), ("key", "k"))}
     one = TrainingJob(name="run-8-lora-a1", command=("true",), image="i:1", namespace="team", labels=labels)
-    launch = cluster_job.Launch(cluster_job.Cluster(PYTORCHJOB), lambda attempt: one, 0, lambda name, lines: None)
+    launch = cluster_job.Launch(
+        cluster_job.Cluster(PYTORCHJOB), lambda attempt: one, 0, lambda name, lines: None, lambda: False
+    )
     launch.canceller = SimpleNamespace(cancelled=False)
     ended = []
 

@@ -94,8 +94,7 @@ def test_a_result_that_is_there_counts_whatever_became_of_the_job(cluster, launc
         fail(cluster, times=9)(job)
 
     cluster.on_create = operate
-    with pytest.raises(StorageFault):
-        launch(attempts=1)
+    assert launch(attempts=1).kind == "adapter"
     assert launch(attempts=1).kind == "adapter"
     assert cluster.posts() == 1
 
@@ -164,7 +163,7 @@ def test_a_job_that_was_deleted_from_outside_is_a_fault(cluster, launch):
 
 def test_a_job_without_a_result_is_no_success(cluster, launch):
     cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Succeeded")
-    with pytest.raises(StorageFault, match="the training left no manifest"):
+    with pytest.raises(StorageFault, match="a3 failed: its Master ended with 0, and published no result"):
         launch()
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from components.launch_training.job_state import OVERDUE, Patience, State, Verdict, already, judge, newest
+from components.launch_training.job_state import LATE, Patience, State, Verdict, already, judge, newest
 from components.shared.errors import InputError
 
 
@@ -25,7 +25,7 @@ def pod(exit_code: int, message: str = "", where: str = "state") -> dict:
         (job(("Created", "True")), [], State.WAITING),
         (job(("Created", "True"), ("Suspended", "True")), [], State.WAITING),
         (job(("Suspended", "False"), ("Running", "True")), [], State.RUNNING),
-        (job(("Running", "True"), ("Restarting", "True")), [pod(1, where="lastState")], State.RUNNING),
+        (job(("Running", "True"), ("Restarting", "True")), [pod(1, where="lastState")], State.WAITING),
         (job(("Running", "False"), ("Succeeded", "True")), [], State.SUCCEEDED),
         (job(("Running", "False"), ("Failed", "True")), [pod(1)], State.FAILED),
         (job(("Running", "True")), [pod(2, "error: mend it", "lastState")], State.WRONG_INPUT),
@@ -99,9 +99,9 @@ def test_waiting_adds_up_and_running_does_not_count_as_waiting():
     assert "waited 101 s for queue gpus (suspended)" in patience.judge(WAITS, "gpus").reason
 
 
-def test_an_operator_that_does_not_end_a_job_at_its_deadline_is_not_waited_for_without_end():
-    patience = Patience(waiting=1, running=1000)
-    patience.spend(State.RUNNING, 1000 + OVERDUE)
+def test_the_launcher_keeps_the_deadline_for_the_operator_sets_no_timer():
+    patience = Patience(waiting=1, running=1000, grace=300)
+    patience.spend(State.RUNNING, 1300 + LATE)
     assert patience.judge(RUNS, "") is RUNS
     patience.spend(State.RUNNING, 1)
     assert patience.judge(RUNS, "").state is State.EXPIRED
