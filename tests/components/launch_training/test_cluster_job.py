@@ -5,11 +5,16 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from kubernetes.client.exceptions import ApiException
 
+from components.launch_training.cluster_job import _refused
 from components.launch_training.launcher import LaunchTraining, launch_training
 from components.shared import storage
 from components.shared.cli import run_stage
 from components.shared.errors import InputError, StorageFault
+from components.shared.job_kinds import PYTORCHJOB
+from components.shared.kubernetes_api import passes
+from components.shared.training_job import TrainingJob
 from tests.components.launch_training.fake_cluster import CRDS, ROOTS
 from tests.components.launch_training.operators import fail, name_of, run, succeed, train
 from tests.kubernetes_server import Fault
@@ -384,6 +389,85 @@ def test_a_refused_job_is_wrong_input(cluster, launch, status, mend):
         launch()
     assert cluster.posts() == 1
     assert not cluster.of_kind("NetworkPolicy")
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        ('pods "a" is forbidden: exceeded quota: team, requested: pods=1', "free some of the quota"),
+        ('admission webhook "validator.pytorchjob" denied the request: no image', "mend what it names"),
+        ("because it is being terminated", "give another --namespace"),
+        ('User "a" cannot create resource', "give this account the Role zhllama-runner"),
+    ],
+    ids=["quota", "webhook", "namespace that goes", "role"],
+)
+def test_a_403_is_mended_by_what_the_server_says(words, mend):
+    error = ApiException(403)
+    error.body = json.dumps({"message": words})
+    said = str(_refused(PYTORCHJOB, TrainingJob(name="j", command=("true",)), error))
+    assert words in said
+    assert said.endswith(mend)
+
+
+def test_a_webhook_that_is_away_is_said_and_waited_for(cluster, launch, caplog):
+    """The recorded answer of a server whose webhook has no endpoints."""
+    cluster.on_create = succeed(cluster)
+    answers = iter([500] * 5)
+    cluster.fault = lambda method, path: next(answers, None) if method == "POST" and "pytorchjobs" in path else None
+    launch()
+    said = [line for line in caplog.messages if "trying again" in line]
+    assert len(said) == 1
+    assert said[0].startswith("the Kubernetes API server: 500 ")
+
+
+@pytest.mark.parametrize("words", ["failed to create typed patch object (a/b): .spec.x: field not declared in schema"])
+def test_a_500_that_will_be_one_for_ever_is_not_asked_again(words):
+    error = ApiException(500)
+    error.body = json.dumps({"message": words})
+    assert not passes(error)
+
+
+def test_half_a_job_is_not_running(cluster, launch, caplog):
+    """The Master trains alone, and its Worker cannot be placed: the condition says Running."""
+    said = "running, but 1 of 2 nodes alone; pod run-7-lora-a1-worker-0: Unschedulable: 0/9 nodes are available"
+
+    def operate(job) -> None:
+        name = name_of(job)
+        cluster.set_pod(name, "Running")
+        cluster.set_pod(name, "Pending", unschedulable="0/9 nodes are available", index=1)
+        cluster.set_condition(name, "Running")
+        cluster.until(lambda: said in caplog.text)
+        cluster.set_pod(name, "Running", index=1)
+        train(job)
+        cluster.set_pod(name, "Succeeded", 0)
+        cluster.set_condition(name, "Succeeded")
+
+    cluster.on_create = operate
+    with caplog.at_level("INFO"):
+        launch(nodes=2)
+
+
+def test_half_a_job_is_waited_for_no_longer_than_a_whole_one(cluster, launch, monkeypatch):
+    """A refused pod leaves the job without a status, for ever: no deadline of the operator's runs."""
+    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+
+    def operate(job) -> None:
+        cluster.set_pod(name_of(job), "Running")
+        cluster.warn(name_of(job), "FailedCreatePod", 'Error creating: pods "x" is forbidden: exceeded quota: team')
+
+    cluster.on_create = operate
+    with pytest.raises(StorageFault, match=r"waited \d+ s .*1 of 2 nodes alone; FailedCreatePod: .*exceeded quota"):
+        launch(nodes=2, waiting_seconds=0.3)
+    assert not cluster.jobs
+
+
+def test_the_launcher_ends_a_job_that_outlives_its_deadline(cluster, launch, monkeypatch):
+    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("components.launch_training.job_state.LATE", 0.1)
+    cluster.on_create = lambda job: run(cluster, job)
+    with pytest.raises(StorageFault, match=r"did not end at its deadline of 1 s; raise --deadline-seconds"):
+        launch(deadline_seconds=1, grace_seconds=1)
+    assert not cluster.jobs
 
 
 def test_what_the_account_may_not_is_named(cluster, launch):

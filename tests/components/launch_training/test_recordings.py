@@ -1,4 +1,4 @@
-"""The launcher's judgement of what a real API server and training operator showed: recorded courses of jobs, replayed."""
+"""The launcher's judgement of what a real API server and training operator showed: recorded jobs, replayed."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def judged(name: str) -> tuple[list[State], list[str]]:
         (
             "quota-second-pod",
             "waiting",
-            'running, but 1 of 2 nodes alone; FailedCreatePod: Error creating: pods "j-worker-0" is forbidden: exceeded quota',
+            'running, but 1 of 2 nodes alone; FailedCreatePod: Error creating: pods "j-worker-0" is forbidden',
         ),
         (
             "deadline-while-quota",
