@@ -163,7 +163,7 @@ class Workflows:
             pod = self._pod(workflow, node)
             said = self._last_line(pod) if step.state == FAILED else waits_for(pod)
         except Unreadable as error:
-            said = f"not known: {error}" if step.state == FAILED else ""
+            said = f"why it failed is not known: {error}" if step.state == FAILED else ""
         return Step(step.task, step.name, step.state, step.started, step.ended, said or _exit_code(node))
 
     def _pod(self, workflow: str, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
             given = json.loads(body)
             name = given["display_name"]
             if name in self.server.pipelines:
-                self._say(409, {"code": 6, "message": f"Failed to create a new pipeline. The name {name} already exist."})
+                self._say(
+                    409, {"code": 6, "message": f"Failed to create a new pipeline. The name {name} already exist."}
+                )
                 return
             self.server.pipelines[name] = []
             self.server.owned[name] = given.get("namespace", "")
