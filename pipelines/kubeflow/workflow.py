@@ -17,7 +17,15 @@ from typing import Any
 
 from components.shared.errors import InputError
 from pipelines.kubeflow.runs import (
-    DONE, FAILED, NOT_RUN, PENDING, RUNNING, Step, ordered, title, titles_of_component,
+    DONE,
+    FAILED,
+    NOT_RUN,
+    PENDING,
+    RUNNING,
+    Step,
+    ordered,
+    title,
+    titles_of_component,
 )  # fmt: skip
 
 TIMEOUT = (5.0, 20.0)
@@ -126,8 +134,8 @@ def _time(text: Any) -> datetime | None:
 
 def _last_pod(nodes: Iterable[Mapping[str, Any]], name: str, rest: str) -> dict[str, Any]:
     wanted = re.compile(re.escape(name) + rest)
-    pods = [node for node in nodes if node.get("type") == "Pod" and wanted.fullmatch(str(node.get("name", "")))]
-    return dict(max(pods, key=lambda node: str(node.get("startedAt") or ""), default={}))
+    pods = [dict(node) for node in nodes if node.get("type") == "Pod" and wanted.fullmatch(str(node.get("name", "")))]
+    return max(pods, key=lambda node: str(node.get("startedAt") or ""), default={})
 
 
 class Workflows:
@@ -145,7 +153,7 @@ class Workflows:
         ).get("items")  # fmt: skip
         if not found:
             raise Unreadable(
-                f"the current kubeconfig's cluster has no Workflow of it in the namespace {self.namespace} (a Workflow "
+                f"the current kubeconfig's cluster has no Workflow of it in the namespace {self.namespace} (it "
                 "goes some time after its run; or it is another cluster: set KUBECONFIG, --kfp-namespace or --namespace)"
             )
         workflow = found[0]

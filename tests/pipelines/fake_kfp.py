@@ -56,7 +56,7 @@ class FakeKfp(ThreadingHTTPServer):
 
     def look(self) -> dict[str, Any]:
         state, tasks = self.course.pop(0) if len(self.course) > 1 else self.course[0]
-        around = [task("root", state), task("evaluate-driver", "SUCCEEDED")]
+        around = [task("root", state), *(task(f"{one['display_name']}-driver", "SUCCEEDED") for one in tasks)]
         return {
             "run_id": "r-42", "display_name": "mine", "state": state, "created_at": BEGAN,
             "finished_at": "2026-11-25T10:02:00Z", "run_details": {"task_details": [*around, *tasks]},

@@ -232,7 +232,20 @@ def zhllama(server: FakeKfp, tmp_path: Path) -> Callable[..., "subprocess.Comple
 
 def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
     server.course = [("FAILED", [task("fetch-weights", "FAILED")])]
-    done = zhllama("submit", "--size", "7b", "--set", "store=s3://bucket/b", "--set", "weights=s3://a/w", "--wait")
+    done = zhllama(
+        "submit",
+        "--size",
+        "7b",
+        "--set",
+        "store=s3://bucket/b",
+        "--set",
+        "weights=s3://a/w",
+        "--set",
+        "text=s3://a/t",
+        "--set",
+        "instructions=s3://a/i",
+        "--wait",
+    )
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == f"{server.host}/#/runs/details/r-42"
     assert re.search(r"fetch_weights: failed \(0:01:05\)", done.stderr)
@@ -308,7 +321,7 @@ def test_a_long_answer_is_cut_at_its_beginning_and_loses_its_stack():
 
 def test_a_login_page_is_no_success(package, server):
     page = (200, "text/html", "<html><form>login</form></html>")
-    server.bodies = [page]
+    server.bodies = [page, page]
     with pytest.raises(InputError, match="not Kubeflow Pipelines' API"):
         Kubeflow(server.host, None)
     there = Kubeflow(server.host, None)

@@ -1,4 +1,4 @@
-"""`zhllama status` and `--wait` on runs that real servers recorded: what is printed, whole, and how the command ends."""
+"""`zhllama status` and `--wait` on runs that real servers recorded: what is printed, whole, and how they end."""
 
 import base64
 import gzip
