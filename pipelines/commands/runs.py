@@ -158,6 +158,8 @@ def _last_words(run: "Run") -> list[str]:
     from pipelines.kubeflow.runs import CANCELLED, FAILED, PENDING
 
     lines = [f"{step.name} waits: {step.said}" for step in run.steps if step.state == PENDING and step.said]
+    if run.note:
+        lines.append(f"note: {run.note}")
     first = run.failed_first
     if run.state == CANCELLED:
         lines.append("cancelled: the run was cancelled")
@@ -167,7 +169,7 @@ def _last_words(run: "Run") -> list[str]:
         lines.append(f"fault: {first.name}: {first.said.removeprefix('fault: ') or 'failed'}")
     elif run.state == FAILED:
         lines.append(f"fault: the run failed{': ' if run.said else ''}{run.said}")
-    return [*lines, f"note: {run.note}"] if run.note else lines
+    return lines
 
 
 def _show(run: "Run") -> None:

@@ -192,7 +192,7 @@ class Kubeflow:
             if not package.read_text().isascii() and "to create a pipeline version)" in str(error):
                 raise InputError(
                     f"{error}. The server does not say why; the pipeline holds text that is not ASCII, which a "
-                    "database in latin1 refuses: the log of the deployment ml-pipeline says so (1366 Incorrect string value)"
+                    "database in latin1 refuses: the log of ml-pipeline says so (1366 Incorrect string value)"
                 ) from error
             raise
 

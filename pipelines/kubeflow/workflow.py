@@ -154,7 +154,7 @@ class Workflows:
         if not found:
             raise Unreadable(
                 f"the current kubeconfig's cluster has no Workflow of it in the namespace {self.namespace} (it "
-                "goes some time after its run; or it is another cluster: set KUBECONFIG, --kfp-namespace or --namespace)"
+                "goes some time after its run; or set KUBECONFIG, --kfp-namespace or --namespace)"
             )
         workflow = found[0]
         name, status = str(workflow["metadata"]["name"]), workflow.get("status") or {}

@@ -125,7 +125,8 @@ def test_a_drivers_words_come_from_its_pods_log(server, cluster, tmp_path):
 def test_without_a_kubeconfig_it_says_what_would_be_needed(server, tmp_path):
     done = zhllama(server, tmp_path / "none", "status", run_of(server, "step-exit-2-failed-frozen"))
     assert done.returncode == 0
-    said = done.stdout.splitlines()[-1]
+    said, verdict = done.stdout.splitlines()[-2:]
+    assert verdict == "fault: the run failed"
     assert "list workflows.argoproj.io, list pods and get pods/log in the namespace kubeflow" in said
     assert "the run" in done.stdout
     assert "running" not in done.stdout
@@ -134,8 +135,10 @@ def test_without_a_kubeconfig_it_says_what_would_be_needed(server, tmp_path):
 def test_a_right_that_is_missing_is_said_with_the_servers_words(server, cluster, tmp_path):
     cluster.fault = lambda method, path: 403 if "workflows" in path else None
     done = zhllama(server, tmp_path / "kubeconfig", "status", run_of(server, "driver-failed-small"))
-    assert "list workflows.argoproj.io" in done.stdout.splitlines()[-1]
-    assert "403" in done.stdout.splitlines()[-1]
+    said, verdict = done.stdout.splitlines()[-2:]
+    assert "list workflows.argoproj.io" in said
+    assert "403" in said
+    assert verdict == "fault: hello: failed"
 
 
 def test_an_image_that_cannot_be_pulled_is_said_while_the_step_waits(server, cluster, tmp_path):
