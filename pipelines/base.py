@@ -38,6 +38,7 @@ def base_objects(
     if namespace:
         set_namespace(objects, namespace)
     _name_images(objects)
+    _wake_reaper(objects)
     return objects
 
 
@@ -62,6 +63,14 @@ def _name_images(value: Any) -> None:
             if name == "image" and found:
                 value[name] = image(found[1])
             _name_images(one)
+
+
+def _wake_reaper(objects: list[dict[str, Any]]) -> None:
+    """The CronJob is suspended while its image is named without a registry, which no node can pull."""
+    for value in objects:
+        if value["kind"] == "CronJob":
+            containers = value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+            value["spec"]["suspend"] = not all("/" in container["image"] for container in containers)
 
 
 def dev_secrets(namespace: str) -> list[dict[str, Any]]:

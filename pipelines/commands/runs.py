@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 from pipelines.commands import options
 
 if TYPE_CHECKING:
-    from pipelines.kubeflow import Kubeflow, Run
+    from pipelines.kubeflow.client import Kubeflow
+    from pipelines.kubeflow.runs import Run
 
-COLOURS = {"SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow"}
+COLOURS = {
+    "SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow",
+    "NOT_RUN": "dim", "UNKNOWN": "dim",
+}  # fmt: skip
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -63,7 +67,7 @@ def _host(add: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _connected(given: argparse.Namespace) -> Iterator["Kubeflow"]:
-    from pipelines.kubeflow import Host, connected
+    from pipelines.kubeflow.client import Host, connected
 
     with connected(Host(given.host, given.kfp_namespace), given.namespace) as kubeflow:
         yield kubeflow
@@ -97,13 +101,18 @@ def status(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         if given.wait:
             _follow(kubeflow, given.run)
-        _show(kubeflow.run(given.run))
+        run = kubeflow.look(given.run)
+    _show(run)
+    for line in _last_words(run):
+        print(line)
 
 
 def cancel(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         run = kubeflow.cancel(given.run)
-    print(f"run {run.id}: {run.state.lower()}" + ("" if run.over else "; `zhllama status --wait` follows it"))
+    from pipelines.kubeflow.runs import word
+
+    print(f"run {run.id}: {word(run.state)}" + ("" if run.over else "; `zhllama status --wait` follows it"))
 
 
 def reap(given: argparse.Namespace) -> None:
@@ -116,28 +125,51 @@ def reap(given: argparse.Namespace) -> None:
 
 
 def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
-    """A line for every change, to stderr; then the end of this process is the run's: 0, 1, or 143 when cancelled."""
-    from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT
-    from pipelines.kubeflow import DONE, failures
+    """A line for every change, to stderr; then the end of this process is the run's: 0, 1, 2 where the step that failed
+    first found its input wrong, or 143 when cancelled."""
+    from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
+    from pipelines.kubeflow.runs import CANCELLED, DONE, NOT_RUN, word
 
-    states: dict[str, str] = {}
+    shown: dict[str, str] = {}
     try:
         for run in kubeflow.follow(run_id):
-            for task in run.tasks:
-                if states.get(task.name) != task.state:
-                    print(
-                        f"{datetime.now(UTC):%H:%M:%S} {task.name}: {task.state.lower()}", file=sys.stderr, flush=True
-                    )
-                states[task.name] = task.state
+            for step in run.steps:
+                took = f" ({_took(step.started, step.ended)})" if step.started and step.ended else ""
+                line = f"{step.name}: {word(step.state)}{took}" + (f"; {step.said}" if step.said else "")
+                if step.state != NOT_RUN and shown.get(step.task) != line:
+                    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
+                shown[step.task] = line
     except KeyboardInterrupt:
         print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
         raise
     _show(run)
+    for line in _last_words(run):
+        print(line, file=sys.stderr)
     if run.state == DONE:
         sys.exit(EXIT_DONE)
-    for line in failures(run):
-        print(f"fault: {line}", file=sys.stderr)
-    sys.exit(EXIT_CANCELLED if run.state == "CANCELED" else EXIT_FAULT)
+    if run.state == CANCELLED:
+        sys.exit(EXIT_CANCELLED)
+    first = run.failed_first
+    sys.exit(EXIT_INPUT if first and first.said.startswith("error:") else EXIT_FAULT)
+
+
+def _last_words(run: "Run") -> list[str]:
+    """How a run ended badly, in a line, and what could not be read; for one that goes on, what its steps wait for."""
+    from pipelines.kubeflow.runs import CANCELLED, FAILED, PENDING
+
+    lines = [f"{step.name} waits: {step.said}" for step in run.steps if step.state == PENDING and step.said]
+    if run.note:
+        lines.append(f"note: {run.note}")
+    first = run.failed_first
+    if run.state == CANCELLED:
+        lines.append("cancelled: the run was cancelled")
+    elif first and first.said.startswith("error: "):
+        lines.append(f"error: {first.name}: {first.said.removeprefix('error: ')}")
+    elif first:
+        lines.append(f"fault: {first.name}: {first.said.removeprefix('fault: ') or 'failed'}")
+    elif run.state == FAILED:
+        lines.append(f"fault: the run failed{': ' if run.said else ''}{run.said}")
+    return lines
 
 
 def _show(run: "Run") -> None:
@@ -146,15 +178,19 @@ def _show(run: "Run") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{run.name} ({run.id})", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("step", "state", "began", "took"):
-        table.add_column(heading, justify="right" if heading == "took" else "left")
+    from pipelines.kubeflow.runs import word
+
+    print(f"{run.name} ({run.id})")
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("step", "state", "began (UTC)", "took"):
+        table.add_column(heading, justify="right" if heading == "took" else "left", no_wrap=True)
     for name, state, began, ended in [
-        *((task.name, task.state, task.started, task.ended) for task in run.tasks),
+        *((step.name, step.state, step.started, step.ended) for step in run.steps),
         ("the run", run.state, run.started, run.ended),
     ]:
-        shown = Text(state.lower(), COLOURS.get(state, ""))
-        table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", _took(began, ended))
+        shown = Text(word(state), COLOURS.get(state, ""))
+        took = "" if state == "UNKNOWN" else _took(began, ended)
+        table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
     Console().print(table)
 
 

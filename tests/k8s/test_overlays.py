@@ -67,6 +67,15 @@ def test_no_secret_is_applied(folder):
     assert not [value for value in build(folder) if value["kind"] == "Secret"]
 
 
+@pytest.mark.parametrize("name", ["cluster", "profile", "kfp-standalone"])
+def test_no_cron_job_applied_as_written_starts_an_image_that_no_node_can_pull(name):
+    jobs = [value for value in build(K8S / "overlays" / name) if value["kind"] == "CronJob"]
+    assert jobs
+    for job in jobs:
+        images = [one["image"] for one in job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]]
+        assert job["spec"]["suspend"] or all("/" in image for image in images)
+
+
 # --- without kubectl --------------------------------------------------------------------------------------------------
 
 

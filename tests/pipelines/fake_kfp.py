@@ -1,4 +1,5 @@
-"""A server that speaks what of Kubeflow Pipelines' API runs need: pipelines and versions, experiments, runs."""
+"""A server that speaks what of Kubeflow Pipelines' API runs need: pipelines and versions, experiments, runs. It replays
+what the real one answered (tests/recordings/kfp)."""
 
 import json
 import re
@@ -6,11 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+RECORDINGS = Path(__file__).resolve().parents[1] / "recordings" / "kfp"
 BEGAN = "2026-11-25T10:00:00Z"
 EXPERIMENT = {"experiment_id": "e1", "display_name": "zhllama", "namespace": "team"}
+
+
+def recorded(name: str) -> Any:
+    return json.loads((RECORDINGS / f"{name}.json").read_text())
 
 
 def task(name: str, state: str, error: str = "") -> dict[str, Any]:
@@ -35,6 +42,12 @@ class FakeKfp(ThreadingHTTPServer):
         """Pipeline → the namespace that it was uploaded to, "" where all share it."""
         self.terminated: list[str] = []
         self.answers: list[int] = []
+        self.bodies: list[tuple[int, str, Any]] = []
+        """Answers in place of the next ones: (status, content type, body), an empty one for none."""
+        self.runs: dict[str, dict[str, Any]] = {}
+        """Run id → what the real server answered."""
+        self.titles: dict[str, str] = {}
+        """Task → the name that each version's specification gives it."""
         self.course: list[tuple[str, list[dict[str, Any]]]] = [("SUCCEEDED", [task("evaluate", "SUCCEEDED")])]
 
     @property
@@ -43,7 +56,7 @@ class FakeKfp(ThreadingHTTPServer):
 
     def look(self) -> dict[str, Any]:
         state, tasks = self.course.pop(0) if len(self.course) > 1 else self.course[0]
-        around = [task("root", state), task("evaluate-driver", "SUCCEEDED")]
+        around = [task("root", state), *(task(f"{one['display_name']}-driver", "SUCCEEDED") for one in tasks)]
         return {
             "run_id": "r-42", "display_name": "mine", "state": state, "created_at": BEGAN,
             "finished_at": "2026-11-25T10:02:00Z", "run_details": {"task_details": [*around, *tasks]},
@@ -68,8 +81,14 @@ class _Handler(BaseHTTPRequestHandler):
             owned = self.server.owned
             there = [name for name in owned if name in wanted and owned[name] == given.get("namespace", "")]
             self._say(200, {"pipelines": [{"pipeline_id": name, "display_name": name} for name in there]})
+        elif "/versions/" in path:
+            tasks = {name: {"taskInfo": {"name": title}} for name, title in self.server.titles.items()}
+            spec = {"pipeline_spec": {"root": {"dag": {"tasks": tasks}}}, "platform_spec": {}}
+            self._say(200, {"pipeline_version_id": path.split("/")[-1], "pipeline_spec": spec})
+        elif path.split("/")[-1] in self.server.runs:
+            self._say(200, self.server.runs[path.split("/")[-1]])
         elif "/runs/" in path:
-            self._say(200, self.server.look()) if path.endswith("r-42") else self._say(404, {"message": "no such run"})
+            self._say(200, self.server.look()) if path.endswith("r-42") else self._gone(path)
         elif "/experiments" in path:
             self._say(200, {"experiments": [EXPERIMENT]} if "?" in self.path else EXPERIMENT)
         else:
@@ -80,13 +99,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         path, _, query = self.path.partition("?")
-        if path.endswith("/upload"):
-            given = {name: values[0] for name, values in parse_qs(query).items()}
-            name = given["name"]
+        if path.endswith("/pipelines"):
+            given = json.loads(body)
+            name = given["display_name"]
             if name in self.server.pipelines:
-                self._say(409, {"message": f"a pipeline of the name {name} is there already"})
+                self._say(
+                    409, {"code": 6, "message": f"Failed to create a new pipeline. The name {name} already exist."}
+                )
                 return
-            self.server.pipelines[name] = [name]
+            self.server.pipelines[name] = []
             self.server.owned[name] = given.get("namespace", "")
             self._say(200, {"pipeline_id": name, "display_name": name})
         elif path.endswith("/upload_version"):
@@ -103,17 +124,27 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._say(200, EXPERIMENT)
 
+    def _gone(self, path: str) -> None:
+        run = path.split("/")[-1]
+        words = f"Failed to get a run: Failed to fetch run {run}: ResourceNotFoundError: Run {run} not found"
+        self._say(404, {"code": 5, "message": words, "details": []})
+
     def _refused(self) -> bool:
         self.server.tokens.append(self.headers.get("Authorization", ""))
+        if self.server.bodies:
+            said, kind, value = self.server.bodies.pop(0)
+            if said:
+                self._say(said, value, kind)
+                return True
         status = self.server.answers.pop(0) if self.server.answers else 200
         if status != 200:
             self._say(status, {"message": "no such namespace"})
         return status != 200
 
-    def _say(self, status: int, value: Any) -> None:
-        body = json.dumps(value).encode()
+    def _say(self, status: int, value: Any, kind: str = "application/json") -> None:
+        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

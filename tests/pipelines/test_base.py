@@ -38,12 +38,14 @@ def test_it_is_the_overlay_in_another_namespace_with_other_images(words, overlay
         "setRoleBindingSubjects": "allServiceAccounts",
     }
     image = {"name": "zhllama-launch-training", "newName": "r.example.com/t/zhllama-launch-training", "newTag": "2"}
+    awake = [{"op": "replace", "path": "/spec/suspend", "value": False}]
     wanted = by_kubectl(
         tmp_path,
         resources=[os.path.relpath(K8S / "overlays" / overlay, tmp_path)],
         namespace="team",
         transformers=[yaml.safe_dump(transformer)],
         images=[image],
+        patches=[{"target": {"kind": "CronJob", "name": "zhllama-reaper"}, "patch": yaml.safe_dump(awake)}],
     )
     assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(wanted)
 
@@ -55,6 +57,11 @@ def test_the_components_are_a_choice():
     assert not of_kind(objects, "Namespace")
     assert of_kind(base_objects("team"), "Namespace").keys() == {"team"}
     assert not [value for value in base_objects(components=[]) if value["kind"] in ("CronJob", "LocalQueue")]
+
+
+def test_the_reaper_sleeps_until_its_image_has_a_registry():
+    (cron,) = of_kind(base_objects("team", components=["reaper"]), "CronJob").values()
+    assert cron["spec"]["suspend"] is True
 
 
 def test_keys_for_a_namespace_that_cannot_be_are_not_made():

@@ -1,5 +1,6 @@
 """Runs through KFP's own client, against a server that speaks what of its API they need."""
 
+import json
 import os
 import re
 import ssl
@@ -13,9 +14,10 @@ import pytest
 from kfp import dsl
 
 from components.shared.errors import InputError, StorageFault
-from pipelines import kubeflow
-from pipelines.kubeflow import Host, Kubeflow, connected, failures, known_address
-from tests.pipelines.fake_kfp import FakeKfp, fake_kfp, task
+from pipelines.kubeflow import client
+from pipelines.kubeflow.answers import cause, refused
+from pipelines.kubeflow.client import Host, Kubeflow, connected, known_address
+from tests.pipelines.fake_kfp import FakeKfp, fake_kfp, recorded, task
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = {"pipeline": "adapt", "run_name": "mine", "experiment": "zhllama"}
@@ -25,6 +27,7 @@ ASKED = {"pipeline": "adapt", "run_name": "mine", "experiment": "zhllama"}
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     proxies = [word for name in ("http_proxy", "https_proxy", "no_proxy") for word in (name, name.upper())]
     certificates = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
     for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST", *proxies, *certificates):
         monkeypatch.delenv(name, raising=False)
 
@@ -61,10 +64,10 @@ def test_a_package_is_uploaded_once_and_a_changed_one_becomes_a_version(package,
     there = Kubeflow(server.host, namespace)
     first = there.upload(package, "adapt")
     assert there.upload(package, "adapt") == first
-    assert len(server.pipelines["adapt"]) == 2  # what KFP makes of the upload, and ours under its digest
+    assert len(server.pipelines["adapt"]) == 1
     package.write_text(package.read_text() + "# changed\n")
     assert there.upload(package, "adapt") != first
-    assert len(server.pipelines["adapt"]) == 3
+    assert len(server.pipelines["adapt"]) == 2
 
 
 def test_a_token_in_a_file_is_read_for_every_call(package, server, monkeypatch, tmp_path):
@@ -141,18 +144,17 @@ def test_a_wrong_host_is_one_line_of_the_command_too():
 
 def test_a_run_is_followed_through_a_server_that_is_away_for_a_moment(server):
     running = ("RUNNING", [task("fetch", "SUCCEEDED"), task("pretrain", "RUNNING")])
-    failed = ("FAILED", [task("fetch", "SUCCEEDED"), task("pretrain", "FAILED", "the\n job failed")])
+    failed = ("FAILED", [task("fetch", "SUCCEEDED"), task("pretrain", "FAILED")])
     server.course = [running, running, failed]
     there = Kubeflow(server.host, None)
     server.answers = [200, 503, 503, 200]
     looks = list(there.follow("r-42", look_every=0.01))
     assert [look.state for look in looks] == ["RUNNING", "FAILED"]
-    assert [(each.name, each.state) for each in looks[-1].tasks] == [("fetch", "SUCCEEDED"), ("pretrain", "FAILED")]
-    assert failures(looks[-1]) == ["pretrain: the job failed"]
+    assert [(each.name, each.state) for each in looks[-1].steps] == [("fetch", "SUCCEEDED"), ("pretrain", "FAILED")]
 
 
 def test_a_server_that_stays_away_ends_the_following(server, monkeypatch):
-    monkeypatch.setattr(kubeflow, "PATIENCE", 0.05)
+    monkeypatch.setattr(client, "PATIENCE", 0.05)
     there = Kubeflow(server.host, None)
     server.answers = [503] * 1000
     with pytest.raises(StorageFault, match="503"):
@@ -229,14 +231,27 @@ def zhllama(server: FakeKfp, tmp_path: Path) -> Callable[..., "subprocess.Comple
 
 
 def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
-    server.course = [("FAILED", [task("fetch_weights", "FAILED", "the SHA-256 differs")])]
-    done = zhllama("submit", "--size", "7b", "--set", "store=s3://bucket/b", "--set", "weights=s3://a/w",
-                   "--set", "text=s3://a/t", "--set", "instructions=s3://a/i", "--wait")  # fmt: skip
+    server.course = [("FAILED", [task("fetch-weights", "FAILED")])]
+    done = zhllama(
+        "submit",
+        "--size",
+        "7b",
+        "--set",
+        "store=s3://bucket/b",
+        "--set",
+        "weights=s3://a/w",
+        "--set",
+        "text=s3://a/t",
+        "--set",
+        "instructions=s3://a/i",
+        "--wait",
+    )
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == f"{server.host}/#/runs/details/r-42"
-    assert re.search(r"fetch_weights: failed", done.stderr)
-    assert "fault: fetch_weights: the SHA-256 differs" in done.stderr
-    assert list(server.pipelines) == ["adapt-llama-7b"]
+    assert re.search(r"fetch_weights: failed \(0:01:05\)", done.stderr)
+    assert "fault: fetch_weights: failed" in done.stderr
+    assert server.pipelines.keys() == {"adapt-llama-7b"}
+    assert len(server.pipelines["adapt-llama-7b"]) == 1
 
 
 def test_a_misspelt_parameter_is_one_line(zhllama, server):
@@ -254,7 +269,89 @@ def test_status_shows_the_steps_and_cancel_says_what_became_of_it(zhllama, serve
     done = zhllama("cancel", "r-42")
     assert done.stdout == "run r-42: succeeded\n"
     server.course = [("CANCELED", [])]
-    assert zhllama("status", "r-42", "--wait").returncode == 143
+    done = zhllama("status", "r-42", "--wait")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "cancelled: the run was cancelled")
     done = zhllama("status", "r-43")
     assert done.returncode == 2
-    assert "no such run" in done.stderr
+    assert "Run r-43 not found" in done.stderr
+
+
+# --- what the API answers ---------------------------------------------------------------------------------------------
+
+
+ERRORS = [each for each in recorded("exchanges") if each["status"] >= 400]
+
+
+@pytest.mark.parametrize("exchange", ERRORS, ids=lambda each: each["request"]["path"][-40:])
+def test_a_recorded_refusal_is_the_users_to_mend_and_told_to_its_end(exchange):
+    body = exchange["body"]
+    text = body if isinstance(body, str) else json.dumps(body)
+    error = refused("http://kfp", exchange["status"], "x", text)
+    assert isinstance(error, InputError)
+    assert "try again" not in str(error)
+    last = body if isinstance(body, str) else body["message"]
+    assert " ".join(last.split())[-80:] in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind", "said"),
+    [
+        (500, "InternalServerError: Error 1366 (22007): Incorrect string value: 'x'", InputError, "utf8mb4"),
+        (500, "Failed: Already exist error: The name a already exist", InputError, "check the address"),
+        (500, "InternalServerError: dial tcp: connection refused", StorageFault, "try again"),
+        (503, "upstream connect error", StorageFault, "try again"),
+        (429, "too many requests", StorageFault, "try again"),
+    ],
+)
+def test_words_decide_whether_a_500_may_pass(status, message, kind, said):
+    error = refused("http://kfp", status, "x", json.dumps({"code": 13, "message": message}))
+    assert type(error) is kind
+    assert said in str(error)
+
+
+def test_a_long_answer_is_cut_at_its_beginning_and_loses_its_stack():
+    details = (
+        "Failed to create a version: " * 60 + "the cause\ngithub.com/kubeflow/pipelines.New\n\t/go/src/error.go:12"
+    )
+    said = cause(json.dumps({"error_message": "Failed", "error_details": details}))
+    assert said.endswith("the cause")
+    assert said.startswith("…")
+    assert len(said) < 650
+
+
+def test_a_login_page_is_no_success(package, server):
+    page = (200, "text/html", "<html><form>login</form></html>")
+    server.bodies = [page, page]
+    with pytest.raises(InputError, match="not Kubeflow Pipelines' API"):
+        Kubeflow(server.host, None)
+    there = Kubeflow(server.host, None)
+    server.bodies = [page]
+    with pytest.raises(InputError, match="no run_id in the answer"):
+        there.run("r-42")
+
+
+def test_a_text_that_the_upload_refuses_without_a_word_is_named(package, server):
+    package.write_text(package.read_text() + "# 中文\n", encoding="utf-8")
+    there = Kubeflow(server.host, None)
+    refusal = {"error_message": "Failed to create a pipeline version"}
+    server.bodies = [(0, "", ""), (0, "", ""), (0, "", ""), (500, "application/json", refusal)]
+    with pytest.raises(InputError, match=r"latin1 refuses.*ml-pipeline"):
+        there.upload(package, "adapt")
+
+
+def test_a_run_that_is_deleted_while_it_is_followed_is_said(server):
+    server.runs["r-7"] = {**recorded("run-cancelled")["body"], "run_id": "r-7", "state": "RUNNING", "state_history": []}
+    looks = Kubeflow(server.host, None).follow("r-7", look_every=0.01)
+    next(looks)
+    del server.runs["r-7"]
+    with pytest.raises(StorageFault, match="the run was deleted"):
+        list(looks)
+
+
+def test_a_cancel_that_comes_after_the_end_says_how_the_run_ended(server):
+    there = Kubeflow(server.host, None)
+    server.course = [("RUNNING", []), ("SUCCEEDED", [])]
+    late = next(each for each in ERRORS if each["status"] == 400)["body"]
+    server.bodies = [(0, "", ""), (400, "application/json", late)]
+    assert there.cancel("r-42").state == "SUCCEEDED"
+    assert server.terminated == []

@@ -18,10 +18,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,13 +29,15 @@ from urllib.request import getproxies, proxy_bypass
 from components.shared.children import die_with_parent
 from components.shared.errors import InputError, StorageFault
 from pipelines.ir import read_package
+from pipelines.kubeflow.answers import Gone, named, refused
+from pipelines.kubeflow.runs import DONE, FAILED, Run, run_of, settled, titles_of
+from pipelines.kubeflow.workflow import Unreadable, Workflows
 from pipelines.plan import checked_arguments
 
-DONE = "SUCCEEDED"
-OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-"""States of a run (or a task) that do not change any more."""
 LOOK_EVERY = 10.0
 """Seconds between two looks at a run."""
+WORKFLOW_EVERY = 60.0
+"""Seconds after which the Workflow is read again where the API shows no change."""
 PATIENCE = 300.0
 """Seconds that `follow` goes on without an answer from the server before it gives up."""
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
@@ -50,42 +51,14 @@ class Host:
     kfp_namespace: str = "kubeflow"
 
 
-@dataclass(frozen=True)
-class Task:
-    """A step of a run."""
-
-    name: str
-    state: str
-    started: datetime | None
-    ended: datetime | None
-    error: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as the server shows it."""
-
-    id: str
-    name: str
-    state: str
-    started: datetime | None
-    ended: datetime | None
-    error: str
-    tasks: tuple[Task, ...]
-
-    @property
-    def over(self) -> bool:
-        return self.state in OVER
-
-
 @contextmanager
 def connected(host: Host, namespace: str | None = None) -> Iterator["Kubeflow"]:
     """A connection for the time of the block. InputError when nobody answers there."""
     if address := known_address(host):
-        yield Kubeflow(address, namespace)
+        yield Kubeflow(address, namespace, host.kfp_namespace)
     else:
         with _port_forward(host.kfp_namespace) as address:
-            yield Kubeflow(address, namespace)
+            yield Kubeflow(address, namespace, host.kfp_namespace)
 
 
 def known_address(host: Host) -> str:
@@ -156,20 +129,27 @@ class _NoAnswer(StorageFault):
 class Kubeflow:
     """Kubeflow Pipelines at an address. Every call: InputError for a refusal, StorageFault when the server fails."""
 
-    def __init__(self, address: str, namespace: str | None) -> None:
+    def __init__(self, address: str, namespace: str | None, kfp_namespace: str = "kubeflow") -> None:
         if not address.startswith(("http://", "https://")):
             raise InputError(f"--host {address}: write the whole address, as https://{address}")
         # it tells of each of its own retries; what came of them is said once, by us
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.address = address.rstrip("/")
         self._namespace = namespace
+        self._workflows = Workflows(namespace or kfp_namespace)
+        self._titles: dict[str, dict[str, str]] = {}
         in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         try:
             with self._answers(), redirect_stdout(sys.stderr), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
                 import kfp
 
-                self._client = kfp.Client(
+                class Client(kfp.Client):
+                    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
+                        # kfp's own asks five times, five seconds apart, with a traceback each, and swallows the last
+                        return self._healthz_api.healthz_service_get_healthz()
+
+                self._client = Client(
                     host=self.address,
                     namespace=namespace or "kubeflow",
                     # its HTTP client reads neither from the environment
@@ -177,8 +157,10 @@ class Kubeflow:
                     proxy=_proxy(self.address),
                     **_credentials(in_cluster),
                 )
-                # kfp's own first call is swallowed where it fails
-                self._client.get_kfp_healthz()
+                healthy = self._client.get_kfp_healthz()
+                if healthy.multi_user is None and healthy.pipeline_store is None:
+                    # a login page says neither
+                    named(healthy, "multi_user", self.address)
         except _NoAnswer as error:
             raise InputError(str(error)) from error
 
@@ -191,17 +173,51 @@ class Kubeflow:
         with self._answers(), redirect_stdout(sys.stderr):
             # kfp's own get_pipeline_id looks among the pipelines that all share, and would miss a profile's own
             place = {"namespace": self._namespace} if self._namespace else {}
-            found = self._client.list_pipelines(filter=_named(name), **place).pipelines
-            if found:
-                pipeline = str(found[0].pipeline_id)
-            else:
-                made = self._client.upload_pipeline(str(package), pipeline_name=name, **place)
-                pipeline = str(made.pipeline_id)
-            there = self._client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions
-            if there:
-                return pipeline, str(there[0].pipeline_version_id)
-            made = self._client.upload_pipeline_version(str(package), version, pipeline_id=pipeline)
-            return pipeline, str(made.pipeline_version_id)
+            pipeline = self._pipeline(name, place)
+            if pipeline is None:
+                pipeline = self._made_pipeline(name, place)
+        # not upload_pipeline, which makes a version of its own, named after the pipeline
+        with self._answers(), redirect_stdout(sys.stderr):
+            if there := self._version(pipeline, version):
+                return pipeline, there
+        try:
+            with self._answers(), redirect_stdout(sys.stderr):
+                made = self._client.upload_pipeline_version(str(package), version, pipeline_id=pipeline)
+                return pipeline, named(made, "pipeline_version_id", self.address)
+        except (InputError, StorageFault) as error:
+            # another submit may have been faster
+            with self._answers():
+                if there := self._version(pipeline, version):
+                    return pipeline, there
+            if not package.read_text().isascii() and "to create a pipeline version)" in str(error):
+                raise InputError(
+                    f"{error}. The server does not say why; the pipeline holds text that is not ASCII, which a "
+                    "database in latin1 refuses: the log of ml-pipeline says so (1366 Incorrect string value)"
+                ) from error
+            raise
+
+    def _pipeline(self, name: str, place: Mapping[str, str]) -> str | None:
+        found = self._client.list_pipelines(filter=_named(name), **place).pipelines
+        return named(found[0], "pipeline_id", self.address) if found else None
+
+    def _version(self, pipeline: str, version: str) -> str | None:
+        found = self._client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions
+        return named(found[0], "pipeline_version_id", self.address) if found else None
+
+    def _made_pipeline(self, name: str, place: Mapping[str, str]) -> str:
+        """The id of a new pipeline without a version, or of the one that another submit has just made."""
+        import kfp_server_api
+
+        wanted = kfp_server_api.V2beta1Pipeline(display_name=name, name=name, **place)
+        try:
+            with self._answers():
+                made = self._client._pipelines_api.pipeline_service_create_pipeline(wanted)
+        except InputError:
+            with self._answers():
+                if there := self._pipeline(name, place):
+                    return there
+            raise
+        return named(made, "pipeline_id", self.address)
 
     def start(
         self, package: Path, arguments: Mapping[str, str], *, pipeline: str, run_name: str, experiment: str
@@ -212,53 +228,82 @@ class Kubeflow:
         with self._answers(), redirect_stdout(sys.stderr):
             place = self._client.create_experiment(experiment, namespace=self._namespace)
             started = self._client.run_pipeline(
-                place.experiment_id,
+                named(place, "experiment_id", self.address),
                 run_name,
                 params={name: checked[name] for name in arguments},
                 pipeline_id=pipeline_id,
                 version_id=version,
                 enable_caching=False,
             )
-        return str(started.run_id)
+        return named(started, "run_id", self.address)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> Run:
+        """The run as the API shows it. Gone where there is none of that id."""
         with self._answers():
             found = self._client.get_run(run_id)
-        tasks = [
-            Task(
-                str(task.display_name),
-                str(task.state or "PENDING"),
-                task.start_time,
-                task.end_time if str(task.state) in OVER else None,
-                _message(task.error),
-            )
-            for task in (found.run_details.task_details if found.run_details else None) or ()
-            # beside every step stand its driver, which only resolves it, and the whole
-            if task.display_name and task.display_name != "root" and not str(task.display_name).endswith("-driver")
-        ]
-        tasks.sort(key=lambda task: (task.started or datetime.max.replace(tzinfo=UTC), task.name))
-        return Run(
-            str(found.run_id), str(found.display_name), str(found.state or "PENDING"), found.created_at,
-            found.finished_at if str(found.state) in OVER else None, _message(found.error), tuple(tasks),
-        )  # fmt: skip
+        named(found, "run_id", self.address)
+        return run_of(found, self._titles_of(found))
+
+    def look(self, run_id: str) -> Run:
+        """The run, with what only its Workflow says."""
+        return self.whole(self.run(run_id))
+
+    def whole(self, run: Run) -> Run:
+        """Steps and last words from the Workflow, where the API's list may lack them. `note` says why they still do."""
+        if run.state == DONE and not run.stopped:
+            return run
+        try:
+            workflow = self._workflows.of(run.id, self._titles.get(run.id, {}))
+        except Unreadable as error:
+            if run.stopped:
+                return replace(
+                    run,
+                    note=f"the steps are not known to the end: the API stopped listing them; {error}",
+                )
+            return replace(run, note=f"why it failed stands in its Workflow; {error}") if run.state == FAILED else run
+        return settled(replace(run, steps=workflow.steps or run.steps, said=workflow.said, stopped=False))
+
+    def _titles_of(self, answer: Any) -> dict[str, str]:
+        """Task → name, by the pipeline's specification: the run's own, or its version's. None where that is gone."""
+        run_id = str(answer.run_id)
+        if run_id not in self._titles:
+            spec, version = answer.pipeline_spec, answer.pipeline_version_reference
+            try:
+                if not spec and version is not None and version.pipeline_version_id:
+                    with self._answers():
+                        asked = version.pipeline_id, version.pipeline_version_id
+                        spec = self._client.get_pipeline_version(*asked).pipeline_spec
+            except InputError:
+                spec = None
+            self._titles[run_id] = titles_of(spec)
+        return self._titles[run_id]
 
     def follow(self, run_id: str, look_every: float = LOOK_EVERY) -> Iterator[Run]:
         """The run each time something in it has changed, until it is over. A server that is away for a while (five
-        minutes at most) is waited for."""
+        minutes at most) is waited for. The Workflow is read when the API shows a change, else once a minute."""
         last: Run | None = None
+        shown: Run | None = None
         answered = time.monotonic()
+        read = 0.0
         while True:
             try:
                 now = self.run(run_id)
                 answered = time.monotonic()
+            except Gone:
+                if last is None:
+                    raise
+                raise StorageFault(f"the run was deleted ({run_id})") from None
             except StorageFault:
                 if time.monotonic() - answered > PATIENCE:
                     raise
             else:
-                if now != last:
-                    yield now
+                if now != last or time.monotonic() - read > WORKFLOW_EVERY:
+                    whole, read = self.whole(now), time.monotonic()
+                    if whole != shown:
+                        yield whole
+                    shown = whole
                 last = now
                 if now.over:
                     return
@@ -269,8 +314,14 @@ class Kubeflow:
         found = self.run(run_id)
         if found.over:
             return found
-        with self._answers():
-            self._client.terminate_run(run_id)
+        try:
+            with self._answers():
+                self._client.terminate_run(run_id)
+        except InputError:
+            # it may have ended meanwhile
+            if (found := self.run(run_id)).over:
+                return found
+            raise
         return self.run(run_id)
 
     @contextmanager
@@ -282,10 +333,7 @@ class Kubeflow:
         try:
             yield
         except ApiException as error:
-            answer = f"{self.address}: Kubeflow Pipelines answered {error.status} {error.reason} ({_first(error.body)})"
-            if error.status is not None and 400 <= error.status < 500 and error.status != 429:
-                raise InputError(f"{answer}; check the address, ZHLLAMA_KFP_TOKEN, --namespace and the run") from error
-            raise StorageFault(f"{answer}; try again") from error
+            raise refused(self.address, error.status, error.reason, error.body) from error
         except (HTTPError, OSError) as error:
             raise _NoAnswer(
                 f"--host {self.address}: no Kubeflow Pipelines answers there ({error}); check the address"
@@ -295,18 +343,3 @@ class Kubeflow:
 def _named(name: str) -> str:
     """A filter of the API: what is called so."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
-
-
-def _first(body: Any) -> str:
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    return text.strip().splitlines()[0][:200] if text.strip() else "no text"
-
-
-def _message(error: Any) -> str:
-    return " ".join(str(error.message or "").split()) if error is not None else ""
-
-
-def failures(run: Run) -> Sequence[str]:
-    """One line for each step that failed, and for the run itself."""
-    lines = [f"{task.name}: {task.error or 'failed; see its log'}" for task in run.tasks if task.state == "FAILED"]
-    return lines or ([run.error] if run.error else [])

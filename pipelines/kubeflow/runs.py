@@ -1,0 +1,164 @@
+"""A run and its steps, as people speak of them, out of what the API's task list shows.
+
+The list holds Argo's nodes: for a step X its driver, itself and an `executor`, each again as an attempt, `X(0)`; for
+a group (an exit handler, the whole) the same. Steps are what is left without drivers, attempts and groups. Where a
+Workflow has grown past 1 MiB the list stops for ever, so that the run's own state wins over its tasks'. A cancelled run
+ends FAILED; that it was CANCELING stands in its history.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+DONE, FAILED, CANCELLED = "SUCCEEDED", "FAILED", "CANCELED"
+RUNNING, PENDING, NOT_RUN, UNKNOWN = "RUNNING", "PENDING", "NOT_RUN", "UNKNOWN"
+OVER = (DONE, FAILED, CANCELLED, "SKIPPED")
+"""States of a run (or a step) that do not change any more."""
+WORDS = {CANCELLED: "cancelled", "CANCELING": "being cancelled", NOT_RUN: "not run", UNKNOWN: "not known"}
+_GROUP = re.compile(r"(condition(-branches)?|exit-handler|for-loop)-\d+(\.onExit)?")
+_ATTEMPT = re.compile(r"\(\d+(:\d+)?\)$")
+_DRIVER = "-driver"
+
+
+def word(state: str) -> str:
+    """A state as it is shown."""
+    return WORDS.get(state, state.lower())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run."""
+
+    task: str
+    """As the pipeline's graph calls it: launch-training-2."""
+    name: str
+    """As people call it: train_lora."""
+    state: str
+    started: datetime | None = None
+    ended: datetime | None = None
+    said: str = ""
+    """Why it failed, or what it waits for; "" where that is not known."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the server shows it."""
+
+    id: str
+    name: str
+    state: str
+    started: datetime | None
+    ended: datetime | None
+    steps: tuple[Step, ...]
+    cancelled_at: datetime | None = None
+    stopped: bool = False
+    """Whether the list of steps has stopped before the run did, or is empty."""
+    said: str = ""
+    """What the Workflow itself says of a failure that is no step's."""
+    note: str = ""
+    """What could not be read, and what would be needed for it."""
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+    @property
+    def failed_first(self) -> Step | None:
+        failed = [step for step in self.steps if step.state == FAILED]
+        return min(failed, key=lambda step: (step.ended or datetime.max.replace(tzinfo=UTC), step.name), default=None)
+
+
+def titles_of(spec: Any) -> dict[str, str]:
+    """Task → the name that the pipeline gives it, from a pipeline's specification (alone, or with a platform's)."""
+    if not isinstance(spec, Mapping):
+        return {}
+    whole = spec.get("pipeline_spec") or spec
+    found: dict[str, str] = {}
+    for component in (whole.get("root") or {}, *(whole.get("components") or {}).values()):
+        found |= titles_of_component(component)
+    return found
+
+
+def titles_of_component(component: Any) -> dict[str, str]:
+    tasks = ((component or {}).get("dag") or {}).get("tasks") or {}
+    return {name: str((task.get("taskInfo") or {}).get("name") or name) for name, task in tasks.items()}
+
+
+def title(task: str, titles: Mapping[str, str]) -> str:
+    return titles.get(task) or task.replace("-", "_")
+
+
+def at(time: datetime | None) -> datetime | None:
+    """A time of the server's; its zero (the year 1) is none."""
+    return time if time is not None and time.year > 1 else None
+
+
+def run_of(answer: Any, titles: Mapping[str, str]) -> Run:
+    """What `runs/{id}` answered."""
+    history = [status for status in answer.state_history or () if str(status.state) == "CANCELING"]
+    state = str(answer.state or PENDING)
+    cancelled_at = at(history[0].update_time) if history else None
+    if history and state == FAILED:
+        state = CANCELLED
+    tasks = (answer.run_details.task_details if answer.run_details else None) or ()
+    ended = at(answer.finished_at) if state in OVER else None
+    steps = tuple(ordered(_steps(tasks, titles)))
+    stopped = not steps or any(str(task.state) in (RUNNING, PENDING) for task in tasks)
+    run = Run(str(answer.run_id), str(answer.display_name or answer.run_id), state, at(answer.created_at), ended, steps,
+              cancelled_at, stopped and state in OVER)  # fmt: skip
+    return settled(run)
+
+
+def settled(run: Run) -> Run:
+    """The run's own state wins: what is unfinished in a run that is over is not known, and what ended after the run
+    was told to end was cancelled."""
+
+    def seen(step: Step) -> Step:
+        if run.over and step.state in (RUNNING, PENDING):
+            return replace(step, state=UNKNOWN, ended=None)
+        if step.state == FAILED and run.cancelled_at and step.ended and step.ended >= run.cancelled_at:
+            return replace(step, state=CANCELLED)
+        return step
+
+    return replace(run, steps=tuple(seen(step) for step in run.steps))
+
+
+def ordered(steps: Iterable[Step]) -> list[Step]:
+    """As they began; those that did not run at the end."""
+    last = datetime.max.replace(tzinfo=UTC)
+    return sorted(steps, key=lambda step: (step.started or last, step.name))
+
+
+def _steps(tasks: Iterable[Any], titles: Mapping[str, str]) -> list[Step]:
+    named = {str(task.display_name): task for task in tasks if task.display_name}
+    nodes = [str(child.pod_name) for task in named.values() for child in task.child_tasks or () if child.pod_name]
+    others = {"root", "executor", *(node.rpartition("-")[0] for node in nodes)}
+
+    def is_step(name: str) -> bool:
+        return name in titles or not (name in others or _GROUP.fullmatch(name) or _ATTEMPT.search(name))
+
+    known = {name for name in named if is_step(name) and not _GROUP.fullmatch(name)}
+    drivers = {name for name in known if name.endswith(_DRIVER) and name not in titles}
+    steps = {name.removesuffix(_DRIVER) if name in drivers else name for name in known}
+    return [
+        _step(name, named.get(name), named.get(name + _DRIVER), titles)
+        for name in steps
+        if not _GROUP.fullmatch(name) and name not in others
+    ]
+
+
+def _step(name: str, task: Any, driver: Any, titles: Mapping[str, str]) -> Step:
+    def state(one: Any) -> str:
+        return str(one.state or NOT_RUN) if one is not None else ""
+
+    step = Step(name, title(name, titles), NOT_RUN)
+    if state(driver) == FAILED:
+        return replace(step, state=FAILED, started=at(driver.start_time), ended=at(driver.end_time))
+    if task is None and state(driver) != NOT_RUN:
+        return replace(step, state=PENDING, started=at(driver.start_time))
+    if task is None or state(task) == NOT_RUN:
+        return step
+    ended = at(task.end_time) if state(task) in OVER else None
+    return replace(step, state=state(task), started=at(task.start_time), ended=ended)

@@ -1,0 +1,235 @@
+"""The run's Workflow, read with the caller's own kubeconfig: steps whose list the API has stopped, and why one failed.
+
+Past 1 MiB Argo stores the nodes compressed (base64 of gzip), or in a database of its own, and Kubeflow Pipelines' API
+shows neither. A step's last words are in its node's message; a driver's are in its pod's log alone, and what a pod
+waits for is in the pod. Nothing here is repeated or waited for: what cannot be read is said in a line, `Unreadable`.
+"""
+
+import base64
+import binascii
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from components.shared.errors import InputError
+from pipelines.kubeflow.runs import (
+    DONE,
+    FAILED,
+    NOT_RUN,
+    PENDING,
+    RUNNING,
+    Step,
+    ordered,
+    title,
+    titles_of_component,
+)  # fmt: skip
+
+TIMEOUT = (5.0, 20.0)
+"""Seconds to connect, and between two bytes."""
+LOG_LINES = 60
+PHASES = {"Succeeded": DONE, "Failed": FAILED, "Error": FAILED, "Running": RUNNING, "Pending": PENDING,
+          "Omitted": NOT_RUN, "Skipped": NOT_RUN}  # fmt: skip
+RIGHTS = "list workflows.argoproj.io, list pods and get pods/log"
+_EXIT = re.compile(r"(?:main: )?Error \(exit code (\d+)\)(?::\s*(.*))?", re.DOTALL)
+_VERDICT = re.compile(r"(error|fault|cancelled)\b")
+_GLOG = re.compile(r"^[IWEF]\d{4} [\d:.]+\s+\d+ [\w.\-]+:\d+\] ")
+_STARTS = ("ContainerCreating", "PodInitializing")
+
+
+class Unreadable(Exception):
+    """The Workflow cannot be read. The text: why, and what would be needed."""
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """What of a Workflow a run's table needs."""
+
+    name: str
+    steps: tuple[Step, ...]
+    said: str
+
+
+def last_words(message: str) -> str:
+    """A node's message as the step itself put it: `main: Error (exit code 1): error: …` is `error: …`."""
+    found = _EXIT.fullmatch(message.strip())
+    if found is None:
+        return " ".join(message.removeprefix("main: ").split())
+    lines = [line.strip() for line in (found[2] or "").splitlines() if line.strip()]
+    verdicts = [line for line in lines if _VERDICT.match(line)]
+    return (verdicts or lines or [""])[-1]
+
+
+def last_line(log: str) -> str:
+    """The last line of a container's log that is its own; Argo's executor adds lines of `argo=true`."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and "argo=true" not in line]
+    return _GLOG.sub("", lines[-1]) if lines else ""
+
+
+def nodes_of(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Node id → node. Unreadable where they are not in the Workflow, or not as Argo writes them."""
+    if status.get("offloadNodeStatusVersion"):
+        raise Unreadable("its nodes are in Argo's own database (offloaded): ask Argo's server for them")
+    if packed := status.get("compressedNodes"):
+        try:
+            found = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
+        except (OSError, EOFError, ValueError, binascii.Error) as error:
+            raise Unreadable(f"its compressed nodes are damaged ({error})") from error
+    else:
+        found = status.get("nodes") or {}
+    return found if isinstance(found, dict) else {}
+
+
+def steps_of(nodes: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[tuple[Step, dict[str, Any]]]:
+    """Each step, and the node of its last pod ({} where it has none)."""
+    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for node in nodes.values():
+        template, shown = str(node.get("templateName", "")), str(node.get("displayName", ""))
+        if re.search(r"\(\d+\)$", shown):
+            continue
+        if template.endswith("system-container-executor"):
+            by_task.setdefault(shown, {})["step"] = node
+        elif template.endswith("system-container-driver"):
+            by_task.setdefault(shown.removesuffix("-driver"), {})["driver"] = node
+    return [_step(task, of.get("step"), of.get("driver"), nodes, titles) for task, of in by_task.items()]
+
+
+def _step(
+    task: str,
+    node: Mapping[str, Any] | None,
+    driver: Mapping[str, Any] | None,
+    nodes: Mapping[str, Mapping[str, Any]],
+    titles: Mapping[str, str],
+) -> tuple[Step, dict[str, Any]]:
+    began = _phase(driver)
+    if driver is not None and (node is None or began == FAILED):
+        pod = _last_pod(nodes.values(), str(driver["name"]), r"(\(\d+\))?")
+        state = FAILED if began == FAILED else NOT_RUN if began == NOT_RUN else PENDING
+    else:
+        assert node is not None
+        pod = _last_pod(nodes.values(), str(node["name"]), r"(\(\d+\))?\.executor(\(\d+\))?")
+        state = PENDING if _phase(node) == RUNNING and _phase(pod or node) == PENDING else _phase(node)
+    shown = driver if node is None or began == FAILED else node
+    assert shown is not None
+    said = ""
+    if state == FAILED:
+        said = last_words(str(pod.get("message") or shown.get("message") or ""))
+    elif state == PENDING and ": " in str(pod.get("message") or ""):
+        said = " ".join(str(pod["message"]).split())
+    started = None if state == NOT_RUN else _time(shown.get("startedAt"))
+    ended = _time(shown.get("finishedAt")) if state in (DONE, FAILED) else None
+    return Step(task, title(task, titles), state, started, ended, said), pod
+
+
+def _phase(node: Mapping[str, Any] | None) -> str:
+    return PHASES.get(str((node or {}).get("phase", "")), PENDING)
+
+
+def _time(text: Any) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) and text else None
+
+
+def _last_pod(nodes: Iterable[Mapping[str, Any]], name: str, rest: str) -> dict[str, Any]:
+    wanted = re.compile(re.escape(name) + rest)
+    pods = [dict(node) for node in nodes if node.get("type") == "Pod" and wanted.fullmatch(str(node.get("name", "")))]
+    return max(pods, key=lambda node: str(node.get("startedAt") or ""), default={})
+
+
+class Workflows:
+    """The Workflows of a namespace, with the rights of whoever asks."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self._api: tuple[Any, Any] | None = None
+
+    def of(self, run_id: str, titles: Mapping[str, str]) -> Workflow:
+        """The run's, with the words of what failed and of what waits. Unreadable where it is not to be had."""
+        found = self._asked(
+            "list_namespaced_custom_object", group="argoproj.io", version="v1alpha1", plural="workflows",
+            label_selector=f"pipeline/runid={run_id}", kind="custom",
+        ).get("items")  # fmt: skip
+        if not found:
+            raise Unreadable(
+                f"the current kubeconfig's cluster has no Workflow of it in the namespace {self.namespace} (it "
+                "goes some time after its run; or set KUBECONFIG, --kfp-namespace or --namespace)"
+            )
+        workflow = found[0]
+        name, status = str(workflow["metadata"]["name"]), workflow.get("status") or {}
+        titles = {**_titles(workflow), **titles}
+        steps = [self._told(name, step, pod) for step, pod in steps_of(nodes_of(status), titles)]
+        said = " ".join(str(status.get("message") or "").split()) if status.get("phase") in ("Failed", "Error") else ""
+        return Workflow(name, tuple(ordered(steps)), said)
+
+    def _told(self, workflow: str, step: Step, node: Mapping[str, Any]) -> Step:
+        """With the words that stand in no node: in the log of a pod that failed, in the state of one that waits."""
+        if step.said or step.state not in (FAILED, PENDING) or not node:
+            return step
+        try:
+            pod = self._pod(workflow, node)
+            said = self._last_line(pod) if step.state == FAILED else waits_for(pod)
+        except Unreadable as error:
+            said = f"why it failed is not known: {error}" if step.state == FAILED else ""
+        return Step(step.task, step.name, step.state, step.started, step.ended, said or _exit_code(node))
+
+    def _pod(self, workflow: str, node: Mapping[str, Any]) -> dict[str, Any]:
+        pods = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
+        for pod in pods.get("items") or ():
+            if (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id") == node.get("id"):
+                return dict(pod)
+        raise Unreadable("its pod, whose log would say it, is gone")
+
+    def _last_line(self, pod: Mapping[str, Any]) -> str:
+        name = pod["metadata"]["name"]
+        log = self._asked("read_namespaced_pod_log", plain=False, name=name, container="main", tail_lines=LOG_LINES)
+        return last_line(str(log))
+
+    def _asked(self, call: str, kind: str = "core", plain: bool = True, **options: Any) -> Any:
+        from kubernetes import client
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        from components.shared.kubernetes_api import connect, short
+
+        needed = f"reading it needs {RIGHTS} in the namespace {self.namespace}"
+        try:
+            if self._api is None:
+                connect()
+                self._api = client.CoreV1Api(), client.CustomObjectsApi()
+            ask: Callable[..., Any] = getattr(self._api[kind == "custom"], call)
+            answer = ask(namespace=self.namespace, _request_timeout=TIMEOUT, _preload_content=False, **options)
+            return json.loads(answer.data) if plain else answer.data.decode(errors="replace")
+        except (InputError, HTTPError, ApiException, OSError, ValueError) as error:
+            raise Unreadable(f"{needed} ({short(error)})") from error
+
+
+def waits_for(pod: Mapping[str, Any]) -> str:
+    """What a pod that does not run waits for; "" where it is only starting."""
+    status = pod.get("status") or {}
+    for one in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (one.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") and waiting["reason"] not in _STARTS:
+            return " ".join(f"{waiting['reason']}: {waiting.get('message', '')}".split()).removesuffix(":")
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return " ".join(f"{condition.get('reason', '')}: {condition.get('message', '')}".split())
+    return ""
+
+
+def _exit_code(node: Mapping[str, Any]) -> str:
+    found = _EXIT.fullmatch(str(node.get("message") or "").strip())
+    return f"exit code {found[1]}" if found else ""
+
+
+def _titles(workflow: Mapping[str, Any]) -> dict[str, str]:
+    """From the components that the Workflow carries as its arguments."""
+    found: dict[str, str] = {}
+    for parameter in ((workflow.get("spec") or {}).get("arguments") or {}).get("parameters") or ():
+        if str(parameter.get("name", "")).startswith("components-"):
+            try:
+                found |= titles_of_component(json.loads(parameter.get("value") or "{}"))
+            except (ValueError, AttributeError):
+                continue
+    return found
