@@ -259,12 +259,13 @@ class Launch:
 
     def run(self, attempts: int) -> None:
         """To the success of one attempt; see `run_on_cluster`."""
-        for listing, options in self._cluster.watches(self._first.namespace, self._selector):
+        # the same work of another run, too
+        for listing, options in self._cluster.watches(self._first.namespace, f"{LABEL}key={self._key}"):
             threading.Thread(target=_wake, args=(listing, options, self._woken, self._over), daemon=True).start()
         try:
             attempt = max(1, self._newest())
             while True:
-                if self._follow_others():
+                if self._follow_others() or self._published():
                     return
                 job = self._job_of(attempt)
                 verdict = self._attempt(job)

@@ -406,7 +406,7 @@ def test_a_403_is_mended_by_what_the_server_says(words, mend):
     error.body = json.dumps({"message": words})
     said = str(_refused(PYTORCHJOB, TrainingJob(name="j", command=("true",)), error))
     assert words in said
-    assert said.endswith(mend)
+    assert mend in said
 
 
 def test_a_webhook_that_is_away_is_said_and_waited_for(cluster, launch, caplog):

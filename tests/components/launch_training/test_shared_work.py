@@ -25,13 +25,26 @@ def first(cluster, command):
         process.communicate()
 
 
+class Following:
+    """A launcher that has said that it follows a job of another run."""
+
+    def __init__(self, process) -> None:
+        self.process, self.before = process, ""
+        while "does the same work" not in self.before:
+            line = process.stderr.readline()
+            assert line, self.before
+            self.before += line
+
+    def ends(self) -> tuple[int, str]:
+        said = self.process.communicate(timeout=120)[1]
+        return self.process.returncode, self.before + said
+
+
 @pytest.fixture
 def second(cluster, command, first):
     """The launcher of run 2, which follows the job of run 1."""
     process = command("--backend", "pytorchjob", "--run-id", "run-2")
-    # it looks for the jobs of others, finds one, and watches
-    cluster.until(lambda: sum("run-1-lora-a1" in path and method == "GET" for method, path in cluster.requests) >= 3)
-    yield process
+    yield Following(process)
     if process.poll() is None:
         process.kill()
         process.communicate()
@@ -42,16 +55,17 @@ def test_the_second_run_follows_the_firsts_job_and_takes_its_result(cluster, fir
     train(job)
     cluster.set_pod("run-1-lora-a1", "Succeeded", 0)
     cluster.set_condition("run-1-lora-a1", "Succeeded")
-    said = [process.communicate(timeout=120)[1] for process in (first, second)]
-    assert [process.returncode for process in (first, second)] == [0, 0], said
-    assert "training job team/run-1-lora-a1 of run run-1 does the same work: following it" in said[1]
+    code, said = second.ends()
+    assert code == 0, said
+    assert "training job team/run-1-lora-a1 of run run-1 does the same work: following it" in said
+    assert first.wait(120) == 0
     assert cluster.posts() == 1
 
 
 def test_a_cancel_of_the_second_leaves_the_firsts_job(cluster, first, second):
-    second.send_signal(signal.SIGTERM)
-    said = second.communicate(timeout=60)[1]
-    assert second.returncode == 143, said
+    second.process.send_signal(signal.SIGTERM)
+    code, said = second.ends()
+    assert code == 143, said
     assert names(cluster) == ["run-1-lora-a1"]
     assert not [path for method, path in cluster.requests if method == "DELETE"]
     assert first.poll() is None
@@ -61,8 +75,8 @@ def test_when_the_first_is_cancelled_the_second_goes_on_with_a_job_of_its_own(cl
     cluster.on_create = succeed(cluster)
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 143
-    said = second.communicate(timeout=120)[1]
-    assert second.returncode == 0, said
+    code, said = second.ends()
+    assert code == 0, said
     assert "going on from its checkpoint with a job of our own" in said
     assert names(cluster) == ["run-2-lora-a1"]
 
@@ -71,8 +85,8 @@ def test_when_the_firsts_job_fails_the_second_makes_its_own_attempt(cluster, fir
     cluster.on_create = succeed(cluster)
     cluster.set_pod("run-1-lora-a1", "Failed", 1, "fault: a bug")
     cluster.set_condition("run-1-lora-a1", "Failed", "BackoffLimitExceeded", "too many restarts")
-    said = second.communicate(timeout=120)[1]
-    assert second.returncode == 0, said
+    code, said = second.ends()
+    assert code == 0, said
     assert "fault: a bug" in said
     first.communicate(timeout=120)
 
