@@ -6,6 +6,8 @@ chain of sentences, which the upload's answers follow by a stack. So the words a
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from components.shared.errors import InputError, StorageFault
@@ -76,3 +78,28 @@ def named(answer: Any, field: str, address: str) -> str:
             "page?); check the address and ZHLLAMA_KFP_TOKEN"
         )
     return found
+
+
+def beyond_latin1(package: Path) -> str:
+    """A text of a compiled pipeline that a database in latin1 does not take, "" where there is none. The server stores
+    what the YAML says, without its comments and its escapes."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for text in _texts(list(yaml.load_all(package.read_text(encoding="utf-8"), loader))):
+        try:
+            text.encode("cp1252")  # what MySQL calls latin1
+        except UnicodeEncodeError:
+            return text if len(text) <= 40 else f"{text[:40]}…"
+    return ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from (*_texts(name), *_texts(one))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)

@@ -29,7 +29,7 @@ from urllib.request import getproxies, proxy_bypass
 from components.shared.children import die_with_parent
 from components.shared.errors import InputError, StorageFault
 from pipelines.ir import read_package
-from pipelines.kubeflow.answers import Gone, named, refused
+from pipelines.kubeflow.answers import Gone, beyond_latin1, named, refused
 from pipelines.kubeflow.runs import DONE, FAILED, Run, run_of, settled, titles_of
 from pipelines.kubeflow.workflow import Unreadable, Workflows
 from pipelines.plan import checked_arguments
@@ -189,10 +189,11 @@ class Kubeflow:
             with self._answers():
                 if there := self._version(pipeline, version):
                     return pipeline, there
-            if not package.read_text().isascii() and "to create a pipeline version)" in str(error):
+            if (text := beyond_latin1(package)) and "to create a pipeline version)" in str(error):
                 raise InputError(
-                    f"{error}. The server does not say why; the pipeline holds text that is not ASCII, which a "
-                    "database in latin1 refuses: the log of ml-pipeline says so (1366 Incorrect string value)"
+                    f"{str(error).removesuffix('; try again')}. The server does not say why; the pipeline holds "
+                    f"{text!r}, which a database in latin1 refuses: the log of ml-pipeline says so (1366 Incorrect "
+                    "string value)"
                 ) from error
             raise
 

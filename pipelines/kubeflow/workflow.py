@@ -10,6 +10,7 @@ import binascii
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -76,11 +77,13 @@ def nodes_of(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if packed := status.get("compressedNodes"):
         try:
             found = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
-        except (OSError, EOFError, ValueError, binascii.Error) as error:
+        except (OSError, EOFError, ValueError, zlib.error, binascii.Error) as error:
             raise Unreadable(f"its compressed nodes are damaged ({error})") from error
+        if not isinstance(found, dict):
+            raise Unreadable("its compressed nodes are damaged (no table of nodes)")
     else:
         found = status.get("nodes") or {}
-    return found if isinstance(found, dict) else {}
+    return dict(found)
 
 
 def steps_of(nodes: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[tuple[Step, dict[str, Any]]]:

@@ -330,12 +330,35 @@ def test_a_login_page_is_no_success(package, server):
         there.run("r-42")
 
 
-def test_a_text_that_the_upload_refuses_without_a_word_is_named(package, server):
-    package.write_text(package.read_text() + "# 中文\n", encoding="utf-8")
+REFUSED_WITHOUT_A_WORD = [
+    (0, "", ""), (0, "", ""), (0, "", ""),
+    (500, "application/json", {"error_message": "Failed to create a pipeline version"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["a default", "a constant"])
+def test_chinese_text_that_the_upload_refuses_without_a_word_is_named(where, compiled, steps, server):
+    text = "请介绍一下你自己。"
+
+    @dsl.pipeline(name="test")
+    def pipeline(store: str, prompt: str = text if where == "a default" else ""):
+        steps.publish(store=store, value=prompt if where == "a default" else text)
+
+    package = compiled(pipeline)
+    # kfp escapes it, and repeats a default as it is in a comment
+    assert "\\u8BF7" in package.read_text()
     there = Kubeflow(server.host, None)
-    refusal = {"error_message": "Failed to create a pipeline version"}
-    server.bodies = [(0, "", ""), (0, "", ""), (0, "", ""), (500, "application/json", refusal)]
-    with pytest.raises(InputError, match=r"latin1 refuses.*ml-pipeline"):
+    server.bodies = list(REFUSED_WITHOUT_A_WORD)
+    with pytest.raises(InputError, match=r"请介绍一下你自己。.*latin1 refuses.*ml-pipeline") as refusal:
+        there.upload(package, "adapt")
+    assert "try again" not in str(refusal.value)
+
+
+def test_an_upload_of_latin_text_that_is_refused_without_a_word_may_pass_later(package, server):
+    package.write_text(package.read_text() + "# 中文 in a comment reaches no database\n", encoding="utf-8")
+    there = Kubeflow(server.host, None)
+    server.bodies = list(REFUSED_WITHOUT_A_WORD)
+    with pytest.raises(StorageFault, match="try again"):
         there.upload(package, "adapt")
 
 

@@ -182,8 +182,12 @@ def test_a_log_ends_with_the_containers_own_line():
 def test_nodes_that_are_elsewhere_or_damaged_are_said():
     with pytest.raises(Unreadable, match="offloaded"):
         nodes_of({"offloadNodeStatusVersion": "fnv:1"})
+    whole = gzip.compress(b'{"node": {"phase": "Succeeded"}}')
+    for damaged in (b"not gzip", whole[:-9], whole[:10] + b"\x07" * 40, gzip.compress(b"[1]"), gzip.compress(b"{")):
+        with pytest.raises(Unreadable, match="damaged"):
+            nodes_of({"compressedNodes": base64.b64encode(damaged).decode()})
     with pytest.raises(Unreadable, match="damaged"):
-        nodes_of({"compressedNodes": "bm90IGd6aXA="})
+        nodes_of({"compressedNodes": "no base64"})
 
 
 def test_a_pod_that_cannot_be_placed_says_so_and_one_that_starts_nothing():
