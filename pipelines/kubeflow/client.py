@@ -138,6 +138,7 @@ class Kubeflow:
         self._namespace = namespace
         self._workflows = Workflows(namespace or kfp_namespace)
         self._titles: dict[str, dict[str, str]] = {}
+        self._started: set[str] = set()
         in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         try:
             with self._answers(), redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -236,7 +237,9 @@ class Kubeflow:
                 version_id=version,
                 enable_caching=False,
             )
-        return named(started, "run_id", self.address)
+        run_id = named(started, "run_id", self.address)
+        self._started.add(run_id)
+        return run_id
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -293,7 +296,7 @@ class Kubeflow:
                 now = self.run(run_id)
                 answered = time.monotonic()
             except Gone:
-                if last is None:
+                if last is None and run_id not in self._started:
                     raise
                 raise StorageFault(f"the run was deleted ({run_id})") from None
             except StorageFault:

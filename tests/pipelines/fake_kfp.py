@@ -28,7 +28,7 @@ def task(name: str, state: str, error: str = "") -> dict[str, Any]:
 class FakeKfp(ThreadingHTTPServer):
     """Keeps what it was sent. `answers`: statuses that it gives to the next calls instead, in turn (200: none).
 
-    `course`: what a run looks like at each look, the last one for ever: (state, tasks).
+    `course`: what a run looks like at each look, the last one for ever: (state, tasks). None at all: it was deleted.
     """
 
     daemon_threads = True
@@ -88,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.split("/")[-1] in self.server.runs:
             self._say(200, self.server.runs[path.split("/")[-1]])
         elif "/runs/" in path:
-            self._say(200, self.server.look()) if path.endswith("r-42") else self._gone(path)
+            there = path.endswith("r-42") and self.server.course
+            self._say(200, self.server.look()) if there else self._gone(path)
         elif "/experiments" in path:
             self._say(200, {"experiments": [EXPERIMENT]} if "?" in self.path else EXPERIMENT)
         else:

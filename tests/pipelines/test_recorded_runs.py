@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.kubeflow.workflow import Unreadable, last_line, last_words, nodes_of, waits_for
+from pipelines.kubeflow.workflow import Unreadable, last_line, last_words, nodes_of, steps_of, waits_for
 from tests.kubernetes_server import KubernetesServer
 from tests.pipelines.fake_kfp import FakeKfp, fake_kfp, recorded
 
@@ -110,6 +111,35 @@ def test_waiting_ends_as_the_run_did(name, code, last, server, cluster, tmp_path
     assert last in done.stderr.splitlines()[-1]
 
 
+SUBMIT = ["submit", "--size", "7b", "--wait"]
+for setting in ("store=s3://bucket/b", "weights=s3://a/w", "text=s3://a/t", "instructions=s3://a/i"):
+    SUBMIT += ["--set", setting]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "last"),
+    [
+        ("flat-succeeded", 0, "cleanup_training: succeeded"),
+        ("step-exit-2-failed-frozen", 2, "error: train_tokenizer: --text s3://zhllama/uploads/text: the text's"),
+        ("cancelled", 143, "cancelled: the run was cancelled"),
+    ],
+)
+def test_submit_waits_and_ends_as_the_run_that_it_started(name, code, last, server, cluster, tmp_path):
+    server.runs["r-42"] = {**recorded(f"run-{name}")["body"], "run_id": "r-42"}
+    workflow_of(cluster, name)["metadata"]["labels"] = {"pipeline/runid": "r-42"}
+    done = zhllama(server, tmp_path / "kubeconfig", *SUBMIT)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[0] == f"{server.host}/#/runs/details/r-42"
+    assert last in done.stderr.splitlines()[-1]
+
+
+def test_submit_says_that_its_run_was_deleted(server, tmp_path):
+    server.course = []
+    done = zhllama(server, tmp_path / "none", *SUBMIT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "fault: the run was deleted (r-42)"
+
+
 def test_a_drivers_words_come_from_its_pods_log(server, cluster, tmp_path):
     workflow = workflow_of(cluster, "driver-failed")["metadata"]["name"]
     nodes = recorded("workflow-driver-failed")["nodes"]
@@ -120,6 +150,15 @@ def test_a_drivers_words_come_from_its_pods_log(server, cluster, tmp_path):
     assert done.returncode == 1
     assert RESOLVED in done.stderr.splitlines()[-1]
     assert "fault: convert_weights: " in done.stderr.splitlines()[-1]
+
+
+def test_a_step_whose_component_has_its_own_name_is_called_by_it_without_a_specification():
+    text = json.dumps({node["id"]: node for node in recorded("workflow-flat-succeeded")["nodes"]})
+    nodes = json.loads(text.replace("launch-training-2", "train-lora"))
+    steps = {step.task: step for step, _ in steps_of(nodes, {})}
+    assert steps["train-lora"].name == "train_lora"
+    assert steps["train-lora"].state == "SUCCEEDED"
+    assert not [task for task in steps if re.search(r"\(|driver|executor|root|exit-handler|condition", task)]
 
 
 def test_without_a_kubeconfig_it_says_what_would_be_needed(server, tmp_path):
