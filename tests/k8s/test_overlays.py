@@ -1,5 +1,6 @@
 """Every kustomization builds, and every object of it would be admitted by a cluster."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,13 +68,31 @@ def test_no_secret_is_applied(folder):
     assert not [value for value in build(folder) if value["kind"] == "Secret"]
 
 
+def cron_jobs(folder: Path) -> list[tuple[bool, list[str]]]:
+    """Of each, whether it is suspended, and its images."""
+    jobs = [value["spec"] for value in build(folder) if value["kind"] == "CronJob"]
+    pods = [job["jobTemplate"]["spec"]["template"]["spec"] for job in jobs]
+    return [(job["suspend"], [one["image"] for one in pod["containers"]]) for job, pod in zip(jobs, pods, strict=True)]
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
+def test_no_cron_job_applied_as_written_starts_an_image_that_no_node_can_pull(folder):
+    for suspended, images in cron_jobs(folder):
+        assert suspended or all("/" in image for image in images)
+
+
+def test_the_overlays_for_a_namespace_have_the_reaper():
+    having = {folder.name for folder in OVERLAYS if cron_jobs(folder)}
+    assert having >= {"cluster", "profile", "kfp-standalone"}
+
+
 @pytest.mark.parametrize("name", ["cluster", "profile", "kfp-standalone"])
-def test_no_cron_job_applied_as_written_starts_an_image_that_no_node_can_pull(name):
-    jobs = [value for value in build(K8S / "overlays" / name) if value["kind"] == "CronJob"]
-    assert jobs
-    for job in jobs:
-        images = [one["image"] for one in job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]]
-        assert job["spec"]["suspend"] or all("/" in image for image in images)
+def test_the_overlay_that_the_reapers_component_describes_wakes_it(name, tmp_path):
+    comment = (K8S / "components" / "reaper" / "kustomization.yaml").read_text().split("apiVersion:")[0]
+    written = [line.removeprefix("#   ") for line in comment.splitlines() if line.startswith("#   ")]
+    place = os.path.relpath(K8S / "overlays" / name, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text("\n".join([*written, f"resources: [{place}]"]))
+    assert cron_jobs(tmp_path) == [(False, ["registry.example.com/team/zhllama-launch-training:0.1.0"])]
 
 
 # --- without kubectl --------------------------------------------------------------------------------------------------
