@@ -151,9 +151,10 @@ class Cluster:
 
         return [pod for pod in listed["items"] if ours(pod)]
 
-    def warnings(self, job: TrainingJob, pods: Sequence[str] = ()) -> list[str]:
+    def warnings(self, job: TrainingJob, uid: str, pods: Mapping[str, str]) -> list[str]:
         """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a
-        quota, a pod that is not admitted, a volume that is not there. `reason: message`."""
+        quota, a pod that is not admitted, a volume that is not there. `reason: message`. pods: name → uid. Events outlive
+        what they are about: those of an earlier job or pod of the same name say nothing."""
         said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
         names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
@@ -169,6 +170,9 @@ class Cluster:
                 log.debug("events of %s: %s", name, short(error))
                 return []
             for one in listed["items"]:
+                about = (one.get("involvedObject") or {}).get("uid")
+                if about and name in (job.name, *pods) and about != pods.get(name, uid):
+                    continue
                 when = one.get("lastTimestamp") or one.get("eventTime") or one.get("firstTimestamp") or ""
                 said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
         return [text for _, text in sorted(said, key=lambda one: one[0])]
@@ -442,8 +446,9 @@ class Launch:
                 found = None
             pods = self._cluster.pods(job, uid) if found is not None else []
             logs.follow(pods)
-            starting = [pod["metadata"]["name"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
-            warnings = self._cluster.warnings(job, starting[:MOST_ASKED]) if found is not None else []
+            starting = [pod["metadata"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
+            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
             # two seconds after a job has failed its pods are gone, and with them what they said
             seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
             failed = found is not None and "Failed" in true_conditions(found)
@@ -475,8 +480,15 @@ class Launch:
         """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
         job that "succeeded" may have left nothing."""
         done = any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
-        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED) or (done and not verdict.over):
+        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED):
             return Verdict(State.SUCCEEDED) if self._published() else verdict
+        if done and not verdict.over:
+            try:
+                return Verdict(State.SUCCEEDED) if self._published() else verdict
+            except StorageFault as error:
+                # asked again at the next look
+                log.warning("whether the result is there is not known: %s", error)
+                return verdict
         if verdict.state is State.SUCCEEDED and not self._published():
             return Verdict(State.FAILED, "its Master ended with 0, and published no result; see its log")
         return verdict

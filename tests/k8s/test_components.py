@@ -172,7 +172,7 @@ def test_kfp_is_told_the_same_secret_by_the_names_that_it_reads():
 def test_the_manifests_in_the_docs_are_manifests(tmp_path):
     text = (K8S.parent / "docs" / "kubernetes.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert {yaml.safe_load(block)["kind"] for block in blocks} == {"Kustomization", "NetworkPolicy"}
+    assert {yaml.safe_load(block)["kind"] for block in blocks} == {"Kustomization", "NetworkPolicy", "ConfigMap"}
     for number, block in enumerate(blocks):
         if yaml.safe_load(block)["kind"] == "Kustomization":
             (tmp_path / "kustomization.yaml").write_text(

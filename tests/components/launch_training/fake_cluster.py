@@ -165,9 +165,10 @@ class FakeCluster(KubernetesServer):
         labels = {"training.kubeflow.org/job-name": job, "training.kubeflow.org/replica-type": role}
         return f"{job}-{role}-{number}", {**labels, "training.kubeflow.org/replica-index": str(number)}
 
-    def warn(self, name: str, reason: str, message: str) -> None:
-        """An event that the operator leaves with an object."""
-        told = {"type": "Warning", "reason": reason, "message": message, "involvedObject": {"name": name}}
+    def warn(self, name: str, reason: str, message: str, uid: str = "") -> None:
+        """An event that the operator leaves with an object; uid: of the one that it is about."""
+        about = {"name": name, **({"uid": uid} if uid else {})}
+        told = {"type": "Warning", "reason": reason, "message": message, "involvedObject": about}
         event = f"{name}.{len(self.requests)}"
         self.put(
             f"{ROOTS['Event']}/{event}",

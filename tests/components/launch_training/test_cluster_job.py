@@ -427,6 +427,14 @@ def test_a_500_that_will_be_one_for_ever_is_not_asked_again(words):
     assert not passes(error)
 
 
+def test_events_of_an_earlier_job_of_the_same_name_say_nothing(cluster, launch):
+    """They outlive their job by an hour: one that had wrong input must not end the next."""
+    words = "Error pod run-7-lora-a1-master-0 container pytorch exitCode: 2 terminated message: error: long ago"
+    cluster.warn("run-7-lora-a1", "Error", words, uid="uid-of-an-earlier-one")
+    cluster.on_create = succeed(cluster)
+    assert launch().kind == "adapter"
+
+
 def test_half_a_job_is_not_running(cluster, launch, caplog):
     """The Master trains alone, and its Worker cannot be placed: the condition says Running."""
     said = "running, but 1 of 2 nodes alone; pod run-7-lora-a1-worker-0: Unschedulable: 0/9 nodes are available"
