@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -153,8 +153,8 @@ class Cluster:
 
     def warnings(self, job: TrainingJob, uid: str, pods: Mapping[str, str]) -> list[str]:
         """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a
-        quota, a pod that is not admitted, a volume that is not there. `reason: message`. pods: name → uid. Events outlive
-        what they are about: those of an earlier job or pod of the same name say nothing."""
+        quota, a pod that is not admitted, a volume that is not there. `reason: message`. pods: name → uid. Events
+        outlive what they are about: those of an earlier job or pod of the same name say nothing."""
         said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
         names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
