@@ -335,6 +335,9 @@ class Launch:
                 return True
             if verdict.state is State.WRONG_INPUT:
                 raise InputError(verdict.reason)
+            if verdict.state is State.EXPIRED:
+                # it is still there, and one of our own would have to yield to it
+                raise StorageFault(f"training job {job.name} of run {run}, which does the same work: {verdict.reason}")
             log.warning(
                 "training job %s of run %s: %s: %s; going on from its checkpoint with a job of our own",
                 job.name,
@@ -480,13 +483,11 @@ class Launch:
         """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
         job that "succeeded" may have left nothing."""
         done = any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
-        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED):
-            return Verdict(State.SUCCEEDED) if self._published() else verdict
-        if done and not verdict.over:
+        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED) or (done and not verdict.over):
             try:
                 return Verdict(State.SUCCEEDED) if self._published() else verdict
             except StorageFault as error:
-                # asked again at the next look
+                # the verdict stands: a job goes on and is looked at again, one that is overdue still has to go
                 log.warning("whether the result is there is not known: %s", error)
                 return verdict
         if verdict.state is State.SUCCEEDED and not self._published():

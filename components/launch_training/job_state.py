@@ -131,7 +131,7 @@ def _refusal(warnings: Sequence[str]) -> str:
 def _cause(text: str) -> str:
     """The same for words that change while the matter does not: counts, times, a pull that failed or waits."""
     text = re.sub(r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull", "image", text)
-    return re.sub(r"\d+", "#", text.split("image:")[0])
+    return re.sub(r"(\d+[hms]?)+", "#", text.split("image:")[0])
 
 
 def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:

@@ -118,7 +118,14 @@ def test_a_recorded_job_is_understood(name, states, text):
 
 
 @pytest.mark.parametrize(
-    "name", ["image-pull-backoff", "exit-1-onfailure", "quota-second-pod", "pod-deleted-onfailure"]
+    "name",
+    [
+        "image-pull-backoff",
+        "exit-1-onfailure",
+        "exit-1-onfailure-backoff-4",
+        "quota-second-pod",
+        "pod-deleted-onfailure",
+    ],
 )
 def test_what_goes_on_for_a_while_is_said_once(name):
     """ErrImagePull and ImagePullBackOff take turns, the counts of refused pods grow, back-offs become longer."""

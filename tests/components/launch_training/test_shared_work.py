@@ -1,12 +1,13 @@
 """Two runs with the same work at once: one trains, the other follows, and neither touches what is the other's."""
 
 import signal
+import time
 
 import pytest
 
 from components.launch_training.cluster_job import delete_unfinished
 from tests.components.launch_training.fake_cluster import ROOTS
-from tests.components.launch_training.operators import run, succeed, train
+from tests.components.launch_training.operators import name_of, run, succeed, train
 
 
 def names(cluster) -> list[str]:
@@ -89,6 +90,28 @@ def test_when_the_firsts_job_fails_the_second_makes_its_own_attempt(cluster, fir
     assert code == 0, said
     assert "fault: a bug" in said
     first.communicate(timeout=120)
+
+
+def test_a_second_run_that_waits_for_no_longer_ends_and_leaves_the_firsts_job(cluster, command):
+    cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Suspended")
+    first = command("--backend", "pytorchjob", "--run-id", "run-1")
+    cluster.until(lambda: names(cluster) == ["run-1-lora-a1"])
+    second = command("--backend", "pytorchjob", "--run-id", "run-2", "--waiting-seconds", "1")
+    cluster.until(
+        lambda: sum(method == "GET" and path.endswith("run-1-lora-a1") for method, path in cluster.requests) > 3
+    )
+    # what wakes a launcher: any change of the job
+    deadline = time.monotonic() + 60
+    while second.poll() is None and time.monotonic() < deadline:
+        cluster.set_condition("run-1-lora-a1", "Suspended")
+        time.sleep(0.2)
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode == 1, said
+    assert "fault: training job run-1-lora-a1 of run run-1, which does the same work: it waited" in said
+    assert (cluster.posts(), names(cluster)) == (1, ["run-1-lora-a1"])
+    assert not [path for method, path in cluster.requests if method == "DELETE"]
+    first.kill()
+    first.communicate()
 
 
 def test_the_exit_handler_of_one_run_leaves_the_jobs_of_another(cluster, first):
