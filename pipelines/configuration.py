@@ -15,15 +15,16 @@ from typing import Any, Literal, cast
 from components.shared import storage
 from components.shared.cli import nearest
 from components.shared.errors import InputError
+from components.shared.training_job import uid
 from pipelines import sizes
 from pipelines.placeholders import value_of
-from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, Value
+from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, Value, of_all
 from pipelines.sizes import Size
 
 KFP_KINDS = {
     str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"
 }  # fmt: skip
-_NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"), ("training_queue", "queue"))
+_NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"))
 """A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
 _WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
 _STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
@@ -69,11 +70,9 @@ class Shape:
         if self.instructions == "given":
             found["instructions"] = True
         if self.instructions == "import":
-            found["import_instructions"] = True
+            found |= {"import_instructions": True, "generate_against": False}
         if self.instructions == "generate":
             found |= {"generate_seeds": False, "generate_against": False, "generate_catalogue": False}
-        if self.instructions == "import":
-            found |= {"generate_against": False}
         if self.instructions != "none" or self.start == "adapters":
             found["instructions_validation"] = False
         if self.stage2 or self.instructions != "none":
@@ -117,8 +116,8 @@ class Configuration:
         """What launch_training is told of a training's machines: the training's own setting, else the one for all."""
         found = {}
         for option in MACHINE:
-            own, of_all = f"{training}_{option}", option if option in SETTINGS else f"training_{option}"
-            found[option] = self[own] if self[own] is not None else self[of_all]
+            own = self[f"{training}_{option}"]
+            found[option] = own if own is not None else self[of_all(option)]
         return found
 
     def parameters(self) -> Iterator[tuple[Setting, Value, bool]]:
@@ -252,10 +251,7 @@ def _typed(name: str, value: Any, where: str) -> Value:
     return cast(Value, value)
 
 
-_A = {
-    str: "a text", int: "a whole number", float: "a number", bool: "true or false",
-    dict: "a mapping", list: "a list",
-}  # fmt: skip
+_A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
 _QUANTITY = re.compile(r"(^|_)(cpu|memory|shared_memory|ephemeral_storage)$")
 
 
@@ -268,13 +264,7 @@ def _check_form(name: str, value: Any, where: str) -> None:
     if name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes")) and value < 1:
         raise InputError(f"{where}: {value}; at least 1 is needed")
     if name == "run_as_user":
-        check_user(value, f"{where} {value}")
-
-
-def check_user(value: str, where: str) -> None:
-    """InputError for a uid that pods cannot run as."""
-    if not (value == "none" or (value.isascii() and value.isdigit() and int(value) > 0)):
-        raise InputError(f"{where}: write a number above 0 (root is refused), or none")
+        uid(value, where)
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

@@ -21,12 +21,20 @@ from pipelines.sizes import Size
 _ANYWHERE = "s3://bucket/prefix"
 
 
-def fixed_options(size: Size, training: str) -> dict[str, Any]:
-    """Options of a training that no run changes: what the size says beside steps, rates and batches."""
+EACH_RUN = ("max-steps", "learning-rate", "per-device-train-batch-size", "gradient-accumulation-steps")
+"""Of a training's options, those that are parameters of the pipeline."""
+
+
+def training_options(size: Size, training: str) -> dict[str, Any]:
+    """What a size says of a training, as options of its command."""
     of = size.training(training)
     options: dict[str, Any] = {
+        "max-steps": of.steps,
+        "learning-rate": of.learning_rate,
         "warmup-steps": of.warmup_ratio,
         "weight-decay": of.weight_decay,
+        "per-device-train-batch-size": of.batch,
+        "gradient-accumulation-steps": of.accumulation,
         "save-steps": of.save_steps,
         "deepspeed": of.deepspeed,
     }
@@ -38,8 +46,8 @@ def fixed_options(size: Size, training: str) -> dict[str, Any]:
 
 
 def fixed_arguments(told: Configuration, training: str) -> str:
-    """The same, under what was set, as one text: launch_training's --arguments."""
-    options = fixed_options(told.size, training)
+    """What no run changes of them, under what was set, as one text: launch_training's --arguments."""
+    options = {name: value for name, value in training_options(told.size, training).items() if name not in EACH_RUN}
     if training != "embeddings":
         # 0, 0 and -1 mean an adapter's own, which no size says
         options |= {f"lora-{short}": told[f"lora_{name}"] for short, name in _LORA.items()}
@@ -118,7 +126,9 @@ def _said(kind: type, machine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _secrets(told: Configuration) -> dict[str, Any]:
-    return {name: told[name] for name in ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map")}
+    found = {name: told[name] for name in ("pull_secret", "proxy_secret", "ca_config_map")}
+    # an empty one is left out of a machine, where it would mean the command's default
+    return {"s3_secret": told["s3_secret"] or "none", **found}
 
 
 def as_json(machine: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from components.shared.network_policy import S3Network, network_policy
 from components.shared.training.options import FinetuneOptions, PretrainOptions
 from components.shared.training_job import LABEL, TrainingJob
 from pipelines import sizes
+from pipelines.machines import training_options
 from pipelines.sizes import Size
 
 S3_SECRET = "zhllama-s3"
@@ -40,27 +41,12 @@ class Finetune(FinetuneOptions):
 
 def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: str = "") -> list[str]:
     """The training's own arguments, not yet checked."""
-    training = size.training(stage)
-    options: dict[str, Any] = {
-        **given,
-        "max-steps": training.steps,
-        "learning-rate": training.learning_rate,
-        "warmup-steps": training.warmup_ratio,
-        "weight-decay": training.weight_decay,
-        "per-device-train-batch-size": training.batch,
-        "gradient-accumulation-steps": training.accumulation,
-        "save-steps": training.save_steps,
-        "deepspeed": training.deepspeed,
-    }
+    options: dict[str, Any] = {**given, **training_options(size, stage)}
     if stage != "sft":
         options = {"stage": stage, **options}
-    if stage != "embeddings":
-        options |= {"lora-r": size.adapter.rank, "lora-alpha": size.adapter.alpha, "lora-dropout": size.adapter.dropout}
-    if stage == "sft" and size.sft_trains_embeddings:
-        options["train-embeddings"] = "true"
     words = [word for name, value in options.items() if value != "" for word in (f"--{name}", str(value))]
     try:
-        words += shlex.split(training.arguments) + shlex.split(more)
+        words += shlex.split(size.training(stage).arguments) + shlex.split(more)
     except ValueError as error:
         raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
     return words

@@ -37,11 +37,14 @@ MACHINE = (
     "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
-_OF_ALL = {"processes_per_node": "processes_per_node", "gpu_resource": "gpu_resource"}
-"""Of those, what the setting for all three is called where that is not `training_<option>`."""
 _SIZE_FIELD = {"gpu_resource": "gpu"}
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
+
+
+def of_all(option: str) -> str:
+    """What the setting of an option of MACHINE is called that is for all three trainings."""
+    return option if option in ("processes_per_node", "gpu_resource") else f"training_{option}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +329,6 @@ def _jobs(group: _Group) -> None:
         "namespace", (LaunchTraining, "namespace"), note="Where jobs and the served model are; empty, the run's own."
     )
     for option in MACHINE:
-        name = _OF_ALL.get(option, f"training_{option}")
         field = _SIZE_FIELD.get(option, option)
         sized = tuple((training, field) for training in STAGES)
         note = "What the cluster calls a GPU; empty, none is used." if option == "gpu_resource" else ""
@@ -334,7 +336,7 @@ def _jobs(group: _Group) -> None:
             sized += (("serving", "gpu"),)
         # where the sizes say it, training by training, the setting for all three has no default of its own
         told: dict[str, Any] = {"fields": sized, "default": None} if field in _SIZED else {}
-        group.compiled(name, (LaunchTraining, option), note=note, **told)
+        group.compiled(of_all(option), (LaunchTraining, option), note=note, **told)
     group.compiled("training_account", (LaunchTraining, "service_account"), default="zhllama-training")
     for option in ("queue", "priority_class", "team"):
         group.compiled(option, (LaunchTraining, option))

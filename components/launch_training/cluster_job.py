@@ -9,7 +9,6 @@ Nothing is remembered but on the API server.
 import logging
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from urllib3.exceptions import TimeoutError as UrllibTimeout
 
 from components.launch_training.cancel import Canceller
 from components.launch_training.job_log import JobLogs
-from components.launch_training.job_state import Patience, State, Verdict, already, judge, newest
+from components.launch_training.job_state import Patience, State, Verdict, already, judge, newest, without_counts
 from components.shared import kubernetes_api
 from components.shared.errors import EXIT_CANCELLED, InputError, StorageFault
 from components.shared.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended, true_conditions
@@ -345,8 +344,6 @@ class Launch:
                 verdict.state.value,
                 verdict.reason,
             )
-            if verdict.state is not State.GONE:
-                break
         return False
 
     def _attempt(self, job: TrainingJob) -> Verdict:
@@ -474,7 +471,7 @@ class Launch:
                     raise SystemExit(EXIT_CANCELLED)
                 return verdict
             for warning in warnings:
-                if (cause := re.sub(r"\d+", "#", warning)) not in said:
+                if (cause := without_counts(warning)) not in said:
                     log.warning("training job %s: %s", job.name, warning)
                     said.add(cause)
             self._sleep(LOOK_EVERY)

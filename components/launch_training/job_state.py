@@ -12,6 +12,7 @@ from typing import Any
 
 from components.shared.errors import EXIT_INPUT, InputError
 from components.shared.job_kinds import true_conditions
+from components.shared.pod_state import pending_reason
 from components.shared.training_job import LABEL
 
 LATE = 60.0
@@ -131,7 +132,12 @@ def _refusal(warnings: Sequence[str]) -> str:
 def _cause(text: str) -> str:
     """The same for words that change while the matter does not: counts, times, a pull that failed or waits."""
     text = re.sub(r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull", "image", text)
-    return re.sub(r"(\d+[hms]?)+", "#", text.split("image:")[0])
+    return without_counts(text.split("image:")[0])
+
+
+def without_counts(text: str) -> str:
+    """Words without the numbers and times in them, which grow while the matter stays the same."""
+    return re.sub(r"(\d+[hms]?)+", "#", text)
 
 
 def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:
@@ -249,12 +255,5 @@ def _last_words(pod: Mapping[str, Any]) -> str:
 
 def _hindrance(pod: Mapping[str, Any]) -> str:
     """Why a pod does not start, "" if nothing is known to stand in its way."""
-    name, status = pod["metadata"]["name"], (pod.get("status") or {})
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return f"pod {name}: {condition.get('reason', '')}: {condition.get('message', '')}".rstrip(": ")
-    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return f"pod {name}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
-    return ""
+    reason = pending_reason(pod)
+    return f"pod {pod['metadata']['name']}: {reason}" if reason else ""

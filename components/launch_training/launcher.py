@@ -21,7 +21,7 @@ from components.shared.images import image
 from components.shared.job_kinds import BY_BACKEND
 from components.shared.placement import mapping, tolerations
 from components.shared.training.inputs import open_inputs
-from components.shared.training_job import LABEL, USER, TrainingJob, job_name, label_value
+from components.shared.training_job import LABEL, USER, TrainingJob, job_name, label_value, uid
 
 log = logging.getLogger("launch")
 
@@ -200,15 +200,6 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, 
         lambda name, lines: keep_lines(storage.join(logs, f"{name}.txt"), lines),
         lambda: published(place) is not None,
     )
-
-
-def uid(text: str) -> int | None:
-    """`65532`, or `none` for what the cluster gives. InputError for root and for what is no uid."""
-    if text == "none":
-        return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise InputError(f"--run-as-user {text}: write a number above 0 (root is refused), or none")
-    return int(text)
 
 
 def keep_lines(place: str, lines: list[str]) -> None:

@@ -22,14 +22,13 @@ from components.shared.network_policy import S3Network, dns_egress, ports
 from components.shared.placement import place
 from components.shared.site import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from components.shared.storage import is_s3, normalise
-from components.shared.training_job import LABEL, confined, proxy_variables, s3_variables
+from components.shared.training_job import LABEL, USER, confined, proxy_variables, s3_variables
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 PORT = 8000
 METRICS_PORT = "http"
 KEY = "API_KEY"
 """The key of the API key's secret."""
-USER = 65532
 VERSION_LABEL = f"{LABEL}version"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 OURS = {"app.kubernetes.io/name": "zhllama-serving", "app.kubernetes.io/managed-by": "zhllama"}

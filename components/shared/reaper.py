@@ -75,6 +75,7 @@ class Reaper:
         self.namespace = namespace or current
         self._objects = client.CustomObjectsApi()
         self._policies = client.NetworkingV1Api()
+        self._jobs = {kind.kind: self._list(kind.place) for kind in BY_BACKEND.values()}
 
     def orphans(self, older_than: timedelta) -> Iterator[Orphan]:
         """Those that were created longer ago than that: a run's Workflow may appear after a job that was found."""
@@ -82,7 +83,7 @@ class Reaper:
         by_uid = {workflow["metadata"]["uid"]: workflow for workflow in workflows}
         by_run = {workflow["metadata"].get("labels", {}).get(RUN_OF_WORKFLOW): workflow for workflow in workflows}
         for kind in BY_BACKEND.values():
-            for job in self._list(kind.place):
+            for job in self._jobs[kind.kind]:
                 metadata = job["metadata"]
                 run = metadata.get("labels", {}).get(f"{LABEL}run", "")
                 created = datetime.fromisoformat(metadata["creationTimestamp"])
@@ -94,7 +95,7 @@ class Reaper:
 
     def overdue(self) -> Iterator[Overdue]:
         """Jobs of ours past their activeDeadlineSeconds that have not ended."""
-        for job in self._list(PYTORCHJOB.place):
+        for job in self._jobs[PYTORCHJOB.kind]:
             if f"{LABEL}stage" not in job["metadata"].get("labels", {}):
                 continue
             started = (job.get("status") or {}).get("startTime")

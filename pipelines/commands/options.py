@@ -59,32 +59,30 @@ def configured(
 ) -> "Configuration":
     """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
     can be compiled from."""
-    from pipelines.configuration import check_user, configure
+    from components.shared.training_job import uid
+    from pipelines.configuration import configure
 
     texts = settings(given.settings)
-    labels, annotations = (
-        _pairs("--label", getattr(given, "label", [])),
-        _pairs("--annotation", getattr(given, "annotation", [])),
-    )
-    check_labels("--label", labels)
-    check_keys("--annotation", annotations)
+    of_pods = {name: _pairs(f"--{name}", getattr(given, name, [])) for name in ("label", "annotation")}
+    check_labels("--label", of_pods["label"])
+    check_keys("--annotation", of_pods["annotation"])
     if user := getattr(given, "run_as_user", ""):
-        check_user(user, f"--run-as-user {user}")
+        uid(user)
+    # an option of its own → its setting, and what it says
     options = {
-        "run_as_user": getattr(given, "run_as_user", ""),
-        "pull_policy": getattr(given, "pull_policy", ""),
-        "step_labels": json.dumps(labels) if labels else "",
-        "step_annotations": json.dumps(annotations) if annotations else "",
-        "registry": getattr(given, "registry", ""),
-        "tag": getattr(given, "tag", ""),
-        "digests": str(getattr(given, "digests", None) or ""),
+        "--run-as-user": ("run_as_user", user),
+        "--pull-policy": ("pull_policy", getattr(given, "pull_policy", "")),
+        "--registry": ("registry", getattr(given, "registry", "")),
+        "--tag": ("tag", getattr(given, "tag", "")),
+        "--digests": ("digests", str(getattr(given, "digests", None) or "")),
+        **{f"--{name}": (f"step_{name}s", json.dumps(pairs) if pairs else "") for name, pairs in of_pods.items()},
     }
-    for name, text in options.items():
+    for option, (name, text) in options.items():
         if text and name in texts:
-            raise InputError(f"--set {name}: it is given by --{name.removeprefix('step_').rstrip('s')} too; keep one")
+            raise InputError(f"--set {name}: it is given by {option} too; keep one")
     told = configure(
         given.size,
-        texts | {name: text for name, text in options.items() if text},
+        texts | {name: text for name, text in options.values() if text},
         given.config,
         defaults=defaults,
         write=write,

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from components.shared.errors import InputError
+from components.shared.pod_state import pending_reason
 from pipelines.kubeflow.runs import (
     DONE,
     FAILED,
@@ -38,7 +39,6 @@ RIGHTS = "list workflows.argoproj.io, list pods and get pods/log"
 _EXIT = re.compile(r"(?:main: )?Error \(exit code (\d+)\)(?::\s*(.*))?", re.DOTALL)
 _VERDICT = re.compile(r"(error|fault|cancelled)\b")
 _GLOG = re.compile(r"^[IWEF]\d{4} [\d:.]+\s+\d+ [\w.\-]+:\d+\] ")
-_STARTS = ("ContainerCreating", "PodInitializing")
 
 
 class Unreadable(Exception):
@@ -172,7 +172,7 @@ class Workflows:
             return step
         try:
             pod = self._pod(workflow, node)
-            said = self._last_line(pod) if step.state == FAILED else waits_for(pod)
+            said = self._last_line(pod) if step.state == FAILED else " ".join(pending_reason(pod).split())
         except Unreadable as error:
             said = f"why it failed is not known: {error}" if step.state == FAILED else ""
         return Step(step.task, step.name, step.state, step.started, step.ended, said or _exit_code(node))
@@ -206,19 +206,6 @@ class Workflows:
             return json.loads(answer.data) if plain else answer.data.decode(errors="replace")
         except (InputError, HTTPError, ApiException, OSError, ValueError) as error:
             raise Unreadable(f"{needed} ({short(error)})") from error
-
-
-def waits_for(pod: Mapping[str, Any]) -> str:
-    """What a pod that does not run waits for; "" where it is only starting."""
-    status = pod.get("status") or {}
-    for one in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        waiting = (one.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") and waiting["reason"] not in _STARTS:
-            return " ".join(f"{waiting['reason']}: {waiting.get('message', '')}".split()).removesuffix(":")
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return " ".join(f"{condition.get('reason', '')}: {condition.get('message', '')}".split())
-    return ""
 
 
 def _exit_code(node: Mapping[str, Any]) -> str:

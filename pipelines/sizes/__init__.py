@@ -231,7 +231,7 @@ def _record(kind: type[Record], value: Any, file: str, prefix: str) -> Record:
 
 
 _RATIOS = ("validation_fraction", "warmup_ratio", "dropout", "weight_decay")
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _QUANTITIES = ("cpu", "memory", "shared_memory", "ephemeral_storage")
 
 
@@ -243,7 +243,7 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
     if isinstance(value, bool) and hint is bool:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float) if hint is float else hint):
-        raise InputError(f"{field}: {value!r} where {_WORDS[hint]} is needed")
+        raise InputError(f"{field}: {value!r} where {WORDS[hint]} is needed")
     if name in _RATIOS and not 0 <= value < 1:
         raise InputError(f"{field}: {value} is not in [0, 1)")
     if name not in _RATIOS and hint in (int, float) and value <= 0:

@@ -197,6 +197,20 @@ def test_what_a_cluster_would_refuse_is_refused_before_it_is_compiled(tmp_path, 
     assert message in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "setting"),
+    [
+        ("--run-as-user", "1000", "run_as_user=2"),
+        ("--digests", "/none", "digests=/other"),
+        ("--label", "a=b", "step_labels={}"),
+    ],
+)
+def test_what_is_said_twice_is_refused_by_both_names(tmp_path, option, value, setting):
+    ended = zhllama("compile", "--size", "tiny", option, value, "--set", setting, "-o", tmp_path / "p.yaml")
+    assert ended.returncode == 2
+    assert f"--set {setting.partition('=')[0]}: it is given by {option} too; keep one" in ended.stderr
+
+
 def test_parameters_lists_defaults_of_the_size():
     said = zhllama("parameters", "--size", "13b", env={**os.environ, "COLUMNS": "200"}).stdout
     lines = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}

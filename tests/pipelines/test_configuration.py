@@ -241,6 +241,11 @@ def test_a_server_that_cannot_be_made_is_refused():
         serving_machine(configure("7b", {"deploy": "kserve", "serve_name": "My_Model"}))
 
 
+def test_web_identity_is_asked_for_by_an_empty_secret_too():
+    told = configure("7b", {"deploy": "kubernetes", "s3_secret": ""})
+    assert serving_machine(told)["s3_secret"] == training_machine(told, "lora")["s3_secret"] == "none"
+
+
 def test_an_adapters_own_shape_is_asked_for_by_nothing():
     told = configure("7b", {"lora_rank": "0", "lora_alpha": "0", "lora_dropout": "-1"})
     assert "--lora-r 0 --lora-alpha 0 --lora-dropout -1" in fixed_arguments(told, "lora")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.kubeflow.workflow import Unreadable, last_line, last_words, nodes_of, steps_of, waits_for
+from components.shared.pod_state import pending_reason
+from pipelines.kubeflow.workflow import Unreadable, last_line, last_words, nodes_of, steps_of
 from tests.kubernetes_server import KubernetesServer
 from tests.pipelines.fake_kfp import FakeKfp, fake_kfp, recorded
 
@@ -231,5 +232,7 @@ def test_nodes_that_are_elsewhere_or_damaged_are_said():
 
 def test_a_pod_that_cannot_be_placed_says_so_and_one_that_starts_nothing():
     unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/9 nodes"}
-    assert waits_for({"status": {"conditions": [unplaced]}}) == "Unschedulable: 0/9 nodes"
-    assert waits_for({"status": {"containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]}}) == ""
+    assert pending_reason({"status": {"conditions": [unplaced]}}) == "Unschedulable: 0/9 nodes"
+    assert (
+        pending_reason({"status": {"containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]}}) == ""
+    )
