@@ -39,7 +39,7 @@ variable "TORCH_IMAGE" {
   default = "pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime@sha256:db80a41f8428644cebcb3d75b0b62df334ab6c0e75785951eb25f48bfbd42407"
 }
 
-// Serving: vLLM's own image, the one that served models run (components/shared/model_server.py), so that a node pulls
+// Serving: vLLM's own image, the one that served models run (zhllama/kubernetes/model_server.py), so that a node pulls
 // it once. Likewise SERVE_IMAGE=python:3.11.16-slim for processors alone.
 variable "SERVE_IMAGE" {
   default = "vllm/vllm-openai:v0.33.0"
@@ -66,7 +66,7 @@ variable "ATTEST" {
   default = false
 }
 
-// The name that compiled pipelines and rendered manifests use (components/shared/images.py).
+// The name that compiled pipelines and rendered manifests use (zhllama/kubernetes/images.py).
 function "image" {
   params = [stage]
   result = "${REGISTRY == "" ? "" : "${REGISTRY}/"}zhllama-${replace(stage, "_", "-")}:${TAG}"

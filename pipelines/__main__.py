@@ -7,9 +7,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from components.shared.cli import guarded, nearest
-from components.shared.errors import EXIT_INPUT
-from pipelines.commands import admission, artifacts, cluster, local, planning, runs
+from pipelines.cli import admission, artifacts, cluster, local, planning, runs
+from zhllama.errors import EXIT_INPUT
+from zhllama.stage.cli import guarded, nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

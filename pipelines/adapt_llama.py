@@ -30,12 +30,12 @@ from components.launch_training.component import cleanup_training, launch_traini
 from components.merge_adapters.component import merge_adapters
 from components.prepare_dataset.component import prepare_dataset
 from components.serve.component import deploy
-from components.shared import storage
-from components.shared.errors import InputError
 from components.train_tokenizer.component import train_tokenizer
 from pipelines.configuration import Configuration
 from pipelines.machines import as_json, fixed_arguments, serving_machine, training_machine
 from pipelines.steps import Steps, Why, reference
+from zhllama import storage
+from zhllama.errors import InputError
 
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 MODEL_KEY = "OPENAI_API_KEY"

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from components.shared import storage
-from components.shared.cli import nearest
-from components.shared.errors import InputError
-from components.shared.training_job import uid
 from pipelines import sizes
-from pipelines.placeholders import value_of
+from pipelines.local.placeholders import value_of
 from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, Value, of_all
 from pipelines.sizes import Size
+from zhllama import storage
+from zhllama.errors import InputError
+from zhllama.kubernetes.training_job import uid
+from zhllama.stage.cli import nearest
 
 KFP_KINDS = {
     str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"

@@ -13,10 +13,10 @@ from typing import Any
 
 from components.launch_training.launcher import LaunchTraining, training_job
 from components.serve.serve import Serve
-from components.shared.cli import parse
 from pipelines.configuration import Configuration
 from pipelines.settings import options_of
 from pipelines.sizes import Size
+from zhllama.stage.cli import parse
 
 _ANYWHERE = "s3://bucket/prefix"
 

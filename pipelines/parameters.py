@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.shared.errors import InputError
 from pipelines import sizes
-from pipelines.placeholders import text_of
+from pipelines.local.placeholders import text_of
 from pipelines.settings import KINDS, SETTINGS, Value
 from pipelines.sizes import Size
+from zhllama.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "pipeline.md"
 BEGIN, END = "<!-- parameters: written by `zhllama render all` -->", "<!-- end of the parameters -->"

@@ -22,11 +22,11 @@ from components.generate_instructions.generator import GenerateInstructions
 from components.launch_training.launcher import LaunchTraining
 from components.prepare_dataset.preparer import PrepareDataset
 from components.serve.serve import Serve
-from components.shared.images import DIGESTS, REGISTRY, TAG
-from components.shared.training.options import FinetuneOptions, PretrainOptions
-from components.shared.training_job import USER
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer
 from pipelines.sizes import STAGES, Size, Training
+from zhllama.kubernetes.images import DIGESTS, REGISTRY, TAG
+from zhllama.kubernetes.training_job import USER
+from zhllama.training.options import FinetuneOptions, PretrainOptions
 
 Value = str | float | int | bool | list[Any] | dict[str, Any] | None
 TRAININGS = {"embeddings": "Stage 1", "lora": "Stage 2", "sft": "Instruction tuning"}

@@ -19,11 +19,11 @@ from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_channel
 from kfp.dsl.structures import InputSpec
 
-from components.shared import images
-from components.shared.site import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
-from components.shared.training_job import LABEL
 from pipelines.configuration import Configuration
-from pipelines.placeholders import text_of
+from pipelines.local.placeholders import text_of
+from zhllama.kubernetes import images
+from zhllama.kubernetes.training_job import LABEL
+from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 
 
 @dataclass(frozen=True)

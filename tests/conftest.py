@@ -14,9 +14,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from components.shared import storage
-from pipelines.local_s3 import LocalS3
+from pipelines.local.s3_server import LocalS3
 from tests.texts import chinese_sentences, llama_shaped
+from zhllama import storage
 
 # tests run side by side on few cores: one thread per process is faster than many that fight
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -114,7 +114,7 @@ def tiny_state(llama_tokenizer: bytes) -> dict[str, Any]:
     """A seeded random LLaMA as a Hugging Face state dict, float16: 64 wide, 2 layers, 4 heads, 800 pieces."""
     import torch
 
-    from components.shared.vocabulary import Encoder
+    from zhllama.tokenizer.vocabulary import Encoder
 
     chance = torch.Generator().manual_seed(64)
     rows = Encoder(llama_tokenizer).size
@@ -134,7 +134,7 @@ def tiny_state(llama_tokenizer: bytes) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_meta(tmp_path_factory: pytest.TempPathFactory, tiny_state: dict[str, Any], llama_tokenizer: bytes) -> Path:
     """`tiny_state` as a folder in Meta's layout: two shards, params.json, tokenizer.model, sha256sums.txt."""
-    from components.shared.meta_format import MetaParams, meta_files
+    from zhllama.weights.meta_format import MetaParams, meta_files
 
     folder = tmp_path_factory.mktemp("tiny-meta")
     params = MetaParams(dim=64, n_layers=2, n_heads=4, norm_eps=1e-6, multiple_of=32)
@@ -147,7 +147,7 @@ def tiny_meta(tmp_path_factory: pytest.TempPathFactory, tiny_state: dict[str, An
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str:
     """The reference of the Hugging Face model that convert_weights makes of `tiny_meta`; its folder is the parent."""
     from components.convert_weights.converter import ConvertWeights, convert_weights
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     store = str(tmp_path_factory.mktemp("tiny-model"))
     return run_stage(ConvertWeights(store=store, weights=str(tiny_meta)), convert_weights).reference
@@ -157,7 +157,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str
 def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, chinese_tokenizer: bytes) -> str:
     """The reference of `tiny_model` extended by the pieces of `chinese_tokenizer` and [PAD]."""
     from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     folder = tmp_path_factory.mktemp("extended-model")
     (folder / "tokenizer.model").write_bytes(chinese_tokenizer)

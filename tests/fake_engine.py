@@ -12,8 +12,8 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from components.shared.prompt import chat_ids
-from components.shared.vocabulary import Encoder
+from zhllama.tokenizer.prompt import chat_ids
+from zhllama.tokenizer.vocabulary import Encoder
 
 
 class FakeEngine:

@@ -17,9 +17,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def stages() -> list[str]:
-    return sorted(
-        {path.relative_to(ROOT / "components").parts[0] for path in sources("components")} - {"shared", "__init__.py"}
-    )
+    return sorted({path.relative_to(ROOT / "components").parts[0] for path in sources("components")} - {"__init__.py"})
 
 
 STAGES = stages()

@@ -122,6 +122,6 @@ def test_no_name_is_taken_away():
     ("name", "code"), [("EXIT_DONE", 0), ("EXIT_FAULT", 1), ("EXIT_INPUT", 2), ("EXIT_CANCELLED", 143)]
 )
 def test_exit_codes_stay(name, code):
-    from components.shared import errors
+    from zhllama import errors
 
     assert getattr(errors, name) == code

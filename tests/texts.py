@@ -101,7 +101,7 @@ def llama_shaped(lines: Iterable[str], pieces: int) -> bytes:
     """
     import sentencepiece
 
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     spaces = (2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11)
     made = io.BytesIO()

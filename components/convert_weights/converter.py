@@ -10,13 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from components.shared.ahead import ahead
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, StageOptions
-from components.shared.errors import InputError
-from components.shared.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
-from components.shared.progress import Progress, human
-from components.shared.vocabulary import Vocabulary
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.progress import Progress, human
+from zhllama.stage.cli import Ref, StageOptions
+from zhllama.storage.prefetch import ahead
+from zhllama.tokenizer.vocabulary import Vocabulary
+from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
 
 EMBEDDINGS_FILE = "model-embeddings.safetensors"
 FILE_LIMIT = 2 * 10**9
@@ -40,9 +40,9 @@ class ConvertWeights(StageOptions):
 def convert_weights(config: ConvertWeights, out: ArtifactWriter) -> Manifest:
     """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
     from components.convert_weights.meta_model import MetaModel
-    from components.shared.fast_tokenizer import tokenizer_files
-    from components.shared.safetensors_io import INDEX, SafetensorsStream, index_json
-    from components.shared.vocabulary import load_encoder
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.vocabulary import load_encoder
+    from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json
 
     weights = open_artifact(config.weights, "--weights").expect("meta-weights", "exported", option="--weights")
     encoder = load_encoder(weights, "--weights")

@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from components.shared.artifact import Artifact
-from components.shared.errors import InputError
-from components.shared.meta_format import (
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
+from zhllama.weights.meta_format import (
     DROPPED,
     EMBEDDING,
     PARAMS,
@@ -21,7 +21,7 @@ from components.shared.meta_format import (
     places,
     shard_name,
 )
-from components.shared.pth import PthFile
+from zhllama.weights.torch_zip import PthFile
 
 if TYPE_CHECKING:
     import torch

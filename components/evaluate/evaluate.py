@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from components.evaluate.exams import Exam, read_exam
 from components.evaluate.report import REPORT_JSON
 from components.evaluate.selection import ChoiceItem, Selection, chance, choose_items, choose_texts, content_hash
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import REPORT, Ref, Refs, StageOptions, split_references
-from components.shared.errors import InputError
-from components.shared.figures import figures_table
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import REPORT, Ref, Refs, StageOptions, split_references
+from zhllama.stage.report_figures import figures_table
 
 if TYPE_CHECKING:
     from components.evaluate.scoring import ItemScores, SubjectScore
-    from components.shared.inference import LoadedModel
+    from zhllama.inference.load import LoadedModel
 
 log = logging.getLogger("evaluate")
 
@@ -213,8 +213,8 @@ def evaluate(config: Evaluate, out: ArtifactWriter) -> Manifest:
 
 def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
     """The held-out data, and what report.json says of the texts."""
-    from components.shared.corpus import read_documents
-    from components.shared.instructions import read_instructions
+    from zhllama.data.corpus import read_documents
+    from zhllama.data.instructions import read_instructions
 
     texts: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     said: dict[str, Any] = dict.fromkeys(LANGUAGES)
@@ -255,9 +255,9 @@ def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
 
 def fixed_prompts(reference: str, count: int) -> list[Sample]:
     """The first `count` of the prompts that are the same in every evaluation: the user's, or the project's own."""
-    from components.shared.corpus import read_documents
-    from components.shared.instructions import read_instructions
-    from components.shared.prompt import wrap
+    from zhllama.data.corpus import read_documents
+    from zhllama.data.instructions import read_instructions
+    from zhllama.tokenizer.prompt import wrap
 
     if not reference:
         lines = (Path(__file__).parent / "prompts.txt").read_text("utf-8").splitlines()
@@ -270,7 +270,7 @@ def fixed_prompts(reference: str, count: int) -> list[Sample]:
 
 
 def _sample(kind: str, item: Mapping[str, str]) -> Sample:
-    from components.shared.prompt import wrap_item
+    from zhllama.tokenizer.prompt import wrap_item
 
     asked = "\n".join(filter(None, (item["instruction"], item["input"])))
     return Sample(kind, wrap_item(item), asked, item["output"])
@@ -336,7 +336,7 @@ def _finite(value: Any) -> float | None:
 def measure(reference: str, held_out: HeldOut, label: str, option: str) -> tuple[dict[str, Any], list[str | None]]:
     """A model's figures, as report.json has them, and its answers to the samples."""
     from components.evaluate.scoring import score_exam, score_items, score_text
-    from components.shared.inference import load_model
+    from zhllama.inference.load import load_model
 
     log.info("%s: loading %s", label, reference)
     loaded = load_model(reference, option=option)
@@ -433,7 +433,7 @@ def instruction_figures(scores: "ItemScores") -> dict[str, Any]:
 
 def say(loaded: "LoadedModel", samples: Sequence[Sample]) -> list[str | None]:
     """The model's answers to the samples, greedy, so that they can be had again; None where the prompt does not fit."""
-    from components.shared.inference import Sampling, answer
+    from zhllama.inference.load import Sampling, answer
 
     greedy = Sampling(do_sample=False, max_new_tokens=ANSWER_TOKENS)
     prompts = [loaded.prompt_ids(sample.prompt) for sample in samples]

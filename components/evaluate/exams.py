@@ -14,8 +14,8 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from components.shared.artifact import Artifact
-from components.shared.errors import InputError
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
 
 EXAMPLES = "dev"
 SCORED = ("val", "test")

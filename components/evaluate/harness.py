@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from components.shared.inference import LoadedModel
+    from zhllama.inference.load import LoadedModel
 
 INSTALL = "pip install 'zhllama[lm-eval]'"
 
@@ -44,7 +44,7 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerFast
 
-    from components.shared.fast_tokenizer import load_fast, tokenizer_files
+    from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
 
     _quiet()
     encoder = loaded.encoder

@@ -25,7 +25,7 @@
 A figure that was not measured is null. Shares are between 0 and 1.
 """
 
-from components.shared.figures import UNMEASURED
+from zhllama.stage.report_figures import UNMEASURED
 
 REPORT_JSON = "report.json"
 

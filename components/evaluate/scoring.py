@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from components.evaluate.exams import Exam, letters, prompts
 from components.evaluate.selection import ChoiceItem, Selection
-from components.shared.inference import LoadedModel
-from components.shared.progress import Progress
-from components.shared.prompt import wrap_item
+from zhllama.inference.load import LoadedModel
+from zhllama.progress import Progress
+from zhllama.tokenizer.prompt import wrap_item
 
 if TYPE_CHECKING:
     import torch

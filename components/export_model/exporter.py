@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from components.shared.artifact import ArtifactWriter, Input, Manifest, open_artifact
-from components.shared.cli import Ref, StageOptions
-from components.shared.errors import InputError
+from zhllama.artifacts.artifact import ArtifactWriter, Input, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import Ref, StageOptions
 
 
 @dataclass(frozen=True, kw_only=True)

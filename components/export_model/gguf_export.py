@@ -22,13 +22,13 @@ from components.export_model.llama_cpp_tools import (
     quantise,
     tensor_types,
 )
-from components.shared.artifact import Artifact, ArtifactWriter
-from components.shared.errors import InputError
-from components.shared.meta_format import TOKENIZER
-from components.shared.progress import human
-from components.shared.sentencepiece_model import NORMAL, parse_model
-from components.shared.space import require_space
-from components.shared.vocabulary import Encoder
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter
+from zhllama.errors import InputError
+from zhllama.progress import human
+from zhllama.storage.disk_space import require_space
+from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
+from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.meta_format import TOKENIZER
 
 log = logging.getLogger("export")
 

@@ -17,15 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.shared.artifact import Artifact
-from components.shared.errors import InputError
-from components.shared.meta_format import EMBEDDING, HEAD, ROPE_THETA, TOKENIZER, places, unpermute
-from components.shared.progress import Progress
-from components.shared.prompt import CHAT_TEMPLATE
-from components.shared.quantised import refuse_quantised
-from components.shared.safetensors_io import Checkpoint, Sink
-from components.shared.sentencepiece_model import parse_model
-from components.shared.vocabulary import Encoder, load_encoder
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
+from zhllama.progress import Progress
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.weights.meta_format import EMBEDDING, HEAD, ROPE_THETA, TOKENIZER, places, unpermute
+from zhllama.weights.quantised import refuse_quantised
+from zhllama.weights.safetensors_io import Checkpoint, Sink
 
 if TYPE_CHECKING:
     import torch

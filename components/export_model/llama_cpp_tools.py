@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.shared.children import die_with_parent
-from components.shared.errors import InputError, StorageFault
+from zhllama.errors import InputError, StorageFault
+from zhllama.stage.child_processes import die_with_parent
 
 QUANTIZATIONS = {
     "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.6, "q5_1": 6.0, "q5_0": 5.6, "q4_k_m": 4.9, "q4_k_s": 4.7,

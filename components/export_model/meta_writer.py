@@ -1,6 +1,6 @@
 """Hugging Face safetensors → Meta's shards, in one pass: each tensor is read once, cut, and written to all shards.
 
-Memory: one tensor, its cut copy, and the upload buffers of the shards. Names and shard axes: shared/meta_format.py.
+Memory: one tensor, its cut copy, and the upload buffers of the shards. Names and axes: zhllama/weights/meta_format.py.
 Rows that only pad the vocabulary are left out, since Meta's programs take its size from the tokenizer.
 """
 
@@ -10,9 +10,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from components.shared.artifact import Artifact, ArtifactWriter
-from components.shared.errors import InputError
-from components.shared.meta_format import (
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter
+from zhllama.errors import InputError
+from zhllama.progress import Progress, human
+from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights.meta_format import (
     EMBEDDING,
     HEAD,
     PARAMS,
@@ -27,11 +29,9 @@ from components.shared.meta_format import (
     split,
     unpermute,
 )
-from components.shared.progress import Progress, human
-from components.shared.pth import PthStream
-from components.shared.quantised import refuse_quantised
-from components.shared.safetensors_io import Checkpoint
-from components.shared.vocabulary import load_encoder
+from zhllama.weights.quantised import refuse_quantised
+from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.torch_zip import PthStream
 
 META_SHARDS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
 """Width of LLaMA 7B, 13B, 30B and 65B → shards of Meta's own files."""

@@ -12,12 +12,12 @@ from typing import Any
 from components.extend_tokenizer.embedding_rows import Init, new_rows
 from components.extend_tokenizer.parity import differing, probe
 from components.extend_tokenizer.pieces import Pieces, Scores, extended, splits, unreachable
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, split_references
-from components.shared.errors import InputError
-from components.shared.meta_format import EMBEDDING, HEAD
-from components.shared.progress import Progress
-from components.shared.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.progress import Progress
+from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
+from zhllama.weights.meta_format import EMBEDDING, HEAD
 
 EMBEDDINGS_FILE = "model-embeddings.safetensors"
 REST_FILE = "model-00000.safetensors"
@@ -57,9 +57,9 @@ class ExtendTokenizer(StageOptions):
 
 def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
-    from components.shared.fast_tokenizer import tokenizer_files
-    from components.shared.quantised import refuse_quantised
-    from components.shared.safetensors_io import Checkpoint
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.weights.quantised import refuse_quantised
+    from zhllama.weights.safetensors_io import Checkpoint
 
     model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
     base = load_encoder(model, "--model")
@@ -151,7 +151,7 @@ def _write_weights(
     """The embeddings with their new rows into a file of their own; every other tensor as it is; the index."""
     import torch
 
-    from components.shared.safetensors_io import INDEX, SINGLE, SafetensorsStream, index_json
+    from zhllama.weights.safetensors_io import INDEX, SINGLE, SafetensorsStream, index_json
 
     generator = torch.Generator().manual_seed(config.seed)
     infos = {name: checkpoint.info(name) for name in tables}

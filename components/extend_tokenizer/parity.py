@@ -9,8 +9,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.shared.fast_tokenizer import load_fast
-from components.shared.vocabulary import PAD_PIECE, Encoder
+from zhllama.tokenizer.fast_tokenizer import load_fast
+from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
 
 MADE_LINES = 400
 PIECES_A_LINE = 12

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from components.shared.errors import InputError
-from components.shared.sentencepiece_model import NORMAL, parse_model
-from components.shared.vocabulary import PAD_PIECE, Encoder
+from zhllama.errors import InputError
+from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
+from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
 
 Scores = Literal["distinct", "zero"]
 Pieces = Literal["han", "all"]

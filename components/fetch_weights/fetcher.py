@@ -28,12 +28,12 @@ from components.fetch_weights.layout import (
 from components.fetch_weights.sources import Found, HubSource, Source, open_source, read
 from components.fetch_weights.sums import CHECKLISTS, SUMS, of_folder, parse_sums, read_expected, table
 from components.fetch_weights.transfer import Item, Sums, transfer
-from components.shared.artifact import ArtifactWriter, Input, Manifest, digest_of
-from components.shared.cli import StageOptions, not_keyed
-from components.shared.errors import InputError
-from components.shared.meta_format import PARAMS, TOKENIZER, MetaParams
-from components.shared.progress import human
-from components.shared.vocabulary import Encoder, Vocabulary, padding_multiple
+from zhllama.artifacts.artifact import ArtifactWriter, Input, Manifest, digest_of
+from zhllama.errors import InputError
+from zhllama.progress import human
+from zhllama.stage.cli import StageOptions, not_keyed
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
+from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 
 log = logging.getLogger("fetch")
 

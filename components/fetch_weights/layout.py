@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from components.fetch_weights.sources import Source, read
 from components.fetch_weights.sums import CHECKLISTS, SUMS, table
-from components.shared.errors import InputError
-from components.shared.meta_format import PARAMS, TOKENIZER, shard_name
+from zhllama.errors import InputError
+from zhllama.weights.meta_format import PARAMS, TOKENIZER, shard_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

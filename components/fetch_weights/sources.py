@@ -18,10 +18,10 @@ from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from components.shared import storage
-from components.shared.artifact import HUB_NAME
-from components.shared.errors import InputError, StorageFault
-from components.shared.hub_model import endpoint, hub_errors, hub_files, parse_address
+from zhllama import storage
+from zhllama.artifacts.artifact import HUB_NAME
+from zhllama.artifacts.hub_model import endpoint, hub_errors, hub_files, parse_address
+from zhllama.errors import InputError, StorageFault
 
 CHUNK = 4 * 2**20
 ATTEMPTS = 5

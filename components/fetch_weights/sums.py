@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from components.fetch_weights.sources import HttpSource, read
-from components.shared import storage
-from components.shared.errors import InputError
+from zhllama import storage
+from zhllama.errors import InputError
 
 SUMS = "sha256sums.txt"
 CHECKLISTS = ("checklist.chk", "tokenizer_checklist.chk")

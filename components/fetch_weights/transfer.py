@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from components.fetch_weights.resumable import PartsWriter, extents, open_parts
 from components.fetch_weights.sources import Found, Source
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter, File, block_digests
-from components.shared.errors import InputError, StorageFault
-from components.shared.parts import PartsWriter, extents, open_parts
-from components.shared.progress import Progress, human
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter, File, block_digests
+from zhllama.errors import InputError, StorageFault
+from zhllama.progress import Progress, human
 
 log = logging.getLogger("fetch")
 Result = TypeVar("Result")

@@ -6,9 +6,9 @@ was none, `--train-embeddings` trains them in full as the recipe does. An adapte
 
 from dataclasses import dataclass
 
-from components.shared.artifact import ArtifactWriter, Manifest
-from components.shared.training.options import FinetuneOptions
-from components.shared.training.stage import run_training
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.training.options import FinetuneOptions
+from zhllama.training.stage import run_training
 
 
 @dataclass(frozen=True, kw_only=True)

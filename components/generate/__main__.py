@@ -1,5 +1,5 @@
 from components.generate.generate import run
-from components.shared.cli import guarded
+from zhllama.stage.cli import guarded
 
 if __name__ == "__main__":
     guarded(run)

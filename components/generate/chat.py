@@ -7,11 +7,11 @@ turns are left out. An empty line is ignored; Ctrl-C stops the answer, Ctrl-D en
 import sys
 from typing import TYPE_CHECKING
 
-from components.shared.prompt import wrap
+from zhllama.tokenizer.prompt import wrap
 
 if TYPE_CHECKING:
     from components.generate.generate import Generate
-    from components.shared.inference import LoadedModel
+    from zhllama.inference.load import LoadedModel
 
 PROMPT = "» "
 
@@ -79,8 +79,8 @@ def chat(config: "Generate") -> None:
 
 
 def _turn(loaded: "LoadedModel", conversation: Conversation, text: str, config: "Generate") -> None:
-    from components.shared.errors import InputError
-    from components.shared.inference import stream
+    from zhllama.errors import InputError
+    from zhllama.inference.load import stream
 
     before = len(conversation)
     prompt = conversation.prompt(text)

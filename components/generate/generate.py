@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.generate.journal import FileJournal, Journal, StoreJournal
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, inputs_of, not_keyed, parse, run_stage
-from components.shared.corpus import read_documents
-from components.shared.errors import InputError
-from components.shared.instructions import NO_ITEMS, read_instructions
-from components.shared.prompt import wrap, wrap_item
-from components.shared.text_stream import plain_name
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.data.corpus import read_documents
+from zhllama.data.instructions import NO_ITEMS, read_instructions
+from zhllama.data.text_stream import plain_name
+from zhllama.errors import InputError
+from zhllama.stage.cli import Ref, Refs, StageOptions, inputs_of, not_keyed, parse, run_stage
+from zhllama.tokenizer.prompt import wrap, wrap_item
 
 if TYPE_CHECKING:
-    from components.shared.inference import LoadedModel, Sampling
+    from zhllama.inference.load import LoadedModel, Sampling
 
 log = logging.getLogger("generate")
 
@@ -106,7 +106,7 @@ class Generate(StageOptions):
                 raise InputError(f"generate: {option} is {value}; it must be {rule}")
 
     def sampling(self) -> "Sampling":
-        from components.shared.inference import Sampling
+        from zhllama.inference.load import Sampling
 
         return Sampling(
             do_sample=self.do_sample,
@@ -119,7 +119,7 @@ class Generate(StageOptions):
         )
 
     def load(self) -> "LoadedModel":
-        from components.shared.inference import load_model
+        from zhllama.inference.load import load_model
 
         return load_model(
             self.model,
@@ -192,8 +192,8 @@ def samples(config: Generate, asked: Sequence[str], journal: Journal | None = No
 
     What `journal` already holds is not asked again, and each batch is written to it as it is answered.
     """
-    from components.shared.inference import BATCH, answer
-    from components.shared.progress import Progress
+    from zhllama.inference.load import BATCH, answer
+    from zhllama.progress import Progress
 
     said = journal.read(asked) if journal else []
     if len(said) == len(asked):

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from components.shared import storage
-from components.shared.errors import InputError
-from components.shared.inference import BATCH
+from zhllama import storage
+from zhllama.errors import InputError
+from zhllama.inference.load import BATCH
 
 Sample = dict[str, str]
 HIDDEN = ".answers"

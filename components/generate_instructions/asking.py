@@ -27,8 +27,8 @@ from components.generate_instructions.journal import Journal
 from components.generate_instructions.ledger import Ledger
 from components.generate_instructions.limits import LONGEST_PAUSE, Limits, backoff
 from components.generate_instructions.request import Request, Requests
-from components.shared.errors import InputError, StorageFault
-from components.shared.progress import Progress
+from zhllama.errors import InputError, StorageFault
+from zhllama.progress import Progress
 
 log = logging.getLogger("generate_instructions")
 

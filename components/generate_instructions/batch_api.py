@@ -29,7 +29,7 @@ from components.generate_instructions.client import (
 from components.generate_instructions.ledger import Batch
 from components.generate_instructions.limits import LONGEST_PAUSE, backoff
 from components.generate_instructions.request import Request
-from components.shared.errors import InputError, StorageFault
+from zhllama.errors import InputError, StorageFault
 
 log = logging.getLogger("generate_instructions")
 

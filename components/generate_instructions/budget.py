@@ -8,7 +8,7 @@ way. When its bill comes, the rest is free again.
 import math
 from dataclasses import dataclass
 
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 YIELD = 0.8
 """Of the items that are asked for, how many are usually kept; the estimate's guess until answers have come."""

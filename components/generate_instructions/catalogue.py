@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 SCRIPTS = {
     "han": ("\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af", False),

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from components.generate_instructions.limits import retry_after
 from components.generate_instructions.request import SCHEMA, Request
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 log = logging.getLogger("generate_instructions")
 

@@ -17,11 +17,11 @@ from components.generate_instructions.budget import Budget, Tokens, bought, esti
 from components.generate_instructions.catalogue import Catalogue, load_catalogue
 from components.generate_instructions.ledger import Ledger, replayed
 from components.generate_instructions.request import SCHEMA, Requests
-from components.shared import storage
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
-from components.shared.cli import REPORT, Ref, Refs, StageOptions, not_keyed, split_references
-from components.shared.errors import InputError
-from components.shared.instructions import read_instructions
+from zhllama import storage
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.data.instructions import read_instructions
+from zhllama.errors import InputError
+from zhllama.stage.cli import REPORT, Ref, Refs, StageOptions, not_keyed, split_references
 
 log = logging.getLogger("generate_instructions")
 

@@ -13,12 +13,12 @@ from itertools import islice
 from typing import Any
 
 from components.generate_instructions.harvest import Harvest
-from components.shared import hub_dataset
-from components.shared.artifact import Artifact
-from components.shared.errors import InputError
-from components.shared.instructions import NO_ITEMS
-from components.shared.progress import Progress
-from components.shared.text_stream import lines_of, open_plain, plain_name
+from zhllama.artifacts import hub_dataset
+from zhllama.artifacts.artifact import Artifact
+from zhllama.data.instructions import NO_ITEMS
+from zhllama.data.text_stream import lines_of, open_plain, plain_name
+from zhllama.errors import InputError
+from zhllama.progress import Progress
 
 log = logging.getLogger("generate_instructions")
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from components.shared import storage
-from components.shared.artifact import cache_folder, digest_of
-from components.shared.errors import InputError, StorageFault
+from zhllama import storage
+from zhllama.artifacts.artifact import cache_folder, digest_of
+from zhllama.errors import InputError, StorageFault
 
 log = logging.getLogger("generate_instructions")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from components.generate_instructions.catalogue import SCRIPTS, Catalogue
 from components.generate_instructions.parse import CUT_OFF
-from components.shared.instructions import FIELDS
+from zhllama.data.instructions import FIELDS
 
 RULES = {
     "cut off": "the answer ended inside the item",

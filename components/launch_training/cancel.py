@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from components.shared.errors import EXIT_CANCELLED
+from zhllama.errors import EXIT_CANCELLED
 
 log = logging.getLogger("launch")
 

@@ -36,6 +36,6 @@ def cleanup(config: Cleanup) -> None:
 if __name__ == "__main__":
     import sys
 
-    from components.shared.cli import guarded, parse
+    from zhllama.stage.cli import guarded, parse
 
     guarded(lambda: cleanup(parse(Cleanup, sys.argv[1:])))

@@ -24,10 +24,9 @@ from urllib3.exceptions import TimeoutError as UrllibTimeout
 from components.launch_training.cancel import Canceller
 from components.launch_training.job_log import JobLogs
 from components.launch_training.job_state import Patience, State, Verdict, already, judge, newest, without_counts
-from components.shared import kubernetes_api
-from components.shared.errors import EXIT_CANCELLED, InputError, StorageFault
-from components.shared.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended, true_conditions
-from components.shared.kubernetes_api import (
+from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
+from zhllama.kubernetes import api as kubernetes_api
+from zhllama.kubernetes.api import (
     ACCOUNT,
     call,
     connect,
@@ -38,8 +37,9 @@ from components.shared.kubernetes_api import (
     short,
     unanswered,
 )
-from components.shared.network_policy import S3Network, network_policy
-from components.shared.training_job import LABEL, TrainingJob, label_value
+from zhllama.kubernetes.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended, true_conditions
+from zhllama.kubernetes.network_policy import S3Network, network_policy
+from zhllama.kubernetes.training_job import LABEL, TrainingJob, label_value
 
 log = logging.getLogger("launch")
 

@@ -1,16 +1,16 @@
 """The command of the job, with the training's options checked before anything is started.
 
-The options are parsed against the training's own classes (shared/training/options.py, without torch): a misspelt one
+The options are parsed against the training's own classes (zhllama/training/options.py, no torch): a misspelt one
 is exit code 2 in a second, not a failed job after the queue.
 """
 
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from components.shared import storage
-from components.shared.cli import parse
-from components.shared.errors import InputError
-from components.shared.training.options import FinetuneOptions, LoraOptions, PretrainOptions
+from zhllama import storage
+from zhllama.errors import InputError
+from zhllama.stage.cli import parse
+from zhllama.training.options import FinetuneOptions, LoraOptions, PretrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)

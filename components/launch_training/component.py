@@ -6,7 +6,7 @@ A job's machine is one input, options of the command as JSON; a training's optio
 
 from kfp import dsl
 
-from components.shared.images import image
+from zhllama.kubernetes.images import image
 
 
 @dsl.container_component

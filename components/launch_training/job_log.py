@@ -20,10 +20,10 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from components.shared import kubernetes_api
-from components.shared.job_kinds import JobKind
-from components.shared.kubernetes_api import plain
-from components.shared.log import mask
+from zhllama.kubernetes import api as kubernetes_api
+from zhllama.kubernetes.api import plain
+from zhllama.kubernetes.job_kinds import JobKind
+from zhllama.stage.log import mask
 
 log = logging.getLogger("launch")
 

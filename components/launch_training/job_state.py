@@ -10,10 +10,10 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from components.shared.errors import EXIT_INPUT, InputError
-from components.shared.job_kinds import true_conditions
-from components.shared.pod_state import pending_reason
-from components.shared.training_job import LABEL
+from zhllama.errors import EXIT_INPUT, InputError
+from zhllama.kubernetes.job_kinds import true_conditions
+from zhllama.kubernetes.pod_state import pending_reason
+from zhllama.kubernetes.training_job import LABEL
 
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from components.launch_training.command import command_line, parse_training, training_arguments, training_module
-from components.shared import storage
-from components.shared.artifact import MANIFEST, ArtifactWriter, Input, Manifest, find_published, open_artifact
-from components.shared.cli import Ref, StageOptions, not_keyed
-from components.shared.errors import InputError, StorageFault
-from components.shared.images import image
-from components.shared.job_kinds import BY_BACKEND
-from components.shared.placement import mapping, tolerations
-from components.shared.training.inputs import open_inputs
-from components.shared.training_job import LABEL, USER, TrainingJob, job_name, label_value, uid
+from zhllama import storage
+from zhllama.artifacts.artifact import MANIFEST, ArtifactWriter, Input, Manifest, find_published, open_artifact
+from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.images import image
+from zhllama.kubernetes.job_kinds import BY_BACKEND
+from zhllama.kubernetes.placement import mapping, tolerations
+from zhllama.kubernetes.training_job import LABEL, USER, TrainingJob, job_name, label_value, uid
+from zhllama.stage.cli import Ref, StageOptions, not_keyed
+from zhllama.training.inputs import open_inputs
 
 log = logging.getLogger("launch")
 

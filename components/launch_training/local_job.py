@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 
-from components.shared.children import die_with_parent
-from components.shared.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
-from components.shared.training.cores import allowed_cores
-from components.shared.training_job import TrainingJob
+from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
+from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.stage.child_processes import die_with_parent
+from zhllama.training.cores import allowed_cores
 
 log = logging.getLogger("launch")
 

@@ -23,7 +23,7 @@ class Reap:
 
 
 def reap(config: Reap) -> None:
-    from components.shared.reaper import reap as reap_now
+    from zhllama.kubernetes.reaper import reap as reap_now
 
     lines = reap_now(config.namespace, config.older_than, config.dry_run)
     for line in lines:
@@ -32,6 +32,6 @@ def reap(config: Reap) -> None:
 
 
 if __name__ == "__main__":
-    from components.shared.cli import guarded, parse
+    from zhllama.stage.cli import guarded, parse
 
     guarded(lambda: reap(parse(Reap, sys.argv[1:])))

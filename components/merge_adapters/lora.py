@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from components.shared.artifact import Artifact
-from components.shared.errors import InputError
-from components.shared.safetensors_io import Checkpoint
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
+from zhllama.weights.safetensors_io import Checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-    from components.shared.safetensors_io import Room
+    from zhllama.weights.safetensors_io import Room
 
 CONFIG = "adapter_config.json"
 SAFE = "adapter_model.safetensors"
@@ -275,7 +275,7 @@ class Change:
 
 def _pickled(artifact: Artifact) -> Any:
     """adapter_model.bin: a file to read from, tensor by tensor, or (before torch 1.6) the tensors themselves."""
-    from components.shared.pth import PthFile, is_zip, load_tensors
+    from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 
     if is_zip(artifact, PICKLE):
         return PthFile(artifact, PICKLE)

@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from components.shared import storage
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, split_references
-from components.shared.errors import InputError
-from components.shared.meta_format import EMBEDDING, HEAD, TOKENIZER
-from components.shared.progress import human
-from components.shared.quantised import refuse_quantised
-from components.shared.space import require_space
-from components.shared.vocabulary import Vocabulary, load_encoder, padding_multiple
+from zhllama import storage
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.errors import InputError
+from zhllama.progress import human
+from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
+from zhllama.storage.disk_space import require_space
+from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
+from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.quantised import refuse_quantised
 
 if TYPE_CHECKING:
     from components.merge_adapters.lora import Adapter
-    from components.shared.safetensors_io import Checkpoint
+    from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("merge")
 
@@ -50,7 +50,7 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     from components.merge_adapters.lora import Adapter
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
-    from components.shared.safetensors_io import Checkpoint
+    from zhllama.weights.safetensors_io import Checkpoint
 
     model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
     settings = _settings(model)
@@ -244,7 +244,7 @@ def _say_needs(checkpoint: "Checkpoint", adapters: Sequence["Adapter"], written:
 
 def _write_tokenizer(out: ArtifactWriter, source: Artifact, model: Artifact, settings: Mapping[str, Any]) -> None:
     """The tokenizer files of the last adapter that has one, made from its tokenizer.model; else the model's, as are."""
-    from components.shared.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
     copied = ["generation_config.json"]
     if TOKENIZER in source:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from components.shared.errors import InputError
-from components.shared.vocabulary import Relation, Vocabulary
+from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import Relation, Vocabulary
 
 _MOST_TRIED = 5
 """Adapters for which every order is tried (120)."""

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from components.merge_adapters.lora import Adapter
-from components.shared.artifact import Artifact, ArtifactWriter, open_artifact
-from components.shared.errors import InputError
-from components.shared.progress import human
-from components.shared.safetensors_io import Checkpoint
-from components.shared.vocabulary import Encoder
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, open_artifact
+from zhllama.errors import InputError
+from zhllama.progress import human
+from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.safetensors_io import Checkpoint
 
 PROMPTS = (
     "中国的首都是",

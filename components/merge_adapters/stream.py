@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from components.merge_adapters.lora import Adapter, Change
-from components.shared.ahead import in_order
-from components.shared.artifact import ArtifactWriter
-from components.shared.errors import InputError
-from components.shared.progress import Progress
-from components.shared.safetensors_io import INDEX, Checkpoint, SafetensorsStream, TensorInfo, index_json
+from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.errors import InputError
+from zhllama.progress import Progress
+from zhllama.storage.prefetch import in_order
+from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream, TensorInfo, index_json
 
 log = logging.getLogger("merge")
 

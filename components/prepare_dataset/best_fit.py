@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from components.shared.packed import Blocks, Segments, spans
+from zhllama.data.packed import Blocks, Segments, spans
 
 WINDOW = 50_000
 """Segments sorted together at most, some 10 MB of them."""

@@ -5,7 +5,7 @@ answer + EOS, encoded on its own and learned; cut on the right at the block size
 literal `</s>` in a text stays text.
 
 Batches go through the stage as arrays, since what is done in Python to one document after another costs more than the
-encoding: of a review of 75 characters, 11 µs against 8 (4 by segments, shared/segments.py).
+encoding: of a review of 75 characters, 11 µs against 8 (4 by segments, zhllama/tokenizer/segments.py).
 """
 
 import json
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from components.shared.corpus import Documents
-from components.shared.packed import Segments, spans, token_type
-from components.shared.prompt import wrap_item
-from components.shared.vocabulary import Encoder
+from zhllama.data.corpus import Documents
+from zhllama.data.packed import Segments, spans, token_type
+from zhllama.tokenizer.prompt import wrap_item
+from zhllama.tokenizer.vocabulary import Encoder
 
 BATCH = 512
 """Items that are encoded together."""
@@ -193,7 +193,7 @@ def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
     """`work(item)` for each item, which threads do for the next ones meanwhile (SentencePiece and numpy free the lock).
 
-    The items are read here, not in the thread (as shared/ahead.py does): the bad lines that are counted while reading
+    The items are read here, not in the thread (as prefetch.py does): the bad lines that are counted while reading
     must not depend on how far ahead a thread has come when a mixture ends.
     """
     waiting: deque[Future[Made]] = deque()

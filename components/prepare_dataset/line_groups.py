@@ -13,8 +13,8 @@ from itertools import groupby
 import numpy as np
 
 from components.prepare_dataset.examples import Examples, Kind
-from components.shared.packed import Segments
-from components.shared.vocabulary import Encoder
+from zhllama.data.packed import Segments
+from zhllama.tokenizer.vocabulary import Encoder
 
 LINES = 1000
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
-from components.shared.corpus import Skipped, bytes_of_text, read_batches, total_of
-from components.shared.errors import InputError
-from components.shared.instructions import bytes_of_instructions, read_instructions
-from components.shared.packed import (
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.data.corpus import Skipped, bytes_of_text, read_batches, total_of
+from zhllama.data.instructions import bytes_of_instructions, read_instructions
+from zhllama.data.packed import (
     HELD_OUT_INSTRUCTIONS,
     HELD_OUT_TEXT,
     KIND,
@@ -25,8 +23,10 @@ from components.shared.packed import (
     PackedWriter,
     packed_facts,
 )
-from components.shared.progress import Progress
-from components.shared.vocabulary import Encoder, load_encoder
+from zhllama.errors import InputError
+from zhllama.progress import Progress
+from zhllama.stage.cli import Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
 if TYPE_CHECKING:
     from components.prepare_dataset.examples import Examples

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from components.prepare_dataset.examples import Examples, Kind, subject_of
-from components.shared.artifact import Artifact
-from components.shared.corpus import read_documents
-from components.shared.errors import InputError
-from components.shared.instructions import NO_ITEMS, read_instructions
-from components.shared.packed import HELD_OUT_INSTRUCTIONS
-from components.shared.text_stream import lines_of, plain_name
+from zhllama.artifacts.artifact import Artifact
+from zhllama.data.corpus import read_documents
+from zhllama.data.instructions import NO_ITEMS, read_instructions
+from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
+from zhllama.data.text_stream import lines_of, plain_name
+from zhllama.errors import InputError
 
 SHINGLE = 5
 """Characters of a run of a near-duplicate."""

@@ -7,9 +7,9 @@ full: 6%.
 
 from dataclasses import dataclass
 
-from components.shared.artifact import ArtifactWriter, Manifest
-from components.shared.training.options import PretrainOptions
-from components.shared.training.stage import run_training
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.training.options import PretrainOptions
+from zhllama.training.stage import run_training
 
 
 @dataclass(frozen=True, kw_only=True)

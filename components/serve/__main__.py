@@ -1,5 +1,5 @@
 from components.serve.serve import run
-from components.shared.cli import guarded
+from zhllama.stage.cli import guarded
 
 if __name__ == "__main__":
     guarded(run)

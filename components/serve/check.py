@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.serve.served_folder import check_sizes, check_tokenizer, positions_of
-from components.shared.artifact import Artifact, open_artifact
-from components.shared.cli import Ref
-from components.shared.errors import InputError
-from components.shared.inference import check_model
-from components.shared.vocabulary import Encoder
+from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import check_model
+from zhllama.stage.cli import Ref
+from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("check")
 
@@ -56,6 +56,6 @@ def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
 if __name__ == "__main__":
     import sys
 
-    from components.shared.cli import guarded, parse
+    from zhllama.stage.cli import guarded, parse
 
     guarded(lambda: check(parse(Check, sys.argv[1:])))

@@ -27,10 +27,10 @@ from components.serve.rollout import (
     newest_replica_set,
 )
 from components.serve.scale import MANAGER, check_not_at_zero, left, targets, without_anothers_scale
-from components.shared.errors import InputError, StorageFault
-from components.shared.kubernetes_api import ACCOUNT, call, connect, plain, short, unanswered
-from components.shared.log import mask
-from components.shared.model_server import OURS, PORT
+from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
+from zhllama.kubernetes.model_server import OURS, PORT
+from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")
 

@@ -6,7 +6,7 @@ publishes question and answer, and ends with the server. It deploys nothing.
 
 from kfp import dsl
 
-from components.shared.images import image
+from zhllama.kubernetes.images import image
 
 
 @dsl.container_component

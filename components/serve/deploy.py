@@ -18,14 +18,14 @@ from components.serve.check import checked
 from components.serve.cluster import Cluster
 from components.serve.serve import KEY_VARIABLE, Serve
 from components.serve.smoke import reach, try_out
-from components.shared import storage
-from components.shared.errors import InputError, StorageFault
-from components.shared.kubernetes_api import ACCOUNT
-from components.shared.log import mask
-from components.shared.model_server import PORT, VLLM_IMAGE, ModelServer
-from components.shared.network_policy import S3Network
-from components.shared.placement import mapping, tolerations
-from components.shared.training_job import LABEL, label_value
+from zhllama import storage
+from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.api import ACCOUNT
+from zhllama.kubernetes.model_server import PORT, VLLM_IMAGE, ModelServer
+from zhllama.kubernetes.network_policy import S3Network
+from zhllama.kubernetes.placement import mapping, tolerations
+from zhllama.kubernetes.training_job import LABEL, label_value
+from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")
 

@@ -17,8 +17,8 @@ import urllib.request
 from typing import NoReturn, Self
 
 from components.serve.engines import Engine
-from components.shared.children import die_with_parent
-from components.shared.errors import InputError
+from zhllama.errors import InputError
+from zhllama.stage.child_processes import die_with_parent
 
 log = logging.getLogger("engine")
 
@@ -44,7 +44,7 @@ class EngineProcess:
         self._process = subprocess.Popen(
             self._engine.command(LOOPBACK, port),
             cwd=self._engine.folder,
-            # passive: idle threads leave the cores to others (components/shared/inference.py)
+            # passive: idle threads leave the cores to others (zhllama/inference/load.py)
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **QUIET, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

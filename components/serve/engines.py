@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components.shared.errors import InputError
-from components.shared.inference import Sampling
-from components.shared.model_server import vllm_sampling
+from zhllama.errors import InputError
+from zhllama.inference.load import Sampling
+from zhllama.kubernetes.model_server import vllm_sampling
 
 Name = Literal["auto", "transformers", "llama.cpp", "vllm"]
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from components.serve.served_folder import LINES
-from components.shared.errors import InputError
-from components.shared.prompt import wrap
-from components.shared.sentencepiece_model import BPE, new_model
-from components.shared.vocabulary import Encoder, Relation, Vocabulary
+from zhllama.errors import InputError
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.sentencepiece_model import BPE, new_model
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 
 
 def checked_vocabulary(path: Path, contract: Vocabulary | None, where: str) -> tuple[Encoder, int]:

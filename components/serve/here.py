@@ -18,9 +18,9 @@ from components.serve.page import chat_page
 from components.serve.requests import Limits
 from components.serve.serve import KEY_VARIABLE, Serve
 from components.serve.served_folder import check_sizes, check_tokenizer, gguf_file, lay_out, positions_of
-from components.shared.artifact import Artifact, open_artifact
-from components.shared.errors import InputError
-from components.shared.inference import check_model
+from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import check_model
 
 log = logging.getLogger("serve")
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from components.serve.requests import ApiError
-from components.shared.inference import Sampling
-from components.shared.prompt import chat_ids
+from zhllama.inference.load import Sampling
+from zhllama.tokenizer.prompt import chat_ids
 
 if TYPE_CHECKING:
     from components.serve.front import Front

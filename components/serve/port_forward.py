@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import portforward
 from websocket import WebSocketBadStatusException
 
-from components.shared.kubernetes_api import short
+from zhllama.kubernetes.api import short
 
 log = logging.getLogger("deploy")
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from components.shared.inference import Sampling
-from components.shared.prompt import chat_ids
-from components.shared.vocabulary import Encoder
+from zhllama.inference.load import Sampling
+from zhllama.tokenizer.prompt import chat_ids
+from zhllama.tokenizer.vocabulary import Encoder
 
 LONGEST_BODY = 4 * 2**20
 """Bytes: some hundred times what a context of 4,096 tokens takes."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from components.shared.errors import EXIT_INPUT
+from zhllama.errors import EXIT_INPUT
 
 REVISION = "deployment.kubernetes.io/revision"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 MANAGER = "zhllama"
 SCALE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

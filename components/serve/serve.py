@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from components.serve.engines import Name
-from components.shared.artifact import ArtifactWriter, Manifest
-from components.shared.cli import Ref, StageOptions, not_keyed, parse, run_stage
-from components.shared.errors import InputError
-from components.shared.placement import mapping, tolerations
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.errors import InputError
+from zhllama.kubernetes.placement import mapping, tolerations
+from zhllama.stage.cli import Ref, StageOptions, not_keyed, parse, run_stage
 
 SAMPLES = "samples.json"
 PACKAGES = ("torch", "transformers", "sentencepiece")

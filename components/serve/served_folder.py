@@ -7,12 +7,12 @@ generation_config.json: left as it is, it would decode greedily and ignore a req
 import json
 from pathlib import Path
 
-from components.shared import storage
-from components.shared.artifact import Artifact
-from components.shared.errors import InputError
-from components.shared.inference import Sampling
-from components.shared.prompt import wrap
-from components.shared.vocabulary import Encoder
+from zhllama import storage
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import Sampling
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.vocabulary import Encoder
 
 GENERATION = "generation_config.json"
 LINES = (

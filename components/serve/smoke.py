@@ -11,9 +11,9 @@ import httpx2
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from components.serve.served_folder import LINES
-from components.shared.errors import InputError, StorageFault
-from components.shared.prompt import wrap
-from components.shared.vocabulary import Encoder
+from zhllama.errors import InputError, StorageFault
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("smoke")
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.shared.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import StageOptions, WeightedRefs, split_references
-from components.shared.corpus import Skipped, bytes_of_text, read_documents, total_of
-from components.shared.errors import InputError
-from components.shared.progress import Progress
-from components.shared.vocabulary import Encoder
+from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.data.corpus import Skipped, bytes_of_text, read_documents, total_of
+from zhllama.errors import InputError
+from zhllama.progress import Progress
+from zhllama.stage.cli import StageOptions, WeightedRefs, split_references
+from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("train_tokenizer")
 

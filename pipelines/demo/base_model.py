@@ -16,9 +16,9 @@ import math
 import time
 from pathlib import Path
 
-from components.shared import storage
-from components.shared.cli import guarded
-from components.shared.vocabulary import Encoder
+from zhllama import storage
+from zhllama.stage.cli import guarded
+from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("base")
 
@@ -49,7 +49,7 @@ def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from components.shared.meta_format import split_to_shards
+    from zhllama.weights.meta_format import split_to_shards
 
     torch.manual_seed(SEED)
     ffn = MULTIPLE_OF * math.ceil(int(8 * DIM / 3) / MULTIPLE_OF)

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 log = logging.getLogger("demo")
 

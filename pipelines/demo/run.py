@@ -18,12 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from components.shared import storage
-from components.shared.artifact import open_artifact
-from components.shared.cli import REPORT, split_references
-from components.shared.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from pipelines.demo.material import Material, prepare_material
 from pipelines.demo.show import show_report
+from zhllama import storage
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
+from zhllama.stage.cli import REPORT, split_references
 
 log = logging.getLogger("demo")
 
@@ -73,7 +73,7 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     """
     from pipelines.adapt_llama import compile_pipeline
     from pipelines.configuration import configure
-    from pipelines.local_runner import run_pipeline, s3_for
+    from pipelines.local.runner import run_pipeline, s3_for
 
     started = time.monotonic()
     console = Console(highlight=False)

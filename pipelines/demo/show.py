@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from components.shared.figures import figures_table
+from zhllama.stage.report_figures import figures_table
 
 
 def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console: Console) -> None:

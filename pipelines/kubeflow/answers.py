@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.shared.errors import InputError, StorageFault
+from zhllama.errors import InputError, StorageFault
 
 LONGEST = 600
 """Characters of an answer that are shown. What is left out is its beginning: the cause is at the end."""

@@ -26,13 +26,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from components.shared.children import die_with_parent
-from components.shared.errors import InputError, StorageFault
-from pipelines.ir import read_package
 from pipelines.kubeflow.answers import Gone, beyond_latin1, named, refused
 from pipelines.kubeflow.runs import DONE, FAILED, Run, run_of, settled, titles_of
 from pipelines.kubeflow.workflow import Unreadable, Workflows
-from pipelines.plan import checked_arguments
+from pipelines.local.ir import read_package
+from pipelines.local.plan import checked_arguments
+from zhllama.errors import InputError, StorageFault
+from zhllama.stage.child_processes import die_with_parent
 
 LOOK_EVERY = 10.0
 """Seconds between two looks at a run."""

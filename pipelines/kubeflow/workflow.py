@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from components.shared.errors import InputError
-from components.shared.pod_state import pending_reason
 from pipelines.kubeflow.runs import (
     DONE,
     FAILED,
@@ -29,6 +27,8 @@ from pipelines.kubeflow.runs import (
     title,
     titles_of_component,
 )  # fmt: skip
+from zhllama.errors import InputError
+from zhllama.kubernetes.pod_state import pending_reason
 
 TIMEOUT = (5.0, 20.0)
 """Seconds to connect, and between two bytes."""
@@ -194,7 +194,7 @@ class Workflows:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
-        from components.shared.kubernetes_api import connect, short
+        from zhllama.kubernetes.api import connect, short
 
         needed = f"reading it needs {RIGHTS} in the namespace {self.namespace}"
         try:

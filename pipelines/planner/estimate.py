@@ -8,15 +8,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from components.shared.cli import parse
-from components.shared.errors import InputError
-from components.shared.packed import token_type
-from components.shared.training.options import LoraOptions, deepspeed_settings
 from pipelines import sizes
+from pipelines.manifests.render import Finetune, Pretrain, training_arguments
 from pipelines.planner.gpus import Gpu
 from pipelines.planner.memory import FLOAT32, Moment, Setting, peak
-from pipelines.render import Finetune, Pretrain, training_arguments
 from pipelines.sizes import Size
+from zhllama.data.packed import token_type
+from zhllama.errors import InputError
+from zhllama.stage.cli import parse
+from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
 RESERVED = 2 * 2**30
@@ -447,7 +447,7 @@ STAGES = (*sizes.STAGES, "serve")
 
 def checked_stage(name: str) -> str:
     """A stage that can be planned. InputError otherwise."""
-    from components.shared.cli import nearest
+    from zhllama.stage.cli import nearest
 
     if name not in STAGES:
         raise InputError(f"--stage {name}: there is no such stage{nearest(name, STAGES)}; {', '.join(STAGES)} are")

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.shared.cli import nearest
-from components.shared.errors import InputError
+from zhllama.errors import InputError
+from zhllama.stage.cli import nearest
 
 FILE = Path(__file__).with_name("gpus.yaml")
 

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from components.shared.training.options import LORA_TARGETS, LoraOptions, PretrainOptions, zero_stage
 from pipelines.sizes import Architecture
+from zhllama.training.options import LORA_TARGETS, LoraOptions, PretrainOptions, zero_stage
 
 FLOAT32, FLOAT64 = 4, 8
 CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 16 * 2**20}
-"""Of the loss's chunk of logits in float32: components/shared/training/loss.py (a test compares)."""
+"""Of the loss's chunk of logits in float32: zhllama/training/loss.py (a test compares)."""
 SMALLEST_CHUNK = 16
 """Rows of the chunk at least: the same."""
 INT64 = 8

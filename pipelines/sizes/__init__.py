@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 FOLDER = Path(__file__).parent
 STAGES = ("embeddings", "lora", "sft")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.local_s3 import LocalS3
+from pipelines.local.s3_server import LocalS3
 from tests.bench.measure import Table, measured
 from tests.soak.training import DEFAULTS, Material, material
 
@@ -39,8 +39,8 @@ def _options(given: Material, store: str, save_steps: int) -> dict[str, Any]:
 def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """Stalls, and the time of each step with what came before it: seconds."""
     from components.pretrain.pretraining import Pretrain, pretrain
-    from components.shared.cli import run_stage
-    from components.shared.training.keeping import Keeper
+    from zhllama.stage.cli import run_stage
+    from zhllama.training.checkpointing import Keeper
 
     os.environ["ZHLLAMA_CACHE"] = cache
     ends: list[float] = []
@@ -64,7 +64,7 @@ def peer(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """The Trainer's own checkpoint in the same training: written to a local disk, the loop waiting for it."""
     from transformers import Trainer
 
-    from components.shared.training.keeping import KeptTrainer
+    from zhllama.training.checkpointing import KeptTrainer
 
     stalls: list[float] = []
 

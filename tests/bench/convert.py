@@ -54,7 +54,7 @@ def tokenizer(pieces: int) -> bytes:
 
     import sentencepiece
 
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     made = io.BytesIO()
     letters = string.ascii_lowercase
@@ -85,9 +85,9 @@ def make(folder: str, width: int, layers: int) -> str:
 
     import torch
 
-    from components.shared.artifact import ArtifactWriter
-    from components.shared.meta_format import HEAD, MetaParams, extents, places, shard_name
-    from components.shared.pth import PthStream
+    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.weights.meta_format import HEAD, MetaParams, extents, places, shard_name
+    from zhllama.weights.torch_zip import PthStream
 
     params = MetaParams(width, layers, width // 128, 1e-6)
     shapes = {
@@ -124,7 +124,7 @@ def convert(weights: str, store: str) -> dict[str, float]:
     import transformers  # noqa: F401 - the tokenizer's conversion loads it
 
     from components.convert_weights.converter import ConvertWeights, convert_weights
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     begin = time.perf_counter()
     run_stage(ConvertWeights(store=store, weights=weights), convert_weights)

@@ -39,9 +39,9 @@ def make(folder: str) -> tuple[str, str]:
     import torch
     from safetensors.torch import save_file
 
-    from components.shared.artifact import ArtifactWriter
-    from components.shared.fast_tokenizer import tokenizer_files
-    from components.shared.safetensors_io import index_json
+    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.weights.safetensors_io import index_json
 
     base = tokenizer(ROWS)
     layer = "model.layers.0"
@@ -80,7 +80,7 @@ def make(folder: str) -> tuple[str, str]:
 
 def _chinese(base: bytes) -> bytes:
     """The recipe's number of new pieces: 6,000 characters, and words of two of them."""
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(base)
     # control, unknown and byte pieces stay; the words give way
@@ -97,7 +97,7 @@ def extend(model: str, chinese: str, store: str) -> dict[str, float]:
     import transformers  # noqa: F401 - the tokenizer's conversion loads it
 
     from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     begin = time.perf_counter()
     manifest = run_stage(ExtendTokenizer(store=store, model=model, chinese_tokenizer=chinese), extend_tokenizer)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from components.shared.packed import IGNORED, Segment, Segments
 from tests.bench.measure import Table, measured
 from tests.bench.small_llama import (
     BLOCK,
@@ -21,6 +20,7 @@ from tests.bench.small_llama import (
     random_ids,
     usual_training,
 )
+from zhllama.data.packed import IGNORED, Segment, Segments
 
 SAMPLES = 2000
 BATCH = 8

@@ -41,7 +41,7 @@ def run(scratch: Path) -> list[Table]:
 
 def add_tokenizer(model: str, target: str) -> None:
     """The model of the merge's benchmark as a plain folder with a tokenizer, of fewer pieces than it has rows."""
-    from components.shared.artifact import open_artifact
+    from zhllama.artifacts.artifact import open_artifact
 
     folder = open_artifact(model).fetch(Path(target))
     (folder / "tokenizer.model").write_bytes(_tokenizer(distinct=True))
@@ -51,7 +51,7 @@ def export(model: str, kind: str, store: str) -> dict[str, float]:
     import torch  # noqa: F401 - its import is no part of the figure
 
     from components.export_model.exporter import ExportModel, export_model
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     options = ExportModel(store=store, model=model, format="gguf", quantization=kind)
     begin = time.perf_counter()
@@ -65,9 +65,9 @@ def differing(folder: str, distinct: bool) -> dict[str, int]:
 
     from components.export_model.gguf_writer import add_tokenizer as add
     from components.export_model.llama_cpp_tools import encode
-    from components.shared.prompt import CHAT_TEMPLATE
-    from components.shared.vocabulary import Encoder
     from tests.texts import mixed_lines
+    from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+    from zhllama.tokenizer.vocabulary import Encoder
 
     encoder = Encoder(_tokenizer(distinct))
     Path(folder).mkdir()
@@ -88,9 +88,9 @@ def _tokenizer(distinct: bool) -> bytes:
     """A tokenizer of LLaMA's shape, 2,000 pieces, and the Chinese pieces of another, in one of two ways."""
     from itertools import islice
 
-    from components.shared.sentencepiece_model import parse_model
     from components.train_tokenizer.sentencepiece_trainer import trained
     from tests.texts import chinese_sentences, code_lines, llama_shaped
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_shaped((" ".join(line.split()) for line in islice(code_lines(), 20_000)), 2000))
     there = {piece.piece for piece in proto.pieces}

@@ -97,8 +97,8 @@ def make(folder: str, width: int, feed_forward: int, layers: int) -> tuple[str, 
     import torch
     from safetensors.torch import save_file
 
-    from components.shared.artifact import ArtifactWriter
-    from components.shared.safetensors_io import INDEX, SafetensorsStream, index_json
+    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json
 
     torch.manual_seed(0)
     noise = (torch.randn(2**24) * 0.02).half()
@@ -167,8 +167,8 @@ def _files(width: int, feed_forward: int, layers: int) -> Iterator[tuple[str, di
 
 def copy(model: str, target: str) -> dict[str, float]:
     """Every file read against its digests and written with digests anew (`out.copy` would take over those it knows)."""
-    from components.shared.ahead import ahead
-    from components.shared.artifact import ArtifactWriter, open_artifact
+    from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+    from zhllama.storage.prefetch import ahead
 
     artifact = open_artifact(model)
     begin, used = time.perf_counter(), time.process_time()
@@ -188,7 +188,7 @@ def merge(model: str, adapter: str, store: str) -> dict[str, object]:
 
     from components.merge_adapters import lora, stream  # noqa: F401
     from components.merge_adapters.merger import MergeAdapters, merge_adapters
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     begin, used = time.perf_counter(), time.process_time()
     manifest = run_stage(MergeAdapters(store=store, model=model, adapters=adapter), merge_adapters)
@@ -213,8 +213,8 @@ def compare(ours: str, peft: str) -> int:
     """How many tensors both have; ValueError for one that differs."""
     import torch
 
-    from components.shared.artifact import open_artifact
-    from components.shared.safetensors_io import Checkpoint
+    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.weights.safetensors_io import Checkpoint
 
     left, right = Checkpoint(open_artifact(ours)), Checkpoint(open_artifact(peft))
     for name in right.tensors:

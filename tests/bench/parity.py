@@ -66,8 +66,8 @@ def compare(scratch: str, scores: Any, pieces: Any) -> list[int]:
     from transformers import AutoTokenizer
 
     from components.extend_tokenizer.pieces import extended, unreachable
-    from components.shared.fast_tokenizer import tokenizer_files
-    from components.shared.vocabulary import Encoder
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.vocabulary import Encoder
 
     read = {name: Path(scratch, f"{name}.model").read_bytes() for name in ("base", "bpe", "unigram")}
     chinese = [(name, read[name]) for name in ("bpe", "unigram")]
@@ -93,8 +93,8 @@ def fill(scratch: str) -> list[tuple[str, float, float]]:
 
     from components.extend_tokenizer.pieces import extended
     from components.prepare_dataset.best_fit import BestFit, cut
-    from components.shared.packed import Segments
-    from components.shared.vocabulary import Encoder
+    from zhllama.data.packed import Segments
+    from zhllama.tokenizer.vocabulary import Encoder
 
     base, chinese = (Path(scratch, f"{name}.model").read_bytes() for name in ("base", "bpe"))
     encoder = Encoder(extended(base, [("bpe", chinese)], "distinct", "han", pad=True).model)

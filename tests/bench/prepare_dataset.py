@@ -71,8 +71,8 @@ def _row(name: str, cost: Cost) -> tuple[str, ...]:
 def make(scratch: str) -> str:
     """The text, and a tokenizer of LLaMA's shape with Chinese pieces; what the text is."""
     from components.extend_tokenizer.pieces import extended
-    from components.shared.fast_tokenizer import tokenizer_files
     from components.train_tokenizer.sentencepiece_trainer import trained
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
     reviews = cached_reviews()
     lines: Iterator[str] = cycle(reviews) if reviews else documents()
@@ -127,7 +127,7 @@ def prepare(scratch: str, text: str) -> dict[str, Any]:
     import sentencepiece  # noqa: F401
 
     from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
-    from components.shared.cli import run_stage
+    from zhllama.stage.cli import run_stage
 
     store = Path(scratch, f"store-{text}")
     shutil.rmtree(store, ignore_errors=True)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from components.shared.packed import Blocks, Segment
 from tests.bench.measure import Table, measured
 from tests.bench.small_llama import (
     BLOCK,
@@ -18,6 +17,7 @@ from tests.bench.small_llama import (
     random_ids,
     usual_training,
 )
+from zhllama.data.packed import Blocks, Segment
 
 BATCH = 4
 STEPS = 8
@@ -65,7 +65,7 @@ def loss_memory(way: str) -> dict[str, Any]:
     head = torch.nn.Parameter(torch.randn(PIECES, WIDTH) * 0.02)
     labels = torch.randint(0, PIECES, (LOSS_TOKENS,))
     if way == "ours":
-        from components.shared.training.loss import summed_loss
+        from zhllama.training.loss import summed_loss
 
         loss = summed_loss(hidden, head, labels) / LOSS_TOKENS
     elif way == "usual":

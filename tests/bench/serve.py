@@ -27,7 +27,7 @@ from components.serve.engines import Engine
 from components.serve.front import Front
 from components.serve.here import listening
 from components.serve.requests import Limits
-from components.shared.vocabulary import Encoder
+from zhllama.tokenizer.vocabulary import Encoder
 from tests.fake_engine import FakeEngine
 
 what, tokenizer, address = sys.argv[1:]

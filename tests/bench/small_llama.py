@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from components.shared.artifact import ArtifactWriter
-from components.shared.packed import KIND, TRAIN, Blocks, PackedWriter, packed_facts
-from components.shared.vocabulary import Vocabulary
+from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, packed_facts
+from zhllama.tokenizer.vocabulary import Vocabulary
 
 PIECES = 49_954
 BLOCK = 512
@@ -93,8 +93,8 @@ def our_training(kind: type, run: Callable[..., Any], scratch: str, steps: int, 
     """Tokens of documents a second in each step of ours, the first left out, of a whole stage as it is run."""
     import json
 
-    from components.shared.artifact import open_artifact
-    from components.shared.cli import run_stage
+    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.stage.cli import run_stage
 
     manifest = run_stage(
         kind(store=scratch, max_steps=steps, logging_steps=1, eval_steps=0, save_steps=0, deepspeed="none", **options),

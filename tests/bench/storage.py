@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter, open_artifact
-from pipelines.local_s3 import LocalS3
+from pipelines.local.s3_server import LocalS3
 from tests.bench.measure import Cost, Table, measured, side_by_side
 from tests.bench.measure import run as run_program
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
 
 SIZE = 1_000_000_000
 SMALL_FILES = 10_000

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
-from components.shared.prompt import wrap
-from components.shared.vocabulary import Encoder, Vocabulary
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
 
 BLOCK = 64
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.shared.cli import StageOptions
+from zhllama.stage.cli import StageOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "components").glob("*/__main__.py"))
@@ -32,7 +32,7 @@ def config_of(stage: str) -> type:
 
 def options_of(stage: str) -> dict[str, tuple[dataclasses.Field, Any]]:
     """The command's options, each with its type. launch_training hands some on to the training, after `--`."""
-    from components.shared.training.options import FinetuneOptions, PretrainOptions
+    from zhllama.training.options import FinetuneOptions, PretrainOptions
 
     found: dict[str, tuple[dataclasses.Field, Any]] = {}
     for config in (config_of(stage), *((PretrainOptions, FinetuneOptions) if stage == "launch_training" else ())):

@@ -94,7 +94,7 @@ def asked_for(*files: Path) -> set[tuple[str, str]]:
 def test_the_launcher_and_the_reaper_have_the_rights_that_they_make_use_of(cluster: list[Object]):
     roles = of_kind(cluster, "Role")
     launcher = asked_for(*(ROOT / "components" / "launch_training").glob("*.py"))
-    reaper = asked_for(ROOT / "components" / "shared" / "reaper.py")
+    reaper = asked_for(ROOT / "zhllama" / "kubernetes" / "reaper.py")
     assert ("create", "networking.k8s.io/networkpolicies") in launcher
     assert ("delete", "kubeflow.org/pytorchjobs") in reaper
     # the training operator alone has to be woken, and has no TrainJobs

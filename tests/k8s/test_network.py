@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from components.shared.model_server import CLIENTS_LABEL
 from tests.k8s.kustomizations import K8S, Object, build, of_kind
 from tests.network import End, allowed
+from zhllama.kubernetes.model_server import CLIENTS_LABEL
 
 OUTSIDE = End(address="203.0.113.9")
 DNS = End({"k8s-app": "kube-dns"}, namespace="kube-system")

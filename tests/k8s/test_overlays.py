@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.shared.model_server import OURS, ModelServer
-from pipelines.check.check import check
-from pipelines.kustomize import build as build_here
+from pipelines.manifests.check.check import check
+from pipelines.manifests.kustomize import build as build_here
 from tests.k8s.kustomizations import CRDS, FILES, K8S, OVERLAYS, build, by_name, of_kind, place, text
+from zhllama.kubernetes.model_server import OURS, ModelServer
 
 FOREIGN = {"PodMonitor", "ExternalSecret"}
 """Kinds of others, whose definitions are seldom at hand."""

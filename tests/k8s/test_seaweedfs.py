@@ -14,10 +14,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from components.shared.children import die_with_parent
-from pipelines.base import dev_secrets
-from pipelines.local_s3 import free_ports
+from pipelines.local.s3_server import free_ports
+from pipelines.manifests.base import dev_secrets
 from tests.k8s.kustomizations import build, of_kind
+from zhllama.stage.child_processes import die_with_parent
 
 
 @pytest.fixture(scope="module")

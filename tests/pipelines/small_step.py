@@ -40,8 +40,8 @@ def echo(given: argparse.Namespace) -> None:
 
 
 def publish(given: argparse.Namespace) -> None:
-    from components.shared import storage
-    from components.shared.artifact import ArtifactWriter, digest_of
+    from zhllama import storage
+    from zhllama.artifacts.artifact import ArtifactWriter, digest_of
 
     out = ArtifactWriter(given.store, "small", digest_of(given.value)[:32])
     out.add_bytes("value.txt", given.value.encode())

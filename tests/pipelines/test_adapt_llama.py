@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 import yaml
 
-from components.shared.cli import parse
-from components.shared.errors import InputError
-from components.shared.site import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 from pipelines import sizes
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
-from pipelines.ir import read_package
-from pipelines.placeholders import Surroundings, command
-from pipelines.plan import Ended, Node, Plan, State, checked_arguments
-from pipelines.workflow_size import LIMIT, workflow_bytes
-from tests.pipelines import kfp_driver
+from pipelines.kubeflow.workflow_size import LIMIT, workflow_bytes
+from pipelines.local.ir import read_package
+from pipelines.local.placeholders import Surroundings, command
+from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
+from tests.pipelines.kubeflow import kfp_driver
+from zhllama.errors import InputError
+from zhllama.stage.cli import parse
+from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from kfp import dsl
 
-from components.shared.errors import InputError
-from pipelines.commands.options import settings
+from pipelines.cli.options import settings
+from zhllama.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 

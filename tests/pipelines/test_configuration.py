@@ -8,12 +8,12 @@ import pytest
 
 from components.launch_training.launcher import LaunchTraining
 from components.serve.serve import Serve
-from components.shared.errors import InputError
-from components.shared.training.options import PretrainOptions
 from pipelines import sizes
 from pipelines.configuration import Configuration, check_for_cluster, configure, refuse_compiled
 from pipelines.machines import fixed_arguments, serving_machine, training_machine
 from pipelines.settings import MACHINE, SETTINGS
+from zhllama.errors import InputError
+from zhllama.training.options import PretrainOptions
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from components.shared.errors import InputError
 from pipelines import parameters as told
 from pipelines import sizes
 from pipelines.settings import SETTINGS
+from zhllama.errors import InputError
 
 
 @pytest.mark.parametrize("size", sizes.names())

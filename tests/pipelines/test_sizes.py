@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.shared.errors import InputError
 from pipelines import sizes
+from zhllama.errors import InputError
 
 
 @pytest.mark.parametrize("name", sizes.names())

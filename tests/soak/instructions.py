@@ -28,10 +28,10 @@ from components.generate_instructions.catalogue import load_catalogue
 from components.generate_instructions.journal import Journal
 from components.generate_instructions.ledger import Ledger
 from components.generate_instructions.request import Requests
-from components.shared import storage
-from components.shared.artifact import open_artifact
-from pipelines.local_s3 import LocalS3
+from pipelines.local.s3_server import LocalS3
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer
+from zhllama import storage
+from zhllama.artifacts.artifact import open_artifact
 
 CONCURRENCY = 6
 ITEMS = 60

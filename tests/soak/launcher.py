@@ -29,11 +29,12 @@ from typing import Any, Self
 
 from components.launch_training import cancel, cluster_job, job_log
 from components.launch_training.launcher import LaunchTraining, launch_training
-from components.shared import cli, kubernetes_api
-from components.shared.cli import guarded, run_stage
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished, warm_up
 from tests.components.launch_training.operators import name_of, train
 from tests.kubernetes_server import Fault
+from zhllama.kubernetes import api as kubernetes_api
+from zhllama.stage import cli
+from zhllama.stage.cli import guarded, run_stage
 
 ATTEMPTS = 3
 MOST_STARTS = 12
@@ -263,7 +264,7 @@ class _Run:
 
     def _nothing_left(self) -> None:
         from components.launch_training.cleanup import Cleanup, cleanup
-        from components.shared.reaper import reap
+        from zhllama.kubernetes.reaper import reap
 
         if not self._live_jobs():
             self._counted["cancels that left no job"] += 1

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter, find_published, open_artifact
-from components.shared.errors import InputError, StorageFault
-from pipelines.local_s3 import LocalS3
+from pipelines.local.s3_server import LocalS3
 from tests.faulty_proxy import Fault, FaultyProxy, Request
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter, find_published, open_artifact
+from zhllama.errors import InputError, StorageFault
 
 PART, BLOCK = 5 * 2**20, 2**20
 """Small ones, so that a small artifact has several."""
@@ -64,7 +64,7 @@ def run(seeds: Iterable[int], scratch: Path) -> dict[str, int]:
     """AssertionError names the seed at which something was not as it must be."""
     counted: Counter[str] = Counter()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["components.shared.artifact", "boto3", __name__])
+    context.set_forkserver_preload(["zhllama.artifacts.artifact", "boto3", __name__])
     before = dict(os.environ)
     # the server dies with the thread that started it: this one stays
     keeper = ThreadPoolExecutor(1)
@@ -203,8 +203,8 @@ def _program(
     work: Callable[..., None], environment: dict[str, str], store: str, files: dict[str, bytes], scratch: str
 ) -> None:
     """Exit code 0: done; 1: ended with a line of ours; 2: a bug."""
-    from components.shared import artifact
-    from components.shared.storage import multipart
+    from zhllama.artifacts import artifact
+    from zhllama.storage import multipart
 
     os.environ.update(environment)
     os.environ.update({"ZHLLAMA_S3_TIMEOUT": "1", "AWS_MAX_ATTEMPTS": "5", "ZHLLAMA_S3_CONNECTIONS": "4"})

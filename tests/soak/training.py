@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter, open_artifact
-from components.shared.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
-from components.shared.sentencepiece_model import parse_model
-from components.shared.vocabulary import Encoder
-from pipelines.local_s3 import LocalS3
+from pipelines.local.s3_server import LocalS3
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
+from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.vocabulary import Encoder
 
 STEPS = 30
 BLOCK = 64

@@ -13,12 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from components.convert_weights.converter import EMBEDDINGS_FILE, ConvertWeights, convert_weights, files_of
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.meta_format import MetaParams, meta_files
-from components.shared.safetensors_io import Checkpoint
 from tests.bench.measure import run
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.weights.meta_format import MetaParams, meta_files
+from zhllama.weights.safetensors_io import Checkpoint
 
 
 def convert(store: str | Path, weights: str | Path) -> Manifest:
@@ -125,7 +125,7 @@ def test_every_tensor_is_the_one_that_was_cut_into_shards(
 @pytest.fixture(scope="session")
 def longer_tokenizer(llama_tokenizer: bytes) -> bytes:
     """Three pieces more, so that four shards cannot have equal parts of the vocabulary."""
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_tokenizer)
     for text in ("中文", "你好", "世界"):
@@ -135,8 +135,8 @@ def longer_tokenizer(llama_tokenizer: bytes) -> bytes:
 
 def random_weights(folder: Path, tokenizer: bytes, layers: int) -> int:
     """Weights 1,024 wide in Meta's layout, two shards of 16-bit floats; returns their bytes."""
-    from components.shared.meta_format import extents, places, shard_name
-    from components.shared.pth import PthStream
+    from zhllama.weights.meta_format import extents, places, shard_name
+    from zhllama.weights.torch_zip import PthStream
 
     folder.mkdir()
     params = MetaParams(dim=1024, n_layers=layers, n_heads=8, norm_eps=1e-6)
@@ -271,7 +271,7 @@ def configure(**changes: object):
 
 
 def use_other_tokenizer(folder: Path) -> None:
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model((folder / "tokenizer.model").read_bytes())
     proto.pieces.add(piece="中", score=-50_000.0)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from components.evaluate.evaluate import METRICS, Evaluate, evaluate, fixed_prompts
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
 
 
 def options(held_out: Path, **more: Any) -> dict[str, Any]:

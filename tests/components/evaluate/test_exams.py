@@ -8,9 +8,9 @@ import pytest
 
 from components.evaluate.exams import Question, Subject, letters, prompts, read_exam
 from components.evaluate.scoring import _fitting_rows, score_exam
-from components.shared.artifact import open_artifact
-from components.shared.errors import InputError
-from components.shared.inference import LoadedModel
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import LoadedModel
 
 HEAD = "id,question,A,B,C,D,answer,explanation\n"
 

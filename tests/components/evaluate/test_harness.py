@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.evaluate.harness import check_tasks, run_tasks
-from components.shared.errors import InputError
-from components.shared.inference import LoadedModel
+from zhllama.errors import InputError
+from zhllama.inference.load import LoadedModel
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'zhllama[lm-eval]'")
 

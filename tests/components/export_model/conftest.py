@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from components.shared.artifact import open_artifact
-from components.shared.fast_tokenizer import tokenizer_files
-from components.shared.vocabulary import Encoder
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+from zhllama.tokenizer.vocabulary import Encoder
 
 STEPS = 60
 

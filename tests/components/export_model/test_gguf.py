@@ -16,14 +16,14 @@ import torch
 from components.export_model import gguf_export, gguf_writer, llama_cpp_tools
 from components.export_model.exporter import ExportModel, export_model
 from components.export_model.gguf_export import probe_lines, split_kinds
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError, StorageFault
-from components.shared.prompt import CHAT_TEMPLATE
-from components.shared.vocabulary import Encoder
 from tests.components.conftest import quantise
 from tests.components.export_model.conftest import configure
 from tests.texts import mixed_lines
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.errors import InputError, StorageFault
+from zhllama.stage.cli import run_stage
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.vocabulary import Encoder
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
 gguf = pytest.importorskip("gguf")
@@ -68,7 +68,7 @@ def test_llama_cpp_gives_sentencepieces_ids_on_the_parity_corpus(folder, chinese
 
 
 def test_tied_scores_give_sentencepieces_ids_too(tmp_path, model, llama_tokenizer, chinese_tokenizer, chinese_text):
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_tokenizer)
     there = {piece.piece for piece in proto.pieces}
@@ -95,7 +95,7 @@ def lengthen(model: Path, rows: int) -> None:
 
 
 def test_a_tokenizer_that_gguf_cannot_say_is_counted(tmp_path, model, llama_tokenizer):
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_tokenizer)
     proto.normalizer_spec.remove_extra_whitespaces = True
@@ -219,7 +219,7 @@ def test_every_weight_is_the_models(folder, trained_model):
 
 
 def test_from_s3_to_s3_in_small_pieces_the_file_is_the_same(s3_store, trained_model, folder, monkeypatch):
-    from components.shared.artifact import ArtifactWriter
+    from zhllama.artifacts.artifact import ArtifactWriter
 
     out = ArtifactWriter(s3_store, "model", "key")
     out.add_folder(trained_model)
@@ -303,7 +303,7 @@ def test_a_missing_shard_a_cut_file_and_a_foreign_tokenizer_are_named(tmp_path, 
 
 
 def more_pieces(tokenizer: bytes) -> bytes:
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(tokenizer)
     proto.pieces.add(piece="[PAD]", score=0.0)

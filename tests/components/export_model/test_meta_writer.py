@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from components.convert_weights.converter import ConvertWeights, convert_weights
 from components.export_model.exporter import ExportModel, export_model
 from components.export_model.meta_writer import with_width
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.meta_format import MetaParams
-from components.shared.safetensors_io import Checkpoint
 from tests.components.conftest import quantise
 from tests.components.export_model.conftest import configure
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.weights.meta_format import MetaParams
+from zhllama.weights.safetensors_io import Checkpoint
 
 
 def export(store: str | Path, model: str | Path, shards: int = 0) -> Manifest:
@@ -51,7 +51,7 @@ def test_metas_own_shards_come_back_tensor_for_tensor(store, tiny_model, tiny_me
 @pytest.fixture
 def eight_heads(tmp_path, tiny_state, llama_tokenizer) -> str:
     """The tiny model's weights as a model of eight heads, which eight shards can hold."""
-    from components.shared.meta_format import meta_files
+    from zhllama.weights.meta_format import meta_files
 
     (tmp_path / "meta").mkdir()
     params = MetaParams(dim=64, n_layers=2, n_heads=8, norm_eps=1e-6, multiple_of=32)
@@ -94,7 +94,7 @@ def longer_model(model, llama_tokenizer) -> Path:
     """The tiny model with three pieces and rows more: 803."""
     from safetensors.torch import load_file, save_file
 
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_tokenizer)
     for text in ("中文", "你好", "[PAD]"):

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from components.shared.sentencepiece_model import parse_model
 from tests.texts import unigram_model
+from zhllama.tokenizer.sentencepiece_model import parse_model
 
 
 @pytest.fixture(scope="session")

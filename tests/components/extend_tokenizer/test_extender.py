@@ -10,13 +10,13 @@ import torch
 from components.extend_tokenizer.embedding_rows import CHUNK, new_rows
 from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
 from components.extend_tokenizer.pieces import splits
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.meta_format import EMBEDDING, HEAD
-from components.shared.safetensors_io import INDEX, Checkpoint
-from components.shared.vocabulary import Relation, load_encoder
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.tokenizer.vocabulary import Relation, load_encoder
+from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.safetensors_io import INDEX, Checkpoint
 
 
 @pytest.fixture

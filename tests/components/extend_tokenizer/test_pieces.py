@@ -7,10 +7,10 @@ from sentencepiece import SentencePieceProcessor
 
 from components.extend_tokenizer.parity import differing, probe
 from components.extend_tokenizer.pieces import CONTROL, extended, is_chinese, splits, unreachable
-from components.shared.errors import InputError
-from components.shared.fast_tokenizer import tokenizer_files
-from components.shared.sentencepiece_model import NORMAL, parse_model
-from components.shared.vocabulary import Encoder, Relation
+from zhllama.errors import InputError
+from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
+from zhllama.tokenizer.vocabulary import Encoder, Relation
 
 
 def extension_of(llama_tokenizer, *chinese, scores="distinct", pieces="han", pad=True):

@@ -13,10 +13,10 @@ import pytest
 
 from components.fetch_weights import fetcher, layout, sources
 from components.fetch_weights.fetcher import FetchWeights, fetch_weights
-from components.shared import storage
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError, StorageFault
+from zhllama import storage
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.errors import InputError, StorageFault
+from zhllama.stage.cli import run_stage
 
 META = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
 

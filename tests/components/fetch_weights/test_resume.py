@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from components.fetch_weights.fetcher import FetchWeights, fetch_weights
-from components.shared import storage
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.meta_format import MetaParams
 from tests.bench.measure import run
+from zhllama import storage
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.weights.meta_format import MetaParams
 
 SIZES = {"consolidated.00.pth": 2 * storage.PART + 9 * 2**20, "consolidated.01.pth": storage.PART + 100}
 

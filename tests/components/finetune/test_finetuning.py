@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from components.finetune.finetuning import Finetune, finetune
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
 
 QUICK = {
     "max_steps": 20,
@@ -92,7 +92,7 @@ def test_an_option_that_contradicts_the_adapter_is_refused(tune, option, said):
 
 
 def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
-    from components.shared.artifact import ArtifactWriter
+    from zhllama.artifacts.artifact import ArtifactWriter
 
     first = tune(max_steps=1)
     source = open_artifact(tiny_model)
@@ -114,7 +114,7 @@ def test_the_same_work_is_not_done_again(tune, caplog):
 
 
 def test_model_data_and_result_can_lie_in_s3(tune, tiny_model, packed_instructions, s3_store):
-    from components.shared.artifact import ArtifactWriter
+    from zhllama.artifacts.artifact import ArtifactWriter
 
     def moved(reference: str) -> str:
         source = open_artifact(reference)
@@ -143,9 +143,9 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
     """The reference of 40 questions, each padded to a block of its own, as prepare_dataset packs them faithfully."""
     import numpy as np
 
-    from components.shared.artifact import ArtifactWriter
-    from components.shared.packed import KIND, TRAIN, PackedWriter, Segment, packed_facts
-    from components.shared.vocabulary import Encoder
+    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.data.packed import KIND, TRAIN, PackedWriter, Segment, packed_facts
+    from zhllama.tokenizer.vocabulary import Encoder
 
     encoder = Encoder(llama_tokenizer)
     out = ArtifactWriter(str(tmp_path / "faithful"), "prepare_dataset", "key", {"packing": "faithful"})

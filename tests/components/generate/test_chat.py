@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from components.generate.chat import PROMPT, Conversation
-from components.shared.inference import LoadedModel, load_model
-from components.shared.prompt import wrap
+from zhllama.inference.load import LoadedModel, load_model
+from zhllama.tokenizer.prompt import wrap
 
 
 @pytest.fixture(scope="session")

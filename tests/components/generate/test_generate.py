@@ -14,10 +14,10 @@ import pytest
 
 from components.generate.generate import SAMPLES, Generate, answer_into_file, generate, read_questions
 from components.generate.journal import FileJournal
-from components.shared.artifact import open_artifact
-from components.shared.cli import parse, run_stage
-from components.shared.errors import InputError
-from components.shared.prompt import wrap
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import parse, run_stage
+from zhllama.tokenizer.prompt import wrap
 
 SHORT = {"do_sample": False, "max_new_tokens": 8}
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from components.shared.errors import InputError, StorageFault
 from tests.components.generate_instructions.model_server import Asked, Do, Dropped, ModelServer
 from tests.components.generate_instructions.test_generator import agrees, card_of, items_of, run
+from zhllama.errors import InputError, StorageFault
 
 
 def batched(model: ModelServer, store: Path | str, **more: Any) -> Any:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from components.generate_instructions.budget import Budget, Tokens, bought, estimated
 from components.generate_instructions.ledger import Ledger, replayed
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 
 def test_a_cost_limit_without_prices_is_refused() -> None:

@@ -9,7 +9,7 @@ import yaml
 from components.generate_instructions import catalogue as module
 from components.generate_instructions.catalogue import load_catalogue
 from components.generate_instructions.request import Requests
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 OWN = yaml.safe_load((Path(module.__file__).parent / "catalogue.yaml").read_text())
 

@@ -14,11 +14,11 @@ import pytest
 
 from components.generate_instructions import asking, limits
 from components.generate_instructions.generator import GenerateInstructions, generate_instructions
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import parse, run_stage
-from components.shared.errors import InputError, StorageFault
-from components.shared.instructions import read_instructions
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer, written
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.data.instructions import read_instructions
+from zhllama.errors import InputError, StorageFault
+from zhllama.stage.cli import parse, run_stage
 
 
 def run(model: ModelServer, store: Path | str, **more: Any) -> Manifest:

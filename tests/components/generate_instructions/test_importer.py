@@ -16,11 +16,11 @@ from components.generate_instructions.dedup import Seen
 from components.generate_instructions.generator import GenerateInstructions, generate_instructions
 from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.importer import alpaca_of, import_items
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.instructions import read_instructions
-from tests.components.shared.hub_server import hub_server
+from tests.zhllama.artifacts.hub_server import hub_server
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.data.instructions import read_instructions
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
 
 ITEMS = [
     {"instruction": "写一首关于春天的诗", "input": "", "output": "春风吹绿了江南岸。"},

@@ -11,8 +11,8 @@ import pytest
 
 from components.generate_instructions import journal as module
 from components.generate_instructions.journal import NAME, Journal
-from components.shared import storage
-from components.shared.errors import InputError, StorageFault
+from zhllama import storage
+from zhllama.errors import InputError, StorageFault
 
 
 def line(number: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.check.schema import Definitions
+from pipelines.manifests.check.schema import Definitions
 from tests.kubernetes_server import KubernetesServer
 
 CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"

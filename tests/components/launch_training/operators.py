@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter
 from tests.components.launch_training.fake_cluster import FakeCluster
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter
 
 Operator = Callable[[dict[str, Any]], None]
 

@@ -12,14 +12,14 @@ import pytest
 
 from components.launch_training import cluster_job
 from components.launch_training.cleanup import Cleanup, cleanup
-from components.shared import kubernetes_api
-from components.shared.errors import InputError
-from components.shared.job_kinds import PYTORCHJOB
-from components.shared.reaper import reap
-from components.shared.training_job import TrainingJob
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster
 from tests.components.launch_training.operators import name_of, run
 from tests.kubernetes_server import Fault
+from zhllama.errors import InputError
+from zhllama.kubernetes import api as kubernetes_api
+from zhllama.kubernetes.job_kinds import PYTORCHJOB
+from zhllama.kubernetes.reaper import reap
+from zhllama.kubernetes.training_job import TrainingJob
 
 AT_ONCE = 0.2
 """Seconds from the signal to the arrival of the DELETE."""
@@ -201,7 +201,7 @@ def test_a_main_thread_that_hears_no_signal_is_ended(tmp_path):
     program = (
         "import hashlib, sys\n"
         "from components.launch_training import cancel\n"
-        "from components.shared.cli import guarded\n"
+        "from zhllama.stage.cli import guarded\n"
         "cancel.LEAVE_WITHIN = 0.1\n"
         "def work():\n"
         "    with cancel.Canceller(lambda: print('at once', flush=True), lambda: print('afterwards', flush=True)):\n"

@@ -9,15 +9,15 @@ from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.cluster_job import _refused
 from components.launch_training.launcher import LaunchTraining, launch_training
-from components.shared import storage
-from components.shared.cli import run_stage
-from components.shared.errors import InputError, StorageFault
-from components.shared.job_kinds import PYTORCHJOB
-from components.shared.kubernetes_api import passes
-from components.shared.training_job import TrainingJob
 from tests.components.launch_training.fake_cluster import CRDS, ROOTS
 from tests.components.launch_training.operators import fail, name_of, run, succeed, train
 from tests.kubernetes_server import Fault
+from zhllama import storage
+from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.api import passes
+from zhllama.kubernetes.job_kinds import PYTORCHJOB
+from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.stage.cli import run_stage
 
 PLAIN = {"training": ("--deepspeed", "none")}
 
@@ -25,7 +25,7 @@ PLAIN = {"training": ("--deepspeed", "none")}
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch):
     """No test waits for a back-off."""
-    monkeypatch.setattr("components.shared.kubernetes_api.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("zhllama.kubernetes.api.FIRST_WAIT", 0.01)
     for module in ("job_log", "cluster_job"):
         for name in ("FIRST_WAIT", "FIRST_REWATCH"):
             monkeypatch.setattr(f"components.launch_training.{module}.{name}", 0.02, raising=False)
@@ -374,7 +374,7 @@ def test_without_any_watch_the_job_is_looked_at_now_and_then(cluster, launch, mo
 
 
 def test_an_api_server_that_stays_away_is_a_fault(cluster, launch, monkeypatch):
-    monkeypatch.setattr("components.shared.kubernetes_api.GIVE_UP_AFTER", 0.1)
+    monkeypatch.setattr("zhllama.kubernetes.api.GIVE_UP_AFTER", 0.1)
     cluster.fault = lambda method, path: Fault(lose="before")
     with pytest.raises(StorageFault, match="API server cannot be reached"):
         launch()

@@ -6,7 +6,7 @@ import pytest
 
 from components.launch_training.command import command_line, training_arguments
 from components.launch_training.launcher import LaunchTraining
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 PATHS = {"store": "s3://bucket/store", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
 

@@ -13,10 +13,10 @@ from kubernetes import client
 
 from components.launch_training import job_log
 from components.launch_training.job_log import JobLogs, Passed
-from components.shared.job_kinds import PYTORCHJOB
-from components.shared.kubernetes_api import connect
 from tests.components.launch_training.fake_cluster import FakeCluster
 from tests.kubernetes_server import Fault
+from zhllama.kubernetes.api import connect
+from zhllama.kubernetes.job_kinds import PYTORCHJOB
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 POD = "run-a1-master-0"

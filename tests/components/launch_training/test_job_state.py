@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from components.launch_training.job_state import LATE, Patience, State, Verdict, already, judge, newest
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 
 def job(*conditions: tuple[str, str]) -> dict:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from components.launch_training.local_job import run_local
-from components.shared.artifact import open_artifact
-from components.shared.errors import InputError, StorageFault
-from components.shared.training_job import TrainingJob
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.training_job import TrainingJob
 
 QUICK = ("--max-steps", "2", "--logging-steps", "1", "--eval-steps", "0", "--deepspeed", "none")
 
@@ -78,7 +78,7 @@ def test_the_nodes_end_when_the_launcher_is_killed(tmp_path):
     node = f"import time; open({str(tmp_path / 'running')!r}, 'w'); time.sleep(600)  # {marker}"
     program = (
         "from components.launch_training.local_job import run_local\n"
-        "from components.shared.training_job import TrainingJob\n"
+        "from zhllama.kubernetes.training_job import TrainingJob\n"
         "import sys\n"
         f"run_local(TrainingJob(name='job', command=(sys.executable, '-c', {node!r})))"
     )

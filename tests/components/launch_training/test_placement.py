@@ -3,7 +3,7 @@
 import pytest
 
 from components.launch_training.launcher import LaunchTraining, training_job
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 GIVEN = {"stage": "lora", "store": "s3://bucket/s", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
 

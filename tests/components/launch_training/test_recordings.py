@@ -3,8 +3,8 @@
 import pytest
 
 from components.launch_training.job_state import State, judge
-from components.shared.job_kinds import true_conditions
 from tests.recordings import Replay
+from zhllama.kubernetes.job_kinds import true_conditions
 
 
 def judged(name: str) -> tuple[list[State], list[str]]:

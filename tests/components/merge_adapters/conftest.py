@@ -18,7 +18,7 @@ def tiny_folder(tiny_model: str) -> Path:
 @pytest.fixture(scope="session")
 def longer_tokenizer(llama_tokenizer: bytes) -> bytes:
     """The tiny model's tokenizer and one piece more, as Chinese-Alpaca adds `[PAD]` to Chinese-LLaMA."""
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_tokenizer)
     proto.pieces.add(piece="[PAD]", score=0.0)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
-from components.shared.artifact import open_artifact
-from components.shared.cli import run_stage
 from tests.components.fetch_weights.conftest import FolderServer, _HubHandler, _serving
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.stage.cli import run_stage
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from components.merge_adapters import proof, stream
 from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
-from components.shared import storage
-from components.shared.artifact import ArtifactWriter, Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.safetensors_io import Checkpoint
-from components.shared.vocabulary import load_encoder
 from tests.components.conftest import quantise
+from zhllama import storage
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights.safetensors_io import Checkpoint
 
 MODULES = ["embed_tokens", "lm_head"]
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -279,9 +279,9 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, 
     program = (
         "import os, signal, sys, time\n"
         "from components.merge_adapters.merger import MergeAdapters, merge_adapters\n"
-        "from components.shared import storage\n"
-        "from components.shared.artifact import ArtifactWriter\n"
-        "from components.shared.cli import run_stage\n"
+        "from zhllama import storage\n"
+        "from zhllama.artifacts.artifact import ArtifactWriter\n"
+        "from zhllama.stage.cli import run_stage\n"
         "whole = ArtifactWriter.writer\n"
         "def killed_in_the_fourth(out, name):\n"
         "    if name == 'model-3.safetensors':\n"
@@ -369,7 +369,7 @@ def test_more_pieces_without_their_rows_are_refused(tmp_path, tiny_model, make_a
 
 
 def test_a_foreign_vocabulary_is_refused(tmp_path, tiny_model, make_adapter, llama_tokenizer):
-    from components.shared.sentencepiece_model import parse_model
+    from zhllama.tokenizer.sentencepiece_model import parse_model
 
     proto = parse_model(llama_tokenizer)
     proto.pieces[700].piece, proto.pieces[701].piece = proto.pieces[701].piece, proto.pieces[700].piece

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.prepare_dataset.best_fit import BestFit, cut
-from components.shared.packed import Segment, Segments
+from zhllama.data.packed import Segment, Segments
 
 BLOCK = 32
 lengths = st.lists(st.integers(1, BLOCK), min_size=1, max_size=80)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from components.prepare_dataset import examples
 from components.prepare_dataset.examples import Examples, instruction_examples, text_examples
-from components.shared.corpus import Documents
-from components.shared.packed import IGNORED
-from components.shared.prompt import wrap
-from components.shared.vocabulary import Encoder
+from zhllama.data.corpus import Documents
+from zhllama.data.packed import IGNORED
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.vocabulary import Encoder
 
 texts = st.text(
     st.sampled_from("的是不了在 \n\tabc</s>[PAD]<s>1，。🤗") | st.characters(codec="utf-8"), min_size=1, max_size=40

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from components.prepare_dataset.examples import TEXT, Examples, text_examples
 from components.prepare_dataset.line_groups import line_groups
-from components.shared.corpus import Documents
-from components.shared.packed import Segment, Segments
-from components.shared.vocabulary import Encoder
+from zhllama.data.corpus import Documents
+from zhllama.data.packed import Segment, Segments
+from zhllama.tokenizer.vocabulary import Encoder
 
 BLOCK = 16
 

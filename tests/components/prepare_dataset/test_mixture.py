@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from components.prepare_dataset import mixture
 from components.prepare_dataset.examples import TEXT, Examples
 from components.prepare_dataset.mixture import Source, held_out, mixed
-from components.shared.packed import Segments
+from zhllama.data.packed import Segments
 
 
 def source(name, sizes, weight, batch=7):

@@ -11,15 +11,15 @@ import pytest
 from pyarrow import parquet
 
 from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
-from components.shared import storage
-from components.shared.artifact import open_artifact
-from components.shared.cli import run_stage
-from components.shared.corpus import read_documents
-from components.shared.errors import InputError
-from components.shared.instructions import read_instructions
-from components.shared.packed import IGNORED, PackedDataset
-from components.shared.prompt import wrap
-from components.shared.vocabulary import Encoder, load_encoder, require_equal
+from zhllama import storage
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.data.corpus import read_documents
+from zhllama.data.instructions import read_instructions
+from zhllama.data.packed import IGNORED, PackedDataset
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder, require_equal
 
 ITEMS = [
     {
@@ -431,7 +431,7 @@ def test_the_command_needs_no_torch_and_no_transformers(tmp_path, tokenizer, eng
     program = (
         "import sys\n"
         "from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset\n"
-        "from components.shared.cli import run_stage\n"
+        "from zhllama.stage.cli import run_stage\n"
         f"run_stage(PrepareDataset(store={str(tmp_path / 'store')!r}, tokenizer={tokenizer!r}, text={english!r}), "
         "prepare_dataset)\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"

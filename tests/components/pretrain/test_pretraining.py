@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from components.pretrain.pretraining import Pretrain, pretrain
-from components.shared.artifact import Manifest, open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.packed import PackedDataset
-from components.shared.safetensors_io import Checkpoint
-from components.shared.training.data import collate
-from components.shared.training.inputs import EMBEDDING, HEAD
+from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.data.packed import PackedDataset
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.training.data import collate
+from zhllama.training.inputs import EMBEDDING, HEAD
+from zhllama.weights.safetensors_io import Checkpoint
 
 QUICK = {"max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "eval_steps": 0, "deepspeed": "none"}
 

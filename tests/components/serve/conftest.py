@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from components.shared.vocabulary import Encoder
 from tests.fake_engine import FakeEngine
+from zhllama.tokenizer.vocabulary import Encoder
 
 
 @pytest.fixture(scope="module")

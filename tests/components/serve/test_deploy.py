@@ -16,13 +16,13 @@ from components.serve.check import checked
 from components.serve.cluster import as_it_was
 from components.serve.deploy import deploy, server_of
 from components.serve.serve import Serve
-from components.shared.artifact import ArtifactWriter, open_artifact
-from components.shared.errors import InputError, StorageFault
-from components.shared.prompt import wrap
-from components.shared.vocabulary import Encoder
 from tests.components.serve.controllers import READY, pod, replica_set, stands
 from tests.fake_engine import FakeEngine
 from tests.kubernetes_server import KubernetesServer
+from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.errors import InputError, StorageFault
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.vocabulary import Encoder
 
 KEY = "a-key-for-the-tests-only"
 CHAT = "/v1/chat/completions"
@@ -38,7 +38,7 @@ def engine(llama_tokenizer: bytes) -> Iterator[FakeEngine]:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
     monkeypatch.setenv("ZHLLAMA_API_KEY", KEY)
     # the retries' own waits are no part of these tests
-    monkeypatch.setattr("components.shared.kubernetes_api.attempted.retry.wait", lambda state: 0)
+    monkeypatch.setattr("zhllama.kubernetes.api.attempted.retry.wait", lambda state: 0)
     with KubernetesServer() as server:
         server.on_apply = roll_out(server)
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
@@ -467,7 +467,7 @@ def test_a_model_that_is_not_in_s3_is_not_deployed(
 def test_a_shard_that_is_gone_or_cut_short_is_found_before_the_cluster_is_asked(
     cluster: KubernetesServer, engine: FakeEngine, model: str
 ) -> None:
-    from components.shared import storage
+    from zhllama import storage
 
     shard = next(name for name in open_artifact(model).names if name.endswith(".safetensors"))
     place = f"{model.removesuffix('/manifest.json')}/{shard}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.serve.engines import choose, vllm_engine
-from components.shared.errors import InputError
+from zhllama.errors import InputError
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from components.serve.engines import Engine
 from components.serve.front import Front, is_loopback
 from components.serve.here import listening
 from components.serve.requests import ApiError, Limits, chat, completion, parse_json
-from components.shared.prompt import chat_ids, wrap
-from components.shared.vocabulary import Encoder
 from tests.fake_engine import FakeEngine
+from zhllama.tokenizer.prompt import chat_ids, wrap
+from zhllama.tokenizer.vocabulary import Encoder
 
 KEY = "a-key-for-the-tests-only"
 QUESTION = [{"role": "user", "content": "你好"}]

@@ -15,11 +15,11 @@ from components.export_model.exporter import ExportModel, export_model
 from components.serve.gguf_vocabulary import checked_vocabulary
 from components.serve.here import Server, served
 from components.serve.serve import Serve
-from components.shared.artifact import open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.inference import Sampling, answer, load_model
-from components.shared.prompt import wrap
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import Sampling, answer, load_model
+from zhllama.stage.cli import run_stage
+from zhllama.tokenizer.prompt import wrap
 
 QUESTION: Any = [{"role": "user", "content": "你好"}]
 

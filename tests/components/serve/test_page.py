@@ -13,8 +13,8 @@ from components.serve.front import Front
 from components.serve.here import listening
 from components.serve.page import WORDS, chat_page, fitting, language_of
 from components.serve.requests import Limits
-from components.shared.prompt import chat_ids
 from tests.fake_engine import FakeEngine
+from zhllama.tokenizer.prompt import chat_ids
 
 KEY = "a-key-for-the-tests-only"
 CHAT = "/v1/chat/completions"

@@ -9,10 +9,10 @@ import pytest
 
 from components.serve.cluster import Cluster, as_it_was
 from components.serve.scale import left, targets, without_anothers_scale
-from components.shared.errors import InputError
-from components.shared.model_server import OURS
 from tests.kubernetes_server import KubernetesServer
 from tests.server_side_apply import applied, scaled
+from zhllama.errors import InputError
+from zhllama.kubernetes.model_server import OURS
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "responses" / "deploy.json").read_text())
 EXCHANGES = {one["id"]: one for one in RECORDED["exchanges"]}
@@ -73,7 +73,7 @@ def test_an_autoscaler_targets_what_it_names(kind: str, name: str, version: str,
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("components.shared.kubernetes_api.attempted.retry.wait", lambda state: 0)
+    monkeypatch.setattr("zhllama.kubernetes.api.attempted.retry.wait", lambda state: 0)
     with KubernetesServer() as made:
         monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
         yield made

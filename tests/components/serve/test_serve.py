@@ -22,13 +22,13 @@ from components.serve.engine_process import free_port
 from components.serve.here import listening, served
 from components.serve.serve import SAMPLES, Serve, serve_and_ask
 from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
-from components.shared.artifact import open_artifact
-from components.shared.cli import parse, run_stage
-from components.shared.errors import InputError
-from components.shared.inference import Sampling, answer, load_model
-from components.shared.prompt import wrap
-from components.shared.sentencepiece_model import parse_model
-from components.shared.vocabulary import Encoder
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import Sampling, answer, load_model
+from zhllama.stage.cli import parse, run_stage
+from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.vocabulary import Encoder
 
 QUESTION = [{"role": "user", "content": "你好"}]
 

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from components.shared import storage
-from components.shared.artifact import open_artifact
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
-from components.shared.vocabulary import load_encoder
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, sampled, train_tokenizer
+from zhllama import storage
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.tokenizer.vocabulary import load_encoder
 
 VOCAB = 900
 

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from components.fetch_weights.__main__ import FetchWeights, fetch_weights
-from components.shared import storage
-from components.shared.cli import run_stage
-from components.shared.errors import InputError
 from pipelines.demo import base_model, material, run
 from pipelines.demo.run import shortfalls, upload
 from pipelines.demo.show import show_report
+from zhllama import storage
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
 
 
 def report(accuracy: float) -> dict:

@@ -95,9 +95,9 @@ def measured(case: Case) -> int:
 
     from components.finetune.finetuning import Finetune
     from components.pretrain.pretraining import Pretrain
-    from components.shared.cli import parse
-    from components.shared.training import model, trainer
-    from components.shared.training.checkpoints import Run
+    from zhllama.stage.cli import parse
+    from zhllama.training import model, trainer
+    from zhllama.training.checkpoints import Run
 
     AcceleratorState._reset_state(reset_partial_state=True)
     words = ["--model", "m", "--dataset", "d", "--max-steps", "2", "--save-steps", "0", "--eval-steps", "0"]

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.shared.errors import InputError
 from pipelines import sizes
 from pipelines.planner import estimate
 from pipelines.planner.estimate import Wish, plan, remedies, serving_plan
 from pipelines.planner.gpus import FILE, gpu_of, gpus
+from zhllama.errors import InputError
 
 GIANTS = ("7b", "13b", "33b", "65b")
 KINDS = list(gpus().values())

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from components.shared.cli import parse
-from components.shared.training.options import SHIPPED_DEEPSPEED, deepspeed_settings
+from pipelines.manifests.render import Finetune, Pretrain
 from pipelines.planner import memory
 from pipelines.planner.estimate import flops_per_token
 from pipelines.planner.gpus import gpus
-from pipelines.render import Finetune, Pretrain
 from pipelines.sizes import Architecture
 from tests.pipelines.planner.measured_training import Case, peaks, run
+from zhllama.stage.cli import parse
+from zhllama.training.options import SHIPPED_DEEPSPEED, deepspeed_settings
 
 WITHIN = 0.10
 """The bar is 15%."""
@@ -193,10 +193,10 @@ def test_operations_are_those_that_the_training_logs(stage):
     import torch
     from transformers import LlamaConfig
 
-    from components.shared.training.course import flops_per_token as logged
-    from components.shared.training.model import PackedLlama, add_lora, train_embeddings_only
-    from components.shared.training.options import LORA_TARGETS
-    from components.shared.training.shape import LoraShape
+    from zhllama.training.metrics import flops_per_token as logged
+    from zhllama.training.model import PackedLlama, add_lora, train_embeddings_only
+    from zhllama.training.options import LORA_TARGETS
+    from zhllama.training.shape import LoraShape
 
     with torch.device("meta"):
         model: Any = PackedLlama(
@@ -213,13 +213,13 @@ def test_operations_are_those_that_the_training_logs(stage):
 
 
 def test_the_chunk_of_the_loss_is_the_losss_own():
-    from components.shared.training import loss
+    from zhllama.training import loss
 
     assert memory.CHUNK_BYTES == loss.CHUNK_BYTES
 
 
 def test_the_gpus_do_what_the_training_takes_them_to_do():
-    from components.shared.training.course import peak_tflops
+    from zhllama.training.metrics import peak_tflops
 
     for gpu in gpus().values():
         assert peak_tflops(gpu.device) == gpu.tflops, gpu.name

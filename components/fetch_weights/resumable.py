@@ -1,0 +1,156 @@
+"""A file written by parts, in any order and from several threads, that goes on where a killed writer stopped.
+
+For bytes that are dear to have again (a download of hours). The parts that an earlier writer of the same place left are
+found and need not be put again. In S3 the unfinished multipart upload itself is the record of them; in a folder a
+hidden file beside the target holds the bytes, and a journal says which parts of it are on the disk. Nothing is visible
+before commit(). Memory: the parts that are being put.
+
+Resumed bytes were hashed by nobody who is still there: whoever commits a file with `kept` parts has to read it again
+before it is believed.
+"""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from zhllama import storage
+from zhllama.errors import StorageFault
+
+
+class PartsWriter(Protocol):
+    """Parts are numbered from 0, as `extents` cuts the file. put() may be called from any thread."""
+
+    kept: frozenset[int]
+
+    def put(self, number: int, content: bytes) -> None: ...
+    def commit(self) -> None: ...
+    def abort(self) -> None: ...
+    def leave(self) -> None:
+        """Stops here; the parts stay for the next writer."""
+
+
+def extents(size: int) -> list[tuple[int, int]]:
+    """The parts of a file of `size` bytes, (first byte, bytes) each: whole 8 MiB blocks but for the last one.
+
+    An empty file has one part, too.
+    """
+    found: list[tuple[int, int]] = []
+    start = 0
+    while start < size or not found:
+        length = min(storage.part_length(len(found) + 1), size - start)
+        found.append((start, length))
+        start += length
+    return found
+
+
+def open_parts(uri: str, size: int, anew: bool = False) -> PartsWriter:
+    """A writer for a file of `size` bytes at `uri`. `anew`: what an earlier writer left is dropped."""
+    parts = extents(size)
+    if len(parts) == 1:
+        return _OnePart(uri)
+    return _Upload(uri, parts, anew) if storage.is_s3(uri) else _PartsFile(uri, parts, anew)
+
+
+class _OnePart:
+    """A small file: nothing is put before it is committed."""
+
+    def __init__(self, uri: str) -> None:
+        self.kept: frozenset[int] = frozenset()
+        self._uri = uri
+        self._content: bytes | None = None
+
+    def put(self, number: int, content: bytes) -> None:
+        self._content = content
+
+    def commit(self) -> None:
+        if self._content is None:
+            raise ValueError(f"{self._uri}: committed without its part")
+        storage.write_bytes(self._uri, self._content)
+
+    def abort(self) -> None:
+        self._content = None
+
+    def leave(self) -> None:
+        self._content = None
+
+
+class _Upload:
+    """A multipart upload, the one under way for this key if there is one."""
+
+    def __init__(self, uri: str, parts: list[tuple[int, int]], anew: bool) -> None:
+        self._upload = storage.Upload(uri, anew, md5=True)
+        there = {number - 1: part.size for number, part in self._upload.there.items()}
+        self.kept = frozenset(number for number, (_, length) in enumerate(parts) if there.get(number) == length)
+        for number in self.kept:
+            self._upload.keep(number + 1)
+
+    def put(self, number: int, content: bytes) -> None:
+        self._upload.put(number + 1, content)
+
+    def commit(self) -> None:
+        self._upload.complete()
+
+    def abort(self) -> None:
+        self._upload.abort()
+
+    def leave(self) -> None:
+        """An upload under way is a record at the server: there is nothing to let go."""
+
+
+class _PartsFile:
+    """A hidden file beside the target, and the journal of the parts that are in it, a number a line."""
+
+    def __init__(self, uri: str, parts: list[tuple[int, int]], anew: bool) -> None:
+        self._target = Path(uri)
+        self._parts = parts
+        self._path = self._target.with_name(f".{self._target.name}.parts")
+        self._journal = self._target.with_name(f".{self._target.name}.parts.txt")
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        if anew:
+            self._path.unlink(missing_ok=True)
+        if not self._path.exists():
+            self._journal.unlink(missing_ok=True)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._log = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._there = self._recorded()
+        self.kept = frozenset(self._there)
+        # what a killed writer may have begun is no beginning of our first line
+        os.write(self._log, b"\n")
+
+    def _recorded(self) -> set[int]:
+        lines = os.pread(self._log, os.fstat(self._log).st_size, 0).split(b"\n")
+        # the last one has no line end: it may have been cut short
+        numbers = {int(line) for line in lines[:-1] if line.isdigit()}
+        size = os.fstat(self._file).st_size
+        return {number for number in numbers if number < len(self._parts) and sum(self._parts[number]) <= size}
+
+    def put(self, number: int, content: bytes) -> None:
+        view = memoryview(content)
+        at, _ = self._parts[number]
+        while view:
+            count = os.pwrite(self._file, view, at)
+            view, at = view[count:], at + count
+        # a part counts when it is on the disk; its line is one write, whole whatever other threads append
+        os.fdatasync(self._file)
+        os.write(self._log, f"{number}\n".encode())
+        self._there.add(number)
+
+    def commit(self) -> None:
+        if len(self._there) != len(self._parts):
+            raise ValueError(f"{self._target}: committed before all its parts were put")
+        os.fsync(self._file)
+        self.leave()
+        try:
+            os.replace(self._path, self._target)
+        except FileNotFoundError as error:
+            raise StorageFault(f"{self._target}: another program wrote the same file; try again") from error
+        self._journal.unlink(missing_ok=True)
+
+    def abort(self) -> None:
+        self.leave()
+        self._path.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        os.close(self._file)
+        os.close(self._log)

@@ -1,0 +1,106 @@
+"""On this machine: `zhllama run`, `demo` and `chat`."""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pipelines.cli import options
+from zhllama.errors import InputError
+
+PARALLEL = 2
+RENAMED = {"extend_by_given": "extend_tokenizer", "generate_one": "generate"}
+"""Steps that had another name in the first release."""
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add = commands.add_parser("run", help="run the pipeline on this machine; going on where an earlier run stopped")
+    options.size_option(add, "tiny")
+    add.add_argument("--package", type=Path, metavar="FILE", help="a compiled pipeline, instead of a size")
+    options.set_option(add)
+    add.add_argument("--until", default="", metavar="STAGE", help="stop after this stage")
+    add.add_argument(
+        "--from", dest="start_from", default="", metavar="STAGE", help="run this stage and what follows again"
+    )
+    options.work_option(add)
+    add.add_argument(
+        "--parallel", type=int, default=PARALLEL, metavar="N", help=f"stages side by side (default: {PARALLEL})"
+    )
+    add.set_defaults(command=run)
+
+    add = commands.add_parser("demo", help="see the whole adaptation on this machine, on real Chinese text")
+    add.add_argument(
+        "--text", default="", metavar="REF", help="your own text: a folder or prefix of .txt or .jsonl files"
+    )
+    add.add_argument("--instructions", default="", metavar="REF", help="your own Alpaca items: a .json or .jsonl file")
+    options.work_option(add)
+    add.set_defaults(command=demo)
+
+    add = commands.add_parser("chat", help="talk to the model of the last run")
+    add.add_argument("--model", default="", metavar="REF", help="another model")
+    options.work_option(add)
+    add.set_defaults(command=chat)
+
+
+def run(given: argparse.Namespace) -> None:
+    from pipelines.local.ir import read_package
+    from pipelines.local.runner import run_pipeline
+
+    package = given.package
+    again = f"zhllama run --size {given.size}"
+    if package is None:
+        told = options.configured(given, write=False, defaults={"backend": "local"})
+        arguments = dict(told.arguments)
+        from pipelines.adapt_llama import compile_pipeline
+
+        package = given.work / "pipeline.yaml"
+        compile_pipeline(told, package)
+        if given.until:
+            # what only later steps read may be missing; a step that is reached without says so
+            needed = (setting.name for setting, _, required in told.parameters() if required and setting.address)
+            arguments = dict.fromkeys(needed, "") | arguments
+    else:
+        from pipelines.configuration import refuse_compiled
+
+        arguments = options.settings(given.settings)
+        if given.config:
+            raise InputError(
+                f"--config {given.config[0]}: {package} is compiled, and has its configuration; leave it out"
+            )
+        refuse_compiled(list(arguments), list(read_package(package).root.parameters), str(package))
+        again = f"zhllama run --package {shlex.quote(str(package))}"
+    again += "".join(f" --config {shlex.quote(str(file))}" for file in given.config)
+    again += "".join(f" --set {shlex.quote(pair)}" for pair in given.settings)
+    again += f" --until {shlex.quote(given.until)}" if given.until else ""
+    again += f" --parallel {given.parallel}" if given.parallel != PARALLEL else ""
+    again += f" --work {shlex.quote(str(given.work))}" if given.work != options.WORK else ""
+    if "backend" in read_package(package).root.parameters:
+        arguments.setdefault("backend", "local")
+    result = run_pipeline(
+        package,
+        arguments,
+        given.work,
+        until=RENAMED.get(given.until, given.until),
+        start_from=RENAMED.get(given.start_from, given.start_from),
+        parallel=given.parallel,
+        again=again,
+    )
+    sys.exit(result.exit_code)
+
+
+def demo(given: argparse.Namespace) -> None:
+    from pipelines.demo.run import demo as run_demo
+
+    sys.exit(run_demo(given.work, given.text, given.instructions))
+
+
+def chat(given: argparse.Namespace) -> None:
+    from pipelines.local.runner import last_model, s3_for
+
+    model = given.model or last_model(given.work)
+    with s3_for(given.work.absolute(), model):
+        environment = {"ZHLLAMA_CACHE": str(given.work.absolute() / "cache"), **os.environ}
+        command = [sys.executable, "-m", "components.generate", "--model", model, "--interactive"]
+        sys.exit(subprocess.run(command, env=environment).returncode)

@@ -1,0 +1,201 @@
+"""Runs on Kubeflow Pipelines: `zhllama submit`, `status`, `cancel` and `reap`."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.cli import options
+
+if TYPE_CHECKING:
+    from pipelines.kubeflow.client import Kubeflow
+    from pipelines.kubeflow.runs import Run
+
+COLOURS = {
+    "SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow",
+    "NOT_RUN": "dim", "UNKNOWN": "dim",
+}  # fmt: skip
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
+    options.size_option(add, None)
+    options.image_options(add)
+    options.pod_options(add)
+    options.set_option(add)
+    _host(add)
+    add.add_argument("--experiment", default="zhllama")
+    add.add_argument("--pipeline", default="", metavar="NAME", help="uploaded as this (default: adapt-llama-<size>)")
+    add.add_argument("--run-name", default="", help="default: the pipeline's name")
+    add.add_argument("--wait", action="store_true", help="follow the run, and end as it ends")
+    add.set_defaults(command=submit)
+
+    add = commands.add_parser("status", help="a run's steps, as they stand")
+    add.add_argument("run", metavar="RUN", help="the run's id")
+    add.add_argument("--wait", action="store_true", help="follow the run, and end as it ends")
+    _host(add)
+    add.set_defaults(command=status)
+
+    add = commands.add_parser("cancel", help="end a run; its training jobs are deleted with it")
+    add.add_argument("run", metavar="RUN", help="the run's id")
+    _host(add)
+    add.set_defaults(command=cancel)
+
+    add = commands.add_parser("reap", help="delete training jobs whose run has ended or is gone")
+    add.add_argument(
+        "--older-than", default="1h", metavar="TIME", help="jobs older than 90s, 10m, 2h, 1d (default: 1h)"
+    )
+    add.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+    add.add_argument("--namespace", default="", help="default: the current one")
+    add.set_defaults(command=reap)
+
+
+def _host(add: argparse.ArgumentParser) -> None:
+    add.add_argument(
+        "--host", default="", metavar="URL",
+        help="of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service "
+        "itself inside a cluster, kubectl port-forward elsewhere",
+    )  # fmt: skip
+    add.add_argument("--ui", default="", metavar="URL", help="of its pages, where that is another address")
+    add.add_argument("--kfp-namespace", default="kubeflow", help="where Kubeflow Pipelines runs (without --host)")
+    add.add_argument("--namespace", default=None, help="the profile's namespace, where there are profiles")
+
+
+@contextmanager
+def _connected(given: argparse.Namespace) -> Iterator["Kubeflow"]:
+    from pipelines.kubeflow.client import Host, connected
+
+    with connected(Host(given.host, given.kfp_namespace), given.namespace) as kubeflow:
+        yield kubeflow
+
+
+def submit(given: argparse.Namespace) -> None:
+    told = options.configured(given, write=False)
+    from pipelines.adapt_llama import compile_pipeline
+    from pipelines.configuration import check_for_cluster
+    from pipelines.local.ir import read_package
+    from pipelines.local.plan import checked_arguments
+
+    name = given.pipeline or f"adapt-llama-{given.size}"
+    arguments = dict(told.arguments)
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compile_pipeline(told, package)
+        # before anybody is called
+        checked_arguments(read_package(package), arguments)
+        check_for_cluster(told)
+        with _connected(given) as kubeflow:
+            run = kubeflow.start(
+                package, arguments, pipeline=name, run_name=given.run_name or name, experiment=given.experiment
+            )
+            print(f"{given.ui.rstrip('/') or kubeflow.address}/#/runs/details/{run}")
+            if given.wait:
+                _follow(kubeflow, run)
+
+
+def status(given: argparse.Namespace) -> None:
+    with _connected(given) as kubeflow:
+        if given.wait:
+            _follow(kubeflow, given.run)
+        run = kubeflow.look(given.run)
+    _show(run)
+    for line in _last_words(run):
+        print(line)
+
+
+def cancel(given: argparse.Namespace) -> None:
+    with _connected(given) as kubeflow:
+        run = kubeflow.cancel(given.run)
+    from pipelines.kubeflow.runs import word
+
+    print(f"run {run.id}: {word(run.state)}" + ("" if run.over else "; `zhllama status --wait` follows it"))
+
+
+def reap(given: argparse.Namespace) -> None:
+    from zhllama.kubernetes.reaper import reap as reap_now
+
+    lines = reap_now(given.namespace, given.older_than, given.dry_run)
+    for line in lines:
+        print(line)
+    print(f"{len(lines)} orphaned training {'job' if len(lines) == 1 else 'jobs'}", file=sys.stderr)
+
+
+def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
+    """A line for every change, to stderr; then the end of this process is the run's: 0, 1, 2 where the step that failed
+    first found its input wrong, or 143 when cancelled."""
+    from pipelines.kubeflow.runs import CANCELLED, DONE, NOT_RUN, word
+    from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
+
+    shown: dict[str, str] = {}
+    try:
+        for run in kubeflow.follow(run_id):
+            for step in run.steps:
+                took = f" ({_took(step.started, step.ended)})" if step.started and step.ended else ""
+                line = f"{step.name}: {word(step.state)}{took}" + (f"; {step.said}" if step.said else "")
+                if step.state != NOT_RUN and shown.get(step.task) != line:
+                    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
+                shown[step.task] = line
+    except KeyboardInterrupt:
+        print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
+        raise
+    _show(run)
+    for line in _last_words(run):
+        print(line, file=sys.stderr)
+    if run.state == DONE:
+        sys.exit(EXIT_DONE)
+    if run.state == CANCELLED:
+        sys.exit(EXIT_CANCELLED)
+    first = run.failed_first
+    sys.exit(EXIT_INPUT if first and first.said.startswith("error:") else EXIT_FAULT)
+
+
+def _last_words(run: "Run") -> list[str]:
+    """How a run ended badly, in a line, and what could not be read; for one that goes on, what its steps wait for."""
+    from pipelines.kubeflow.runs import CANCELLED, FAILED, PENDING
+
+    lines = [f"{step.name} waits: {step.said}" for step in run.steps if step.state == PENDING and step.said]
+    if run.note:
+        lines.append(f"note: {run.note}")
+    first = run.failed_first
+    if run.state == CANCELLED:
+        lines.append("cancelled: the run was cancelled")
+    elif first and first.said.startswith("error: "):
+        lines.append(f"error: {first.name}: {first.said.removeprefix('error: ')}")
+    elif first:
+        lines.append(f"fault: {first.name}: {first.said.removeprefix('fault: ') or 'failed'}")
+    elif run.state == FAILED:
+        lines.append(f"fault: the run failed{': ' if run.said else ''}{run.said}")
+    return lines
+
+
+def _show(run: "Run") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipelines.kubeflow.runs import word
+
+    print(f"{run.name} ({run.id})")
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("step", "state", "began (UTC)", "took"):
+        table.add_column(heading, justify="right" if heading == "took" else "left", no_wrap=True)
+    for name, state, began, ended in [
+        *((step.name, step.state, step.started, step.ended) for step in run.steps),
+        ("the run", run.state, run.started, run.ended),
+    ]:
+        shown = Text(word(state), COLOURS.get(state, ""))
+        took = "" if state == "UNKNOWN" else _took(began, ended)
+        table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
+    Console().print(table)
+
+
+def _took(began: datetime | None, ended: datetime | None) -> str:
+    if began is None:
+        return ""
+    seconds = int(((ended or datetime.now(UTC)) - began).total_seconds())
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,0 +1,105 @@
+"""Child processes that never outlive their purpose: own process groups, ended whole, and gone when we are.
+
+Three nets, since each has a hole. A stop sends SIGTERM to the group and, after a while, SIGKILL. On Linux a child ends
+with its parent (zhllama/stage/child_processes.py), which covers `kill -9` of the runner. And what is running is written
+down, so that the next run ends what an earlier one left (a machine without that signal, a child that did not listen).
+"""
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zhllama import storage
+from zhllama.errors import InputError
+
+
+def _fields(pid: str) -> list[str]:
+    """The kernel's figures on a process, from its state on; empty when there is none (or no /proc to ask)."""
+    try:
+        # the name in parentheses, before them, may hold spaces
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return []
+
+
+def started_at(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty when it does not run."""
+    fields = _fields(str(pid))
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def group_runs(group: int) -> bool:
+    """Whether a process group has a member that runs."""
+    every = (_fields(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return any(fields and fields[2] == str(group) and fields[0] != "Z" for fields in every)
+
+
+def send(group: int, number: int) -> None:
+    """A signal to a process group; gone is fine."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+class Ledger:
+    """The process groups that run now, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._running: dict[str, str] = {}
+
+    def add(self, pid: int) -> None:
+        self._running[str(pid)] = started_at(pid)
+        self._write()
+
+    def remove(self, pid: int) -> None:
+        self._running.pop(str(pid), None)
+        self._write()
+
+    def _write(self) -> None:
+        storage.write_bytes(str(self._path), json.dumps(self._running).encode())
+
+    def end_leftovers(self, patience: float = 15.0) -> int:
+        """Ends what an earlier run that was killed left running. Returns how many groups that were."""
+        try:
+            listed = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+        # a group keeps its number while it has members: one without its leader is still ours
+        left = [int(pid) for pid, started in listed.items() if started_at(int(pid)) in ("", started)]
+        left = [pid for pid in left if group_runs(pid)]
+        for pid in left:
+            send(pid, signal.SIGTERM)
+            # a stopped one (Ctrl-Z) would not hear it
+            send(pid, signal.SIGCONT)
+        deadline = time.monotonic() + patience
+        while any(group_runs(pid) for pid in left) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        self._path.unlink(missing_ok=True)
+        return len(left)
+
+
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Two runs in one folder would write over each other: the second is refused."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = open(work / ".lock", "a+")
+    except OSError as error:
+        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"--work {work}: another run is using this folder; wait for it, or choose another"
+            ) from error
+        yield

@@ -1,0 +1,131 @@
+"""What a person sees of a run: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from pipelines.local.plan import State
+from zhllama.stage.log import mask
+
+TAIL = 2000
+"""Bytes from the end of a log that are looked at for its last line."""
+
+_LOOKS = {
+    State.WAITING: "dim",
+    State.READY: "dim",
+    State.RUNNING: "bold yellow",
+    State.DONE: "green",
+    State.FAILED: "bold red",
+    State.NOT_RUN: "dim",
+    State.LEFT_OUT: "dim",
+}
+
+
+@dataclass
+class Row:
+    """One step as it is shown."""
+
+    name: str
+    log: Path
+    state: State = State.WAITING
+    started: float = 0.0
+    seconds: float = 0.0
+    figure: str = ""
+    unchanged: bool = False
+
+    @property
+    def shown_state(self) -> str:
+        return "unchanged" if self.unchanged else self.state.value
+
+    @property
+    def shown_time(self) -> str:
+        if self.unchanged:
+            return ""
+        seconds = time.monotonic() - self.started if self.state is State.RUNNING else self.seconds
+        return duration(seconds) if seconds else ""
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log, without empty ones."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL * count))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [mask(line.rstrip()) for line in text.splitlines() if line.strip()][-count:]
+
+
+class RunTable:
+    """`with RunTable(rows) as table: table.change(row, state)`. Rows not in `rows` are tracked but not shown."""
+
+    def __init__(self, rows: list[Row], stream: TextIO | None = None) -> None:
+        self._rows = rows
+        self._stream = stream or sys.stdout
+        self._width = max((len(row.name) for row in rows), default=0)
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(file=self._stream)
+            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def change(self, row: Row, state: State, figure: str = "", unchanged: bool = False) -> None:
+        """A step's new state. Where there is no terminal, a line says so."""
+        if state is State.RUNNING:
+            row.started = time.monotonic()
+        elif row.started and row.state is State.RUNNING:
+            row.seconds = time.monotonic() - row.started
+        row.state, row.figure, row.unchanged = state, figure, unchanged
+        if self._live is None and row in self._rows:
+            self._line(row)
+
+    def _line(self, row: Row) -> None:
+        text = {State.RUNNING: "started", State.DONE: f"done in {row.shown_time}"}.get(row.state, row.shown_state)
+        if row.unchanged:
+            text = "unchanged"
+        figure = f": {row.figure}" if row.figure else ""
+        stamp = time.strftime("%H:%M:%S")
+        print(f"{stamp} {row.name:<{self._width}} {text}{figure}", file=self._stream, flush=True)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        # a long key figure is cut, never the columns before it
+        for title, width in (("stage", self._width), ("state", len("unchanged")), ("time", len("12 min 34 s"))):
+            table.add_column(title, no_wrap=True, min_width=width)
+        table.add_column("", overflow="ellipsis", no_wrap=True)
+        for row in self._rows:
+            look = _LOOKS[row.state]
+            figure = row.figure
+            if row.state is State.RUNNING:
+                figure = "".join(last_lines(row.log, 1))
+            table.add_row(
+                Text(row.name, style="" if row.state in (State.RUNNING, State.DONE, State.FAILED) else "dim"),
+                Text(row.shown_state, style=look),
+                Text(row.shown_time),
+                Text(figure, style="dim" if row.state is State.RUNNING else ""),
+            )
+        return table

@@ -1,0 +1,397 @@
+"""Runs a compiled pipeline on this machine: the same YAML, each container step a subprocess with its own command.
+
+Independent steps run side by side (two by default); a training runs alone, since its processes take every core. What a
+step did is recorded (records.py), so that a run picks up where an earlier one stopped, was killed or failed. Nothing
+is left running: see processes.py. What the IR holds beyond what our pipeline uses is refused by name (ir.py).
+
+Below the work folder: `steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3
+server's data; `cache/`, copies of artifacts.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.local import plan as planning
+from pipelines.local.ir import Package, read_package
+from pipelines.local.placeholders import Surroundings, Value
+from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
+from pipelines.local.processes import Ledger, alone_in, send
+from pipelines.local.records import Record, forget, key_of, read_record, still_there
+from pipelines.local.results import RunResult, StepResult, outputs_written
+from pipelines.local.run_table import Row, RunTable, duration, last_lines
+from pipelines.local.s3_server import BUCKET, LocalS3
+from zhllama import storage
+from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
+from zhllama.kubernetes.training_job import POD_PLACES
+from zhllama.stage.child_processes import die_with_parent
+from zhllama.stage.tls import CA_VARIABLE
+
+GRACE = 150.0
+"""Seconds between SIGTERM and SIGKILL: more than a training job gives its own processes (120)."""
+ALONE = ("launch_training", "pretrain", "finetune")
+"""Stages that use every core, so that nothing runs beside them."""
+SHOWN = 20
+"""Lines of a failed step's log that are shown."""
+
+
+@contextmanager
+def s3_for(work: Path, store: str) -> Iterator[str]:
+    """The store, reachable: an S3 server on this machine unless an endpoint is set or the store is elsewhere.
+
+    While it is open the environment names the server, for this process and its children.
+    """
+    endpoint = os.environ.get("ZHLLAMA_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL_S3")
+    ours = not store or store == f"s3://{BUCKET}" or store.startswith(f"s3://{BUCKET}/")
+    if endpoint or not ours:
+        yield store or f"s3://{BUCKET}/artifacts"
+        return
+    before = dict(os.environ)
+    with LocalS3(work / "s3") as server:
+        try:
+            os.environ.update(server.access.environment())
+            for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
+                os.environ.pop(name, None)
+            storage.forget_client()
+            yield store or f"s3://{BUCKET}/artifacts"
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            storage.forget_client()
+
+
+def run_pipeline(
+    package: Path,
+    arguments: Mapping[str, Value],
+    work: Path,
+    *,
+    until: str = "",
+    start_from: str = "",
+    parallel: int = 2,
+    again: str = "",
+) -> RunResult:
+    """Runs a compiled pipeline and returns how it went; a failed step is a result, not an exception.
+
+    arguments: the pipeline's parameters, as texts or values; a `store` that is not given is on an S3 server of our own.
+    until: the last step to run, with what it needs. start_from: run this step again, and what follows from it. again:
+    the command that goes on after a failure, for the message. InputError for what is wrong before anything runs.
+    """
+    if parallel < 1:
+        raise InputError(f"--parallel {parallel}: at least one step has to run")
+    work = work.absolute()
+    spec = read_package(package)
+    with alone_in(work):
+        ledger = Ledger(work / "running.json")
+        ledger.end_leftovers()
+        if "store" not in spec.root.parameters:
+            return _prepared(spec, arguments, work, ledger, until, start_from, parallel, again)
+        given = str(arguments.get("store") or "")
+        checked_arguments(spec, {**arguments, "store": given or "s3://pending"})
+        with s3_for(work, given) as store:
+            storage.check_writable(store)
+            whole = {**arguments, "store": storage.normalise(store)}
+            return _prepared(spec, whole, work, ledger, until, start_from, parallel, again)
+
+
+def _prepared(
+    spec: Package,
+    arguments: Mapping[str, Value],
+    work: Path,
+    ledger: Ledger,
+    until: str,
+    start_from: str,
+    parallel: int,
+    again: str,
+) -> RunResult:
+    plan = Plan(spec, checked_arguments(spec, arguments), _job(work, spec.name))
+    plan.rehearse()
+    if until:
+        plan.until(plan.named(until, "--until"))
+    run = _Run(plan, work, ledger, parallel, again)
+    if start_from:
+        named = plan.named(start_from, "--from")
+        for path in {node.path for node in named}.union(*(plan.after(node.path) for node in named)):
+            forget(run.folder(plan.nodes[path]))
+    return asyncio.run(run.whole())
+
+
+def _job(work: Path, name: str) -> dict[str, str]:
+    """What the run's placeholders stand for. The id stays the same in a work folder: going on is the same run."""
+    path = work / "id"
+    if not path.exists():
+        storage.write_bytes(str(path), str(uuid.uuid4()).encode())
+    identity = path.read_text().strip()
+    return {
+        "pipeline_job_uuid": identity,
+        "pipeline_job_name": f"{name}-local",
+        "pipeline_job_resource_name": f"{name}-{identity}",
+    }
+
+
+def last_model(work: Path) -> str:
+    """The model that the last run in a work folder ended with: what its last steps were given, or the last it made."""
+    try:
+        steps = json.loads((work / "run.json").read_text())["steps"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"--work {work}: no run has been here; start one with: zhllama run") from error
+    given = [step["inputs"].get("model") for step in steps.values() if step["stage"] in ("generate", "evaluate")]
+    made = [step["reference"] for step in steps.values() if step["kind"] == "hf-model"]
+    for found in (*reversed(given), *reversed(made)):
+        if found:
+            return str(found)
+    raise InputError(f"--work {work}: the last run made no model; see its steps with: zhllama run")
+
+
+class _Run:
+    """One run: starts what the plan lets start, until nothing is left."""
+
+    def __init__(self, plan: Plan, work: Path, ledger: Ledger, parallel: int, again: str) -> None:
+        self._plan = plan
+        self._work = work
+        self._ledger = ledger
+        self._parallel = parallel
+        self._again = again
+        self._ended: dict[planning.Path, Ended] = {}
+        self._records: dict[planning.Path, Record] = {}
+        self._tasks: dict[planning.Path, asyncio.Task[None]] = {}
+        self._groups: set[int] = set()
+        self._signals = 0
+        self._failures: list[tuple[Node, int, str]] = []
+        self._rows = {node.path: Row(node.name, self.folder(node) / "log.txt") for node in plan.steps}
+
+    def folder(self, node: Node) -> Path:
+        return self._work / "steps" / node.name.replace("/", ".")
+
+    async def whole(self) -> RunResult:
+        started = time.monotonic()
+        shown = [self._rows[node.path] for node in self._plan.steps if self._is_shown(node)]
+        with self._listening(), RunTable(shown) as self._table:
+            try:
+                await self._loop()
+            finally:
+                self._stop_children(signal.SIGKILL)
+        result = self._result(time.monotonic() - started)
+        storage.write_bytes(
+            str(self._work / "run.json"), (json.dumps(asdict(result), ensure_ascii=False, indent=1)).encode()
+        )
+        self._say(result)
+        return result
+
+    def _is_shown(self, node: Node) -> bool:
+        """A step that tidies up is shown when it fails and not else."""
+        return not node.task.always and node.path in self._plan.wanted
+
+    async def _loop(self) -> None:
+        while True:
+            moment = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
+            states = moment.states()
+            for path, state in states.items():
+                if state in planning.SETTLED and self._rows[path].state is State.WAITING:
+                    self._table.change(self._rows[path], state)
+            for node in self._may_start([path for path, state in states.items() if state is State.READY]):
+                self._tasks[node.path] = asyncio.create_task(self._step(node, moment))
+            if not self._tasks:
+                return
+            finished, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            for path in [path for path, task in self._tasks.items() if task in finished]:
+                self._tasks.pop(path).result()
+
+    def _may_start(self, ready: list[planning.Path]) -> list[Node]:
+        chosen: list[Node] = []
+        alone = any(self._plan.nodes[path].module in ALONE for path in self._tasks)
+        for node in (self._plan.nodes[path] for path in ready):
+            busy = len(self._tasks) + len(chosen)
+            if node.module in ALONE:
+                # it waits until everything has ended, and nothing new starts before it
+                return chosen or ([node] if busy == 0 else [])
+            if not alone and busy < self._parallel:
+                chosen.append(node)
+        return chosen
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    async def _step(self, node: Node, moment: planning.Moment) -> None:
+        folder = self.folder(node)
+        outputs = folder / "outputs"
+        try:
+            parameters, artifacts = moment.inputs(node.path)
+            around = Surroundings(
+                parameters=parameters,
+                artifacts=artifacts,
+                output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
+                output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
+                output_file=str(outputs / "executor_output.json"),
+            )
+            words = self._plan.words(node, around)
+        except InputError as error:
+            storage.write_bytes(str(folder / "log.txt"), f"error: {error}\n".encode())
+            self._fail(node, EXIT_INPUT, str(error).removeprefix(f"{node.name}: "))
+            return
+        # what a task gets beside them is for its pod, or stands in one of them
+        given = {
+            name: around.launcher(value) if isinstance(value, str) else value
+            for name, value in parameters.items()
+            if name in node.component.parameters
+        }
+        key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
+        record = read_record(folder)
+        row = self._rows[node.path]
+        if record is not None and record.key == key and await asyncio.to_thread(still_there, record):
+            self._finish(node, record, unchanged=True)
+            return
+        self._table.change(row, State.RUNNING)
+        shutil.rmtree(outputs, ignore_errors=True)
+        outputs.mkdir(parents=True)
+        code = await self._process(node, words, folder / "log.txt")
+        if code == 0:
+            try:
+                values, metrics = outputs_written(node, around)
+            except InputError as error:
+                self._fail(node, EXIT_FAULT, str(error))
+                return
+            record = Record(key, given, values, dict(around.output_artifacts), metrics, time.monotonic() - row.started)
+            record.write(folder)
+            self._finish(node, record)
+            return
+        if self._signals and not node.task.always:
+            self._ended[node.path] = Ended(False)
+            self._table.change(row, State.FAILED, "stopped")
+            return
+        self._fail(node, code, "".join(last_lines(folder / "log.txt", 1)))
+
+    def _finish(self, node: Node, record: Record, unchanged: bool = False) -> None:
+        self._records[node.path] = record
+        self._ended[node.path] = Ended(True, record.parameters, record.artifacts)
+        manifest = record.manifest()
+        figure = str(manifest.facts.get("summary", "")) if manifest else ""
+        self._table.change(self._rows[node.path], State.DONE, figure, unchanged)
+
+    def _fail(self, node: Node, code: int, line: str) -> None:
+        line = line.removeprefix("error: ").removeprefix("fault: ")
+        self._ended[node.path] = Ended(False)
+        self._failures.append((node, code, line))
+        self._table.change(self._rows[node.path], State.FAILED, line)
+
+    async def _process(self, node: Node, words: list[str], log: Path) -> int:
+        """Runs the command; its exit code, or minus the signal that ended it."""
+        assert node.component.container is not None
+        environment = node.component.container.environment
+        if words[0] in ("python", "python3"):
+            words = [sys.executable, *words[1:]]
+        # idle threads that spin would take the cores from the other step
+        around = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
+        # the places in a pod are no places here
+        around |= {name: value for name, value in environment.items() if name not in (*POD_PLACES, CA_VARIABLE)}
+        around.setdefault("ZHLLAMA_CACHE", str(self._work / "cache"))
+        with open(log, "wb") as output:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *words,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=around,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+            except OSError as error:
+                output.write(f"{words[0]}: {error.strerror}\n".encode())
+                return 127
+        self._groups.add(process.pid)
+        self._ledger.add(process.pid)
+        try:
+            if self._signals and not node.task.always:
+                send(process.pid, signal.SIGTERM)
+            limit = GRACE if node.task.always else None
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), limit)
+            send(process.pid, signal.SIGKILL)
+            return await process.wait()
+        finally:
+            # whatever the step started and left behind
+            send(process.pid, signal.SIGKILL)
+            self._groups.discard(process.pid)
+            self._ledger.remove(process.pid)
+
+    # --- stopping -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            loop.add_signal_handler(number, self._told_to_stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    def _told_to_stop(self) -> None:
+        """First SIGTERM to all, SIGKILL after GRACE; a second Ctrl-C does not wait."""
+        self._signals += 1
+        if self._signals > 1:
+            self._stop_children(signal.SIGKILL)
+            return
+        self._stop_children(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(GRACE, self._stop_children, signal.SIGKILL)
+
+    def _stop_children(self, number: int) -> None:
+        for group in list(self._groups):
+            send(group, number)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _result(self, seconds: float) -> RunResult:
+        code, error = EXIT_DONE, ""
+        if self._signals:
+            code, error = EXIT_CANCELLED, "cancelled"
+        elif self._failures:
+            node, failed, line = self._failures[0]
+            code = EXIT_INPUT if failed == EXIT_INPUT else EXIT_FAULT
+            error = f"{node.name}: {line or f'it ended with {failed}'}"
+        states = self._plan.at(self._ended, stopped=True).states()
+        steps = {node.name: self._step_result(node, states[node.path]) for node in self._plan.steps}
+        return RunResult(code, error, round(seconds, 2), steps)
+
+    def _step_result(self, node: Node, state: State) -> StepResult:
+        row, record = self._rows[node.path], self._records.get(node.path)
+        manifest = record.manifest() if record else None
+        return StepResult(
+            name=node.name,
+            stage=node.module,
+            kind=manifest.kind if manifest else "",
+            state="unchanged" if row.unchanged else state.value,
+            seconds=round(record.seconds if record else row.seconds, 2),
+            reference=record.reference if record else "",
+            inputs=record.inputs if record else {},
+            parameters=record.parameters if record else {},
+            facts=dict(manifest.facts) if manifest else {},
+            metrics=dict(manifest.metrics) if manifest else dict(record.metrics) if record else {},
+            log=str(row.log),
+        )
+
+    def _say(self, result: RunResult) -> None:
+        again = f"\nto go on: {self._again} (what is done is kept)" if self._again else ""
+        if result.exit_code == EXIT_CANCELLED:
+            print(f"cancelled after {duration(result.seconds)}{again}", flush=True)
+            return
+        for node, code, _ in self._failures:
+            log = self.folder(node) / "log.txt"
+            how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+            print(f"\n{node.name} {how}. Its last lines:", flush=True)
+            for line in last_lines(log, 1 if code == EXIT_INPUT else SHOWN):
+                print(f"  {line}")
+            print(f"its log: {log}", flush=True)
+        if self._failures:
+            print(again.strip(), flush=True)

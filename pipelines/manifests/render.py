@@ -1,0 +1,175 @@
+"""Training jobs as manifests for `kubectl apply`, for teams that run no pipeline: from the sizes, through TrainingJob.
+
+A job comes with its NetworkPolicy, without which the base's denial leaves its pods no network. `k8s/pytorchjob/
+<size>/<stage>.yaml` are such manifests with example addresses; a test keeps them as this module writes them.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import sizes
+from pipelines.machines import training_options
+from pipelines.sizes import Size
+from zhllama import storage
+from zhllama.errors import InputError
+from zhllama.kubernetes.images import image
+from zhllama.kubernetes.network_policy import S3Network, network_policy
+from zhllama.kubernetes.training_job import LABEL, TrainingJob
+from zhllama.stage.cli import parse
+from zhllama.training.options import FinetuneOptions, PretrainOptions
+
+S3_SECRET = "zhllama-s3"
+SERVICE_ACCOUNT = "zhllama-training"
+FOLDER = Path(__file__).parents[2] / "k8s" / "pytorchjob"
+EXAMPLE_STORE = "s3://zhllama/artifacts"
+EXAMPLE_MODELS = {"embeddings": "extended", "lora": "stage-1", "sft": "stage-2"}
+EXAMPLE_DATASETS = {"embeddings": "text", "lora": "text", "sft": "instructions"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(PretrainOptions):
+    """pretrain's options, as they are checked here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(FinetuneOptions):
+    """finetune's options, as they are checked here."""
+
+
+def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: str = "") -> list[str]:
+    """The training's own arguments, not yet checked."""
+    options: dict[str, Any] = {**given, **training_options(size, stage)}
+    if stage != "sft":
+        options = {"stage": stage, **options}
+    words = [word for name, value in options.items() if value != "" for word in (f"--{name}", str(value))]
+    try:
+        words += shlex.split(size.training(stage).arguments) + shlex.split(more)
+    except ValueError as error:
+        raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
+    return words
+
+
+def training_job(
+    size: Size,
+    stage: str,
+    *,
+    model: str,
+    dataset: str,
+    store: str,
+    adapter: str = "",
+    name: str = "",
+    namespace: str = "",
+    queue: str = "",
+    s3_secret: str = S3_SECRET,
+    service_account: str = SERVICE_ACCOUNT,
+    arguments: str = "",
+    nodes: int = 0,
+    min_nodes: int = 0,
+    max_nodes: int = 0,
+) -> TrainingJob:
+    """A stage's training as a job with the machines of the size (`nodes`: another number of them)."""
+    training = size.training(stage)
+    addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
+    for option, address in addresses.items():
+        if address and not storage.is_s3(storage.normalise(address)):
+            raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
+    module = "finetune" if stage == "sft" else "pretrain"
+    words = training_arguments(size, stage, addresses, arguments)
+    # InputError for what the training would not take
+    options = parse(Finetune if stage == "sft" else Pretrain, words)
+    if (min_nodes or max_nodes) and options.deepspeed != "none":
+        raise InputError(
+            "--min-nodes, --max-nodes: a ZeRO checkpoint belongs to one number of processes, so an elastic job cannot "
+            "use it; add --arguments '--deepspeed none'"
+        )
+    return TrainingJob(
+        name=name or f"llama-{size.name}-{stage}",
+        command=("python", "-m", f"components.{module}", *words),
+        image=image(module),
+        namespace=namespace,
+        nodes=nodes or training.nodes,
+        min_nodes=min_nodes,
+        max_nodes=max_nodes,
+        processes_per_node=training.processes_per_node,
+        cpu=training.cpu,
+        memory=training.memory,
+        ephemeral_storage=training.ephemeral_storage,
+        shared_memory=training.shared_memory,
+        gpu_resource=training.gpu,
+        s3_secret=s3_secret,
+        service_account=service_account,
+        queue=queue,
+        # nodes: what is put to a job's Workers (k8s/components) has to know whether it has any
+        labels={f"{LABEL}size": size.name, f"{LABEL}stage": stage, f"{LABEL}nodes": str(nodes or training.nodes)},
+        deadline_seconds=training.deadline_seconds,
+    )
+
+
+def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = None) -> str:
+    """The job's manifest and its network policy; `api`: pytorchjob or trainjob."""
+    return yaml_of([job.trainjob() if api == "trainjob" else job.pytorchjob(), network_policy(job, s3)])
+
+
+def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:
+    """The objects as YAML documents, in their own order of fields, without anchors for what they share."""
+    import yaml
+
+    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
+
+
+def examples() -> dict[str, str]:
+    """The manifests below k8s/pytorchjob: `<size>/<stage>.yaml` → text, for every size that trains on GPUs."""
+    found = {}
+    for size in map(sizes.load, sizes.names()):
+        trained = [stage for stage in sizes.STAGES if size.training(stage).gpu]
+        if trained:
+            found[f"{size.name}/kustomization.yaml"] = kustomization(f"{stage}.yaml" for stage in trained)
+        for stage in trained:
+            job = training_job(
+                size,
+                stage,
+                model=f"{EXAMPLE_STORE}/models/{size.name}-{EXAMPLE_MODELS[stage]}",
+                dataset=f"{EXAMPLE_STORE}/datasets/{EXAMPLE_DATASETS[stage]}",
+                store=EXAMPLE_STORE,
+            )
+            found[f"{size.name}/{stage}.yaml"] = f"{_HEAD.format(size=size.name, stage=stage)}{as_yaml(job)}"
+    return found
+
+
+_HEAD = """\
+# Written by `zhllama render all`. With your own addresses:
+# zhllama render pytorchjob --size {size} --stage {stage} --model REF --dataset REF --store s3://bucket/prefix
+"""
+
+
+def kustomization(files: Iterable[str]) -> str:
+    """A folder of rendered manifests as something that a kustomization can name (k8s/overlays)."""
+    listed = "".join(f"  - {name}\n" for name in files)
+    return (
+        "# Written by `zhllama render all`, for kustomizations that put their own to it (k8s/overlays).\n"
+        f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n{listed}"
+    )
+
+
+def write_examples(folder: Path = FOLDER) -> list[Path]:
+    """Writes the examples; files of sizes that are no more are taken away."""
+    return replace_files(folder, examples())
+
+
+def replace_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Makes `<size>/<name>.yaml` below the folder these texts and no others; InputError where it cannot be written."""
+    wanted = {folder / name: text for name, text in texts.items()}
+    try:
+        for old in folder.glob("*/*.yaml"):
+            if old not in wanted:
+                old.unlink()
+        for path, text in wanted.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; run it from a clone that can be written") from error
+    return list(wanted)

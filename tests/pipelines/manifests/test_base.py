@@ -1,0 +1,136 @@
+"""`zhllama render base` writes what kubectl kustomize would, for a namespace and a registry."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.manifests import kustomize
+from pipelines.manifests.base import K8S, base_objects
+from pipelines.manifests.kustomize import build
+from tests.k8s.kustomizations import KUBECTL, by_name, of_kind
+from zhllama.errors import InputError
+
+
+def zhllama(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "pipelines", "render", *words], capture_output=True, text=True)
+
+
+def by_kubectl(folder: Path, **fields: Any) -> list[dict[str, Any]]:
+    """What kubectl builds of a kustomization of one's own."""
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(fields))
+    done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize(("words", "overlay"), [([], "cluster"), (["--without-namespace"], "profile")])
+def test_it_is_the_overlay_in_another_namespace_with_other_images(words, overlay, tmp_path):
+    done = zhllama("base", "--namespace", "team", "--registry", "r.example.com/t", "--tag", "2", *words)
+    assert done.returncode == 0, done.stderr
+    transformer = {
+        "apiVersion": "builtin",
+        "kind": "NamespaceTransformer",
+        "metadata": {"name": "namespace", "namespace": "team"},
+        "setRoleBindingSubjects": "allServiceAccounts",
+    }
+    image = {"name": "zhllama-launch-training", "newName": "r.example.com/t/zhllama-launch-training", "newTag": "2"}
+    awake = [{"op": "replace", "path": "/spec/suspend", "value": False}]
+    wanted = by_kubectl(
+        tmp_path,
+        resources=[os.path.relpath(K8S / "overlays" / overlay, tmp_path)],
+        namespace="team",
+        transformers=[yaml.safe_dump(transformer)],
+        images=[image],
+        patches=[{"target": {"kind": "CronJob", "name": "zhllama-reaper"}, "patch": yaml.safe_dump(awake)}],
+    )
+    assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(wanted)
+
+
+def test_the_components_are_a_choice():
+    objects = base_objects("team", with_namespace=False, components=["reaper"])
+    assert set(of_kind(objects, "Role")) == {"zhllama-runner", "zhllama-reaper"}
+    assert of_kind(objects, "CronJob")
+    assert not of_kind(objects, "Namespace")
+    assert of_kind(base_objects("team"), "Namespace").keys() == {"team"}
+    assert not [value for value in base_objects(components=[]) if value["kind"] in ("CronJob", "LocalQueue")]
+
+
+def test_the_reaper_sleeps_until_its_image_has_a_registry():
+    (cron,) = of_kind(base_objects("team", components=["reaper"]), "CronJob").values()
+    assert cron["spec"]["suspend"] is True
+
+
+def test_keys_for_a_namespace_that_cannot_be_are_not_made():
+    done = zhllama("dev-secrets", "--namespace", "My_Team")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "--namespace My_Team: lower-case letters" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--namespace", "My_Team"], "--namespace My_Team: lower-case letters"),
+        (["--without-namespace"], "--without-namespace: whose namespace is it?"),
+        (["--components", "reaper,kue"], r"--components kue: there is no such component (did you mean kueue?)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(words, said):
+    done = zhllama("base", *words)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert said in done.stderr
+
+
+# --- the part of kustomize that is known here -------------------------------------------------------------------------
+
+CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1", "a/b": "2"}}
+POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c"}]}}
+
+
+def patched(kind: str, *operations: dict[str, Any]) -> dict[str, Any]:
+    return {"patches": [{"target": {"kind": kind}, "patch": yaml.safe_dump(list(operations))}]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"namespace": "team", "labels": [{"pairs": {"l": "v"}}]},
+        patched("ConfigMap", {"op": "replace", "path": "/data/x", "value": "9"}),
+        patched("ConfigMap", {"op": "remove", "path": "/data/a~1b"}),
+        patched("ConfigMap", {"op": "add", "path": "/metadata/annotations", "value": {"k": "v"}}),
+        patched("Pod", {"op": "add", "path": "/spec/containers/-", "value": {"name": "d"}}),
+        patched("Pod", {"op": "add", "path": "/spec/containers/0", "value": {"name": "b"}}),
+        patched("Pod", {"op": "replace", "path": "/spec/containers/0", "value": {"name": "b"}}),
+        {"patches": [{"target": {"kind": "Po."}, "patch": "$patch: delete\nkind: Pod\nmetadata: {name: p}"}]},
+    ],
+    ids=["namespace", "replace", "remove", "annotations", "append", "insert", "item", "delete"],
+)
+def test_it_changes_what_kubectl_changes(fields, tmp_path):
+    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all([CONFIG, POD]))
+    fields = {"resources": ["objects.yaml"], **fields}
+    assert by_name(by_kubectl(tmp_path, **fields)) == by_name(build(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"namePrefix": "x-"}, "namePrefix: not known here; use kubectl kustomize"),
+        ({"labels": [{"pairs": {}, "includeSelectors": True}]}, "labels with includeSelectors: not known here"),
+        ({"patches": [{"path": "p.yaml"}]}, "a patch with .*path.*: not known here"),
+        ({"patches": [{"target": {"kind": "Pod"}, "patch": "spec: {}"}]}, "a patch that merges: not known here"),
+        (patched("Pod", {"op": "remove", "path": "/spec/volumes/0"}), "patch remove /spec/volumes/0: there is no such"),
+        (patched("Pod", {"op": "replace", "path": "/spec/x", "value": 1}), "patch replace /spec/x: there is no such"),
+        ({"transformers": ["kind: PrefixTransformer"]}, "transformer PrefixTransformer: not known here"),
+        ({"resources": ["gone.yaml"]}, r"gone\.yaml: not a readable manifest"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_it_refuses_by_name_what_it_does_not_know(fields, said, tmp_path):
+    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all([CONFIG, POD]))
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["objects.yaml"], **fields}))
+    with pytest.raises(InputError, match=said):
+        kustomize.build(tmp_path)

@@ -1,0 +1,247 @@
+"""The rendered jobs are what is in k8s/, fit the operator's schema, and run the training with the size's values."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.finetune.finetuning import Finetune
+from components.pretrain.pretraining import Pretrain
+from pipelines import sizes
+from pipelines.manifests import render
+from pipelines.manifests.check.check import check
+from zhllama.errors import InputError
+from zhllama.stage.cli import parse
+
+CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
+ROOT = Path(__file__).resolve().parents[3]
+ADDRESSES = {"model": "s3://bucket/model", "dataset": "s3://bucket/dataset", "store": "s3://bucket/store"}
+
+
+@pytest.fixture(autouse=True)
+def no_registry(monkeypatch):
+    for name in ("ZHLLAMA_REGISTRY", "ZHLLAMA_TAG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_k8s_holds_what_the_sizes_give():
+    kept = {str(path.relative_to(render.FOLDER)): path.read_text() for path in render.FOLDER.glob("*/*.yaml")}
+    assert kept == render.examples(), "k8s/pytorchjob is not as pipelines/sizes say; run: zhllama render all"
+
+
+def test_every_size_with_gpus_has_its_three_trainings():
+    assert set(render.examples()) == {
+        f"{size}/{name}.yaml" for size in ("7b", "13b", "33b", "65b") for name in (*sizes.STAGES, "kustomization")
+    }
+
+
+@pytest.mark.skipif(
+    not CRDS.is_dir(), reason="NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)"
+)
+def test_the_jobs_pass_the_check():
+    found = check([render.FOLDER], CRDS)
+    assert [str(finding) for finding in found if finding.level == "error"] == []
+    assert "no-schema" not in {finding.rule for finding in found}
+
+
+def container(job: dict[str, Any], replica: str = "Master") -> dict[str, Any]:
+    (found,) = job["spec"]["pytorchReplicaSpecs"][replica]["template"]["spec"]["containers"]
+    return found
+
+
+@pytest.mark.parametrize("stage", sizes.STAGES)
+@pytest.mark.parametrize("name", ["tiny", "7b", "65b"])
+def test_the_command_is_the_trainings_own_with_the_sizes_values(name, stage):
+    size = sizes.load(name)
+    machine = size.training(stage)
+    job = render.training_job(size, stage, **ADDRESSES).pytorchjob()
+    words = container(job)["command"]
+    config = parse(Finetune if stage == "sft" else Pretrain, words[3:])
+    assert (config.model, config.dataset, config.store) == tuple(ADDRESSES.values())
+    assert (config.max_steps, config.learning_rate) == (machine.steps, machine.learning_rate)
+    assert (
+        config.per_device_train_batch_size * config.gradient_accumulation_steps * machine.processes
+        == machine.global_batch
+    )
+    assert getattr(config, "stage", "sft") == stage
+    assert sum(spec["replicas"] for spec in job["spec"]["pytorchReplicaSpecs"].values()) == machine.nodes
+
+
+def test_what_is_asked_for_is_in_the_job():
+    size = sizes.load("7b")
+    job = render.training_job(
+        size, "lora", **ADDRESSES, name="mine", namespace="team", queue="gpus", arguments="--lora-r 64"
+    ).pytorchjob()
+    assert (job["metadata"]["name"], job["metadata"]["namespace"]) == ("mine", "team")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert parse(Pretrain, container(job)["command"][3:]).lora_r == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"arguments": "--lora-rr 64"},
+            r"components\.pretrain: there is no option --lora-rr \(did you mean --lora-r\?\)",
+        ),
+        ({"arguments": "--seed 'x"}, "--arguments --seed 'x: No closing quotation"),
+        ({"name": "Not A Name"}, "job name 'Not A Name'"),
+    ],
+)
+def test_a_wrong_option_is_refused(arguments, said):
+    with pytest.raises(InputError, match=said):
+        render.training_job(sizes.load("7b"), "lora", **ADDRESSES, **arguments)
+
+
+def test_an_unknown_stage_names_the_nearest():
+    with pytest.raises(InputError, match=r"no training stage 'loras' \(did you mean lora\?\)"):
+        render.training_job(sizes.load("7b"), "loras", **ADDRESSES)
+
+
+def rendered(*words: str) -> "subprocess.CompletedProcess[str]":
+    given = [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
+    return zhllama("render", "pytorchjob", "--size", "13b", "--stage", "lora", *given, *words)
+
+
+def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
+    done = rendered(
+        *("--namespace", "team", "--queue", "gpus", "--priority-class", "low", "--pull-secret", "registry"),
+        *("--node-selector", "pool=gpu", "--toleration", "nvidia.com/gpu:NoSchedule", "--toleration", "kind=a100"),
+        *("--label", "team=nlp", "--annotation", "note=a b=c", "--grace-seconds", "900", "--s3-secret", "mine"),
+        *("--proxy-secret", "proxy", "--ca-config-map", "authorities"),
+        *("--s3-cidr", "10.20.0.0/16", "--s3-namespace", "minio", "--s3-port", "9000"),
+    )
+    assert done.returncode == 0, done.stderr
+    job, policy = yaml.safe_load_all(done.stdout)
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    selector = policy["spec"]["podSelector"]["matchLabels"]
+    assert selector.items() <= template["metadata"]["labels"].items()
+    assert {value["metadata"]["namespace"] for value in (job, policy)} == {"team"}
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "low"
+    assert job["metadata"]["annotations"] == {"note": "a b=c"}
+    assert template["metadata"]["labels"]["team"] == "nlp"
+    assert template["spec"]["terminationGracePeriodSeconds"] == 900
+    (container,) = template["spec"]["containers"]
+    (key,) = [one["valueFrom"] for one in container["env"] if one["name"] == "AWS_SECRET_ACCESS_KEY"]
+    assert key["secretKeyRef"]["name"] == "mine"
+    assert template["spec"]["nodeSelector"] == {"pool": "gpu"}
+    assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert template["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        {"key": "kind", "operator": "Equal", "value": "a100"},
+    ]
+    assert {volume["name"] for volume in template["spec"]["volumes"]} == {"tmp", "shm", "ca"}
+    assert "HTTPS_PROXY" in {one["name"] for one in container["env"]}
+    *_, s3 = policy["spec"]["egress"]
+    assert s3 == {
+        "to": [
+            {"ipBlock": {"cidr": "10.20.0.0/16"}},
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "minio"}}},
+        ],
+        "ports": [{"protocol": "TCP", "port": 9000}],
+    }
+
+
+def test_without_a_secret_pods_have_their_accounts_own_identity():
+    for words in (
+        ["pytorchjob", "--stage", "lora", "--dataset", "s3://bucket/d", "--store", "s3://bucket/s"],
+        ["serving"],
+    ):
+        done = zhllama("render", *words, "--size", "13b", "--model", "s3://bucket/m", "--s3-secret", "none")
+        assert done.returncode == 0, done.stderr
+        assert "zhllama-s3" not in done.stdout
+        assert "AWS_SECRET_ACCESS_KEY" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--node-selector", "pool"], "--node-selector pool: write KEY=VALUE"),
+        (["--label", "=x"], "--label =x: write KEY=VALUE"),
+        (["--toleration", "gpu:Never"], "--toleration gpu:Never: write KEY"),
+        (["--s3-port", "http"], "--s3-port http: a port is a number"),
+        (["--s3-cidr", "10.0.0.1/8"], "--s3-cidr 10.0.0.1/8: "),
+        (["--s3-namespace", "My_S3"], "--s3-namespace My_S3: lower-case letters"),
+        (["--namespace", "Team_A"], "--namespace Team_A: lower-case letters"),
+        (["--pull-secret", "my secret"], "--pull-secret my secret: lower-case letters"),
+        (["--s3-secret", "Mine"], "--s3-secret Mine: lower-case letters"),
+        (["--queue", "gpu_queue"], "--queue gpu_queue: lower-case letters"),
+        (["--priority-class", "high"], "--priority-class high: it is Kueue's, which asks for a --queue too"),
+        (["--label", "team=a b"], "label team=a b: letters, digits"),
+        (["--annotation", "a b=c"], "annotation a b: in a key letters, digits"),
+        (["--node-selector", "pool=a b"], "--node-selector pool=a b: letters, digits"),
+        (["--grace-seconds", "0"], "--grace-seconds 0: at least 1 is needed"),
+        (["--model", "models/zh"], "--model models/zh: pods of a cluster reach S3 alone"),
+        (["--store", "s3://b/store"], "s3://b/store: not a bucket name"),
+        (["--registry", "https://r.example.com"], "--registry https://r.example.com: write a host and a path"),
+        (["--tag", "of today"], "--tag of today: letters, digits"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant_is_refused_in_one_line_and_nothing_is_written(words, said):
+    done = rendered(*words)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("names", [("model", "dataset", "store"), ("model", "data", "output")], ids="-".join)
+def test_the_command_writes_a_manifest_to_standard_output(names):
+    words = ["render", "pytorchjob", "--size", "13b", "--stage", "sft", "--registry", "r.example.com/t", "--tag", "2"]
+    words += [word for name, value in zip(names, ADDRESSES.values(), strict=True) for word in (f"--{name}", value)]
+    ended = subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, check=True)
+    assert container(next(yaml.safe_load_all(ended.stdout)))["image"] == "r.example.com/t/zhllama-finetune:2"
+
+
+def test_examples_of_a_size_that_is_no_more_are_taken_away(tmp_path):
+    (tmp_path / "9b").mkdir()
+    (tmp_path / "9b" / "lora.yaml").touch()
+    render.write_examples(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.yaml")} == set(render.examples())
+
+
+def zhllama(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "pipelines", *words], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_trainjob_is_rendered_and_what_it_loses_is_said_beside_it(tmp_path):
+    given = [word for name, value in ADDRESSES.items() for word in (f"--{name}", value)]
+    done = zhllama("render", "pytorchjob", "--size", "13b", "--stage", "lora", *given, "--api", "trainjob")
+    assert done.returncode == 0, done.stderr
+    assert [one["kind"] for one in yaml.safe_load_all(done.stdout)] == ["TrainJob", "NetworkPolicy"]
+    assert "not in a TrainJob: ttlSecondsAfterFinished" in done.stderr
+    (tmp_path / "job.yaml").write_text(done.stdout)
+    assert {finding.rule for finding in check([tmp_path])} == {"no-schema"}
+
+
+def test_an_elastic_job_is_refused_with_zero_and_rendered_without():
+    more = {"min_nodes": 1, "max_nodes": 4}
+    with pytest.raises(InputError, match="a ZeRO checkpoint belongs to one number of processes"):
+        render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more)
+    for arguments in ("--deepspeed none", "--deepspeed=none"):
+        job = render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more, arguments=arguments)
+        assert job.pytorchjob()["spec"]["elasticPolicy"]["maxReplicas"] == 4
+
+
+def test_the_environment_of_a_node_is_printed():
+    done = zhllama("env", "--size", "13b", "--node", "1")
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert (printed["RANK"], printed["WORLD_SIZE"]) == ("1", "16")
+    assert printed["AWS_SECRET_ACCESS_KEY"].startswith("(secret ")
+    assert zhllama("env", "--size", "13b", "--node", "2").returncode == 2
+
+
+def test_the_environment_of_a_trainjobs_node_is_its_operators_and_the_containers():
+    done = zhllama("env", "--size", "13b", "--node", "1", "--api", "trainjob")
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert (printed["PET_NODE_RANK"], printed["PET_MASTER_PORT"]) == ("1", "29500")
+    assert not {"RANK", "WORLD_SIZE"} & set(printed)
+    assert printed["HOME"] == "/tmp"
+    assert printed["AWS_SECRET_ACCESS_KEY"].startswith("(secret ")
+    elastic = ("--min-nodes", "1", "--max-nodes", "4", "--arguments", "--deepspeed none")
+    refused = zhllama("env", "--size", "13b", "--api", "trainjob", *elastic)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

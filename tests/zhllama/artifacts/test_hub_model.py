@@ -1,0 +1,63 @@
+"""Models of the Hugging Face Hub as files of this node. A program for each question, since the hub's library reads its
+settings when it is imported."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.components.fetch_weights.conftest import FolderServer, _HubHandler, _serving
+
+FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 40_000}
+SIZE = sum(map(len, FILES.values()))
+PROGRAM = """
+import sys
+from zhllama.artifacts.artifact import open_artifact
+model = open_artifact("hf://someone/model")
+before = model.bytes_to_fetch()
+print(model.local(recheck="recheck" in sys.argv), before, model.bytes_to_fetch())
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FolderServer]:
+    """A hub with one model."""
+    folder = tmp_path / "hub" / "someone" / "model"
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    server = FolderServer(tmp_path / "hub")
+    server.RequestHandlerClass = _HubHandler
+    yield from _serving(server)
+
+
+def local(hub: FolderServer, *options: str) -> tuple[Path, int, int]:
+    """In another process: the copy on this node; the bytes to fetch before it was made, and after."""
+    cache = str(hub.folder.parent / "cache")
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "ZHLLAMA_CACHE": cache}
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, *options], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    folder, before, after = ended.stdout.split()
+    return Path(folder), int(before), int(after)
+
+
+def test_a_node_fetches_a_model_once_for_all_its_processes(hub):
+    folder, before, after = local(hub)
+    assert (before, after) == (SIZE, 0)
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+    assert hub.sent.total() == SIZE
+    assert local(hub) == (folder, 0, 0)
+    assert hub.sent.total() == SIZE
+
+
+def test_a_recheck_fetches_what_was_damaged_on_the_node_and_nothing_else(hub):
+    folder, _, _ = local(hub)
+    damaged = folder / "model.safetensors"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    hub.sent.clear()
+    local(hub, "recheck")
+    assert damaged.read_bytes() == FILES["model.safetensors"]
+    assert hub.sent == {"/someone/model/model.safetensors": len(FILES["model.safetensors"])}

@@ -1,0 +1,294 @@
+"""Text as documents, and instructions as items: read in order, and every fault named with its place."""
+
+import gzip
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from zhllama import storage
+from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.data import text_stream
+from zhllama.data.corpus import Document, Skipped, bytes_of_text, read_documents, total_of
+from zhllama.data.instructions import read_instructions
+from zhllama.errors import InputError
+
+
+def folder(root: Path, **files: bytes | str) -> Artifact:
+    """A plain folder; `a_txt="…"` is the file a.txt."""
+    for name, content in files.items():
+        path = root / name.replace("_", ".")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return open_artifact(str(root))
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def test_documents_come_in_order_of_file_name_and_line(tmp_path):
+    artifact = folder(
+        tmp_path,
+        b_txt="三\n",
+        a_txt="一\n\n  \n二",
+        c_jsonl='{"text": "四\\n五"}\n\n{"text": "六", "x": 1}\n',
+        d_md="no",
+    )
+    assert list(read_documents(artifact)) == [
+        Document("一", "a.txt", 1),
+        Document("二", "a.txt", 4),
+        Document("三", "b.txt", 1),
+        Document("四\n五", "c.jsonl", 1),
+        Document("六", "c.jsonl", 3),
+    ]
+
+
+def test_blank_lines_are_kept_when_asked_for(tmp_path):
+    artifact = folder(tmp_path, a_txt="一\n\n二\n")
+    assert [document.text for document in read_documents(artifact, keep_blank=True)] == ["一", "", "二"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
+    artifact = folder(tmp_path, a_txt=b"\xef\xbb\xbf" + "一\r\n二\r\n".encode())
+    assert [document.text for document in read_documents(artifact)] == ["一", "二"]
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+        min_size=1,
+    )
+)
+def test_every_line_is_a_document_whatever_it_holds(tmp_path_factory, lines):
+    artifact = folder(tmp_path_factory.mktemp("text"), a_txt="\n".join(lines))
+    lines[0] = lines[0].removeprefix("\ufeff")
+    assert [document.text for document in read_documents(artifact)] == [line for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("size", [1, 7, 40, 2**19])
+def test_a_fault_in_one_block_of_lines_does_not_move_the_numbers_of_others(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(text_stream, "LINES_BYTES", size)
+    lines = ["一", "", "\t", "二" * 30, "\r", "三\r\r", "bad", "", "四"]
+    raw = [line.encode() if line != "bad" else b"bad \xff" for line in lines]
+    artifact = folder(tmp_path, a_txt=b"\n".join(raw), b_txt=b"\xef\xbb\xbf\n" + b"\n".join(raw) + b"\n\n")
+    skipped = Skipped()
+    found = [tuple(one) for one in read_documents(artifact, keep_blank=True, skipped=skipped)]
+    plain = [(line.rstrip("\r"), number) for number, line in enumerate(lines, start=1) if line != "bad"]
+    after = [("", 1), *((line, number + 1) for line, number in plain), ("", len(lines) + 2)]
+    assert found == [(line, "a.txt", n) for line, n in plain] + [(line, "b.txt", n) for line, n in after]
+    assert [fault.split(": ")[1][:14] for fault in skipped.first] == ["line 7 is not ", "line 8 is not "]
+
+
+def zstd(content: bytes) -> bytes:
+    """One frame, as the command `zstd` writes it."""
+    made = io.BytesIO()
+    with pyarrow.CompressedOutputStream(pyarrow.PythonFile(made, mode="w"), "zstd") as stream:
+        stream.write(content)
+        held = made  # closing the stream closes the file: its content is taken by then
+        made.close = lambda: None  # type: ignore[method-assign]
+    return held.getvalue()
+
+
+def table(path: Path, **columns: list) -> Path:
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=400)
+    return path
+
+
+LINES = [f"第{number}行，压缩过的。" for number in range(2500)]
+
+
+@pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_compressed_text_is_read_as_the_text(tmp_path, compressed, kind):
+    plain = LINES if kind == "txt" else [json.dumps({"text": line}) for line in LINES]
+    content = "\n".join(plain).encode()
+    suffix = {gzip.compress: "gz", zstd: "zst"}[compressed]
+    # two frames, one after the other, as parallel compressors write them
+    (tmp_path / f"a.{kind}.{suffix}").write_bytes(compressed(content[:5000]) + compressed(content[5000:]))
+    artifact = open_artifact(str(tmp_path))
+    assert [document.text for document in read_documents(artifact)] == LINES
+    assert bytes_of_text(artifact) is None
+
+
+def test_a_total_is_known_when_every_size_is():
+    assert total_of([3, 0, 4]) == 7
+    assert total_of([3, None, 4]) is None
+
+
+@pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
+@pytest.mark.parametrize(
+    "broken", [lambda content: content[:-20], lambda content: b"no" + content], ids=["short", "other"]
+)
+def test_a_damaged_compressed_file_is_named(tmp_path, compressed, broken):
+    name = {gzip.compress: "a.txt.gz", zstd: "a.txt.zst"}[compressed]
+    (tmp_path / name).write_bytes(broken(compressed("\n".join(LINES).encode())))
+    with pytest.raises(InputError, match=rf"{name}: cannot be decompressed .*; compress it again"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_a_parquet_file_is_read_row_by_row(tmp_path):
+    table(tmp_path / "a.parquet", number=list(range(2500)), text=LINES)
+    found = list(read_documents(open_artifact(str(tmp_path))))
+    assert [document.text for document in found] == LINES
+    assert found[1700] == Document(LINES[1700], "a.parquet", 1701)
+
+
+def test_a_parquet_file_in_s3_is_read_by_range(s3_store, tmp_path):
+    content = table(tmp_path / "a.parquet", text=LINES).read_bytes()
+    storage.write_bytes(f"{s3_store}/a.parquet", content)
+    assert [document.text for document in read_documents(open_artifact(s3_store))] == LINES
+
+
+def test_a_table_without_text_says_what_it_has(tmp_path):
+    table(tmp_path / "a.parquet", content=LINES, title=LINES)
+    with pytest.raises(InputError, match=r"a.parquet: no column text \(it has content, title\)"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_an_empty_cell_is_named_by_its_row(tmp_path):
+    table(tmp_path / "a.parquet", text=["一", None, "三"])
+    with pytest.raises(InputError, match=r"a.parquet: row 2 has nothing in the column 'text'"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    path = table(tmp_path / "a.parquet", text=LINES)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"a.parquet: not a Parquet file, or a damaged one"):
+        list(read_documents(open_artifact(str(tmp_path))))
+
+
+def test_lines_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
+    table(tmp_path / "d.parquet", text=["七", None])
+    artifact = folder(
+        tmp_path,
+        a_txt="一\n".encode() + b"\xff\xfe\n" + "二\n".encode(),
+        b_jsonl='{"text": "三"}\n{\n{"content": "x"}\n\n{"text": 4}\n{"text": "五"}\n',
+    )
+    skipped = Skipped()
+    assert [document.text for document in read_documents(artifact, skipped=skipped)] == ["一", "二", "三", "五", "七"]
+    assert skipped.count == 5
+    assert "a.txt: line 2 is not UTF-8" in skipped.first[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({}, "nothing is there"),
+        ({"a_md": "text"}, "no .txt or .jsonl file"),
+        ({"a_txt": ""}, "the text files are empty"),
+        ({"a_txt": "\n \n\t\n"}, "the text files are empty"),
+        ({"a_txt": "一\n".encode() + b"\xff\xfe\n"}, "a.txt: line 2 is not UTF-8"),
+        ({"a_txt": "中文".encode("gb18030")}, "a.txt: line 1 is not UTF-8"),
+        ({"a_jsonl": '{"text": "一"}\n{'}, "a.jsonl: line 2 is not JSON"),
+        ({"a_jsonl": '{"content": "一"}'}, "a.jsonl: line 1 has no text field"),
+        ({"a_jsonl": '["一"]'}, "a.jsonl: line 1 has no text field"),
+        ({"a_jsonl": '{"text": 5}'}, "a.jsonl: line 1 has no text field"),
+        (
+            {"a_jsonl": '{"text": "\\ud83e\\udd17"}\n{"text": "\\ud83e"}'},
+            "a.jsonl: line 2 has half of a surrogate pair",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fault_in_the_text_is_named_with_its_place(tmp_path, files, line):
+    with pytest.raises(InputError) as caught:
+        list(read_documents(folder(tmp_path, **files)))
+    assert line in str(caught.value)
+
+
+# --- instructions -----------------------------------------------------------------------------------------------------
+
+ITEM = {"instruction": "翻译", "input": "hello", "output": "你好"}
+
+
+def test_items_come_in_order_from_lists_and_lines(tmp_path):
+    artifact = folder(
+        tmp_path,
+        b_json=json.dumps([ITEM, {"instruction": "说", "output": "好"}], ensure_ascii=False),
+        a_jsonl="\n".join(json.dumps({**ITEM, "output": str(number), "more": 1}) for number in range(2)) + "\n\n",
+    )
+    assert list(read_instructions(artifact)) == [
+        {**ITEM, "output": "0"},
+        {**ITEM, "output": "1"},
+        ITEM,
+        {"instruction": "说", "input": "", "output": "好"},
+    ]
+
+
+def test_one_file_is_read_alone(tmp_path):
+    folder(tmp_path, a_json=json.dumps([ITEM]), b_json="{")
+    assert list(read_instructions(open_artifact(str(tmp_path / "a.json")))) == [ITEM]
+
+
+def test_an_absent_input_may_be_null(tmp_path):
+    artifact = folder(tmp_path, a_json=json.dumps([{**ITEM, "input": None}]))
+    assert list(read_instructions(artifact)) == [{**ITEM, "input": ""}]
+
+
+@pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
+def test_compressed_items_are_read(tmp_path, compressed):
+    suffix = {gzip.compress: "gz", zstd: "zst"}[compressed]
+    (tmp_path / f"a.json.{suffix}").write_bytes(compressed(json.dumps([ITEM] * 500, indent=1).encode()))
+    (tmp_path / f"b.jsonl.{suffix}").write_bytes(compressed((json.dumps(ITEM) + "\n").encode() * 500))
+    assert list(read_instructions(open_artifact(str(tmp_path)))) == [ITEM] * 1000
+
+
+def test_items_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
+    artifact = folder(
+        tmp_path,
+        a_json=json.dumps([ITEM, 5, {"instruction": "x"}]),
+        b_jsonl=json.dumps(ITEM) + "\n{\n",
+    )
+    skipped = Skipped()
+    assert list(read_instructions(artifact, skipped=skipped)) == [ITEM, ITEM]
+    assert skipped.count == 3
+    assert "a.json: item 2: a int" in skipped.first[0]
+
+
+def test_a_long_list_is_read_in_the_memory_of_a_few_blocks(tmp_path):
+    item = json.dumps({**ITEM, "output": "好" * 3000}, ensure_ascii=False)
+    artifact = folder(tmp_path, a_json="[" + ",\n".join([item] * 7000) + "]")
+    size = (tmp_path / "a.json").stat().st_size
+    tracemalloc.start()
+    assert sum(1 for _ in read_instructions(artifact)) == 7000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 60e6
+    assert peak < 35e6
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    artifact = folder(tmp_path, a_json=b"\xef\xbb\xbf" + json.dumps([ITEM]).encode())
+    assert list(read_instructions(artifact)) == [ITEM]
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ({"a_txt": "x"}, "no .json or .jsonl file"),
+        ({"a_json": "[{"}, "a.json: not JSON"),
+        ({"a_json": ""}, "a.json: not JSON"),
+        ({"a_json": b"\xff\xfe["}, "a.json: not JSON"),
+        ({"a_json": json.dumps(ITEM)}, "a.json: a dict where a list of objects"),
+        ({"a_json": "[]"}, "no item in it"),
+        ({"a_jsonl": "\n"}, "no item in it"),
+        ({"a_json": json.dumps([ITEM, 5])}, "a.json: item 2: a int where an object"),
+        ({"a_json": json.dumps([{"instruction": "x"}])}, "item 1: field 'output' is missing"),
+        ({"a_json": json.dumps([{"output": "x"}])}, "item 1: field 'instruction' is missing"),
+        ({"a_jsonl": json.dumps({**ITEM, "input": "\ud83e"})}, "item 1: field 'input' has half of a surrogate pair"),
+        ({"a_json": json.dumps([{**ITEM, "output": ["x"]}])}, "item 1: field 'output' is not text"),
+        ({"a_json": json.dumps([{**ITEM, "instruction": " "}])}, "item 1: field 'instruction' is empty"),
+        ({"a_jsonl": json.dumps(ITEM) + "\n{"}, "a.jsonl: line 2 is not JSON"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fault_in_the_instructions_is_named_with_its_place(tmp_path, files, line):
+    with pytest.raises(InputError) as caught:
+        list(read_instructions(folder(tmp_path, **files)))
+    assert line in str(caught.value)

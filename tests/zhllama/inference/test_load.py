@@ -1,0 +1,405 @@
+"""A model is loaded whole or refused; adapters are merged as peft merges them; text streams in whole characters."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.errors import InputError
+from zhllama.inference.load import (
+    LoadedModel,
+    Sampling,
+    TextStream,
+    answer,
+    choose_precision,
+    load_model,
+    rope_alpha_of,
+    stream,
+    stretch,
+    stretched_base,
+)
+from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.vocabulary import Encoder
+
+GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model: str) -> LoadedModel:
+    return load_model(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def plain_model(tiny_model: str) -> Path:
+    """The tiny model's folder."""
+    return Path(tiny_model).parent
+
+
+@pytest.fixture
+def copied(plain_model: Path, tmp_path: Path) -> Path:
+    """A copy of the model without its manifest, to be damaged."""
+    shutil.copytree(plain_model, tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    return tmp_path / "model"
+
+
+def extended(model: bytes, pieces: list[str]) -> bytes:
+    proto = parse_model(model)
+    for index, piece in enumerate(pieces):
+        proto.pieces.add(piece=piece, score=-31_741.0 - index)
+    return bytes(proto.SerializeToString())
+
+
+def write_adapter(folder: Path, base: Any, tokenizer: bytes, seed: int) -> Path:
+    """A peft adapter on `base` with random LoRA weights; full embeddings when the vocabulary is larger than base's."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    rows = Encoder(tokenizer).size
+    grows = rows > base.config.vocab_size
+    if grows:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    config = LoraConfig(
+        r=2,
+        lora_alpha=4,
+        target_modules=["q_proj", "down_proj"],
+        modules_to_save=["embed_tokens", "lm_head"] if grows else None,
+        init_lora_weights=False,
+    )
+    get_peft_model(base, config).save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    return folder
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapters(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes
+) -> tuple[Path, Path, Any]:
+    """Two adapters in order, the first with three pieces more than the model, and peft's own merge of both."""
+    from peft import PeftModel
+
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    tokenizer = extended(llama_tokenizer, ["中文", "你好", "[PAD]"])
+    base = load_model(tiny_model).model
+    write_adapter(first, base, tokenizer, 1)
+    expected = load_model(tiny_model).model
+    expected.resize_token_embeddings(Encoder(tokenizer).size, mean_resizing=False)
+    expected = PeftModel.from_pretrained(expected, str(first)).merge_and_unload()
+    import copy
+
+    write_adapter(second, copy.deepcopy(expected), tokenizer, 2)
+    expected = PeftModel.from_pretrained(expected, str(second)).merge_and_unload()
+    return first, second, expected
+
+
+def test_adapters_are_merged_in_order_with_their_rows_and_tokenizer(
+    tiny_model: str, adapters: tuple[Path, Path, Any]
+) -> None:
+    import torch
+
+    first, second, expected = adapters
+    merged = load_model(tiny_model, f"{first},{second}")
+    state = merged.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.state_dict().items())
+    assert state["model.embed_tokens.weight"].shape[0] == merged.encoder.size == 803
+    assert merged.padding == 802
+
+
+def test_adapters_in_the_wrong_order_are_refused(tiny_model: str, adapters: tuple[Path, Path, Any]) -> None:
+    first, second, _ = adapters
+    with pytest.raises(InputError, match=r": extends; it must be equal.*right order"):
+        load_model(tiny_model, f"{second},{first}")
+
+
+def test_an_adapter_with_a_foreign_vocabulary_is_refused(
+    tiny_model: str, llama_tokenizer: bytes, tmp_path: Path
+) -> None:
+    proto = parse_model(llama_tokenizer)
+    proto.pieces[700].piece = "foreign"
+    adapter = write_adapter(tmp_path / "adapter", load_model(tiny_model).model, bytes(proto.SerializeToString()), 1)
+    with pytest.raises(InputError, match=": foreign; it must be equal"):
+        load_model(tiny_model, str(adapter))
+
+
+def test_an_adapter_of_another_model_is_refused_by_its_manifest(
+    tiny_model: str, llama_tokenizer: bytes, tmp_path: Path
+) -> None:
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    out.add_folder(write_adapter(tmp_path / "adapter", load_model(tiny_model).model, llama_tokenizer, 1))
+    out.facts["base_digest"] = "0" * 64
+    reference = out.publish("adapter").reference
+    with pytest.raises(InputError, match="it was trained on the model 00000000"):
+        load_model(tiny_model, reference)
+
+
+# --- what is no model -------------------------------------------------------------------------------------------------
+
+
+def damage_shard(folder: Path) -> None:
+    shard = max(folder.glob("model-0*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+
+
+def drop_shard(folder: Path) -> None:
+    max(folder.glob("model-0*.safetensors")).unlink()
+
+
+def drop_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.model").unlink()
+
+
+def swap_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.model"
+    file.write_bytes(extended(file.read_bytes(), ["中文"]))
+
+
+def drop_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_shard, "model-00001.*(cut short|header)"),
+        (drop_shard, "shard model-00001.* is missing"),
+        (drop_tokenizer, "no tokenizer.model"),
+        (swap_tokenizer, "800 rows and tokenizer.model 801 pieces"),
+        (drop_config, "no config.json"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused_in_one_line(copied: Path, damage: Any, said: str) -> None:
+    damage(copied)
+    with pytest.raises(InputError, match=said):
+        load_model(str(copied))
+
+
+def test_a_model_that_lacks_a_tensor_is_refused(copied: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    for file in copied.glob("model-0*.safetensors"):
+        state = load_file(file)
+        state.pop("model.layers.1.mlp.up_proj.weight", None)
+        save_file(state, file, {"format": "pt"})
+    index = copied / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    del value["weight_map"]["model.layers.1.mlp.up_proj.weight"]
+    index.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(copied))
+
+
+def test_another_kind_of_artifact_is_refused(tmp_path: Path) -> None:
+    out = ArtifactWriter(str(tmp_path), "train_tokenizer", "key")
+    out.add_bytes("tokenizer.model", b"x")
+    with pytest.raises(InputError, match="this is of kind tokenizer; hf-model is needed"):
+        load_model(out.publish("tokenizer").reference)
+
+
+def test_a_model_in_s3_is_loaded_through_the_cache(plain_model: Path, s3_store: str, loaded: LoadedModel) -> None:
+    import torch
+
+    out = ArtifactWriter(s3_store, "convert_weights", "key")
+    source = open_artifact(str(plain_model))
+    for name in source.names:
+        out.copy(source, name)
+    out.vocabulary = source.manifest.vocabulary
+    again = load_model(out.publish("hf-model").reference)
+    state = loaded.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_an_adapter_of_another_architecture_is_refused_before_a_weight_is_loaded(
+    tiny_model: str, llama_tokenizer: bytes, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 2}
+    wider = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
+    adapter = write_adapter(tmp_path / "wider", wider, llama_tokenizer, 1)
+    with pytest.raises(InputError, match=r"proj\.weight with 96 along axis \d, the model's is 64 × .*of this size"):
+        load_model(tiny_model, str(adapter))
+    shape |= {"hidden_size": 64, "num_hidden_layers": 3}
+    deeper = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
+    adapter = write_adapter(tmp_path / "deeper", deeper, llama_tokenizer, 1)
+    with pytest.raises(InputError, match=r"changes model\.layers\.2\..*, which the model has not"):
+        load_model(tiny_model, str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "bfloat16", "installed", "adapters", "found"),
+    [
+        ("auto", False, False, False, False, "float32"),
+        ("auto", True, True, False, True, "bfloat16"),
+        ("auto", True, False, True, True, "float16"),
+        ("float32", False, False, False, True, "float32"),
+        ("float16", True, False, False, True, "float16"),
+        ("int8", True, True, True, False, "int8"),
+        ("4bit", True, False, True, False, "4bit"),
+        ("float16", False, False, False, False, "a processor runs float32 alone"),
+        ("bfloat16", False, False, False, False, "a processor runs float32 alone"),
+        ("4bit", False, False, True, False, "a processor runs float32 alone"),
+        ("bfloat16", True, False, False, False, "this GPU has no bfloat16"),
+        ("int8", True, True, False, False, "bitsandbytes is not installed"),
+        ("4bit", True, True, True, True, "use merge_adapters first"),
+    ],
+)
+def test_a_precision_is_what_the_machine_has_or_refused(
+    wanted: Any, gpu: bool, bfloat16: bool, installed: bool, adapters: bool, found: str
+) -> None:
+    if " " not in found:
+        assert choose_precision(wanted, gpu, bfloat16, installed, adapters) == found
+        return
+    with pytest.raises(InputError, match=found):
+        choose_precision(wanted, gpu, bfloat16, installed, adapters)
+
+
+# --- a longer context -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "alpha"), [(512, 1.0), (2048, 1.0), (2049, 1.1010742), (4096, 3.3), (8192, 7.7)])
+def test_the_stretch_is_the_recipes(length: int, alpha: float) -> None:
+    assert rope_alpha_of(length, 2048) == pytest.approx(alpha)
+
+
+@given(st.floats(1, 16), st.sampled_from([16, 64, 128]))
+def test_the_slowest_frequency_falls_by_alpha_and_the_fastest_stays(alpha: float, dim: int) -> None:
+    base = stretched_base(10_000.0, alpha, dim)
+    assert base == pytest.approx(10_000 * alpha ** (dim / (dim - 2)))
+    slowest = base ** (-(dim - 2) / dim)
+    assert slowest == pytest.approx(10_000 ** (-(dim - 2) / dim) / alpha)
+
+
+def test_a_stretched_model_reads_as_one_made_with_that_base(tiny_model: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(tiny_model).parent
+    loaded = load_model(tiny_model, context_length=4096)
+    dim = 16
+    config = AutoConfig.from_pretrained(folder)
+    config.rope_parameters["rope_theta"] = 10_000 * (1.1 * (3000 / 1024 - 1)) ** (dim / (dim - 2))
+    made = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    ids = torch.randint(3, 800, (1, 2500), generator=torch.Generator().manual_seed(1))
+    stretch(loaded, 3000)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids).logits, made(ids).logits)
+    # and back: what fits the model's own positions is read as ever
+    stretch(loaded, 2048)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids[:, :300]).logits, plain(ids[:, :300]).logits)
+
+
+def test_prompts_beyond_the_positions_are_answered_as_alone_and_the_others_as_ever(
+    tiny_model: str, loaded: LoadedModel, chinese_text: list[str]
+) -> None:
+    long = load_model(tiny_model, context_length=4096)
+    prompts = [[1, *range(300, 300 + count)] * repeat for count, repeat in ((20, 1), (299, 8), (30, 1), (399, 6))]
+    assert max(map(len, prompts)) > 2048
+    together = answer(long, prompts, GREEDY)
+    assert together == [answer(long, [prompt], GREEDY)[0] for prompt in prompts]
+    assert [together[0], together[2]] == answer(loaded, [prompts[0], prompts[2]], GREEDY)
+    with pytest.raises(InputError, match="2048 positions"):
+        answer(loaded, prompts, GREEDY)
+
+
+# --- answering --------------------------------------------------------------------------------------------------------
+
+
+def test_answers_in_a_batch_are_those_of_each_prompt_alone(loaded: LoadedModel, chinese_text: list[str]) -> None:
+    prompts = [loaded.prompt_ids(text) for text in [*chinese_text[:9], "", "a"]]
+    together = answer(loaded, prompts, GREEDY)
+    assert together == [answer(loaded, [prompt], GREEDY)[0] for prompt in prompts]
+    assert any(together)
+
+
+def test_the_same_seed_draws_the_same_answers(loaded: LoadedModel) -> None:
+    prompts = [loaded.prompt_ids("你好")] * 3
+    draw = Sampling(temperature=1.5, max_new_tokens=12)
+    assert answer(loaded, prompts, draw) == answer(loaded, prompts, draw)
+    assert answer(loaded, prompts, draw) != answer(loaded, prompts, dataclasses.replace(draw, seed=7))
+
+
+def test_an_answer_ends_where_the_context_ends(loaded: LoadedModel) -> None:
+    narrow = dataclasses.replace(loaded, positions=20)
+    prompts = [[1, *range(300, 300 + count)] for count in (3, 17)]
+    lengths = [len(ids) for ids in answer(narrow, prompts, dataclasses.replace(GREEDY, max_new_tokens=100))]
+    assert lengths[0] <= 16
+    assert lengths[1] <= 2
+    with pytest.raises(InputError, match="the prompt has 20 tokens and the model 20 positions"):
+        answer(narrow, [[1] * 20], GREEDY)
+
+
+def test_rows_that_only_pad_the_embedding_are_never_said(loaded: LoadedModel) -> None:
+    import copy
+
+    padded = copy.deepcopy(loaded.model)
+    padded.resize_token_embeddings(loaded.encoder.size + 64, mean_resizing=False)
+    padded.get_output_embeddings().weight.data[loaded.encoder.size :] *= 1000
+    (said,) = answer(dataclasses.replace(loaded, model=padded), [loaded.prompt_ids("你好")], GREEDY)
+    assert said
+    assert max(said) < loaded.encoder.size
+
+
+def test_a_stream_says_what_the_answer_says(loaded: LoadedModel) -> None:
+    prompt = loaded.prompt_ids("今天")
+    said: list[str] = []
+    ids = stream(loaded, prompt, GREEDY, said.append)
+    assert [ids] == answer(loaded, [prompt], GREEDY)
+    assert "".join(said) == loaded.encoder.decode(ids)
+
+
+def test_an_interrupted_stream_keeps_what_was_said(loaded: LoadedModel) -> None:
+    said: list[str] = []
+
+    def write(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            raise KeyboardInterrupt
+
+    ids = stream(loaded, loaded.prompt_ids("a"), GREEDY, write)
+    whole = answer(loaded, [loaded.prompt_ids("a")], GREEDY)[0]
+    assert 3 <= len(ids) < len(whole)
+    assert ids == whole[: len(ids)]
+
+
+_text = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("汉字你好，𠀀𪚥🀄é ")), max_size=20)
+
+
+@given(_text, st.lists(st.integers(0, 799), max_size=12), _text)
+def test_streamed_pieces_are_the_text_and_never_half_a_character(
+    llama_tokenizer: bytes, before: str, between: list[int], after: str
+) -> None:
+    encoder = Encoder(llama_tokenizer)
+    ids = [*encoder.encode(before), *between, *encoder.encode(after)]
+    said: list[str] = []
+    text = TextStream(encoder, said.append)
+    for index in ids:
+        text.add(index)
+        assert "".join(said) == encoder.decode(ids)[: len("".join(said))]
+    text.end()
+    whole = encoder.decode(ids)
+    assert "".join(said) == whole
+    assert "".join(said).count("\ufffd") == whole.count("\ufffd")
+
+
+@given(_text)
+def test_whole_text_streams_without_a_replacement_character(llama_tokenizer: bytes, given_text: str) -> None:
+    encoder = Encoder(llama_tokenizer)
+    said: list[str] = []
+    text = TextStream(encoder, said.append)
+    for index in encoder.encode(given_text.replace("\ufffd", "")):
+        text.add(index)
+    text.end()
+    assert "\ufffd" not in "".join(said)

@@ -1,0 +1,226 @@
+"""Checkpoints in a store: complete or not there, the newest first, of this training, and for as many processes."""
+
+import dataclasses
+import logging
+import threading
+
+import pytest
+
+from zhllama import storage
+from zhllama.artifacts.artifact import Input, open_artifact
+from zhllama.errors import InputError
+from zhllama.training.checkpoints import (
+    KIND,
+    Patience,
+    Run,
+    clean,
+    commit,
+    complete,
+    open_checkpoint,
+    require_same_run,
+    require_world,
+    write_part,
+)
+
+FIRST, SECOND = "00000001", "00000002"
+"""Two starts of a training."""
+
+
+@pytest.fixture
+def run(store: str) -> Run:
+    return Run(store, "pretrain", "k" * 32, {"lora_r": 8, "seed": 1}, {"model": Input("s3://b/model", "a" * 64)})
+
+
+def part(run: Run, step: int, start: str, rank: int):
+    """What one rank writes."""
+    out = run.writer(step, start)
+    out.facts |= {"step": step, "world": 2, "zero_stage": 0, "global_batch": 8}
+    out.add_bytes(f"rank-{rank:05d}.safetensors", b"tensors" * (step + rank))
+    write_part(out, rank)
+    return out
+
+
+def checkpoint(run: Run, step: int, start: str = FIRST):
+    part(run, step, start, 1)
+    return commit(part(run, step, start, 0), 2, threading.Event())
+
+
+def steps(run: Run) -> list[int]:
+    return [manifest.facts["step"] for manifest in complete(run.folder)]
+
+
+def folders(run: Run) -> set[str]:
+    return {item.name.split("/")[0] for item in storage.listing(run.folder)}
+
+
+def test_a_checkpoint_is_one_artifact_of_every_ranks_files(run):
+    manifest = checkpoint(run, 7)
+    assert manifest.root == f"{run.folder}/step-00000007-{FIRST}"
+    found = open_checkpoint(manifest.reference, "--resume-from-checkpoint")
+    assert found.manifest.kind == KIND
+    assert found.names == ["rank-00000.safetensors", "rank-00001.safetensors"]
+    assert found.read("rank-00001.safetensors") == b"tensors" * 8
+
+
+def test_it_waits_for_the_parts_of_the_others(run):
+    done: list = []
+    committer = threading.Thread(
+        target=lambda: done.append(commit(part(run, 3, FIRST, 0), 2, threading.Event())), daemon=True
+    )
+    committer.start()
+    committer.join(0.3)
+    assert committer.is_alive()
+    assert steps(run) == []
+    part(run, 3, FIRST, 1)
+    committer.join(60)
+    assert steps(run) == [3]
+
+
+def test_one_that_is_given_up_stays_incomplete(run):
+    given_up = threading.Event()
+    given_up.set()
+    assert commit(part(run, 3, FIRST, 0), 2, given_up) is None
+    assert steps(run) == []
+
+
+def test_the_part_of_an_earlier_start_is_not_taken_for_this_ones(run):
+    part(run, 3, FIRST, 1)
+    given_up = threading.Event()
+    threading.Timer(0.5, given_up.set).start()
+    assert commit(part(run, 3, SECOND, 0), 2, given_up) is None
+
+
+def test_the_newest_complete_one_comes_first(run):
+    for step in (5, 100, 20):
+        checkpoint(run, step)
+    part(run, 200, FIRST, 0)
+    assert steps(run) == [100, 20, 5]
+
+
+def test_one_that_lost_a_file_is_left_aside(run, caplog):
+    checkpoint(run, 5)
+    newest = checkpoint(run, 10)
+    storage.delete(f"{newest.root}/rank-00001.safetensors")
+    with caplog.at_level(logging.WARNING):
+        assert steps(run) == [5]
+    assert "files of this checkpoint are missing" in caplog.text
+
+
+def test_a_damaged_manifest_is_left_aside(run, caplog):
+    checkpoint(run, 5)
+    newest = checkpoint(run, 10)
+    storage.write_bytes(newest.reference, storage.read_bytes(newest.reference).replace(b'"step": 10', b'"step": 99'))
+    with caplog.at_level(logging.WARNING):
+        assert steps(run) == [5]
+    assert "damaged" in caplog.text
+
+
+def test_one_that_was_copied_from_elsewhere_is_left_aside(run, caplog):
+    other = dataclasses.replace(run, key="o" * 32)
+    manifest = checkpoint(other, 10)
+    for item in storage.listing(manifest.root):
+        storage.copy(f"{manifest.root}/{item.name}", f"{run.folder}/step-00000010-{FIRST}/{item.name}")
+    with caplog.at_level(logging.WARNING):
+        assert steps(run) == []
+    assert "was copied from" in caplog.text
+
+
+def test_old_and_incomplete_ones_are_cleaned_away(run):
+    for step in (1, 2, 3, 4):
+        checkpoint(run, step)
+    part(run, 5, FIRST, 0)
+    clean(run.folder, keep=2, start=SECOND)
+    assert steps(run) == [4, 3]
+    assert folders(run) == {f"step-00000004-{FIRST}", f"step-00000003-{FIRST}"}
+
+
+def test_what_this_start_is_writing_is_not_cleaned_away(run):
+    checkpoint(run, 4)
+    part(run, 5, SECOND, 0)
+    clean(run.folder, keep=2, start=SECOND)
+    assert folders(run) == {f"step-00000004-{FIRST}", f"step-00000005-{SECOND}"}
+
+
+def test_files_of_others_are_not_touched(run):
+    checkpoint(run, 4)
+    storage.write_bytes(f"{run.folder}/notes/readme.txt", b"mine")
+    clean(run.folder, keep=1, start=SECOND)
+    assert storage.exists(f"{run.folder}/notes/readme.txt")
+
+
+# --- what it is good for ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"stage": "finetune"}, "a checkpoint of pretrain; this is finetune"),
+        ({"inputs": {"model": Input("m", "b" * 64)}}, r"its --model was s3://b/model \(aaaaaaaa\)"),
+        ({"inputs": {}}, "its --model was s3://b/model"),
+        ({"configuration": {"lora_r": 16, "seed": 1}}, "its --lora-r was 8, here it is 16"),
+    ],
+    ids=["stage", "input", "input that is gone", "option"],
+)
+def test_a_checkpoint_of_another_training_is_refused(run, changed, said):
+    manifest = checkpoint(run, 4)
+    with pytest.raises(InputError, match=f"--resume-from-checkpoint .*{said}"):
+        require_same_run(manifest, dataclasses.replace(run, **changed), "--resume-from-checkpoint")
+
+
+def test_another_release_or_split_of_the_batch_may_go_on(run, caplog):
+    split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    with caplog.at_level(logging.WARNING):
+        other = dataclasses.replace(run, key="o" * 32, configuration={**run.configuration, **split})
+        require_same_run(checkpoint(run, 4), other, "--resume-from-checkpoint")
+    assert "another release" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["hf-model", "files"])
+def test_what_is_no_checkpoint_is_refused(run, what):
+    from zhllama.artifacts.artifact import ArtifactWriter
+
+    out = ArtifactWriter(run.store, "stage", "key")
+    out.add_bytes("x", b"x")
+    reference = out.publish("hf-model").reference if what == "hf-model" else out.root
+    with pytest.raises(InputError, match=r"checkpoint is needed|no complete checkpoint"):
+        open_checkpoint(reference, "--resume-from-checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("zero", "world", "asked", "said"),
+    [
+        (2, 2, (4, 2), "holds the ZeRO-2 optimizer of 2 processes, this training has 4; start it with 2 processes, or"),
+        (2, 2, (2, 0), "of ZeRO stage 2, this training of 0; give the same --deepspeed"),
+        (0, 2, (4, 0), ""),
+        (2, 2, (2, 2), ""),
+    ],
+    ids=["ZeRO for more processes", "another ZeRO stage", "plain for more processes", "the same"],
+)
+def test_the_optimizer_has_to_fit_the_processes(run, zero, world, asked, said):
+    out = part(run, 4, FIRST, 0)
+    out.facts |= {"zero_stage": zero, "world": world}
+    manifest = open_artifact(out.publish(KIND).reference).manifest
+    if not said:
+        require_world(manifest, *asked)
+        return
+    with pytest.raises(InputError, match=said):
+        require_world(manifest, *asked)
+
+
+def test_patience_counts_from_the_first_failure_after_a_success(run):
+    patience = Patience(minutes=2)
+    assert not patience.over(now=1e9)
+    patience.failed("503", now=100.0)
+    patience.failed("still 503", now=200.0)
+    assert not patience.over(now=219.0)
+    assert patience.over(now=221.0)
+    assert "no checkpoint could be written for 2 minutes" in str(patience.fault(run))
+    assert "still 503" in str(patience.fault(run))
+    patience.succeeded()
+    assert not patience.over(now=1e9)
+
+
+def test_patience_of_0_minutes_never_ends():
+    patience = Patience(minutes=0)
+    patience.failed("503", now=0.0)
+    assert not patience.over(now=1e9)

@@ -1,0 +1,68 @@
+"""A training that goes wrong is stopped, in one line that says what to change and where to go on from."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from components.pretrain.pretraining import Pretrain, pretrain
+from tests.soak.training import DEFAULTS
+from zhllama.artifacts.artifact import open_artifact
+from zhllama.errors import InputError
+from zhllama.stage.cli import run_stage
+from zhllama.training.checkpointing import OVERFLOWS, at_smallest_scale
+
+
+@pytest.fixture
+def pretrained(tiny, tmp_path, monkeypatch):
+    """The stage in this process: `pretrained(**options)`."""
+    monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
+
+    def run(**options):
+        chosen = {**DEFAULTS, "model": tiny.model, "dataset": tiny.dataset, "store": str(tmp_path / "store")}
+        return run_stage(Pretrain(**{**chosen, **options}), pretrain)
+
+    return run
+
+
+def test_a_loss_that_is_no_number_stops_it_with_the_last_good_checkpoint(pretrained, tmp_path):
+    with pytest.raises(InputError) as stopped:
+        pretrained(learning_rate=1e30, warmup_steps=3.0, save_steps=1)
+    said = str(stopped.value)
+    assert said.startswith("the loss at step ")
+    assert "lower --learning-rate, or give --precision bfloat16; the last good checkpoint is " in said
+    checkpoint = open_artifact(said.rsplit(" ", 1)[1])
+    checkpoint.verify()
+    lines = json.loads(checkpoint.read("trainer.json"))["log_history"]
+    assert all(line["loss"] < 100 for line in lines if "loss" in line)
+    assert not list((tmp_path / "store").glob("pretrain/*/manifest.json"))
+
+
+def test_without_a_checkpoint_it_says_so(pretrained):
+    with pytest.raises(InputError, match=r"is (nan|inf); .*; no checkpoint had been written"):
+        pretrained(learning_rate=1e30, warmup_steps=0.0, save_steps=0)
+
+
+def test_a_run_of_overflows_stops_it(pretrained, monkeypatch):
+    """There is no float16 on a CPU: here accelerate only says that each step was left out, as its scaler makes it."""
+    monkeypatch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", True)
+    with pytest.raises(InputError, match=f"overflowed float16 in step after step, up to step {OVERFLOWS}; lower"):
+        pretrained(save_steps=0)
+
+
+def test_a_few_overflows_are_the_scalers_business(pretrained, monkeypatch):
+    # asked twice a step: by the Trainer, whether the rate goes on, and by the Keeper
+    skipped = itertools.cycle([True] * 2 * (OVERFLOWS - 1) + [False] * 2)
+    monkeypatch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", property(lambda self: next(skipped)))
+    assert pretrained(save_steps=0, max_steps=OVERFLOWS + 5, lr_scheduler_type="constant").kind == "adapter"
+
+
+def test_deepspeeds_own_end_of_the_scale_is_recognised():
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    scaler = DynamicLossScaler(1, 100, min_scale=1, delayed_shift=1, consecutive_hysteresis=False, dtype=torch.half)
+    with pytest.raises(Exception, match="minimum") as raised:
+        scaler.update_scale(True)
+    assert at_smallest_scale(raised.value)
+    assert not at_smallest_scale(ValueError("loss scale already at minimum"))

@@ -1,0 +1,1 @@
+"""The library: what stages and pipelines are made of. Knows no stage."""

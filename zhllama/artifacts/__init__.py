@@ -1,0 +1,1 @@
+"""Artifacts: the manifest and its blocks; reading, writing, copying, caching, verifying."""

@@ -1,0 +1,126 @@
+"""Models and adapters of the Hugging Face Hub as inputs: `hf://OWNER/NAME[@REVISION][/FOLDER]`.
+
+A repository is read by ranges, tensor by tensor, as a prefix of S3 is: nothing is kept on this machine but what
+is needed as files (`Artifact.local`). The revision is resolved to a commit when the reference is opened; the digest is
+of the content that the Hub names (SHA-256 of large files, git's digest of small ones). HF_ENDPOINT, HF_TOKEN and the
+other settings of huggingface_hub hold. To have a copy of one's own, verified as a whole: fetch_weights.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from zhllama import storage
+from zhllama.artifacts.artifact import HUB_NAME, Artifact, File, Manifest, digest_of
+from zhllama.errors import InputError, StorageFault
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+PREFIX = "hf://"
+_SHAPE = "hf://OWNER/NAME[@REVISION][/FOLDER]"
+TIMEOUT = 60.0
+"""Seconds without a byte."""
+
+
+def open_hub_model(reference: str, where: str) -> Artifact:
+    """The artifact that stands for a repository. InputError when there is none; `where` begins the message."""
+    address = reference if reference.startswith(PREFIX) else f"{PREFIX}{reference}"
+    found = parse_address(address)
+    if found is None:
+        raise InputError(f"{where}: no repository of the Hub; write {_SHAPE}")
+    repository, revision, folder = found
+    commit, entries = hub_files(repository, revision, folder, where)
+    files, identity = [], []
+    for name, entry in sorted(entries.items()):
+        if entry.size is not None:
+            sha256 = entry.lfs.sha256 if entry.lfs else ""
+            files.append(File(name, entry.size, sha256))
+            identity.append([name, entry.size, sha256 or entry.blob_id])
+    if not files:
+        raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
+    root = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
+    manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
+    return _HubModel(manifest, repository, commit, f"{folder}/" if folder else "")
+
+
+def parse_address(address: str) -> tuple[str, str | None, str] | None:
+    """Repository, revision (None: its main branch) and folder ("": the whole) of an address; None when it is none."""
+    found = re.fullmatch(rf"{PREFIX}({HUB_NAME})(?:@([\w.-]+))?(?:/([\w./-]+?))?/?", address)
+    return (found[1], found[2], found[3] or "") if found else None
+
+
+def hub_files(repository: str, revision: str | None, folder: str, where: str) -> tuple[str, dict[str, "RepoSibling"]]:
+    """The commit, and what the Hub says of each file below a folder, by its name there. Errors as hub_errors."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(where):
+        info = HfApi(endpoint=endpoint()).model_info(
+            repository, revision=revision, files_metadata=True, timeout=TIMEOUT
+        )
+    prefix = f"{folder}/" if folder else ""
+    listed = [item for item in info.siblings or [] if item.rfilename.startswith(prefix)]
+    return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
+
+
+class _HubModel(Artifact):
+    """Reads by range from the Hub; the rest is an artifact without a manifest."""
+
+    def __init__(self, manifest: Manifest, repository: str, commit: str, folder: str) -> None:
+        super().__init__(manifest, verified=False)
+        self._repository, self._commit, self._folder = repository, commit, folder
+
+    def _read(self, file: File, start: int, buffer: memoryview) -> None:
+        if len(buffer):
+            buffer[:] = self.read_stored(file.path, start, len(buffer))
+
+    def _read_piece(self, file: File, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:
+        content = memoryview(self.read_stored(file.path, start, length)) if length else memoryview(b"")
+        if take:
+            take(start, content)
+        else:
+            buffer[:] = content
+
+    def read_stored(self, name: str, start: int, length: int) -> bytes:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+        url = hf_hub_url(self._repository, f"{self._folder}{name}", revision=self._commit, endpoint=endpoint())
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
+        with hub_errors(f"{self.root}/{name}"):
+            answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+            hf_raise_for_status(answer)
+        content: bytes = answer.content
+        if len(content) != length:
+            raise StorageFault(f"{self.root}/{name}: {len(content)} bytes came of {length}; try again")
+        return content
+
+
+def endpoint() -> str | None:
+    """The Hub's address where it is not the public one."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def hub_errors(where: str) -> Iterator[None]:
+    """Turns the hub library's exceptions into ours; `where` begins the message."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except hub.GatedRepoError as error:
+        raise InputError(f"{where}: access has to be granted; ask for it on the hub and set HF_TOKEN") from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        raise InputError(
+            f"{where}: no such folder here, and no such repository or revision on the hub; correct the name, or set "
+            "HF_TOKEN if it is private"
+        ) from error
+    except hub.OfflineModeIsEnabled as error:
+        raise InputError(f"{where}: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked") from error
+    except (hub.EntryNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"{where}: the file is listed but not there; give another revision") from error
+    except (hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise StorageFault(f"{where}: the hub does not answer ({error}); check the network and try again") from error

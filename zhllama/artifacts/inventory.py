@@ -1,0 +1,183 @@
+"""What lies in a store: the published artifacts, and the data that no manifest names.
+
+Only places of ours are looked at for data to free: `<stage>/<input key>/`, of stages that there are, and a checkpoint's
+folder. Whatever else shares the bucket is nobody's business here. A place without a manifest belongs to a stage that
+runs or that was given up; nothing tells the two apart but time, so its age is that of the newest file in it. What a
+manifest names is never counted, and where a manifest cannot be read, nothing of its place is.
+"""
+
+import pkgutil
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import components
+from zhllama import storage
+from zhllama.artifacts.artifact import MANIFEST, Manifest
+from zhllama.errors import InputError
+
+_STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__) if module.name != "shared")
+_PLACE = re.compile(rf"((?:(?:{_STAGE})/[0-9a-f]{{32}})|(?:checkpoints/(?:{_STAGE})/[0-9a-f]{{32}}/step-[^/]+))/(.+)")
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """An artifact in a store, by its manifest."""
+
+    manifest: Manifest
+    reference: str
+
+    @property
+    def bytes(self) -> int:
+        return self.manifest.size
+
+    @property
+    def summary(self) -> str:
+        return str(self.manifest.facts.get("summary", ""))
+
+    def as_json(self) -> Mapping[str, Any]:
+        manifest = self.manifest
+        return {
+            "reference": self.reference,
+            "kind": manifest.kind,
+            "stage": manifest.stage,
+            "digest": manifest.digest,
+            "created": manifest.created,
+            "bytes": self.bytes,
+            "summary": self.summary,
+        }
+
+
+@dataclass(frozen=True)
+class Unreferenced:
+    """Data of one place that no manifest names. `modified`: when the newest of it was written (UTC)."""
+
+    where: str
+    what: str
+    modified: datetime
+    bytes: int
+    published: bool
+    """Whether it lies beside an artifact; else it may be a stage's that still runs and publishes."""
+    files: tuple[str, ...] = ()
+    uploads: tuple[storage.Unfinished, ...] = ()
+
+    def as_json(self) -> Mapping[str, Any]:
+        modified = self.modified.isoformat(timespec="seconds")
+        return {"where": self.where, "what": self.what, "modified": modified, "bytes": self.bytes}
+
+
+@dataclass
+class _Place:
+    files: list[storage.Stored] = field(default_factory=list)
+    uploads: list[storage.Unfinished] = field(default_factory=list)
+
+    @property
+    def modified(self) -> datetime:
+        return max([file.modified for file in self.files] + [upload.began for upload in self.uploads])
+
+
+def published(store: str) -> tuple[list[Published], list[str]]:
+    """The artifacts of a store, oldest first; and what is wrong with manifests that cannot be read."""
+    root = storage.normalise(store)
+    names = [item.name for item in storage.listing(root) if item.name.split("/")[-1] == MANIFEST]
+    found: list[Published] = []
+    damaged: list[str] = []
+
+    def read(name: str) -> None:
+        uri = f"{root}/{name}"
+        try:
+            found.append(Published(Manifest.from_json(storage.read_bytes(uri), uri), uri))
+        except InputError as error:
+            damaged.append(str(error))
+        except FileNotFoundError:
+            # deleted since it was listed
+            return
+
+    storage.in_parallel(read, names)
+    return sorted(found, key=lambda one: (one.manifest.created, one.reference)), sorted(damaged)
+
+
+def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list[Unreferenced], list[str]]:
+    """Data that no manifest names and that has not been written to for `older_than`, oldest first; and warnings."""
+    root = storage.normalise(store)
+    items = storage.listing(root, hidden=True)
+    artifacts, damaged = published(root)
+    # by where the manifests lie, whatever root they say: a copy of a store is no waste
+    named = {
+        f"{one.reference.removesuffix(MANIFEST)}{path}"
+        for one in artifacts
+        for path in (MANIFEST, *(file.path for file in one.manifest.files))
+    }
+    whole = {one.reference.removesuffix(f"/{MANIFEST}") for one in artifacts}
+    places: dict[str, _Place] = defaultdict(_Place)
+    unread: set[str] = set()
+    for item in items:
+        match = _PLACE.fullmatch(item.name)
+        uri = f"{root}/{item.name}"
+        if match is None or uri in named:
+            continue
+        if item.name.split("/")[-1] == MANIFEST:
+            unread.add(match[1])
+        places[match[1]].files.append(item)
+    if storage.is_s3(root):
+        for upload in storage.unfinished(root, sizes=True):
+            match = _PLACE.fullmatch(upload.uri.removeprefix(f"{root}/"))
+            if match is not None:
+                places[match[1]].uploads.append(upload)
+    found = [
+        Unreferenced(
+            where=f"{root}/{name}",
+            what=_what(place, f"{root}/{name}" in whole),
+            modified=place.modified,
+            bytes=sum(item.size for item in place.files) + sum(upload.bytes or 0 for upload in place.uploads),
+            published=f"{root}/{name}" in whole,
+            files=tuple(f"{root}/{item.name}" for item in place.files),
+            uploads=tuple(place.uploads),
+        )
+        for name, place in places.items()
+        if name not in unread and now - place.modified >= older_than
+    ]
+    return sorted(found, key=lambda one: (one.modified, one.where)), damaged
+
+
+def _what(place: _Place, whole: bool) -> str:
+    parts = []
+    if place.files:
+        parts.append(f"{len(place.files)} file{'s' if len(place.files) > 1 else ''}")
+    if place.uploads:
+        parts.append(f"{len(place.uploads)} unfinished upload{'s' if len(place.uploads) > 1 else ''}")
+    return f"{' and '.join(parts)} {'beside an artifact' if whole else 'without a manifest'}"
+
+
+def free(found: Iterable[Unreferenced]) -> int:
+    """Deletes, and returns the bytes. A place that has got a manifest since it was looked at is left."""
+    freed = 0
+    for one in found:
+        if not one.published and storage.exists(f"{one.where}/{MANIFEST}"):
+            continue
+        storage.delete_many(one.files)
+        for upload in one.uploads:
+            storage.discard(upload)
+        freed += one.bytes
+    return freed
+
+
+def age(text: str) -> timedelta:
+    """`7d`, `12h`, `30m`, `2w`. InputError for anything else."""
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"--older-than {text}: write a number and m, h, d or w, as 7d")
+    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+
+
+def shown_age(since: timedelta) -> str:
+    """`12 min`, `5 h`, `3 d`."""
+    minutes = since.total_seconds() / 60
+    if minutes < 100:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.0f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.0f} d"

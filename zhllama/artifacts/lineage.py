@@ -1,0 +1,79 @@
+"""What an artifact came from: its inputs, their inputs, up to the weights and texts that somebody brought.
+
+Only manifests are read, one small object each. An input that lies elsewhere now, or holds something else than what was
+read then, is said so: a lineage that has been lost is not passed over.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from zhllama import storage
+from zhllama.artifacts.artifact import MANIFEST, Manifest
+from zhllama.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An input of an artifact. `state`: "" as it was read, else what has become of it."""
+
+    name: str
+    reference: str
+    digest: str
+    kind: str = ""
+    stage: str = ""
+    summary: str = ""
+    state: str = ""
+    inputs: tuple["Ancestor", ...] = field(default_factory=tuple)
+
+    def each(self) -> Iterator["Ancestor"]:
+        yield self
+        for given in self.inputs:
+            yield from given.each()
+
+
+def read_manifest(reference: str) -> Manifest:
+    """The manifest behind a reference. InputError when there is none, or it was changed."""
+    uri = storage.normalise(reference)
+    if not uri.endswith(f"/{MANIFEST}"):
+        uri = storage.join(uri, MANIFEST)
+    try:
+        return Manifest.from_json(storage.read_bytes(uri), reference)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{reference}: no {MANIFEST} is there; give the reference that a stage wrote (zhllama ls lists them)"
+        ) from error
+
+
+def lineage(manifest: Manifest) -> Ancestor:
+    """The artifact with everything it came from, deepest last. What several inputs share is read once."""
+    seen: dict[str, Manifest | str] = {manifest.reference: manifest}
+    return _node("", manifest.reference, manifest.digest, seen)
+
+
+def _node(name: str, reference: str, digest: str, seen: dict[str, Manifest | str]) -> Ancestor:
+    if not reference.endswith(f"/{MANIFEST}"):
+        # a user's own folder, or an address that was fetched: nothing stands there that could be compared cheaply
+        return Ancestor(name, reference, digest, kind="source")
+    if reference not in seen:
+        seen[reference] = _read_or_why_not(reference)
+    found = seen[reference]
+    if isinstance(found, str):
+        return Ancestor(name, reference, digest, state=found)
+    if found.digest != digest:
+        return Ancestor(name, reference, digest, found.kind, found.stage, state="replaced since")
+    above = tuple(_node(key, given.reference, given.digest, seen) for key, given in sorted(found.inputs.items()))
+    return Ancestor(name, reference, digest, found.kind, found.stage, str(found.facts.get("summary", "")), "", above)
+
+
+def _read_or_why_not(reference: str) -> Manifest | str:
+    try:
+        return read_manifest(reference)
+    except InputError as error:
+        gone = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+        return "gone" if gone else str(error)
+
+
+def as_json(manifest: Manifest, ancestor: Ancestor) -> Mapping[str, Any]:
+    """What `zhllama show --json` prints: the manifest with its reference, and the lineage as a tree."""
+    return {"reference": manifest.reference, "manifest": asdict(manifest), "lineage": asdict(ancestor)}

@@ -1,0 +1,1 @@
+"""Text and instructions as streams; packed datasets."""

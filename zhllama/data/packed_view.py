@@ -1,0 +1,121 @@
+"""Blocks of a packed dataset as people read them: decoded, each document on its own, what is masked told apart.
+
+Without colours too: a masked part stands in ⟦ ⟧, special tokens by their names, and ⋯ stands where a document was cut.
+Blocks are read by range, so that a look costs the same whatever the dataset's size.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.data.packed import TRAIN, PackedDataset
+from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A document in a block, or the part of one: its place, what of it is masked, and what is learned."""
+
+    start: int
+    learned_from: int
+    end: int
+    masked: str
+    learned: str
+    begins: bool
+    """Whether it begins here; else it is the later part of a document that was cut."""
+    ends: bool
+    """Whether it ends here, with EOS."""
+
+
+def sampled_blocks(dataset: PackedDataset, count: int) -> list[int]:
+    """The numbers of some blocks, in order; the same ones every time."""
+    return sorted(random.Random(SEED).sample(range(len(dataset)), min(count, len(dataset))))
+
+
+def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Shown]:
+    """The documents of a block, in order."""
+    ids = dataset.tokens(index).tolist()
+    places = dataset.segments(index).tolist()
+    return [_shown(ids, start, learned_from, end, encoder) for start, learned_from, end in places]
+
+
+def _shown(ids: list[int], start: int, learned_from: int, end: int, encoder: Encoder) -> Shown:
+    begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
+    body = ids[start + begins : end - ends]
+    masked = encoder.decode(body[: learned_from - start - begins])
+    whole = encoder.decode(body)
+    # a part decoded alone loses the space it begins with, so the rest is taken from the whole
+    learned = (
+        whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[learned_from - start - begins :])
+    )
+    return Shown(start, learned_from, end, masked, learned, begins, ends)
+
+
+def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType":
+    """Some blocks of a packed dataset, for a terminal. InputError when it is none or its tokenizer is gone."""
+    from rich.console import Group
+    from rich.text import Text
+
+    dataset, encoder = _opened(artifact, split)
+    tables: list[RenderableType] = []
+    for index in sampled_blocks(dataset, count):
+        found = shown_block(dataset, index, encoder)
+        filled = found[-1].end
+        title = f"{split} block {index:,} of {len(dataset):,}: {len(found)} documents, {filled} tokens"
+        if filled < dataset.block_size:
+            title += f", {dataset.block_size - filled} places of padding"
+        tables += [Text(f"\n{title}", "bold"), _table(found, encoder)]
+    return Group(*tables)
+
+
+def as_json(artifact: Artifact, count: int, split: str = TRAIN) -> list[dict[str, Any]]:
+    """The same, for programs."""
+    dataset, encoder = _opened(artifact, split)
+    return [
+        {"block": index, "documents": [asdict(found) for found in shown_block(dataset, index, encoder)]}
+        for index in sampled_blocks(dataset, count)
+    ]
+
+
+def _opened(artifact: Artifact, split: str) -> tuple[PackedDataset, Encoder]:
+    dataset = PackedDataset(artifact, split, "show", by_range=True)
+    made_with = artifact.manifest.inputs["tokenizer"].reference
+    encoder = load_encoder(open_artifact(made_with, "the tokenizer of this dataset"), "the tokenizer of this dataset")
+    contract = artifact.manifest.vocabulary
+    if contract is None or encoder.vocabulary().digest != contract.digest:
+        raise InputError(f"{made_with}: the tokenizer there is not the one that this dataset was made with any more")
+    return dataset, encoder
+
+
+def _table(found: list[Shown], encoder: Encoder) -> "RenderableType":
+    from rich.box import MINIMAL
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=MINIMAL, show_lines=True, header_style="dim", padding=(0, 1))
+    table.add_column("tokens", justify="right", no_wrap=True, style="dim")
+    table.add_column("learned", justify="right", no_wrap=True, style="dim")
+    table.add_column("document", overflow="fold")
+    for one in found:
+        text = Text.assemble(*_parts(one, encoder))
+        table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
+    return table
+
+
+def _parts(one: Shown, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    """The text of a document in parts, each with its style."""
+    special = "bold cyan"
+    yield (encoder.pieces[encoder.bos], special) if one.begins else ("⋯", special)
+    if one.masked:
+        yield f"⟦{one.masked}⟧", "dim"
+    yield one.learned, "green" if one.masked and one.begins else ""
+    # after a thin space, where a line may be broken, so that the name stays whole
+    yield (f"\u2009{encoder.pieces[encoder.eos]}", special) if one.ends else ("⋯", special)

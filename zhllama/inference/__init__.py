@@ -1,0 +1,1 @@
+"""Models that are loaded to generate or to score."""

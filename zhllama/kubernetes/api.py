@@ -1,0 +1,167 @@
+"""The Kubernetes API server, as launch_training, serve and the reaper reach it: configured, asked with retries, its
+errors ours.
+
+A request is made again, for half an hour, while the server is away or busy: as long as a cluster's control plane is
+gone when it is upgraded. An answer that will not change is raised as the client's ApiException, or turned into one line
+by `unanswered`. The client's own hidden retries are off: they repeat a stalled request four times before we hear of it.
+"""
+
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from tenacity import RetryCallState, retry, retry_if_exception
+from urllib3.exceptions import HTTPError
+
+from zhllama.errors import InputError, StorageFault
+
+log = logging.getLogger("launch")
+
+GIVE_UP_AFTER = 1800.0
+"""Seconds for which an API server may fail or be away."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
+"""Seconds between two attempts: at first about the one, doubled up to the other. What the server asks for, if more."""
+LONGEST_ASKED = 60.0
+"""Seconds of a server's Retry-After that are waited at most."""
+TIMEOUT: tuple[float, float] = (10, 60)
+"""Of a request: to connect, and between two bytes."""
+CONNECTIONS = 64
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""There in a pod with a token, and nowhere else."""
+
+
+def connect() -> str:
+    """Configures the client, for this pod or from KUBECONFIG, and says the namespace. InputError without a cluster."""
+    try:
+        if ACCOUNT.exists():
+            config.load_incluster_config()
+            namespace = (ACCOUNT / "namespace").read_text().strip()
+        else:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
+            _, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+            namespace = str(current["context"].get("namespace") or "default")
+    except config.ConfigException as error:
+        raise InputError(f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run in a pod") from error
+    settings = client.Configuration.get_default_copy()
+    settings.retries = False
+    settings.connection_pool_maxsize = CONNECTIONS
+    client.Configuration.set_default(settings)
+    return namespace
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same request may well be answered later."""
+    if isinstance(error, ApiException):
+        # a 500 that will be one for ever
+        lasting = error.status == 500 and any(words in str(error.body) for words in _LASTING)
+        return error.status in (0, 429, 500, 502, 503, 504) and not lasting
+    return isinstance(error, HTTPError)
+
+
+_LASTING = ("failed to create typed patch object", "request is too large", "field not declared in schema")
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt."""
+    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1)
+    error = state.outcome.exception() if state.outcome else None
+    headers = error.headers if isinstance(error, ApiException) and error.headers else {}
+    try:
+        return max(backoff, min(LONGEST_ASKED, float(headers.get("Retry-After") or 0)))
+    except ValueError:
+        # a date, which API servers do not send
+        return backoff
+
+
+def _stop(state: RetryCallState) -> bool:
+    return (state.seconds_since_start or 0.0) >= GIVE_UP_AFTER
+
+
+SAY_AFTER, SAY_EVERY = 3, 60.0
+"""Tries after which it is said that a request is repeated, and seconds between two such lines."""
+
+
+def _say(state: RetryCallState) -> None:
+    """What a server or a webhook that is away answers, once a minute: nobody waits half an hour in silence."""
+    error = state.outcome.exception() if state.outcome else None
+    spent = state.seconds_since_start or 0.0
+    said_at = getattr(state, "said_at", None)
+    if error is None or state.attempt_number < SAY_AFTER or (said_at is not None and spent - said_at < SAY_EVERY):
+        return
+    state.said_at = spent  # type: ignore[attr-defined]
+    words = short(error) if isinstance(error, Exception) else str(error)
+    log.warning("the Kubernetes API server: %s; trying again since %.0f s", words, spent)
+
+
+@retry(retry=retry_if_exception(passes), wait=_wait, stop=_stop, before_sleep=_say, reraise=True)
+def attempted(request: Callable[..., Any], **options: Any) -> Any:
+    return request(**options, _request_timeout=TIMEOUT)
+
+
+def plain(call: Callable[..., Any], **options: Any) -> Any:
+    """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
+    return json.loads(call(**options, _preload_content=False).data)
+
+
+def call(request: Callable[..., Any], **options: Any) -> Any:
+    """A request, again while the server is away or busy. ApiException for an answer that will not change."""
+    try:
+        return attempted(request, **options)
+    except HTTPError as error:
+        raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
+
+
+def delete_object(
+    delete: Callable[..., Any],
+    place: Mapping[str, str],
+    namespace: str,
+    name: str,
+    uid: str = "",
+    request: Callable[..., Any] = call,
+) -> bool:
+    """Deletes a custom resource, and what it owns after it. Whether it was there, and (where a uid is given) that very
+    one: a new object of the same name is not hit. `delete` is the client's method, named by the caller, whose Role has
+    to allow it; `request` is what asks. ApiException for other answers."""
+    body: dict[str, Any] = {"propagationPolicy": "Background"}
+    if uid:
+        body["preconditions"] = {"uid": uid}
+    try:
+        request(delete, **place, namespace=namespace, name=name, body=body)
+    except ApiException as error:
+        if error.status in (404, 409):
+            return False
+        raise
+    return True
+
+
+def delete_policy(delete: Callable[..., Any], namespace: str, name: str, request: Callable[..., Any] = call) -> None:
+    """A NetworkPolicy is gone, or was never there. As delete_object."""
+    try:
+        request(plain, call=delete, namespace=namespace, name=name)
+    except ApiException as error:
+        if error.status != 404:
+            raise
+
+
+def unanswered(error: ApiException) -> Exception:
+    """InputError where this account may not, StorageFault for the rest."""
+    if error.status in (401, 403):
+        return InputError(f"the Kubernetes API server refused: {short(error)}; check the account and its Role")
+    return StorageFault(f"the Kubernetes API server failed: {short(error)}")
+
+
+def short(error: Exception) -> str:
+    """An error in one line: its status and what the server said."""
+    if not isinstance(error, ApiException):
+        return " ".join(str(error).split())[:200]
+    try:
+        text = json.loads(error.body or "")["message"]
+    except (ValueError, KeyError, TypeError):
+        text = error.reason or ""
+    return f"{error.status} {text}".strip()[:300]

@@ -1,0 +1,344 @@
+"""A served model on a cluster, once: rendered as a Deployment with what belongs to it, or as KServe's InferenceService.
+
+vLLM's own image reads the weights straight from S3 into the GPUs (Run:ai's streamer, which that image holds): no copy
+of the model on the node. Before that an init container with our image holds manifest, sizes, shard headers and
+tokenizer against each other, since vLLM checks none of them and a wrong tokenizer only shows in the answers. Pods pass
+the *restricted* Pod Security Standard, hold no Kubernetes token, write below /tmp alone, and get S3's and the API's
+keys by secret reference.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zhllama.artifacts.artifact import MANIFEST, digest_of
+from zhllama.errors import InputError
+from zhllama.inference.load import Sampling
+from zhllama.kubernetes.images import image
+from zhllama.kubernetes.names import check_labels, check_name, check_namespace
+from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
+from zhllama.kubernetes.placement import place
+from zhllama.kubernetes.training_job import LABEL, USER, confined, proxy_variables, s3_variables
+from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
+from zhllama.storage import is_s3, normalise
+
+VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
+PORT = 8000
+METRICS_PORT = "http"
+KEY = "API_KEY"
+"""The key of the API key's secret."""
+VERSION_LABEL = f"{LABEL}version"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+OURS = {"app.kubernetes.io/name": "zhllama-serving", "app.kubernetes.io/managed-by": "zhllama"}
+CLIENTS_LABEL = f"{LABEL}serving-clients"
+"""Namespaces with this label (`true`) may reach the server, as pods of its own may: a gateway's or Prometheus's."""
+_ENVIRONMENT = {
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    # under a uid without a name some libraries ask for one
+    "USER": "zhllama",
+    "LOGNAME": "zhllama",
+    "XDG_CACHE_HOME": "/tmp/cache",
+    "HF_HOME": "/tmp/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    "TRITON_CACHE_DIR": "/tmp/triton",
+}
+_CHECK_ENVIRONMENT = {"ZHLLAMA_CACHE": "/tmp/zhllama-cache"}
+_VLLM_ENVIRONMENT = {
+    "VLLM_CACHE_ROOT": "/tmp/vllm",
+    "VLLM_CONFIG_ROOT": "/tmp/vllm-config",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # S3 servers other than AWS's have no name for each bucket, and AWS's takes this too
+    "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+_AUTHORITIES = "/tmp/authorities.pem"
+"""Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
+_VLLM_NAMES = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
+"""What vLLM calls a setting of ours. On these pods no other S3 client reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelServer:
+    """What a served model is, however it is deployed."""
+
+    name: str
+    """DNS label: of the objects, and what requests call the model."""
+    model: str
+    """s3:// prefix of a published model, or its manifest."""
+    namespace: str = ""
+    replicas: int = 1
+    autoscaled: bool = False
+    """Whether another says how many replicas there are (an autoscaler): they are left out, and applying it again leaves
+    them as they are."""
+    gpus: int = 1
+    """Of a pod; the model is split between them."""
+    gpu_resource: str = "nvidia.com/gpu"
+    cpu: str = "8"
+    memory: str = "64Gi"
+    shared_memory: str = "8Gi"
+    """/dev/shm, part of `memory`: what the processes of several GPUs talk through."""
+    ephemeral_storage: str = "20Gi"
+    """Node-local disk for compiled kernels and the tokenizer; the weights do not touch it."""
+    context_length: int = 2048
+    dtype: str = "float16"
+    s3_secret: str = "zhllama-s3"
+    """Secret with the S3 settings; empty: the service account's own identity."""
+    api_key_secret: str = "zhllama-api-key"
+    pull_secret: str = ""
+    """Secret to pull the images with."""
+    proxy_secret: str = ""
+    """Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as far as they are there."""
+    ca_config_map: str = ""
+    """ConfigMap with certificates to trust (site.py), which may be absent."""
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    service_account: str = "zhllama-serving"
+    vllm_image: str = VLLM_IMAGE
+    start_seconds: int = 1800
+    """From the start of a pod's server to its first answer, at most."""
+    stop_first: bool = False
+    """Old pods go before new ones come, where there are no GPUs to spare."""
+    openshift: bool = False
+    """Pods name no user: OpenShift gives each namespace a range of uids and refuses any other. Elsewhere they have to,
+    since vLLM's image knows none but root."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    s3: S3Network = field(default_factory=S3Network)
+    """Where its network policy lets it reach S3."""
+    model_digest: str = ""
+    """Of the model's manifest, so that pods are replaced when the model at this address is another."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", self.name):
+            raise InputError(
+                f"--name {self.name!r}: on a cluster lower-case letters, digits and dashes, at most 50, are needed"
+            )
+        if not is_s3(self.model):
+            raise InputError(
+                f"--model {self.model}: pods of a cluster read the model from S3; give the s3:// reference of a "
+                "published model"
+            )
+        for name in ("replicas", "gpus", "context_length", "start_seconds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+        if self.namespace:
+            check_namespace("--namespace", self.namespace)
+        for name in ("s3_secret", "api_key_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account"):
+            if getattr(self, name):
+                check_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_labels("label", self.labels)
+        check_labels("--node-selector", self.node_selector)
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """The labels that this server's pods have, and no others'."""
+        return {**OURS, INSTANCE_LABEL: self.name}
+
+    @property
+    def version(self) -> str:
+        """A digest of what the pods are: equal for equal pods."""
+        return digest_of([self._pod("server"), self.model_digest])[:12]
+
+    def objects(self, kserve: bool = False, monitored: bool = False) -> list[dict[str, Any]]:
+        """What is applied, in this order: network policy, Service and Deployment; `kserve`: network policy and
+        InferenceService, of which KServe makes the rest. `monitored`: a PodMonitor before the last, which a cluster
+        without Prometheus' operator does not know, and refuses all the rest with it."""
+        monitor = [self.pod_monitor()] if monitored else []
+        if kserve:
+            return [self.network_policy(), *monitor, self.inference_service()]
+        return [self.network_policy(), self.service(), *monitor, self.deployment()]
+
+    def _metadata(self, **more: Any) -> dict[str, Any]:
+        metadata: dict[str, Any] = {"name": self.name, "labels": self._labels()}
+        if self.namespace:
+            metadata["namespace"] = self.namespace
+        return metadata | more
+
+    def _labels(self) -> dict[str, str]:
+        # what pods are found by cannot be overwritten
+        return {**self.selector, **self.labels, **self.selector}
+
+    # --- as plain objects ---------------------------------------------------------------------------------------------
+
+    def deployment(self) -> dict[str, Any]:
+        strategy: dict[str, Any] = {"type": "Recreate"}
+        if not self.stop_first:
+            strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": self._metadata(),
+            "spec": {
+                **({} if self.autoscaled else {"replicas": self.replicas}),
+                "revisionHistoryLimit": 3,
+                "progressDeadlineSeconds": self.start_seconds + 600,
+                "strategy": strategy,
+                "selector": {"matchLabels": self.selector},
+                "template": {"metadata": self._pod_metadata(), "spec": self._pod("server")},
+            },
+        }
+
+    def _pod_metadata(self) -> dict[str, Any]:
+        # a sidecar would need Istio's control plane, which the network policy does not let through
+        labels = {**self._labels(), VERSION_LABEL: self.version, "sidecar.istio.io/inject": "false"}
+        return {"labels": labels, "annotations": {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest}}
+
+    def service(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": self._metadata(),
+            "spec": {
+                "selector": self.selector,
+                "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+            },
+        }
+
+    def pod_monitor(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "PodMonitor",
+            "metadata": self._metadata(),
+            "spec": {
+                "selector": {"matchLabels": self.selector},
+                "podMetricsEndpoints": [{"port": METRICS_PORT, "path": "/metrics", "interval": "30s"}],
+            },
+        }
+
+    def network_policy(self) -> dict[str, Any]:
+        """In: the API, from this namespace and from namespaces with CLIENTS_LABEL. Out: names and S3."""
+        clients = [
+            {"podSelector": {}},
+            {"namespaceSelector": {"matchLabels": {CLIENTS_LABEL: "true"}}},
+        ]
+        return {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": self._metadata(),
+            "spec": {
+                "podSelector": {"matchLabels": self.selector},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": clients, "ports": ports([PORT])}],
+                "egress": [dns_egress(), self.s3.egress()],
+            },
+        }
+
+    # --- as KServe's --------------------------------------------------------------------------------------------------
+
+    def inference_service(self) -> dict[str, Any]:
+        """The same pods under KServe, in its Standard mode: a Deployment, without Knative."""
+        pod = self._pod("kserve-container")
+        return {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": self._metadata(annotations={"serving.kserve.io/deploymentMode": "Standard"}),
+            "spec": {
+                "predictor": {
+                    **({} if self.autoscaled else {"minReplicas": self.replicas, "maxReplicas": self.replicas}),
+                    "deploymentStrategy": self.deployment()["spec"]["strategy"],
+                    **self._pod_metadata(),
+                    **pod,
+                }
+            },
+        }
+
+    # --- the pod ------------------------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> str:
+        """The model's prefix, without the manifest's name."""
+        return normalise(self.model).removesuffix(f"/{MANIFEST}")
+
+    def _pod(self, container: str) -> dict[str, Any]:
+        pod: dict[str, Any] = {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "serviceAccountName": self.service_account,
+            "terminationGracePeriodSeconds": 60,
+            "securityContext": {
+                "runAsNonRoot": True,
+                **({} if self.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}),
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "initContainers": [self._check()],
+            "containers": [self._vllm(container)],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
+            ],
+        }
+        place(pod, self.ca_config_map, self.pull_secret, self.node_selector, self.tolerations)
+        return pod
+
+    def _check(self) -> dict[str, Any]:
+        resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
+        mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]
+        trusting = {}
+        if self.ca_config_map:
+            mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
+            trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES}
+        return {
+            "name": "check",
+            "image": image("serve"),
+            "command": ["python", "-m", "components.serve.check"],
+            "args": ["--model", self.model, "--context-length", str(self.context_length)],
+            "env": [
+                *_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
+                *proxy_variables(self.proxy_secret),
+                *s3_variables(self.s3_secret),
+            ],
+            "resources": {"requests": resources, "limits": dict(resources)},
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": mounts,
+            "securityContext": confined(),
+        }
+
+    def _vllm(self, name: str) -> dict[str, Any]:
+        resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
+        resources[self.gpu_resource] = str(self.gpus)
+        health = {"httpGet": {"path": "/health", "port": "http"}}
+        key = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
+        trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
+        return {
+            "name": name,
+            "image": self.vllm_image,
+            "command": ["vllm", "serve", f"{self.root}/"],
+            "args": self.vllm_arguments(),
+            "env": [
+                *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
+                {"name": "VLLM_API_KEY", "valueFrom": key},
+                *proxy_variables(self.proxy_secret),
+                *s3_variables(self.s3_secret, _VLLM_NAMES),
+            ],
+            "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+            "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
+            "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
+            "livenessProbe": {**health, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 4},
+            "resources": {"requests": resources, "limits": dict(resources)},
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+            "securityContext": confined(),
+        }
+
+    def vllm_arguments(self) -> list[str]:
+        """vLLM's options: the weights from S3, and the recipe's sampling where a request does not say."""
+        return [
+            *("--load-format", "runai_streamer", "--served-model-name", self.name, "--port", str(PORT)),
+            *("--dtype", self.dtype, "--max-model-len", str(self.context_length)),
+            *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
+        ]
+
+
+def vllm_sampling() -> list[str]:
+    """vLLM's option for the recipe's sampling, where a request does not say."""
+    recipe = Sampling()
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return ["--override-generation-config", json.dumps({name: getattr(recipe, name) for name in names})]
+
+
+def _plain(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]

@@ -1,0 +1,38 @@
+"""What Kubernetes takes as names and labels, held before anything is sent: its own refusal comes after an upload, a
+compilation, or not at all (a job whose pods name a secret that cannot be waits for ever)."""
+
+import re
+from collections.abc import Mapping
+
+from zhllama.errors import InputError
+
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_KEY = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+
+
+def check_namespace(option: str, text: str) -> None:
+    """InputError for what no namespace is called."""
+    if not _NAMESPACE.fullmatch(text):
+        raise InputError(f"{option} {text}: lower-case letters, digits and dashes, at most 63, are needed")
+
+
+def check_name(option: str, text: str) -> None:
+    """InputError for what no secret, account, queue or the like is called."""
+    if not _NAME.fullmatch(text):
+        raise InputError(f"{option} {text}: lower-case letters, digits, - and . are allowed in the name of an object")
+
+
+def check_labels(option: str, labels: Mapping[str, str]) -> None:
+    """InputError for a label that is none."""
+    for key, value in labels.items():
+        if not _KEY.fullmatch(key) or not _LABEL.fullmatch(value):
+            raise InputError(f"{option} {key}={value}: letters, digits, - _ and . are allowed, at most 63")
+
+
+def check_keys(option: str, annotations: Mapping[str, str]) -> None:
+    """InputError for an annotation's key that is none; its value may be any text."""
+    for key in annotations:
+        if not _KEY.fullmatch(key):
+            raise InputError(f"{option} {key}: in a key letters, digits, - _ and . are allowed, at most 63")

@@ -1,0 +1,93 @@
+"""What the pods of a training job may reach in a namespace that denies the rest (k8s/base): each other, names, and S3.
+
+One policy a job, selected by the label that the job puts on its pods: NCCL and gloo choose their ports themselves, so
+processes need every port of each other, and no pod of another job needs any. Policies are additive: without the base's
+denial this one still isolates the job's pods, both ways. RDMA traffic passes no policy (it never sees the node's IP
+stack), and neither does a pod on the host's network, which *restricted* forbids anyway.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from zhllama.errors import InputError
+from zhllama.kubernetes.names import check_namespace
+from zhllama.kubernetes.training_job import JOB_LABEL, TrainingJob
+
+DNS_PORTS = (53, 5353)
+"""A policy sees a connection after its Service's address became a pod's: OpenShift's DNS pods listen on 5353."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Network:
+    """Where S3 is, as a policy can say it. Without ranges and namespaces it is anywhere, on these ports alone."""
+
+    ports: tuple[int, ...] = (443, 8333, 9000)
+    """HTTPS, SeaweedFS, MinIO: the server's own port, not its Service's."""
+    cidrs: tuple[str, ...] = ()
+    """Address ranges outside the cluster: 10.20.0.0/16."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces of this cluster that S3 servers are in."""
+
+    def __post_init__(self) -> None:
+        for port in self.ports:
+            if not 1 <= port <= 65535:
+                raise InputError(f"--s3-port {port}: a port is a number from 1 to 65535")
+        for cidr in self.cidrs:
+            try:
+                ipaddress.ip_network(cidr)
+            except ValueError as error:
+                raise InputError(f"--s3-cidr {cidr}: {error}; write an address range as 10.20.0.0/16") from error
+        for namespace in self.namespaces:
+            check_namespace("--s3-namespace", namespace)
+
+    @classmethod
+    def at(cls, endpoint: str) -> "S3Network":
+        """Anywhere, on the usual ports and on the one of this address; "" names none."""
+        address = urlsplit(endpoint)
+        try:
+            port = address.port or {"http": 80, "https": 443}.get(address.scheme)
+        except ValueError as error:
+            raise InputError(f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port") from error
+        return cls() if port is None or port in cls.ports else cls(ports=(*cls.ports, port))
+
+    def egress(self) -> dict[str, Any]:
+        """A policy's egress rule. Without `to` it means every address: a range of 0.0.0.0/0 would not, for some network
+        plugins, hold the cluster's own pods."""
+        to: list[dict[str, Any]] = [{"ipBlock": {"cidr": cidr}} for cidr in self.cidrs]
+        to += [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}} for name in self.namespaces
+        ]
+        return {**({"to": to} if to else {}), "ports": ports(self.ports)}
+
+
+def ports(numbers: Sequence[int], protocols: Sequence[str] = ("TCP",)) -> list[dict[str, Any]]:
+    return [{"protocol": protocol, "port": number} for number in numbers for protocol in protocols]
+
+
+def dns_egress() -> dict[str, Any]:
+    """A policy's egress rule for names, wherever they are asked for: a cache on the node has an address of its own."""
+    return {"ports": ports(DNS_PORTS, ("UDP", "TCP"))}
+
+
+def network_policy(job: TrainingJob, s3: S3Network | None = None) -> dict[str, Any]:
+    """The NetworkPolicy of the job, of its name, in its namespace, with its labels and its owner."""
+    own = {"matchLabels": {JOB_LABEL: job.name}}
+    metadata: dict[str, Any] = {"name": job.name, "labels": {**job.labels, JOB_LABEL: job.name}}
+    if job.namespace:
+        metadata["namespace"] = job.namespace
+    if job.owner is not None:
+        metadata["ownerReferences"] = [dict(job.owner)]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata,
+        "spec": {
+            "podSelector": own,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"podSelector": own}]}],
+            "egress": [{"to": [{"podSelector": own}]}, dns_egress(), (s3 or S3Network()).egress()],
+        },
+    }

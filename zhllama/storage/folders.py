@@ -1,0 +1,191 @@
+"""Files in folders: written beside their place under a hidden name, and moved there when they are whole and on disk."""
+
+import errno
+import fcntl
+import mmap
+import os
+import re
+import shutil
+import uuid
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zhllama.errors import Truncated
+from zhllama.storage.multipart import Unfinished
+from zhllama.storage.parallel import Take, Threads, room
+
+_PIECE = 8 * 2**20
+"""Bytes that a stream writes at once."""
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+"""0 where the system has no such thing (macOS)."""
+_LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
+
+
+def beside(path: str | Path) -> Path:
+    """A hidden name of its own in the same folder: listings leave it out, and a rename puts it into place."""
+    target = Path(path)
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+
+def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
+    """Reads `length` bytes from `start`, as storage.read_piece does; Truncated when the file has not so many."""
+    with open(path, "rb", buffering=0) as file:
+        at = 0
+        while at < length:
+            piece = room(buffer, length, at) if take else buffer[at:length]
+            count = os.preadv(file.fileno(), [piece], start + at)
+            if not count:
+                raise Truncated(f"{path}: {at} bytes at {start} where {length} were expected; the file is truncated")
+            if take:
+                take(at, piece[:count])
+            at += count
+
+
+def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
+    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if if_absent:
+            os.link(temporary, target)
+        else:
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def copy_file(source: str, target: str) -> None:
+    """A file to another place, in the kernel where that can."""
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(target)
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class FileWriter:
+    """A stream into a hidden file beside the target; commit() moves it into place.
+
+    What is larger than a piece goes to the disk past the page cache (O_DIRECT), where the file system can: models are
+    written faster than disks take them, and filling the cache with what has to be on the disk at the end cost 1 to 2
+    CPU-seconds a GB where this costs 0.1. A thread writes a piece while the next one is filled. Memory: two pieces.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._target = Path(uri)
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = beside(uri)
+        self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._piece, self._other = _pages(), _pages()
+        self._filled = 0
+        self._writer = Threads(1)
+        self._begun = self._direct = self._closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < len(view):
+            count = min(_PIECE - self._filled, len(view) - at)
+            self._piece[self._filled : self._filled + count] = view[at : at + count]
+            self._filled += count
+            at += count
+            if self._filled == _PIECE:
+                if not self._begun:
+                    self._begun = True
+                    self._set_direct(True)
+                # waits for the piece before, whose memory is then free
+                self._writer.call(self._put, memoryview(self._piece))
+                self._piece, self._other = self._other, self._piece
+                self._filled = 0
+        return len(view)
+
+    def _set_direct(self, direct: bool) -> None:
+        direct = direct and bool(_O_DIRECT)
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_O_DIRECT
+        try:
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (_O_DIRECT if direct else 0))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            direct = False
+        self._direct = direct
+
+    def _put(self, piece: memoryview) -> None:
+        begin = os.lseek(self._file, 0, os.SEEK_CUR)
+        while piece:
+            try:
+                piece = piece[os.write(self._file, piece) :]
+            except OSError as error:
+                # a file system that cannot after all, or what is left of a piece that was written in part
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._set_direct(False)
+        if not self._direct and hasattr(os, "posix_fadvise"):
+            # Linux begins to write these pages to the disk, and does not wait for it: commit() has less to wait for
+            os.posix_fadvise(self._file, begin, 0, os.POSIX_FADV_DONTNEED)
+
+    def commit(self) -> None:
+        self._writer.end()
+        self._writer.raise_error()
+        if self._direct:
+            # the last piece is no whole number of pages
+            self._set_direct(False)
+        self._put(memoryview(self._piece)[: self._filled])
+        os.fsync(self._file)
+        self._close()
+        os.replace(self._temporary, self._target)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            os.close(self._file)
+
+    def abort(self) -> None:
+        self._writer.end()
+        # on some file systems closing, too, says that the disk is full; the file is given up anyway
+        with suppress(OSError):
+            self._close()
+        self._temporary.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """A stream into a folder cannot be taken up again: nothing is kept."""
+        self.abort()
+
+
+def _pages() -> mmap.mmap:
+    """Memory of whole pages, as O_DIRECT wants it; large ones where there are such, which the disk takes for less."""
+    memory = mmap.mmap(-1, _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # a kernel without them refuses the advice
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def left_behind(folder: str) -> list[Unfinished]:
+    """The hidden files of writers, of live ones as of those that were killed; oldest first."""
+    found = []
+    for path in Path(folder).rglob(".*.tmp"):
+        match = _LEFT.fullmatch(path.name)
+        if match and path.is_file():
+            status = path.stat()
+            began = datetime.fromtimestamp(status.st_mtime, UTC)
+            found.append(Unfinished(str(path.with_name(match["name"])), began, str(path), status.st_size))
+    return sorted(found, key=lambda one: one.began)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """OSError (ENOSPC) when `folder`, or the nearest of its parents that is there, has not `size` bytes left."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if shutil.disk_usage(there).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

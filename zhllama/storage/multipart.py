@@ -1,0 +1,330 @@
+"""Multipart uploads: parts side by side, each with a checksum, resumed after a kill.
+
+An unfinished upload is found by its key (the newest one), so nothing has to be kept on this side. A part that is there
+is not sent again when it is provably the part that would be sent: of the same size, with the MD5 that is its ETag, or
+with the CRC32C that the server kept. Parts are of 16 MiB, from the 5,001st on of 64 MiB, so that boundaries depend on
+nothing but the number and one object may hold 419 GB.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from zhllama.errors import InputError, StorageFault
+from zhllama.storage import s3
+from zhllama.storage.addresses import split_s3
+from zhllama.storage.parallel import Threads, connections
+
+log = logging.getLogger("storage")
+
+PART = 16 * 2**20
+"""Bytes per part of an upload; what fits one part goes in one request."""
+_LATE = 5_000
+_LATE_FACTOR = 4
+MOST_PARTS = 10_000
+"""Of one upload, by S3's rules."""
+
+
+def part_length(number: int) -> int:
+    """Bytes of part `number` (from 1), unless it is the last."""
+    return PART if number <= _LATE else _LATE_FACTOR * PART
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that the server has."""
+
+    number: int
+    size: int
+    tag: str
+    crc32c: str
+
+    def holds(self, content: s3.Buffer) -> bool:
+        """Whether it is made of these bytes, as far as the server's tag or checksum can prove it."""
+        if self.size != len(content):
+            return False
+        if re.fullmatch(r"[0-9a-f]{32}", self.tag):
+            return hashlib.md5(content, usedforsecurity=False).hexdigest() == self.tag
+        # encrypted with a managed key the tag is no MD5
+        return bool(self.crc32c) and self.crc32c == s3.crc32c(content)
+
+
+class Upload:
+    """One multipart upload of `uri`: taken up where an earlier one stopped, or begun. Its calls may come from threads.
+
+    `there` maps part number → Part for what an earlier run left; `put` sends only what is not there yet. Parts carry
+    CRC32C, or MD5 where parts are to be kept whose content is not at hand (`md5`): not every server lists CRC32C.
+    """
+
+    def __init__(self, uri: str, anew: bool = False, md5: bool = False) -> None:
+        self.uri = uri
+        self._md5 = md5 or s3.uses_md5()
+        self.key = split_s3(uri)[1]
+        self.there: dict[int, Part] = {}
+        self._sent: dict[int, dict[str, Any]] = {}
+        found = [] if anew else _uploads_of_key(uri)
+        if found:
+            self.id = found[-1].id
+            self.there = {part.number: part for part in parts_of(uri, self.id)}
+            log.info("%s: going on with an upload that stopped, %d parts are there", uri, len(self.there))
+        else:
+            self.id = self._begin()
+
+    def _begin(self) -> str:
+        algorithm = {} if self._md5 else {"ChecksumAlgorithm": "CRC32C"}
+        return str(s3.call(self.uri, "create_multipart_upload", Key=self.key, **algorithm)["UploadId"])
+
+    def put(self, number: int, content: s3.Buffer) -> bool:
+        """Sends part `number`, from 1; False when the server had it already."""
+        there = self.there.get(number)
+        if there is not None and there.holds(content):
+            # named with its checksum even where the server lists none: parts with and without one do not mix
+            checksum = {} if self._md5 else {"ChecksumCRC32C": s3.crc32c(content)}
+            self._sent[number] = {"PartNumber": number, "ETag": there.tag, **checksum}
+            return False
+        try:
+            self._sent[number] = s3.put_part(self.uri, self.id, number, content, self._md5)
+        except (StorageFault, FileNotFoundError) as error:
+            raise self._lost(error) from error
+        return True
+
+    def keep(self, number: int) -> None:
+        """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
+        self._sent[number] = {"PartNumber": number, "ETag": self.there[number].tag}
+
+    def _lost(self, error: Exception) -> Exception:
+        if s3.said(error) == "NoSuchUpload":
+            return StorageFault(
+                f"{self.uri}: the upload is gone: another run ended it, or the server lost it; try again"
+            )
+        return error
+
+    def complete(self) -> None:
+        """The object becomes visible."""
+        parts = [self._sent[number] for number in sorted(self._sent)]
+        try:
+            s3.call(
+                self.uri,
+                "complete_multipart_upload",
+                Key=self.key,
+                UploadId=self.id,
+                MultipartUpload={"Parts": parts},
+            )
+        except (StorageFault, FileNotFoundError) as error:
+            # the answer to an earlier try may have been lost after the server had done it
+            if s3.said(error) == "NoSuchUpload" and self._is_complete(parts):
+                return
+            raise self._lost(error) from error
+
+    def _is_complete(self, parts: list[dict[str, Any]]) -> bool:
+        tags = [part["ETag"].strip('"') for part in parts]
+        if not all(re.fullmatch(r"[0-9a-f]{32}", tag) for tag in tags):
+            return False
+        joined = hashlib.md5(bytes.fromhex("".join(tags)), usedforsecurity=False).hexdigest()
+        try:
+            found = str(s3.call(self.uri, "head_object", Key=self.key)["ETag"])
+        except FileNotFoundError:
+            return False
+        return found.strip('"') == f"{joined}-{len(tags)}"
+
+    def abort(self) -> None:
+        """The server forgets the parts."""
+        abort(self.uri, self.id)
+
+
+def abort(uri: str, upload: str) -> None:
+    """Ends an unfinished upload; one that is gone is fine."""
+    try:
+        s3.call(uri, "abort_multipart_upload", Key=split_s3(uri)[1], UploadId=upload)
+    except (StorageFault, FileNotFoundError) as error:
+        if s3.said(error) not in ("NoSuchUpload", "NoSuchKey", "404"):
+            raise
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
+
+    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path. bytes: a folder's
+    hidden file's size; an upload's is None until its parts are listed (`unfinished(..., sizes=True)`).
+    """
+
+    uri: str
+    began: datetime
+    id: str
+    bytes: int | None = None
+
+
+def uploads(uri: str, sizes: bool = False) -> list[Unfinished]:
+    """The multipart uploads under way below a prefix, oldest first."""
+    key = split_s3(uri)[1]
+    return _uploads(uri, f"{key}/" if key else "", sizes)
+
+
+def _uploads(uri: str, prefix: str, sizes: bool = False) -> list[Unfinished]:
+    bucket, _ = split_s3(uri)
+    found = [
+        Unfinished(f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
+        for page in s3.call_pages(uri, "list_multipart_uploads", Prefix=prefix)
+        for upload in page.get("Uploads", [])
+    ]
+    if sizes:
+        found = [
+            Unfinished(one.uri, one.began, one.id, sum(part.size for part in parts_of(one.uri, one.id)))
+            for one in found
+        ]
+    return sorted(found, key=lambda one: one.began)
+
+
+def _uploads_of_key(uri: str) -> list[Unfinished]:
+    try:
+        return [one for one in _uploads(uri, split_s3(uri)[1]) if one.uri == uri]
+    except (InputError, StorageFault) as error:
+        if s3.said(error) in ("AccessDenied", "NotImplemented", "MethodNotAllowed", "501", "405", "403"):
+            # an account without the right to list, a server without the call: there is nothing to resume from
+            log.debug("unfinished uploads cannot be listed: %s", error)
+            return []
+        raise
+
+
+def parts_of(uri: str, upload: str) -> list[Part]:
+    """The parts that an unfinished upload has; none when it is gone."""
+    try:
+        pages = s3.call_pages(uri, "list_parts", Key=split_s3(uri)[1], UploadId=upload)
+    except (StorageFault, FileNotFoundError) as error:
+        if s3.said(error) in ("NoSuchUpload", "NoSuchKey", "404"):
+            return []
+        raise
+    return [
+        Part(part["PartNumber"], part["Size"], part["ETag"].strip('"'), part.get("ChecksumCRC32C", ""))
+        for page in pages
+        for part in page.get("Parts", [])
+    ]
+
+
+class S3Writer:
+    """A stream into an object: parts are sent by threads while the next one is filled.
+
+    Memory: PART x (connections + 1). What fits one part is one request at commit.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._buffer = bytearray(PART)
+        self._filled = 0
+        self._number = 1
+        self._upload: Upload | None = None
+        self._threads = Threads(connections())
+        self._free: list[bytearray] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < len(view):
+            if self._filled == len(self._buffer):
+                self._send()
+            count = min(len(view) - at, len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + count] = view[at : at + count]
+            self._filled += count
+            at += count
+        return len(view)
+
+    def _send(self) -> None:
+        if self._number > MOST_PARTS:
+            raise InputError(f"{self._uri}: over 419 GB, more than one S3 object can hold in 10,000 parts; split it")
+        if self._upload is None:
+            self._upload = Upload(self._uri)
+        self._threads.call(self._put, self._upload, self._number, self._buffer, self._filled)
+        self._number += 1
+        length = part_length(self._number)
+        try:
+            self._buffer = self._free.pop()
+        except IndexError:
+            self._buffer = bytearray(length)
+        if len(self._buffer) != length:
+            self._buffer = bytearray(length)
+        self._filled = 0
+
+    def _put(self, upload: Upload, number: int, buffer: bytearray, length: int) -> None:
+        upload.put(number, memoryview(buffer)[:length])
+        self._free.append(buffer)
+
+    def commit(self) -> None:
+        if self._upload is None:
+            s3.put(self._uri, memoryview(self._buffer)[: self._filled])
+            return
+        if self._filled:
+            self._send()
+        self._threads.end()
+        self._threads.raise_error()
+        self._upload.complete()
+
+    def abort(self) -> None:
+        """Nothing is left behind."""
+        self._threads.drop()
+        if self._upload is not None:
+            self._upload.abort()
+
+    def leave(self) -> None:
+        """Stops here; the parts stay for the next writer of this file, or for `zhllama gc`."""
+        self._threads.end(wait=5)
+
+
+def send_file(path: Path, uri: str) -> None:
+    """A file into an object, its parts read and sent side by side. Memory: PART x connections. Resumes as S3Writer."""
+    size = path.stat().st_size
+    free: list[bytearray] = []
+    with open(path, "rb") as file:
+
+        def read(start: int, length: int) -> memoryview:
+            try:
+                buffer = free.pop()
+            except IndexError:
+                buffer = bytearray(length)
+            if len(buffer) < length:
+                buffer = bytearray(length)
+            view = memoryview(buffer)[:length]
+            at = 0
+            while at < length:
+                count = os.preadv(file.fileno(), [view[at:]], start + at)
+                if not count:
+                    raise StorageFault(f"{path}: it became shorter while it was read; try again")
+                at += count
+            return view
+
+        if size <= PART:
+            s3.put(uri, read(0, size))
+            return
+        upload = Upload(uri)
+
+        def put(number: int, start: int, length: int) -> None:
+            view = read(start, length)
+            upload.put(number, view)
+            free.append(view.obj)  # type: ignore[arg-type]
+
+        try:
+            with Threads(connections()) as threads:
+                start, number = 0, 1
+                while start < size:
+                    length = min(part_length(number), size - start)
+                    threads.call(put, number, start, length)
+                    start, number = start + length, number + 1
+            upload.complete()
+        except StorageFault:
+            raise
+        except BaseException:
+            upload.abort()
+            raise
+
+
+def copy_object(source: str, target: str) -> None:
+    """Server-side, any size."""
+    bucket, key = split_s3(source)
+    target_bucket, target_key = split_s3(target)
+    # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
+    s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, target_bucket, target_key))

@@ -1,0 +1,1 @@
+"""The vocabulary contract, SentencePiece, tokenizer files, prompts."""

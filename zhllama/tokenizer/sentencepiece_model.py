@@ -1,0 +1,56 @@
+"""A SentencePiece model as a protocol buffer: its pieces with scores and types, to read and to write.
+
+The class is the one that transformers ships: sentencepiece's own generated module wants protobuf 7, which kfp does not
+allow, and transformers' works with every protobuf from 4 on. A model that is parsed and serialised again gives the
+same bytes.
+"""
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zhllama.errors import InputError
+
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+"""Types of pieces."""
+BPE = 2
+TOKENIZER_MODEL = "tokenizer.model"
+
+
+def new_model() -> Any:
+    """A ModelProto without pieces."""
+    return _generated().ModelProto()
+
+
+@cache
+def _generated() -> Any:
+    """transformers' module, by its place: the package itself takes most of a second to import."""
+    name = "transformers.utils.sentencepiece_model_pb2_new"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("transformers")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("transformers is not installed", name="transformers")
+    path = Path(package.origin).parent / "utils" / "sentencepiece_model_pb2_new.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"{path} cannot be imported", name=name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:
+    """The ModelProto of a `tokenizer.model`; InputError when it is not one."""
+    from google.protobuf.message import DecodeError
+
+    proto = new_model()
+    try:
+        proto.ParseFromString(model)
+    except DecodeError as error:
+        raise InputError(f"{where}: not a SentencePiece model ({error}); give a tokenizer.model") from error
+    if not proto.pieces:
+        raise InputError(f"{where}: a SentencePiece model without pieces; give a whole tokenizer.model")
+    return proto

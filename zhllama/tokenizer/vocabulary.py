@@ -1,0 +1,209 @@
+"""The vocabulary contract and the one encoder.
+
+The contract is what two artifacts must agree on before a weight is loaded: the ordered pieces (as digests of the first
+32,000, 49,953, 49,954 … pieces, so that *extends* can be told from *foreign* without the pieces at hand), the special
+ids, tying, padding of the embedding rows and dtype. It travels in every manifest from the tokenizer on.
+
+Encoding is SentencePiece's own; special ids are put in by id, never by text, so that `</s>` in a user's text stays
+text.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from zhllama.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zhllama.artifacts.artifact import Artifact
+    from zhllama.tokenizer.segments import SegmentEncoder
+
+PAD_PIECE = "[PAD]"
+RECIPE_SIZES = (32_000, 49_953, 49_954)
+"""LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
+
+
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")
+"""How LLaMA 3's tokenizer.model begins: a token in Base64 and its rank."""
+
+
+class Relation(Enum):
+    EQUAL = "equal"
+    EXTENDS = "extends"
+    SHRINKS = "shrinks"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The contract. `prefixes` maps a number of pieces (as text, for JSON) to the digest of that many pieces."""
+
+    size: int
+    digest: str
+    bos: int
+    eos: int
+    pad: int | None
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    padding_multiple: int = 1
+    tied: bool | None = None
+    dtype: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding: the pieces, rounded up to the padding multiple."""
+        return -(-self.size // self.padding_multiple) * self.padding_multiple
+
+    def relation_to(self, other: "Vocabulary") -> Relation:
+        """How this vocabulary stands to `other`: it *extends* other when other's pieces are its first ones."""
+        if (self.bos, self.eos) != (other.bos, other.eos):
+            return Relation.FOREIGN
+        if self.size == other.size:
+            return Relation.EQUAL if self.digest == other.digest else Relation.FOREIGN
+        if self.prefixes.get(str(other.size)) == other.digest:
+            return Relation.EXTENDS
+        if other.prefixes.get(str(self.size)) == self.digest:
+            return Relation.SHRINKS
+        return Relation.FOREIGN
+
+    def __str__(self) -> str:
+        return f"{self.size} pieces ({self.digest[:8]})"
+
+
+def padding_multiple(pieces: int, rows: int) -> int:
+    """The smallest power of two that rounds `pieces` up to `rows`; `rows` itself where none does."""
+    multiple = 1
+    while multiple <= rows:
+        if -(-pieces // multiple) * multiple == rows:
+            return multiple
+        multiple *= 2
+    return rows
+
+
+def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
+    """InputError unless both contracts are there and equal. Names say what is compared: `--dataset s3://…`."""
+    if have is None or want is None:
+        missing = have_name if have is None else want_name
+        raise InputError(f"{missing}: carries no vocabulary contract; give an artifact with a tokenizer")
+    relation = have.relation_to(want)
+    if relation is not Relation.EQUAL:
+        raise InputError(
+            f"{have_name} has {have} and {want_name} has {want}: the first {relation.value} the second where they must "
+            "be equal; use the artifacts of one extension"
+        )
+
+
+class Encoder:
+    """SentencePiece encoding by the ids used in training. Built from the bytes of a `tokenizer.model`."""
+
+    def __init__(self, model: bytes, where: str = "tokenizer.model") -> None:
+        import sentencepiece
+
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise InputError(f"{where}: not a SentencePiece model ({error}); give a tokenizer.model") from error
+        self.size: int = self._processor.get_piece_size()
+        self.bos: int = self._processor.bos_id()
+        self.eos: int = self._processor.eos_id()
+        if self.bos < 0 or self.eos < 0:
+            raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        return [self._processor.id_to_piece(index) for index in range(self.size)]
+
+    @cached_property
+    def pad(self) -> int | None:
+        """The id of `[PAD]`, or of the model's own padding piece; None without one."""
+        index = self._processor.piece_to_id(PAD_PIECE)
+        if index != self._processor.unk_id():
+            return index
+        return self._processor.pad_id() if self._processor.pad_id() >= 0 else None
+
+    @cached_property
+    def _segments(self) -> "SegmentEncoder | None":
+        """The quicker way to the same ids, where there is one."""
+        from zhllama.tokenizer.segments import SegmentEncoder
+        from zhllama.tokenizer.sentencepiece_model import parse_model
+
+        proto = parse_model(self.model)
+        return SegmentEncoder(self._processor, proto) if SegmentEncoder.fits(proto) else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without BOS or EOS."""
+        return list(self._processor.encode(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As encode, many at a time, on SentencePiece's threads."""
+        return [list(ids) for ids in self._processor.encode(list(texts))] if texts else []
+
+    def encode_arrays(self, texts: Sequence[str], begin: bool = False, end: bool = False) -> list["np.ndarray"]:
+        """As encode_batch, as int32 arrays; with `begin` BOS stands before each, with `end` EOS after it."""
+        if not texts:
+            return []
+        # the ids are put in after the text was encoded, so a literal </s> stays text
+        return list(self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end))
+
+    def encode_flat(
+        self, texts: Sequence[str], begin: bool = False, end: bool = False
+    ) -> tuple["np.ndarray", "np.ndarray"]:
+        """As encode_arrays, the ids of all texts one after another, int32, and how many each has, int64."""
+        import numpy as np
+
+        if self._segments is not None:
+            return self._segments.encode(texts, begin, end)
+        arrays = [np.zeros(0, np.int32), *self.encode_arrays(texts, begin, end)]
+        return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._processor.decode([int(index) for index in ids]))
+
+    def vocabulary(self, also_at: Iterable[int] = (), **facts: Any) -> Vocabulary:
+        """The contract of this tokenizer; `also_at`: more sizes whose prefix digest is recorded (the base's)."""
+        marks = {size for size in (*RECIPE_SIZES, *also_at) if size < self.size}
+        running = hashlib.sha256()
+        prefixes: dict[str, str] = {}
+        for index, piece in enumerate(self.pieces):
+            if index in marks:
+                prefixes[str(index)] = running.hexdigest()
+            text = piece.encode()
+            running.update(len(text).to_bytes(4, "little") + text)
+        return Vocabulary(self.size, running.hexdigest(), self.bos, self.eos, self.pad, prefixes, **facts)
+
+
+def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
+    """Where the SentencePiece model of an artifact stands (for messages), and its bytes.
+
+    It is `tokenizer.model`, or the only .model file of a plain folder. `option` (as `--tokenizer`) says in the message
+    which option gave the artifact.
+    """
+    named = [name for name in artifact.names if name.endswith(".model")]
+    name = named[0] if len(named) == 1 else "tokenizer.model"
+    where = f"{option} {artifact.root}"
+    if name not in artifact:
+        other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
+        raise InputError(
+            f"{where}: no tokenizer.model in it{other if 'tokenizer.json' in artifact else ''}; give a SentencePiece "
+            "tokenizer, or a model or adapter with one"
+        )
+    model = artifact.read(name)
+    if _TIKTOKEN.match(model):
+        raise InputError(
+            f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
+            "needed; LLaMA 3 is not supported, give a model of LLaMA 1's or 2's shape"
+        )
+    return f"{where}/{name}", model
+
+
+def load_encoder(artifact: "Artifact", option: str) -> Encoder:
+    """The encoder of an artifact that carries a SentencePiece model: a tokenizer, a model or an adapter."""
+    where, model = tokenizer_model_in(artifact, option)
+    return Encoder(model, where)

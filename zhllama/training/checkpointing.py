@@ -1,0 +1,403 @@
+"""Nothing of a training is lost: checkpoints while it goes on, a clean stop, and a stop before it goes wrong.
+
+At the end of every step the ranks agree on five numbers, by one small all-reduce over gloo (a GPU is not waited for
+but for the loss): was one asked to stop, is an upload still running, which one failed, is the loss no number or the
+gradients beyond float16 for too long, has the store been out of reach for too long. All that concerts the ranks happens
+there, in their main threads; the threads that upload hold no collective.
+
+A checkpoint whose turn comes while the one before is still on its way is taken as soon as that has arrived: a slow
+store costs checkpoints, never time.
+"""
+
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from zhllama.artifacts.artifact import Artifact, Manifest, open_artifact
+from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
+from zhllama.training.checkpoints import (
+    Patience,
+    Run,
+    complete,
+    open_checkpoint,
+    require_same_run,
+    require_world,
+)
+from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
+from zhllama.training.node import training_begins
+from zhllama.training.options import TrainingOptions
+from zhllama.training.training_state import Buffers, Saved, take, zero_stage_of
+from zhllama.training.uploads import Uploads
+
+log = logging.getLogger("training")
+
+OVERFLOWS = 20
+"""Steps in a row whose gradients overflow float16 before the training stops: the scale has come down by a million."""
+LEFT_FOR_THE_END = 5.0
+"""Seconds of the grace period that are kept for the processes to end in."""
+RESUME = "--resume-from-checkpoint"
+
+_NAN, _INFINITE, _OVERFLOWS = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What the ranks agreed on at a step's end: of each number the greatest."""
+
+    stop: int
+    busy: int
+    failed_step: int
+    wrong: int
+    out_of_patience: int
+
+
+class Keeper(TrainerCallback):
+    """Takes checkpoints, finds the newest, and ends the training where it has to end."""
+
+    def __init__(self, options: TrainingOptions, run: Run, arguments: TrainingArguments, zero_stage: int) -> None:
+        self._options, self._run, self._arguments, self._zero_stage = options, run, arguments, zero_stage
+        self._rank, self._world = arguments.process_index, arguments.world_size
+        self._group = dist.new_group(backend="gloo") if self._world > 1 else None
+        self._uploads = Uploads(run, self._rank, self._world, options.save_total_limit)
+        self._buffers = Buffers()
+        self._patience = Patience(options.max_minutes_without_checkpoint)
+        self._failure_seen = 0
+        self._owed = False
+        self._good: Manifest | None = None
+        self._saved: Saved | None = None
+        self._named = ""
+        """On rank 0: the checkpoint that the options name."""
+        self._trainer: Trainer | None = None
+        self._loss: torch.Tensor | None = None
+        self._wrong = 0
+        self._overflows = 0
+        self._asked: float | None = None
+        self._stopping = False
+        self.stalls: list[float] = []
+        """Seconds that each checkpoint kept the training waiting."""
+        self._before: Any = None
+        """The handler of SIGTERM before the first step."""
+
+    # --- at the start -------------------------------------------------------------------------------------------------
+
+    def resume(self) -> Path | None:
+        """Reads the checkpoint to go on from, chosen by rank 0; None when there is none.
+
+        What is returned is a folder for Trainer.train: its state, without a weight. InputError when the one that was
+        asked for cannot be gone on from; StorageFault when the store does not answer.
+        """
+        self._uploads.start = self._told(secrets.token_hex(4) if self._rank == 0 else None)
+        candidates = iter(self._candidates()) if self._rank == 0 else iter(())
+        while True:
+            reference, said = None, None
+            try:
+                reference = next(candidates, None)
+            except (InputError, StorageFault) as error:
+                said = error
+            reference, said, last = self._told((reference, said, reference == self._named))
+            if said is not None:
+                raise said
+            if reference is None:
+                break
+            if self._read(reference, last):
+                break
+        if self._rank == 0:
+            self._uploads.begin_cleaning()
+        if self._saved is None:
+            return None
+        self._good = self._saved.manifest
+        if self._rank == 0:
+            log.info("going on from step %d: %s", self._saved.step, self._good.reference)
+        folder = Path(str(self._arguments.output_dir)) / f"rank-{self._rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trainer_state.json").write_text(json.dumps(self._saved.trainer))
+        return folder
+
+    def _candidates(self) -> Any:
+        """References in the order in which they are tried. Of a checkpoint that the options name, those that came of
+        it go first: a start that is repeated, as a killed pod's is, goes on where the one before was."""
+        if self._options.resume_from_checkpoint:
+            self._named = open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
+        for manifest in complete(self._run.folder):
+            if not self._named or manifest.facts.get("came_of") == self._named:
+                yield manifest.reference
+        if self._named:
+            yield self._named
+
+    def _read(self, reference: str, last: bool) -> bool:
+        """Whether every rank could read its part. All of them raise where none could go on anyway, or it is the `last`
+        that may be taken."""
+        problem: Exception | None = None
+        try:
+            checkpoint = open_artifact(reference, RESUME if self._options.resume_from_checkpoint else "the checkpoint")
+            self._require_fitting(checkpoint)
+            self._saved = Saved(checkpoint, self._rank)
+        except (_Unfit, InputError, StorageFault, ValueError, KeyError, TypeError) as error:
+            problem = error
+        problems = [one for one in self._told_by_all(problem) if one is not None]
+        if not problems:
+            return True
+        self._saved = None
+        worst = next((one for one in problems if isinstance(one, StorageFault | _Unfit)), problems[0])
+        if isinstance(worst, StorageFault):
+            raise worst
+        if isinstance(worst, _Unfit) or last:
+            raise InputError(str(worst))
+        if self._rank == 0:
+            log.warning("%s cannot be read and is left aside: %s", reference, worst)
+        return False
+
+    def _require_fitting(self, checkpoint: Artifact) -> None:
+        manifest = checkpoint.manifest
+        try:
+            require_same_run(manifest, self._run, RESUME if self._options.resume_from_checkpoint else "the checkpoint")
+            require_world(manifest, self._world, self._zero_stage)
+        except InputError as error:
+            raise _Unfit(str(error)) from error
+        before, now = manifest.facts["global_batch"], self._global_batch()
+        if before != now and self._rank == 0:
+            log.warning(
+                "the checkpoint was trained with %d blocks a step, this training takes %d: its steps are counted on, "
+                "but the order of the data changes; keep the product of processes, batch and accumulation",
+                before,
+                now,
+            )
+
+    def _global_batch(self) -> int:
+        options = self._options
+        return options.per_device_train_batch_size * options.gradient_accumulation_steps * self._world
+
+    def put_back(self, trainer: Trainer) -> None:
+        if self._saved is not None:
+            self._saved.put_back(trainer)
+
+    def put_back_random(self) -> None:
+        if self._saved is not None:
+            self._saved.put_back_random()
+
+    # --- at a step's end ----------------------------------------------------------------------------------------------
+
+    def attach(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # until now a cancel ended the process: there was nothing to save
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        training_begins()
+        if self._saved is not None and self._trainer is not None:
+            self._saved.put_back_loss(self._trainer)
+
+    def see_loss(self, loss: torch.Tensor) -> None:
+        """Counts in the loss of one forward pass: what is not finite stays so in the sum."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert self._trainer is not None
+        if self._loss is not None and not torch.isfinite(self._loss):
+            self._wrong = _NAN if torch.isnan(self._loss) else _INFINITE
+        self._loss = None
+        self._overflows = self._overflows + 1 if self._trainer.accelerator.optimizer_step_was_skipped else 0
+        if self._overflows >= OVERFLOWS:
+            self._wrong = _OVERFLOWS
+        agreed = self._agree()
+        self._see_failures(agreed)
+        if agreed.wrong:
+            # what is still on its way is the checkpoint that the message should name
+            self._settle("the last checkpoint")
+            raise InputError(self._what_is_wrong(agreed.wrong, state.global_step))
+        if agreed.out_of_patience:
+            raise (
+                self._patience.fault(self._run)
+                if self._rank == 0
+                else StorageFault(f"{self._run.folder}: rank 0 could write no checkpoint for too long")
+            )
+        every = self._options.save_steps
+        last = state.global_step >= state.max_steps
+        if agreed.stop and not last:
+            self._stopping = True
+            control.should_training_stop = True
+            control.should_save = bool(every)
+            return
+        due = bool(every) and state.global_step % every == 0 and not last
+        if due and agreed.busy and self._rank == 0:
+            log.warning(
+                "the checkpoint of step %d has to wait: the one of step %d is still on its way",
+                state.global_step,
+                self._uploads.step,
+            )
+        self._owed = (self._owed or due) and not last
+        control.should_save = self._owed and not agreed.busy
+        self._owed = self._owed and not control.should_save
+
+    def save(self, trainer: Trainer) -> None:
+        """Takes the checkpoint of this step and starts its upload. All ranks at once."""
+        if self._stopping and not self._settle("the upload that is running"):
+            # its buffers are still read from
+            return
+        began = time.monotonic()
+        part = take(trainer, self._buffers)
+        facts: dict[str, object] = {
+            "step": part.step,
+            "world": self._world,
+            "zero_stage": zero_stage_of(trainer),
+            "global_batch": self._global_batch(),
+            "came_of": self._named,
+        }
+        self._uploads.begin(part, facts)
+        self.stalls.append(time.monotonic() - began)
+
+    def _agree(self) -> Agreed:
+        impatient = self._rank == 0 and self._patience.over()
+        mine = [
+            int(self._asked is not None),
+            int(self._uploads.busy),
+            self._uploads.failed_step,
+            self._wrong,
+            int(impatient),
+        ]
+        if self._group is None:
+            return Agreed(*mine)
+        numbers = torch.tensor(mine, dtype=torch.int64)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group)
+        return Agreed(*numbers.tolist())
+
+    def _see_failures(self, agreed: Agreed) -> None:
+        """Rank 0 gives up a checkpoint of which another rank's part will not come, and counts the time without one."""
+        newest = self._uploads.newest
+        if newest is not None and newest is not self._good:
+            self._good = newest
+            self._patience.succeeded()
+        if agreed.failed_step > self._failure_seen:
+            self._failure_seen = agreed.failed_step
+            if self._rank == 0:
+                if self._uploads.step == agreed.failed_step:
+                    self._uploads.give_up()
+                self._patience.failed(self._uploads.why or "another rank could not upload its part; see its log")
+
+    def _what_is_wrong(self, wrong: int, step: int) -> str:
+        if wrong == _OVERFLOWS:
+            text = f"the gradients have overflowed float16 in step after step, up to step {step}"
+        else:
+            text = f"the loss at step {step} is {'nan' if wrong == _NAN else 'inf'}"
+        good = self._told(self._good.reference if self._rank == 0 and self._good is not None else None)
+        last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
+        return f"{text}; lower --learning-rate, or give --precision bfloat16; {last}"
+
+    def overflowed(self, step: int) -> str:
+        """The message when DeepSpeed gave up before we would have, on all ranks at once."""
+        self._settle("the last checkpoint")
+        return self._what_is_wrong(_OVERFLOWS, step)
+
+    # --- at the end ---------------------------------------------------------------------------------------------------
+
+    def over(self) -> None:
+        """Sees the last upload through; ends the process with 143 when it was asked to stop."""
+        self._settle("the last checkpoint")
+        if self._stopping:
+            if self._rank == 0:
+                good = self._uploads.newest
+                log.warning("stopped: %s", f"to go on from {good.reference}" if good else "no checkpoint was written")
+            sys.exit(EXIT_CANCELLED)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _settle(self, what: str) -> bool:
+        """Waits until no rank uploads (true), or one's grace period is used up. The ranks look at it together."""
+        while True:
+            agreed = self._agree()
+            self._see_failures(agreed)
+            if not agreed.busy:
+                return True
+            if self._any(self._grace_is_over()):
+                if self._rank == 0:
+                    log.warning("the grace period is over before %s has arrived", what)
+                return False
+            self._uploads.join(0.1)
+
+    def _grace_is_over(self) -> bool:
+        if self._asked is None:
+            return False
+        grace = float(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)
+        return time.monotonic() - self._asked > max(grace - LEFT_FOR_THE_END, grace / 2)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        log.warning("asked to stop: ending after this step")
+        if self._asked is None:
+            self._asked = time.monotonic()
+
+    # --- between the ranks, in their main threads ---------------------------------------------------------------------
+
+    def _told(self, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        box = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(box, 0, group=self._group)
+        return box[0]
+
+    def _told_by_all(self, value: Any) -> list[Any]:
+        box = [value] * self._world
+        if self._group is not None:
+            dist.all_gather_object(box, value, group=self._group)
+        return box
+
+    def _any(self, mine: bool) -> bool:
+        return any(self._told_by_all(mine))
+
+
+def at_smallest_scale(error: Exception) -> bool:
+    """Whether DeepSpeed says that its loss scale cannot come down any more (it has no class of its own for that)."""
+    return type(error) is Exception and "loss scale already at minimum" in str(error)
+
+
+class _Unfit(Exception):
+    """The checkpoint is whole, but no training like this one can go on from it; nor from an older one of its kind."""
+
+
+class KeptTrainer(Trainer):
+    """A Trainer whose checkpoints are the Keeper's."""
+
+    def __init__(self, keeper: Keeper, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._keeper = keeper
+        keeper.attach(self)
+        self.add_callback(keeper)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._keeper.see_loss(loss)
+        return loss
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().train(*arguments, **named)
+        except Exception as error:
+            if at_smallest_scale(error):
+                raise InputError(self._keeper.overflowed(self.state.global_step)) from error
+            raise
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            self._keeper.put_back(self)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: the model's weights are put back with the optimizer's, when both are wrapped."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        self._keeper.put_back_random()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._keeper.save(self)

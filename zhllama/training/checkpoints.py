@@ -1,0 +1,241 @@
+"""Checkpoints in the store: written by every rank, complete when the manifest is there. docs/checkpoints.md has it all.
+
+    <store>/checkpoints/<stage>/<input key>/step-00000500-1f2e3d4c/
+        weights.safetensors               rank 0: what is trained, by name
+        trainer.json                      rank 0: step, history
+        shared.json, shared.safetensors   rank 0: scheduler, and without ZeRO the optimizer
+        rank-00000.json, rank-00000.safetensors   each rank: random state, and with ZeRO its part of the optimizer
+        rank-00001.part.json              each rank but the first, after its files: their sizes and digests
+        manifest.json                     rank 0, last: every file of every rank
+
+Rank 0 finds the parts by their names, so nothing is agreed between processes while the training goes on. The second
+half of a folder's name is of one start of the training: what a killed one left behind is never taken for a part of the
+next one's checkpoint. No torch here: the command checks a checkpoint before any process starts.
+"""
+
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zhllama import storage
+from zhllama.artifacts.artifact import MANIFEST, Artifact, ArtifactWriter, Input, Manifest, open_artifact
+from zhllama.errors import InputError, StorageFault
+
+log = logging.getLogger("training")
+
+KIND = "checkpoint"
+WEIGHTS = "weights.safetensors"
+TRAINER = "trainer.json"
+SHARED = "shared"
+"""Name of the state that all ranks have alike, without its suffix."""
+LONGEST_LOOK = 2.0
+"""Seconds between two looks for the parts of the other ranks, at most; the first are quicker."""
+
+_FOLDER = re.compile(r"step-(\d{8,})-([0-9a-f]{8})")
+_SPLIT_OF_THE_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""Options that a training may change when it goes on: with the number of processes they give one global batch."""
+
+
+def state_of(rank: int) -> str:
+    """Name of a rank's own state, without its suffix."""
+    return f"rank-{rank:05d}"
+
+
+def part_of(rank: int) -> str:
+    return f"rank-{rank:05d}.part.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The training that checkpoints belong to: where they lie, and what went in."""
+
+    store: str
+    stage: str
+    key: str
+    configuration: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+
+    @property
+    def folder(self) -> str:
+        return storage.join(storage.normalise(self.store), f"checkpoints/{self.stage}/{self.key}")
+
+    def writer(self, step: int, start: str) -> ArtifactWriter:
+        """The checkpoint of a step in the making; `start`: eight hexadecimal digits of this start of the training."""
+        name = f"{self.key}/step-{step:08d}-{start}"
+        return ArtifactWriter(
+            storage.join(storage.normalise(self.store), "checkpoints"),
+            self.stage,
+            name,
+            self.configuration,
+            self.inputs,
+        )
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+def _by_folder(run_folder: str) -> dict[str, dict[str, int]]:
+    """Folder → its files and their sizes, newest step first. What is none of ours is left out."""
+    found: dict[str, dict[str, int]] = {}
+    for item in storage.listing(run_folder):
+        folder, _, name = item.name.partition("/")
+        if _FOLDER.fullmatch(folder):
+            found.setdefault(folder, {})[name] = item.size
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _complete(run_folder: str, folder: str, files: Mapping[str, int]) -> Manifest | None:
+    """The manifest of a checkpoint that is all there, else None."""
+    if MANIFEST not in files:
+        return None
+    where = f"{run_folder}/{folder}/{MANIFEST}"
+    try:
+        manifest = Manifest.from_json(storage.read_bytes(where), where)
+    except InputError as error:
+        log.warning("this checkpoint is damaged and is left aside: %s", error)
+        return None
+    except FileNotFoundError:
+        return None
+    if manifest.root != f"{run_folder}/{folder}":
+        log.warning("%s: this checkpoint was copied from %s, it is left aside", where, manifest.root)
+        return None
+    if any(files.get(file.path) != file.size for file in manifest.files):
+        log.warning("%s/%s: files of this checkpoint are missing, it is left aside", run_folder, folder)
+        return None
+    return manifest
+
+
+def complete(run_folder: str) -> Iterator[Manifest]:
+    """The complete checkpoints of a run, newest first; each is looked at when it is asked for."""
+    for folder, files in _by_folder(run_folder).items():
+        manifest = _complete(run_folder, folder, files)
+        if manifest is not None:
+            yield manifest
+
+
+def clean(run_folder: str, keep: int, start: str = "") -> None:
+    """Deletes all but the `keep` newest complete checkpoints, and what was never completed.
+
+    Not what `start`, this start of the training, is still writing. A manifest goes first: a checkpoint that is half
+    deleted is not complete.
+    """
+    kept = 0
+    for folder, files in _by_folder(run_folder).items():
+        whole = _complete(run_folder, folder, files) is not None
+        if whole and kept < keep:
+            kept += 1
+        elif whole or folder.rsplit("-", 1)[1] != start:
+            storage.delete(f"{run_folder}/{folder}/{MANIFEST}")
+            storage.delete_all(f"{run_folder}/{folder}")
+
+
+# --- completing -------------------------------------------------------------------------------------------------------
+
+
+def write_part(out: ArtifactWriter, rank: int) -> None:
+    """Says that this rank's files are all there. Their digests become part of the manifest."""
+    storage.write_bytes(storage.join(out.root, part_of(rank)), json.dumps(out.part()).encode())
+
+
+def commit(out: ArtifactWriter, ranks: int, give_up: threading.Event) -> Manifest | None:
+    """Waits for the parts of ranks 1 to `ranks` - 1 and publishes the checkpoint; None when `give_up` was set."""
+    pause = 0.05
+    for rank in range(1, ranks):
+        while True:
+            if give_up.is_set():
+                return None
+            try:
+                part = json.loads(storage.read_bytes(storage.join(out.root, part_of(rank))))
+            except (FileNotFoundError, NotADirectoryError):
+                give_up.wait(pause)
+                pause = min(2 * pause, LONGEST_LOOK)
+                continue
+            out.adopt(part)
+            break
+    return out.publish(KIND)
+
+
+# --- what a checkpoint is good for ------------------------------------------------------------------------------------
+
+
+def open_checkpoint(reference: str, option: str) -> Artifact:
+    """The checkpoint behind a reference; InputError when it is none or not complete."""
+    checkpoint = open_artifact(reference, option)
+    if not checkpoint.verified:
+        raise InputError(f"{option} {reference}: there is no manifest, so this is no complete checkpoint; give another")
+    return checkpoint.expect(KIND, option=option)
+
+
+def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
+    """InputError when the checkpoint is of another training: other inputs or options. Another release may go on."""
+    if checkpoint.stage != run.stage:
+        raise InputError(f"{option} {checkpoint.root}: a checkpoint of {checkpoint.stage}; this is {run.stage}")
+    mend = "give one of its own checkpoints, or start without"
+    for name in sorted({*checkpoint.inputs, *run.inputs} - {"publish_checkpoint"}):
+        theirs, ours = checkpoint.inputs.get(name), run.inputs.get(name)
+        if (theirs and theirs.digest) != (ours and ours.digest):
+            text = "none" if theirs is None else f"{theirs.reference} ({theirs.digest[:8]})"
+            raise InputError(f"{option} {checkpoint.root}: it is of another training: its --{name} was {text}; {mend}")
+    for name in sorted({*checkpoint.configuration, *run.configuration} - {*_SPLIT_OF_THE_BATCH, "publish_checkpoint"}):
+        there, here = checkpoint.configuration.get(name), run.configuration.get(name)
+        if there != here:
+            raise InputError(
+                f"{option} {checkpoint.root}: it is of another training: its --{name.replace('_', '-')} was {there}, "
+                f"here it is {here}; {mend}"
+            )
+    if checkpoint.root.rsplit("/", 2)[1] != run.key and "publish_checkpoint" not in run.inputs:
+        log.warning("the checkpoint is of another release or another split of the batch; the options are the same")
+
+
+def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
+    """InputError when the optimizer's state cannot be spread over this many processes.
+
+    Plain data parallelism has all of it in one file. ZeRO has a part a process, and no process has another's.
+    """
+    saved, stage = checkpoint.facts["world"], checkpoint.facts["zero_stage"]
+    where = f"the checkpoint {checkpoint.root}"
+    if stage != zero_stage:
+        raise InputError(f"{where} is of ZeRO stage {stage}, this training of {zero_stage}; give the same --deepspeed")
+    if stage and saved != world:
+        raise InputError(
+            f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with "
+            f"{saved} processes, or publish the checkpoint with --publish-checkpoint and train on from its result"
+        )
+
+
+# --- the time without a checkpoint ------------------------------------------------------------------------------------
+
+
+class Patience:
+    """How long uploads have failed, and whether that is too long. Not thread-safe: for the main thread."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = minutes * 60
+        self._since: float | None = None
+        self._why = ""
+
+    def failed(self, why: str, now: float | None = None) -> None:
+        """A checkpoint could not be written. The first of several failures starts the clock."""
+        self._why = why
+        if self._since is None:
+            self._since = time.monotonic() if now is None else now
+
+    def succeeded(self) -> None:
+        self._since = None
+
+    def over(self, now: float | None = None) -> bool:
+        """Whether no checkpoint could be written for the stated time; never with 0 minutes."""
+        if self._since is None or not self._seconds:
+            return False
+        return (time.monotonic() if now is None else now) - self._since > self._seconds
+
+    def fault(self, run: Run) -> StorageFault:
+        return StorageFault(
+            f"{run.folder}: no checkpoint could be written for {self._seconds / 60:g} minutes "
+            f"(--max-minutes-without-checkpoint): {self._why}"
+        )

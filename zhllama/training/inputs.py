@@ -1,0 +1,131 @@
+"""What a training reads, checked before any weight is loaded, and before any process starts: no torch here.
+
+Equal vocabulary contracts of model, dataset and adapter; blocks no longer than the model's positions; LoRA targets
+that exist; an adapter that belongs to this model. Each failure is one line and costs a second, not a node's download.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from zhllama.artifacts.artifact import Artifact, open_artifact, require_room
+from zhllama.data.packed import KIND, TRAIN
+from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple, require_equal
+from zhllama.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.shape import ADAPTER_WEIGHTS, PICKLED_WEIGHTS, lora_shape
+from zhllama.weights.safetensors_io import Checkpoint
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    model: Artifact
+    dataset: Artifact
+    adapter: Artifact | None
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+    """The model's config.json."""
+
+
+def open_inputs(options: TrainingOptions) -> TrainingInputs:
+    """Opens model, dataset and adapter, and checks that they belong together. InputError otherwise."""
+    model = open_artifact(options.model, "--model").expect("hf-model", option="--model")
+    dataset = open_artifact(options.dataset, "--dataset").expect(KIND, option="--dataset")
+    reference = options.adapter if isinstance(options, LoraOptions) else ""
+    adapter = open_artifact(reference, "--adapter").expect("adapter", option="--adapter") if reference else None
+
+    names = f"--model {options.model}", f"--dataset {options.dataset}"
+    vocabulary = vocabulary_of(model)
+    require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
+    assert vocabulary is not None
+    if adapter is not None:
+        require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {reference}", names[0])
+        base = adapter.manifest.facts.get("base_digest")
+        if base is not None and base != model.digest:
+            raise InputError(
+                f"--adapter {reference}: it was trained on another model ({str(base)[:8]}) than {names[0]} "
+                f"({model.digest[:8]}); give that model, or merge the adapter and start a new one"
+            )
+
+    config = _llama_config(model)
+    rows = config["vocab_size"]
+    # a folder without a manifest does not say how its rows are padded; by less than eight nobody does it
+    padded = rows > vocabulary.rows and padding_multiple(vocabulary.size, rows) in {2**power for power in range(3, 11)}
+    if rows != vocabulary.rows and not padded:
+        raise InputError(
+            f"{names[0]}: config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows; "
+            "give the tokenizer that belongs to the model, or extend the model first"
+        )
+    facts = dataset.manifest.facts
+    if TRAIN not in facts.get("splits", {}):
+        raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")
+    if facts["block_size"] > config["max_position_embeddings"]:
+        raise InputError(
+            f"{names[1]}: blocks of {facts['block_size']} tokens, but the model has "
+            f"{config['max_position_embeddings']} positions; prepare the dataset with a smaller --block-size"
+        )
+    settings = deepspeed_settings(options)
+    tensors = Checkpoint(model).tensors
+    if isinstance(options, LoraOptions) and options.gives_adapter:
+        shape = lora_shape(options, model, adapter)
+        if adapter is not None and ADAPTER_WEIGHTS not in adapter and PICKLED_WEIGHTS not in adapter:
+            raise InputError(
+                f"--adapter {adapter.root}: neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch "
+                "the adapter again"
+            )
+        for target in shape.targets:
+            layers = (info for name, info in tensors.items() if name.endswith(f".{target}.weight"))
+            if not any(len(info.shape) == 2 for info in layers):
+                raise InputError(
+                    f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, up_proj …"
+                )
+        if shape.embeddings == "new" and zero_stage(settings) == 3:
+            raise InputError(
+                "--embedding-rows new: under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained "
+                "alone; give --deepspeed zero2 or none"
+            )
+    packing = dataset.manifest.configuration.get("packing")
+    if options.faithful and packing != "faithful":
+        raise InputError(
+            f"--faithful: {names[1]} was packed as {packing or 'nobody says what'}, several documents to a block; "
+            "prepare it with --packing faithful"
+        )
+    if EMBEDDING not in tensors:
+        raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
+    return TrainingInputs(model, dataset, adapter, vocabulary, config)
+
+
+def fetch_inputs(inputs: TrainingInputs) -> None:
+    """Brings model, dataset and adapter onto this node, once, before its processes start; they find them there.
+
+    What an earlier start fetched is used again after its digests were compared. InputError, before anything is
+    fetched, where the disk has not the room for all of them.
+    """
+    given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
+    require_room(given)
+    for artifact in given:
+        artifact.local(recheck=True)
+
+
+def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
+    """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
+    if artifact.manifest.vocabulary is not None:
+        return artifact.manifest.vocabulary
+    if "tokenizer.model" in artifact:
+        return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
+    return None
+
+
+def _llama_config(model: Artifact) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = dict(json.loads(model.read("config.json")))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
+        ) from error
+    if config.get("model_type") != "llama":
+        raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
+    return config

@@ -1,0 +1,254 @@
+"""The model that is trained: a LLaMA whose forward pass gives the loss, with what is not trained frozen.
+
+Attention does not cross documents. Where flash-attn is there (on a GPU, in half precision), the batch is laid out as
+one row and its kernel for sequences of varying length is told where each document begins. Elsewhere transformers makes
+a block-diagonal mask for SDPA, which it does with restarting position_ids, no attention mask and no cache (the cache
+must be off in so many words, or the documents see each other silently).
+
+Trainable weights are float32 whatever the base is in: after 50 AdamW steps at 2e-5 in bf16, 70% of the values of an
+embedding had not moved. DeepSpeed in bf16 and fp16 casts them for the computation and keeps the float32 masters itself.
+
+The loss is computed inside lm_head's own forward, so that whoever wraps that layer (peft's trained copy, ZeRO-3's
+gathering of a partitioned weight) does its part once a pass.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.other import TrainableTokensWrapper
+from safetensors.torch import load_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import ModelOutput, is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
+
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
+from zhllama.training.inputs import TrainingInputs
+from zhllama.training.loss import Score, labelled, score, summed_loss
+from zhllama.training.options import LoraOptions, PretrainOptions
+from zhllama.training.shape import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, lora_shape
+from zhllama.weights.torch_zip import load_tensors
+
+FLASH = "flash_attention_2"
+
+
+class Head(nn.Linear):
+    """lm_head. With labels it gives their loss (in training) or their score (in evaluation); without, logits."""
+
+    def forward(self, rows: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        """rows [n, width], labels [n]."""
+        return super().forward(rows) if labels is None else measure(rows, self.weight, labels, self.training)
+
+
+def measure(rows: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor | Score:
+    if torch.is_autocast_enabled(rows.device.type):
+        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+    return summed_loss(rows, head, labels) if training else score(rows, head, labels)
+
+
+class PackedLlama(LlamaForCausalLM):
+    """A LLaMA that takes packed blocks and gives their loss; never logits.
+
+    The name must not contain `ForCausalLM`: by it the Trainer tells that labels are yet to be shifted.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.lm_head.__class__ = Head
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | None = None,
+        **unused: Any,
+    ) -> ModelOutput:
+        """All three [batch, block]; labels[i, t] is the token that follows t, or -100.
+
+        In training: `loss`, the sum over labels divided by `num_items_in_batch` (those of the whole step, on all
+        processes; by default this batch's). In evaluation: `loss`, `correct`, `labels`: sums over this batch's labels.
+        """
+        borders: dict[str, Any] = {}
+        if self.config._attn_implementation == FLASH:
+            input_ids, position_ids, labels, borders = in_one_row(input_ids, position_ids, labels)
+        hidden = self.model(
+            input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False, **borders
+        ).last_hidden_state
+        rows, wanted = labelled(hidden, labels)
+        head = self.lm_head
+        if isinstance(head, TrainableTokensWrapper):
+            # it hands on no labels; its weight is the base's with the trained rows put in
+            measured = measure(rows, head.weight, wanted, self.training)
+        else:
+            measured = head(rows, wanted)
+        if isinstance(measured, Score):
+            return ModelOutput(**measured._asdict())
+        divisor = len(wanted) if num_items_in_batch is None else num_items_in_batch
+        return ModelOutput(loss=measured / divisor)
+
+
+def in_one_row(
+    input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """[batch, block] → [1, batch · block] each, and where the documents lie in it, as flash-attn's kernel takes it."""
+    positions = position_ids.reshape(-1)
+    begins = (positions == 0).nonzero().squeeze(1)
+    ends = torch.cat([begins, begins.new_tensor([len(positions)])]).to(torch.int32)
+    longest = int(ends.diff().max())
+    borders = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    return input_ids.reshape(1, -1), positions[None], labels.reshape(1, -1), borders
+
+
+def attention(dtype: torch.dtype) -> str:
+    """transformers' name of the attention: flash-attn where it is installed and can be used, else SDPA."""
+    flash = torch.cuda.is_available() and is_flash_attn_2_available() and dtype in (torch.float16, torch.bfloat16)
+    return FLASH if flash else "sdpa"
+
+
+def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
+    """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
+    transformers_logging.disable_progress_bar()
+    loaded = PackedLlama.from_pretrained(
+        model.local(), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
+    )
+    loaded.config.use_cache = False
+    loaded.requires_grad_(False)
+    return loaded
+
+
+def trained_model(options: LoraOptions, inputs: TrainingInputs, dtype: torch.dtype) -> nn.Module:
+    """The model of the inputs, with what the options say made trainable."""
+    model: Any = load_base(inputs.model, dtype)
+    if options.gives_adapter:
+        model = add_lora(model, lora_shape(options, inputs.model, inputs.adapter), inputs.adapter)
+    else:
+        assert isinstance(options, PretrainOptions)
+        model = train_embeddings_only(model, options.also_lm_head)
+    if options.gradient_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama:
+    """Stage 1: everything stays frozen but embed_tokens (and lm_head)."""
+    model.get_input_embeddings().requires_grad_(True)
+    if also_lm_head:
+        model.get_output_embeddings().requires_grad_(True)
+    return _with_masters(model)
+
+
+def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
+    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so.
+
+    With `adapter`, its weights are put in. InputError when they do not fit this model.
+    """
+    if shape.embeddings and model.config.tie_word_embeddings:
+        raise InputError("the model's embeddings are tied: they cannot be trained as two; leave the embeddings out")
+    config = LoraConfig(
+        r=shape.r,
+        lora_alpha=shape.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=shape.dropout,
+        target_modules=shape.targets,
+        modules_to_save=list(EMBEDDINGS) if shape.embeddings == "all" else None,
+        trainable_token_indices={name: list(shape.rows) for name in EMBEDDINGS} if shape.embeddings == "new" else None,
+        task_type="CAUSAL_LM",
+    )
+    # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    if adapter is not None:
+        _put_in(adapted, _weights_of(adapter), adapter.root)
+    return _with_masters(adapted)
+
+
+def _weights_of(adapter: Artifact) -> Mapping[str, torch.Tensor]:
+    if ADAPTER_WEIGHTS in adapter:
+        return load_file(adapter.local() / ADAPTER_WEIGHTS)
+    found = load_tensors(adapter.local() / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
+    # rotary frequencies are no weights; old versions of peft saved them
+    return {name: tensor for name, tensor in found.items() if not name.endswith(".inv_freq")}
+
+
+def _put_in(model: PeftModel, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    wanted = {
+        name: tensor.shape for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    given = {name: tensor.shape for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            has, needs = (list(shapes[name]) if name in shapes else "nothing" for shapes in (given, wanted))
+            raise InputError(
+                f"--adapter {where}: its weights do not fit this model: {name} is {has} there and {needs} here; "
+                "give an adapter of this model"
+            )
+    set_peft_model_state_dict(model, dict(weights))
+
+
+def _with_masters(model: Any) -> Any:
+    if not is_deepspeed_zero3_enabled():
+        for parameter in trainable(model):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
+    return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies.
+
+    All processes call it together (DeepSpeed's masters lie in parts on all of them), before the engine is given up.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[name] = _master(parameter).detach().to("cpu", torch.float32, copy=True)
+    return found
+
+
+def _master(parameter: nn.Parameter) -> torch.Tensor:
+    if not hasattr(parameter, "_hp_mapping") and not hasattr(parameter, "ds_id"):
+        return parameter
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master: torch.Tensor = safe_get_full_fp32_param(parameter)
+    return master
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute activations in the backward pass, with a gradient path through frozen embeddings."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PackedLlama)
+    base.enable_input_require_grads()
+    base.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def adapter_config_json(model: PeftModel) -> bytes:
+    """adapter_config.json as peft reads it. The base is named in the manifest, by digest, not here by a path."""
+    value = model.peft_config["default"].to_dict()
+    value["inference_mode"] = True
+    value["base_model_name_or_path"] = None
+    for name, field in value.items():
+        if isinstance(field, set):
+            value[name] = sorted(field)
+    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
+
+
+def read_back(path: Path, expected: Iterable[str]) -> int:
+    """The number of tensors in a saved adapter; ValueError when one is empty, not finite, missing or too many."""
+    found = load_file(path)
+    if set(found) != set(expected):
+        raise ValueError(f"{path.name}: {len(found)} tensors saved where {len(set(expected))} were trained")
+    for name, tensor in found.items():
+        if tensor.numel() == 0 or not torch.isfinite(tensor).all():
+            raise ValueError(f"{path.name}: tensor {name} is empty or not finite; lower --learning-rate")
+    return len(found)

@@ -1,0 +1,303 @@
+"""The options of a training, named as in transformers' TrainingArguments where it has them. No torch here: the
+launcher checks a command line against these classes before it starts a job in an image that has torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from zhllama.artifacts.artifact import Input, digest_of
+from zhllama.errors import InputError
+from zhllama.stage.cli import Ref, StageOptions, not_keyed
+
+LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
+"""The seven projections of a LLaMA layer, as in the recipe."""
+SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
+"""Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
+what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(StageOptions):
+    """What every training takes."""
+
+    model: Ref
+    """Reference to the model that is trained (a Hugging Face LLaMA)."""
+    dataset: Ref
+    """Reference to the packed dataset, made with this model's tokenizer."""
+    max_steps: int = -1
+    """Optimizer steps; -1: as many as `num_train_epochs` gives."""
+    num_train_epochs: float = 1.0
+    """Passes over the dataset, when `max_steps` does not say."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    embedding_lr: float = 0.0
+    """Peak learning rate of embed_tokens and lm_head; 0: as `learning_rate`."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: float = 0.05
+    """Warm-up: a number of steps, or (below 1) a share of them."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    per_device_train_batch_size: int = 8
+    """Blocks per process and forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    per_device_eval_batch_size: not_keyed(int) = 8  # type: ignore[valid-type]
+    """Blocks per process and pass of an evaluation."""
+    seed: int = 42
+    """One seed for every node: order of the data, dropout, LoRA's initial values."""
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of the computation; trainable weights keep float32 masters. auto: bfloat16 on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    deepspeed: str = "zero2"
+    """DeepSpeed configuration: zero2, zero2_offload, zero3, a JSON file, or `none` for plain data parallelism."""
+    faithful: bool = False
+    """The recipe's batches, for comparison: padded to the longest, documents of a block not kept apart."""
+    peak_tflops: not_keyed(float) = 0.0  # type: ignore[valid-type]
+    """What one GPU can do at best, in TFLOP/s, for the utilisation (MFU) in the log; 0: known by its name."""
+    logging_steps: not_keyed(int) = 10  # type: ignore[valid-type]
+    """Steps between two lines of metrics.jsonl."""
+    eval_steps: int = 250
+    """Steps between two evaluations; 0: only after the last step."""
+    save_steps: not_keyed(int) = 500  # type: ignore[valid-type]
+    """Steps between two checkpoints; 0: none."""
+    save_total_limit: not_keyed(int) = 3  # type: ignore[valid-type]
+    """Checkpoints that are kept in the store."""
+    resume_from_checkpoint: not_keyed(str) = ""  # type: ignore[valid-type]
+    """Reference to the checkpoint to go on from; empty: the newest of this training, if there is one."""
+    publish_checkpoint: Ref = ""
+    """Reference to a checkpoint of this training: publish it as the training's result would be, and train nothing."""
+    max_minutes_without_checkpoint: not_keyed(float) = 120.0  # type: ignore[valid-type]
+    """Minutes for which checkpoints may fail to reach the store before the training stops; 0: it never does."""
+    ddp_timeout: not_keyed(int) = 30_000  # type: ignore[valid-type]
+    """Seconds that a collective operation may take."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_train_epochs",
+            "learning_rate",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
+            "logging_steps",
+            "save_total_limit",
+            "ddp_timeout",
+        )
+        for name in positive:
+            _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
+        for name in (
+            "embedding_lr",
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "eval_steps",
+            "save_steps",
+            "peak_tflops",
+            "max_minutes_without_checkpoint",
+        ):
+            _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
+        _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
+        _check(
+            self,
+            "warmup_steps",
+            self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps),
+            "give whole steps, or a share below 1",
+        )
+
+    def more_inputs(self) -> dict[str, Input]:
+        """What a DeepSpeed file of one's own says: edited, it is another training's."""
+        if self.deepspeed in ("none", *SHIPPED_DEEPSPEED):
+            return {}
+        return {"deepspeed": Input(str(Path(self.deepspeed).absolute()), digest_of(deepspeed_settings(self)))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(TrainingOptions):
+    """A training whose result is an adapter."""
+
+    adapter: Ref = ""
+    """Reference to an adapter to go on from; its LoRA shape is kept."""
+    lora_r: int = 0
+    """LoRA rank; 0: 8, or the continued adapter's."""
+    lora_alpha: float = 0.0
+    """LoRA alpha; 0: 32, or the continued adapter's."""
+    lora_dropout: float = -1.0
+    """LoRA dropout; below 0: 0.05, or the continued adapter's."""
+    lora_targets: str = ""
+    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: the seven projections
+    of a LLaMA layer, or the continued adapter's."""
+    embedding_rows: Literal["auto", "all", "new"] = "auto"
+    """Rows of embed_tokens and lm_head that are trained, where they are: all (the recipe), or those that
+    extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)")
+        _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
+        _check(self, "lora_dropout", self.lora_dropout < 1, "a share below 1 is needed")
+        _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
+        for name in ("embed_tokens", "lm_head"):
+            _check(
+                self, "lora_targets", name not in self.targets, f"{name} is trained by rows, not by LoRA; leave it out"
+            )
+
+    @property
+    def targets(self) -> list[str]:
+        """The layers named by `lora_targets`; empty when it is not given."""
+        return [name.strip() for name in self.lora_targets.split(",") if name.strip()]
+
+    @property
+    def gives_adapter(self) -> bool:
+        """Whether the result is an adapter, and not a model."""
+        return True
+
+    @property
+    def asks_for_embeddings(self) -> bool:
+        """Whether the options say that the embeddings are to be trained too."""
+        return False
+
+    @property
+    def trained_rows(self) -> Literal["", "all", "new"]:
+        """Of the embeddings in a new adapter: nothing, all rows, or the new ones."""
+        return "new" if self.embedding_rows == "new" else "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(LoraOptions):
+    """Continue the pre-training of a model on text."""
+
+    PROGRAM: ClassVar[str] = "components.pretrain"
+
+    stage: Literal["embeddings", "lora"]
+    """embeddings: all but embed_tokens is frozen, gives a model; lora: LoRA, embed_tokens and lm_head, an adapter."""
+    also_lm_head: bool = False
+    """With `--stage embeddings`: train lm_head too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage == "embeddings" and self.adapter:
+            raise InputError(
+                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it first"
+            )
+        if self.stage == "lora" and self.also_lm_head:
+            raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
+        if self.stage == "embeddings" and self.embedding_rows == "new":
+            raise InputError(
+                "--embedding-rows new: --stage embeddings trains all rows; leave it out, or use --stage lora"
+            )
+
+    @property
+    def gives_adapter(self) -> bool:
+        return self.stage == "lora"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(LoraOptions):
+    """Tune a model on instructions."""
+
+    PROGRAM: ClassVar[str] = "components.finetune"
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: float = 0.03
+    """Warm-up: a number of steps, or (below 1) a share of them."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    train_embeddings: bool = False
+    """Train embed_tokens and lm_head too. A continued adapter decides this itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding_rows != "auto" and not self.train_embeddings and not self.adapter:
+            raise InputError(
+                f"--embedding-rows {self.embedding_rows}: nothing of the embeddings is trained without "
+                "--train-embeddings true; give both or neither"
+            )
+
+    @property
+    def asks_for_embeddings(self) -> bool:
+        return self.train_embeddings
+
+    @property
+    def trained_rows(self) -> Literal["", "all", "new"]:
+        return super().trained_rows if self.train_embeddings else ""
+
+
+def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
+    if not holds:
+        raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: {mend}")
+
+
+def deepspeed_file(choice: str) -> Path | None:
+    """The JSON file behind `--deepspeed`; None for `none`. InputError when it is neither shipped nor there."""
+    if choice == "none":
+        return None
+    if choice in SHIPPED_DEEPSPEED:
+        return Path(__file__).with_name(f"{choice}.json")
+    path = Path(choice)
+    if not path.is_file():
+        names = ", ".join(SHIPPED_DEEPSPEED)
+        raise InputError(f"--deepspeed {choice}: no such file; give a JSON file, {names} or none")
+    return path
+
+
+def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
+    """What `--deepspeed` says, what it leaves open being as the options say; None for `none`.
+
+    InputError when it cannot be read or contradicts the options.
+    """
+    path = deepspeed_file(options.deepspeed)
+    if path is None:
+        return None
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"--deepspeed {path}: a JSON object is needed; docs/training.md shows one")
+    for name in ("zero_optimization", "fp16", "bf16"):
+        if not isinstance(settings.get(name, {}), dict):
+            raise InputError(f"--deepspeed {path}: {name} is {json.dumps(settings[name])} where an object is needed")
+    same = {
+        "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
+        "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
+        "gradient_clipping": ("--max-grad-norm", options.max_grad_norm),
+        "train_batch_size": ("the number of processes times their batch", "auto"),
+    }
+    found = {name: settings.get(name, "auto") for name in same}
+    for precision in ("float16", "bfloat16"):
+        section = {"float16": "fp16", "bfloat16": "bf16"}[precision]
+        name = f"{section}.enabled"
+        found[name] = settings.get(section, {}).get("enabled", "auto")
+        same[name] = ("--precision", options.precision)
+        if found[name] is (options.precision == precision):
+            found[name] = "auto"
+    for name, (option, value) in same.items():
+        if found[name] not in ("auto", value):
+            raise InputError(
+                f"--deepspeed {path}: {name} is {json.dumps(found[name])}, but {option} is {value}; write auto there"
+            )
+    for name in ("optimizer", "scheduler"):
+        if name in settings:
+            raise InputError(
+                f"--deepspeed {path}: its {name} would take the place of --learning-rate, --embedding-lr, "
+                f"--weight-decay and --lr-scheduler-type; leave the section {name} out"
+            )
+    if settings.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
+        raise InputError(
+            f"--deepspeed {path}: zero_optimization names no stage of 1, 2 or 3; write one there, or give "
+            "--deepspeed none"
+        )
+    for name in same:
+        section, _, field = name.rpartition(".")
+        (settings.setdefault(section, {}) if section else settings).setdefault(field, "auto")
+    return settings
+
+
+def zero_stage(settings: dict[str, Any] | None) -> int:
+    """ZeRO's stage in a DeepSpeed configuration: what is kept in parts (2: optimizer and gradients, 3: weights too)."""
+    return int(((settings or {}).get("zero_optimization") or {}).get("stage", 0))

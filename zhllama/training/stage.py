@@ -1,0 +1,52 @@
+"""The body of pretrain and finetune, which differ in their options alone: checked inputs, then processes that train.
+
+What is trained follows from the options: stage 1 trains the embeddings and gives a model, everything else trains LoRA
+(with the embeddings or without) and gives an adapter.
+"""
+
+from typing import Any
+
+from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.training.checkpoints import open_checkpoint, require_same_run
+from zhllama.training.deadline import Deadline
+from zhllama.training.elastic import Work, run_workers
+from zhllama.training.inputs import fetch_inputs, open_inputs
+from zhllama.training.options import LoraOptions
+
+
+def run_training(options: LoraOptions, out: ArtifactWriter) -> Manifest:
+    """Trains in as many processes as PET_* says (one without) and returns what they published.
+
+    With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.
+    """
+    with Deadline():
+        return _run(options, out)
+
+
+def _run(options: LoraOptions, out: ArtifactWriter) -> Manifest:
+    inputs = open_inputs(options)
+    work = Work.of(options, out)
+    for option in ("resume_from_checkpoint", "publish_checkpoint"):
+        reference = getattr(options, option)
+        if reference:
+            name = f"--{option.replace('_', '-')}"
+            require_same_run(open_checkpoint(reference, name).manifest, work.run(), name)
+    fetch_inputs(inputs)
+    if options.publish_checkpoint:
+        from zhllama.training.worker import publish_checkpoint
+
+        return publish_checkpoint(work, _publisher(options))
+    return run_workers(train_worker, work)
+
+
+def train_worker(work: Work[Any]) -> None:
+    """One process of the training."""
+    from zhllama.training.worker import run_worker
+
+    run_worker(work, _publisher(work.options))
+
+
+def _publisher(options: LoraOptions) -> Any:
+    from zhllama.training.publish import publish_adapter, publish_embeddings
+
+    return publish_adapter if options.gives_adapter else publish_embeddings

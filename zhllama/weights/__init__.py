@@ -1,0 +1,1 @@
+"""File formats of tensors: safetensors, torch's zip, Meta's shards."""

@@ -1,0 +1,202 @@
+"""Meta's checkpoint layout and Hugging Face's, tensor by tensor, in both directions.
+
+A Meta model is `params.json`, `tokenizer.model` and `consolidated.NN.pth`, one per rank of the model parallelism it
+was trained with. Between the two layouts lie names, the cut into shards, and the order of rows in wq and wk: Meta
+rotates neighbouring pairs (0,1), (2,3) …, Hugging Face the halves (0, d/2), (1, d/2+1) …, so the rows of each head are
+permuted. Permuting row blocks per head commutes with joining shards along axis 0, because a shard holds whole heads.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zhllama.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+PARAMS = "params.json"
+TOKENIZER = "tokenizer.model"
+SUMS = "sha256sums.txt"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+ROPE_THETA = 10_000.0
+DROPPED = re.compile(r"(^|\.)(rope\.freqs|inv_freq)$")
+"""Tensors that say nothing: the rotary frequencies, which the configuration gives."""
+
+_LAYER = (
+    # Meta's name, Hugging Face's, axis of the cut (None: every shard holds a copy)
+    ("attention.wq", "self_attn.q_proj", 0),
+    ("attention.wk", "self_attn.k_proj", 0),
+    ("attention.wv", "self_attn.v_proj", 0),
+    ("attention.wo", "self_attn.o_proj", 1),
+    ("feed_forward.w1", "mlp.gate_proj", 0),
+    ("feed_forward.w2", "mlp.down_proj", 1),
+    ("feed_forward.w3", "mlp.up_proj", 0),
+    ("attention_norm", "input_layernorm", None),
+    ("ffn_norm", "post_attention_layernorm", None),
+)
+
+
+def shard_name(index: int) -> str:
+    return f"consolidated.{index:02d}.pth"
+
+
+@dataclass(frozen=True)
+class MetaParams:
+    """`params.json`. `vocab_size` -1 means: as many as the tokenizer has pieces."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    norm_eps: float
+    multiple_of: int = 256
+    vocab_size: int = -1
+    n_kv_heads: int | None = None
+    ffn_dim_multiplier: float | None = None
+    rope_theta: float = ROPE_THETA
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def width(self) -> int:
+        """Rows of w1: multiple_of · ceil(floor(8·dim/3) / multiple_of)."""
+        hidden = 8 * self.dim // 3
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return -(-hidden // self.multiple_of) * self.multiple_of
+
+    @staticmethod
+    def from_json(content: bytes, where: str) -> "MetaParams":
+        """InputError when a field is missing, not a number or impossible."""
+        try:
+            value = json.loads(content)
+            known = MetaParams.__dataclass_fields__
+            params = MetaParams(**{name: value[name] for name in known if value.get(name) is not None})
+            numbers = (params.dim, params.n_layers, params.n_heads, params.kv_heads, params.multiple_of)
+            if any(not isinstance(number, int) or number < 1 for number in numbers):
+                raise ValueError("dim, n_layers, n_heads, n_kv_heads and multiple_of must be whole and positive")
+            if params.dim % params.n_heads or params.head_dim % 2 or params.n_heads % params.kv_heads:
+                raise ValueError("dim must be n_heads times an even number, n_heads a multiple of n_kv_heads")
+            if value.get("use_scaled_rope"):
+                raise ValueError("use_scaled_rope is LLaMA 3.1's, which this program does not convert")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{where}: not LLaMA's {PARAMS} ({error}); fetch it again") from error
+        return params
+
+    def to_json(self) -> bytes:
+        """As Meta writes it: one line, fields that LLaMA 1 does not have only where they say something."""
+        value: dict[str, Any] = {
+            "dim": self.dim,
+            "multiple_of": self.multiple_of,
+            "n_heads": self.n_heads,
+            "n_layers": self.n_layers,
+            "norm_eps": self.norm_eps,
+            "vocab_size": self.vocab_size,
+        }
+        if self.kv_heads != self.n_heads:
+            value["n_kv_heads"] = self.n_kv_heads
+        if self.ffn_dim_multiplier is not None:
+            value["ffn_dim_multiplier"] = self.ffn_dim_multiplier
+        if self.rope_theta != ROPE_THETA:
+            value["rope_theta"] = self.rope_theta
+        return json.dumps(value).encode()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands in both layouts. `heads` > 0: the rows are permuted per head on the way."""
+
+    meta: str
+    hf: str
+    axis: int | None
+    heads: int = 0
+
+    @property
+    def uneven(self) -> bool:
+        """Only the vocabulary may be cut unevenly: the last shard takes the remainder."""
+        return self.hf == HEAD
+
+
+def places(n_layers: int, n_heads: int, kv_heads: int) -> Iterator[Place]:
+    """Every tensor of a model: embedding and head first, then layer by layer, then the last norm."""
+    yield Place("tok_embeddings.weight", EMBEDDING, 1)
+    yield Place("output.weight", HEAD, 0)
+    heads = {"attention.wq": n_heads, "attention.wk": kv_heads}
+    for layer in range(n_layers):
+        for meta, hf, axis in _LAYER:
+            yield Place(f"layers.{layer}.{meta}.weight", f"model.layers.{layer}.{hf}.weight", axis, heads.get(meta, 0))
+    yield Place("norm.weight", "model.norm.weight", None)
+
+
+def permute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
+    """Meta → Hugging Face, wq or wk: (heads·d, dim), rows 2i and 2i+1 of a head go to i and d/2 + i."""
+    rows, dim = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)
+
+
+def unpermute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
+    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation."""
+    rows, dim = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)
+
+
+def extents(size: int, shards: int, uneven: bool = False) -> list[int]:
+    """The sizes of the shards' parts of an axis; ValueError when they would differ and must not."""
+    if size % shards and not uneven:
+        raise ValueError(f"{size} is no multiple of {shards}")
+    each = size // shards
+    return [each] * (shards - 1) + [size - each * (shards - 1)]
+
+
+def split(weight: "torch.Tensor", axis: int | None, shards: int, uneven: bool = False) -> list["torch.Tensor"]:
+    """A whole tensor as the shards' parts: views, or the tensor itself for each where it is copied (axis None)."""
+    if axis is None:
+        return [weight] * shards
+    return list(weight.split(extents(weight.shape[axis], shards, uneven), dim=axis))
+
+
+def split_to_shards(
+    tensors: Mapping[str, "torch.Tensor"], n_heads: int, shards: int, kv_heads: int | None = None
+) -> list[dict[str, "torch.Tensor"]]:
+    """A small Hugging Face state dict as the state dicts of `shards` Meta shards, each tensor its own.
+
+    In memory as a whole: for models made here and for tests. ValueError when the counts do not divide.
+    """
+    layers = len({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
+    cut: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
+    for place in places(layers, n_heads, kv_heads or n_heads):
+        # a tied model has no head of its own
+        weight = tensors.get(HEAD, tensors[EMBEDDING]) if place.hf == HEAD else tensors[place.hf]
+        if place.heads:
+            extents(place.heads, shards)
+            weight = unpermute(weight, place.heads)
+        for shard, part in zip(cut, split(weight, place.axis, shards, place.uneven)):
+            shard[place.meta] = part.contiguous().clone()
+    return cut
+
+
+def meta_files(
+    tensors: Mapping[str, "torch.Tensor"], params: MetaParams, tokenizer: bytes, shards: int
+) -> Mapping[str, bytes]:
+    """A small Hugging Face state dict as the files of a Meta model, `sha256sums.txt` among them: name → content."""
+    import hashlib
+    import io
+
+    import torch
+
+    files = {PARAMS: params.to_json(), TOKENIZER: tokenizer}
+    for index, shard in enumerate(split_to_shards(tensors, params.n_heads, shards, params.kv_heads)):
+        buffer = io.BytesIO()
+        torch.save(shard, buffer)
+        files[shard_name(index)] = buffer.getvalue()
+    sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
+    return {**files, SUMS: "".join(sums).encode()}

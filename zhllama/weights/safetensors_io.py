@@ -1,0 +1,203 @@
+"""Hugging Face safetensors checkpoints, one tensor at a time, from S3 or a folder to S3 or a folder.
+
+Format (safetensors): eight bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
+then the tensors' bytes. The library reads from files and builds whole files in memory; models here are larger than
+memory and lie in S3, so the container is read by range and written as a stream. Memory: one tensor.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from zhllama.artifacts.artifact import Artifact
+from zhllama.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    Room = Callable[[int], torch.Tensor]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""safetensors' names → torch's."""
+_CODES = {name: code for code, name in DTYPES.items()}
+_WIDTHS = {code: 1 if code == "BOOL" else int(code.lstrip("BFIU")) // 8 for code in DTYPES}
+"""Bytes of an element."""
+_MAX_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: file, dtype (torch's name), shape, first byte in the file, bytes."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+class Sink(Protocol):
+    def write(self, data: bytes | bytearray | memoryview) -> int: ...
+
+
+def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file; InputError when it is truncated or not one."""
+    where = f"{artifact.root}/{file}"
+    size = artifact.file(file).size
+    if size < 8:
+        raise InputError(f"{where}: {size} bytes is no safetensors file; fetch it again")
+    (length,) = struct.unpack("<Q", artifact.read_range(file, 0, 8))
+    if length > min(_MAX_HEADER, size - 8):
+        raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
+    try:
+        header = dict(json.loads(artifact.read_range(file, 8, length)))
+        header.pop("__metadata__", None)
+        entries = [(name, *_entry(**entry)) for name, entry in header.items()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
+    found: dict[str, TensorInfo] = {}
+    for name, dtype, shape, begin, end in entries:
+        if dtype not in DTYPES:
+            raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
+        if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
+            raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
+        found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
+    return found
+
+
+def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
+    """One entry of a header, checked; TypeError or ValueError when it is none."""
+    if type(dtype) is not str or any(type(number) is not int or number < 0 for number in [*shape, *data_offsets]):
+        raise ValueError("not an entry of a safetensors header")
+    begin, end = data_offsets
+    return dtype, tuple(shape), begin, end
+
+
+class Checkpoint:
+    """The tensors of a model folder (`model.safetensors`, or an index and its shards), readable one by one."""
+
+    def __init__(self, artifact: Artifact, option: str = "--model", single: str = SINGLE) -> None:
+        """`single`: the file to read where there is no index (an adapter's is adapter_model.safetensors)."""
+        self.artifact = artifact
+        self.tensors: dict[str, TensorInfo] = {}
+        named: dict[str, str] = {}
+        if single == SINGLE and INDEX in artifact:
+            try:
+                named = dict(json.loads(artifact.read(INDEX))["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{option} {artifact.root}: {INDEX} is damaged ({error}); fetch it again") from error
+            files = sorted(set(named.values()))
+        elif single in artifact:
+            files = [single]
+        else:
+            raise InputError(
+                f"{option} {artifact.root}: no {single} and no index in it; give a folder with safetensors"
+            )
+        for file in files:
+            if file not in artifact:
+                raise InputError(
+                    f"{option} {artifact.root}: the shard {file} is missing; publish or fetch the model again"
+                )
+            self.tensors.update(read_header(artifact, file))
+        missing = sorted(set(named) - set(self.tensors))
+        if missing:
+            raise InputError(
+                f"{option} {artifact.root}: the index names {missing[0]}, but no shard has it; fetch it again"
+            )
+        self.files = files
+
+    def info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
+        return self.tensors[name]
+
+    def read(self, name: str) -> "torch.Tensor":
+        """A tensor, verified, in its stored dtype, with memory of its own."""
+        return self.read_rows(name, 0, None)
+
+    def read_rows(self, name: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
+        """Rows `first` to `first + count` along axis 0 (to the last for None), without reading the others.
+
+        room: gives the memory (uint8) for so many bytes; fresh memory by default.
+        ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
+        """
+        import torch
+
+        info = self.info(name)
+        kind = getattr(torch, info.dtype)
+        rows = info.shape[0] if info.shape else 1
+        count = rows - first if count is None else count
+        if first < 0 or count < 0 or first + count > rows:
+            raise ValueError(f"{name}: rows {first} to {first + count} asked of {rows}")
+        row = info.length // max(rows, 1)
+        shape = (count, *info.shape[1:]) if info.shape else ()
+        if count == 0 or row == 0:
+            return torch.empty(shape, dtype=kind)
+        content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
+        self.artifact.read_into(info.file, info.start + first * row, content.numpy().data)
+        return content.view(kind).reshape(shape)
+
+
+class SafetensorsStream:
+    """Writes one safetensors file as a stream: declare every tensor first, then write them in that order.
+
+    `tensors` maps name → (torch dtype name, shape). `write` takes a whole tensor, or pieces of one along axis 0.
+    """
+
+    def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        import torch
+
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._left: list[tuple[str, str, int]] = []
+        at = 0
+        for name, (dtype, shape) in tensors.items():
+            length = getattr(torch, dtype).itemsize
+            for extent in shape:
+                length *= extent
+            header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [at, at + length]}
+            self._left.append((name, dtype, length))
+            at += length
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        sink.write(struct.pack("<Q", len(text)) + text)
+        self._sink = sink
+        self._written = 0
+
+    def write(self, name: str, tensor: "torch.Tensor") -> None:
+        """The next tensor, or its next rows. ValueError when order, dtype or size are not as declared (a bug)."""
+        import torch
+
+        wanted, dtype, length = self._left[0]
+        content = tensor.detach().cpu().contiguous()
+        count = content.numel() * content.element_size()
+        if name != wanted or content.dtype != getattr(torch, dtype) or self._written + count > length:
+            raise ValueError(
+                f"{name} ({content.dtype}, {count} bytes) written where {wanted} ({dtype}, {length}) was declared"
+            )
+        if count:
+            self._sink.write(content.reshape(-1).view(torch.uint8).numpy().data)
+        self._written += count
+        if self._written == length:
+            self._left.pop(0)
+            self._written = 0
+
+    def close(self) -> None:
+        """ValueError when a declared tensor was not written (a bug)."""
+        if self._left:
+            raise ValueError(f"{self._left[0][0]} was declared and not written")
+
+
+def index_json(tensors: Mapping[str, TensorInfo | str], total_bytes: int) -> bytes:
+    """The text of `model.safetensors.index.json`: name → file, and the sum of the tensors' bytes."""
+    weight_map = {name: given if isinstance(given, str) else given.file for name, given in sorted(tensors.items())}
+    value = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,265 @@
+"""PyTorch checkpoints (.pth, .bin), one tensor at a time, from S3 or a folder to S3 or a folder.
+
+torch.save writes a zip of stored (never compressed) records: a pickle that describes the tensors, then their bytes.
+Reading: the pickle is loaded under FakeTensorMode, which allocates nothing and records where each storage begins, and
+the tensors are then range-read. That moves the pickle, the zip's directory and each record's header (16 KiB a read),
+where mmap makes the resident set grow with the file and needs a local copy. Headers between tensors are read
+unverified, since a verified read is of 8 MiB; they are verified with the tensors they stand between. Always
+weights_only: a pickle that wants to run code is refused.
+Writing: torch's own zip writer on a stream, the records one by one. Memory: one tensor, each way.
+"""
+
+import io
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from zhllama.artifacts.artifact import BLOCK, Artifact
+from zhllama.errors import InputError
+from zhllama.weights.safetensors_io import Sink
+
+if TYPE_CHECKING:
+    import torch
+
+    from zhllama.weights.safetensors_io import Room
+
+_ZIP = b"PK\x03\x04"
+_WINDOW = 16 * 2**10
+"""Bytes of a read while a file is indexed."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in its file: dtype (torch's name), shape, strides in elements, first byte, bytes spanned."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+    length: int
+
+
+def load_tensors(stream: Any, where: str) -> dict[str, Any]:
+    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors. InputError for its refusals, and for
+    anything else."""
+    import torch
+
+    try:
+        found = torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise InputError(
+                f"{where}: this pickle wants to run code ({wanted[1]}) and is not opened; fetch the weights from a "
+                "source you trust"
+            ) from error
+        raise InputError(f"{where}: the pickle is damaged or holds more than tensors; fetch it again") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: not a PyTorch checkpoint, or cut short ({said}); fetch it again") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
+    return found
+
+
+class PthFile:
+    """The tensors of one checkpoint, readable one by one. InputError for what is not a dictionary of tensors."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        self._artifact = artifact
+        self.name = name
+        self.where = where = f"{artifact.root}/{name}"
+        self.tensors: dict[str, StoredTensor] = {}
+        if not is_zip(artifact, name):
+            raise InputError(
+                f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
+                "newer, or fetch it again"
+            )
+        size = artifact.file(name).size
+        # the last block holds the zip's directory; is_zip has verified the first, which holds the pickle
+        artifact.read_range(name, max(0, size - BLOCK), min(BLOCK, size))
+        with io.BufferedReader(_Windows(artifact, name), _WINDOW) as stream, FakeTensorMode():
+            found = load_tensors(stream, where)
+        for key, tensor in found.items():
+            span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
+            width = tensor.element_size()
+            start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * width
+            length = span * width if tensor.numel() else 0
+            if start + length > size:
+                raise InputError(f"{where}: tensor {key} does not lie in the file; it is cut short, fetch it again")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.tensors[str(key)] = StoredTensor(dtype, tuple(tensor.shape), tuple(tensor.stride()), start, length)
+
+    def read(self, key: str) -> "torch.Tensor":
+        """A tensor, verified, in its stored dtype, with memory of its own."""
+        import torch
+
+        stored = self.tensors[key]
+        kind = getattr(torch, stored.dtype)
+        if not stored.length:
+            return torch.empty(stored.shape, dtype=kind)
+        flat = torch.empty(stored.length, dtype=torch.uint8)
+        self._artifact.read_into(self.name, stored.start, flat.numpy().data)
+        return flat.view(kind).as_strided(stored.shape, stored.strides)
+
+    def read_rows(self, key: str, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor":
+        """`count` rows of a tensor from `first`, without reading the others where rows lie one after another.
+
+        room: gives the memory (uint8) for so many bytes; fresh memory by default.
+        """
+        import torch
+
+        stored = self.tensors[key]
+        kind = getattr(torch, stored.dtype)
+        row = math.prod(stored.shape[1:])
+        if not stored.length or stored.length != math.prod(stored.shape) * kind.itemsize or stored.strides[0] != row:
+            return self.read(key)[first : first + count].clone()
+        length = count * row * kind.itemsize
+        flat = room(length) if room else torch.empty(length, dtype=torch.uint8)
+        self._artifact.read_into(self.name, stored.start + first * row * kind.itemsize, flat.numpy().data)
+        return flat.view(kind).as_strided((count, *stored.shape[1:]), stored.strides)
+
+
+class _Windows(io.RawIOBase):
+    """A file by small ranges, unverified."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self._artifact = artifact
+        self._name = name
+        self._size = artifact.file(name).size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise ValueError(f"{-at} bytes before its beginning are asked for")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), max(0, self._size - self._at))
+        buffer[:count] = self._artifact.read_stored(self._name, self._at, count) if count else b""
+        self._at += count
+        return count
+
+
+def is_zip(artifact: Artifact, name: str) -> bool:
+    """Whether the file begins as PyTorch's zip format does (older torch wrote bare pickles)."""
+    return artifact.file(name).size >= 4 and artifact.read_range(name, 0, 4) == _ZIP
+
+
+class PthStream:
+    """Writes a state dict as a stream: declare every tensor first, then write them, whole, in that order.
+
+    `tensors` maps name → (torch dtype name, shape). The file is what `torch.save` would write.
+    """
+
+    def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        import sys
+
+        import torch
+
+        self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
+        self._at = 0
+        self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], _Counting(sink)))
+        # the records that torch.save writes, in its order: from them a reader computes where the tensors lie
+        records = {
+            "data.pkl": _pickled(tensors),
+            ".format_version": b"1",
+            ".storage_alignment": str(torch.serialization._get_storage_alignment()).encode(),
+            "byteorder": sys.byteorder.encode(),
+        }
+        for name, content in records.items():
+            self._zip.write_record(name, content, len(content))
+
+    def write(self, name: str, tensor: "torch.Tensor") -> None:
+        """The next tensor. ValueError when order, dtype or shape are not as declared (a bug)."""
+        import torch
+
+        wanted, dtype, shape = self._left.pop(0)
+        if name != wanted or tensor.dtype != getattr(torch, dtype) or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} ({tensor.dtype}, {tuple(tensor.shape)}) written where {wanted} ({dtype}, {shape}) was declared"
+            )
+        content = tensor.detach().cpu().contiguous()
+        held = content.untyped_storage()
+        if held.nbytes() != content.numel() * content.element_size():
+            held = content.clone().untyped_storage()
+        self._zip.write_record(f"data/{self._at}", cast(Any, held), held.nbytes())
+        self._at += 1
+
+    def close(self) -> None:
+        """Writes the zip's directory. ValueError when a declared tensor was not written (a bug)."""
+        if self._left:
+            raise ValueError(f"{self._left[0][0]} was declared and not written")
+        self._zip.write_end_of_file()
+
+
+class _Counting:
+    """What torch's writer wants of a stream: write() that returns the count."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sink.write(view)
+        return len(view)
+
+
+class _Storage:
+    """Stands for a storage in the pickle: torch's persistent id is (kind, class, key, device, elements)."""
+
+    def __init__(self, identity: tuple[str, Any, str, str, int]) -> None:
+        self.identity = identity
+
+
+class _Tensor:
+    """Pickles as a contiguous tensor over a storage of its own does."""
+
+    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
+        self._storage = storage
+        self._shape = shape
+
+    def __reduce__(self) -> Any:
+        from collections import OrderedDict
+
+        import torch
+
+        strides: list[int] = []
+        step = 1
+        for extent in reversed(self._shape):
+            strides.insert(0, step)
+            step *= max(extent, 1)
+        return torch._utils._rebuild_tensor_v2, (self._storage, 0, self._shape, tuple(strides), False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        return value.identity if isinstance(value, _Storage) else None
+
+
+def _pickled(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    import torch
+
+    described = {}
+    for index, (name, (dtype, shape)) in enumerate(tensors.items()):
+        elements = 1
+        for extent in shape:
+            elements *= extent
+        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[getattr(torch, dtype)])
+        described[name] = _Tensor(_Storage(("storage", legacy, str(index), "cpu", elements)), shape)
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump(described)
+    return buffer.getvalue()
