@@ -10,7 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.stage.cli import Ref, StageOptions
@@ -44,7 +46,7 @@ def convert_weights(config: ConvertWeights, out: ArtifactWriter) -> Manifest:
     from zhllama.tokenizer.vocabulary import load_encoder
     from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json
 
-    weights = open_artifact(config.weights, "--weights").expect("meta-weights", "exported", option="--weights")
+    weights = open_artifact(config.weights, "--weights").require_kind("meta-weights", "exported", option="--weights")
     encoder = load_encoder(weights, "--weights")
     model = MetaModel(weights, "--weights")
     if encoder.size != model.vocabulary_rows:

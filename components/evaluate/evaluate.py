@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 from components.evaluate.exams import Exam, read_exam
 from components.evaluate.report import REPORT_JSON
 from components.evaluate.selection import ChoiceItem, Selection, chance, choose_items, choose_texts, content_hash
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.cli import REPORT, Ref, Refs, StageOptions, split_references
 from zhllama.stage.report_figures import figures_table
@@ -241,7 +245,7 @@ def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
         from components.evaluate.harness import check_tasks
 
         if config.lm_eval_tasks:
-            task_folder = open_artifact(config.lm_eval_tasks, "--lm-eval-tasks").local()
+            task_folder = materialize(open_artifact(config.lm_eval_tasks, "--lm-eval-tasks"))
         check_tasks(tasks, task_folder)
     samples = [
         *fixed_prompts(config.prompts, config.max_prompts),

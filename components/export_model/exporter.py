@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from zhllama.artifacts.artifact import ArtifactWriter, Input, Manifest, open_artifact
+from zhllama.artifacts.manifest import Input, Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.cli import Ref, StageOptions
 
@@ -45,7 +47,7 @@ class ExportModel(StageOptions):
 
 def export_model(config: ExportModel, out: ArtifactWriter) -> Manifest:
     """Publishes the files. InputError for a model that the format cannot hold or the shards do not divide."""
-    model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
+    model = open_artifact(config.model, "--model").require_kind("hf-model", option="--model")
     if config.format == "meta":
         from components.export_model.meta_writer import write_meta
 

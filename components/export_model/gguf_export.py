@@ -22,7 +22,8 @@ from components.export_model.llama_cpp_tools import (
     quantise,
     tensor_types,
 )
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.storage.disk_space import require_space

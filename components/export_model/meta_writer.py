@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.tokenizer.vocabulary import load_encoder

@@ -12,7 +12,10 @@ from typing import Any
 from components.extend_tokenizer.embedding_rows import Init, new_rows
 from components.extend_tokenizer.parity import differing, probe
 from components.extend_tokenizer.pieces import Pieces, Scores, extended, splits, unreachable
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
@@ -61,7 +64,7 @@ def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
     from zhllama.weights.quantised import refuse_quantised
     from zhllama.weights.safetensors_io import Checkpoint
 
-    model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
+    model = open_artifact(config.model, "--model").require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
     settings = _json(model, "config.json")
     checkpoint = Checkpoint(model)

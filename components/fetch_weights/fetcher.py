@@ -28,7 +28,8 @@ from components.fetch_weights.layout import (
 from components.fetch_weights.sources import Found, HubSource, Source, open_source, read
 from components.fetch_weights.sums import CHECKLISTS, SUMS, of_folder, parse_sums, read_expected, table
 from components.fetch_weights.transfer import Item, Sums, transfer
-from zhllama.artifacts.artifact import ArtifactWriter, Input, Manifest, digest_of
+from zhllama.artifacts.manifest import Input, Manifest, digest_of
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.cli import StageOptions, not_keyed

@@ -25,7 +25,7 @@ class PartsWriter(Protocol):
     def put(self, number: int, content: bytes) -> None: ...
     def commit(self) -> None: ...
     def abort(self) -> None: ...
-    def leave(self) -> None:
+    def suspend(self) -> None:
         """Stops here; the parts stay for the next writer."""
 
 
@@ -70,7 +70,7 @@ class _OnePart:
     def abort(self) -> None:
         self._content = None
 
-    def leave(self) -> None:
+    def suspend(self) -> None:
         self._content = None
 
 
@@ -93,7 +93,7 @@ class _Upload:
     def abort(self) -> None:
         self._upload.abort()
 
-    def leave(self) -> None:
+    def suspend(self) -> None:
         """An upload under way is a record at the server: there is nothing to let go."""
 
 
@@ -139,7 +139,7 @@ class _PartsFile:
         if len(self._there) != len(self._parts):
             raise ValueError(f"{self._target}: committed before all its parts were put")
         os.fsync(self._file)
-        self.leave()
+        self.suspend()
         try:
             os.replace(self._path, self._target)
         except FileNotFoundError as error:
@@ -147,10 +147,10 @@ class _PartsFile:
         self._journal.unlink(missing_ok=True)
 
     def abort(self) -> None:
-        self.leave()
+        self.suspend()
         self._path.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 
-    def leave(self) -> None:
+    def suspend(self) -> None:
         os.close(self._file)
         os.close(self._log)

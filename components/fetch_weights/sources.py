@@ -19,8 +19,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from zhllama import storage
-from zhllama.artifacts.artifact import HUB_NAME
-from zhllama.artifacts.hub_model import endpoint, hub_errors, hub_files, parse_address
+from zhllama.artifacts.hub_model import HUB_NAME, endpoint, hub_errors, hub_files, parse_address
 from zhllama.errors import InputError, StorageFault
 
 CHUNK = 4 * 2**20

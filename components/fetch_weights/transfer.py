@@ -24,7 +24,9 @@ from typing import Any, TypeVar
 from components.fetch_weights.resumable import PartsWriter, extents, open_parts
 from components.fetch_weights.sources import Found, Source
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, File, block_digests
+from zhllama.artifacts.blocks import block_digests
+from zhllama.artifacts.manifest import File
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import Progress, human
 
@@ -147,7 +149,7 @@ class _Transfer:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 for writer in self._open:
-                    writer.leave()
+                    writer.suspend()
 
     def _jobs(self) -> Iterator[Callable[[], tuple[_File, bytes, list[str]]]]:
         while self._queue:

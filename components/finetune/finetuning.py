@@ -6,7 +6,8 @@ was none, `--train-embeddings` trains them in full as the recipe does. An adapte
 
 from dataclasses import dataclass
 
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.training.options import FinetuneOptions
 from zhllama.training.stage import run_training
 

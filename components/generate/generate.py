@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.generate.journal import FileJournal, Journal, StoreJournal
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.artifacts.manifest import Manifest, digest_of
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import NO_ITEMS, read_instructions
 from zhllama.data.text_stream import plain_name

@@ -18,7 +18,10 @@ from components.generate_instructions.catalogue import Catalogue, load_catalogue
 from components.generate_instructions.ledger import Ledger, replayed
 from components.generate_instructions.request import SCHEMA, Requests
 from zhllama import storage
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.artifacts.manifest import Manifest, digest_of
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
 from zhllama.stage.cli import REPORT, Ref, Refs, StageOptions, not_keyed, split_references

@@ -14,7 +14,7 @@ from typing import Any
 
 from components.generate_instructions.harvest import Harvest
 from zhllama.artifacts import hub_dataset
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.instructions import NO_ITEMS
 from zhllama.data.text_stream import lines_of, open_plain, plain_name
 from zhllama.errors import InputError

@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from zhllama import storage
-from zhllama.artifacts.artifact import cache_folder, digest_of
+from zhllama.artifacts.cache import cache_folder
+from zhllama.artifacts.manifest import digest_of
 from zhllama.errors import InputError, StorageFault
 
 log = logging.getLogger("generate_instructions")

@@ -14,7 +14,10 @@ from typing import Literal
 
 from components.launch_training.command import command_line, parse_training, training_arguments, training_module
 from zhllama import storage
-from zhllama.artifacts.artifact import MANIFEST, ArtifactWriter, Input, Manifest, find_published, open_artifact
+from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.images import image
 from zhllama.kubernetes.job_kinds import BY_BACKEND

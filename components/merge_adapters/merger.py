@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.artifacts.manifest import Manifest, digest_of
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
@@ -52,13 +55,13 @@ def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.weights.safetensors_io import Checkpoint
 
-    model = open_artifact(config.model, "--model").expect("hf-model", option="--model")
+    model = open_artifact(config.model, "--model").require_kind("hf-model", option="--model")
     settings = _settings(model)
     checkpoint = Checkpoint(model)
     refuse_quantised(checkpoint, f"--model {model.root}")
     references = split_references(config.adapters)
     adapters = [
-        Adapter(open_artifact(reference, "--adapters").expect("adapter", option="--adapters"), "--adapters")
+        Adapter(open_artifact(reference, "--adapters").require_kind("adapter", option="--adapters"), "--adapters")
         for reference in references
     ]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors

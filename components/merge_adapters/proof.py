@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from components.merge_adapters.lora import Adapter
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.tokenizer.vocabulary import Encoder

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from components.merge_adapters.lora import Adapter, Change
-from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.storage.prefetch import in_order
@@ -114,12 +114,12 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
     }
     with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
         for file, infos in files.items():
-            found = out.kept(file)
+            found = out.resume_record(file)
             if found is not None:
                 log.info("%s: kept from a run that was ended", file)
             elif touched.isdisjoint(info.name for info in infos):
                 out.copy(checkpoint.artifact, file)
-                out.keep(file, found := {})
+                out.record_complete(file, found := {})
             else:
                 continue
             reports[file] = found
@@ -166,7 +166,7 @@ def _merge_files(
 
 def _finish(written: ExitStack, out: ArtifactWriter, file: str, report: Report) -> None:
     written.close()
-    out.keep(file, report)
+    out.record_complete(file, report)
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import Skipped, bytes_of_text, read_batches, total_of
 from zhllama.data.instructions import bytes_of_instructions, read_instructions
 from zhllama.data.packed import (
@@ -102,7 +105,7 @@ def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
     from components.prepare_dataset.sieve import Sieve, evaluation_texts
 
     tokenizer = open_artifact(config.tokenizer, "--tokenizer")
-    tokenizer.expect("tokenizer", "hf-model", "adapter", option="--tokenizer")
+    tokenizer.require_kind("tokenizer", "hf-model", "adapter", option="--tokenizer")
     encoder = load_encoder(tokenizer, "--tokenizer")
     given = [(open_artifact(address, config.option), weight) for address, weight in weighted_references(config.data)]
     skipped = Skipped()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from components.prepare_dataset.examples import Examples, Kind, subject_of
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import NO_ITEMS, read_instructions
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS

@@ -7,7 +7,8 @@ full: 6%.
 
 from dataclasses import dataclass
 
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.training.options import PretrainOptions
 from zhllama.training.stage import run_training
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.serve.served_folder import check_sizes, check_tokenizer, positions_of
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.cli import Ref
@@ -40,7 +41,7 @@ def check(config: Check) -> None:
 
 def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
     """The model and its encoder; InputError when it is not fit to be served."""
-    artifact = open_artifact(model, "--model").expect("hf-model", option="--model")
+    artifact = open_artifact(model, "--model").require_kind("hf-model", option="--model")
     where = f"--model {artifact.root}"
     check_sizes(artifact, where)
     encoder, _ = check_model(artifact, "--model")

@@ -18,7 +18,9 @@ from components.serve.page import chat_page
 from components.serve.requests import Limits
 from components.serve.serve import KEY_VARIABLE, Serve
 from components.serve.served_folder import check_sizes, check_tokenizer, gguf_file, lay_out, positions_of
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 
@@ -111,7 +113,7 @@ def served(config: Serve) -> Iterator[Server]:
             f"serve: --host {config.host} is not a loopback address, so requests must give an API key; set "
             f"{KEY_VARIABLE} or --api-key-file (openssl rand -hex 24 makes a key)"
         )
-    artifact = open_artifact(config.model, "--model").expect("hf-model", "gguf", option="--model")
+    artifact = open_artifact(config.model, "--model").require_kind("hf-model", "gguf", option="--model")
     file = gguf_file(artifact, config.file)
     name = choose(config.engine, gguf=file is not None)
     # before the weights are read: a port that is taken is known at once
@@ -135,7 +137,7 @@ def _from_folder(config: Serve, artifact: Artifact, folder: Path, engine: str) -
     check_sizes(artifact, f"--model {artifact.root}")
     encoder, _ = check_model(artifact, "--model")
     positions = positions_of(artifact)
-    lay_out(artifact.local(), folder / config.name, encoder)
+    lay_out(materialize(artifact), folder / config.name, encoder)
     made = vllm_engine(folder, config.name, positions) if engine == "vllm" else transformers_engine(folder, config.name)
     return Limits(config.name, encoder, positions, made.refuses), made, f"--model {artifact.root}"
 
@@ -143,7 +145,7 @@ def _from_folder(config: Serve, artifact: Artifact, folder: Path, engine: str) -
 def _from_gguf(config: Serve, artifact: Artifact, folder: Path, file: str) -> tuple[Limits, Engine, str]:
     from components.serve.gguf_vocabulary import checked_vocabulary
 
-    path = artifact.local() / file
+    path = materialize(artifact) / file
     encoder, positions = checked_vocabulary(path, artifact.manifest.vocabulary, f"--model {artifact.root}/{file}")
     made = llama_cpp_engine(path, config.name, positions)
     return Limits(config.name, encoder, positions, made.refuses), made, f"--model {path}"

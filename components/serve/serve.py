@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from components.serve.engines import Name
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.stage.cli import Ref, StageOptions, not_keyed, parse, run_stage

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from zhllama import storage
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling
 from zhllama.tokenizer.prompt import wrap

@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import Skipped, bytes_of_text, read_documents, total_of
 from zhllama.errors import InputError
 from zhllama.progress import Progress

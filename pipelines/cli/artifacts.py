@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import options
+from zhllama.artifacts.copy import copy_artifact
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.tree import Tree
 
-    from zhllama.artifacts.artifact import Manifest
     from zhllama.artifacts.lineage import Ancestor
+    from zhllama.artifacts.manifest import Manifest
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -132,13 +133,13 @@ def list_(given: argparse.Namespace) -> None:
 
 
 def verify(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.artifact import Artifact
     from zhllama.artifacts.lineage import read_manifest
+    from zhllama.artifacts.reader import Artifact
     from zhllama.progress import human
 
     with _reaching(given, given.reference):
         manifest = read_manifest(given.reference)
-        damages = Artifact(manifest, verified=True).damages()
+        damages = Artifact(manifest, verified=True).find_corruption()
     if damages:
         print("\n".join(damages))
         raise InputError(f"{given.reference}: {len(damages)} blocks are not as the manifest says; run its stage again")
@@ -181,14 +182,14 @@ def _warn(damaged: list[str]) -> None:
 
 
 def copy(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.artifact import Artifact
     from zhllama.artifacts.lineage import read_manifest
+    from zhllama.artifacts.reader import Artifact
     from zhllama.progress import human
 
     with _reaching(given, given.reference), _reaching(given, given.target):
         artifact = Artifact(read_manifest(given.reference), verified=True)
         try:
-            copied = artifact.copy_to(given.target)
+            copied = copy_artifact(artifact, given.target)
         except FileExistsError as error:
             raise InputError(f"{given.target}: another artifact is there; choose another place") from error
     size = human(copied.size, "B")
@@ -196,7 +197,7 @@ def copy(given: argparse.Namespace) -> None:
 
 
 def _show_sample(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.artifacts.open import open_artifact
     from zhllama.data import packed_view
 
     if given.sample < 0:

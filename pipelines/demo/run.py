@@ -21,7 +21,7 @@ from rich.console import Console
 from pipelines.demo.material import Material, prepare_material
 from pipelines.demo.show import show_report
 from zhllama import storage
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from zhllama.stage.cli import REPORT, split_references
 

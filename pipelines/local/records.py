@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.local.placeholders import Value
 from zhllama import storage
-from zhllama.artifacts.artifact import MANIFEST, Manifest, digest_of
+from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of
 from zhllama.errors import InputError
 
 RECORD = "record.json"

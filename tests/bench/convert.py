@@ -85,7 +85,7 @@ def make(folder: str, width: int, layers: int) -> str:
 
     import torch
 
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.weights.meta_format import HEAD, MetaParams, extents, places, shard_name
     from zhllama.weights.torch_zip import PthStream
 

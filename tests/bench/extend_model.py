@@ -39,7 +39,7 @@ def make(folder: str) -> tuple[str, str]:
     import torch
     from safetensors.torch import save_file
 
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.safetensors_io import index_json
 

@@ -41,7 +41,7 @@ def run(scratch: Path) -> list[Table]:
 
 def add_tokenizer(model: str, target: str) -> None:
     """The model of the merge's benchmark as a plain folder with a tokenizer, of fewer pieces than it has rows."""
-    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.artifacts.open import open_artifact
 
     folder = open_artifact(model).fetch(Path(target))
     (folder / "tokenizer.model").write_bytes(_tokenizer(distinct=True))

@@ -97,7 +97,7 @@ def make(folder: str, width: int, feed_forward: int, layers: int) -> tuple[str, 
     import torch
     from safetensors.torch import save_file
 
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json
 
     torch.manual_seed(0)
@@ -167,7 +167,8 @@ def _files(width: int, feed_forward: int, layers: int) -> Iterator[tuple[str, di
 
 def copy(model: str, target: str) -> dict[str, float]:
     """Every file read against its digests and written with digests anew (`out.copy` would take over those it knows)."""
-    from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+    from zhllama.artifacts.open import open_artifact
+    from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.storage.prefetch import ahead
 
     artifact = open_artifact(model)
@@ -213,7 +214,7 @@ def compare(ours: str, peft: str) -> int:
     """How many tensors both have; ValueError for one that differs."""
     import torch
 
-    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.artifacts.open import open_artifact
     from zhllama.weights.safetensors_io import Checkpoint
 
     left, right = Checkpoint(open_artifact(ours)), Checkpoint(open_artifact(peft))

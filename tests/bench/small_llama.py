@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, packed_facts
 from zhllama.tokenizer.vocabulary import Vocabulary
 
@@ -93,7 +93,7 @@ def our_training(kind: type, run: Callable[..., Any], scratch: str, steps: int, 
     """Tokens of documents a second in each step of ours, the first left out, of a whole stage as it is run."""
     import json
 
-    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.artifacts.open import open_artifact
     from zhllama.stage.cli import run_stage
 
     manifest = run_stage(

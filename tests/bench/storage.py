@@ -28,7 +28,8 @@ from pipelines.local.s3_server import LocalS3
 from tests.bench.measure import Cost, Table, measured, side_by_side
 from tests.bench.measure import run as run_program
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 
 SIZE = 1_000_000_000
 SMALL_FILES = 10_000

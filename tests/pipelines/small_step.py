@@ -41,7 +41,8 @@ def echo(given: argparse.Namespace) -> None:
 
 def publish(given: argparse.Namespace) -> None:
     from zhllama import storage
-    from zhllama.artifacts.artifact import ArtifactWriter, digest_of
+    from zhllama.artifacts.manifest import digest_of
+    from zhllama.artifacts.writer import ArtifactWriter
 
     out = ArtifactWriter(given.store, "small", digest_of(given.value)[:32])
     out.add_bytes("value.txt", given.value.encode())

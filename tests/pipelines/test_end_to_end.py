@@ -19,7 +19,7 @@ from pipelines.configuration import configure
 from pipelines.local.runner import RunResult, run_pipeline
 from pipelines.local.s3_server import LocalS3
 from zhllama import storage
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 
 # one worker for all of it: what the first test makes (two minutes) the others use
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480), pytest.mark.xdist_group("end to end")]

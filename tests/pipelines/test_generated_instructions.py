@@ -11,7 +11,7 @@ from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
 from pipelines.local.runner import run_pipeline
 from tests.components.generate_instructions.model_server import ModelServer
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 
 
 @pytest.fixture

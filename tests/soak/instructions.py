@@ -31,7 +31,7 @@ from components.generate_instructions.request import Requests
 from pipelines.local.s3_server import LocalS3
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer
 from zhllama import storage
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 
 CONCURRENCY = 6
 ITEMS = 60

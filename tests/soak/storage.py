@@ -23,7 +23,9 @@ from typing import Any
 from pipelines.local.s3_server import LocalS3
 from tests.faulty_proxy import Fault, FaultyProxy, Request
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, find_published, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 
 PART, BLOCK = 5 * 2**20, 2**20
@@ -64,7 +66,7 @@ def run(seeds: Iterable[int], scratch: Path) -> dict[str, int]:
     """AssertionError names the seed at which something was not as it must be."""
     counted: Counter[str] = Counter()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zhllama.artifacts.artifact", "boto3", __name__])
+    context.set_forkserver_preload(["zhllama.artifacts.writer", "boto3", __name__])
     before = dict(os.environ)
     # the server dies with the thread that started it: this one stays
     keeper = ThreadPoolExecutor(1)
@@ -203,12 +205,13 @@ def _program(
     work: Callable[..., None], environment: dict[str, str], store: str, files: dict[str, bytes], scratch: str
 ) -> None:
     """Exit code 0: done; 1: ended with a line of ours; 2: a bug."""
-    from zhllama.artifacts import artifact
+    from zhllama.artifacts import blocks, reader, writer
     from zhllama.storage import multipart
 
     os.environ.update(environment)
     os.environ.update({"ZHLLAMA_S3_TIMEOUT": "1", "AWS_MAX_ATTEMPTS": "5", "ZHLLAMA_S3_CONNECTIONS": "4"})
-    multipart.PART, artifact.BLOCK, storage.PIECE = PART, BLOCK, 2 * BLOCK
+    multipart.PART, storage.PIECE = PART, 2 * BLOCK
+    blocks.BLOCK = reader.BLOCK = writer.BLOCK = BLOCK
     code = 0
     try:
         work(store, files, Path(scratch))

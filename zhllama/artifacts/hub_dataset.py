@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from zhllama.artifacts.artifact import Artifact, Manifest, digest_of
+from zhllama.artifacts.manifest import Manifest, digest_of
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
 
 KIND = "hub-dataset"

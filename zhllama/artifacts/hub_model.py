@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
-from zhllama.artifacts.artifact import HUB_NAME, Artifact, File, Manifest, digest_of
+from zhllama.artifacts.manifest import File, Manifest, digest_of
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""`owner/name` on the Hugging Face Hub."""
 PREFIX = "hf://"
 _SHAPE = "hf://OWNER/NAME[@REVISION][/FOLDER]"
 TIMEOUT = 60.0
@@ -43,7 +46,8 @@ def open_hub_model(reference: str, where: str) -> Artifact:
         raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
     root = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
     manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
-    return _HubModel(manifest, repository, commit, f"{folder}/" if folder else "")
+    source = HubFiles(root, repository, commit, f"{folder}/" if folder else "")
+    return Artifact(manifest, verified=False, source=source)
 
 
 def parse_address(address: str) -> tuple[str, str | None, str] | None:
@@ -65,36 +69,37 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
 
 
-class _HubModel(Artifact):
-    """Reads by range from the Hub; the rest is an artifact without a manifest."""
+class HubFiles:
+    """The files of a repository's folder at a commit, as a Source: by range."""
 
-    def __init__(self, manifest: Manifest, repository: str, commit: str, folder: str) -> None:
-        super().__init__(manifest, verified=False)
-        self._repository, self._commit, self._folder = repository, commit, folder
+    def __init__(self, root: str, repository: str, commit: str, folder: str) -> None:
+        self._root, self._repository, self._commit, self._folder = root, repository, commit, folder
 
-    def _read(self, file: File, start: int, buffer: memoryview) -> None:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         if len(buffer):
-            buffer[:] = self.read_stored(file.path, start, len(buffer))
+            buffer[:] = self.read_bytes(name, start, len(buffer))
 
-    def _read_piece(self, file: File, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:
-        content = memoryview(self.read_stored(file.path, start, length)) if length else memoryview(b"")
+    def read_piece(
+        self, name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None = None
+    ) -> None:
+        content = memoryview(self.read_bytes(name, start, length)) if length else memoryview(b"")
         if take:
-            take(start, content)
+            take(0, content)
         else:
             buffer[:] = content
 
-    def read_stored(self, name: str, start: int, length: int) -> bytes:
+    def read_bytes(self, name: str, start: int, length: int) -> bytes:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
         url = hf_hub_url(self._repository, f"{self._folder}{name}", revision=self._commit, endpoint=endpoint())
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
-        with hub_errors(f"{self.root}/{name}"):
+        with hub_errors(f"{self._root}/{name}"):
             answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
             hf_raise_for_status(answer)
         content: bytes = answer.content
         if len(content) != length:
-            raise StorageFault(f"{self.root}/{name}: {len(content)} bytes came of {length}; try again")
+            raise StorageFault(f"{self._root}/{name}: {len(content)} bytes came of {length}; try again")
         return content
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import components
 from zhllama import storage
-from zhllama.artifacts.artifact import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.errors import InputError
 
 _STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__) if module.name != "shared")

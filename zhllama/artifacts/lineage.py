@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.artifact import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.errors import InputError
 
 

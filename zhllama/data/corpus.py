@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zhllama.artifacts import hub_dataset
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import HELD_OUT_TEXT, KIND
 from zhllama.data.text_stream import line_blocks, plain_name
 from zhllama.errors import InputError

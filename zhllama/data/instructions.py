@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zhllama.artifacts import hub_dataset
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import Skipped
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS, KIND
 from zhllama.data.text_stream import lines_of, open_plain, plain_name

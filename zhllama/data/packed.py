@@ -24,7 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, FileStream
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter, FileStream
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
@@ -298,7 +300,7 @@ class PackedDataset:
     def __init__(
         self, artifact: Artifact, split: str = TRAIN, option: str = "--dataset", by_range: bool = False
     ) -> None:
-        artifact.expect(KIND, option=option)
+        artifact.require_kind(KIND, option=option)
         facts = artifact.manifest.facts
         if "splits" not in facts:
             raise InputError(f"{option} {artifact.root}: not a packed dataset; give what prepare_dataset wrote")
@@ -319,7 +321,7 @@ class PackedDataset:
         self._columns: int = self.facts["columns"]
         self._token_type: str = facts["token_type"]
         self._ends = list(itertools.accumulate(self.facts["shards"]))
-        self._source: Path | Artifact = artifact if by_range else artifact.local()
+        self._source: Path | Artifact = artifact if by_range else materialize(artifact)
         self._open: dict[str, Any] = {}
 
     def __len__(self) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import TRAIN, PackedDataset
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder

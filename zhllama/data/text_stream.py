@@ -7,7 +7,7 @@ pass over in silence. Memory: some buffers, whatever the size of the file.
 import io
 from collections.abc import Iterator
 
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}

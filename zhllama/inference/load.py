@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import split_references
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
@@ -91,7 +93,7 @@ def load_model(
     loaded, for what is no model, a damaged or missing shard, a tokenizer of another size, an adapter of another model,
     architecture or vocabulary, a precision that this machine has not.
     """
-    artifact = open_artifact(reference, option).expect("hf-model", option=option)
+    artifact = open_artifact(reference, option).require_kind("hf-model", option=option)
     encoder, vocabulary = check_model(artifact, option)
     plan = _adapter_plan(artifact, encoder, vocabulary, adapters)
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
@@ -109,7 +111,7 @@ def load_model(
         precision, gpu, gpu and torch.cuda.is_bf16_supported(), _installed("bitsandbytes"), bool(plan)
     )
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    model, seen = loading(artifact.local(), **_loading_options(chosen, gpu), output_loading_info=True)
+    model, seen = loading(materialize(artifact), **_loading_options(chosen, gpu), output_loading_info=True)
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")
@@ -213,7 +215,7 @@ def _adapter_plan(artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, 
     plan: list[_Adapter] = []
     checkpoint = Checkpoint(artifact, "--model") if adapters else None
     for reference in split_references(adapters):
-        adapter = open_artifact(reference, "--adapters").expect("adapter", option="--adapters")
+        adapter = open_artifact(reference, "--adapters").require_kind("adapter", option="--adapters")
         where = f"--adapters {adapter.root}"
         if "adapter_config.json" not in adapter:
             raise InputError(f"{where}: no adapter_config.json in it; give a peft adapter folder")
@@ -240,7 +242,7 @@ def _adapter_plan(artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, 
                 )
             encoder, vocabulary = own_encoder, own
         _check_fit(adapter, checkpoint, where)
-        plan.append(_Adapter(adapter.local(), encoder, rows))
+        plan.append(_Adapter(materialize(adapter), encoder, rows))
     return plan
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zhllama.artifacts.artifact import MANIFEST, digest_of
+from zhllama.artifacts.manifest import MANIFEST, digest_of
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling
 from zhllama.kubernetes.images import image

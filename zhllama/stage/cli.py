@@ -33,15 +33,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from zhllama import storage
-from zhllama.artifacts.artifact import (
-    Artifact,
-    ArtifactWriter,
-    Input,
-    Manifest,
-    digest_of,
-    find_published,
-    open_artifact,
-)
+from zhllama.artifacts.manifest import Input, Manifest, digest_of
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
 from zhllama.stage.tls import take_secrets, trust_site

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -90,13 +90,27 @@ class Stored:
 class Writer(Protocol):
     """A stream that becomes visible at commit() and leaves nothing behind after abort().
 
-    leave() stops as well, but keeps what was sent, so that the next writer of the same bytes need not send it again.
+    suspend() stops as well, but keeps what was sent, so that the next writer of the same bytes need not send it again.
     """
 
     def write(self, data: bytes | bytearray | memoryview) -> int: ...
     def commit(self) -> None: ...
     def abort(self) -> None: ...
-    def leave(self) -> None: ...
+    def suspend(self) -> None: ...
+
+
+@contextmanager
+def committed(writer: Writer) -> Iterator[Writer]:
+    """Commits at a clean end; keeps the parts for another try after a fault of the server's; else leaves nothing."""
+    try:
+        yield writer
+        writer.commit()
+    except StorageFault:
+        writer.suspend()
+        raise
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def check_writable(uri: str) -> None:
@@ -141,6 +155,14 @@ def exists(uri: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def read_or_none(uri: str) -> bytes | None:
+    """The file; None where there is none."""
+    try:
+        return read_bytes(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:

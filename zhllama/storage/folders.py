@@ -155,7 +155,7 @@ class FileWriter:
             self._close()
         self._temporary.unlink(missing_ok=True)
 
-    def leave(self) -> None:
+    def suspend(self) -> None:
         """A stream into a folder cannot be taken up again: nothing is kept."""
         self.abort()
 

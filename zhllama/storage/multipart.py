@@ -270,7 +270,7 @@ class S3Writer:
         if self._upload is not None:
             self._upload.abort()
 
-    def leave(self) -> None:
+    def suspend(self) -> None:
         """Stops here; the parts stay for the next writer of this file, or for `zhllama gc`."""
         self._threads.end(wait=5)
 

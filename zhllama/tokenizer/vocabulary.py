@@ -21,7 +21,7 @@ from zhllama.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from zhllama.artifacts.artifact import Artifact
+    from zhllama.artifacts.reader import Artifact
     from zhllama.tokenizer.segments import SegmentEncoder
 
 PAD_PIECE = "[PAD]"

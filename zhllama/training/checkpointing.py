@@ -25,7 +25,9 @@ import torch.distributed as dist
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from zhllama.artifacts.artifact import Artifact, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.training.checkpoints import (
     Patience,

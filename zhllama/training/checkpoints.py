@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.artifact import MANIFEST, Artifact, ArtifactWriter, Input, Manifest, open_artifact
+from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 
 log = logging.getLogger("training")
@@ -155,7 +158,7 @@ def commit(out: ArtifactWriter, ranks: int, give_up: threading.Event) -> Manifes
                 give_up.wait(pause)
                 pause = min(2 * pause, LONGEST_LOOK)
                 continue
-            out.adopt(part)
+            out.merge_part(part)
             break
     return out.publish(KIND)
 
@@ -168,7 +171,7 @@ def open_checkpoint(reference: str, option: str) -> Artifact:
     checkpoint = open_artifact(reference, option)
     if not checkpoint.verified:
         raise InputError(f"{option} {reference}: there is no manifest, so this is no complete checkpoint; give another")
-    return checkpoint.expect(KIND, option=option)
+    return checkpoint.require_kind(KIND, option=option)
 
 
 def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:

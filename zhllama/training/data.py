@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED, TRAIN, VALIDATION, PackedDataset
 
 if TYPE_CHECKING:

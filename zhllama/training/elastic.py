@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from zhllama.artifacts.artifact import ArtifactWriter, Input, Manifest, find_published
+from zhllama.artifacts.manifest import Input, Manifest
+from zhllama.artifacts.published import find_published
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.cli import StageOptions

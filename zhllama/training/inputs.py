@@ -8,7 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from zhllama.artifacts.artifact import Artifact, open_artifact, require_room
+from zhllama.artifacts.cache import materialize, require_room
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple, require_equal
@@ -32,10 +34,10 @@ class TrainingInputs:
 
 def open_inputs(options: TrainingOptions) -> TrainingInputs:
     """Opens model, dataset and adapter, and checks that they belong together. InputError otherwise."""
-    model = open_artifact(options.model, "--model").expect("hf-model", option="--model")
-    dataset = open_artifact(options.dataset, "--dataset").expect(KIND, option="--dataset")
+    model = open_artifact(options.model, "--model").require_kind("hf-model", option="--model")
+    dataset = open_artifact(options.dataset, "--dataset").require_kind(KIND, option="--dataset")
     reference = options.adapter if isinstance(options, LoraOptions) else ""
-    adapter = open_artifact(reference, "--adapter").expect("adapter", option="--adapter") if reference else None
+    adapter = open_artifact(reference, "--adapter").require_kind("adapter", option="--adapter") if reference else None
 
     names = f"--model {options.model}", f"--dataset {options.dataset}"
     vocabulary = vocabulary_of(model)
@@ -107,7 +109,7 @@ def fetch_inputs(inputs: TrainingInputs) -> None:
     given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
     require_room(given)
     for artifact in given:
-        artifact.local(recheck=True)
+        materialize(artifact, recheck=True)
 
 
 def vocabulary_of(artifact: Artifact) -> Vocabulary | None:

@@ -27,7 +27,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.loss import Score, labelled, score, summed_loss
@@ -118,7 +119,7 @@ def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
     loaded = PackedLlama.from_pretrained(
-        model.local(), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
+        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
     )
     loaded.config.use_cache = False
     loaded.requires_grad_(False)
@@ -171,8 +172,8 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
 
 def _weights_of(adapter: Artifact) -> Mapping[str, torch.Tensor]:
     if ADAPTER_WEIGHTS in adapter:
-        return load_file(adapter.local() / ADAPTER_WEIGHTS)
-    found = load_tensors(adapter.local() / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
+        return load_file(materialize(adapter) / ADAPTER_WEIGHTS)
+    found = load_tensors(materialize(adapter) / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
     # rotary frequencies are no weights; old versions of peft saved them
     return {name: tensor for name, tensor in found.items() if not name.endswith(".inv_freq")}
 

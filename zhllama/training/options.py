@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from zhllama.artifacts.artifact import Input, digest_of
+from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
 from zhllama.stage.cli import Ref, StageOptions, not_keyed
 

@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from zhllama.artifacts.artifact import MANIFEST, ArtifactWriter, Manifest
+from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.metrics import EVENTS, METRICS, History
 from zhllama.training.model import (

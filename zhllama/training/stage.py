@@ -6,7 +6,8 @@ What is trained follows from the options: stage 1 trains the embeddings and give
 
 from typing import Any
 
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.training.checkpoints import open_checkpoint, require_same_run
 from zhllama.training.deadline import Deadline
 from zhllama.training.elastic import Work, run_workers

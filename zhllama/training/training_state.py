@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import Trainer
 
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import SHARED, TRAINER, WEIGHTS, state_of
 from zhllama.weights.safetensors_io import Checkpoint, TensorInfo

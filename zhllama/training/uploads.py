@@ -14,7 +14,8 @@ import time
 
 import torch
 
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.training.checkpoints import Run, clean, commit, write_part
 from zhllama.training.training_state import Part

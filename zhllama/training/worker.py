@@ -13,7 +13,10 @@ import torch.distributed as dist
 from torch import nn
 from transformers import set_seed
 
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, cache_folder
+from zhllama.artifacts.cache import cache_folder
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import TRAINER, open_checkpoint
 from zhllama.training.data import open_splits

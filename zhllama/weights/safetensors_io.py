@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from zhllama.artifacts.artifact import Artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from zhllama.artifacts.artifact import BLOCK, Artifact
+from zhllama.artifacts.blocks import BLOCK
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.safetensors_io import Sink
 

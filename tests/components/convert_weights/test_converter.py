@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from components.convert_weights.converter import EMBEDDINGS_FILE, ConvertWeights, convert_weights, files_of
 from tests.bench.measure import run
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.weights.meta_format import MetaParams, meta_files

@@ -53,7 +53,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, reviews: li
     """The tiny model after it has learnt the reviews' labels by heart: a plain model folder."""
     import torch
 
-    from zhllama.artifacts.artifact import open_artifact
+    from zhllama.artifacts.open import open_artifact
     from zhllama.inference.load import load_model
     from zhllama.tokenizer.prompt import wrap_item
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from components.evaluate.evaluate import METRICS, Evaluate, evaluate, fixed_prompts
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 

@@ -8,7 +8,7 @@ import pytest
 
 from components.evaluate.exams import Question, Subject, letters, prompts, read_exam
 from components.evaluate.scoring import _fitting_rows, score_exam
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import LoadedModel
 

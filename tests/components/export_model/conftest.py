@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.vocabulary import Encoder
 

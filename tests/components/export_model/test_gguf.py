@@ -16,10 +16,11 @@ import torch
 from components.export_model import gguf_export, gguf_writer, llama_cpp_tools
 from components.export_model.exporter import ExportModel, export_model
 from components.export_model.gguf_export import probe_lines, split_kinds
-from tests.components.conftest import quantise
 from tests.components.export_model.conftest import configure
+from tests.packed_data import quantise
 from tests.texts import mixed_lines
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.cli import run_stage
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
@@ -219,7 +220,7 @@ def test_every_weight_is_the_models(folder, trained_model):
 
 
 def test_from_s3_to_s3_in_small_pieces_the_file_is_the_same(s3_store, trained_model, folder, monkeypatch):
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
 
     out = ArtifactWriter(s3_store, "model", "key")
     out.add_folder(trained_model)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from components.convert_weights.converter import ConvertWeights, convert_weights
 from components.export_model.exporter import ExportModel, export_model
 from components.export_model.meta_writer import with_width
-from tests.components.conftest import quantise
 from tests.components.export_model.conftest import configure
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from tests.packed_data import quantise
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.weights.meta_format import MetaParams

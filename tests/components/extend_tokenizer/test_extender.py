@@ -11,7 +11,8 @@ from components.extend_tokenizer.embedding_rows import CHUNK, new_rows
 from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
 from components.extend_tokenizer.pieces import splits
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.tokenizer.vocabulary import Relation, load_encoder

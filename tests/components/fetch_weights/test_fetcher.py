@@ -14,7 +14,8 @@ import pytest
 from components.fetch_weights import fetcher, layout, sources
 from components.fetch_weights.fetcher import FetchWeights, fetch_weights
 from zhllama import storage
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.cli import run_stage
 

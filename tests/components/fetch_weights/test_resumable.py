@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from components.fetch_weights.resumable import extents, open_parts
 from zhllama import storage
-from zhllama.artifacts.artifact import BLOCK
+from zhllama.artifacts.blocks import BLOCK
 
 CONTENT = random.Random(1).randbytes(2 * storage.PART + 12_345)
 
@@ -50,7 +50,7 @@ def test_the_parts_of_a_writer_that_is_gone_are_kept(store):
     second = open_parts(uri, len(CONTENT))
     assert second.kept == {2}
     second.put(0, part(0))
-    second.leave()
+    second.suspend()
     third = open_parts(uri, len(CONTENT))
     assert third.kept == {0, 2}
     third.put(1, part(1))
@@ -94,7 +94,7 @@ def test_a_journal_that_was_cut_short_counts_for_what_is_whole_in_it(tmp_path):
     writer = open_parts(uri, len(CONTENT))
     writer.put(0, part(0))
     writer.put(1, part(1))
-    writer.leave()
+    writer.suspend()
     journal = tmp_path / ".x.bin.parts.txt"
     journal.write_bytes(journal.read_bytes() + b"2")
     assert open_parts(uri, len(CONTENT)).kept == {0, 1}

@@ -17,7 +17,8 @@ import pytest
 from components.fetch_weights.fetcher import FetchWeights, fetch_weights
 from tests.bench.measure import run
 from zhllama import storage
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.weights.meta_format import MetaParams

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from components.finetune.finetuning import Finetune, finetune
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 
@@ -92,7 +93,7 @@ def test_an_option_that_contradicts_the_adapter_is_refused(tune, option, said):
 
 
 def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
 
     first = tune(max_steps=1)
     source = open_artifact(tiny_model)
@@ -114,7 +115,7 @@ def test_the_same_work_is_not_done_again(tune, caplog):
 
 
 def test_model_data_and_result_can_lie_in_s3(tune, tiny_model, packed_instructions, s3_store):
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
 
     def moved(reference: str) -> str:
         source = open_artifact(reference)
@@ -143,7 +144,7 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
     """The reference of 40 questions, each padded to a block of its own, as prepare_dataset packs them faithfully."""
     import numpy as np
 
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.data.packed import KIND, TRAIN, PackedWriter, Segment, packed_facts
     from zhllama.tokenizer.vocabulary import Encoder
 

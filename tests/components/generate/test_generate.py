@@ -14,7 +14,7 @@ import pytest
 
 from components.generate.generate import SAMPLES, Generate, answer_into_file, generate, read_questions
 from components.generate.journal import FileJournal
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import parse, run_stage
 from zhllama.tokenizer.prompt import wrap

@@ -10,7 +10,7 @@ import pytest
 from components.generate_instructions.card import EDGES, lengths, spread
 from tests.components.generate_instructions.model_server import ModelServer
 from tests.components.generate_instructions.test_generator import card_of, items_of, run, said
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 
 
 class Page(HTMLParser):

@@ -15,7 +15,8 @@ import pytest
 from components.generate_instructions import asking, limits
 from components.generate_instructions.generator import GenerateInstructions, generate_instructions
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer, written
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.cli import parse, run_stage

@@ -17,7 +17,8 @@ from components.generate_instructions.generator import GenerateInstructions, gen
 from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.importer import alpaca_of, import_items
 from tests.zhllama.artifacts.hub_server import hub_server
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.components.launch_training.fake_cluster import FakeCluster
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.artifacts.writer import ArtifactWriter
 
 Operator = Callable[[dict[str, Any]], None]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from components.launch_training.local_job import run_local
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.training_job import TrainingJob
 

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from components.merge_adapters import proof, stream
 from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
-from tests.components.conftest import quantise
+from tests.packed_data import quantise
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder
@@ -280,7 +282,7 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, 
         "import os, signal, sys, time\n"
         "from components.merge_adapters.merger import MergeAdapters, merge_adapters\n"
         "from zhllama import storage\n"
-        "from zhllama.artifacts.artifact import ArtifactWriter\n"
+        "from zhllama.artifacts.writer import ArtifactWriter\n"
         "from zhllama.stage.cli import run_stage\n"
         "whole = ArtifactWriter.writer\n"
         "def killed_in_the_fourth(out, name):\n"

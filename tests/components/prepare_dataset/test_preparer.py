@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
 from zhllama import storage
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import read_instructions
 from zhllama.data.packed import IGNORED, PackedDataset

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.prepare_dataset.sieve import RUN, NearDuplicates, Overlap, evaluation_texts
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 
 LONG = "今天早上我们在图书馆借走了这本书，内容非常丰富，值得推荐给每一位同学和老师阅读，下个星期我还会再来。"

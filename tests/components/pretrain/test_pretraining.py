@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from components.pretrain.pretraining import Pretrain, pretrain
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
@@ -228,7 +230,7 @@ def test_an_adapter_of_new_rows_is_put_back_by_peft(extended_model, packed_chine
     assert manifest.facts["tensors"] == len(found) == 2 * 2 * 7 + 2
     rows = [tensor for name, tensor in found.items() if name.endswith("token_adapter.trainable_tokens_delta")]
     assert [tuple(tensor.shape) for tensor in rows] == [(size - before, 64)] * 2
-    model = AutoModelForCausalLM.from_pretrained(base.local(), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(materialize(base), dtype=torch.float32)
     loss, _ = held_out_score(PeftModel.from_pretrained(model, manifest.root).eval(), packed_chinese)
     assert loss == pytest.approx(manifest.metrics["eval_loss"], abs=2e-3)
     assert manifest.metrics["eval_loss"] < manifest.metrics["first_loss"]

@@ -19,7 +19,8 @@ from components.serve.serve import Serve
 from tests.components.serve.controllers import READY, pod, replica_set, stands
 from tests.fake_engine import FakeEngine
 from tests.kubernetes_server import KubernetesServer
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder

@@ -15,7 +15,7 @@ from components.export_model.exporter import ExportModel, export_model
 from components.serve.gguf_vocabulary import checked_vocabulary
 from components.serve.here import Server, served
 from components.serve.serve import Serve
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling, answer, load_model
 from zhllama.stage.cli import run_stage

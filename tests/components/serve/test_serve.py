@@ -22,7 +22,7 @@ from components.serve.engine_process import free_port
 from components.serve.here import listening, served
 from components.serve.serve import SAMPLES, Serve, serve_and_ask
 from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling, answer, load_model
 from zhllama.stage.cli import parse, run_stage

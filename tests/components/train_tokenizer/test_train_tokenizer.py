@@ -8,7 +8,7 @@ import pytest
 
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, sampled, train_tokenizer
 from zhllama import storage
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder

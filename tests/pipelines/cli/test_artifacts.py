@@ -13,7 +13,10 @@ import pytest
 from pipelines.__main__ import main
 from zhllama import storage
 from zhllama.artifacts import inventory
-from zhllama.artifacts.artifact import BLOCK, ArtifactWriter, Input, Manifest, open_artifact
+from zhllama.artifacts.blocks import BLOCK
+from zhllama.artifacts.manifest import Input, Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage import cli
 
@@ -229,7 +232,7 @@ def test_gc_frees_the_waste_and_nothing_that_a_manifest_names_or_that_is_not_our
     assert len(freed) == (5 if storage.is_s3(store) else 4)
     assert all(any(uri.startswith(f"{place}/") for place in waste) for uri in freed)
     for manifest in chain.values():
-        assert open_artifact(manifest.reference).damages() == []
+        assert open_artifact(manifest.reference).find_corruption() == []
     assert "nothing to free" in zhllama("gc", store, "--older-than", "0m")[1]
 
 
@@ -266,7 +269,7 @@ def test_gc_leaves_a_stage_that_published_after_the_look(store):
     found, _ = inventory.unreferenced(store, timedelta(0), datetime.now(UTC) + timedelta(minutes=1))
     manifest = publish(store, "pretrain", "0", "adapter")
     assert inventory.free(found) == 0
-    assert open_artifact(manifest.reference).damages() == []
+    assert open_artifact(manifest.reference).find_corruption() == []
 
 
 @pytest.mark.parametrize(("text", "hours"), [("30m", 0.5), ("12h", 12), ("7d", 168), ("1.5d", 36), ("2w", 336)])
@@ -292,7 +295,7 @@ def test_cp_gives_the_same_artifact_at_another_place(store, chain, zhllama, s3_s
     copied = open_artifact(target)
     assert copied.manifest.root == target
     assert copied.digest == chain["model"].digest
-    assert copied.damages() == []
+    assert copied.find_corruption() == []
     # again: it is there already
     assert zhllama("cp", chain["model"].reference, target)[0] == 0
 
@@ -303,7 +306,7 @@ def test_cp_does_not_write_over_another_artifact(store, chain, zhllama, tmp_path
     code, _, err = zhllama("cp", chain["adapter"].reference, target)
     assert code == 2
     assert "another artifact is there" in err
-    assert open_artifact(target).damages() == []
+    assert open_artifact(target).find_corruption() == []
 
 
 def test_cp_publishes_no_damaged_copy(store, chain, zhllama, s3_store):

@@ -14,16 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zhllama import storage
-from zhllama.artifacts import artifact as artifact_module
-from zhllama.artifacts.artifact import (
-    BLOCK,
-    Artifact,
-    ArtifactWriter,
-    _Hashed,
-    block_digests,
-    find_published,
-    open_artifact,
-)
+from zhllama.artifacts import open as open_module
+from zhllama.artifacts.blocks import BLOCK, BlockHasher, block_digests
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.copy import copy_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 
 SMALL = b"abc" * 1000
@@ -114,14 +112,14 @@ def test_equal_content_has_an_equal_digest_wherever_it_lies(published, store):
 
 
 def test_a_local_copy_is_whole_and_verified(published, tmp_path: Path):
-    folder = open_artifact(published.reference).local()
+    folder = materialize(open_artifact(published.reference))
     assert (folder / "folder/large.bin").read_bytes() == LARGE
 
 
 def test_a_local_copy_of_a_damaged_artifact_is_refused(published):
     corrupt(published.root, "small.txt", 5)
     with pytest.raises(InputError, match=r"small\.txt: bytes 0 to 3000: sha256 .* expected, .* found"):
-        open_artifact(published.reference).local()
+        materialize(open_artifact(published.reference))
 
 
 @pytest.fixture
@@ -131,7 +129,7 @@ def cached(s3_store: str):
     out.add_bytes("small.txt", SMALL)
     out.add_bytes("folder/large.bin", LARGE)
     artifact = open_artifact(out.publish("files").reference)
-    return artifact, artifact.local()
+    return artifact, materialize(artifact)
 
 
 @pytest.fixture
@@ -150,7 +148,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_the_node_has_is_not_fetched_again(cached, fetched):
     artifact, _ = cached
-    artifact.local(recheck=True)
+    materialize(artifact, recheck=True)
     assert fetched == []
 
 
@@ -158,7 +156,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(cached, fetched):
     artifact, folder = cached
     (folder / ".complete").unlink()
     (folder / "small.txt").unlink()
-    assert artifact.local() == folder
+    assert materialize(artifact) == folder
     assert fetched == ["small.txt"]
     assert (folder / "small.txt").read_bytes() == SMALL
 
@@ -168,7 +166,7 @@ def test_a_cached_file_that_was_damaged_is_found_and_fetched_again(cached, fetch
     damaged = bytearray(LARGE)
     damaged[BLOCK] ^= 1
     (folder / "folder/large.bin").write_bytes(damaged)
-    artifact.local(recheck=True)
+    materialize(artifact, recheck=True)
     assert fetched == ["folder/large.bin"]
     assert (folder / "folder/large.bin").read_bytes() == LARGE
 
@@ -178,7 +176,7 @@ def test_a_cache_without_room_is_refused_before_anything_is_fetched(cached, fetc
     (folder / "folder/large.bin").unlink()
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=len(LARGE) - 1))
     with pytest.raises(InputError, match=r"ZHLLAMA_CACHE .* will be needed and .* are free"):
-        artifact.local()
+        materialize(artifact)
     assert fetched == []
 
 
@@ -186,7 +184,7 @@ def test_several_processes_publish_one_artifact(tmp_path: Path):
     writers = [ArtifactWriter(str(tmp_path), "stage", "key") for _ in range(2)]
     for rank, writer in enumerate(writers):
         writer.add_bytes(f"rank-{rank}.bin", LARGE)
-    writers[0].adopt(json.loads(json.dumps(writers[1].part())))
+    writers[0].merge_part(json.loads(json.dumps(writers[1].part())))
     published = open_artifact(writers[0].publish("files").reference)
     assert published.names == ["blocks.json", "rank-0.bin", "rank-1.bin"]
     published.verify()
@@ -216,7 +214,7 @@ def test_a_file_that_was_cut_short_is_no_success(published):
     storage.write_bytes(uri, storage.read_bytes(uri)[:-1])
     with pytest.raises(StorageFault, match=r"small\.txt: 2999 bytes .* truncated"):
         open_artifact(published.reference).read("small.txt")
-    (damage,) = open_artifact(published.reference).damages()
+    (damage,) = open_artifact(published.reference).find_corruption()
     assert "small.txt: 2999 bytes" in damage
 
 
@@ -230,7 +228,7 @@ def test_a_server_that_fails_is_no_damage_whatever_the_place_is_called(tmp_path,
 
     monkeypatch.setattr(storage, "read_piece", fails)
     with pytest.raises(StorageFault, match="no S3 server answers"):
-        artifact.damages()
+        artifact.find_corruption()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": 99}'], ids=str)
@@ -275,7 +273,7 @@ def test_ranges_that_are_read_side_by_side_are_each_the_slice(tmp_path):
 
 def test_a_kind_that_does_not_fit_is_refused_by_its_option(published):
     with pytest.raises(InputError, match=r"--model .*: this is of kind files; hf-model or adapter is needed"):
-        open_artifact(published.reference).expect("hf-model", "adapter", option="--model")
+        open_artifact(published.reference).require_kind("hf-model", "adapter", option="--model")
 
 
 def test_a_failed_stream_leaves_no_file(store):
@@ -305,8 +303,8 @@ def test_a_plain_folder_that_has_not_changed_is_hashed_once(tmp_path: Path, monk
     file.write_text("one")
     os.utime(file, (1_000_000_000, 1_000_000_000))
     hashed = []
-    whole = artifact_module._digest
-    monkeypatch.setattr(artifact_module, "_digest", lambda path, kind: hashed.append(path) or whole(path, kind))
+    whole = open_module.file_digest
+    monkeypatch.setattr(open_module, "file_digest", lambda path, kind: hashed.append(path) or whole(path, kind))
     first = open_artifact(str(tmp_path)).digest
     assert open_artifact(str(tmp_path)).digest == first
     assert hashed == [file]
@@ -333,10 +331,10 @@ def test_an_absent_reference_says_so(reference):
 def test_a_kept_file_counts_as_written_in_the_next_run(store):
     killed = ArtifactWriter(store, "merge", "key")
     killed.add_bytes("large.bin", LARGE)
-    killed.keep("large.bin", {"changed": 3})
+    killed.record_complete("large.bin", {"changed": 3})
 
     again = ArtifactWriter(store, "merge", "key")
-    assert again.kept("large.bin") == {"changed": 3}
+    assert again.resume_record("large.bin") == {"changed": 3}
     manifest = again.publish("files")
     assert open_artifact(manifest.reference).read("large.bin") == LARGE
     assert not storage.exists(f"{manifest.root}/.kept/large.bin.json")
@@ -345,11 +343,11 @@ def test_a_kept_file_counts_as_written_in_the_next_run(store):
 def test_a_kept_file_of_another_size_is_written_anew(tmp_path):
     killed = ArtifactWriter(str(tmp_path), "merge", "key")
     killed.add_bytes("a", b"whole")
-    killed.keep("a", {})
+    killed.record_complete("a", {})
     Path(killed.root, "a").write_bytes(b"cut")
     again = ArtifactWriter(str(tmp_path), "merge", "key")
-    assert again.kept("a") is None
-    assert again.kept("never written") is None
+    assert again.resume_record("a") is None
+    assert again.resume_record("never written") is None
 
 
 def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tmp_path, monkeypatch):
@@ -358,17 +356,17 @@ def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tm
     read_piece = storage.read_piece
     monkeypatch.setattr(storage, "read_piece", lambda *given: reads.append(given[0]) or read_piece(*given))
     path = Path(in_a_folder.root) / "folder/large.bin"
-    assert open_artifact(in_a_folder.reference).local() == Path(in_a_folder.root)
+    assert materialize(open_artifact(in_a_folder.reference)) == Path(in_a_folder.root)
     assert any(read.endswith("large.bin") for read in reads)
     reads.clear()
-    open_artifact(in_a_folder.reference).local()
+    materialize(open_artifact(in_a_folder.reference))
     assert reads == []
-    open_artifact(in_a_folder.reference).local(recheck=True)
+    materialize(open_artifact(in_a_folder.reference), recheck=True)
     assert reads != []
     whole = path.read_bytes()
     path.write_bytes(bytes(len(LARGE)))
     with pytest.raises(InputError, match="corrupt"):
-        open_artifact(in_a_folder.reference).local()
+        materialize(open_artifact(in_a_folder.reference))
     path.write_bytes(whole)
 
 
@@ -376,7 +374,7 @@ def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tm
 def test_digests_of_what_comes_in_pieces_are_those_of_its_blocks_however_it_comes(size):
     content = memoryview(LARGE)[:size]
     for seed in range(3):
-        hashed = _Hashed(3 * BLOCK, size, blake3)
+        hashed = BlockHasher(3 * BLOCK, size, blake3)
         # begun anew in the middle, with other bytes before
         hashed.take(3 * BLOCK, memoryview(bytes(size // 2)))
         cuts = sorted(random.Random(seed).choices(range(size + 1), k=5))
@@ -386,30 +384,30 @@ def test_digests_of_what_comes_in_pieces_are_those_of_its_blocks_however_it_come
 
 
 def test_every_damage_is_named_at_once(published):
-    assert open_artifact(published.reference).damages() == []
+    assert open_artifact(published.reference).find_corruption() == []
     corrupt(published.root, "folder/large.bin", BLOCK + 7)
     corrupt(published.root, "small.txt", 1)
-    first, second = open_artifact(published.reference).damages()
+    first, second = open_artifact(published.reference).find_corruption()
     assert f"large.bin: bytes {BLOCK} to {2 * BLOCK}: blake3" in first
     assert "small.txt: bytes 0 to 3000: sha256" in second
 
 
 def test_a_copy_elsewhere_is_the_same_artifact(published, store):
-    copied = open_artifact(published.reference).copy_to(f"{store}/elsewhere")
+    copied = copy_artifact(open_artifact(published.reference), f"{store}/elsewhere")
     assert copied.digest == published.digest
     artifact = open_artifact(f"{store}/elsewhere")
     assert artifact.read("folder/large.bin") == LARGE
     assert artifact.root == storage.normalise(f"{store}/elsewhere")
     # a copy that was interrupted after its end is only found again
-    assert open_artifact(published.reference).copy_to(f"{store}/elsewhere") == copied
+    assert copy_artifact(open_artifact(published.reference), f"{store}/elsewhere") == copied
 
 
 def test_a_damaged_artifact_is_not_copied_from_a_folder(in_a_folder, tmp_path):
     other = tmp_path / "other"
-    open_artifact(in_a_folder.reference).copy_to(str(other))
+    copy_artifact(open_artifact(in_a_folder.reference), str(other))
     corrupt(str(other), "folder/large.bin", 3)
     with pytest.raises(InputError, match="corrupt"):
-        open_artifact(str(other)).copy_to(str(tmp_path / "third"))
+        copy_artifact(open_artifact(str(other)), str(tmp_path / "third"))
     names = [item.name for item in storage.listing(str(tmp_path / "third"))]
     assert "folder/large.bin" not in names
     assert "manifest.json" not in names

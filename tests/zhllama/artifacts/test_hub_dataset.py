@@ -39,7 +39,7 @@ def hub(tmp_path_factory) -> Path:
 def read(hub: Path, home: Path, program: str, **environment: str) -> subprocess.CompletedProcess:
     """Runs a program whose imports are there, with the server as its Hub."""
     begin = (
-        "from zhllama.artifacts.artifact import open_artifact\n"
+        "from zhllama.artifacts.open import open_artifact\n"
         "from zhllama.data.corpus import read_documents\n"
         "from zhllama.data.instructions import read_instructions\n"
     )

@@ -15,10 +15,11 @@ FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 40_000}
 SIZE = sum(map(len, FILES.values()))
 PROGRAM = """
 import sys
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.cache import bytes_to_fetch, materialize
+from zhllama.artifacts.open import open_artifact
 model = open_artifact("hf://someone/model")
-before = model.bytes_to_fetch()
-print(model.local(recheck="recheck" in sys.argv), before, model.bytes_to_fetch())
+before = bytes_to_fetch(model)
+print(materialize(model, recheck="recheck" in sys.argv), before, bytes_to_fetch(model))
 """
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from zhllama import storage
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data import text_stream
 from zhllama.data.corpus import Document, Skipped, bytes_of_text, read_documents, total_of
 from zhllama.data.instructions import read_instructions

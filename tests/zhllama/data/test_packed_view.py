@@ -9,7 +9,8 @@ from rich.console import Console
 
 from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
 from zhllama import storage
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage import cli
 from zhllama.stage.cli import Ref, Refs, StageOptions, WeightedRefs, not_keyed, parse, run_stage

@@ -419,7 +419,7 @@ def test_a_write_that_fails_leaves_no_half_file(tmp_path):
     program = (
         "import resource, sys\n"
         "from zhllama import storage\n"
-        "from zhllama.artifacts.artifact import ArtifactWriter\n"
+        "from zhllama.artifacts.writer import ArtifactWriter\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "out = ArtifactWriter(sys.argv[1], 'stage', 'key')\n"
         "try:\n"
@@ -455,7 +455,7 @@ def test_what_a_killed_writer_left_is_listed_by_age_and_freed(store):
     writer = storage.open_writer(f"{store}/a/b.bin")
     writer.write(bytes(storage.PART + 1))
     if storage.is_s3(store):
-        writer.leave()
+        writer.suspend()
     # the part is on its way
     while (left := storage.unfinished(store, sizes=True)[0]).bytes < storage.PART:
         continue

@@ -20,7 +20,11 @@ from pipelines.local.s3_server import LocalS3
 from tests.faulty_proxy import Fault, FaultyProxy, Request
 from tests.soak.storage import kill_and_start
 from zhllama import storage
-from zhllama.artifacts.artifact import BLOCK, MANIFEST, ArtifactWriter, block_digests, find_published, open_artifact
+from zhllama.artifacts.blocks import BLOCK, block_digests
+from zhllama.artifacts.manifest import MANIFEST
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import multipart
 
@@ -247,7 +251,7 @@ def test_parts_that_are_there_are_not_sent_again_after_a_fault(proxy, s3_store, 
 def test_parts_of_other_bytes_are_sent_again(proxy, s3_store):
     writer = storage.open_writer(f"{s3_store}/stage/key/large.bin")
     writer.write(LARGE[:PART] + bytes(PART) + b"1")
-    writer.leave()
+    writer.suspend()
     assert_whole(publish(s3_store))
 
 
@@ -356,7 +360,8 @@ def test_manifests_hold_no_signed_addresses(proxy, s3_store):
 PROGRAM = """
 import os, sys
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.artifacts.open import open_artifact
 from zhllama.storage import multipart
 from pipelines.local.s3_server import LocalS3
 multipart.PART = 5 * 2**20
@@ -442,7 +447,7 @@ def test_a_transfer_goes_on_when_the_server_is_killed_and_started_again(own_serv
 
 MEETING = """
 import platform, sys
-from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.artifacts.writer import ArtifactWriter
 store, platform.node, result = sys.argv[1], lambda: sys.argv[2], sys.argv[3]
 out = ArtifactWriter(store, "stage", "key")
 out.facts["result"] = result

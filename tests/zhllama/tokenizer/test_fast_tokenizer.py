@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
 from zhllama.tokenizer.prompt import wrap

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zhllama.artifacts.artifact import Manifest
+from zhllama.artifacts.manifest import Manifest
 from zhllama.errors import InputError
 from zhllama.training.elastic import Work
 from zhllama.training.node import training_begins

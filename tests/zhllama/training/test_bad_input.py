@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND
 
 

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from zhllama import storage
-from zhllama.artifacts.artifact import Input, open_artifact
+from zhllama.artifacts.manifest import Input
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import (
     KIND,
@@ -177,7 +178,7 @@ def test_another_release_or_split_of_the_batch_may_go_on(run, caplog):
 
 @pytest.mark.parametrize("what", ["hf-model", "files"])
 def test_what_is_no_checkpoint_is_refused(run, what):
-    from zhllama.artifacts.artifact import ArtifactWriter
+    from zhllama.artifacts.writer import ArtifactWriter
 
     out = ArtifactWriter(run.store, "stage", "key")
     out.add_bytes("x", b"x")

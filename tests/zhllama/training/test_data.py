@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.open import open_artifact
 from zhllama.training.data import Collate, collate, open_splits
 
 

@@ -13,7 +13,8 @@ from components.pretrain.pretraining import Pretrain, pretrain
 from tests.faulty_proxy import Fault, FaultyProxy, Request
 from tests.soak.training import DEFAULTS, STEPS, Material, killed_and_resumed, losses, reference, start, weights
 from zhllama import storage
-from zhllama.artifacts.artifact import Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.cli import run_stage
 from zhllama.training.checkpoints import complete

@@ -10,7 +10,8 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zhllama.artifacts.artifact import open_artifact
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.training.data import collate
@@ -77,7 +78,7 @@ def test_trained_weights_are_float32_and_the_rest_stays_as_it_was(tiny_model):
 def test_the_loss_is_transformers_own(base, batch, tiny_model):
     base.train()
     found = base(**batch).loss
-    plain = LlamaForCausalLM.from_pretrained(open_artifact(tiny_model).local(), dtype=torch.float32)
+    plain = LlamaForCausalLM.from_pretrained(materialize(open_artifact(tiny_model)), dtype=torch.float32)
     logits = plain(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
     wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

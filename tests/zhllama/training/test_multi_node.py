@@ -11,7 +11,8 @@ from components.launch_training.local_job import _port
 from tests.faulty_proxy import FaultyProxy
 from tests.soak.training import DEFAULTS, Material, Training, losses, start
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.kubernetes.training_job import TrainingJob
 
 COURSE = {**DEFAULTS, "max_steps": 8, "lora_dropout": 0.0, "save_steps": 0, "eval_steps": 0, "learning_rate": 1e-3}

@@ -26,7 +26,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import elastic_examples as examples
-from zhllama.artifacts.artifact import ArtifactWriter
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.cli import StageOptions, guarded
 from zhllama.training.deadline import Deadline
 from zhllama.training.elastic import Work, run_workers

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.options import FinetuneOptions, LoraOptions, PretrainOptions
 from zhllama.training.shape import EMBEDDINGS, LoraShape, lora_shape, new_rows

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zhllama import storage
-from zhllama.artifacts.artifact import ArtifactWriter, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.weights.torch_zip import PthFile, PthStream
 

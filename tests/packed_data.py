@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
