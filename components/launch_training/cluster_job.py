@@ -327,7 +327,7 @@ class Launch:
             logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
             try:
                 verdict = self._follow(job, metadata["uid"], logs)
-                logs.finish()
+                logs.finish(not verdict.given_up)
             finally:
                 logs.stop()
             if verdict.state is State.SUCCEEDED:
@@ -357,7 +357,7 @@ class Launch:
                 self._forget(job, [])
                 return Verdict(State.YIELDED)
             verdict = self._follow(job, uid, logs)
-            logs.finish()
+            logs.finish(not verdict.given_up)
             if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
                 # one that has ended stays, and the result of one that has not may be there
                 self._delete(job, uid)
