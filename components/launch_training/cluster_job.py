@@ -6,6 +6,7 @@ of run, stage and attempt: a launcher that starts again, or a second one, finds 
 Nothing is remembered but on the API server.
 """
 
+import hashlib
 import logging
 import os
 import queue
@@ -62,7 +63,7 @@ GONE_WITHIN = 600.0
 
 
 def run_on_cluster(
-    kind: JobKind,
+    cluster: "Cluster",
     job_of: Callable[[int], TrainingJob],
     attempts: int,
     waiting_seconds: float,
@@ -77,7 +78,6 @@ def run_on_cluster(
     else. keep: gets each job's name and its last lines when it is over. published: whether the result is there, which
     alone says that a job has succeeded: its condition says no more than that its Master ended with 0.
     """
-    cluster = Cluster(kind)
     launch = Launch(cluster, lambda attempt: cluster.placed(job_of(attempt)), waiting_seconds, keep, published)
     with Canceller(launch.cancel, launch.sweep) as launch.canceller:
         launch.run(attempts)
@@ -212,19 +212,43 @@ class Cluster:
 
     def workflow(self, namespace: str) -> dict[str, Any] | None:
         """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
-        name = os.environ.get("HOSTNAME", "")
-        if not name or not ACCOUNT.exists() or namespace != self.namespace:
+        if not self._pod_name() or namespace != self.namespace:
             return None
         try:
-            pod = call(plain, call=self._pods.read_namespaced_pod, name=name, namespace=namespace)
+            owners = self._pod_owners()
         except ApiException as error:
             log.warning("the job gets no owner: this pod cannot be read (%s)", short(error))
             return None
-        for owner in pod["metadata"].get("ownerReferences", ()):
+        for owner in owners:
             if owner["kind"] == "Workflow":
                 named = {field: owner[field] for field in ("apiVersion", "kind", "name", "uid")}
                 return {**named, "controller": False, "blockOwnerDeletion": False}
         return None
+
+    def starter(self) -> str:
+        """Eight characters for what started this launcher: the run whose pod this is (a Workflow, a Job: all of its
+        pods have them alike), else the pod. "" outside of a cluster."""
+        name = self._pod_name()
+        if not name:
+            return ""
+        try:
+            started_by = next((owner["uid"] for owner in self._pod_owners() if owner.get("controller")), name)
+        except ApiException as error:
+            if error.status not in (403, 404):
+                # what is not known for now would be another name than the one at the next start
+                raise unanswered(error) from error
+            started_by = name
+        return hashlib.sha256(started_by.encode()).hexdigest()[:8]
+
+    @staticmethod
+    def _pod_name() -> str:
+        """Of the pod that this is; "" outside of a cluster."""
+        return os.environ.get("HOSTNAME", "") if ACCOUNT.exists() else ""
+
+    def _pod_owners(self) -> list[dict[str, Any]]:
+        """What owns this pod. ApiException as it is."""
+        pod = call(plain, call=self._pods.read_namespaced_pod, name=self._pod_name(), namespace=self.namespace)
+        return list(pod["metadata"].get("ownerReferences", ()))
 
 
 # --- one stage of a run -----------------------------------------------------------------------------------------------
@@ -327,7 +351,7 @@ class Launch:
             logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
             try:
                 verdict = self._follow(job, metadata["uid"], logs)
-                logs.finish()
+                logs.finish(not verdict.given_up)
             finally:
                 logs.stop()
             if verdict.state is State.SUCCEEDED:
@@ -357,7 +381,7 @@ class Launch:
                 self._forget(job, [])
                 return Verdict(State.YIELDED)
             verdict = self._follow(job, uid, logs)
-            logs.finish()
+            logs.finish(not verdict.given_up)
             if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
                 # one that has ended stays, and the result of one that has not may be there
                 self._delete(job, uid)

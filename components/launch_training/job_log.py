@@ -99,16 +99,21 @@ class PodLog:
         with self._lock:
             self._turn = -1
 
-    def finish(self, deadline: float) -> None:
-        """The job is over: passes on what is left of the log, until `deadline` (monotonic) at most."""
+    def finish(self, deadline: float, to_its_end: bool) -> None:
+        """Passes on what is left of the log, until `deadline` (monotonic) at most.
+
+        to_its_end: of a container that still runs, an answer without a new line is not the last.
+        """
         self._stopped.set()
         with self._lock:
             self._turn = 1
         pause = FIRST_WAIT / 4
         while (left := deadline - time.monotonic()) > 0:
             try:
+                # asked before the log is: what the container wrote until its end is then in the answer
+                running = to_its_end and self._runs()
                 # until nothing new comes: an answer may have been cut short
-                if not self._stream(1, follow=False, seconds=left):
+                if not self._stream(1, follow=False, seconds=left) and not running:
                     return
             except ApiException as error:
                 if error.status in (400, 404):
@@ -189,17 +194,29 @@ class PodLog:
             _request_timeout=(kubernetes_api.TIMEOUT[0], seconds),
         )
 
+    def _runs(self) -> bool:
+        """Whether the container does; not one that waits, has ended, or whose pod has gone."""
+        return "running" in (self._status().get("state") or {})
+
     def _restart_count(self) -> int:
-        pod = plain(
-            self._pods.read_namespaced_pod,
-            name=self._name,
-            namespace=self._namespace,
-            _request_timeout=kubernetes_api.TIMEOUT,
-        )
-        for status in pod.get("status", {}).get("containerStatuses") or ():
-            if status.get("name") == self._container:
-                return int(status.get("restartCount") or 0)
-        return 0
+        """0 when the pod has gone: its log, once it is open, is read to its end nevertheless."""
+        return int(self._status().get("restartCount") or 0)
+
+    def _status(self) -> dict[str, Any]:
+        """The container's; {} when there is none, or no pod."""
+        try:
+            pod = plain(
+                self._pods.read_namespaced_pod,
+                name=self._name,
+                namespace=self._namespace,
+                _request_timeout=kubernetes_api.TIMEOUT,
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return {}
+            raise
+        statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+        return next((dict(one) for one in statuses if one.get("name") == self._container), {})
 
 
 def _lines(answer: Any, partial_too: bool) -> Iterator[bytes]:
@@ -246,11 +263,13 @@ class JobLogs:
             self.kept.append(line)
             print(line, file=sys.stderr, flush=True)
 
-    def finish(self) -> None:
-        """The job is over: waits for what the logs still have, some seconds at most."""
+    def finish(self, job_over: bool = True) -> None:
+        """Waits for what the logs still have, some seconds at most. A job may be over before its containers are: they
+        are heard to their ends, unless it is the launcher alone that has seen enough of the job."""
         deadline = time.monotonic() + LAST_LINES_WITHIN
         threads = [
-            threading.Thread(target=one.finish, args=(deadline,), daemon=True) for one in self._followed.values()
+            threading.Thread(target=one.finish, args=(deadline, job_over), daemon=True)
+            for one in self._followed.values()
         ]
         for thread in threads:
             thread.start()

@@ -47,6 +47,11 @@ class Verdict:
     def over(self) -> bool:
         return self.state not in (State.WAITING, State.RUNNING)
 
+    @property
+    def given_up(self) -> bool:
+        """Whether the launcher has seen enough of a job that may itself go on."""
+        return self.state in (State.EXPIRED, State.WRONG_INPUT)
+
 
 def attempt_of(job: Mapping[str, Any]) -> int:
     """The number at the end of a job's name; 0 where it has none."""

@@ -92,7 +92,7 @@ class LaunchTraining(StageOptions):
     namespace: not_keyed(str) = ""  # type: ignore[valid-type]
     """Namespace of the job; empty: this pod's."""
     run_id: not_keyed(str) = ""  # type: ignore[valid-type]
-    """Names the job: `<run id>-<stage>-a<attempt>`; empty: from the input key."""
+    """Names the job: `<run id>-<stage>-a<attempt>`; empty: from the input key and, in a pod, its run."""
     team: not_keyed(str) = ""  # type: ignore[valid-type]
     """A label on the job."""
     labels: not_keyed(str) = ""  # type: ignore[valid-type]
@@ -192,12 +192,14 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, 
 
         run_local(training_job(config, key, command_line(config.stage, arguments, sys.executable), attempt=1))
         return
-    from components.launch_training.cluster_job import run_on_cluster
+    from components.launch_training.cluster_job import Cluster, run_on_cluster
 
     command = command_line(config.stage, arguments)
+    cluster = Cluster(BY_BACKEND[config.backend])
+    starter = "" if config.run_id else cluster.starter()
     run_on_cluster(
-        BY_BACKEND[config.backend],
-        lambda attempt: training_job(config, key, command, attempt),
+        cluster,
+        lambda attempt: training_job(config, key, command, attempt, starter),
         config.attempts,
         config.waiting_seconds,
         lambda name, lines: keep_lines(storage.join(logs, f"{name}.txt"), lines),
@@ -215,10 +217,15 @@ def keep_lines(place: str, lines: list[str]) -> None:
         log.info("its last lines: %s", place)
 
 
-def training_job(config: LaunchTraining, key: str, command: tuple[str, ...], attempt: int) -> TrainingJob:
-    """The job of an attempt. Its name and its key tell stores apart: the same work in two stores is two jobs."""
+def training_job(
+    config: LaunchTraining, key: str, command: tuple[str, ...], attempt: int, starter: str = ""
+) -> TrainingJob:
+    """The job of an attempt. Its name and its key tell stores apart: the same work in two stores is two jobs.
+
+    starter: tells runs apart that were given no id: with one name they would delete each other's job on a cancel.
+    """
     key = hashlib.sha256(f"{config.store.rstrip('/')}\0{key}".encode()).hexdigest()[:32]
-    run = config.run_id or f"run-{key[:8]}"
+    run = config.run_id or "-".join(filter(None, ("run", key[:8], starter)))
     labels = {"run": run, "stage": config.stage, "size": config.size, "team": config.team, "key": key}
     endpoint = config.s3_endpoint or os.environ.get("ZHLLAMA_S3_ENDPOINT", "")
     return TrainingJob(

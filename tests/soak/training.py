@@ -62,8 +62,9 @@ class Material:
     dataset: str
 
 
-def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400) -> Material:
-    """A random LLaMA and 160 packed blocks of 64 tokens. Of its pieces, those beyond 400 occur in no text."""
+def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400, held_out_blocks: int = 5) -> Material:
+    """A random LLaMA and 160 packed blocks of 64 tokens. Of its pieces, those beyond 400 occur in no text. Held out are
+    five blocks, again and again."""
     import sentencepiece
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -113,8 +114,8 @@ def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400) -
         for segment in segments[5:]:
             train.write([segment])
     with PackedWriter(data_out, VALIDATION, BLOCK, encoder.size, 0) as held_out:
-        for segment in segments[:5]:
-            held_out.write([segment])
+        for number in range(held_out_blocks):
+            held_out.write([segments[number % 5]])
     data_out.vocabulary = encoder.vocabulary()
     data_out.facts = packed_facts(BLOCK, encoder.size, 0, [train, held_out])
     return Material(model.reference, data_out.publish(KIND).reference)
@@ -199,7 +200,13 @@ class Training:
 
 
 def start(
-    given: Material, store: str, cache: Path, environment: Mapping[str, str], processes: int = 2, **options: Any
+    given: Material,
+    store: str,
+    cache: Path,
+    environment: Mapping[str, str],
+    processes: int = 2,
+    module: str = "components.pretrain",
+    **options: Any,
 ) -> Training:
     """Starts a training with dropout, a checkpoint every few steps and a line for each step."""
     chosen = {**DEFAULTS, "model": given.model, "dataset": given.dataset, "store": store, **options}
@@ -207,7 +214,7 @@ def start(
     around = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     around |= {"PET_NPROC_PER_NODE": str(processes), "ZHLLAMA_CACHE": str(cache), **environment}
     process = subprocess.Popen(
-        [sys.executable, "-m", "components.pretrain", *words],
+        [sys.executable, "-m", module, *words],
         env=around,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

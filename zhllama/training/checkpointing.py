@@ -3,7 +3,8 @@
 At the end of every step the ranks agree on five numbers, by one small all-reduce over gloo (a GPU is not waited for
 but for the loss): was one asked to stop, is an upload still running, which one failed, is the loss no number or the
 gradients beyond float16 for too long, has the store been out of reach for too long. All that concerts the ranks happens
-there, in their main threads; the threads that upload hold no collective.
+there, in their main threads; the threads that upload hold no collective. What comes between two steps may take long:
+they agree on the first number before each pass of an evaluation, too, and after a checkpoint was taken.
 
 A checkpoint whose turn comes while the one before is still on its way is taken as soon as that has arrived: a slow
 store costs checkpoints, never time.
@@ -86,7 +87,10 @@ class Keeper(TrainerCallback):
         self._wrong = 0
         self._overflows = 0
         self._asked: float | None = None
-        self._stopping = False
+        self.stopping = False
+        """Whether the ranks have agreed to stop."""
+        self._taken = 0
+        """The step of the checkpoint that was taken, or gone on from, last."""
         self.stalls: list[float] = []
         """Seconds that each checkpoint kept the training waiting."""
         self._before: Any = None
@@ -119,7 +123,7 @@ class Keeper(TrainerCallback):
             self._uploads.begin_cleaning()
         if self._saved is None:
             return None
-        self._good = self._saved.manifest
+        self._good, self._taken = self._saved.manifest, self._saved.step
         if self._rank == 0:
             log.info("going on from step %d: %s", self._saved.step, self._good.reference)
         folder = Path(str(self._arguments.output_dir)) / f"rank-{self._rank}"
@@ -189,6 +193,13 @@ class Keeper(TrainerCallback):
         if self._saved is not None:
             self._saved.put_back_random()
 
+    def evaluation_is_missing(self) -> bool:
+        """Whether the step that is gone on from was to be evaluated, and a cancel came first."""
+        if self._saved is None or not self._options.eval_steps or self._saved.step % self._options.eval_steps:
+            return False
+        lines = self._saved.trainer["log_history"]
+        return not any("eval_loss" in line and line["step"] == self._saved.step for line in lines)
+
     # --- at a step's end ----------------------------------------------------------------------------------------------
 
     def attach(self, trainer: Trainer) -> None:
@@ -228,9 +239,9 @@ class Keeper(TrainerCallback):
         every = self._options.save_steps
         last = state.global_step >= state.max_steps
         if agreed.stop and not last:
-            self._stopping = True
-            control.should_training_stop = True
-            control.should_save = bool(every)
+            self.stopping = True
+            # the checkpoint is taken when the step is logged
+            control.should_evaluate = control.should_save = False
             return
         due = bool(every) and state.global_step % every == 0 and not last
         if due and agreed.busy and self._rank == 0:
@@ -243,13 +254,27 @@ class Keeper(TrainerCallback):
         control.should_save = self._owed and not agreed.busy
         self._owed = self._owed and not control.should_save
 
+    def told_to_stop(self) -> bool:
+        """Between two steps: whether one of the ranks was asked to stop. All ranks at once."""
+        self.stopping = self.stopping or bool(self._agree().stop)
+        return self.stopping
+
+    def stop(self, trainer: Trainer) -> None:
+        """No step more, and a checkpoint of the last one. All ranks at once."""
+        trainer.control.should_training_stop = True
+        if self._options.save_steps:
+            self.save(trainer)
+
     def save(self, trainer: Trainer) -> None:
-        """Takes the checkpoint of this step and starts its upload. All ranks at once."""
-        if self._stopping and not self._settle("the upload that is running"):
+        """Takes the checkpoint of this step, if that is not done, and starts its upload. All ranks at once."""
+        if self._taken == trainer.state.global_step:
+            return
+        if self.stopping and not self._settle("the upload that is running"):
             # its buffers are still read from
             return
         began = time.monotonic()
         part = take(trainer, self._buffers)
+        self._taken = part.step
         facts: dict[str, object] = {
             "step": part.step,
             "world": self._world,
@@ -307,7 +332,7 @@ class Keeper(TrainerCallback):
     def over(self) -> None:
         """Sees the last upload through; ends the process with 143 when it was asked to stop."""
         self._settle("the last checkpoint")
-        if self._stopping:
+        if self.stopping:
             if self._rank == 0:
                 good = self._uploads.newest
                 log.warning("stopped: %s", f"to go on from {good.reference}" if good else "no checkpoint was written")
@@ -335,7 +360,7 @@ class Keeper(TrainerCallback):
         return time.monotonic() - self._asked > max(grace - LEFT_FOR_THE_END, grace / 2)
 
     def _ask(self, signum: int, frame: object) -> None:
-        log.warning("asked to stop: ending after this step")
+        log.warning("asked to stop: ending after this step, evaluation or checkpoint")
         if self._asked is None:
             self._asked = time.monotonic()
 
@@ -403,3 +428,17 @@ class KeptTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._keeper.save(self)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        """What follows a step; a cancel that came meanwhile is not left waiting for the next step's end."""
+        evaluates_or_saves = self.control.should_evaluate or self.control.should_save
+        super()._maybe_log_save_evaluate(*arguments, **named)
+        # after the last step little is left: the result is published
+        more = self.state.global_step < self.state.max_steps
+        if self._keeper.stopping or (evaluates_or_saves and more and self._keeper.told_to_stop()):
+            self._keeper.stop(self)
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Nothing when no step is left, as after a checkpoint of the last one: the loop would make one more."""
+        if not self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **named)

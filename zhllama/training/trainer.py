@@ -174,7 +174,10 @@ class PackedTrainer(KeptTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes."""
+        """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes.
+
+        A cancel ends it, without a figure, and the training with it.
+        """
         blocks: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.model_wrapped
         model_of: Any = self.model
@@ -183,18 +186,27 @@ class PackedTrainer(KeptTrainer):
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         mine = list(range(self.args.process_index, len(blocks), self.args.world_size))
         size = self.args.per_device_eval_batch_size
-        if self._gathers_weights and len(mine) < -(-len(blocks) // self.args.world_size):
+        share = -(-len(blocks) // self.args.world_size)
+        if self._gathers_weights and len(mine) < share:
             # all processes gather each layer together: as many passes for each, the last one without labels
             mine.append(NO_BLOCK)
         with torch.no_grad():
-            for first in range(0, len(mine), size):
+            for first in range(0, share, size):
+                # all processes ask, those too that have a block less
+                if self._keeper.told_to_stop():
+                    break
+                if first >= len(mine):
+                    continue
                 batch = self._prepare_inputs(self._batch(blocks, mine[first : first + size]))
                 with self.compute_loss_context_manager():
                     found = model_of(**batch)
                 sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
+        model.train(was_training)
+        if self._keeper.stopping:
+            self._keeper.stop(self)
+            return {}
         if self.args.world_size > 1:
             dist.all_reduce(sums)
-        model.train(was_training)
         loss, correct, count = sums.tolist()
         metrics = {
             f"{metric_key_prefix}_loss": loss / max(count, 1),
@@ -246,14 +258,14 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     resumed = keeper.resume()
+    arguments.eval_on_start = held_out is not None and keeper.evaluation_is_missing()
     with recorder:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        keeper.over()
         lines = trainer.state.log_history
-        if held_out is not None and not any(
-            "eval_loss" in line and line["step"] == trainer.state.global_step for line in lines
-        ):
+        evaluated = any("eval_loss" in line and line["step"] == trainer.state.global_step for line in lines)
+        if held_out is not None and not evaluated and not keeper.stopping:
             trainer.evaluate()
+        keeper.over()
     return Trained(History.of(lines), trained_weights(model))
 
 

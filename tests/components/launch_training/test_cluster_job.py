@@ -1,14 +1,16 @@
 """The launcher against an API server: one job, followed to its end whatever that is, by the operators' own statuses."""
 
+import hashlib
 import json
+import re
 import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from kubernetes.client.exceptions import ApiException
 
-from components.launch_training.cluster_job import _refused
-from components.launch_training.launcher import LaunchTraining, launch_training
+from components.launch_training.cluster_job import Cluster, _refused
+from components.launch_training.launcher import LaunchTraining, launch_training, training_job
 from tests.components.launch_training.fake_cluster import CRDS, ROOTS
 from tests.components.launch_training.operators import fail, name_of, run, succeed, train
 from tests.kubernetes_server import Fault
@@ -37,7 +39,7 @@ def launch(tiny_model, packed_text, tmp_path):
 
     def run_it(**options):
         chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
-        return run_stage(LaunchTraining(run_id="run-7", **{**chosen, **options}), launch_training)
+        return run_stage(LaunchTraining(**{**chosen, "run_id": "run-7", **options}), launch_training)
 
     return run_it
 
@@ -447,7 +449,8 @@ def test_half_a_job_is_not_running(cluster, launch, caplog):
         cluster.until(lambda: said in caplog.text)
         cluster.set_pod(name, "Running", index=1)
         train(job)
-        cluster.set_pod(name, "Succeeded", 0)
+        for index in range(2):
+            cluster.set_pod(name, "Succeeded", 0, index=index)
         cluster.set_condition(name, "Succeeded")
 
     cluster.on_create = operate
@@ -576,6 +579,77 @@ def test_in_a_pipeline_the_runs_workflow_owns_the_job(cluster, launch, monkeypat
     cluster.on_create = succeed(cluster)
     launch()
     assert seen == 2 * [[{**workflow, "controller": False, "blockOwnerDeletion": False}]]
+
+
+def step_pod(cluster, name: str, *owners: dict[str, object]) -> None:
+    """The pod of a launcher."""
+    metadata = {"name": name, "namespace": "team", "ownerReferences": list(owners)}
+    cluster.put(f"{ROOTS['Pod']}/{name}", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": {}})
+
+
+WORKFLOWS = {
+    run: {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "name": run,
+        "uid": f"uid-{run}",
+        "controller": True,
+    }
+    for run in ("run-1", "run-2")
+}
+
+
+@pytest.fixture
+def named(cluster, monkeypatch, tmp_path):
+    """`named(pod)`: the name of the job that a launcher without a run id makes in that pod."""
+    monkeypatch.setattr("components.launch_training.cluster_job.ACCOUNT", tmp_path)
+    config = LaunchTraining(stage="embeddings", model="m", dataset="d", store="s3://bucket", **PLAIN)
+
+    def name(pod: str) -> str:
+        monkeypatch.setenv("HOSTNAME", pod)
+        return training_job(config, "0" * 32, ("true",), 1, Cluster(PYTORCHJOB).starter()).name
+
+    return name
+
+
+def test_without_a_run_id_two_runs_have_two_jobs(cluster, named):
+    step_pod(cluster, "step-1", WORKFLOWS["run-1"])
+    step_pod(cluster, "step-2", WORKFLOWS["run-2"])
+    step_pod(cluster, "by-hand-1")
+    step_pod(cluster, "by-hand-2")
+    assert len({named(pod) for pod in ("step-1", "step-2", "by-hand-1", "by-hand-2")}) == 4
+
+
+def test_without_a_run_id_the_next_pod_of_the_run_finds_its_job(cluster, named):
+    step_pod(cluster, "step", WORKFLOWS["run-1"])
+    step_pod(cluster, "step-again", WORKFLOWS["run-1"])
+    assert named("step") == named("step-again")
+    step_pod(cluster, "by-hand")
+    assert named("by-hand") == named("by-hand")
+
+
+def test_without_a_run_id_a_pod_that_may_not_be_read_is_told_by_its_name(cluster, named):
+    cluster.fault = lambda method, path: 403 if "/pods/" in path else None
+    assert named("step-1") == named("step-1") != named("step-2")
+
+
+def test_without_a_run_id_a_server_that_does_not_answer_names_no_job(cluster, named, monkeypatch):
+    monkeypatch.setattr("zhllama.kubernetes.api.GIVE_UP_AFTER", 0.1)
+    step_pod(cluster, "step", WORKFLOWS["run-1"])
+    cluster.fault = lambda method, path: 503
+    with pytest.raises(StorageFault):
+        named("step")
+
+
+def test_a_launcher_without_a_run_id_names_its_job_after_the_run_of_its_pod(cluster, launch, named):
+    step_pod(cluster, "step", WORKFLOWS["run-1"])
+    named("step")
+    cluster.on_create = succeed(cluster)
+    launch(run_id="")
+    (job,) = cluster.jobs.values()
+    starter = hashlib.sha256(b"uid-run-1").hexdigest()[:8]
+    assert re.fullmatch(rf"run-[0-9a-f]{{8}}-{starter}-lora-a1", name_of(job))
+    assert name_of(job).startswith(job["metadata"]["labels"]["zhllama.io/run"])
 
 
 # --- what is left -----------------------------------------------------------------------------------------------------

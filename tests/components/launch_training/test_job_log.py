@@ -164,6 +164,58 @@ def test_a_log_that_cannot_be_had_holds_nobody_up(cluster, job, monkeypatch):
     assert time.monotonic() - begun < 30
 
 
+def looks(cluster: FakeCluster) -> int:
+    """How often a log was asked for as it is, and not followed."""
+    return sum(one.path.endswith("/log") and one.method == "GET" for one in cluster.asked)
+
+
+def test_a_container_that_outlives_its_job_is_heard_to_its_end(cluster, job):
+    """Its log has nothing new for a while: that is not its end."""
+    cluster.write_log(POD, "step 1")
+    follow(cluster, job)
+    cluster.until(lambda: len(job.kept) == 1)
+    finishing = threading.Thread(target=job.finish)
+    finishing.start()
+    cluster.until(lambda: looks(cluster) > 2 or not finishing.is_alive())
+    cluster.write_log(POD, "the checkpoint is complete")
+    cluster.set_pod("run-a1", "Succeeded", 0)
+    finishing.join(60)
+    assert list(job.kept) == [f"{POD} | step 1", f"{POD} | the checkpoint is complete"]
+
+
+def test_a_container_that_never_ends_holds_nobody_up(cluster, job, monkeypatch):
+    monkeypatch.setattr(job_log, "LAST_LINES_WITHIN", 0.3)
+    cluster.write_log(POD, "step 1")
+    follow(cluster, job)
+    cluster.until(lambda: len(job.kept) == 1)
+    begun = time.monotonic()
+    job.finish()
+    assert time.monotonic() - begun < 30
+    assert list(job.kept) == [f"{POD} | step 1"]
+
+
+def test_a_job_that_the_launcher_gives_up_is_not_heard_to_its_end(cluster, job):
+    cluster.write_log(POD, "error: mend it")
+    follow(cluster, job)
+    begun = time.monotonic()
+    job.finish(job_over=False)
+    assert time.monotonic() - begun < 30
+    assert list(job.kept) == [f"{POD} | error: mend it"]
+
+
+def test_a_log_that_is_open_when_its_pod_goes_is_read_to_its_end(cluster, job):
+    """The pod is deleted between the request for its log and the look at its restarts."""
+    cluster.fault = lambda method, path: 503 if path.endswith("/log") else None
+    follow(cluster, job)
+    cluster.until(lambda: opened(cluster) > 0)
+    cluster.write_log(POD, "the last words")
+    cluster.fault = lambda method, path: 404 if path.endswith(POD) else None
+    begun = time.monotonic()
+    job.finish()
+    assert time.monotonic() - begun < 30
+    assert list(job.kept) == [f"{POD} | the last words"]
+
+
 def test_rank_0_is_heard_first_where_there_are_more_pods_than_are_followed(cluster, job, monkeypatch):
     monkeypatch.setattr(job_log, "MOST_FOLLOWED", 2)
     for index in range(1, 5):
@@ -171,6 +223,7 @@ def test_rank_0_is_heard_first_where_there_are_more_pods_than_are_followed(clust
     job.follow(sorted(cluster.of_kind("Pod").values(), key=lambda pod: pod["metadata"]["name"], reverse=True))
     cluster.until(lambda: opened(cluster) >= 2)
     cluster.write_log(POD, "heard")
+    cluster.set_pod("run-a1", "Succeeded", 0, index=1)
     assert f"{POD} | heard" in finish(cluster, job)
     assert len({one.path for one in cluster.asked if one.path.endswith("/log")}) == 2
 

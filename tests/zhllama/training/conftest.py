@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Material:
 def train(tiny: Material, tmp_path: Path) -> Callable[..., Training]:
     """Starts a training: `train(store, processes=2, environment={…}, **options)`."""
 
-    def begin(store: str, processes: int = 2, environment: dict[str, str] | None = None, **options: object) -> Training:
+    def begin(store: str, processes: int = 2, environment: dict[str, str] | None = None, **options: Any) -> Training:
         return start(tiny, store, tmp_path / "cache", environment or {}, processes, **options)
 
     return begin

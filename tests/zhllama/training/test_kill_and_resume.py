@@ -4,6 +4,7 @@ fewer processes; and a store that fails costs it checkpoints, not its life."""
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,17 @@ import pytest
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from components.pretrain.pretraining import Pretrain, pretrain
 from tests.faulty_proxy import Fault, FaultyProxy, Request
-from tests.soak.training import DEFAULTS, STEPS, Material, killed_and_resumed, losses, reference, start, weights
+from tests.soak.training import (
+    DEFAULTS,
+    STEPS,
+    Material,
+    killed_and_resumed,
+    losses,
+    material,
+    reference,
+    start,
+    weights,
+)
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
@@ -87,6 +98,55 @@ def test_sigterm_on_any_process_leaves_one_checkpoint_and_143(whom, train, whole
     assert f"going on from step {step}" in again.said
     assert losses(str(store)) == losses(str(whole))
     assert weights(str(store)) == weights(str(whole))
+
+
+EVALUATED_FOR_LONG = {"max_steps": 4, "logging_steps": 1, "save_steps": 1000, "eval_steps": 2, "lora_dropout": 0.0}
+EVALUATED_FOR_LONG |= {"per_device_eval_batch_size": 1}
+AT_ONCE = 15.0
+"""Seconds in which a cancel outside of a step has ended everything."""
+
+
+@pytest.fixture(scope="module")
+def much_held_out(tmp_path_factory) -> Material:
+    """An evaluation takes seconds."""
+    return material(str(tmp_path_factory.mktemp("much-held-out")), held_out_blocks=1000)
+
+
+@pytest.fixture(scope="module")
+def evaluated(much_held_out, tmp_path_factory) -> Path:
+    """The store of a training with long evaluations that nobody stopped."""
+    return finished(much_held_out, tmp_path_factory.mktemp("evaluated"), **EVALUATED_FOR_LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "whom"), [(2, "launcher"), (2, "last worker"), (4, "launcher")])
+def test_sigterm_in_an_evaluation_ends_it_with_a_checkpoint_of_its_step(step, whom, much_held_out, evaluated, tmp_path):
+    """The evaluation is made up for: the course that follows is that of a training which nobody stopped."""
+    store = tmp_path / "stopped"
+    stopped = start(much_held_out, str(store), tmp_path / "cache", {}, **EVALUATED_FOR_LONG)
+    # the line before the evaluation
+    assert stopped.wait_for(f"step {step}/4: loss")
+    os.kill(stopped.process.pid if whom == "launcher" else stopped.workers()[-1], signal.SIGTERM)
+    told = time.monotonic()
+    assert stopped.end() == 143, stopped.said
+    assert time.monotonic() - told < AT_ONCE
+    assert f"step {step}/4: held-out loss" not in stopped.said
+    assert checkpoints(str(store)) == [step]
+    again = start(much_held_out, str(store), tmp_path / "cache", {}, **EVALUATED_FOR_LONG)
+    assert again.end() == 0, again.said
+    assert f"going on from step {step}" in again.said
+    assert losses(str(store)) == losses(str(evaluated))
+    assert weights(str(store)) == weights(str(evaluated))
+
+
+@pytest.mark.slow
+def test_sigterm_while_a_checkpoint_is_taken_ends_it_with_that_checkpoint(train, tmp_path):
+    store = str(tmp_path / "stopped")
+    module = "tests.zhllama.training.told_while_saving"
+    stopped = train(store, module=module, **{**LOGGED_EVERY_FOUR, "logging_steps": 1, "save_steps": 3})
+    assert stopped.end() == 143, stopped.said
+    assert checkpoints(store) == [3]
+    assert "step 4/16" not in stopped.said
 
 
 # --- other numbers of processes ---------------------------------------------------------------------------------------
