@@ -192,6 +192,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def parse_request(self) -> bool:
+        """As a proxy, too: it is asked for http://any.host/v1/… then, and answers in that host's place."""
+        whole = super().parse_request()
+        if whole and self.path.startswith("http://"):
+            self.path = "/" + self.path.split("/", 3)[3]
+        return whole
+
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         raw = self.rfile.read(length)
