@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from pipelines.cli import admission, artifacts, cluster, local, planning, runs
 from zhllama.errors import EXIT_INPUT
-from zhllama.stage.cli import guarded, nearest
+from zhllama.stage.command_line import nearest
+from zhllama.stage.program import guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -19,7 +19,7 @@ from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.kubernetes.training_job import uid
-from zhllama.stage.cli import nearest
+from zhllama.stage.command_line import nearest
 
 KFP_KINDS = {
     str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"

@@ -16,7 +16,7 @@ from components.serve.serve import Serve
 from pipelines.configuration import Configuration
 from pipelines.settings import options_of
 from pipelines.sizes import Size
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 
 _ANYWHERE = "s3://bucket/prefix"
 

@@ -148,7 +148,7 @@ def tiny_meta(tmp_path_factory: pytest.TempPathFactory, tiny_state: dict[str, An
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str:
     """The reference of the Hugging Face model that convert_weights makes of `tiny_meta`; its folder is the parent."""
     from components.convert_weights.converter import ConvertWeights, convert_weights
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     store = str(tmp_path_factory.mktemp("tiny-model"))
     return run_stage(ConvertWeights(store=store, weights=str(tiny_meta)), convert_weights).reference
@@ -158,7 +158,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str
 def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, chinese_tokenizer: bytes) -> str:
     """The reference of `tiny_model` extended by the pieces of `chinese_tokenizer` and [PAD]."""
     from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     folder = tmp_path_factory.mktemp("extended-model")
     (folder / "tokenizer.model").write_bytes(chinese_tokenizer)

@@ -1,5 +1,5 @@
 from components.convert_weights.converter import ConvertWeights, convert_weights
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(ConvertWeights, convert_weights, packages=("torch", "transformers", "tokenizers", "sentencepiece"))

@@ -15,7 +15,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
-from zhllama.stage.cli import Ref, StageOptions
+from zhllama.stage.options import Ref, StageOptions
 from zhllama.storage.prefetch import ahead
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams

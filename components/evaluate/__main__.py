@@ -1,5 +1,5 @@
 from components.evaluate.evaluate import Evaluate, evaluate
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(Evaluate, evaluate, packages=("torch", "transformers", "sentencepiece"))

@@ -23,8 +23,9 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import REPORT, Ref, Refs, StageOptions, split_references
+from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 from zhllama.stage.report_figures import figures_table
+from zhllama.stage.run import REPORT
 
 if TYPE_CHECKING:
     from components.evaluate.scoring import ItemScores, SubjectScore

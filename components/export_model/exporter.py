@@ -7,7 +7,7 @@ from zhllama.artifacts.manifest import Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import Ref, StageOptions
+from zhllama.stage.options import Ref, StageOptions
 
 
 @dataclass(frozen=True, kw_only=True)

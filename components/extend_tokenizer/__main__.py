@@ -1,5 +1,5 @@
 from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(ExtendTokenizer, extend_tokenizer, packages=("torch", "transformers", "tokenizers", "sentencepiece"))

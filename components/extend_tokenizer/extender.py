@@ -18,7 +18,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
+from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 

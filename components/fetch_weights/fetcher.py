@@ -32,7 +32,7 @@ from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
-from zhllama.stage.cli import StageOptions, not_keyed
+from zhllama.stage.options import NotKeyed, StageOptions
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 
@@ -46,14 +46,14 @@ class FetchWeights(StageOptions):
     """Fetch weights (Meta's, a Hugging Face model's, an adapter's), verify them and publish them as they are."""
 
     # the address says nothing about the result; what is listed there does (more_inputs)
-    source: not_keyed(str)  # type: ignore[valid-type]
+    source: NotKeyed[str]
     """s3://bucket/prefix, https://host/folder, a folder, or a Hugging Face repository: owner/name or hf://owner/name."""
     size: str = ""
     """7b, 13b, 30b (or 33b), 65b: checked against the published SHA-256; any other name, or none: other weights of
     Meta's layout, unless params.json is a published one. Not needed for Hugging Face models and adapters."""
-    expect: not_keyed(str) = ""  # type: ignore[valid-type]
+    expect: NotKeyed[str] = ""
     """A sha256sums file (path, s3:// or https:// address): each file of weights must be in it and agree with it."""
-    parallel: not_keyed(int) = 8  # type: ignore[valid-type]
+    parallel: NotKeyed[int] = 8
     """Parts of 16 MiB fetched side by side, of one file and of several; two more wait in memory."""
 
     def __post_init__(self) -> None:

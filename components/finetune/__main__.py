@@ -1,5 +1,5 @@
 from components.finetune.finetuning import Finetune, finetune
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(Finetune, finetune, packages=("torch", "transformers", "peft", "accelerate", "deepspeed"))

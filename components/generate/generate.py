@@ -24,7 +24,10 @@ from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import NO_ITEMS, read_instructions
 from zhllama.data.text_stream import plain_name
 from zhllama.errors import InputError
-from zhllama.stage.cli import Ref, Refs, StageOptions, inputs_of, not_keyed, parse, run_stage
+from zhllama.stage.cache_key import inputs_of
+from zhllama.stage.command_line import parse
+from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap, wrap_item
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ class Generate(StageOptions):
     """An instruction for the case that neither --prompt nor --input says one."""
     input: Ref = ""
     """A file with an instruction a line (.txt), or Alpaca items (.json, .jsonl; they need no output)."""
-    answers: not_keyed(str) = ""  # type: ignore[valid-type]
+    answers: NotKeyed[str] = ""
     """A file for the answers, .jsonl (an answer a line, as they come) or .json (a list). A run that was stopped goes on
     after its last answer."""
     interactive: bool = False

@@ -1,5 +1,5 @@
 from components.generate_instructions.generator import GenerateInstructions, generate_instructions
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(GenerateInstructions, generate_instructions, packages=("openai", "json-repair", "rapidfuzz"))

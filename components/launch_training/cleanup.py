@@ -36,6 +36,7 @@ def cleanup(config: Cleanup) -> None:
 if __name__ == "__main__":
     import sys
 
-    from zhllama.stage.cli import guarded, parse
+    from zhllama.stage.command_line import parse
+    from zhllama.stage.program import guarded
 
     guarded(lambda: cleanup(parse(Cleanup, sys.argv[1:])))

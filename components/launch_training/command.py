@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 from zhllama.training.options import FinetuneOptions, LoraOptions, PretrainOptions
 
 

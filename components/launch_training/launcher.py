@@ -23,7 +23,7 @@ from zhllama.kubernetes.images import image
 from zhllama.kubernetes.job_kinds import BY_BACKEND
 from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.kubernetes.training_job import LABEL, USER, TrainingJob, job_name, label_value, uid
-from zhllama.stage.cli import Ref, StageOptions, not_keyed
+from zhllama.stage.options import NotKeyed, Ref, StageOptions
 from zhllama.training.inputs import open_inputs
 
 log = logging.getLogger("launch")
@@ -44,18 +44,18 @@ class LaunchTraining(StageOptions):
     """Reference to the packed dataset."""
     adapter: Ref = ""
     """Reference to an adapter to go on from."""
-    backend: not_keyed(Literal["pytorchjob", "trainjob", "local"]) = "pytorchjob"  # type: ignore[valid-type]
+    backend: NotKeyed[Literal["pytorchjob", "trainjob", "local"]] = "pytorchjob"
     """pytorchjob: on a cluster with Kubeflow's training operator; trainjob: with Kubeflow Trainer; local: as processes
     of this machine."""
-    machine: not_keyed(str) = ""  # type: ignore[valid-type]
+    machine: NotKeyed[str] = ""
     """Options of this command as one JSON object, {"memory": "64Gi", "nodes": 2}; one that is given by itself wins."""
-    size: not_keyed(str) = ""  # type: ignore[valid-type]
+    size: NotKeyed[str] = ""
     """Name of the model size, a label on the job."""
     nodes: int = 1
     """Nodes of the job."""
-    min_nodes: not_keyed(int) = 0  # type: ignore[valid-type]
+    min_nodes: NotKeyed[int] = 0
     """Elastic: the job goes on with as few nodes as this, when others are lost; 0: it needs all of its nodes."""
-    max_nodes: not_keyed(int) = 0  # type: ignore[valid-type]
+    max_nodes: NotKeyed[int] = 0
     """Elastic: and with as many as this."""
     processes_per_node: int = 1
     """Training processes on each node: one per GPU."""
@@ -63,53 +63,53 @@ class LaunchTraining(StageOptions):
     """The name under which the cluster offers GPUs, as nvidia.com/gpu: one for each process; empty: none."""
     training_image: str = ""
     """The training's image; empty: pretrain's or finetune's of this version."""
-    cpu: not_keyed(str) = "2"  # type: ignore[valid-type]
+    cpu: NotKeyed[str] = "2"
     """CPU of each node."""
-    memory: not_keyed(str) = "8Gi"  # type: ignore[valid-type]
+    memory: NotKeyed[str] = "8Gi"
     """Memory of each node, /dev/shm included."""
-    shared_memory: not_keyed(str) = "2Gi"  # type: ignore[valid-type]
+    shared_memory: NotKeyed[str] = "2Gi"
     """Size of /dev/shm."""
-    ephemeral_storage: not_keyed(str) = "20Gi"  # type: ignore[valid-type]
+    ephemeral_storage: NotKeyed[str] = "20Gi"
     """Node-local disk for model and data."""
-    queue: not_keyed(str) = ""  # type: ignore[valid-type]
+    queue: NotKeyed[str] = ""
     """Kueue's local queue."""
-    priority_class: not_keyed(str) = ""  # type: ignore[valid-type]
+    priority_class: NotKeyed[str] = ""
     """Kueue's workload priority class."""
-    s3_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    s3_secret: NotKeyed[str] = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty or none: the service account's identity."""
-    s3_endpoint: not_keyed(str) = ""  # type: ignore[valid-type]
+    s3_endpoint: NotKeyed[str] = ""
     """The S3 server's address for the job; empty: this process's ZHLLAMA_S3_ENDPOINT."""
-    pull_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    pull_secret: NotKeyed[str] = ""
     """Secret to pull the image with."""
-    proxy_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    proxy_secret: NotKeyed[str] = ""
     """Secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY for the job, as far as they are there."""
-    ca_config_map: not_keyed(str) = ""  # type: ignore[valid-type]
+    ca_config_map: NotKeyed[str] = ""
     """ConfigMap with certificates (*.crt, *.pem) that the job trusts beside the public ones; it may be absent."""
-    service_account: not_keyed(str) = ""  # type: ignore[valid-type]
+    service_account: NotKeyed[str] = ""
     """The job's service account; it needs no rights."""
-    run_as_user: not_keyed(str) = str(USER)  # type: ignore[valid-type]
+    run_as_user: NotKeyed[str] = str(USER)
     """The uid of the job's pods; none leaves it to the cluster, as OpenShift wants it."""
-    namespace: not_keyed(str) = ""  # type: ignore[valid-type]
+    namespace: NotKeyed[str] = ""
     """Namespace of the job; empty: this pod's."""
-    run_id: not_keyed(str) = ""  # type: ignore[valid-type]
+    run_id: NotKeyed[str] = ""
     """Names the job: `<run id>-<stage>-a<attempt>`; empty: from the input key and, in a pod, its run."""
-    team: not_keyed(str) = ""  # type: ignore[valid-type]
+    team: NotKeyed[str] = ""
     """A label on the job."""
-    labels: not_keyed(str) = ""  # type: ignore[valid-type]
+    labels: NotKeyed[str] = ""
     """More labels of the job and its pods, as JSON: {"cost-centre": "42"}."""
-    annotations: not_keyed(str) = ""  # type: ignore[valid-type]
+    annotations: NotKeyed[str] = ""
     """Annotations of the job, as JSON."""
-    node_selector: not_keyed(str) = ""  # type: ignore[valid-type]
+    node_selector: NotKeyed[str] = ""
     """Labels of the nodes that the job's pods may run on, as JSON."""
-    tolerations: not_keyed(str) = ""  # type: ignore[valid-type]
+    tolerations: NotKeyed[str] = ""
     """Taints that the job's pods tolerate, as JSON: [{"key": "nvidia.com/gpu", "operator": "Exists"}]."""
-    deadline_seconds: not_keyed(int) = 86_400  # type: ignore[valid-type]
+    deadline_seconds: NotKeyed[int] = 86_400
     """The job's run time at most; waiting does not count."""
-    waiting_seconds: not_keyed(int) = 604_800  # type: ignore[valid-type]
+    waiting_seconds: NotKeyed[int] = 604_800
     """How long the job may wait, for its queue or for its nodes, before it is given up; 0: for ever."""
-    grace_seconds: not_keyed(int) = 300  # type: ignore[valid-type]
+    grace_seconds: NotKeyed[int] = 300
     """What the job gets between SIGTERM and SIGKILL."""
-    attempts: not_keyed(int) = 3  # type: ignore[valid-type]
+    attempts: NotKeyed[int] = 3
     """Jobs that may fail before the step does."""
     arguments: str = ""
     """More options of the training, as one text."""

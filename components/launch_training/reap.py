@@ -32,6 +32,7 @@ def reap(config: Reap) -> None:
 
 
 if __name__ == "__main__":
-    from zhllama.stage.cli import guarded, parse
+    from zhllama.stage.command_line import parse
+    from zhllama.stage.program import guarded
 
     guarded(lambda: reap(parse(Reap, sys.argv[1:])))

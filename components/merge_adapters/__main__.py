@@ -1,5 +1,5 @@
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(MergeAdapters, merge_adapters, packages=("torch", "transformers", "tokenizers", "sentencepiece"))

@@ -17,7 +17,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
-from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
+from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 from zhllama.storage.disk_space import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER

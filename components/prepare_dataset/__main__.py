@@ -1,5 +1,5 @@
 from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(PrepareDataset, prepare_dataset, packages=("sentencepiece", "numpy", "rensa"))

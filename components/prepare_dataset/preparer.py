@@ -28,7 +28,7 @@ from zhllama.data.packed import (
 )
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.stage.cli import Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
+from zhllama.stage.options import Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 from components.pretrain.pretraining import Pretrain, pretrain
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(Pretrain, pretrain, packages=("torch", "transformers", "peft", "accelerate", "deepspeed"))

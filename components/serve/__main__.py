@@ -1,5 +1,5 @@
 from components.serve.serve import run
-from zhllama.stage.cli import guarded
+from zhllama.stage.program import guarded
 
 if __name__ == "__main__":
     guarded(run)

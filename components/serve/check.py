@@ -15,7 +15,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
-from zhllama.stage.cli import Ref
+from zhllama.stage.options import Ref
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("check")
@@ -57,6 +57,7 @@ def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
 if __name__ == "__main__":
     import sys
 
-    from zhllama.stage.cli import guarded, parse
+    from zhllama.stage.command_line import parse
+    from zhllama.stage.program import guarded
 
     guarded(lambda: check(parse(Check, sys.argv[1:])))

@@ -16,7 +16,9 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.kubernetes.placement import mapping, tolerations
-from zhllama.stage.cli import Ref, StageOptions, not_keyed, parse, run_stage
+from zhllama.stage.command_line import parse
+from zhllama.stage.options import NotKeyed, Ref, StageOptions
+from zhllama.stage.run import run_stage
 
 SAMPLES = "samples.json"
 PACKAGES = ("torch", "transformers", "sentencepiece")
@@ -36,13 +38,13 @@ class Serve(StageOptions):
     """What runs it here: transformers, llama.cpp (for GGUF) or vllm. auto: what fits the model and this machine."""
     file: str = ""
     """The GGUF file to serve, where the artifact holds several."""
-    host: not_keyed(str) = "127.0.0.1"  # type: ignore[valid-type]
+    host: NotKeyed[str] = "127.0.0.1"
     """Where to listen. Any address but a loopback one needs an API key: ZHLLAMA_API_KEY, or --api-key-file."""
-    port: not_keyed(int) = 8000  # type: ignore[valid-type]
+    port: NotKeyed[int] = 8000
     """The port; 0 takes a free one."""
-    api_key_file: not_keyed(str) = ""  # type: ignore[valid-type]
+    api_key_file: NotKeyed[str] = ""
     """A file with the API key that requests must give."""
-    page: not_keyed(bool) = True  # type: ignore[valid-type]
+    page: NotKeyed[bool] = True
     """Whether there is a chat page at /."""
     name: str = "zhllama"
     """What requests call the model, and on a cluster what its objects are called."""
@@ -50,53 +52,53 @@ class Serve(StageOptions):
     """Ask this through the API, print the answer, and end: a check that the model serves."""
     deploy: Literal["none", "kubernetes", "kserve"] = "none"
     """Deploy to the cluster of this pod or of KUBECONFIG: as a Deployment and Service, or as an InferenceService."""
-    machine: not_keyed(str) = ""  # type: ignore[valid-type]
+    machine: NotKeyed[str] = ""
     """Options of this command as one JSON object, {"memory": "64Gi", "gpus": 2}; one that is given by itself wins."""
-    namespace: not_keyed(str) = ""  # type: ignore[valid-type]
+    namespace: NotKeyed[str] = ""
     """With --deploy: where to. Empty: this pod's, or the context's."""
-    replicas: not_keyed(int) = 1  # type: ignore[valid-type]
+    replicas: NotKeyed[int] = 1
     """With --deploy: pods, each with the whole model. So on to --address."""
-    gpus: not_keyed(int) = 1  # type: ignore[valid-type]
+    gpus: NotKeyed[int] = 1
     """GPUs of a pod; the model is split between them."""
-    gpu_resource: not_keyed(str) = "nvidia.com/gpu"  # type: ignore[valid-type]
+    gpu_resource: NotKeyed[str] = "nvidia.com/gpu"
     """What the cluster calls a GPU."""
-    cpu: not_keyed(str) = "8"  # type: ignore[valid-type]
+    cpu: NotKeyed[str] = "8"
     """Processors of a pod."""
-    memory: not_keyed(str) = "64Gi"  # type: ignore[valid-type]
+    memory: NotKeyed[str] = "64Gi"
     """Memory of a pod."""
-    shared_memory: not_keyed(str) = "8Gi"  # type: ignore[valid-type]
+    shared_memory: NotKeyed[str] = "8Gi"
     """/dev/shm of a pod, part of its memory."""
-    ephemeral_storage: not_keyed(str) = "20Gi"  # type: ignore[valid-type]
+    ephemeral_storage: NotKeyed[str] = "20Gi"
     """Node-local disk of a pod: the weights do not touch it."""
-    context_length: not_keyed(int) = 2048  # type: ignore[valid-type]
+    context_length: NotKeyed[int] = 2048
     """Tokens of prompt and answer together."""
-    s3_secret: not_keyed(str) = "zhllama-s3"  # type: ignore[valid-type]
+    s3_secret: NotKeyed[str] = "zhllama-s3"
     """The secret with the S3 settings; none for web identity."""
-    api_key_secret: not_keyed(str) = "zhllama-api-key"  # type: ignore[valid-type]
+    api_key_secret: NotKeyed[str] = "zhllama-api-key"
     """The secret whose API_KEY requests must give. Its value must be here too (ZHLLAMA_API_KEY), to try the server."""
-    pull_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    pull_secret: NotKeyed[str] = ""
     """The secret to pull the images with."""
-    proxy_secret: not_keyed(str) = ""  # type: ignore[valid-type]
+    proxy_secret: NotKeyed[str] = ""
     """The secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY for the pods, as far as they are there."""
-    ca_config_map: not_keyed(str) = ""  # type: ignore[valid-type]
+    ca_config_map: NotKeyed[str] = ""
     """The ConfigMap with certificates (*.crt, *.pem) that pods trust beside the public ones; it may be absent."""
-    size: not_keyed(str) = ""  # type: ignore[valid-type]
+    size: NotKeyed[str] = ""
     """Name of the model size, a label on the objects and pods."""
-    labels: not_keyed(str) = ""  # type: ignore[valid-type]
+    labels: NotKeyed[str] = ""
     """More labels of the objects and pods, as JSON: {"cost-centre": "42"}."""
-    node_selector: not_keyed(str) = ""  # type: ignore[valid-type]
+    node_selector: NotKeyed[str] = ""
     """Labels of the nodes that pods may run on, as JSON."""
-    tolerations: not_keyed(str) = ""  # type: ignore[valid-type]
+    tolerations: NotKeyed[str] = ""
     """Taints that pods tolerate, as JSON: [{"key": "nvidia.com/gpu", "operator": "Exists"}]."""
-    stop_first: not_keyed(bool) = False  # type: ignore[valid-type]
+    stop_first: NotKeyed[bool] = False
     """Stop the old pods before the new ones start, where there are no GPUs to spare."""
-    openshift: not_keyed(bool) = False  # type: ignore[valid-type]
+    openshift: NotKeyed[bool] = False
     """Pods name no user, since OpenShift gives them one and refuses any other."""
-    vllm_image: not_keyed(str) = ""  # type: ignore[valid-type]
+    vllm_image: NotKeyed[str] = ""
     """vLLM's image, from a registry of your own, say; empty: vLLM's own of the version that this one was tried with."""
-    wait_minutes: not_keyed(int) = 30  # type: ignore[valid-type]
+    wait_minutes: NotKeyed[int] = 30
     """How long the new pods may take until they answer."""
-    address: not_keyed(str) = ""  # type: ignore[valid-type]
+    address: NotKeyed[str] = ""
     """Where the service is reached from here; empty: by its name in a pod, else through the API server."""
 
     def __post_init__(self) -> None:

@@ -1,5 +1,5 @@
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, train_tokenizer
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(TrainTokenizer, train_tokenizer, packages=("sentencepiece",))

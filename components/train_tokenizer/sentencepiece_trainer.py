@@ -21,7 +21,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import Skipped, bytes_of_text, read_documents, total_of
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.stage.cli import StageOptions, WeightedRefs, split_references
+from zhllama.stage.options import StageOptions, WeightedRefs, split_references
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("train_tokenizer")

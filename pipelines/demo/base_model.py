@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from zhllama import storage
-from zhllama.stage.cli import guarded
+from zhllama.stage.program import guarded
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("base")

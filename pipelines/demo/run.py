@@ -23,7 +23,8 @@ from pipelines.demo.show import show_report
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
-from zhllama.stage.cli import REPORT, split_references
+from zhllama.stage.options import split_references
+from zhllama.stage.run import REPORT
 
 log = logging.getLogger("demo")
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pipelines.local.ir import Component, Constant, FromParent, FromTask, Package, Source, Task
 from pipelines.local.placeholders import JOB, Surroundings, Value, check_once, command, is_of, text_of, value_of
 from zhllama.errors import InputError
-from zhllama.stage.cli import nearest
+from zhllama.stage.command_line import nearest
 
 Path = tuple[str, ...]
 """Where a task stands: the names of the tasks around it, then its own."""

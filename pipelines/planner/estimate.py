@@ -15,7 +15,7 @@ from pipelines.planner.memory import FLOAT32, Moment, Setting, peak
 from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
@@ -447,7 +447,7 @@ STAGES = (*sizes.STAGES, "serve")
 
 def checked_stage(name: str) -> str:
     """A stage that can be planned. InputError otherwise."""
-    from zhllama.stage.cli import nearest
+    from zhllama.stage.command_line import nearest
 
     if name not in STAGES:
         raise InputError(f"--stage {name}: there is no such stage{nearest(name, STAGES)}; {', '.join(STAGES)} are")

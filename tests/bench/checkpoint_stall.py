@@ -39,7 +39,7 @@ def _options(given: Material, store: str, save_steps: int) -> dict[str, Any]:
 def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """Stalls, and the time of each step with what came before it: seconds."""
     from components.pretrain.pretraining import Pretrain, pretrain
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
     from zhllama.training.checkpointing import Keeper
 
     os.environ["ZHLLAMA_CACHE"] = cache

@@ -124,7 +124,7 @@ def convert(weights: str, store: str) -> dict[str, float]:
     import transformers  # noqa: F401 - the tokenizer's conversion loads it
 
     from components.convert_weights.converter import ConvertWeights, convert_weights
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     begin = time.perf_counter()
     run_stage(ConvertWeights(store=store, weights=weights), convert_weights)

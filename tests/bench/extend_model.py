@@ -97,7 +97,7 @@ def extend(model: str, chinese: str, store: str) -> dict[str, float]:
     import transformers  # noqa: F401 - the tokenizer's conversion loads it
 
     from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     begin = time.perf_counter()
     manifest = run_stage(ExtendTokenizer(store=store, model=model, chinese_tokenizer=chinese), extend_tokenizer)

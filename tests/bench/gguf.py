@@ -51,7 +51,7 @@ def export(model: str, kind: str, store: str) -> dict[str, float]:
     import torch  # noqa: F401 - its import is no part of the figure
 
     from components.export_model.exporter import ExportModel, export_model
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     options = ExportModel(store=store, model=model, format="gguf", quantization=kind)
     begin = time.perf_counter()

@@ -189,7 +189,7 @@ def merge(model: str, adapter: str, store: str) -> dict[str, object]:
 
     from components.merge_adapters import lora, stream  # noqa: F401
     from components.merge_adapters.merger import MergeAdapters, merge_adapters
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     begin, used = time.perf_counter(), time.process_time()
     manifest = run_stage(MergeAdapters(store=store, model=model, adapters=adapter), merge_adapters)

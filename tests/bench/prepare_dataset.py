@@ -127,7 +127,7 @@ def prepare(scratch: str, text: str) -> dict[str, Any]:
     import sentencepiece  # noqa: F401
 
     from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     store = Path(scratch, f"store-{text}")
     shutil.rmtree(store, ignore_errors=True)

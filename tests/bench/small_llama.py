@@ -94,7 +94,7 @@ def our_training(kind: type, run: Callable[..., Any], scratch: str, steps: int, 
     import json
 
     from zhllama.artifacts.open import open_artifact
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     manifest = run_stage(
         kind(store=scratch, max_steps=steps, logging_steps=1, eval_steps=0, save_steps=0, deepspeed="none", **options),

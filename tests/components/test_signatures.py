@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zhllama.stage.cli import StageOptions
+from zhllama.stage.options import StageOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "components").glob("*/__main__.py"))

@@ -25,7 +25,7 @@ from pipelines.local.placeholders import Surroundings, command
 from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
 from tests.pipelines.kubeflow import kfp_driver
 from zhllama.errors import InputError
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -33,8 +33,9 @@ from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, fi
 from tests.components.launch_training.operators import name_of, train
 from tests.kubernetes_server import Fault
 from zhllama.kubernetes import api as kubernetes_api
-from zhllama.stage import cli
-from zhllama.stage.cli import guarded, run_stage
+from zhllama.stage import cache_key
+from zhllama.stage.program import guarded
+from zhllama.stage.run import run_stage
 
 ATTEMPTS = 3
 MOST_STARTS = 12
@@ -138,7 +139,7 @@ def launch(scratch: str, output: str, backend: str) -> None:
 
     cluster_job.Canceller = Armed  # type: ignore[misc]
     # who edits a source while this runs has not made other work of it
-    cli.source_digest = lambda stages: "the source"
+    cache_key.source_digest = lambda stages: "the source"
     config = LaunchTraining(
         stage="lora",
         model=f"{scratch}/model",

@@ -21,7 +21,7 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import split_references
+from zhllama.stage.options import split_references
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
 from zhllama.weights.safetensors_io import Checkpoint
 

@@ -26,8 +26,8 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
-from zhllama.stage.cli import StageOptions
 from zhllama.stage.log import mask, set_up_logging
+from zhllama.stage.options import StageOptions
 from zhllama.training.checkpoints import Run
 from zhllama.training.cores import allowed_cores
 from zhllama.training.node import STARTED, Node

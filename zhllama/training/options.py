@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
-from zhllama.stage.cli import Ref, StageOptions, not_keyed
+from zhllama.stage.options import NotKeyed, Ref, StageOptions
 
 LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
 """The seven projections of a LLaMA layer, as in the recipe."""
@@ -45,7 +45,7 @@ class TrainingOptions(StageOptions):
     """Blocks per process and forward pass."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
-    per_device_eval_batch_size: not_keyed(int) = 8  # type: ignore[valid-type]
+    per_device_eval_batch_size: NotKeyed[int] = 8
     """Blocks per process and pass of an evaluation."""
     seed: int = 42
     """One seed for every node: order of the data, dropout, LoRA's initial values."""
@@ -57,23 +57,23 @@ class TrainingOptions(StageOptions):
     """DeepSpeed configuration: zero2, zero2_offload, zero3, a JSON file, or `none` for plain data parallelism."""
     faithful: bool = False
     """The recipe's batches, for comparison: padded to the longest, documents of a block not kept apart."""
-    peak_tflops: not_keyed(float) = 0.0  # type: ignore[valid-type]
+    peak_tflops: NotKeyed[float] = 0.0
     """What one GPU can do at best, in TFLOP/s, for the utilisation (MFU) in the log; 0: known by its name."""
-    logging_steps: not_keyed(int) = 10  # type: ignore[valid-type]
+    logging_steps: NotKeyed[int] = 10
     """Steps between two lines of metrics.jsonl."""
     eval_steps: int = 250
     """Steps between two evaluations; 0: only after the last step."""
-    save_steps: not_keyed(int) = 500  # type: ignore[valid-type]
+    save_steps: NotKeyed[int] = 500
     """Steps between two checkpoints; 0: none."""
-    save_total_limit: not_keyed(int) = 3  # type: ignore[valid-type]
+    save_total_limit: NotKeyed[int] = 3
     """Checkpoints that are kept in the store."""
-    resume_from_checkpoint: not_keyed(str) = ""  # type: ignore[valid-type]
+    resume_from_checkpoint: NotKeyed[str] = ""
     """Reference to the checkpoint to go on from; empty: the newest of this training, if there is one."""
     publish_checkpoint: Ref = ""
     """Reference to a checkpoint of this training: publish it as the training's result would be, and train nothing."""
-    max_minutes_without_checkpoint: not_keyed(float) = 120.0  # type: ignore[valid-type]
+    max_minutes_without_checkpoint: NotKeyed[float] = 120.0
     """Minutes for which checkpoints may fail to reach the store before the training stops; 0: it never does."""
-    ddp_timeout: not_keyed(int) = 30_000  # type: ignore[valid-type]
+    ddp_timeout: NotKeyed[int] = 30_000
     """Seconds that a collective operation may take."""
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.weights.meta_format import MetaParams, meta_files
 from zhllama.weights.safetensors_io import Checkpoint
 

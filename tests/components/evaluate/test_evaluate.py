@@ -13,7 +13,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 
 def options(held_out: Path, **more: Any) -> dict[str, Any]:

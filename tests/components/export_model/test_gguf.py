@@ -22,7 +22,7 @@ from tests.texts import mixed_lines
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.vocabulary import Encoder
 

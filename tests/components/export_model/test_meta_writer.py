@@ -19,7 +19,7 @@ from tests.packed_data import quantise
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.weights.meta_format import MetaParams
 from zhllama.weights.safetensors_io import Checkpoint
 

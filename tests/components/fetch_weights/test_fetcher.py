@@ -17,7 +17,7 @@ from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 META = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
 

@@ -20,7 +20,7 @@ from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.weights.meta_format import MetaParams
 
 SIZES = {"consolidated.00.pth": 2 * storage.PART + 9 * 2**20, "consolidated.01.pth": storage.PART + 100}

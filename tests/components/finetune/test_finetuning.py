@@ -12,7 +12,7 @@ from components.finetune.finetuning import Finetune, finetune
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 QUICK = {
     "max_steps": 20,

@@ -16,7 +16,8 @@ from components.generate.generate import SAMPLES, Generate, answer_into_file, ge
 from components.generate.journal import FileJournal
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import parse, run_stage
+from zhllama.stage.command_line import parse
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 
 SHORT = {"do_sample": False, "max_new_tokens": 8}

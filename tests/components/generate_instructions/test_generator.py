@@ -19,7 +19,8 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError, StorageFault
-from zhllama.stage.cli import parse, run_stage
+from zhllama.stage.command_line import parse
+from zhllama.stage.run import run_stage
 
 
 def run(model: ModelServer, store: Path | str, **more: Any) -> Manifest:

@@ -21,7 +21,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 ITEMS = [
     {"instruction": "写一首关于春天的诗", "input": "", "output": "春风吹绿了江南岸。"},

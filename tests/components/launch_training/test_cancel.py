@@ -201,7 +201,7 @@ def test_a_main_thread_that_hears_no_signal_is_ended(tmp_path):
     program = (
         "import hashlib, sys\n"
         "from components.launch_training import cancel\n"
-        "from zhllama.stage.cli import guarded\n"
+        "from zhllama.stage.program import guarded\n"
         "cancel.LEAVE_WITHIN = 0.1\n"
         "def work():\n"
         "    with cancel.Canceller(lambda: print('at once', flush=True), lambda: print('afterwards', flush=True)):\n"

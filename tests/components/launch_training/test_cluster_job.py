@@ -19,7 +19,7 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import passes
 from zhllama.kubernetes.job_kinds import PYTORCHJOB
 from zhllama.kubernetes.training_job import TrainingJob
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 PLAIN = {"training": ("--deepspeed", "none")}
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from tests.components.fetch_weights.conftest import FolderServer, _HubHandler, _serving
 from zhllama.artifacts.open import open_artifact
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -283,7 +283,7 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, 
         "from components.merge_adapters.merger import MergeAdapters, merge_adapters\n"
         "from zhllama import storage\n"
         "from zhllama.artifacts.writer import ArtifactWriter\n"
-        "from zhllama.stage.cli import run_stage\n"
+        "from zhllama.stage.run import run_stage\n"
         "whole = ArtifactWriter.writer\n"
         "def killed_in_the_fourth(out, name):\n"
         "    if name == 'model-3.safetensors':\n"

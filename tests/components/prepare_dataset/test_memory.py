@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import re, sys
 from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 store, tokenizer, text = sys.argv[1:]
 run_stage(PrepareDataset(store=store, tokenizer=tokenizer, text=text, block_size=256), prepare_dataset)

@@ -17,7 +17,7 @@ from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import read_instructions
 from zhllama.data.packed import IGNORED, PackedDataset
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder, require_equal
 
@@ -431,7 +431,7 @@ def test_the_command_needs_no_torch_and_no_transformers(tmp_path, tokenizer, eng
     program = (
         "import sys\n"
         "from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset\n"
-        "from zhllama.stage.cli import run_stage\n"
+        "from zhllama.stage.run import run_stage\n"
         f"run_stage(PrepareDataset(store={str(tmp_path / 'store')!r}, tokenizer={tokenizer!r}, text={english!r}), "
         "prepare_dataset)\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"

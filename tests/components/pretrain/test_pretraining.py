@@ -18,7 +18,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.training.data import collate
 from zhllama.training.inputs import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint

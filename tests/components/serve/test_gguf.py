@@ -18,7 +18,7 @@ from components.serve.serve import Serve
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling, answer, load_model
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 
 QUESTION: Any = [{"role": "user", "content": "你好"}]

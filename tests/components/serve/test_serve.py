@@ -25,7 +25,8 @@ from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling, answer, load_model
-from zhllama.stage.cli import parse, run_stage
+from zhllama.stage.command_line import parse
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder

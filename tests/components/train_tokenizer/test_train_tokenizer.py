@@ -10,7 +10,7 @@ from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, sam
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder
 
 VOCAB = 900

@@ -18,7 +18,7 @@ from zhllama.artifacts.manifest import Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage import cli
+from zhllama.stage import program
 
 
 def publish(store: str, stage: str, letter: str, kind: str, summary: str = "", **inputs: Manifest | Input) -> Manifest:
@@ -47,8 +47,8 @@ def zhllama(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZHLLAMA_TERMINATION_LOG", str(tmp_path / "none"))
     # what a program does to its process is not done to the tests' own
-    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(program, "set_up_logging", lambda: None)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
 
     def run(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -14,7 +14,7 @@ from pipelines.demo.run import shortfalls, upload
 from pipelines.demo.show import show_report
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 
 def report(accuracy: float) -> dict:

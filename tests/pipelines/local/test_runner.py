@@ -549,7 +549,7 @@ def in_namespace(
     return subprocess.run(words, capture_output=True, text=True, env=around, timeout=120)
 
 
-GUARDED = f"from zhllama.stage.cli import guarded\nguarded(lambda: exec({RUN!r}, {{}}))"
+GUARDED = f"from zhllama.stage.program import guarded\nguarded(lambda: exec({RUN!r}, {{}}))"
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(published, work, tmp_path):

@@ -14,7 +14,7 @@ from pipelines import sizes
 from pipelines.manifests import render
 from pipelines.manifests.check.check import check
 from zhllama.errors import InputError
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 
 CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
 ROOT = Path(__file__).resolve().parents[3]

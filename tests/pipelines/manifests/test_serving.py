@@ -15,7 +15,7 @@ from pipelines.manifests import serving
 from zhllama.errors import InputError
 from zhllama.kubernetes.images import image
 from zhllama.kubernetes.model_server import KEY, ModelServer
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 
 MODEL = "s3://bucket/models/zh"
 

@@ -95,7 +95,7 @@ def measured(case: Case) -> int:
 
     from components.finetune.finetuning import Finetune
     from components.pretrain.pretraining import Pretrain
-    from zhllama.stage.cli import parse
+    from zhllama.stage.command_line import parse
     from zhllama.training import model, trainer
     from zhllama.training.checkpoints import Run
 

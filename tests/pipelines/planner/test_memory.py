@@ -15,7 +15,7 @@ from pipelines.planner.estimate import flops_per_token
 from pipelines.planner.gpus import gpus
 from pipelines.sizes import Architecture
 from tests.pipelines.planner.measured_training import Case, peaks, run
-from zhllama.stage.cli import parse
+from zhllama.stage.command_line import parse
 from zhllama.training.options import SHIPPED_DEEPSPEED, deepspeed_settings
 
 WITHIN = 0.10

@@ -14,7 +14,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 

@@ -15,7 +15,7 @@ from zhllama.stage.tls import BUNDLE_VARIABLE, TRUSTED, trust_site
 
 ASK = """
 import os, sys, urllib.request
-from zhllama.stage.cli import guarded
+from zhllama.stage.program import guarded
 
 def ask():
     from botocore.awsrequest import AWSRequest

@@ -12,7 +12,7 @@ import pytest
 
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import StageOptions
+from zhllama.stage.options import StageOptions
 from zhllama.training.elastic import TrainingFault, Work, _outcome, run_workers
 
 FOLDER = Path(__file__).parent
@@ -123,7 +123,7 @@ def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import elastic_examples as examples\n"
         "from zhllama.artifacts.writer import ArtifactWriter\n"
-        "from zhllama.stage.cli import StageOptions\n"
+        "from zhllama.stage.options import StageOptions\n"
         "from zhllama.training.elastic import Work, run_workers\n"
         "options = StageOptions(store=sys.argv[2])\n"
         "work = Work.of(options, ArtifactWriter(options.store, 'stage', 'key'))\n"

@@ -135,7 +135,7 @@ def test_a_node_without_room_for_the_model_is_refused_before_anything_is_fetched
 
     from components.pretrain.pretraining import Pretrain, pretrain
     from zhllama.errors import InputError
-    from zhllama.stage.cli import run_stage
+    from zhllama.stage.run import run_stage
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     options = {**COURSE, "model": in_s3.model, "dataset": in_s3.dataset, "store": in_s3.model.rsplit("/", 4)[0]}

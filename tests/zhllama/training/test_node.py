@@ -27,7 +27,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import elastic_examples as examples
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.stage.cli import StageOptions, guarded
+from zhllama.stage.options import StageOptions
+from zhllama.stage.program import guarded
 from zhllama.training.deadline import Deadline
 from zhllama.training.elastic import Work, run_workers
 options = StageOptions(store=sys.argv[2])

@@ -10,7 +10,7 @@ from components.pretrain.pretraining import Pretrain, pretrain
 from tests.soak.training import DEFAULTS
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 from zhllama.training.checkpointing import OVERFLOWS, at_smallest_scale
 
 

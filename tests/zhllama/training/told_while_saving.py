@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 from components.pretrain.pretraining import Pretrain, pretrain
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 from zhllama.training import checkpointing as keeping
 
 take = keeping.take

@@ -19,8 +19,11 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage import cli
-from zhllama.stage.cli import Ref, Refs, StageOptions, WeightedRefs, not_keyed, parse, run_stage
+from zhllama.stage import program
+from zhllama.stage.cache_key import input_key, inputs_of, versions_of
+from zhllama.stage.command_line import parse
+from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
+from zhllama.stage.run import run_stage
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -147,12 +150,12 @@ class Keyed(StageOptions):
     model: Ref = ""
     sources: WeightedRefs = ""
     adapters: Refs = ""
-    workers: not_keyed(int) = 1
+    workers: NotKeyed[int] = 1
     size: int = 1
 
 
 def key(config: Keyed) -> str:
-    return cli.input_key(config, cli.inputs_of(config), ["shared"], ["boto3"])
+    return input_key(config, inputs_of(config), ["shared"], ["boto3"])
 
 
 @pytest.fixture
@@ -198,19 +201,19 @@ def test_a_weight_where_none_counts_is_refused(two_folders):
 @given(st.lists(st.tuples(st.sampled_from(["s3://b/a", "/x/y", "zh"]), st.floats(0.01, 100)), max_size=4))
 def test_weights_are_read_back(pairs):
     value = ",".join(f"{address}:{weight:.4f}" for address, weight in pairs)
-    assert cli.split_references(value) == [address for address, _ in pairs]
-    assert [weight for _, weight in cli.weighted_references(value)] == [round(weight, 4) for _, weight in pairs]
+    assert split_references(value) == [address for address, _ in pairs]
+    assert [weight for _, weight in weighted_references(value)] == [round(weight, 4) for _, weight in pairs]
 
 
 @pytest.mark.parametrize("value", ["s3://bucket/prefix", "http://host:9000/a", "/path", "a:b"])
 def test_a_reference_without_a_weight_has_none_and_one_beside_others_that_have(value):
-    assert cli.weighted_references(f" {value} ,") == [(value, None)]
-    assert cli.weighted_references(f"{value},zh:2") == [(value, 1.0), ("zh", 2.0)]
+    assert weighted_references(f" {value} ,") == [(value, None)]
+    assert weighted_references(f"{value},zh:2") == [(value, 1.0), ("zh", 2.0)]
 
 
 def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(InputError, match="no-such-package is not installed"):
-        cli.versions_of(["no-such-package"])
+        versions_of(["no-such-package"])
 
 
 # --- a stage as a function --------------------------------------------------------------------------------------------
@@ -281,7 +284,8 @@ STAGE = '''
 
 import os, sys, signal, subprocess, time
 from dataclasses import dataclass
-from zhllama.stage.cli import StageOptions, main
+from zhllama.stage.options import StageOptions
+from zhllama.stage.run import main
 from zhllama.errors import InputError, StorageFault
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +341,7 @@ def example(tmp_path: Path) -> list[str]:
     (package / "__init__.py").touch()
     (package / "ending.py").write_text(STAGE)
     (package / "__main__.py").write_text(
-        "from zhllama.stage.cli import main\n"
+        "from zhllama.stage.run import main\n"
         "from example.ending.ending import Example, example\n\n"
         "main(Example, example, rest='rest')\n"
     )
@@ -462,7 +466,7 @@ def test_a_cancel_while_the_options_are_read_is_no_fault_of_theirs(monkeypatch):
     def terminated(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, cli._terminated)
+    before = signal.signal(signal.SIGTERM, program._terminated)
     try:
         monkeypatch.setattr("tyro.cli", terminated)
         with pytest.raises(SystemExit) as ended:
@@ -517,7 +521,7 @@ def test_a_wrong_machine_is_one_line(machine, said):
 
 
 def test_a_reader_that_goes_away_ends_the_program_quietly():
-    program = "from zhllama.stage.cli import guarded\nguarded(lambda: [print('x' * 1000) for _ in range(10_000)])"
+    program = "from zhllama.stage.program import guarded\nguarded(lambda: [print('x' * 1000) for _ in range(10_000)])"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

@@ -1,0 +1,126 @@
+"""A stage's options: one dataclass, from which command line, KFP component, settings, docs and cache key come.
+
+A field's type says what it is: a reference to data (`Ref`, `Refs`, `WeightedRefs`), or a value; `NotKeyed[int]` where
+it does not change the result.
+"""
+
+import dataclasses
+import json
+import re
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from zhllama.artifacts.manifest import Input
+from zhllama.errors import InputError
+
+_REF = "reference"
+
+
+_SEVERAL = "several"
+
+
+_WEIGHTED = "weighted"
+
+
+_NOT_KEYED = "not keyed"
+
+
+Value = TypeVar("Value")
+NotKeyed = Annotated[Value, _NOT_KEYED]
+"""A field that does not change the result (`workers: NotKeyed[int] = 2`): it is left out of the key."""
+Ref = Annotated[str, _REF]
+"""A field that holds one reference ("" when absent). Its digest, not its address, is part of the input key."""
+
+
+Refs = Annotated[str, _REF, _SEVERAL]
+"""Several references, comma-separated or by repeating the option."""
+
+
+WeightedRefs = Annotated[str, _REF, _SEVERAL, _WEIGHTED]
+"""Likewise, and each may end in `:weight`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """What every stage takes."""
+
+    store: str
+    """Where the data is put: a folder or an s3:// prefix."""
+    output: str = ""
+    """Where a copy of the manifest is written (a path or an s3:// address)."""
+    reference: str = ""
+    """Where the artifact's reference is written, as text."""
+    report: str = ""
+    """Where a copy of the artifact's HTML report is written, if it has one."""
+    executor_output: str = ""
+    """Where KFP's executor output (metrics as artifact metadata) is written."""
+    executor_input: str = ""
+    """KFP's executor input, as JSON (the placeholder `{{$}}`): it names that place, as its outputs.outputFile."""
+
+    def more_inputs(self) -> dict[str, Input]:
+        """Inputs that are no artifacts, each with a digest that tells when it has changed. Part of the key."""
+        return {}
+
+
+Config = TypeVar("Config")
+
+
+Stage = TypeVar("Stage", bound=StageOptions)
+
+
+_PLUMBING = tuple(field.name for field in dataclasses.fields(StageOptions))
+
+
+def split_references(value: str) -> list[str]:
+    """`a,b:0.5` → [`a`, `b`]: the addresses of a reference field, weights taken off."""
+    return [address for address, _ in weighted_references(value)]
+
+
+def weighted_references(value: str) -> list[tuple[str, float | None]]:
+    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has weight 1; where none has
+    one, all have None."""
+    found: list[tuple[str, float | None]] = []
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part)
+        found.append((match[1], float(match[2])) if match else (part, None))
+    if all(weight is None for _, weight in found):
+        return found
+    return [(address, 1.0 if weight is None else weight) for address, weight in found]
+
+
+# --- the input key ----------------------------------------------------------------------------------------------------
+def references_of(config: Any) -> dict[str, list[str]]:
+    """The reference fields that are set: name → addresses. InputError for a weight where none counts."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if _REF not in marks or not value:
+            continue
+        given = weighted_references(value)
+        if _WEIGHTED not in marks and any(weight is not None for _, weight in given):
+            option = f"--{field.name.replace('_', '-')}"
+            raise InputError(f"{option} {value}: weights do not count here; leave them out")
+        found[field.name] = [address for address, _ in given]
+    return found
+
+
+def configuration_of(config: Any) -> dict[str, Any]:
+    """The options that change the result, as JSON values: no plumbing, no addresses of inputs."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if field.name in _PLUMBING or _NOT_KEYED in marks:
+            continue
+        value = getattr(config, field.name)
+        if _REF in marks:
+            # the weights and the order of several inputs count; their addresses do not
+            weights = [weight for _, weight in weighted_references(value)]
+            if any(weight is not None for weight in weights):
+                chosen[field.name] = weights
+            continue
+        chosen[field.name] = value
+    return typing.cast(dict[str, Any], json.loads(json.dumps(chosen)))

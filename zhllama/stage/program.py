@@ -1,0 +1,95 @@
+"""The process around a command: exit codes, signals, one line for an error.
+
+Exit codes: 0 done, 2 wrong input (one line, no traceback), 143 cancelled, else a fault.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
+from zhllama.stage.log import leave_last_line, mask, set_up_logging
+from zhllama.stage.tls import take_secrets, trust_site
+
+
+def guarded(work: Callable[[], None]) -> NoReturn:
+    """Runs a program's body and ends the process with the contract's exit code and one line for an error."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        set_up_logging()
+        take_secrets()
+        trust_site()
+        work()
+    except InputError as error:
+        end(EXIT_INPUT, f"error: {error}")
+    except StorageFault as error:
+        end(EXIT_FAULT, f"fault: {error}")
+    except (KeyboardInterrupt, _Terminated):
+        end(EXIT_CANCELLED, "cancelled")
+    except BrokenPipeError:
+        # whoever read our output (`| head`) has gone; what Python would still flush to it must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        mend = {
+            errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
+            errno.EDQUOT: "the disk quota is used up; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
+            errno.EROFS: "the file system is read-only; choose another place",
+            errno.EACCES: "permission denied; choose another place or mend its rights",
+        }.get(error.errno or 0)
+        if mend is None:
+            _fault()
+        end(EXIT_INPUT, f"error: {error.filename or 'a file'}: {mend}")
+    except Exception:  # noqa: BLE001 - the end of the program: reported whole, exit code 1
+        _fault()
+    sys.exit(EXIT_DONE)
+
+
+def _fault() -> NoReturn:
+    print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
+    kind, error, _ = sys.exc_info()
+    end(EXIT_FAULT, f"fault: {kind.__name__ if kind else ''}: {error}")
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came. A SystemExit, so that what is open is given up on the way out."""
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    # a second SIGTERM must not cut short what the first one has begun to clear away
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    raise _Terminated(EXIT_CANCELLED)
+
+
+# A forked child (a library's worker) has nothing of ours to clear away, and an exception would come at a place that may
+# swallow it: who then waits for the child waits forever. So SIGTERM ends it at once. The signal is held back while the
+# child is made, so that one that comes early is not lost.
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child() -> None:
+    if signal.getsignal(signal.SIGTERM) is _terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
+def end(code: int, line: str) -> NoReturn:
+    """Prints the last line, leaves it where Kubernetes shows it, and exits."""
+    leave_last_line(line)
+    sys.exit(code)
