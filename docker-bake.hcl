@@ -66,7 +66,7 @@ variable "ATTEST" {
   default = false
 }
 
-// The name that compiled pipelines and rendered manifests use (zhllama/kubernetes/images.py).
+// The name that compiled pipelines and rendered manifests use (zhllama/stage/images.py).
 function "image" {
   params = [stage]
   result = "${REGISTRY == "" ? "" : "${REGISTRY}/"}zhllama-${replace(stage, "_", "-")}:${TAG}"

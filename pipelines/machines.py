@@ -14,9 +14,9 @@ from typing import Any
 from components.launch_training.launcher import LaunchTraining, training_job
 from components.serve.serve import Serve
 from pipelines.configuration import Configuration
-from pipelines.settings import options_of
 from pipelines.sizes import Size
 from zhllama.stage.command_line import parse
+from zhllama.stage.options import described
 
 _ANYWHERE = "s3://bucket/prefix"
 
@@ -121,8 +121,8 @@ _SERVED = (
 
 def _said(kind: type, machine: Mapping[str, Any]) -> dict[str, Any]:
     """What is not the command's default anyway."""
-    options = options_of(kind)
-    return {name: value for name, value in machine.items() if value != options[name][1]}
+    options = described(kind)
+    return {name: value for name, value in machine.items() if value != options[name].default}
 
 
 def _secrets(told: Configuration) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import docstring_parser
-
 from components.evaluate.evaluate import Evaluate
 from components.extend_tokenizer.extender import ExtendTokenizer
 from components.fetch_weights.fetcher import FetchWeights
@@ -24,8 +22,9 @@ from components.prepare_dataset.preparer import PrepareDataset
 from components.serve.serve import Serve
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer
 from pipelines.sizes import STAGES, Size, Training
-from zhllama.kubernetes.images import DIGESTS, REGISTRY, TAG
 from zhllama.kubernetes.training_job import USER
+from zhllama.stage.images import DIGESTS, REGISTRY, TAG
+from zhllama.stage.options import Described, described
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 
 Value = str | float | int | bool | list[Any] | dict[str, Any] | None
@@ -66,17 +65,6 @@ class Setting:
     """Fields of the size that it stands over: (("lora", "steps"),)."""
 
 
-@functools.cache
-def options_of(kind: type) -> Mapping[str, tuple[Any, Any, str]]:
-    """An options class: field → its type, its default, what its docstring says."""
-    notes: dict[str, str] = {}
-    for base in reversed(kind.__mro__[:-1]):
-        parsed = docstring_parser.parse_from_object(base)
-        notes |= {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
-    hints = typing.get_type_hints(kind)
-    return {one.name: (hints[one.name], one.default, notes.get(one.name, "")) for one in dataclasses.fields(kind)}
-
-
 class _Group:
     """Settings under one heading."""
 
@@ -105,7 +93,8 @@ class _Group:
         fields: tuple[tuple[str, ...], ...] = (),
         address: bool = False,
     ) -> None:
-        hint, stands, text = options_of(option[0])[option[1]] if option else (kind, "", "")
+        one = described(option[0])[option[1]] if option else Described(kind, "", "")
+        hint, stands, text = one.kind, one.default, one.note
         hint = kind or hint
         choices: tuple[str, ...] = ()
         if typing.get_origin(hint) is Literal:

@@ -21,8 +21,8 @@ from kfp.dsl.structures import InputSpec
 
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
-from zhllama.kubernetes import images
 from zhllama.kubernetes.training_job import LABEL
+from zhllama.stage import images
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 
 
@@ -81,14 +81,16 @@ class Steps:
         declared = spec.inputs or {}
         if unknown := given.keys() - declared.keys():
             raise TypeError(f"{name}: its component has no input {', '.join(sorted(unknown))}")
-        values = {one: given.get(one, described.default) for one, described in declared.items()}
-        constants = {one: value for one, value in values.items() if not _varies(value)}
+        if missing := {one for one, described in declared.items() if not described.optional} - given.keys():
+            raise TypeError(f"{name}: its component needs the input {', '.join(sorted(missing))}")
+        # what is not given is left to the command's own default
+        constants = {one: given.get(one, "") for one in declared if not _varies(given.get(one))}
         container = spec.implementation.container
         container.args = _written(container.args, constants)
         spec.inputs = {one: InputSpec(described.type) for one, described in declared.items() if one not in constants}
         # never from KFP's cache, whose references may lead nowhere
         renamed = type(component)(spec, component.pipeline_func)
-        task = renamed(**{one: values[one] for one in spec.inputs})
+        task = renamed(**{one: given[one] for one in spec.inputs})
         return task.set_display_name(name).set_caching_options(False)
 
     def _step(self, task: Any, kind: str, deadline: bool = True) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import parser
-from tests.components.test_signatures import options_of
+from tests.stage_options import options_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md"))

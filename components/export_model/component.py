@@ -1,32 +1,8 @@
-"""The KFP signature of export_model."""
+"""export_model as a KFP component."""
 
 from kfp import dsl
 
-from zhllama.kubernetes.images import image
+from components.export_model.exporter import ExportModel
+from zhllama.stage.component import component_of
 
-
-@dsl.container_component
-def export_model(
-    store: str,
-    model: str,
-    ref: dsl.OutputPath(str),
-    exported: dsl.Output[dsl.Model],
-    format: str = "meta",
-    shards: int = 0,
-    quantization: str = "",
-    name: str = "zhllama",
-):
-    return dsl.ContainerSpec(
-        image=image("export_model"),
-        command=["python", "-m", "components.export_model"],
-        args=[
-            "--store", store,
-            "--model", model,
-            "--format", format,
-            "--shards", shards,
-            "--quantization", quantization,
-            "--name", name,
-            "--output", exported.path,
-            "--reference", ref,
-        ],
-    )  # fmt: skip
+export_model = component_of(ExportModel, exported=dsl.Model)

@@ -19,10 +19,10 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
-from zhllama.kubernetes.images import image
 from zhllama.kubernetes.job_kinds import BY_BACKEND
 from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.kubernetes.training_job import LABEL, USER, TrainingJob, job_name, label_value, uid
+from zhllama.stage.images import image
 from zhllama.stage.options import NotKeyed, Ref, StageOptions
 from zhllama.training.inputs import open_inputs
 

@@ -1,32 +1,8 @@
-"""The KFP signature of merge_adapters."""
+"""merge_adapters as a KFP component."""
 
 from kfp import dsl
 
-from zhllama.kubernetes.images import image
+from components.merge_adapters.merger import MergeAdapters
+from zhllama.stage.component import component_of
 
-
-@dsl.container_component
-def merge_adapters(
-    store: str,
-    model: str,
-    adapters: str,
-    ref: dsl.OutputPath(str),
-    merged: dsl.Output[dsl.Model],
-    metrics: dsl.Output[dsl.Metrics],
-    adapters_2: str = "",
-    prove: bool = False,
-):
-    return dsl.ContainerSpec(
-        image=image("merge_adapters"),
-        command=["python", "-m", "components.merge_adapters"],
-        args=[
-            "--store", store,
-            "--model", model,
-            "--adapters", adapters,
-            "--adapters", adapters_2,
-            "--prove", prove,
-            "--output", merged.path,
-            "--reference", ref,
-            "--executor-input", "{{$}}",
-        ],
-    )  # fmt: skip
+merge_adapters = component_of(MergeAdapters, repeated={"adapters": 2}, merged=dsl.Model, metrics=dsl.Metrics)

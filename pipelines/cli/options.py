@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zhllama.errors import InputError
-from zhllama.kubernetes import images
 from zhllama.kubernetes.names import check_keys, check_labels
+from zhllama.stage import images
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipelines.manifests.kustomize import build, set_namespace
 from zhllama.errors import InputError
-from zhllama.kubernetes.images import VERSION, image
 from zhllama.kubernetes.model_server import KEY
 from zhllama.kubernetes.names import check_namespace
+from zhllama.stage.images import VERSION, image
 
 K8S = Path(__file__).parents[2] / "k8s"
 COMPONENTS = ("deployer", "kueue", "quota", "reaper")
@@ -26,7 +26,7 @@ def base_objects(
     namespace: str = "", with_namespace: bool = True, components: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """The cluster overlay's objects, or for a namespace that others own the profile overlay's; `components` instead of
-    the overlay's own. Images are named as the environment says (zhllama.kubernetes.images)."""
+    the overlay's own. Images are named as the environment says (zhllama.stage.images)."""
     if namespace:
         check_namespace("--namespace", namespace)
     if not namespace and not with_namespace:

@@ -15,10 +15,10 @@ from pipelines.machines import training_options
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.kubernetes.images import image
 from zhllama.kubernetes.network_policy import S3Network, network_policy
 from zhllama.kubernetes.training_job import LABEL, TrainingJob
 from zhllama.stage.command_line import parse
+from zhllama.stage.images import image
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 
 S3_SECRET = "zhllama-s3"

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
-from zhllama.kubernetes.images import VERSION, image
 from zhllama.kubernetes.model_server import VLLM_IMAGE
+from zhllama.stage.images import VERSION, image
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "components").glob("*/__main__.py"))

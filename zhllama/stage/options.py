@@ -5,9 +5,12 @@ it does not change the result.
 """
 
 import dataclasses
+import functools
+import inspect
 import json
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -69,7 +72,7 @@ Config = TypeVar("Config")
 Stage = TypeVar("Stage", bound=StageOptions)
 
 
-_PLUMBING = tuple(field.name for field in dataclasses.fields(StageOptions))
+PLUMBING = tuple(field.name for field in dataclasses.fields(StageOptions))
 
 
 def split_references(value: str) -> list[str]:
@@ -113,7 +116,7 @@ def configuration_of(config: Any) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         marks = getattr(hints[field.name], "__metadata__", ())
-        if field.name in _PLUMBING or _NOT_KEYED in marks:
+        if field.name in PLUMBING or _NOT_KEYED in marks:
             continue
         value = getattr(config, field.name)
         if _REF in marks:
@@ -124,3 +127,38 @@ def configuration_of(config: Any) -> dict[str, Any]:
             continue
         chosen[field.name] = value
     return typing.cast(dict[str, Any], json.loads(json.dumps(chosen)))
+
+
+@dataclass(frozen=True)
+class Described:
+    """An option as its field says it."""
+
+    kind: Any
+    """Its type, marks left out: int, Literal["a", "b"], …"""
+    default: Any
+    """inspect.Parameter.empty where there is none."""
+    note: str
+
+
+@functools.cache
+def described(kind: type) -> Mapping[str, Described]:
+    """The options of a class, in order."""
+    import docstring_parser
+
+    notes: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        parsed = docstring_parser.parse_from_object(base)
+        notes |= {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
+    hints = typing.get_type_hints(kind)
+    missing = inspect.Parameter.empty
+    return {
+        one.name: Described(
+            hints[one.name], missing if one.default is dataclasses.MISSING else one.default, notes.get(one.name, "")
+        )
+        for one in dataclasses.fields(kind)
+    }
+
+
+def stage_of(kind: type) -> str:
+    """The stage whose options these are: the folder below components/ that the class stands in."""
+    return kind.__module__.split(".")[1]

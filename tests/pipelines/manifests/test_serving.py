@@ -13,9 +13,9 @@ from components.serve.serve import Serve
 from pipelines import sizes
 from pipelines.manifests import serving
 from zhllama.errors import InputError
-from zhllama.kubernetes.images import image
 from zhllama.kubernetes.model_server import KEY, ModelServer
 from zhllama.stage.command_line import parse
+from zhllama.stage.images import image
 
 MODEL = "s3://bucket/models/zh"
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from zhllama.errors import InputError
-from zhllama.kubernetes import images
+from zhllama.stage import images
 
 ONE, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 BAKED = {

@@ -1,0 +1,107 @@
+"""A stage as a component of Kubeflow Pipelines, made of its options: types, defaults and descriptions are theirs.
+
+    merge_adapters = component_of(MergeAdapters, repeated={"adapters": 2}, merged=dsl.Model, metrics=dsl.Metrics)
+
+Each output is named by what it is: `metrics` (dsl.Metrics) comes through KFP's executor output, `report` (dsl.HTML) is
+the stage's page, any other one the manifest. What the stage made is handed on as text: `ref`.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from kfp import dsl
+
+from zhllama.stage.images import image
+from zhllama.stage.options import PLUMBING, StageOptions, described, stage_of
+
+_PLACES = {"report": "--report"}
+_TYPES = (str, int, float, bool)
+
+
+def component_of(
+    options: type,
+    *,
+    name: str = "",
+    command: str = "",
+    only: Sequence[str] = (),
+    repeated: Mapping[str, int] = MappingProxyType({}),
+    joined: Sequence[str] = (),
+    after: Sequence[type] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    **outputs: type,
+) -> Any:
+    """The component of an options class.
+
+    name: by default the stage's. command: its module; by default the stage's. only: the options that are inputs; by
+    default all. repeated: option → how often it may be given (`adapters_2` is a second --adapters), for references that
+    no step can put together. joined: options whose value may begin with dashes. after: classes whose options stand
+    after `--`, for another command. defaults: of inputs, where they are not the command's.
+    """
+    stage = stage_of(options)
+    own = dict(_inputs(options, only, repeated))
+    # what stands on both sides of `--` is said once, to this command
+    others = {one: kind for other in after for one, kind in _inputs(other, (), {}) if one not in own}
+    signature = [
+        *(_parameter(one, *of, defaults) for one, of in (own | others).items()),
+        *(inspect.Parameter(one, _KIND, annotation=dsl.Output[kind]) for one, kind in outputs.items()),
+    ]
+    if issubclass(options, StageOptions):
+        signature.append(inspect.Parameter("ref", _KIND, annotation=dsl.OutputPath(str)))
+
+    def component(**given: Any) -> dsl.ContainerSpec:
+        words: list[Any] = []
+        for one, (option, _, _) in own.items():
+            words += [f"--{option}={given[one]}"] if one in joined else [f"--{option}", given[one]]
+        for one, kind in outputs.items():
+            if kind is not dsl.Metrics:
+                words += [_PLACES.get(one, "--output"), given[one].path]
+        if "ref" in given:
+            words += ["--reference", given["ref"]]
+        if dsl.Metrics in outputs.values():
+            words += ["--executor-input", "{{$}}"]
+        if others:
+            words += ["--", *(word for one, (option, _, _) in others.items() for word in (f"--{option}", given[one]))]
+        return dsl.ContainerSpec(
+            image=image(stage), command=["python", "-m", command or f"components.{stage}"], args=words
+        )
+
+    def called(*given: Any) -> dsl.ContainerSpec:
+        return component(**dict(zip((one.name for one in signature), given, strict=True)))
+
+    called.__name__ = called.__qualname__ = name or stage
+    called.__doc__ = _text(options, own | others)
+    # those that have to be given come first, as in any signature
+    signature.sort(key=lambda one: one.default is not inspect.Parameter.empty)
+    called.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    return dsl.container_component(called)
+
+
+_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _inputs(
+    options: type, only: Sequence[str], repeated: Mapping[str, int]
+) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
+    """Input → the option that it feeds, its type, its default."""
+    for one, option in described(options).items():
+        if (one in PLUMBING and one != "store") or (only and one not in only):
+            continue
+        hint = option.kind if option.kind in _TYPES else str
+        word = one.replace("_", "-")
+        yield one, (word, hint, option.default)
+        for number in range(2, repeated.get(one, 1) + 1):
+            yield f"{one}_{number}", (word, hint, "")
+
+
+def _parameter(name: str, option: str, hint: type, default: Any, defaults: Mapping[str, Any]) -> inspect.Parameter:
+    # KFP's absent value is an empty text
+    default = defaults.get(name, "" if default is None else default)
+    return inspect.Parameter(name, _KIND, default=default, annotation=hint)
+
+
+def _text(options: type, inputs: Mapping[str, Any]) -> str:
+    notes = described(options)
+    lines = [f"    {one}: {notes[one].note}" for one in inputs if one in notes and notes[one].note]
+    return "\n\n".join([inspect.cleandoc(options.__doc__ or ""), "Args:\n" + "\n".join(lines)])
