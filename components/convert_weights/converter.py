@@ -8,13 +8,13 @@ of training change nothing else: those stages rewrite that file and copy the oth
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import Ref, StageOptions
 from zhllama.storage.prefetch import ahead
 from zhllama.tokenizer.vocabulary import Vocabulary
@@ -29,6 +29,8 @@ FILE_LIMIT = 2 * 10**9
 class ConvertWeights(StageOptions):
     """Convert Meta's LLaMA checkpoint to a Hugging Face model."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
+
     weights: Ref
     """Reference to Meta's files: consolidated.NN.pth, params.json, tokenizer.model."""
     max_positions: int = 2048
@@ -39,14 +41,14 @@ class ConvertWeights(StageOptions):
             raise InputError(f"--max-positions {self.max_positions}: give the positions the model knows, as 2048")
 
 
-def convert_weights(config: ConvertWeights, out: ArtifactWriter) -> Manifest:
+def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
     from components.convert_weights.meta_model import MetaModel
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.tokenizer.vocabulary import load_encoder
     from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json
 
-    weights = open_artifact(config.weights, "--weights").require_kind("meta-weights", "exported", option="--weights")
+    weights = inputs["weights"].require_kind("meta-weights", "exported", option="--weights")
     encoder = load_encoder(weights, "--weights")
     model = MetaModel(weights, "--weights")
     if encoder.size != model.vocabulary_rows:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from components.evaluate.exams import Exam, read_exam
 from components.evaluate.report import REPORT_JSON
@@ -23,6 +23,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT
@@ -44,6 +45,8 @@ CONTINUED = 24
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(StageOptions):
     """Measure a model against its baselines on held-out text and instructions."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentencepiece")
 
     model: Ref
     """Reference to the model that was made."""
@@ -167,7 +170,7 @@ class Sample:
     expected: str
 
 
-def evaluate(config: Evaluate, out: ArtifactWriter) -> Manifest:
+def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Writes report.json and report.html. InputError before a model is loaded where a reference is wrong."""
     references = [*split_references(config.baseline), config.model]
     labels = labels_of(config)

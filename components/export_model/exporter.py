@@ -1,18 +1,20 @@
 """The stage: which format, and what is published."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from zhllama.artifacts.manifest import Input, Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import Ref, StageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportModel(StageOptions):
     """Export a Hugging Face model to another format."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
     model: Ref
     """Reference to the Hugging Face model."""
@@ -45,9 +47,9 @@ class ExportModel(StageOptions):
         return {"llama.cpp": Input("llama-cpp-python", llama_cpp_version())} if self.format == "gguf" else {}
 
 
-def export_model(config: ExportModel, out: ArtifactWriter) -> Manifest:
+def export_model(config: ExportModel, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the files. InputError for a model that the format cannot hold or the shards do not divide."""
-    model = open_artifact(config.model, "--model").require_kind("hf-model", option="--model")
+    model = inputs["model"].require_kind("hf-model", option="--model")
     if config.format == "meta":
         from components.export_model.meta_writer import write_meta
 

@@ -2,4 +2,4 @@ from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokeniz
 from zhllama.stage.run import main
 
 if __name__ == "__main__":
-    main(ExtendTokenizer, extend_tokenizer, packages=("torch", "transformers", "tokenizers", "sentencepiece"))
+    main(ExtendTokenizer, extend_tokenizer)

@@ -7,18 +7,18 @@ resize_token_embeddings took 220 s at a quarter of that width.
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from components.extend_tokenizer.embedding_rows import Init, new_rows
 from components.extend_tokenizer.parity import differing, probe
 from components.extend_tokenizer.pieces import Pieces, Scores, extended, splits, unreachable
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.stage.options import Ref, Refs, StageOptions, split_references
+from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import Ref, Refs, StageOptions
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 
@@ -32,6 +32,8 @@ SHOWN = 20
 @dataclass(frozen=True, kw_only=True)
 class ExtendTokenizer(StageOptions):
     """Extend LLaMA's vocabulary and model by the pieces of Chinese SentencePiece models."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
 
     model: Ref
     """Reference to the model to extend: a Hugging Face model with its tokenizer.model."""
@@ -58,13 +60,13 @@ class ExtendTokenizer(StageOptions):
             raise InputError("--pad false without --chinese-tokenizer: nothing would be appended; give one of them")
 
 
-def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
+def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.quantised import refuse_quantised
     from zhllama.weights.safetensors_io import Checkpoint
 
-    model = open_artifact(config.model, "--model").require_kind("hf-model", option="--model")
+    model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
     settings = _json(model, "config.json")
     checkpoint = Checkpoint(model)
@@ -77,10 +79,8 @@ def extend_tokenizer(config: ExtendTokenizer, out: ArtifactWriter) -> Manifest:
                 f"--model {model.root}: {table} has {rows} rows and tokenizer.model {base.size} pieces; give the "
                 "tokenizer that belongs to this model"
             )
-    chinese = []
-    for reference in split_references(config.chinese_tokenizer):
-        artifact = open_artifact(reference, "--chinese-tokenizer")
-        chinese.append(tokenizer_model_in(artifact, "--chinese-tokenizer"))
+    option = "--chinese-tokenizer"
+    chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
     encoder = Encoder(extension.model)
     vocabulary = encoder.vocabulary(

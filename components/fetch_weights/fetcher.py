@@ -32,6 +32,7 @@ from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, StageOptions
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
@@ -147,7 +148,7 @@ def _wanted(
     return found.sha256, "the hub"
 
 
-def fetch_weights(config: FetchWeights, out: ArtifactWriter) -> Manifest:
+def fetch_weights(config: FetchWeights, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the files. InputError for missing files and wrong sums, StorageFault for a source that fails."""
     plan = make_plan(config)
     out.vocabulary = _vocabulary(plan)

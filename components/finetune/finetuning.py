@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.stage.inputs import Inputs
 from zhllama.training.options import FinetuneOptions
 from zhllama.training.stage import run_training
 
@@ -17,5 +18,5 @@ class Finetune(FinetuneOptions):
     """Tune a model on instructions: a new adapter, or one that is continued."""
 
 
-def finetune(config: Finetune, out: ArtifactWriter) -> Manifest:
-    return run_training(config, out)
+def finetune(config: Finetune, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+    return run_training(config, inputs, out)

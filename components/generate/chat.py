@@ -7,6 +7,7 @@ turns are left out. An empty line is ignored; Ctrl-C stops the answer, Ctrl-D en
 import sys
 from typing import TYPE_CHECKING
 
+from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.prompt import wrap
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class Conversation:
         return self._loaded.encoder.encode(wrap(text) if self._with_prompt else text)
 
 
-def chat(config: "Generate") -> None:
+def chat(config: "Generate", inputs: Inputs) -> None:
     """Talks until the input ends. InputError where the model cannot be loaded."""
-    loaded = config.load()
+    loaded = config.load(inputs)
 
     import torch
 

@@ -13,19 +13,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from components.generate.journal import FileJournal, Journal, StoreJournal
 from zhllama.artifacts.manifest import Manifest, digest_of
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import NO_ITEMS, read_instructions
 from zhllama.data.text_stream import plain_name
 from zhllama.errors import InputError
-from zhllama.stage.cache_key import inputs_of
 from zhllama.stage.command_line import parse
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap, wrap_item
@@ -36,12 +35,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("generate")
 
 SAMPLES = "samples.json"
-PACKAGES = ("torch", "transformers", "peft", "sentencepiece")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(StageOptions):
     """Ask a model: one prompt, a file of instructions, or a conversation."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "sentencepiece")
 
     store: str = ""
     """Where the answers are put: a folder or an s3:// prefix. Without it they are only printed."""
@@ -124,12 +124,12 @@ class Generate(StageOptions):
             seed=self.seed,
         )
 
-    def load(self) -> "LoadedModel":
+    def load(self, inputs: Inputs) -> "LoadedModel":
         from zhllama.inference.load import load_model
 
         return load_model(
-            self.model,
-            self.adapters,
+            inputs["model"],
+            inputs.all("adapters"),
             precision=self.precision,
             context_length=self.context_length,
             rope_alpha=self.rope_alpha,
@@ -139,47 +139,49 @@ class Generate(StageOptions):
 def run() -> None:
     """The command: a conversation, answers for the store, for a file, or for the screen."""
     config = parse(Generate, sys.argv[1:])
+    if config.store and not config.interactive:
+        run_stage(config, generate)
+        return
+    inputs = Inputs.open(config)
     if config.interactive:
         from components.generate.chat import chat
 
-        chat(config)
-    elif config.store:
-        run_stage(config, generate, PACKAGES)
+        chat(config, inputs)
     elif config.answers:
-        answer_into_file(config)
+        answer_into_file(config, inputs)
     else:
-        for sample in samples(config, questions(config)):
+        for sample in samples(config, inputs, questions(config, inputs)):
             print(f"{sample['Output']}\n", flush=True)
 
 
-def generate(config: Generate, out: ArtifactWriter) -> Manifest:
+def generate(config: Generate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Answers `--prompt` or `--input` and publishes samples.json."""
     # the artifact's place is named by all that decides the answers: what is there is this run's
     with StoreJournal(out.root) as journal:
-        said = samples(config, questions(config), journal)
+        said = samples(config, inputs, questions(config, inputs), journal)
         out.add_json(SAMPLES, said)
         out.facts["summary"] = f"{len(said):,} answers"
         out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
         return out.publish("samples")
 
 
-def answer_into_file(config: Generate) -> None:
+def answer_into_file(config: Generate, inputs: Inputs) -> None:
     """Answers `--prompt` or `--input` into `--answers`."""
-    asked = questions(config)
+    asked = questions(config, inputs)
     # all that decides an answer but the questions, which are compared one by one: a list may have grown
-    decides = {name: given.digest for name, given in inputs_of(replace(config, input="", prompt="x")).items()}
+    decides = {name: given.digest for name, given in inputs.records.items() if name != "input"}
     key = digest_of([decides, asdict(config.sampling()), config.precision, config.context_length, config.rope_alpha])
     with FileJournal(Path(config.answers), key) as journal:
-        said = samples(config, asked, journal)
+        said = samples(config, inputs, asked, journal)
     log.info("%s: %d answers", config.answers, len(said))
 
 
-def questions(config: Generate) -> list[str]:
+def questions(config: Generate, inputs: Inputs) -> list[str]:
     """What is asked, as the model reads it. InputError for a file without questions."""
     if not config.input:
         prompt = config.prompt or config.default_prompt
         return [wrap(prompt) if config.with_prompt else prompt]
-    return read_questions(open_artifact(config.input, "--input"), config.with_prompt)
+    return read_questions(inputs["input"], config.with_prompt)
 
 
 def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
@@ -193,7 +195,9 @@ def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
     return [wrap(line) for line in lines] if with_prompt else lines
 
 
-def samples(config: Generate, asked: Sequence[str], journal: Journal | None = None) -> list[dict[str, str]]:
+def samples(
+    config: Generate, inputs: Inputs, asked: Sequence[str], journal: Journal | None = None
+) -> list[dict[str, str]]:
     """[{"Input": what the model read, "Output": its answer}], in order. InputError names a prompt that is too long.
 
     What `journal` already holds is not asked again, and each batch is written to it as it is answered.
@@ -206,7 +210,7 @@ def samples(config: Generate, asked: Sequence[str], journal: Journal | None = No
         return said
     if said:
         log.info("going on after %d of %d answers", len(said), len(asked))
-    loaded = config.load()
+    loaded = config.load(inputs)
     prompts = [loaded.prompt_ids(text) for text in asked]
     for number, ids in enumerate(prompts, start=1):
         if len(ids) >= loaded.positions:

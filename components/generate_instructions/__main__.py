@@ -2,4 +2,4 @@ from components.generate_instructions.generator import GenerateInstructions, gen
 from zhllama.stage.run import main
 
 if __name__ == "__main__":
-    main(GenerateInstructions, generate_instructions, packages=("openai", "json-repair", "rapidfuzz"))
+    main(GenerateInstructions, generate_instructions)

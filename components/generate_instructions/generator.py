@@ -9,7 +9,7 @@ import logging
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from components.generate_instructions import card
@@ -24,6 +24,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions, split_references
 from zhllama.stage.run import REPORT
 
@@ -41,6 +42,8 @@ class GenerateInstructions(StageOptions):
     The model's key is read from OPENAI_API_KEY or from the file of --api-key-file. Killed at any moment, the same
     command goes on with the answers that were paid for.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ("openai", "json-repair", "rapidfuzz")
 
     items: int = 0
     """Items wanted; 0: as many as --max-cost or --max-tokens buys, or as the data set has."""
@@ -156,7 +159,7 @@ class GenerateInstructions(StageOptions):
         return Budget(self.price_prompt, self.price_answer, self.max_cost, self.max_tokens)
 
 
-def generate_instructions(config: GenerateInstructions, out: ArtifactWriter) -> Manifest:
+def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Asks the model, or reads the data sets, and publishes the items, the card and its page."""
     from components.generate_instructions.dedup import Seen, question
     from components.generate_instructions.harvest import Harvest

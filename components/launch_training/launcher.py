@@ -15,7 +15,6 @@ from typing import Literal
 from components.launch_training.command import command_line, parse_training, training_arguments, training_module
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
@@ -23,8 +22,10 @@ from zhllama.kubernetes.job_kinds import BY_BACKEND
 from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.kubernetes.training_job import LABEL, USER, TrainingJob, job_name, label_value, uid
 from zhllama.stage.images import image
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, StageOptions
-from zhllama.training.inputs import open_inputs
+from zhllama.training.inputs import checked_inputs
+from zhllama.training.options import TrainingOptions
 
 log = logging.getLogger("launch")
 
@@ -138,6 +139,10 @@ class LaunchTraining(StageOptions):
                 "processes; give --deepspeed none, or leave the nodes' range out"
             )
 
+    def cache_versions(self) -> dict[str, int]:
+        # the result is the training's
+        return super().cache_versions() | {"training": TrainingOptions.cache_version}
+
     def training_arguments(self, output: str) -> list[str]:
         """The training's arguments; InputError when one of them is wrong."""
         try:
@@ -155,15 +160,15 @@ class LaunchTraining(StageOptions):
         )
 
 
-def launch_training(config: LaunchTraining, out: ArtifactWriter) -> Manifest:
+def launch_training(config: LaunchTraining, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Runs the job unless its result is there already, and publishes that result as the launcher's own."""
     place = storage.join(out.root, JOB_MANIFEST)
     manifest = published(place)
     if manifest is None:
         arguments = config.training_arguments(place)
-        if open_artifact(config.model, "--model").manifest.vocabulary is not None:
+        if inputs["model"].manifest.vocabulary is not None:
             # what a job would find out after its queue
-            open_inputs(parse_training(config.stage, arguments))
+            checked_inputs(parse_training(config.stage, arguments), inputs)
         run_job(config, out.root.rsplit("/", 1)[1], arguments, place, storage.join(out.root, JOB_LOGS))
         manifest = published(place)
         if manifest is None:

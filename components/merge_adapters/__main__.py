@@ -2,4 +2,4 @@ from components.merge_adapters.merger import MergeAdapters, merge_adapters
 from zhllama.stage.run import main
 
 if __name__ == "__main__":
-    main(MergeAdapters, merge_adapters, packages=("torch", "transformers", "tokenizers", "sentencepiece"))
+    main(MergeAdapters, merge_adapters)

@@ -8,15 +8,15 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 from zhllama.storage.disk_space import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
@@ -34,6 +34,8 @@ log = logging.getLogger("merge")
 class MergeAdapters(StageOptions):
     """Merge one or several LoRA adapters into a model, in the order given."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
+
     model: Ref
     """Reference to the Hugging Face model."""
     adapters: Refs
@@ -48,21 +50,21 @@ class MergeAdapters(StageOptions):
             raise InputError("--adapters: no adapter given; give one or several references, comma-separated")
 
 
-def merge_adapters(config: MergeAdapters, out: ArtifactWriter) -> Manifest:
+def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.lora import Adapter
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.weights.safetensors_io import Checkpoint
 
-    model = open_artifact(config.model, "--model").require_kind("hf-model", option="--model")
+    model = inputs["model"].require_kind("hf-model", option="--model")
     settings = _settings(model)
     checkpoint = Checkpoint(model)
     refuse_quantised(checkpoint, f"--model {model.root}")
     references = split_references(config.adapters)
     adapters = [
-        Adapter(open_artifact(reference, "--adapters").require_kind("adapter", option="--adapters"), "--adapters")
-        for reference in references
+        Adapter(artifact.require_kind("adapter", option="--adapters"), "--adapters")
+        for artifact in inputs.all("adapters")
     ]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
     vocabularies = _vocabularies([model, *(adapter.artifact for adapter in adapters)])

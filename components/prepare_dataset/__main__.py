@@ -2,4 +2,4 @@ from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
 from zhllama.stage.run import main
 
 if __name__ == "__main__":
-    main(PrepareDataset, prepare_dataset, packages=("sentencepiece", "numpy", "rensa"))
+    main(PrepareDataset, prepare_dataset)

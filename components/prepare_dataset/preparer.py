@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import Skipped, bytes_of_text, read_batches, total_of
@@ -28,7 +27,8 @@ from zhllama.data.packed import (
 )
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.stage.options import Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
+from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import Ref, Refs, StageOptions, WeightedRefs, weighted_references
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ Packing = Literal["best-fit", "faithful"]
 @dataclass(frozen=True, kw_only=True)
 class PrepareDataset(StageOptions):
     """Pack text or Alpaca items into token blocks for training."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("sentencepiece", "numpy", "rensa")
 
     tokenizer: Ref
     """Reference to a tokenizer, or to a model or adapter with one: what the trained model will use."""
@@ -99,26 +101,26 @@ class PrepareDataset(StageOptions):
         return bool(self.validation or self.validation_fraction)
 
 
-def prepare_dataset(config: PrepareDataset, out: ArtifactWriter) -> Manifest:
+def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the packed dataset. InputError for data that is not there, malformed, or leaves a split empty."""
     from components.prepare_dataset.mixture import Source, held_out, mixed
     from components.prepare_dataset.sieve import Sieve, evaluation_texts
 
-    tokenizer = open_artifact(config.tokenizer, "--tokenizer")
-    tokenizer.require_kind("tokenizer", "hf-model", "adapter", option="--tokenizer")
+    tokenizer = inputs["tokenizer"].require_kind("tokenizer", "hf-model", "adapter", option="--tokenizer")
     encoder = load_encoder(tokenizer, "--tokenizer")
-    given = [(open_artifact(address, config.option), weight) for address, weight in weighted_references(config.data)]
+    weights = [weight for _, weight in weighted_references(config.data)]
+    given = list(zip(inputs.all(config.option[2:]), weights, strict=True))
     skipped = Skipped()
     sieve = Sieve(config.drop_near_duplicates)
     sources = [Source(sieve.kept(_examples(config, artifact, encoder, skipped)), weight) for artifact, weight in given]
-    for address in split_references(config.evaluation):
-        sieve.evaluate_on(evaluation_texts(open_artifact(address, "--evaluation")))
+    for artifact in inputs.all("evaluation"):
+        sieve.evaluate_on(evaluation_texts(artifact))
 
     fraction = 0.0 if config.validation else config.validation_fraction
     with ExitStack() as stack:
         train, validation = (_Split(name, config, out, encoder, stack) for name in (TRAIN, VALIDATION))
         if config.validation:
-            for examples in _examples(config, open_artifact(config.validation, "--validation"), encoder, skipped):
+            for examples in _examples(config, inputs["validation"], encoder, skipped):
                 sieve.hold_out(examples)
                 validation.add(examples.where(examples.learned))
         bar = stack.enter_context(Progress("packing", _bytes_to_read(config, [artifact for artifact, _ in given])))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.stage.inputs import Inputs
 from zhllama.training.options import PretrainOptions
 from zhllama.training.stage import run_training
 
@@ -18,5 +19,5 @@ class Pretrain(PretrainOptions):
     """Continue the pre-training of a model on text: stage 1 its embeddings, stage 2 LoRA and embeddings."""
 
 
-def pretrain(config: Pretrain, out: ArtifactWriter) -> Manifest:
-    return run_training(config, out)
+def pretrain(config: Pretrain, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+    return run_training(config, inputs, out)

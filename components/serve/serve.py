@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from components.serve.engines import Name
 from zhllama.artifacts.manifest import Manifest
@@ -17,11 +17,11 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.stage.command_line import parse
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, StageOptions
 from zhllama.stage.run import run_stage
 
 SAMPLES = "samples.json"
-PACKAGES = ("torch", "transformers", "sentencepiece")
 KEY_VARIABLE = "ZHLLAMA_API_KEY"
 SHORTEST_KEY = 16
 
@@ -29,6 +29,8 @@ SHORTEST_KEY = 16
 @dataclass(frozen=True, kw_only=True)
 class Serve(StageOptions):
     """Serve a model behind an OpenAI-compatible API: on this machine until Ctrl-C, or on a cluster with --deploy."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentencepiece")
 
     store: str = ""
     """With --ask: where the answer is put, a folder or an s3:// prefix. Without it the answer is only printed."""
@@ -147,7 +149,7 @@ def run() -> None:
 
         deploy(config)
     elif config.store:
-        run_stage(config, serve_and_ask, PACKAGES)
+        run_stage(config, serve_and_ask)
     elif config.ask:
         from components.serve.here import ask
 
@@ -158,7 +160,7 @@ def run() -> None:
         serve(config)
 
 
-def serve_and_ask(config: Serve, out: ArtifactWriter) -> Manifest:
+def serve_and_ask(config: Serve, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Starts the server, asks `--ask`, stops it, and publishes question and answer."""
     from components.serve.here import ask
 

@@ -2,4 +2,4 @@ from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, tra
 from zhllama.stage.run import main
 
 if __name__ == "__main__":
-    main(TrainTokenizer, train_tokenizer, packages=("sentencepiece",))
+    main(TrainTokenizer, train_tokenizer)

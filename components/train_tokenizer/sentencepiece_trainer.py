@@ -12,16 +12,16 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import Skipped, bytes_of_text, read_documents, total_of
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.stage.options import StageOptions, WeightedRefs, split_references
+from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import StageOptions, WeightedRefs
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("train_tokenizer")
@@ -39,6 +39,8 @@ EXAMPLES = 10
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer(StageOptions):
     """Train a SentencePiece BPE model on Chinese text."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("sentencepiece",)
 
     text: WeightedRefs
     """References to the corpus: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet
@@ -63,11 +65,10 @@ class TrainTokenizer(StageOptions):
             raise InputError(f"--sample-lines {self.sample_lines}: give how many lines to train on")
 
 
-def train_tokenizer(config: TrainTokenizer, out: ArtifactWriter) -> Manifest:
+def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes `tokenizer.model` and `report.json`. InputError for a corpus that cannot give that many pieces."""
-    corpus = [open_artifact(address, "--text") for address in split_references(config.text)]
     skipped = Skipped() if config.skip_bad else None
-    lines, seen = sampled(training_lines(corpus, skipped), config.sample_lines, config.seed)
+    lines, seen = sampled(training_lines(inputs.all("text"), skipped), config.sample_lines, config.seed)
     log.info("training %d pieces on %d of %d lines", config.vocab_size, len(lines), seen)
     model = trained(lines, config.vocab_size, config.character_coverage, f"--text {config.text}")
 

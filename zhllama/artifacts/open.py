@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,12 @@ def open_artifact(reference: str, option: str = "") -> Artifact:
         return Artifact(Manifest.from_json(content, where), verified=True)
     if not storage.is_s3(uri) and Path(uri).is_file():
         path = Path(uri)
-        return _plain(str(path.parent), [storage.Stored(path.name, path.stat().st_size, "")])
-    stored = storage.listing(uri)
-    if not stored and is_bare_name(reference):
-        return open_hub_model(reference, where)
-    if not stored:
+        return _plain(str(path.parent), lambda: [storage.Stored(path.name, path.stat().st_size, "")])
+    if not storage.listing(uri):
+        if is_bare_name(reference):
+            return open_hub_model(reference, where)
         raise InputError(f"{where}: nothing is there; give a folder, an s3:// prefix or the URI of a manifest")
-    return _plain(uri, stored)
+    return _plain(uri, lambda: storage.listing(uri))
 
 
 def is_bare_name(reference: str) -> bool:
@@ -52,16 +52,37 @@ def is_bare_name(reference: str) -> bool:
     return re.fullmatch(HUB_NAME, reference) is not None and not Path(reference.partition("/")[0]).exists()
 
 
-def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
+def _plain(root: str, listed: Callable[[], list[storage.Stored]]) -> Artifact:
     """Files without a manifest. Their digest is of content in a folder, of the server's tags in S3."""
+    stored = listed()
+    before = _stamps(root, stored)
     files = tuple(File(item.name, item.size, "") for item in stored)
     if storage.is_s3(root):
-        identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]
+        identity: list[Any] = before
     else:
         with Progress(f"hashing {root}", sum(file.size for file in files)) as bar:
             identity = [[file.path, _remembered_digest(Path(root) / file.path, bar)] for file in files]
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
-    return Artifact(manifest, verified=False)
+
+    def changed() -> bool:
+        try:
+            return _stamps(root, listed()) != before
+        except FileNotFoundError:
+            return True
+
+    return Artifact(manifest, verified=False, changed=changed)
+
+
+def _stamps(root: str, stored: list[storage.Stored]) -> list[list[Any]]:
+    """What of each file cannot stay the same when it is written to: the server's tag, or (no program can set a time of
+    change) what the file system notes."""
+    if storage.is_s3(root):
+        return [[item.name, item.size, item.tag] for item in stored]
+    found = []
+    for item in stored:
+        status = (Path(root) / item.name).stat()
+        found.append([item.name, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns])
+    return found
 
 
 _hashed: dict[tuple[int, int, int, int], str] = {}

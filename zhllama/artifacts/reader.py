@@ -7,7 +7,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from itertools import cycle
 from pathlib import Path
@@ -23,12 +23,20 @@ from zhllama.progress import Progress
 class Artifact:
     """An artifact that can be read. Open it with `open_artifact`."""
 
-    def __init__(self, manifest: Manifest, verified: bool, source: Source | None = None) -> None:
-        """source: of the files' bytes; by default what is stored below the manifest's root."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        verified: bool,
+        source: Source | None = None,
+        changed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """source: of the files' bytes; by default what is stored below the manifest's root. changed: whether they are
+        others now, where nothing else would tell (a folder without a manifest)."""
         self.manifest = manifest
         self.verified = verified
         """False for a plain folder: there is nothing to verify against."""
         self._files = {file.path: file for file in manifest.files}
+        self.changed = changed
         self._reader = BlockReader(manifest, verified, source or StoredFiles(manifest.root))
 
     @property

@@ -49,11 +49,14 @@ class ArtifactWriter:
         key: str,
         configuration: Mapping[str, Any] | None = None,
         inputs: Mapping[str, Input] | None = None,
+        before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
+        """before_publishing: raises where what was read is not what `inputs` says."""
         self.root = place(store, stage, key)
         self.stage = stage
         self.configuration = dict(configuration or {})
         self.inputs = dict(inputs or {})
+        self._before_publishing = before_publishing
         self.vocabulary: Vocabulary | None = None
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
@@ -198,6 +201,7 @@ class ArtifactWriter:
         """Writes block digests, then the manifest, and returns it."""
         if not self._files:
             raise StorageFault(f"{self.root}: nothing was written, so nothing is published")
+        self._before_publishing()
         named = None
         if self._blocks:
             written = {"digest": "blake3", "bytes": BLOCK, "files": self._blocks}

@@ -80,21 +80,24 @@ class LoadedModel:
 
 
 def load_model(
-    reference: str,
-    adapters: str = "",
+    reference: str | Artifact,
+    adapters: str | Sequence[Artifact] = "",
     option: str = "--model",
     precision: Precision = "auto",
     context_length: int = 0,
     rope_alpha: float | None = None,
 ) -> LoadedModel:
-    """The model of a reference, with the adapters of a comma-separated list merged in, in that order.
+    """A model, with adapters merged in, in that order; either may be given by reference.
 
     context_length: tokens of prompt and answer together; 0: the model's own positions. InputError, before a weight is
     loaded, for what is no model, a damaged or missing shard, a tokenizer of another size, an adapter of another model,
     architecture or vocabulary, a precision that this machine has not.
     """
-    artifact = open_artifact(reference, option).require_kind("hf-model", option=option)
+    artifact = open_artifact(reference, option) if isinstance(reference, str) else reference
+    artifact.require_kind("hf-model", option=option)
     encoder, vocabulary = check_model(artifact, option)
+    if isinstance(adapters, str):
+        adapters = [open_artifact(one, "--adapters") for one in split_references(adapters)]
     plan = _adapter_plan(artifact, encoder, vocabulary, adapters)
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
     # beside other work: 45 s of waiting for 9 s of arithmetic)
@@ -211,11 +214,13 @@ class _Adapter:
     """Rows of the embedding that this adapter brings, where they are more than the model has."""
 
 
-def _adapter_plan(artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, adapters: str) -> list[_Adapter]:
+def _adapter_plan(
+    artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, adapters: Sequence[Artifact]
+) -> list[_Adapter]:
     plan: list[_Adapter] = []
     checkpoint = Checkpoint(artifact, "--model") if adapters else None
-    for reference in split_references(adapters):
-        adapter = open_artifact(reference, "--adapters").require_kind("adapter", option="--adapters")
+    for adapter in adapters:
+        adapter.require_kind("adapter", option="--adapters")
         where = f"--adapters {adapter.root}"
         if "adapter_config.json" not in adapter:
             raise InputError(f"{where}: no adapter_config.json in it; give a peft adapter folder")

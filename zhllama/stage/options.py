@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
@@ -60,6 +60,15 @@ class StageOptions:
     """Where KFP's executor output (metrics as artifact metadata) is written."""
     executor_input: str = ""
     """KFP's executor input, as JSON (the placeholder `{{$}}`): it names that place, as its outputs.outputFile."""
+
+    cache_version: ClassVar[int] = 1
+    """Raised when the same input would give another result: then what was published before is made anew."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Whose installed versions are part of the key."""
+
+    def cache_versions(self) -> dict[str, int]:
+        """Whose code decides the result: the stage's, and that of those it has do its work."""
+        return {stage_of(type(self)): self.cache_version}
 
     def more_inputs(self) -> dict[str, Input]:
         """Inputs that are no artifacts, each with a digest that tells when it has changed. Part of the key."""

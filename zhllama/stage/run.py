@@ -1,6 +1,6 @@
 """A stage, run: open the inputs, hand out what is published already or do the work, write what KFP wants.
 
-`main(Options, run)` is the whole program. The outputs: a copy of the manifest (`--output`), the reference
+`main(Options, work)` is the whole program. The outputs: a copy of the manifest (`--output`), the reference
 (`--reference`), the report page (`--report`) and the metrics (`--executor-output`).
 """
 
@@ -11,7 +11,7 @@ import math
 import sys
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from zhllama import storage
@@ -20,40 +20,38 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cache_key import input_key, inputs_of
+from zhllama.stage.cache_key import cache_key
 from zhllama.stage.command_line import parse
-from zhllama.stage.options import Stage, StageOptions, configuration_of
+from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import Stage, StageOptions, configuration_of, stage_of
 from zhllama.stage.program import guarded
 
 log = logging.getLogger("stage")
 
 
 REPORT = "report.html"
+Work = Callable[[Stage, Inputs, ArtifactWriter], Manifest]
+"""What a stage does: reads its inputs, publishes through the writer."""
 
 
-# --- running ----------------------------------------------------------------------------------------------------------
-def run_stage(
-    config: Stage,
-    run: Callable[[Stage, ArtifactWriter], Manifest],
-    packages: Sequence[str] = (),
-    also_source: Sequence[str] = (),
-) -> Manifest:
+def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
     """The stage without the process around it: key, skip or work, outputs. Returns the manifest."""
-    _output_file(config.executor_input)  # a wrong one is found before the work
-    stage = type(config).__module__.split(".")[1]
+    _output_file(options.executor_input)  # a wrong one is found before the work
+    stage = stage_of(type(options))
     started = time.monotonic()
-    storage.check_writable(config.store)
-    inputs = inputs_of(config)
-    key = input_key(config, inputs, (stage, *also_source), packages)
-    manifest = find_published(config.store, stage, key)
+    storage.check_writable(options.store)
+    inputs = Inputs.open(options)
+    key = cache_key(options, inputs.records)
+    manifest = find_published(options.store, stage, key)
     if manifest is not None:
         log.info("%s: already done, nothing has changed: %s", stage, manifest.reference)
     else:
-        out = ArtifactWriter(config.store, stage, key, configuration_of(config), inputs)
-        manifest = run(config, out)
+        configuration = configuration_of(options)
+        out = ArtifactWriter(options.store, stage, key, configuration, inputs.records, inputs.require_unchanged)
+        manifest = work(options, inputs, out)
         summary = manifest.facts.get("summary", "")
         log.info("%s: done in %.1f s%s", stage, time.monotonic() - started, f": {summary}" if summary else "")
-    write_outputs(config, manifest)
+    write_outputs(options, manifest)
     return manifest
 
 
@@ -83,27 +81,18 @@ def _output_file(executor_input: str) -> str:
         raise InputError(f"--executor-input: not KFP's executor input ({error!r}); pass {{{{$}}}} as it is") from error
 
 
-def main(
-    kind: type[Stage],
-    run: Callable[[Stage, ArtifactWriter], Manifest],
-    packages: Sequence[str] = (),
-    also_source: Sequence[str] = (),
-    rest: str = "",
-) -> NoReturn:
-    """The whole program of a stage. Never returns.
+def main(kind: type[Stage], work: Work[Stage], rest: str = "") -> NoReturn:
+    """The whole program of a stage. Never returns. rest: the field (a tuple of texts) that takes what stands after
+    `--`."""
 
-    packages: whose installed versions are part of the key. also_source: other stages whose source is. rest: the field
-    (a tuple of texts) that takes what stands after `--`.
-    """
-
-    def work() -> None:
+    def body() -> None:
         arguments, remainder = sys.argv[1:], []
         if rest and "--" in arguments:
             cut = arguments.index("--")
             arguments, remainder = arguments[:cut], arguments[cut + 1 :]
-        config = parse(kind, arguments)
+        options = parse(kind, arguments)
         if rest:
-            config = dataclasses.replace(config, **typing.cast(Any, {rest: tuple(remainder)}))
-        run_stage(config, run, packages, also_source)
+            options = dataclasses.replace(options, **typing.cast(Any, {rest: tuple(remainder)}))
+        run_stage(options, work)
 
-    guarded(work)
+    guarded(body)

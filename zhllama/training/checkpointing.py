@@ -34,6 +34,7 @@ from zhllama.training.checkpoints import (
     Patience,
     Run,
     complete,
+    of_earlier_release,
     open_checkpoint,
     require_same_run,
     require_world,
@@ -141,6 +142,9 @@ class Keeper(TrainerCallback):
                 yield manifest.reference
         if self._named:
             yield self._named
+            return
+        for manifest in of_earlier_release(self._run):
+            yield manifest.reference
 
     def _read(self, reference: str, last: bool) -> bool:
         """Whether every rank could read its part. All of them raise where none could go on anyway, or it is the `last`
@@ -281,6 +285,7 @@ class Keeper(TrainerCallback):
             "zero_stage": zero_stage_of(trainer),
             "global_batch": self._global_batch(),
             "came_of": self._named,
+            "cache_version": self._run.cache_version,
         }
         self._uploads.begin(part, facts)
         self.stalls.append(time.monotonic() - began)

@@ -62,6 +62,7 @@ class Run:
     key: str
     configuration: Mapping[str, Any]
     inputs: Mapping[str, Input]
+    cache_version: int = 1
 
     @property
     def folder(self) -> str:
@@ -119,6 +120,24 @@ def complete(run_folder: str) -> Iterator[Manifest]:
         manifest = _complete(run_folder, folder, files)
         if manifest is not None:
             yield manifest
+
+
+def of_earlier_release(run: "Run") -> Iterator[Manifest]:
+    """The complete checkpoints of the same training under another key, newest first: an earlier release gave it that
+    one, or other versions of the libraries did. Same inputs, same options that count, same cache version."""
+    found = []
+    stage_folder = run.folder.rpartition("/")[0]
+    keys = {item.name.partition("/")[0] for item in storage.listing(stage_folder)} - {run.key}
+    for key in keys:
+        for manifest in complete(f"{stage_folder}/{key}"):
+            try:
+                require_same_run(manifest, run, "the checkpoint")
+            except InputError:
+                break
+            if manifest.facts.get("cache_version", 1) != run.cache_version:
+                break
+            found.append(manifest)
+    return iter(sorted(found, key=lambda one: (one.facts["step"], one.created), reverse=True))
 
 
 def clean(run_folder: str, keep: int, start: str = "") -> None:

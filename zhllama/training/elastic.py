@@ -63,7 +63,8 @@ class Work(Generic[Options]):
 
     def run(self) -> Run:
         """The same as its checkpoints know it."""
-        return Run(self.options.store, self.stage, self.key, self.configuration, self.inputs)
+        version = type(self.options).cache_version
+        return Run(self.options.store, self.stage, self.key, self.configuration, self.inputs, version)
 
     def writer(self) -> ArtifactWriter:
         """The artifact in the making; only the first process of the first node may use it."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from zhllama.artifacts.cache import materialize, require_room
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
+from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple, require_equal
 from zhllama.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.shape import ADAPTER_WEIGHTS, PICKLED_WEIGHTS, lora_shape
@@ -32,12 +32,14 @@ class TrainingInputs:
     """The model's config.json."""
 
 
-def open_inputs(options: TrainingOptions) -> TrainingInputs:
-    """Opens model, dataset and adapter, and checks that they belong together. InputError otherwise."""
-    model = open_artifact(options.model, "--model").require_kind("hf-model", option="--model")
-    dataset = open_artifact(options.dataset, "--dataset").require_kind(KIND, option="--dataset")
+def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
+    """Model, dataset and adapter, checked that they belong together. InputError otherwise."""
+    model = opened["model"].require_kind("hf-model", option="--model")
+    dataset = opened["dataset"].require_kind(KIND, option="--dataset")
     reference = options.adapter if isinstance(options, LoraOptions) else ""
-    adapter = open_artifact(reference, "--adapter").require_kind("adapter", option="--adapter") if reference else None
+    adapter = opened.get("adapter")
+    if adapter is not None:
+        adapter.require_kind("adapter", option="--adapter")
 
     names = f"--model {options.model}", f"--dataset {options.dataset}"
     vocabulary = vocabulary_of(model)

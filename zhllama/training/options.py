@@ -21,6 +21,8 @@ what."""
 class TrainingOptions(StageOptions):
     """What every training takes."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "accelerate", "deepspeed")
+
     model: Ref
     """Reference to the model that is trained (a Hugging Face LLaMA)."""
     dataset: Ref

@@ -8,24 +8,25 @@ from typing import Any
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.stage.inputs import Inputs
 from zhllama.training.checkpoints import open_checkpoint, require_same_run
 from zhllama.training.deadline import Deadline
 from zhllama.training.elastic import Work, run_workers
-from zhllama.training.inputs import fetch_inputs, open_inputs
+from zhllama.training.inputs import checked_inputs, fetch_inputs
 from zhllama.training.options import LoraOptions
 
 
-def run_training(options: LoraOptions, out: ArtifactWriter) -> Manifest:
+def run_training(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
     """Trains in as many processes as PET_* says (one without) and returns what they published.
 
     With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.
     """
     with Deadline():
-        return _run(options, out)
+        return _run(options, opened, out)
 
 
-def _run(options: LoraOptions, out: ArtifactWriter) -> Manifest:
-    inputs = open_inputs(options)
+def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
+    inputs = checked_inputs(options, opened)
     work = Work.of(options, out)
     for option in ("resume_from_checkpoint", "publish_checkpoint"):
         reference = getattr(options, option)
@@ -36,7 +37,7 @@ def _run(options: LoraOptions, out: ArtifactWriter) -> Manifest:
     if options.publish_checkpoint:
         from zhllama.training.worker import publish_checkpoint
 
-        return publish_checkpoint(work, _publisher(options))
+        return publish_checkpoint(work, inputs, _publisher(options))
     return run_workers(train_worker, work)
 
 

@@ -18,10 +18,11 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.stage.inputs import Inputs
 from zhllama.training.checkpoints import TRAINER, open_checkpoint
 from zhllama.training.data import open_splits
 from zhllama.training.elastic import Work
-from zhllama.training.inputs import TrainingInputs, open_inputs
+from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import History, size_of
 from zhllama.training.model import trainable, trained_model
 from zhllama.training.options import LoraOptions, TrainingOptions
@@ -42,7 +43,9 @@ Publish = Callable[[ArtifactWriter, TrainingInputs, Any, Trained], Manifest]
 def run_worker(work: Work[Any], publish: Publish) -> None:
     """Loads, trains, and on rank 0 publishes. The other ranks wait, so that every node finds the result."""
     options: LoraOptions = work.options
-    inputs = open_inputs(options)
+    opened = Inputs.open(options)
+    opened.require_same(work.inputs)
+    inputs = checked_inputs(options, opened)
     blocks, held_out = open_splits(inputs.dataset)
     folder = work_folder(work.key)
     start_processes(options)
@@ -61,10 +64,9 @@ def run_worker(work: Work[Any], publish: Publish) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish_checkpoint(work: Work[Any], publish: Publish) -> Manifest:
+def publish_checkpoint(work: Work[Any], inputs: TrainingInputs, publish: Publish) -> Manifest:
     """Publishes the checkpoint that the options name as the training's result would be. In one process."""
     options: LoraOptions = work.options
-    inputs = open_inputs(options)
     checkpoint = open_checkpoint(options.publish_checkpoint, "--publish-checkpoint")
     model = trained_model(options, inputs, torch.float32)
     weights = {name: tensor.float() for name, tensor in weights_of(checkpoint).items()}

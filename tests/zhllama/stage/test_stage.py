@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -20,8 +20,9 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage import program
-from zhllama.stage.cache_key import input_key, inputs_of, versions_of
+from zhllama.stage.cache_key import cache_key, versions_of
 from zhllama.stage.command_line import parse
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
 from zhllama.stage.run import run_stage
 
@@ -155,7 +156,7 @@ class Keyed(StageOptions):
 
 
 def key(config: Keyed) -> str:
-    return input_key(config, inputs_of(config), ["shared"], ["boto3"])
+    return cache_key(config, Inputs.open(config).records)
 
 
 @pytest.fixture
@@ -173,6 +174,14 @@ def test_the_key_is_of_what_decides_the_result_and_of_nothing_else(two_folders):
     assert key(Keyed(store="/a", model=two)) != base
     assert key(Keyed(store="/a", model=one, size=2)) != base
     assert key(Keyed(store="/a", sources=one)) != base
+
+
+def test_the_key_is_another_when_the_cache_version_is_raised():
+    @dataclass(frozen=True, kw_only=True)
+    class Raised(Keyed):
+        cache_version: ClassVar[int] = 2
+
+    assert key(Raised(store="/a")) != key(Keyed(store="/a"))
 
 
 def test_the_key_follows_an_inputs_content_and_not_its_address(two_folders, tmp_path):
@@ -222,7 +231,7 @@ def test_a_package_that_is_not_installed_is_named():
 def test_work_that_is_done_is_not_done_again(store):
     done = []
 
-    def work(config: Options, out: ArtifactWriter) -> Manifest:
+    def work(config: Options, inputs: Inputs, out: ArtifactWriter) -> Manifest:
         done.append(config.text)
         out.add_bytes("text", config.text.encode())
         out.facts["summary"] = "one text"
@@ -237,8 +246,69 @@ def test_work_that_is_done_is_not_done_again(store):
     assert done == ["a", "b", "a"]
 
 
+def append(folder: Path) -> None:
+    with open(folder / "a.txt", "a") as file:
+        file.write(" and more")
+
+
+def add(folder: Path) -> None:
+    (folder / "b.txt").write_text("new")
+
+
+def replace_by_another_of_the_same_size_and_time(folder: Path) -> None:
+    before = (folder / "a.txt").stat()
+    (folder / "new").write_text("two")
+    os.utime(folder / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (folder / "new").rename(folder / "a.txt")
+
+
+def delete(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+
+
+@pytest.mark.parametrize("change", [append, add, replace_by_another_of_the_same_size_and_time, delete])
+def test_what_was_read_of_a_folder_that_changed_meanwhile_is_not_published(change, two_folders, tmp_path):
+    folder = Path(two_folders[0])
+
+    def work(config: Keyed, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+        out.add_bytes("copy", inputs["model"].read("a.txt"))
+        change(folder)
+        return out.publish("files")
+
+    with pytest.raises(InputError, match=f"--model {folder}: it was changed while it was read"):
+        run_stage(Keyed(store=str(tmp_path / "store"), model=str(folder)), work)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def test_what_was_read_of_a_prefix_that_changed_meanwhile_is_not_published(s3_store):
+    storage.write_bytes(f"{s3_store}/text/a.txt", b"one")
+
+    def work(config: Keyed, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+        out.add_bytes("copy", inputs["model"].read("a.txt"))
+        storage.write_bytes(f"{s3_store}/text/a.txt", b"two")
+        return out.publish("files")
+
+    with pytest.raises(InputError, match="it was changed while it was read"):
+        run_stage(Keyed(store=f"{s3_store}/store", model=f"{s3_store}/text"), work)
+
+
+def test_a_stage_reads_the_artifacts_that_its_key_was_made_of(two_folders, tmp_path):
+    """A manifest that is replaced after the key was made is not what the stage reads."""
+    first = ArtifactWriter(str(tmp_path / "store"), "made", "one")
+    first.add_bytes("a.txt", b"one")
+    given = first.publish("files")
+
+    def work(config: Keyed, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+        storage.write_bytes(given.reference, b"another manifest")
+        out.add_bytes("copy", inputs["model"].read("a.txt"))
+        return out.publish("files")
+
+    made = run_stage(Keyed(store=str(tmp_path / "store"), model=given.reference), work)
+    assert made.inputs["model"].digest == given.digest
+
+
 def test_kfp_finds_its_outputs_also_when_the_work_was_skipped(store, tmp_path):
-    def work(config: Options, out: ArtifactWriter) -> Manifest:
+    def work(config: Options, inputs: Inputs, out: ArtifactWriter) -> Manifest:
         out.add_bytes("report.html", b"<html>")
         out.metrics.update({"bits_per_byte": 1.25, "undefined": float("nan"), "endless": float("inf")})
         return out.publish("report")
@@ -254,7 +324,7 @@ def test_kfp_finds_its_outputs_also_when_the_work_was_skipped(store, tmp_path):
 
 
 def test_kfps_executor_input_names_the_place_of_the_output(store, tmp_path):
-    def work(config: Options, out: ArtifactWriter) -> Manifest:
+    def work(config: Options, inputs: Inputs, out: ArtifactWriter) -> Manifest:
         out.add_bytes("report.html", b"<html>")
         out.metrics.update({"loss": 2.5})
         return out.publish("report")
@@ -268,13 +338,16 @@ def test_kfps_executor_input_names_the_place_of_the_output(store, tmp_path):
 @pytest.mark.parametrize("given", ["{{$}}", "[]", '{"outputs": {}}'])
 def test_an_executor_input_that_is_none_is_refused_before_the_work(tmp_path, given):
     with pytest.raises(InputError, match=r"--executor-input: .*pass \{\{\$\}\} as it is"):
-        run_stage(Options(store=str(tmp_path), executor_input=given), lambda config, out: pytest.fail("the work began"))
+        run_stage(
+            Options(store=str(tmp_path), executor_input=given),
+            lambda config, inputs, out: pytest.fail("the work began"),
+        )
 
 
 def test_an_unwritable_store_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="choose another --store"):
-        run_stage(Options(store=str(tmp_path / "file")), lambda config, out: pytest.fail("the work began"))
+        run_stage(Options(store=str(tmp_path / "file")), lambda config, inputs, out: pytest.fail("the work began"))
 
 
 # --- a stage as a process ---------------------------------------------------------------------------------------------
@@ -296,7 +369,7 @@ class Example(StageOptions):
     rest: tuple[str, ...] = ()
     """What follows `--`."""
 
-def example(config, out):
+def example(config, inputs, out):
     if config.mode == "input":
         raise InputError("the text: is wrong\\nin the second line; mend it")
     if config.mode == "storage":

@@ -1,0 +1,81 @@
+"""A stage's inputs, opened once: what its key was made of is what it reads.
+
+A manifest's files are verified against the manifest that was opened, a repository of the Hub is read at the commit that
+was found. A folder or prefix without a manifest can change while a stage reads it: what was read would then stand under
+a digest that it has not. So nothing is published when such an input has changed since it was opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zhllama import storage
+from zhllama.artifacts.manifest import Input
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
+from zhllama.stage.options import StageOptions, references_of
+
+
+class Inputs:
+    """The artifacts behind the reference fields of a stage's options, by the field's name."""
+
+    def __init__(self, opened: Mapping[str, Sequence[Artifact]], records: Mapping[str, Input]) -> None:
+        self._opened = opened
+        self.records = dict(records)
+        """What the manifest says of them. Several in a field are `name.0`, `name.1`."""
+
+    @classmethod
+    def open(cls, options: Any) -> "Inputs":
+        """InputError where nothing is behind a reference."""
+        opened: dict[str, list[Artifact]] = {}
+        records: dict[str, Input] = {}
+        for name, addresses in references_of(options).items():
+            opened[name] = [open_artifact(address, option_of(name)) for address in addresses]
+            for index, (address, artifact) in enumerate(zip(addresses, opened[name], strict=True)):
+                reference = artifact.manifest.reference if artifact.verified else _plain_address(address, artifact)
+                key = name if len(addresses) == 1 else f"{name}.{index}"
+                records[key] = Input(reference, artifact.digest)
+        if isinstance(options, StageOptions):
+            records |= options.more_inputs()
+        return cls(opened, records)
+
+    def __getitem__(self, name: str) -> Artifact:
+        """The one artifact of a field that must be given."""
+        (artifact,) = self._opened[name]
+        return artifact
+
+    def get(self, name: str) -> Artifact | None:
+        """The one artifact of a field, or None where it was not given."""
+        return self[name] if name in self._opened else None
+
+    def all(self, name: str) -> list[Artifact]:
+        """The artifacts of a field, in the order they were given."""
+        return list(self._opened.get(name, ()))
+
+    def require_unchanged(self) -> None:
+        """InputError that names an input which is no longer what it was when it was opened."""
+        for name, artifacts in self._opened.items():
+            for artifact in artifacts:
+                if artifact.changed():
+                    raise InputError(
+                        f"{option_of(name)} {artifact.root}: it was changed while it was read, so nothing is "
+                        "published; start again, or give an artifact with a manifest"
+                    )
+
+    def require_same(self, records: Mapping[str, Input]) -> None:
+        """InputError where these are not the inputs that another process of the same work has opened."""
+        for name, record in records.items():
+            if (mine := self.records.get(name)) is not None and mine.digest != record.digest:
+                raise InputError(
+                    f"{option_of(name)} {record.reference}: it was changed since this work began; start again"
+                )
+
+
+def option_of(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.partition('.')[0].replace('_', '-')}"
+
+
+def _plain_address(address: str, artifact: Artifact) -> str:
+    """A folder, prefix or file as it was given, made absolute; of a repository of the Hub, with the commit found."""
+    return artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
