@@ -71,9 +71,13 @@ bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown t
 soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500
 	$(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)
 
-lint: venv  ## format and lint, as CI checks them
+lint: venv  ## format, lint, who may import whom, Dockerfiles, workflows, as CI checks them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint --no-color images/*/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	$(BIN)/zizmor --offline --no-progress --quiet .github/workflows
 
 format: venv  ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -98,4 +102,4 @@ lock: venv  ## constraints.txt and images/requirements again, from what is insta
 	$(BIN)/python images/lock.py
 
 clean:  ## caches and build output; the demo's data (.zhllama) stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
