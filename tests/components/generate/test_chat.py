@@ -143,7 +143,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_ends(command: list[str]) -> None:
         # readline misses a signal that comes between its showing the prompt and its wait for a key: pressed until heard
         assert "Ctrl-D ends" in chat.press("\x03", lambda text: PROMPT in text.partition("ends")[2])
         chat.type("\x04")
-        assert chat.program.wait(30) == 0
+        assert chat.program.wait(120) == 0
 
 
 def test_a_conversation_through_a_pipe_answers_each_line(command: list[str]) -> None:

@@ -187,7 +187,7 @@ def test_a_signal_ends_the_server_too(tiny_model: str, sent: signal.Signals, cod
     with serving(tiny_model) as (program, _):
         (server,) = children(program.pid)
         program.send_signal(sent)
-        assert program.wait(30) == code
+        assert program.wait(120) == code
         assert not is_running(server)
 
 

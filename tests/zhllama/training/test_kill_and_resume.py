@@ -102,8 +102,8 @@ def test_sigterm_on_any_process_leaves_one_checkpoint_and_143(whom, train, whole
 
 EVALUATED_FOR_LONG = {"max_steps": 4, "logging_steps": 1, "save_steps": 1000, "eval_steps": 2, "lora_dropout": 0.0}
 EVALUATED_FOR_LONG |= {"per_device_eval_batch_size": 1}
-AT_ONCE = 15.0
-"""Seconds in which a cancel outside of a step has ended everything."""
+AT_ONCE = 60.0
+"""Seconds in which a cancel outside of a step has ended everything, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
