@@ -150,6 +150,7 @@ def test_a_killed_run_goes_on_after_its_last_answer(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.txt", "cut.jsonl", "whole.jsonl"]
 
 
+@pytest.mark.slowest
 def test_a_killed_run_into_a_store_goes_on_too(command: list[str], tmp_path: Path) -> None:
     store = tmp_path / "store"
     stored = [*command, "--store", str(store), "--reference", str(tmp_path / "ref")]

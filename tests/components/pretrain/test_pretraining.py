@@ -142,7 +142,7 @@ def test_nothing_of_the_work_folder_is_left(stage_2, tmp_path):
     [
         ("zero2", {}),
         pytest.param("zero3", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
-        pytest.param("zero2", {"embedding_rows": "new"}, marks=pytest.mark.slow),
+        pytest.param("zero2", {"embedding_rows": "new"}, marks=pytest.mark.slowest),
     ],
     ids=["ZeRO-2", "ZeRO-3, activations recomputed", "ZeRO-2, new rows"],
 )

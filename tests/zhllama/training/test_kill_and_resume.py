@@ -59,7 +59,7 @@ def finished(tiny: Material, folder: Path, **options: object) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["none", "zero2"])
+@pytest.mark.parametrize("backend", ["none", pytest.param("zero2", marks=pytest.mark.slowest)])
 def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_run(backend, tiny, tmp_path, s3_store):
     reference(tiny, tmp_path, {}, backend, f"{s3_store}/whole")
     counted = killed_and_resumed(4, tiny, tmp_path, f"{s3_store}/killed", {}, backend, kills=2)
