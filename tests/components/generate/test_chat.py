@@ -129,6 +129,7 @@ def command(tiny_model: str) -> list[str]:
     return [sys.executable, "-m", "components.generate", "--model", tiny_model, "--interactive", "--do-sample", "false"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_ctrl_d_ends(command: list[str]) -> None:
     with terminal([*command, "--max-new-tokens", "1900"]) as chat:
         chat.read(lambda text: PROMPT in text)
@@ -146,6 +147,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_ends(command: list[str]) -> None:
         assert chat.program.wait(120) == 0
 
 
+@pytest.mark.slow
 def test_a_conversation_through_a_pipe_answers_each_line(command: list[str]) -> None:
     asked = "你好\n\n   \n" + "长" * 2000 + "\n再见\n"
     given = asked.encode() + b"\xff\xfe\n"

@@ -105,6 +105,7 @@ def stalled(cluster, command):
     return process, held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state",
     [before_create, creating, queued, watching, streaming, backing_off, stalled],
@@ -127,6 +128,7 @@ def test_the_delete_leaves_at_once_in_every_state(cluster, command, state):
     assert waited < AT_ONCE
 
 
+@pytest.mark.slow
 def test_the_delete_is_made_again_until_it_is_answered(cluster, command):
     process, _ = watching(cluster, command)
     refusals = iter([503, Fault(lose="before"), 429])
@@ -228,6 +230,7 @@ def orphan(cluster, command):
     return leave
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
 def test_the_exit_handler_alone_is_enough(cluster, orphan, backend):
     orphan(backend)

@@ -107,6 +107,7 @@ def _until(holds, seconds: float = 60.0) -> None:
 # --- the real training ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_runs_once_and_its_reference_is_the_launchers(command, tmp_path):
     reference = tmp_path / "reference"
     words = ("--backend", "local", "--reference", str(reference), "--report", str(tmp_path / "r.html"), "--", *QUICK)
@@ -130,6 +131,7 @@ def test_wrong_input_ends_before_the_training_starts(command, tmp_path):
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stop_ends_the_training_and_leaves_nothing_running(command, sent, tmp_path):
     process = command("--backend", "local", "--", *QUICK[2:], "--max-steps", "100000", "--save-steps", "0")
