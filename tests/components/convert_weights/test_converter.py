@@ -101,6 +101,7 @@ def test_logits_are_those_of_metas_architecture(tiny_model, tiny_meta):
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shards", "rows"), [(1, 800), (2, 800), (4, 800), (8, 800), (4, 803), (8, 803)], ids=str)
 def test_every_tensor_is_the_one_that_was_cut_into_shards(
     store, tmp_path, tiny_state, llama_tokenizer, longer_tokenizer, shards, rows
