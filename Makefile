@@ -1,7 +1,7 @@
 # The commands of this project. From a bare clone: Python 3.11 or newer with pip and venv, nothing else.
 #
 #   make demo      the whole adaptation on this machine: TEXT=folder INSTRUCTIONS=file.json for your own data
-#   make test      the test suite
+#   make test      the test suite; make test-fast, its quick claims in three minutes; make test-all, the slowest too
 #
 # TORCH_INDEX_ARGS: what pip is told when it installs torch. PyPI's Linux torch is the CUDA build, some gigabytes; on a
 # laptop the processor's build is enough: TORCH_INDEX_ARGS='--index-url ADDRESS', the address that pytorch.org names
@@ -13,6 +13,7 @@ VENV ?= .venv
 TORCH_INDEX_ARGS ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
+TEST ?=
 TEXT ?=
 INSTRUCTIONS ?=
 DEMO_ARGS ?=
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv gguf demo test bench soak lint format types render images images-test lock clean
+.PHONY: help venv gguf demo test test-fast test-all bench soak lint format types render images images-test lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 13
@@ -62,8 +63,17 @@ WITH_GGUF := $(if $(shell command -v c++),$(GGUF))
 demo: venv  ## the whole adaptation, on real Chinese text, on this machine
 	$(BIN)/zhllama demo $(if $(TEXT),--text "$(TEXT)") $(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") $(DEMO_ARGS)
 
-test: venv $(WITH_GGUF)  ## the test suite
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+RUN_TESTS = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+FAST := not slow and not slowest and not gguf and not browser and not images
+
+test: venv $(WITH_GGUF)  ## the test suite, as CI runs it: all but the slowest claims
+	$(RUN_TESTS) -m "not slowest" $(PYTEST_ARGS)
+
+test-fast: venv  ## the quick claims, in three minutes, without llama.cpp: TEST=zhllama|components|pipelines chooses
+	$(RUN_TESTS) -m "$(FAST)" $(PYTEST_ARGS) $(addprefix tests/,$(TEST))
+
+test-all: venv $(WITH_GGUF)  ## everything, the slowest claims too
+	$(RUN_TESTS) $(PYTEST_ARGS)
 
 bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
 	$(BIN)/python -m tests.bench $(ONLY)
@@ -71,9 +81,13 @@ bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown t
 soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500
 	$(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)
 
-lint: venv  ## format and lint, as CI checks them
+lint: venv  ## format, lint, who may import whom, Dockerfiles, workflows, as CI checks them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint --no-color images/*/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	$(BIN)/zizmor --offline --no-progress --quiet .github/workflows
 
 format: venv  ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -98,4 +112,4 @@ lock: venv  ## constraints.txt and images/requirements again, from what is insta
 	$(BIN)/python images/lock.py
 
 clean:  ## caches and build output; the demo's data (.zhllama) stays
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -25,30 +25,34 @@ def commands(text: str) -> list[list[str]]:
 COMMANDS = commands(ENGLISH)
 
 
-def of(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == program], ids=" ".join)
+def of(program: str) -> list[list[str]]:
+    found = [words for words in COMMANDS if words[0] == program]
+    assert found, f"the README names no command of {program}"
+    return found
 
 
 def test_the_two_commands_come_first():
     assert COMMANDS[:2] == [["make", "demo"], ["make", "test"]]
 
 
-@of("make")
-def test_make_has_the_target(words):
-    tried = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert tried.returncode == 0, tried.stderr
+def test_make_has_the_targets():
+    for words in of("make"):
+        tried = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert tried.returncode == 0, f"{shlex.join(words)}: {tried.stderr}"
 
 
-@of("zhllama")
-def test_zhllama_has_the_command_and_its_options(words):
-    parser().parse_args(words[1:])
+def test_zhllama_has_the_commands_and_their_options(capsys):
+    for words in of("zhllama"):
+        try:
+            parser().parse_args(words[1:])
+        except SystemExit:
+            pytest.fail(f"{shlex.join(words)}: {capsys.readouterr().err}")
 
 
-@of("python")
-def test_a_stage_named_alone_is_there(words):
-    assert words[1] == "-m"
-    folder = ROOT.joinpath(*words[2].split("."))
-    assert (folder / "__main__.py").is_file()
+def test_a_stage_named_alone_is_there():
+    for words in of("python"):
+        assert words[1] == "-m"
+        assert ROOT.joinpath(*words[2].split("."), "__main__.py").is_file(), shlex.join(words)
 
 
 def stage_commands() -> list[tuple[str, str, list[str]]]:
@@ -62,24 +66,24 @@ def stage_commands() -> list[tuple[str, str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("file", "stage", "options"), stage_commands())
-def test_a_stage_has_the_options(file, stage, options):
-    assert options
-    assert set(options) <= {f"--{name.replace('_', '-')}" for name in options_of(stage)}
+def test_a_stage_has_the_options_that_a_page_gives_it():
+    assert stage_commands()
+    for page, stage, options in stage_commands():
+        assert options, f"{page}: {stage} without an option"
+        unknown = set(options) - {f"--{name.replace('_', '-')}" for name in options_of(stage)}
+        assert not unknown, f"{page}: {stage} has no {sorted(unknown)}"
 
 
-@of("kubectl")
-def test_kubectl_applies_a_folder_that_is_there(words):
-    assert words[1:3] == ["apply", "-k"]
-    assert (ROOT / words[3] / "kustomization.yaml").is_file()
+def test_kubectl_applies_folders_that_are_there():
+    for words in of("kubectl"):
+        assert words[1:3] == ["apply", "-k"]
+        assert (ROOT / words[3] / "kustomization.yaml").is_file(), shlex.join(words)
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted({*re.findall(r"`((?:k8s|pipelines|tests|images|components)/[\w./-]+)`", ENGLISH)}),
-)
-def test_a_file_that_the_readme_names_is_there(path):
-    assert (ROOT / path).exists()
+def test_the_files_that_the_readme_names_are_there():
+    paths = {*re.findall(r"`((?:k8s|pipelines|tests|images|components|zhllama)/[\w./-]+)`", ENGLISH)}
+    assert paths
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
 
 
 # --- the Chinese README -----------------------------------------------------------------------------------------------
@@ -108,12 +112,11 @@ def test_both_readmes_have_the_same_headings():
     assert headings(CHINESE) == headings(ENGLISH)
 
 
-@pytest.mark.parametrize("number", range(len(headings(ENGLISH)) + 1))
-def test_a_section_has_the_same_commands_tables_and_names_in_both(number):
-    english, chinese = sections(ENGLISH)[number], sections(CHINESE)[number]
-    assert commands(chinese) == commands(english)
-    assert code_of_rows(chinese) == code_of_rows(english)
-    assert named(chinese) == named(english)
-    assert re.findall(r"```text.*?```", chinese, flags=re.DOTALL) == re.findall(
-        r"```text.*?```", english, flags=re.DOTALL
-    )
+def test_sections_have_the_same_commands_tables_and_names_in_both():
+    for number, (english, chinese) in enumerate(zip(sections(ENGLISH), sections(CHINESE), strict=True)):
+        where = f"section {number}: {english.partition(chr(10))[0]}"
+        assert commands(chinese) == commands(english), where
+        assert code_of_rows(chinese) == code_of_rows(english), where
+        assert named(chinese) == named(english), where
+        printed = [re.findall(r"```text.*?```", text, flags=re.DOTALL) for text in (chinese, english)]
+        assert printed[0] == printed[1], where

@@ -104,7 +104,7 @@ def show(given: argparse.Namespace) -> None:
 def list_(given: argparse.Namespace) -> None:
     from rich.text import Text
 
-    from zhllama.artifacts.inventory import published
+    from pipelines.inventory import published
     from zhllama.progress import human
 
     with _reaching_store(given) as store:
@@ -152,7 +152,7 @@ def gc(given: argparse.Namespace) -> None:
 
     from rich.table import Table
 
-    from zhllama.artifacts import inventory
+    from pipelines import inventory
     from zhllama.progress import human
 
     older_than, now = inventory.age(given.older_than), datetime.now(UTC)

@@ -13,7 +13,7 @@ NOTEBOOK = json.loads((ROOT / "docs" / "convert_and_quantise.ipynb").read_text()
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_every_cell_runs(tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
     # one after another in one namespace, as a notebook runs them

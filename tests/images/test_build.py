@@ -26,7 +26,7 @@ FULL = os.environ.get("ZHLLAMA_TEST_IMAGES") == "full"
 PACKAGES = Path(sysconfig.get_path("purelib"))
 """This machine's installed packages."""
 # one storage, filled once
-pytestmark = [pytest.mark.xdist_group("images"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("images"), pytest.mark.images]
 
 
 @pytest.fixture(scope="module")

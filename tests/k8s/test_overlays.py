@@ -63,9 +63,8 @@ def test_the_check_finds_what_is_wrong(tmp_path):
     assert "[schema]" in findings(tmp_path)[0]
 
 
-@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
-def test_no_secret_is_applied(folder):
-    assert not [value for value in build(folder) if value["kind"] == "Secret"]
+def test_no_secret_is_applied():
+    assert not [place(folder) for folder in OVERLAYS if of_kind(build(folder), "Secret")]
 
 
 def cron_jobs(folder: Path) -> list[tuple[bool, list[str]]]:
@@ -75,10 +74,10 @@ def cron_jobs(folder: Path) -> list[tuple[bool, list[str]]]:
     return [(job["suspend"], [one["image"] for one in pod["containers"]]) for job, pod in zip(jobs, pods, strict=True)]
 
 
-@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
-def test_no_cron_job_applied_as_written_starts_an_image_that_no_node_can_pull(folder):
-    for suspended, images in cron_jobs(folder):
-        assert suspended or all("/" in image for image in images)
+def test_no_cron_job_applied_as_written_starts_an_image_that_no_node_can_pull():
+    for folder in OVERLAYS:
+        for suspended, images in cron_jobs(folder):
+            assert suspended or all("/" in image for image in images), place(folder)
 
 
 def test_the_overlays_for_a_namespace_have_the_reaper():
@@ -103,9 +102,8 @@ def test_what_is_built_here_is_what_kubectl_builds(name):
     assert by_name(build_here(K8S / name)) == by_name(build(name))
 
 
-@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
-def test_no_overlay_needs_prometheus_operator(folder):
-    assert not of_kind(build(folder), "PodMonitor")
+def test_no_overlay_needs_prometheus_operator():
+    assert not [place(folder) for folder in OVERLAYS if of_kind(build(folder), "PodMonitor")]
 
 
 def test_the_pod_monitor_component_finds_every_served_model():

@@ -142,6 +142,7 @@ STARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", STARTS.values(), ids=STARTS)
 @pytest.mark.parametrize("size", ["tiny", "13b"])
 def test_every_steps_arguments_parse_with_its_own_command(packages, size, arguments):

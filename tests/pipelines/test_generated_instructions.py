@@ -60,7 +60,7 @@ def test_a_run_without_instructions_has_a_model_write_them(model: ModelServer, s
     assert open_artifact(packed).manifest.kind == "packed-dataset"
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_a_run_can_import_a_public_data_set(start: Any, tmp_path: Path, chinese_text: list[str]) -> None:
     turns = [
         [{"from": "human", "value": f"改写：{text}"}, {"from": "gpt", "value": text}] for text in chinese_text[:60]

@@ -84,6 +84,7 @@ def meta_logits(weights: dict[str, torch.Tensor], params: dict[str, Any], ids: t
     return norm(x, "norm") @ weights["output.weight"].T
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_metas_architecture(tiny_model, tiny_meta):
     from transformers import AutoModelForCausalLM
 
@@ -100,6 +101,7 @@ def test_logits_are_those_of_metas_architecture(tiny_model, tiny_meta):
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shards", "rows"), [(1, 800), (2, 800), (4, 800), (8, 800), (4, 803), (8, 803)], ids=str)
 def test_every_tensor_is_the_one_that_was_cut_into_shards(
     store, tmp_path, tiny_state, llama_tokenizer, longer_tokenizer, shards, rows
@@ -211,6 +213,7 @@ def test_files_are_filled_in_order_up_to_their_limit():
     }
 
 
+@pytest.mark.slow
 def test_the_command_converts_a_prefix_in_s3(s3_store, tmp_path, tiny_meta, tiny_model):
     out = ArtifactWriter(s3_store, "fetch_weights", "tiny")
     out.add_folder(tiny_meta)

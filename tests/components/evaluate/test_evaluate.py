@@ -56,6 +56,7 @@ def report(published: Manifest) -> dict[str, Any]:
     return dict(json.loads(open_artifact(published.reference).read("report.json")))
 
 
+@pytest.mark.slow
 def test_the_report_sets_the_models_side_by_side(report: dict[str, Any]) -> None:
     base, judge = report["models"]
     assert (base["label"], judge["label"]) == ("base", "judge")
@@ -77,6 +78,7 @@ def test_samples_are_answered_by_every_model(report: dict[str, Any]) -> None:
     assert judged["answers"]["judge"] == judged["expected"]
 
 
+@pytest.mark.slow
 def test_loss_curves_are_read_and_what_has_none_is_left_out(report: dict[str, Any]) -> None:
     (curve,) = report["trainings"]
     assert curve["label"] == "pretrain lora"
@@ -116,6 +118,7 @@ def test_models_of_equal_digest_are_scored_once(
     assert len(measured) == 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_kfp_reads(held_out: Path, tiny_model: str, s3_store: str, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "components.evaluate", "--store", s3_store, "--model", tiny_model),

@@ -38,6 +38,7 @@ def tasks(tmp_path: Path, chinese_text: list[str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_scored(
     loaded: LoadedModel, tasks: Path, chinese_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_task_of_ones_own_is_scored(
     assert figures["acc,none"] == pytest.approx(right / 10)
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused_before_a_model_is_loaded(tasks: Path) -> None:
     with pytest.raises(InputError, match="--lm-eval no_such_task: the harness knows no such task"):
         check_tasks(["no_such_task"], tasks)

@@ -11,6 +11,7 @@ from components.evaluate.selection import chance, choose_items, choose_texts
 texts = st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()), max_size=40)
 
 
+@pytest.mark.slow
 @given(texts, st.integers(1, 400), st.randoms(use_true_random=False))
 def test_the_same_texts_are_chosen_whatever_their_order(found: list[str], limit: int, order: random.Random) -> None:
     shuffled = list(found)

@@ -28,6 +28,7 @@ from zhllama.tokenizer.vocabulary import Encoder
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
 gguf = pytest.importorskip("gguf")
+pytestmark = pytest.mark.gguf
 
 KINDS = "f16,bf16,q8_0,q4_k_m"
 

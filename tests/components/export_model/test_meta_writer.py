@@ -135,6 +135,7 @@ def test_the_export_can_be_fetched_again_verified(tmp_path, tiny_model):
     assert "6 verified" in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_command_exports(tmp_path, tiny_model):
     command = [sys.executable, "-m", "components.export_model", "--store", str(tmp_path), "--model", tiny_model]
     command += ["--format", "meta", "--shards", "0", "--reference", str(tmp_path / "ref")]
@@ -153,6 +154,7 @@ def test_llamas_widths_are_said_as_meta_says_them(dim, width):
     assert (params.multiple_of, params.ffn_dim_multiplier) == (256, None)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 1024), st.integers(1, 20_000))
 def test_any_width_is_said_and_read_back(pairs, width):
     params = with_width(MetaParams(2 * pairs, 1, 1, 1e-6), width)

@@ -320,6 +320,7 @@ def test_an_artifact_of_another_kind_is_refused(tmp_path, tiny_model, chinese_to
         extend(tmp_path / "store", reference)
 
 
+@pytest.mark.slow
 def test_the_command_takes_kfps_texts(tmp_path, tiny_model, chinese):
     command = [sys.executable, "-m", "components.extend_tokenizer", "--store", str(tmp_path / "store")]
     command += ["--model", tiny_model, "--chinese-tokenizer", chinese, "--scores", "zero", "--pieces", "all"]

@@ -98,6 +98,7 @@ def killed_fetch(store: str, http, after: int) -> dict[str, int]:
     return there(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [IN_THE_FIRST, IN_THE_SECOND], ids=["in the first file", "in the second file"])
 def test_after_a_kill_only_the_missing_bytes_are_moved(store, http, served, after):
     before = killed_fetch(store, http, after)
@@ -113,6 +114,7 @@ def test_after_a_kill_only_the_missing_bytes_are_moved(store, http, served, afte
         assert artifact.file(name).sha256 == hashlib.sha256((served / name).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_resumed_fetch_gives_the_artifact_of_one_that_was_not_killed(tmp_path, store, http, served):
     killed_fetch(store, http, IN_THE_FIRST)
     assert fetch(store, http.address).digest == fetch(str(tmp_path / "other"), http.address).digest
@@ -129,6 +131,7 @@ def spoil(store: str, name: str) -> None:
         file.write(bytes(1000))
 
 
+@pytest.mark.slow
 def test_what_an_earlier_fetch_left_is_not_believed_unread(tmp_path, http, served, caplog):
     store = str(tmp_path / "store")
     killed_fetch(store, http, IN_THE_SECOND)
@@ -142,6 +145,7 @@ def test_what_an_earlier_fetch_left_is_not_believed_unread(tmp_path, http, serve
     )
 
 
+@pytest.mark.slow
 def test_a_mismatch_after_a_kill_is_named_and_nothing_stays(tmp_path, http, served, write_sums):
     store = str(tmp_path / "store")
     sums = served / "sha256sums.txt"
@@ -163,6 +167,7 @@ def test_a_server_without_ranges_is_read_from_beginning_to_end(store, http, serv
     assert asked == ["bytes=0-0", None]
 
 
+@pytest.mark.slow
 def test_parts_of_a_file_are_fetched_side_by_side(tmp_path, http, served):
     """The source holds every answer: one after another, the second part would never be asked for."""
 
@@ -178,6 +183,7 @@ def test_parts_of_a_file_are_fetched_side_by_side(tmp_path, http, served):
         assert process.wait(120) == 0
 
 
+@pytest.mark.slow
 def test_parts_of_a_hubs_file_are_fetched_by_range(tmp_path, hub, served):
     repository = hub.folder / "someone" / "large"
     repository.parent.mkdir(parents=True)

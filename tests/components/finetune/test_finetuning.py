@@ -51,6 +51,7 @@ def config(manifest: Manifest) -> dict:
     return json.loads(open_artifact(manifest.reference).read("adapter_config.json"))
 
 
+@pytest.mark.slow
 def test_answers_are_learnt(tune):
     manifest = tune(max_steps=40)
     assert manifest.kind == "adapter"
@@ -67,6 +68,7 @@ def test_embeddings_are_trained_only_when_told(tune, embeddings):
     assert bool(config(manifest)["modules_to_save"]) == embeddings == manifest.facts["embeddings"]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_continued_in_its_own_shape(tune):
     first = tune(lora_r=4, lora_alpha=12.0, train_embeddings=True)
     second = tune(adapter=first.reference)
@@ -92,6 +94,7 @@ def test_an_option_that_contradicts_the_adapter_is_refused(tune, option, said):
         tune(adapter=first.reference, **option)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
     from zhllama.artifacts.writer import ArtifactWriter
 
@@ -106,6 +109,7 @@ def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
         tune(adapter=first.reference, model=out.publish("hf-model").reference)
 
 
+@pytest.mark.slow
 def test_the_same_work_is_not_done_again(tune, caplog):
     first = tune(max_steps=1)
     with caplog.at_level("INFO"):
@@ -114,6 +118,7 @@ def test_the_same_work_is_not_done_again(tune, caplog):
     assert "already done" in caplog.text
 
 
+@pytest.mark.slow
 def test_model_data_and_result_can_lie_in_s3(tune, tiny_model, packed_instructions, s3_store):
     from zhllama.artifacts.writer import ArtifactWriter
 
@@ -160,6 +165,7 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
     return out.publish(KIND).reference
 
 
+@pytest.mark.slow
 def test_padded_samples_are_learnt_alike_with_and_without_what_padding_costs(tune, one_by_one):
     """What stands behind a sample is seen by nothing in it, so cutting it off changes no loss."""
     courses = []

@@ -87,6 +87,7 @@ def test_a_file_is_answered_in_order(tiny_model: str, tmp_path: Path, chinese_te
     assert found[7] == said(run_stage(alone, generate).reference)[0]
 
 
+@pytest.mark.slow
 def test_the_command_takes_kfps_texts_and_writes_the_reference(tiny_model: str, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "components.generate", "--store", str(tmp_path / "store"), "--model", tiny_model),
@@ -100,6 +101,7 @@ def test_the_command_takes_kfps_texts_and_writes_the_reference(tiny_model: str, 
     assert json.loads((tmp_path / "manifest").read_text())["kind"] == "samples"
 
 
+@pytest.mark.slow
 def test_without_a_store_the_answer_is_printed(tiny_model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "components.generate", "--model", tiny_model, "--prompt", "你好"]
     command += ["--do-sample", "false", "--max-new-tokens", "8"]
@@ -132,6 +134,7 @@ def kill_after(command: list[str], begun: Callable[[], bool]) -> None:
         program.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_after_its_last_answer(
     command: list[str], tmp_path: Path, chinese_text: list[str]
 ) -> None:
@@ -150,6 +153,7 @@ def test_a_killed_run_goes_on_after_its_last_answer(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.txt", "cut.jsonl", "whole.jsonl"]
 
 
+@pytest.mark.slowest
 def test_a_killed_run_into_a_store_goes_on_too(command: list[str], tmp_path: Path) -> None:
     store = tmp_path / "store"
     stored = [*command, "--store", str(store), "--reference", str(tmp_path / "ref")]

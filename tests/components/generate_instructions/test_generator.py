@@ -532,6 +532,7 @@ def ran(words: list[str], **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env=there, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_2_and_no_key_in_its_log(model: ModelServer, tmp_path: Path, key: str) -> None:
     model.script = [Do(status=401, error={"message": f"wrong key {key}"})]
     done = ran(command(model, tmp_path))
@@ -540,6 +541,7 @@ def test_the_command_ends_with_2_and_no_key_in_its_log(model: ModelServer, tmp_p
     assert key not in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_a_mounted_key_is_used_and_is_nowhere_in_the_log_or_the_store(model: ModelServer, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("sk-mounted-secret-key\n")

@@ -184,6 +184,7 @@ def test_what_was_imported_can_be_imported_again_and_seed_a_generation(tmp_path:
     assert items_of(imported(first.reference, tmp_path / "store")) == ITEMS
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_imported(tmp_path: Path) -> None:
     """In a program of its own: huggingface_hub reads its settings when it is imported."""
     (tmp_path / "hub/team/chats").mkdir(parents=True)

@@ -99,6 +99,7 @@ def test_many_objects_become_one_and_nothing_is_lost(
     assert read(s3_store) == [line(number) for number in range(9)]
 
 
+@pytest.mark.slow
 def test_objects_left_by_a_kill_while_they_were_put_together_do_not_count_twice(
     s3_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

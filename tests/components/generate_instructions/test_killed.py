@@ -23,6 +23,7 @@ def test_kill_9_anywhere_costs_at_most_what_is_in_flight(seeds: range, tmp_path:
     assert counted["kills"] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 143)], ids=["SIGTERM", "Ctrl-C"])
 def test_a_run_that_is_told_to_stop_keeps_what_is_on_its_way(
     model: ModelServer, tmp_path: Path, signum: int, code: int

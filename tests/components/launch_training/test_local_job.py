@@ -61,15 +61,23 @@ def test_a_fault_names_the_node_and_its_last_line():
 def test_a_node_that_does_not_end_is_killed_with_what_it_started(tmp_path):
     """A node that ignores SIGTERM and has a child: both are gone after the grace period."""
     marker = f"marker-{os.getpid()}"
-    stubborn = f"import signal, time; signal.signal(15, signal.SIG_IGN); print('{marker}', flush=True); time.sleep(600)"
+    ignores = tmp_path / "ignores"
+    ignores.mkdir()
+    stubborn = (
+        "import os, signal, time; signal.signal(15, signal.SIG_IGN); "
+        f"open(os.path.join({str(ignores)!r}, str(os.getpid())), 'w').close(); time.sleep(600)  # {marker}"
+    )
     program = (
         "import os, subprocess, sys, time\n"
         f"if os.environ['RANK'] == '0': subprocess.Popen([sys.executable, '-c', {stubborn!r}]); exec({stubborn!r})\n"
-        "else: time.sleep(1); sys.exit(1)"
+        f"while len(os.listdir({str(ignores)!r})) < 2: time.sleep(0.01)\n"
+        "sys.exit(1)"
     )
     with pytest.raises(StorageFault, match="node 1"):
         run_local(job(program, nodes=2, grace_seconds=1))
-    assert running(marker) == []
+    assert len(list(ignores.iterdir())) == 2
+    # the kernel takes a moment to end what was killed
+    _until(lambda: running(marker) == [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
@@ -99,6 +107,7 @@ def _until(holds, seconds: float = 60.0) -> None:
 # --- the real training ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_runs_once_and_its_reference_is_the_launchers(command, tmp_path):
     reference = tmp_path / "reference"
     words = ("--backend", "local", "--reference", str(reference), "--report", str(tmp_path / "r.html"), "--", *QUICK)
@@ -122,6 +131,7 @@ def test_wrong_input_ends_before_the_training_starts(command, tmp_path):
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stop_ends_the_training_and_leaves_nothing_running(command, sent, tmp_path):
     process = command("--backend", "local", "--", *QUICK[2:], "--max-steps", "100000", "--save-steps", "0")
@@ -134,5 +144,5 @@ def test_a_stop_ends_the_training_and_leaves_nothing_running(command, sent, tmp_
     drained.start()
     assert process.wait(60) == 143
     drained.join(60)
-    assert running(str(tmp_path / "store")) == []
+    _until(lambda: running(str(tmp_path / "store")) == [])
     assert not list((tmp_path / "store").rglob("*manifest.json"))

@@ -51,6 +51,7 @@ def second(cluster, command, first):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_the_second_run_follows_the_firsts_job_and_takes_its_result(cluster, first, second):
     (job,) = cluster.jobs.values()
     train(job)
@@ -63,6 +64,7 @@ def test_the_second_run_follows_the_firsts_job_and_takes_its_result(cluster, fir
     assert cluster.posts() == 1
 
 
+@pytest.mark.slow
 def test_a_cancel_of_the_second_leaves_the_firsts_job(cluster, first, second):
     second.process.send_signal(signal.SIGTERM)
     code, said = second.ends()
@@ -72,6 +74,7 @@ def test_a_cancel_of_the_second_leaves_the_firsts_job(cluster, first, second):
     assert first.poll() is None
 
 
+@pytest.mark.slow
 def test_when_the_first_is_cancelled_the_second_goes_on_with_a_job_of_its_own(cluster, first, second):
     cluster.on_create = succeed(cluster)
     first.send_signal(signal.SIGTERM)
@@ -82,6 +85,7 @@ def test_when_the_first_is_cancelled_the_second_goes_on_with_a_job_of_its_own(cl
     assert names(cluster) == ["run-2-lora-a1"]
 
 
+@pytest.mark.slow
 def test_when_the_firsts_job_fails_the_second_makes_its_own_attempt(cluster, first, second):
     cluster.on_create = succeed(cluster)
     cluster.set_pod("run-1-lora-a1", "Failed", 1, "fault: a bug")
@@ -92,6 +96,7 @@ def test_when_the_firsts_job_fails_the_second_makes_its_own_attempt(cluster, fir
     first.communicate(timeout=120)
 
 
+@pytest.mark.slow
 def test_a_second_run_that_waits_for_no_longer_ends_and_leaves_the_firsts_job(cluster, command):
     cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Suspended")
     first = command("--backend", "pytorchjob", "--run-id", "run-1")
@@ -119,6 +124,7 @@ def test_the_exit_handler_of_one_run_leaves_the_jobs_of_another(cluster, first):
     assert names(cluster) == ["run-1-lora-a1"]
 
 
+@pytest.mark.slow
 def test_of_two_jobs_that_were_made_at_once_the_older_stays(cluster, command):
     """Both launchers look, and find nothing, before either has made its job."""
 

@@ -38,6 +38,7 @@ def merge(tmp_path: Path, hub: FolderServer, model: str, adapters: str) -> subpr
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_an_adapter_of_the_hub_merges_as_the_same_folder_does(tmp_path, hub, tiny_model, make_adapter, kind):
     folder = shutil.copytree(make_adapter(1), hub.folder / "someone" / "adapter")

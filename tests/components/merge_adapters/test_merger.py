@@ -204,6 +204,7 @@ def test_the_report_names_every_changed_tensor_and_its_size(tmp_path, tiny_model
     assert report["changed"][DOWN]["relative_change"] == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_transformers_and_the_command_agree(tmp_path, tiny_folder, make_adapter, merged_by_peft):
     from transformers import AutoModelForCausalLM
 
@@ -276,6 +277,7 @@ def six_files(tmp_path, tiny_folder) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, six_files, make_adapter, monkeypatch):
     adapter = make_adapter(1)
     program = (

@@ -73,6 +73,7 @@ def test_the_mixture_is_that_of_the_rule_however_the_examples_come(given, batch,
     assert sum(one.used_up for one in sources) == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(weight=st.floats(0.1, 0.9), sizes=st.lists(st.integers(1, 20), min_size=200, max_size=400))
 def test_tokens_stand_in_the_ratio_of_the_weights(weight, sizes):

@@ -85,6 +85,7 @@ def test_stage_1_gives_a_model_that_transformers_reads(stage_1, tiny_model):
     assert names == {file.path for file in open_artifact(tiny_model).manifest.files} | course
 
 
+@pytest.mark.slow
 def test_stage_1_trains_lm_head_too_when_told(tiny_model, packed_text, tmp_path):
     options = Pretrain(
         stage="embeddings", also_lm_head=True, model=tiny_model, dataset=packed_text, store=str(tmp_path), **QUICK
@@ -137,12 +138,13 @@ def test_nothing_of_the_work_folder_is_left(stage_2, tmp_path):
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "options"),
     [
         ("zero2", {}),
         pytest.param("zero3", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
-        pytest.param("zero2", {"embedding_rows": "new"}, marks=pytest.mark.slow),
+        pytest.param("zero2", {"embedding_rows": "new"}, marks=pytest.mark.slowest),
     ],
     ids=["ZeRO-2", "ZeRO-3, activations recomputed", "ZeRO-2, new rows"],
 )
@@ -167,6 +169,7 @@ def test_two_processes_take_the_course_of_one(backend, options, command, extende
         torch.testing.assert_close(tensor, alone_tensor, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_optimizer_may_lie_on_the_host(command, tiny_model, packed_text, tmp_path):
     alone = run_stage(
         Pretrain(stage="lora", model=tiny_model, dataset=packed_text, store=str(tmp_path / "s"), **QUICK), pretrain
@@ -218,6 +221,7 @@ def test_embeddings_may_have_a_rate_of_their_own(tiny_model, packed_text, tmp_pa
                 torch.testing.assert_close(tensor, base.read(table), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_new_rows_is_put_back_by_peft(extended_model, packed_chinese, tmp_path):
     options = {**QUICK, "embedding_rows": "new", "stage": "lora", "lora_dropout": 0.0}
     manifest = run_stage(

@@ -267,6 +267,7 @@ def test_a_cluster_without_pod_monitors_does_without(cluster: KubernetesServer, 
     assert cluster.of_kind("Deployment")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_or_busy_for_a_while_is_asked_again(
     cluster: KubernetesServer, engine: FakeEngine, model: str
 ) -> None:
@@ -307,6 +308,7 @@ MISBEHAVIOURS: dict[str, tuple[str, Callable[[Any], None], type[Exception], str]
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISBEHAVIOURS)
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 def test_a_server_that_misbehaves_is_taken_back(
@@ -361,6 +363,7 @@ NO_IMAGE = {
 LATE = {"conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 @pytest.mark.parametrize(
     ("pod_status", "status", "kind", "said"),
@@ -397,6 +400,7 @@ def test_pods_that_never_answer_are_taken_back_with_their_reason(
     assert state_of(cluster) == before
 
 
+@pytest.mark.slow
 def test_a_deployment_that_is_not_ready_in_time_is_taken_back(
     cluster: KubernetesServer, engine: FakeEngine, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +424,7 @@ def test_what_cannot_be_applied_leaves_nothing(cluster: KubernetesServer, engine
         deploy(asked(model, engine, "kserve"))
 
 
+@pytest.mark.slow
 def test_a_cancel_takes_it_back(cluster: KubernetesServer, engine: FakeEngine, model: str) -> None:
     applied = threading.Event()
     cluster.on_apply = lambda thing: applied.set() if thing["kind"] == "Deployment" else None
@@ -490,6 +495,7 @@ def test_the_check_of_a_serving_pod_says_what_is_wrong(model: str) -> None:
         checked(model, 4096)
 
 
+@pytest.mark.slow
 def test_the_check_is_a_program_with_the_contracts_exit_codes(model: str, tmp_path: Path) -> None:
     last = tmp_path / "termination-log"
     last.touch()

@@ -225,6 +225,7 @@ _FIELDS = ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", 
            "max_completion_tokens", "logprobs", "response_format", "tool_choice", "user")  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(_FIELDS), _json, max_size=6), st.booleans())
 @settings(max_examples=300)
 def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: dict[str, Any], usable: bool) -> None:

@@ -21,6 +21,8 @@ from zhllama.inference.load import Sampling, answer, load_model
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 
+pytestmark = pytest.mark.gguf
+
 QUESTION: Any = [{"role": "user", "content": "你好"}]
 
 

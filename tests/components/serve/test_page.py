@@ -92,6 +92,7 @@ def said_of(engine: FakeEngine) -> list[list[str]]:
     return [[message["content"] for message in body["messages"]] for path, body in engine.seen if path == CHAT]
 
 
+@pytest.mark.browser
 def test_a_conversation_in_chinese_on_a_desk(browser: Any, address: str, engine: FakeEngine) -> None:
     page = Page(browser, address, 1100, 720, "zh-CN")
     page.shows(WORDS["zh"]["hello"][:10])
@@ -113,6 +114,7 @@ def test_a_conversation_in_chinese_on_a_desk(browser: Any, address: str, engine:
     assert not page.elsewhere
 
 
+@pytest.mark.browser
 def test_on_a_phone_in_english_and_back_to_chinese(browser: Any, address: str, engine: FakeEngine) -> None:
     page = Page(browser, address, 360, 640, "en-US")
     page.shows(WORDS["en"]["hello"])
@@ -125,6 +127,7 @@ def test_on_a_phone_in_english_and_back_to_chinese(browser: Any, address: str, e
     assert page.tab.locator("html").get_attribute("lang") == "zh"
 
 
+@pytest.mark.browser
 def test_an_answer_streams_before_it_is_whole(browser: Any, address: str, engine: FakeEngine) -> None:
     def slowly(handler: Any) -> None:
         handler.stream([handler.chunk("first words")], whole=False)
@@ -141,6 +144,7 @@ def test_an_answer_streams_before_it_is_whole(browser: Any, address: str, engine
     page.shows("last words")
 
 
+@pytest.mark.browser
 def test_a_failure_is_said_in_the_readers_language_and_the_page_lives_on(
     browser: Any, address: str, engine: FakeEngine
 ) -> None:
@@ -155,6 +159,7 @@ def test_a_failure_is_said_in_the_readers_language_and_the_page_lives_on(
     page.shows("好的。")
 
 
+@pytest.mark.browser
 def test_what_a_model_says_is_shown_and_never_run_or_fetched(browser: Any, address: str, engine: FakeEngine) -> None:
     engine.pieces = [
         "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
@@ -170,6 +175,7 @@ def test_what_a_model_says_is_shown_and_never_run_or_fetched(browser: Any, addre
     assert loaded == 0
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("address", [KEY], indirect=True)
 def test_with_a_key_the_page_asks_for_it(browser: Any, address: str, engine: FakeEngine) -> None:
     page = Page(browser, address, 360, 640, "en-US")

@@ -80,11 +80,13 @@ def greedy_answer(model: str) -> str:
     return loaded.encoder.decode(ids)
 
 
+@pytest.mark.slow
 def test_chat_answers_as_the_model_does(client: openai.OpenAI, greedy_answer: str) -> None:
     made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, temperature=0, max_tokens=12)
     assert made.choices[0].message.content == greedy_answer
 
 
+@pytest.mark.slow
 def test_chat_streams_the_same_answer(client: openai.OpenAI, greedy_answer: str) -> None:
     made: Any = client.chat.completions.create(
         model="zhllama", messages=QUESTION, temperature=0, max_tokens=12, stream=True
@@ -99,6 +101,7 @@ def test_a_question_costs_the_tokens_of_the_training_prompt(client: openai.OpenA
     assert made.usage.prompt_tokens == 1 + len(Encoder(llama_tokenizer).encode(wrap("你好")))
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_do_not_end_a_stream(tiny_model: str) -> None:
     with serving(tiny_model) as (_, address), openai.OpenAI(base_url=f"{address}/v1", api_key="none") as asked:
         for seed in range(3):
@@ -182,15 +185,17 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_ends_the_server_too(tiny_model: str, sent: signal.Signals, code: int) -> None:
     with serving(tiny_model) as (program, _):
         (server,) = children(program.pid)
         program.send_signal(sent)
-        assert program.wait(30) == code
+        assert program.wait(120) == code
         assert not is_running(server)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_a_fault(model: str) -> None:
     with served(Serve(model=model, port=0)) as server:
         server.engine._process.kill()
@@ -199,6 +204,7 @@ def test_a_server_that_dies_is_a_fault(model: str) -> None:
         assert httpx2.get(f"{server.address}/health").status_code == 503
 
 
+@pytest.mark.slow
 def test_asking_publishes_the_answer_and_ends(model: str, tmp_path: Path) -> None:
     manifest = run_stage(Serve(store=str(tmp_path), model=model, port=0, ask="你好"), serve_and_ask)
     assert manifest.kind == "samples"
@@ -220,6 +226,7 @@ def test_another_address_than_loopback_needs_a_key(host: str, monkeypatch: pytes
         pass
 
 
+@pytest.mark.slow
 def test_on_every_address_the_key_is_asked_for_and_never_logged(model: str, tmp_path: Path) -> None:
     key = "5f3c9d0a-key-of-a-test"
     (tmp_path / "key").write_text(f"{key}\n")
@@ -348,6 +355,7 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     assert settings["top_k"] == 40
 
 
+@pytest.mark.slow
 def test_a_killed_command_takes_its_server_with_it(model: str):
     with serving(model) as (program, address):
         program.kill()
@@ -386,6 +394,7 @@ def drop_positions(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True], ids=["a folder", "an artifact"])
 @pytest.mark.parametrize(
     ("damage", "line", "verified"),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import inventory
 from pipelines.__main__ import main
 from zhllama import storage
-from zhllama.artifacts import inventory
 from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.manifest import Input, Manifest
 from zhllama.artifacts.open import open_artifact

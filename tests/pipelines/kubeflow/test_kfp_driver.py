@@ -56,6 +56,7 @@ leaves = st.one_of(numbers, st.booleans(), st.text(), st.none())
 json_values = st.recursive(leaves, lambda of: st.lists(of, max_size=3) | st.dictionaries(st.text(max_size=3), of))
 
 
+@pytest.mark.slow
 @given(st.one_of(numbers, st.booleans(), st.text(), st.lists(json_values), st.dictionaries(st.text(), json_values)))
 def test_both_programs_write_every_value_as_the_runner_does(value):
     assert driver_text_of(value) == kfp_driver.driver_text(value)

@@ -131,6 +131,7 @@ def test_a_proxy_is_used_where_the_environment_says_so(server, monkeypatch):
         Kubeflow("http://kfp.example.invalid", None)
 
 
+@pytest.mark.slow
 def test_a_wrong_host_is_one_line_of_the_command_too():
     for host, said in (
         ("http://127.0.0.1:9", "--host http://127.0.0.1:9: no Kubeflow Pipelines answers there"),
@@ -230,6 +231,7 @@ def zhllama(server: FakeKfp, tmp_path: Path) -> Callable[..., "subprocess.Comple
     return run
 
 
+@pytest.mark.slow
 def test_submit_prints_the_address_and_waits_for_the_end(zhllama, server):
     server.course = [("FAILED", [task("fetch-weights", "FAILED")])]
     done = zhllama(
@@ -261,6 +263,7 @@ def test_a_misspelt_parameter_is_one_line(zhllama, server):
     assert server.started == []
 
 
+@pytest.mark.slow
 def test_status_shows_the_steps_and_cancel_says_what_became_of_it(zhllama, server):
     done = zhllama("status", "r-42")
     assert done.returncode == 0

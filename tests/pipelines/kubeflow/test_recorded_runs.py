@@ -85,6 +85,7 @@ def zhllama(server: FakeKfp, kubeconfig: Path, *words: str) -> "subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_status_prints_a_recorded_run_whole(name, server, cluster, tmp_path):
     workflow_of(cluster, name)
@@ -94,6 +95,7 @@ def test_status_prints_a_recorded_run_whole(name, server, cluster, tmp_path):
     assert [line.rstrip() for line in done.stdout.splitlines()] == (GOLDENS / f"{name}.txt").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "code", "last"),
     [
@@ -117,6 +119,7 @@ for setting in ("store=s3://bucket/b", "weights=s3://a/w", "text=s3://a/t", "ins
     SUBMIT += ["--set", setting]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "code", "last"),
     [
@@ -134,6 +137,7 @@ def test_submit_waits_and_ends_as_the_run_that_it_started(name, code, last, serv
     assert last in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_submit_says_that_its_run_was_deleted(server, tmp_path):
     server.course = []
     done = zhllama(server, tmp_path / "none", *SUBMIT)
@@ -141,6 +145,7 @@ def test_submit_says_that_its_run_was_deleted(server, tmp_path):
     assert done.stderr.splitlines()[-1] == "fault: the run was deleted (r-42)"
 
 
+@pytest.mark.slow
 def test_a_drivers_words_come_from_its_pods_log(server, cluster, tmp_path):
     workflow = workflow_of(cluster, "driver-failed")["metadata"]["name"]
     nodes = recorded("workflow-driver-failed")["nodes"]
@@ -162,6 +167,7 @@ def test_a_step_whose_component_has_its_own_name_is_called_by_it_without_a_speci
     assert not [task for task in steps if re.search(r"\(|driver|executor|root|exit-handler|condition", task)]
 
 
+@pytest.mark.slow
 def test_without_a_kubeconfig_it_says_what_would_be_needed(server, tmp_path):
     done = zhllama(server, tmp_path / "none", "status", run_of(server, "step-exit-2-failed-frozen"))
     assert done.returncode == 0
@@ -172,6 +178,7 @@ def test_without_a_kubeconfig_it_says_what_would_be_needed(server, tmp_path):
     assert "running" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_right_that_is_missing_is_said_with_the_servers_words(server, cluster, tmp_path):
     cluster.fault = lambda method, path: 403 if "workflows" in path else None
     done = zhllama(server, tmp_path / "kubeconfig", "status", run_of(server, "driver-failed-small"))
@@ -181,6 +188,7 @@ def test_a_right_that_is_missing_is_said_with_the_servers_words(server, cluster,
     assert verdict == "fault: hello: failed"
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_pulled_is_said_while_the_step_waits(server, cluster, tmp_path):
     body = recorded("run-image-not-pulled-cancelled")["body"]
     server.runs[body["run_id"]] = {**body, "state": "RUNNING", "state_history": [], "finished_at": None}

@@ -26,7 +26,7 @@ sys.exit(result.exit_code)
 """
 
 
-def wait_for(there: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(there: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -314,6 +314,7 @@ def arguments(tmp_path):
     return {"store": str(tmp_path / "store")}
 
 
+@pytest.mark.slow
 def test_what_has_not_changed_does_not_run_again(compiled, chain, work, arguments, journal, ran, capsys):
     path = compiled(chain)
     first = run_pipeline(path, arguments, work)
@@ -326,6 +327,7 @@ def test_what_has_not_changed_does_not_run_again(compiled, chain, work, argument
     assert " one       unchanged: 2 characters\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_changed_argument_runs_what_it_reaches(compiled, chain, work, arguments, journal, ran):
     path = compiled(chain)
     run_pipeline(path, arguments, work)
@@ -334,6 +336,7 @@ def test_a_changed_argument_runs_what_it_reaches(compiled, chain, work, argument
     assert ran() == ["one", "two", "three"]
 
 
+@pytest.mark.slow
 def test_a_missing_file_in_the_store_runs_its_step(compiled, chain, work, arguments, journal, ran):
     path = compiled(chain)
     first = run_pipeline(path, arguments, work)
@@ -343,6 +346,7 @@ def test_a_missing_file_in_the_store_runs_its_step(compiled, chain, work, argume
     assert ran() == ["two"]
 
 
+@pytest.mark.slow
 def test_a_changed_file_behind_a_path_runs_its_step(compiled, chain, work, arguments, journal, ran, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
@@ -355,6 +359,7 @@ def test_a_changed_file_behind_a_path_runs_its_step(compiled, chain, work, argum
     assert ran() == ["one"]
 
 
+@pytest.mark.slow
 def test_from_runs_a_step_and_what_follows_again(compiled, chain, work, arguments, journal, ran):
     path = compiled(chain)
     run_pipeline(path, arguments, work)
@@ -363,6 +368,7 @@ def test_from_runs_a_step_and_what_follows_again(compiled, chain, work, argument
     assert ran() == ["two", "three"]
 
 
+@pytest.mark.slow
 def test_until_stops_after_a_step_and_the_next_run_goes_on(compiled, chain, work, arguments, journal, ran):
     path = compiled(chain)
     result = run_pipeline(path, arguments, work, until="two")
@@ -416,6 +422,7 @@ def alive(pid: int) -> bool:
     return bool(started_at(pid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_stop_leaves_nothing_running_not_even_the_s3_server(
     hanging, work, journal, ran, tmp_path, runner, monkeypatch, number
@@ -430,7 +437,8 @@ def test_a_stop_leaves_nothing_running_not_even_the_s3_server(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "cancelled after" in said
-    assert not [pid for pid in [*pids, *server] if alive(pid)]
+    # the kernel takes a moment to end what was killed
+    wait_for(lambda: not [pid for pid in [*pids, *server] if alive(pid)])
     assert ran() == ["first", "hang", "tidy"]
 
 
@@ -450,7 +458,7 @@ def test_after_kill_9_nothing_is_left_and_the_next_run_goes_on(hanging, compiled
     assert not [pid for pid in pids if alive(pid)]
     again.terminate()
     again.wait(60)
-    assert not [pid for pid in more if alive(pid)]
+    wait_for(lambda: not [pid for pid in more if alive(pid)])
 
 
 # --- bad surroundings -------------------------------------------------------------------------------------------------
@@ -465,6 +473,7 @@ def published(compiled, steps):
     return compiled(pipeline)
 
 
+@pytest.mark.slow
 def test_a_store_of_its_own_is_an_s3_server_whose_data_stays(published, work, monkeypatch):
     for name in ("ZHLLAMA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
@@ -474,6 +483,7 @@ def test_a_store_of_its_own_is_an_s3_server_whose_data_stays(published, work, mo
     assert "ZHLLAMA_S3_ENDPOINT" not in os.environ
 
 
+@pytest.mark.slow
 def test_an_endpoint_in_the_environment_wins(published, work, s3_store):
     result = run_pipeline(published, {"store": s3_store}, work)
     assert result.reference("publish").startswith(f"{s3_store}/small/")

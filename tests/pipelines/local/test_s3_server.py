@@ -17,6 +17,7 @@ from zhllama import storage
 from zhllama.errors import InputError
 
 
+@pytest.mark.slow
 def test_what_was_stored_is_there_after_a_restart(tmp_path):
     with LocalS3(tmp_path / "s3") as server:
         server.client().put_object(Bucket=server.bucket, Key="a", Body=b"kept")
@@ -35,6 +36,7 @@ def test_a_second_server_on_the_same_data_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_a_killed_command_left_is_ended_first(tmp_path):
     script = (
         "import sys, signal; from pathlib import Path; from pipelines.local.s3_server import LocalS3\n"

@@ -145,6 +145,7 @@ def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
     }
 
 
+@pytest.mark.slow
 def test_without_a_secret_pods_have_their_accounts_own_identity():
     for words in (
         ["pytorchjob", "--stage", "lora", "--dataset", "s3://bucket/d", "--store", "s3://bucket/s"],
@@ -225,6 +226,7 @@ def test_an_elastic_job_is_refused_with_zero_and_rendered_without():
         assert job.pytorchjob()["spec"]["elasticPolicy"]["maxReplicas"] == 4
 
 
+@pytest.mark.slow
 def test_the_environment_of_a_node_is_printed():
     done = zhllama("env", "--size", "13b", "--node", "1")
     assert done.returncode == 0, done.stderr
@@ -234,6 +236,7 @@ def test_the_environment_of_a_node_is_printed():
     assert zhllama("env", "--size", "13b", "--node", "2").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_environment_of_a_trainjobs_node_is_its_operators_and_the_containers():
     done = zhllama("env", "--size", "13b", "--node", "1", "--api", "trainjob")
     assert done.returncode == 0, done.stderr

@@ -234,6 +234,7 @@ def test_a_wrong_option_is_refused(given: dict[str, Any], said: str) -> None:
         ModelServer(**{"name": "a", "model": MODEL, **given})
 
 
+@pytest.mark.slow
 def test_the_command_writes_manifests_to_standard_output() -> None:
     words = ["render", "serving", "--size", "13b", "--model", MODEL, "--namespace", "team", "--name", "zh"]
     words += ["--registry", "r.example.com/t", "--tag", "2", "--vllm-image", "r.example.com/vllm:1", "--stop-first"]
@@ -259,6 +260,7 @@ def rendered(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [[], ["--kserve"]], ids=["vllm", "kserve"])
 def test_a_pod_monitor_is_rendered_only_where_it_is_asked_for(kind: list[str]) -> None:
     bare, monitored, old = (
@@ -273,6 +275,7 @@ def test_no_example_needs_prometheus_operator() -> None:
     assert not [name for name, text in serving.examples().items() if "PodMonitor" in text]
 
 
+@pytest.mark.slow
 def test_replicas_are_the_sizes_a_number_or_left_to_an_autoscaler() -> None:
     size = sizes.load("13b")
     for words, wanted in (([], size.serving.replicas), (["--replicas", "3"], 3), (["--replicas", "autoscaled"], None)):

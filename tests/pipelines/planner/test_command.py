@@ -68,6 +68,7 @@ def test_a_size_without_gpus_is_planned_on_its_processors_and_fits_its_nodes():
     assert "2 processes, no GPU" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_server_that_has_no_room_says_for_how_many_requests_there_is():
     ended = zhllama("--size", "13b", "--gpu", "a100-40gb", "--stage", "serve")
     assert ended.returncode == 2

@@ -149,7 +149,7 @@ def of_two_processes(deepspeed: dict[str, Case]) -> dict[str, list[int]]:
     return dict(zip(deepspeed, map(list, found), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.parametrize("name", DEEPSPEED)
 def test_the_peak_of_each_of_two_processes_under_deepspeed_is_as_planned(deepspeed, of_two_processes, name):
     for found in of_two_processes[name]:

@@ -523,7 +523,7 @@ def test_a_cancelled_stage_ends_with_143_and_leaves_nothing(example, environment
     environment |= {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "ZHLLAMA_S3"))}
     waiting = start_waiting(example, environment, store)
     os.kill(waiting.pid, number)
-    _, said = waiting.communicate(timeout=30)
+    _, said = waiting.communicate(timeout=120)
     assert waiting.returncode == 143
     assert said.splitlines()[-1] == "cancelled"
     assert (tmp_path / "termination-log").read_text() == "cancelled\n"

@@ -5,7 +5,7 @@ import pytest
 from tests.soak import storage as soak
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 def test_random_faults_kills_and_restarts_leave_nothing_wrong(tmp_path):
     counted = soak.run(range(25), tmp_path)
     assert counted["runs"] == 25

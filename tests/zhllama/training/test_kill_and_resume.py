@@ -59,7 +59,7 @@ def finished(tiny: Material, folder: Path, **options: object) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["none", "zero2"])
+@pytest.mark.parametrize("backend", ["none", pytest.param("zero2", marks=pytest.mark.slowest)])
 def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_run(backend, tiny, tmp_path, s3_store):
     reference(tiny, tmp_path, {}, backend, f"{s3_store}/whole")
     counted = killed_and_resumed(4, tiny, tmp_path, f"{s3_store}/killed", {}, backend, kills=2)
@@ -102,8 +102,8 @@ def test_sigterm_on_any_process_leaves_one_checkpoint_and_143(whom, train, whole
 
 EVALUATED_FOR_LONG = {"max_steps": 4, "logging_steps": 1, "save_steps": 1000, "eval_steps": 2, "lora_dropout": 0.0}
 EVALUATED_FOR_LONG |= {"per_device_eval_batch_size": 1}
-AT_ONCE = 15.0
-"""Seconds in which a cancel outside of a step has ended everything."""
+AT_ONCE = 60.0
+"""Seconds in which a cancel outside of a step has ended everything, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")

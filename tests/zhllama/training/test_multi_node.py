@@ -68,7 +68,9 @@ def one_process(tiny: Material, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "restarted"), [("none", False), ("zero2", True)])
+@pytest.mark.parametrize(
+    ("backend", "restarted"), [pytest.param("none", False, marks=pytest.mark.slowest), ("zero2", True)]
+)
 def test_two_nodes_take_the_course_of_one_process_and_of_two(
     backend, restarted, tiny, in_s3, one_process, s3_server, s3_store, tmp_path
 ):

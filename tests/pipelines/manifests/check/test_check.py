@@ -48,6 +48,7 @@ def test_there_is_a_broken_manifest_for_every_rule() -> None:
     assert rules == {path.name.split(".")[0] for path in BROKEN}
 
 
+@pytest.mark.slow
 @needs_crds
 def test_our_own_manifests_pass() -> None:
     assert [str(finding) for finding in check([ROOT / "k8s"], CRDS) if finding.level == "error"] == []

@@ -19,7 +19,7 @@ from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.errors import InputError
 
-_STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__) if module.name != "shared")
+_STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__))
 _PLACE = re.compile(rf"((?:(?:{_STAGE})/[0-9a-f]{{32}})|(?:checkpoints/(?:{_STAGE})/[0-9a-f]{{32}}/step-[^/]+))/(.+)")
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
