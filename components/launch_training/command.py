@@ -50,9 +50,8 @@ def training_arguments(
         name = word.partition("=")[0].replace("_", "-")
         if name in OURS:
             raise InputError(f"training option {name}: {OURS[name]}; leave it out")
-    given = {"--store": store, "--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
-    if stage != "sft":
-        given["--stage"] = stage
+    given = {} if stage == "sft" else {"--stage": stage}
+    given |= {"--store": store, "--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
     arguments = [word for name, value in given.items() if value for word in (name, _absolute(name, value))]
     arguments += _without_absent(more, stage)
     parse_training(stage, arguments)

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from components.launch_training import cancel, cluster_job, job_log
-from components.launch_training.launcher import LaunchTraining, launch_training
+from components.launch_training.launcher import launch_training
+from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished, warm_up
 from tests.components.launch_training.operators import name_of, train
 from tests.kubernetes_server import Fault

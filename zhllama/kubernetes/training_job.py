@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_options import JobOptions
 from zhllama.kubernetes.names import check_keys, check_labels, check_name, check_namespace
 from zhllama.kubernetes.placement import place
 from zhllama.stage.tls import CA_FOLDER, CA_VARIABLE, PROXY_KEYS
@@ -49,54 +50,23 @@ _LONGEST_NAME = 63 - len("-worker-999")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingJob:
+class TrainingJob(JobOptions):
     """What a training job is, whoever runs it."""
 
     name: str
     """DNS label; the operator makes `<name>-master-0` and `<name>-worker-<i>` of it."""
     command: tuple[str, ...]
     image: str = ""
-    namespace: str = ""
-    nodes: int = 1
-    processes_per_node: int = 1
-    min_nodes: int = 0
-    """Elastic: the job goes on with as few nodes as this, and (`max_nodes`) as many; 0: it needs all of its nodes."""
-    max_nodes: int = 0
-    cpu: str = "2"
-    """Per node, requested and limited, as the next ones."""
-    memory: str = "8Gi"
-    ephemeral_storage: str = "20Gi"
-    """Node-local disk for the model and the dataset."""
-    shared_memory: str = "2Gi"
-    """/dev/shm, part of `memory`."""
-    gpu_resource: str = ""
-    """Name of the cluster's GPUs, one for each process; empty: none."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    s3_secret: str = ""
-    """Secret with S3_KEYS (and perhaps S3_OPTIONAL_KEYS); empty: the service account's own identity."""
-    pull_secret: str = ""
-    proxy_secret: str = ""
-    """Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as far as they are there."""
-    ca_config_map: str = ""
-    """ConfigMap with certificates to trust (site.py), which may be absent."""
-    service_account: str = ""
     run_as_user: int | None = USER
     """The uid of the pods, the operator's init container too, whose image is root's; None leaves it to the cluster, as
     OpenShift wants it."""
-    queue: str = ""
-    """Kueue's local queue; the job is created suspended and admitted by it."""
-    priority_class: str = ""
-    """Kueue's workload priority class."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     owner: Mapping[str, Any] | None = None
     """Owner reference, so that deleting a run deletes its job."""
-    deadline_seconds: int = 86_400
-    """The job's run time at most; waiting in a queue does not count."""
-    grace_seconds: int = 300
-    """From SIGTERM to SIGKILL: what a training needs to write a checkpoint."""
     restarts: int = 3
     """Failures of a node after which the job has failed. One node's failure restarts the others' processes too."""
     ttl_seconds: int = 3_600

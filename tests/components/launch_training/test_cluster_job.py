@@ -10,7 +10,8 @@ import pytest
 from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.cluster_job import Cluster, _refused
-from components.launch_training.launcher import LaunchTraining, launch_training, training_job
+from components.launch_training.launcher import launch_training, training_job
+from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import CRDS, ROOTS
 from tests.components.launch_training.operators import fail, name_of, run, succeed, train
 from tests.kubernetes_server import Fault

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from components.launch_training.command import command_line, training_arguments
-from components.launch_training.launcher import LaunchTraining
+from components.launch_training.options import LaunchTraining
 from zhllama.errors import InputError
 
 PATHS = {"store": "s3://bucket/store", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
@@ -17,8 +17,8 @@ def arguments(*more: str, stage: str = "lora", adapter: str = "") -> list[str]:
 
 def test_the_command_is_the_trainings_own():
     words = command_line("lora", arguments("--max-steps", "7"))
-    assert words[:3] == ("python", "-m", "components.pretrain")
-    assert words[-4:] == ("--stage", "lora", "--max-steps", "7")
+    assert words[:5] == ("python", "-m", "components.pretrain", "--stage", "lora")
+    assert words[-2:] == ("--max-steps", "7")
     assert "--adapter" not in words
     assert command_line("sft", arguments(stage="sft"))[2] == "components.finetune"
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from components.launch_training.launcher import LaunchTraining, training_job
+from components.launch_training.launcher import training_job
+from components.launch_training.options import LaunchTraining
 from zhllama.errors import InputError
 
 GIVEN = {"stage": "lora", "store": "s3://bucket/s", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}

@@ -144,7 +144,8 @@ def test_of_two_jobs_that_were_made_at_once_the_older_stays(cluster, command):
 
 
 def test_the_same_work_in_two_stores_is_two_jobs(tmp_path):
-    from components.launch_training.launcher import LaunchTraining, training_job
+    from components.launch_training.launcher import training_job
+    from components.launch_training.options import LaunchTraining
 
     made = [
         training_job(

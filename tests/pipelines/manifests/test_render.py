@@ -218,7 +218,7 @@ def test_a_trainjob_is_rendered_and_what_it_loses_is_said_beside_it(tmp_path):
 
 def test_an_elastic_job_is_refused_with_zero_and_rendered_without():
     more = {"min_nodes": 1, "max_nodes": 4}
-    with pytest.raises(InputError, match="a ZeRO checkpoint belongs to one number of processes"):
+    with pytest.raises(InputError, match="checkpoints belong to one number of processes"):
         render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more)
     for arguments in ("--deepspeed none", "--deepspeed=none"):
         job = render.training_job(sizes.load("13b"), "lora", **ADDRESSES, **more, arguments=arguments)
