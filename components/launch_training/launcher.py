@@ -64,7 +64,8 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, 
 
         run_local(training_job(config, key, command_line(config.stage, arguments, sys.executable), attempt=1))
         return
-    from components.launch_training.cluster_job import Cluster, run_on_cluster
+    from components.launch_training.cluster import Cluster
+    from components.launch_training.cluster_job import run_on_cluster
 
     command = command_line(config.stage, arguments)
     cluster = Cluster(BY_BACKEND[config.backend])

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from components.launch_training.cluster_job import delete_unfinished
+from components.launch_training.job_deletion import delete_unfinished
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import name_of, run, succeed, train
 
