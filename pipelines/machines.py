@@ -15,6 +15,7 @@ from components.launch_training.options import LaunchTraining
 from components.serve.serve import Serve
 from pipelines.configuration import Configuration
 from pipelines.sizes import Size
+from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described
 
@@ -67,7 +68,7 @@ def training_machine(told: Configuration, training: str) -> dict[str, Any]:
     if launch.backend != "local":
         job = launch.job("run", (), {})
         # what the API server would refuse of it is refused by its rendering
-        job.trainjob() if launch.backend == "trainjob" else job.pytorchjob()
+        job_manifest(job, launch.backend)
     return _said(LaunchTraining, _training_machine(told, training))
 
 

@@ -14,6 +14,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.api import ACCOUNT, call, connect, delete_object, delete_policy, plain, short, unanswered
 from zhllama.kubernetes.job_kinds import TRAINJOB, JobKind
+from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.kubernetes.network_policy import S3Network, network_policy
 from zhllama.kubernetes.training_job import TrainingJob
 
@@ -60,7 +61,7 @@ class Cluster:
 
     def create(self, job: TrainingJob) -> dict[str, Any]:
         """One attempt: ApiException and HTTPError as they come."""
-        manifest = job.trainjob() if self.kind is TRAINJOB else job.pytorchjob()
+        manifest = job_manifest(job, self.kind.kind.lower())
         created: dict[str, Any] = self._jobs.create_namespaced_custom_object(
             **self.kind.place, namespace=job.namespace, body=manifest, _request_timeout=kubernetes_api.TIMEOUT
         )

@@ -24,7 +24,8 @@ from components.launch_training.shared_work import OtherRuns
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.kubernetes.api import call, unanswered
 from zhllama.kubernetes.job_kinds import has_ended
-from zhllama.kubernetes.training_job import LABEL, TrainingJob
+from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.training_job import TrainingJob
 
 log = logging.getLogger("launch")
 

@@ -11,7 +11,7 @@ from urllib3.exceptions import HTTPError
 from components.launch_training.cluster import Cluster
 from zhllama.kubernetes.api import passes, short, unanswered
 from zhllama.kubernetes.job_kinds import BY_BACKEND, has_ended
-from zhllama.kubernetes.training_job import LABEL, label_value
+from zhllama.kubernetes.names import LABEL, label_value
 
 log = logging.getLogger("launch")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.job_kinds import true_conditions
+from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.pod_state import pending_reason
-from zhllama.kubernetes.training_job import LABEL
 
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""

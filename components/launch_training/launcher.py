@@ -18,7 +18,8 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.job_kinds import BY_BACKEND
-from zhllama.kubernetes.training_job import LABEL, TrainingJob, job_name, label_value
+from zhllama.kubernetes.names import LABEL, job_name, label_value
+from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.training.inputs import open_inputs
 
 log = logging.getLogger("launch")

@@ -14,7 +14,8 @@ from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_options import JobOptions
 from zhllama.kubernetes.placement import mapping, tolerations
-from zhllama.kubernetes.training_job import USER, TrainingJob, uid
+from zhllama.kubernetes.pod_security import USER, uid
+from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.images import image
 from zhllama.stage.options import NotKeyed, Ref, StageOptions
 

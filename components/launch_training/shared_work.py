@@ -12,7 +12,8 @@ from components.launch_training.job_log import JobLogs
 from components.launch_training.job_state import State
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.job_kinds import has_ended
-from zhllama.kubernetes.training_job import LABEL, TrainingJob
+from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.training_job import TrainingJob
 
 log = logging.getLogger("launch")
 

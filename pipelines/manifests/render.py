@@ -16,8 +16,10 @@ from pipelines.machines import launch_options, training_options
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_manifest import job_manifest
+from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.network_policy import S3Network, network_policy
-from zhllama.kubernetes.training_job import LABEL, TrainingJob
+from zhllama.kubernetes.training_job import TrainingJob
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "pytorchjob"
 EXAMPLE_STORE = "s3://zhllama/artifacts"
@@ -84,7 +86,7 @@ def training_job(
 
 def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = None) -> str:
     """The job's manifest and its network policy; `api`: pytorchjob or trainjob."""
-    return yaml_of([job.trainjob() if api == "trainjob" else job.pytorchjob(), network_policy(job, s3)])
+    return yaml_of([job_manifest(job, api), network_policy(job, s3)])
 
 
 def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from pipelines.manifests.render import kustomization, replace_files, yaml_of
 from pipelines.sizes import Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.model_server import ModelServer
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "serving"
 NO_LABELS: Mapping[str, str] = MappingProxyType({})

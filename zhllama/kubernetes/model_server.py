@@ -16,10 +16,11 @@ from typing import Any
 from zhllama.artifacts.manifest import MANIFEST, digest_of
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling
-from zhllama.kubernetes.names import check_labels, check_name, check_namespace
+from zhllama.kubernetes.names import LABEL, check_labels, check_name, check_namespace
 from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
 from zhllama.kubernetes.placement import place
-from zhllama.kubernetes.training_job import LABEL, USER, confined, proxy_variables, s3_variables
+from zhllama.kubernetes.pod_environment import proxy_variables, s3_variables
+from zhllama.kubernetes.pod_security import USER, confined
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from zhllama.storage import is_s3, normalise

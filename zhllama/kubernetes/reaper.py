@@ -24,7 +24,7 @@ from kubernetes.client.exceptions import ApiException
 from zhllama.errors import InputError
 from zhllama.kubernetes.api import call, connect, delete_object, delete_policy, short, unanswered
 from zhllama.kubernetes.job_kinds import BY_BACKEND, PYTORCHJOB, has_ended
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
 
 log = logging.getLogger("reaper")
 
