@@ -12,7 +12,16 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_options import JobOptions
-from zhllama.kubernetes.names import LONGEST_JOB_NAME, check_keys, check_labels, check_name, check_namespace
+from zhllama.kubernetes.names import (
+    LONGEST_JOB_NAME,
+    POD_OBJECTS,
+    check_keys,
+    check_labels,
+    check_names,
+    check_namespace,
+    check_positive,
+    option,
+)
 from zhllama.kubernetes.pod_security import USER
 
 
@@ -44,30 +53,21 @@ class TrainingJob(JobOptions):
             raise InputError(
                 f"job name {self.name!r}: lower-case letters, digits and dashes, at most {LONGEST_JOB_NAME}, are needed"
             )
-        for name in ("nodes", "processes_per_node"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+        check_positive(self, "nodes", "processes_per_node", "deadline_seconds", "grace_seconds")
         if self.elastic and not 1 <= self.min_nodes <= self.nodes <= self.max_nodes:
             raise InputError(
                 f"--min-nodes {self.min_nodes} --nodes {self.nodes} --max-nodes {self.max_nodes}: an elastic job needs "
                 "all three, in that order, each as large as the one before or larger"
             )
-        for name in ("deadline_seconds", "grace_seconds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
         if self.namespace:
             check_namespace("--namespace", self.namespace)
-        for name in ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account"):
-            if getattr(self, name):
-                check_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        # a queue's and a class's are labels of the job too
+        check_names(self, *POD_OBJECTS, "queue", "priority_class")
         check_labels("label", self.labels)
         check_labels("--node-selector", self.node_selector)
         check_keys("annotation", self.annotations)
         for name in ("queue", "priority_class"):
-            # a label of the job, and the name of an object
-            if value := getattr(self, name):
-                check_name(f"--{name.replace('_', '-')}", value)
-                check_labels(f"--{name.replace('_', '-')}", {f"kueue.x-k8s.io/{name.replace('_', '-')}": value})
+            check_labels(option(name), {f"kueue.x-k8s.io/{name.replace('_', '-')}": getattr(self, name)})
         if self.priority_class and not self.queue:
             raise InputError(f"--priority-class {self.priority_class}: it is Kueue's, which asks for a --queue too")
 
