@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from components.launch_training.cluster import Cluster
 from components.launch_training.job_log import JobLogs
-from components.launch_training.job_state import Patience, State, Verdict, already, judge, without_counts
+from components.launch_training.job_state import Deadlines, State, Verdict, already, judge, without_counts
 from zhllama.errors import EXIT_CANCELLED, StorageFault
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.job_kinds import true_conditions
@@ -61,8 +61,8 @@ class Follower:
         self._over.set()
 
     def follow(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
-        """Until it is over. What a launcher before this one has seen of it counts for its patience."""
-        patience = Patience(self._waiting, job.deadline_seconds, job.grace_seconds)
+        """Until it is over. What a launcher before this one has seen of it counts for its deadlines."""
+        deadlines = Deadlines(self._waiting, job.deadline_seconds, job.grace_seconds)
         last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
         seen_pods: dict[str, dict[str, Any]] = {}
         while True:
@@ -81,10 +81,10 @@ class Follower:
             seen = self._believed(judge(found, list(seen_pods.values()) if failed else pods, warnings), pods)
             now = time.monotonic()
             if looked:
-                patience.spend(last.state, now - looked)
+                deadlines.spend(last.state, now - looked)
             else:
-                patience.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
-            verdict, looked = patience.judge(seen, job.queue), now
+                deadlines.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
+            verdict, looked = deadlines.judge(seen, job.queue), now
             cause = f"{verdict.state}{verdict.cause or verdict.reason}"
             if verdict.state is not last.state or cause not in said:
                 log.info(
