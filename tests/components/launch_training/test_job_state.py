@@ -83,7 +83,7 @@ def test_the_newest_attempt_is_gone_on_with_even_when_the_first_have_gone():
         newest([attempt("run-lora-a1"), attempt("run-lora-a2", "other")], "k")
 
 
-# --- deadlines ---------------------------------------------------------------------------------------------------------
+# --- deadlines --------------------------------------------------------------------------------------------------------
 
 WAITS, RUNS = Verdict(State.WAITING, "suspended"), Verdict(State.RUNNING)
 
