@@ -101,9 +101,10 @@ def training_job(
     key = hashlib.sha256(f"{config.store.rstrip('/')}\0{key}".encode()).hexdigest()[:32]
     run = config.run_id or "-".join(filter(None, ("run", key[:8], starter)))
     labels = {"run": run, "stage": config.stage, "size": config.size, "team": config.team, "key": key}
+    told = ("ZHLLAMA_S3_ENDPOINT", "HF_ENDPOINT") if config.reads_hub else ("ZHLLAMA_S3_ENDPOINT",)
     return config.job(
         job_name(run, config.stage, attempt),
         command,
         {f"{LABEL}{name}": label_value(value) for name, value in labels.items() if value},
-        os.environ.get("ZHLLAMA_S3_ENDPOINT", ""),
+        {name: os.environ[name] for name in told if os.environ.get(name)},
     )

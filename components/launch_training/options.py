@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from components.launch_training.command import parse_training, training_arguments, training_module
+from components.launch_training.command import on_hub, parse_training, training_arguments, training_module
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_options import JobOptions
@@ -104,19 +104,34 @@ class LaunchTraining(JobOptions, StageOptions):
             more=more,
         )
 
-    def job(self, name: str, command: tuple[str, ...], labels: Mapping[str, str], s3_endpoint: str = "") -> TrainingJob:
-        """The job of that name. s3_endpoint: where S3 is for it, if no option says so. InputError for what no job can
-        be made of."""
+    @property
+    def reads_hub(self) -> bool:
+        return any(map(on_hub, (self.model, self.dataset, self.adapter)))
+
+    def job(
+        self,
+        name: str,
+        command: tuple[str, ...],
+        labels: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
+    ) -> TrainingJob:
+        """The job of that name. environment: what its pods are told where no option says so. InputError for what no job
+        can be made of."""
         shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(JobOptions)}
         if self.s3_secret == "none":
             shared["s3_secret"] = ""
-        endpoint = self.s3_endpoint or s3_endpoint
+        told = dict(environment or {})
+        if self.s3_endpoint:
+            told["ZHLLAMA_S3_ENDPOINT"] = self.s3_endpoint
+        if self.reads_hub:
+            # else pods never ask it
+            told["HF_HUB_OFFLINE"] = "0"
         return TrainingJob(
             **shared,
             name=name,
             command=command,
             image=self.training_image or image(training_module(self.stage)),
-            environment={"ZHLLAMA_S3_ENDPOINT": endpoint} if endpoint else {},
+            environment=told,
             run_as_user=uid(self.run_as_user),
             node_selector=mapping("--node-selector", self.node_selector),
             tolerations=tolerations("--tolerations", self.tolerations),
