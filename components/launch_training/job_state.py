@@ -13,7 +13,7 @@ from typing import Any
 from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.job_kinds import true_conditions
 from zhllama.kubernetes.names import LABEL
-from zhllama.kubernetes.pod_state import pending_reason
+from zhllama.kubernetes.pod_state import containers, pending_reason, terminations
 
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""
@@ -212,14 +212,8 @@ def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float
 
 
 def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """How the pod's containers ended, the present end first: OnFailure restarts a container inside its pod."""
-    found = []
-    for status in (pod.get("status") or {}).get("containerStatuses") or ():
-        for name in ("state", "lastState"):
-            terminated = (status.get(name) or {}).get("terminated")
-            if terminated:
-                found.append(terminated)
-    return found
+    """How the pod's containers ended."""
+    return [end for container in containers(pod, "containerStatuses") for end in terminations(container)]
 
 
 def _wrong_input(pod: Mapping[str, Any]) -> str | None:
