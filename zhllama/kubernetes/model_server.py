@@ -54,7 +54,6 @@ class ModelServer:
     ephemeral_storage: str = "20Gi"
     """Node-local disk for compiled kernels and the tokenizer; the weights do not touch it."""
     context_length: int = 2048
-    dtype: str = "float16"
     s3_secret: str = "zhllama-s3"
     """Secret with the S3 settings; empty: the service account's own identity."""
     api_key_secret: str = "zhllama-api-key"

@@ -130,7 +130,7 @@ def vllm_arguments(server: "ModelServer") -> list[str]:
     """vLLM's options: the weights from S3, and the recipe's sampling where a request does not say."""
     return [
         *("--load-format", "runai_streamer", "--served-model-name", server.name, "--port", str(PORT)),
-        *("--dtype", server.dtype, "--max-model-len", str(server.context_length)),
+        *("--dtype", "float16", "--max-model-len", str(server.context_length)),
         *("--tensor-parallel-size", str(server.gpus), *vllm_sampling()),
     ]
 
