@@ -18,7 +18,7 @@ from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, Value, of_
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.kubernetes.training_job import uid
+from zhllama.kubernetes.pod_security import uid
 from zhllama.stage.command_line import nearest
 
 KFP_KINDS = {

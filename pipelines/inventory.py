@@ -21,8 +21,6 @@ from zhllama.errors import InputError
 
 _STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__))
 _PLACE = re.compile(rf"((?:(?:{_STAGE})/[0-9a-f]{{32}})|(?:checkpoints/(?:{_STAGE})/[0-9a-f]{{32}}/step-[^/]+))/(.+)")
-_AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @dataclass(frozen=True)
@@ -165,14 +163,6 @@ def free(found: Iterable[Unreferenced]) -> int:
             storage.discard(upload)
         freed += one.bytes
     return freed
-
-
-def age(text: str) -> timedelta:
-    """`7d`, `12h`, `30m`, `2w`. InputError for anything else."""
-    match = _AGE.fullmatch(text.strip())
-    if match is None:
-        raise InputError(f"--older-than {text}: write a number and m, h, d or w, as 7d")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
 
 
 def shown_age(since: timedelta) -> str:

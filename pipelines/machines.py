@@ -11,10 +11,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from components.launch_training.launcher import LaunchTraining, training_job
+from components.launch_training.options import LaunchTraining
 from components.serve.serve import Serve
 from pipelines.configuration import Configuration
 from pipelines.sizes import Size
+from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described
 
@@ -62,7 +63,24 @@ _LORA = {"r": "rank", "alpha": "alpha", "dropout": "dropout"}
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
     """launch_training's options for the machines of a training. InputError for what no job can be made of."""
-    machine = {
+    addresses = {"store": _ANYWHERE, "model": _ANYWHERE, "dataset": _ANYWHERE}
+    launch = launch_options(told, training, fixed_arguments(told, training), backend=told["backend"], **addresses)
+    if launch.backend != "local":
+        job = launch.job("run", (), {})
+        # what the API server would refuse of it is refused by its rendering
+        job_manifest(job, launch.backend)
+    return _said(LaunchTraining, _training_machine(told, training))
+
+
+def launch_options(told: Configuration, training: str, arguments: str, **given: str) -> LaunchTraining:
+    """What launch_training is told of a training; `given`: its addresses, and what no setting says."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {"stage": training, **given}.items()]
+    machine = as_json(_training_machine(told, training))
+    return parse(LaunchTraining, [*words, f"--arguments={arguments}", f"--machine={machine}"])
+
+
+def _training_machine(told: Configuration, training: str) -> dict[str, Any]:
+    return {
         **told.machine(training),
         "nodes": told[f"{training}_nodes"],
         "size": told["size"],
@@ -78,16 +96,6 @@ def training_machine(told: Configuration, training: str) -> dict[str, Any]:
         "run_as_user": told["run_as_user"],
         **_secrets(told),
     }
-    options = {"store": _ANYWHERE, "stage": training, "model": _ANYWHERE, "dataset": _ANYWHERE, "run_id": "run"}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    words += [f"--arguments={fixed_arguments(told, training)}", f"--machine={as_json(machine)}"]
-    backend = told["backend"]
-    launch = parse(LaunchTraining, [*words, f"--backend={backend}"])
-    if backend != "local":
-        job = training_job(launch, "0" * 32, (), attempt=1)
-        # what the API server would refuse of it is refused by its rendering
-        job.trainjob() if backend == "trainjob" else job.pytorchjob()
-    return _said(LaunchTraining, machine)
 
 
 def serving_machine(told: Configuration) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from components.extend_tokenizer.extender import ExtendTokenizer
 from components.fetch_weights.fetcher import FetchWeights
 from components.generate.generate import Generate
 from components.generate_instructions.generator import GenerateInstructions
-from components.launch_training.launcher import LaunchTraining
+from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.preparer import PrepareDataset
 from components.serve.serve import Serve
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer
 from pipelines.sizes import STAGES, Size, Training
-from zhllama.kubernetes.training_job import USER
+from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
 from zhllama.stage.options import Described, described
 from zhllama.training.options import FinetuneOptions, PretrainOptions

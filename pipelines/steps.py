@@ -21,7 +21,7 @@ from kfp.dsl.structures import InputSpec
 
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
 from zhllama.stage import images
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 

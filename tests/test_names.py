@@ -20,7 +20,7 @@ COMMANDS = {
     "convert_weights": "converter.ConvertWeights", "evaluate": "evaluate.Evaluate",
     "export_model": "exporter.ExportModel", "extend_tokenizer": "extender.ExtendTokenizer",
     "fetch_weights": "fetcher.FetchWeights", "finetune": "finetuning.Finetune", "generate": "generate.Generate",
-    "generate_instructions": "generator.GenerateInstructions", "launch_training": "launcher.LaunchTraining",
+    "generate_instructions": "generator.GenerateInstructions", "launch_training": "options.LaunchTraining",
     "launch_training.cleanup": "cleanup.Cleanup", "launch_training.reap": "reap.Reap",
     "merge_adapters": "merger.MergeAdapters", "prepare_dataset": "preparer.PrepareDataset",
     "pretrain": "pretraining.Pretrain", "serve": "serve.Serve", "serve.check": "check.Check",

@@ -1,4 +1,5 @@
-from components.launch_training.launcher import LaunchTraining, launch_training
+from components.launch_training.launcher import launch_training
+from components.launch_training.options import LaunchTraining
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

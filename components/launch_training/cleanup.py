@@ -27,7 +27,7 @@ def cleanup(config: Cleanup) -> None:
     if config.backend == "local":
         log.info("local trainings end with their launcher: nothing to clean up")
         return
-    from components.launch_training.cluster_job import delete_unfinished
+    from components.launch_training.job_deletion import delete_unfinished
 
     deleted = delete_unfinished(config.run_id, config.namespace)
     log.info("run %s: %s", config.run_id, f"deleted {', '.join(deleted)}" if deleted else "no job was left")

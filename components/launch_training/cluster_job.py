@@ -1,69 +1,40 @@
 """A training job on a cluster: created once, followed to its end, deleted on a cancel.
 
-Level-triggered: watches on the job and its pods only wake the loop, which then reads both and judges them
-(job_state.py), so a watch that breaks or misses an event costs at most LOOK_EVERY seconds. The job's name is a function
-of run, stage and attempt: a launcher that starts again, or a second one, finds the job by it and goes on following.
-Nothing is remembered but on the API server.
+The job's name is a function of run, stage and attempt: a launcher that starts again, or a second one, finds the job by
+it and goes on following. Nothing is remembered but on the API server.
 """
 
-import hashlib
 import logging
-import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
-from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as UrllibTimeout
 
 from components.launch_training.cancel import Canceller
+from components.launch_training.cluster import Cluster, age, refused
+from components.launch_training.follower import Follower
+from components.launch_training.job_deletion import Deletion
 from components.launch_training.job_log import JobLogs
-from components.launch_training.job_state import Patience, State, Verdict, already, judge, newest, without_counts
+from components.launch_training.job_state import State, Verdict, newest
+from components.launch_training.shared_work import OtherRuns
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
-from zhllama.kubernetes import api as kubernetes_api
-from zhllama.kubernetes.api import (
-    ACCOUNT,
-    call,
-    connect,
-    delete_object,
-    delete_policy,
-    passes,
-    plain,
-    short,
-    unanswered,
-)
-from zhllama.kubernetes.job_kinds import BY_BACKEND, TRAINJOB, JobKind, has_ended, true_conditions
-from zhllama.kubernetes.network_policy import S3Network, network_policy
-from zhllama.kubernetes.training_job import LABEL, TrainingJob, label_value
+from zhllama.kubernetes.api import call, unanswered
+from zhllama.kubernetes.job_kinds import has_ended
+from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.training_job import TrainingJob
 
 log = logging.getLogger("launch")
 
-LOOK_EVERY = 60.0
-"""Seconds after which the job is looked at even if no watch said anything."""
-WATCH_SECONDS = 300
-"""How long a watch lasts. The API server ends it then, and it begins anew."""
-FIRST_REWATCH, LONGEST_REWATCH = 0.5, 15.0
-"""Seconds between a watch's end and the next one."""
-CANCEL_TIMEOUT = (2.0, 3.0)
-"""Of a request that carries out a cancel: to connect, and for the answer."""
-CANCEL_WITHIN = 20.0
-"""Seconds for which a cancel is tried; a pod's default grace period is 30."""
-LATE_EVERY = 0.5
-"""Seconds between two looks for a job whose creation was given up before the cancel."""
-MOST_ASKED = 8
-"""Pods that do not start whose events are read: they mostly say the same."""
 GONE_WITHIN = 600.0
 """Seconds for which a job of our name that is being deleted is waited for."""
 
 
 def run_on_cluster(
-    cluster: "Cluster",
+    cluster: Cluster,
     job_of: Callable[[int], TrainingJob],
     attempts: int,
     waiting_seconds: float,
@@ -83,177 +54,6 @@ def run_on_cluster(
         launch.run(attempts)
 
 
-class Cluster:
-    """The API server, as the launcher needs it: jobs of one kind, their pods, their network policies."""
-
-    def __init__(self, kind: JobKind) -> None:
-        self.kind = kind
-        self.namespace = connect()
-        self.api = client.ApiClient()
-        self._jobs = client.CustomObjectsApi(self.api)
-        self._pods = client.CoreV1Api(self.api)
-        self._policies = client.NetworkingV1Api(self.api)
-
-    def placed(self, job: TrainingJob) -> TrainingJob:
-        """The job with its namespace: its own, or this pod's."""
-        return replace(job, namespace=job.namespace or self.namespace)
-
-    # --- jobs ---------------------------------------------------------------------------------------------------------
-
-    def read(self, job: TrainingJob) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = call(
-                self._jobs.get_namespaced_custom_object, **self.kind.place, namespace=job.namespace, name=job.name
-            )
-        except ApiException as error:
-            if error.status == 404:
-                return None
-            raise unanswered(error) from error
-        return found
-
-    def jobs(self, namespace: str, selector: str, request: Callable[..., Any] = call) -> list[dict[str, Any]]:
-        """Jobs that have those labels. ApiException as it is."""
-        listed: dict[str, Any] = request(
-            self._jobs.list_namespaced_custom_object,
-            **self.kind.place,
-            namespace=namespace,
-            label_selector=selector,
-        )
-        return list(listed["items"])
-
-    def create(self, job: TrainingJob) -> dict[str, Any]:
-        """One attempt: ApiException and HTTPError as they come."""
-        manifest = job.trainjob() if self.kind is TRAINJOB else job.pytorchjob()
-        created: dict[str, Any] = self._jobs.create_namespaced_custom_object(
-            **self.kind.place, namespace=job.namespace, body=manifest, _request_timeout=kubernetes_api.TIMEOUT
-        )
-        return created
-
-    def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
-        """As kubernetes_api.delete_object."""
-        delete = self._jobs.delete_namespaced_custom_object
-        return delete_object(delete, self.kind.place, namespace, name, uid, request)
-
-    # --- what belongs to a job ----------------------------------------------------------------------------------------
-
-    def pods(self, job: TrainingJob, uid: str) -> list[dict[str, Any]]:
-        """The job's pods; not those that a job of the same name has left behind."""
-        selector = f"{self.kind.pods_label}={job.name}"
-        try:
-            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=job.namespace, label_selector=selector)
-        except ApiException as error:
-            raise unanswered(error) from error
-
-        def ours(pod: dict[str, Any]) -> bool:
-            owners = pod["metadata"].get("ownerReferences") or ()
-            return all(owner["uid"] == uid for owner in owners if owner.get("kind") == self.kind.kind)
-
-        return [pod for pod in listed["items"] if ours(pod)]
-
-    def warnings(self, job: TrainingJob, uid: str, pods: Mapping[str, str]) -> list[str]:
-        """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a
-        quota, a pod that is not admitted, a volume that is not there. `reason: message`. pods: name → uid. Events
-        outlive what they are about: those of an earlier job or pod of the same name say nothing."""
-        said: list[tuple[str, str]] = []
-        # a TrainJob's JobSet has its name, and the Job under it the name of its node role
-        names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
-        for name in (*names, *pods):
-            try:
-                listed = call(
-                    plain,
-                    call=self._pods.list_namespaced_event,
-                    namespace=job.namespace,
-                    field_selector=f"involvedObject.name={name},type=Warning",
-                )
-            except ApiException as error:
-                log.debug("events of %s: %s", name, short(error))
-                return []
-            for one in listed["items"]:
-                about = (one.get("involvedObject") or {}).get("uid")
-                if about and name in (job.name, *pods) and about != pods.get(name, uid):
-                    continue
-                when = one.get("lastTimestamp") or one.get("eventTime") or one.get("firstTimestamp") or ""
-                said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
-        return [text for _, text in sorted(said, key=lambda one: one[0])]
-
-    def create_policy(self, job: TrainingJob) -> bool:
-        """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
-        try:
-            call(
-                plain,
-                call=self._policies.create_namespaced_network_policy,
-                namespace=job.namespace,
-                body=network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", ""))),
-            )
-        except ApiException as error:
-            if error.status in (403, 404):
-                log.warning(
-                    "%s gets no NetworkPolicy of its own (%s); give this account the Role zhllama-runner. Where the "
-                    "namespace denies the rest (k8s/base), its pods reach neither each other nor S3",
-                    job.name,
-                    short(error),
-                )
-            elif error.status != 409:
-                raise _refused(self.kind, job, error, "its NetworkPolicy") from error
-            return False
-        return True
-
-    def delete_policy(self, namespace: str, name: str, request: Callable[..., Any] = call) -> None:
-        """As kubernetes_api.delete_policy."""
-        delete_policy(self._policies.delete_namespaced_network_policy, namespace, name, request)
-
-    def watches(self, namespace: str, selector: str) -> tuple[tuple[Callable[..., Any], dict[str, Any]], ...]:
-        """What to watch of the jobs with those labels, and of their pods, which carry them too."""
-        common = {"namespace": namespace, "label_selector": selector}
-        return (
-            (self._jobs.list_namespaced_custom_object, {**self.kind.place, **common}),
-            (self._pods.list_namespaced_pod, common),
-        )
-
-    def workflow(self, namespace: str) -> dict[str, Any] | None:
-        """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
-        if not self._pod_name() or namespace != self.namespace:
-            return None
-        try:
-            owners = self._pod_owners()
-        except ApiException as error:
-            log.warning("the job gets no owner: this pod cannot be read (%s)", short(error))
-            return None
-        for owner in owners:
-            if owner["kind"] == "Workflow":
-                named = {field: owner[field] for field in ("apiVersion", "kind", "name", "uid")}
-                return {**named, "controller": False, "blockOwnerDeletion": False}
-        return None
-
-    def starter(self) -> str:
-        """Eight characters for what started this launcher: the run whose pod this is (a Workflow, a Job: all of its
-        pods have them alike), else the pod. "" outside of a cluster."""
-        name = self._pod_name()
-        if not name:
-            return ""
-        try:
-            started_by = next((owner["uid"] for owner in self._pod_owners() if owner.get("controller")), name)
-        except ApiException as error:
-            if error.status not in (403, 404):
-                # what is not known for now would be another name than the one at the next start
-                raise unanswered(error) from error
-            started_by = name
-        return hashlib.sha256(started_by.encode()).hexdigest()[:8]
-
-    @staticmethod
-    def _pod_name() -> str:
-        """Of the pod that this is; "" outside of a cluster."""
-        return os.environ.get("HOSTNAME", "") if ACCOUNT.exists() else ""
-
-    def _pod_owners(self) -> list[dict[str, Any]]:
-        """What owns this pod. ApiException as it is."""
-        pod = call(plain, call=self._pods.read_namespaced_pod, name=self._pod_name(), namespace=self.namespace)
-        return list(pod["metadata"].get("ownerReferences", ()))
-
-
-# --- one stage of a run -----------------------------------------------------------------------------------------------
-
-
 class Launch:
     """The attempts at one stage of a run."""
 
@@ -267,32 +67,31 @@ class Launch:
         keep: Callable[[str, list[str]], None],
         published: Callable[[], bool],
     ) -> None:
-        self._cluster, self._job_of, self._waiting, self._keep = cluster, job_of, waiting_seconds, keep
+        self._cluster, self._job_of, self._keep = cluster, job_of, keep
         self._published = published
         self._first = job_of(1)
         labels = self._first.labels
         self._key = labels[f"{LABEL}key"]
         self._selector = ",".join(f"{LABEL}{name}={labels[f'{LABEL}{name}']}" for name in ("run", "stage"))
-        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._over = threading.Event()
+        self._follower = Follower(cluster, waiting_seconds, published, lambda: self.canceller.cancelled)
+        self._others = OtherRuns(cluster, self._follower, self._first)
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
         self._made_now: tuple[str, str] | None = None
         """The age of the job that was made just now; None of one that was there."""
-        self._posting: _Posting | None = None
+        self._posting: Posting | None = None
         self._given_up = False
         """Whether a request to create a job was not answered in time: the server may still be at it."""
-        self._cancel: _Cancel
+        self._deletion: Deletion
 
     def run(self, attempts: int) -> None:
         """To the success of one attempt; see `run_on_cluster`."""
         # the same work of another run, too
-        for listing, options in self._cluster.watches(self._first.namespace, f"{LABEL}key={self._key}"):
-            threading.Thread(target=_wake, args=(listing, options, self._woken, self._over), daemon=True).start()
+        self._follower.watch(self._first.namespace, f"{LABEL}key={self._key}")
         try:
             attempt = max(1, self._newest())
             while True:
-                if self._follow_others() or self._published():
+                if self._others.follow() or self._published():
                     return
                 job = self._job_of(attempt)
                 verdict = self._attempt(job)
@@ -312,75 +111,25 @@ class Launch:
                 # another launcher of this run may be ahead
                 attempt = max(attempt + 1, self._newest())
         finally:
-            self._over.set()
+            self._follower.stop()
 
     def _newest(self) -> int:
         try:
             return newest(self._cluster.jobs(self._first.namespace, self._selector), self._key)
         except ApiException as error:
-            raise _refused(self._cluster.kind, self._first, error) from error
-
-    # --- the same work of another run ---------------------------------------------------------------------------------
-
-    def _others(self) -> list[dict[str, Any]]:
-        """Jobs of the same work (and store) of other runs that are not over, the oldest first."""
-        try:
-            found = self._cluster.jobs(self._first.namespace, f"{LABEL}key={self._key}")
-        except ApiException as error:
-            raise _refused(self._cluster.kind, self._first, error) from error
-        run = self._first.labels[f"{LABEL}run"]
-        live = [
-            job
-            for job in found
-            if job["metadata"]["labels"].get(f"{LABEL}run") != run
-            and not has_ended(job)
-            and not job["metadata"].get("deletionTimestamp")
-        ]
-        return sorted(live, key=_age)
-
-    def _follow_others(self) -> bool:
-        """Follows the jobs that other runs have for this work, until one has made its result, or there is none more.
-
-        They are theirs: none is deleted from here, whatever becomes of this launcher. Whether the result is there.
-        """
-        while others := self._others():
-            metadata = others[0]["metadata"]
-            job = replace(self._first, name=metadata["name"])
-            run = metadata["labels"].get(f"{LABEL}run", "")
-            log.info("training job %s/%s of run %s does the same work: following it", job.namespace, job.name, run)
-            logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
-            try:
-                verdict = self._follow(job, metadata["uid"], logs)
-                logs.finish(not verdict.given_up)
-            finally:
-                logs.stop()
-            if verdict.state is State.SUCCEEDED:
-                return True
-            if verdict.state is State.WRONG_INPUT:
-                raise InputError(verdict.reason)
-            if verdict.state is State.EXPIRED:
-                # it is still there, and one of our own would have to yield to it
-                raise StorageFault(f"training job {job.name} of run {run}, which does the same work: {verdict.reason}")
-            log.warning(
-                "training job %s of run %s: %s: %s; going on from its checkpoint with a job of our own",
-                job.name,
-                run,
-                verdict.state.value,
-                verdict.reason,
-            )
-        return False
+            raise refused(self._cluster.kind, self._first, error) from error
 
     def _attempt(self, job: TrainingJob) -> Verdict:
         """Creates the job, or finds it, and follows it to its end."""
         logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
         try:
             uid = self._create(job)
-            if self._made_now and any(_age(other) < self._made_now for other in self._others()):
+            if self._made_now and any(age(other) < self._made_now for other in self._others.live()):
                 # of two runs that began at once, one trains
                 self._delete(job, uid)
                 self._forget(job, [])
                 return Verdict(State.YIELDED)
-            verdict = self._follow(job, uid, logs)
+            verdict = self._follower.follow(job, uid, logs)
             logs.finish(not verdict.given_up)
             if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
                 # one that has ended stays, and the result of one that has not may be there
@@ -411,7 +160,7 @@ class Launch:
                     "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node
                 )
                 self._current = (job.name, found["metadata"]["uid"])
-                self._made_now = _age(found)
+                self._made_now = age(found)
                 return str(found["metadata"]["uid"])
             # made by this process before a lost answer, or by another launcher of this run
             found = self._cluster.read(job)
@@ -432,7 +181,7 @@ class Launch:
                 holders = ", ".join(found["metadata"].get("finalizers", ())) or "nothing that it names"
                 raise StorageFault(f"training job {job.name} is being deleted, and {holders} keeps it; see its events")
             log.info("training job %s/%s is being deleted: waiting for its end", job.namespace, job.name)
-            self._sleep(LOOK_EVERY)
+            self._follower.sleep()
         return None
 
     def _post(self, job: TrainingJob) -> dict[str, Any] | None:
@@ -441,7 +190,7 @@ class Launch:
         def once(_request_timeout: Any) -> dict[str, Any]:
             if self.canceller.cancelled:
                 raise SystemExit(EXIT_CANCELLED)
-            self._posting = _Posting(lambda: self._cluster.create(job))
+            self._posting = Posting(lambda: self._cluster.create(job))
             try:
                 return self._posting.answer()
             except UrllibTimeout:
@@ -453,76 +202,10 @@ class Launch:
         except ApiException as error:
             if error.status == 409:
                 return None
-            raise _refused(self._cluster.kind, job, error) from error
+            raise refused(self._cluster.kind, job, error) from error
         return created
 
-    # --- to its end ---------------------------------------------------------------------------------------------------
-
-    def _follow(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
-        """Until it is over. What a launcher before this one has seen of it counts for its patience."""
-        patience = Patience(self._waiting, job.deadline_seconds, job.grace_seconds)
-        last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
-        seen_pods: dict[str, dict[str, Any]] = {}
-        while True:
-            found = self._cluster.read(job)
-            if found is not None and uid and found["metadata"]["uid"] != uid:
-                # deleted, and made again by another launcher
-                found = None
-            pods = self._cluster.pods(job, uid) if found is not None else []
-            logs.follow(pods)
-            starting = [pod["metadata"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
-            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
-            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
-            # two seconds after a job has failed its pods are gone, and with them what they said
-            seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
-            failed = found is not None and "Failed" in true_conditions(found)
-            seen = self._believed(judge(found, list(seen_pods.values()) if failed else pods, warnings), pods)
-            now = time.monotonic()
-            if looked:
-                patience.spend(last.state, now - looked)
-            else:
-                patience.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
-            verdict, looked = patience.judge(seen, job.queue), now
-            cause = f"{verdict.state}{verdict.cause or verdict.reason}"
-            if verdict.state is not last.state or cause not in said:
-                log.info(
-                    "training job %s: %s", job.name, ": ".join(filter(None, (verdict.state.value, verdict.reason)))
-                )
-            said.add(cause)
-            last = verdict
-            if verdict.over:
-                if verdict.state is State.GONE and self.canceller.cancelled:
-                    raise SystemExit(EXIT_CANCELLED)
-                return verdict
-            for warning in warnings:
-                if (cause := without_counts(warning)) not in said:
-                    log.warning("training job %s: %s", job.name, warning)
-                    said.add(cause)
-            self._sleep(LOOK_EVERY)
-
-    def _believed(self, verdict: Verdict, pods: list[dict[str, Any]]) -> Verdict:
-        """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
-        job that "succeeded" may have left nothing."""
-        done = any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
-        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED) or (done and not verdict.over):
-            try:
-                return Verdict(State.SUCCEEDED) if self._published() else verdict
-            except StorageFault as error:
-                # the verdict stands: a job goes on and is looked at again, one that is overdue still has to go
-                log.warning("whether the result is there is not known: %s", error)
-                return verdict
-        if verdict.state is State.SUCCEEDED and not self._published():
-            return Verdict(State.FAILED, "its Master ended with 0, and published no result; see its log")
-        return verdict
-
-    def _sleep(self, seconds: float) -> None:
-        """Until a watch says something."""
-        try:
-            self._woken.get(timeout=seconds)
-        except queue.Empty:
-            return
-        while not self._woken.empty():
-            self._woken.get()
+    # --- its end ------------------------------------------------------------------------------------------------------
 
     def _delete(self, job: TrainingJob, uid: str) -> None:
         """Unless it has ended: it then stays, to be looked into, for as long as its ttl says."""
@@ -548,27 +231,26 @@ class Launch:
 
     def cancel(self) -> None:
         """In the canceller's thread: the job is deleted at once, by what is known of it."""
-        self._cancel = _Cancel(self._cluster, self._first.namespace, time.monotonic() + CANCEL_WITHIN)
+        self._deletion = Deletion(self._cluster, self._first.namespace, self._selector, self._key)
         if self._current is not None:
-            self._cancel.delete(*self._current)
+            self._deletion.delete(*self._current)
         else:
             # this launcher has not looked yet; one before it may have left a job
-            self._cancel.delete_all(self._selector, self._key)
+            self._deletion.delete_all()
 
     def sweep(self) -> None:
         """Then, when the main thread creates nothing any more: what was under way, or is left."""
         if self._posting is not None:
-            self._posting.over.wait(self._cancel.left())
+            self._posting.over.wait(self._deletion.left())
         if self._current is None:
             return
-        self._cancel.delete_all(self._selector, self._key)
-        self._cancel.delete_policy(self._current[0])
-        while self._given_up and self._cancel.left() > LATE_EVERY:
-            time.sleep(LATE_EVERY)
-            self._cancel.delete_all(self._selector, self._key)
+        self._deletion.delete_all()
+        self._deletion.delete_policy(self._current[0])
+        if self._given_up:
+            self._deletion.delete_late()
 
 
-class _Posting:
+class Posting:
     """The request that creates a job, in a thread of its own: a cancel can then wait for its answer."""
 
     def __init__(self, request: Callable[[], dict[str, Any]]) -> None:
@@ -591,147 +273,3 @@ class _Posting:
         if self._error is not None:
             raise self._error
         return self._answer
-
-
-class _Cancel:
-    """The requests of a cancel: on connections of their own, each made again until it is answered or time is up."""
-
-    def __init__(self, cluster: Cluster, namespace: str, deadline: float) -> None:
-        self._cluster = cluster
-        self._namespace, self._deadline = namespace, deadline
-
-    def left(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
-
-    def _until_answered(self, request: Callable[..., Any], **options: Any) -> Any:
-        pause = 0.1
-        while True:
-            try:
-                return request(**options, _request_timeout=CANCEL_TIMEOUT)
-            except (ApiException, HTTPError) as error:
-                if not passes(error) or self.left() < pause:
-                    raise
-            time.sleep(pause)
-            pause = min(pause * 2, 2.0)
-
-    def delete(self, name: str, uid: str) -> None:
-        try:
-            if self._cluster.delete(self._namespace, name, uid, request=self._until_answered):
-                log.info("training job %s/%s deleted", self._namespace, name)
-        except (ApiException, HTTPError) as error:
-            log.warning(
-                "training job %s/%s could not be deleted (%s): the run's exit handler or the reaper will",
-                self._namespace,
-                name,
-                short(error),
-            )
-
-    def delete_all(self, selector: str, key: str) -> None:
-        """The jobs of this work that are not over, and their policies."""
-        try:
-            found = self._cluster.jobs(self._namespace, selector, request=self._until_answered)
-        except (ApiException, HTTPError) as error:
-            log.warning("whether a training job is left is not known (%s): the exit handler will see", short(error))
-            return
-        for job in found:
-            ours = job["metadata"].get("labels", {}).get(f"{LABEL}key") == key
-            if ours and not has_ended(job) and not job["metadata"].get("deletionTimestamp"):
-                self.delete(job["metadata"]["name"], job["metadata"]["uid"])
-                self.delete_policy(job["metadata"]["name"])
-
-    def delete_policy(self, name: str) -> None:
-        try:
-            self._cluster.delete_policy(self._namespace, name, request=self._until_answered)
-        except (ApiException, HTTPError) as error:
-            log.warning("the NetworkPolicy %s/%s is left: %s", self._namespace, name, short(error))
-
-
-# --- a run's exit handler ---------------------------------------------------------------------------------------------
-
-
-def delete_unfinished(run: str, namespace: str) -> list[str]:
-    """Deletes what a run has left: jobs of either kind that are not over, and jobs' policies. The jobs' names."""
-    deleted, errors = [], []
-    for kind in BY_BACKEND.values():
-        cluster = Cluster(kind)
-        place = namespace or cluster.namespace
-        try:
-            jobs = cluster.jobs(place, f"{LABEL}run={label_value(run)}")
-        except ApiException as error:
-            # without this kind's operator there are none
-            if error.status != 404:
-                errors.append(error)
-            continue
-        for job in jobs:
-            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-            try:
-                if not has_ended(job) and cluster.delete(place, name, uid):
-                    deleted.append(name)
-                cluster.delete_policy(place, name)
-            except ApiException as error:
-                errors.append(error)
-    if errors:
-        raise unanswered(errors[0])
-    return deleted
-
-
-# --- what the server refuses ------------------------------------------------------------------------------------------
-
-
-def _age(job: Mapping[str, Any]) -> tuple[str, str]:
-    """Sorts jobs by when they were made; of the same second, by their uid."""
-    return str(job["metadata"].get("creationTimestamp", "")), str(job["metadata"]["uid"])
-
-
-_MENDS_OF_403 = {
-    "quota": "free some of the quota, or ask for less",
-    "admission webhook": "mend what it names",
-    "violates PodSecurity": "let the namespace's Pod Security standard allow it",
-    "being terminated": "give another --namespace",
-}
-
-
-def _mend_of_403(error: ApiException) -> str:
-    """403 has many causes, and the server's words tell them: a Role is one of them."""
-    words = short(error)
-    return next(
-        (mend for said, mend in _MENDS_OF_403.items() if said in words), "give this account the Role zhllama-runner"
-    )
-
-
-def _refused(kind: JobKind, job: TrainingJob, error: ApiException, what: str = "") -> Exception:
-    if error.status in (400, 403, 404, 422):
-        mend = {
-            403: _mend_of_403(error),
-            404: f"install {kind.operator}, or check --namespace",
-        }.get(error.status, "mend the job's options")
-        named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")
-        return InputError(f"{named} was refused: {short(error)}; {mend}")
-    return unanswered(error)
-
-
-# --- what happens meanwhile -------------------------------------------------------------------------------------------
-
-
-def _wake(
-    listing: Callable[..., Any], options: dict[str, Any], woken: "queue.SimpleQueue[None]", over: threading.Event
-) -> None:
-    """Puts a token into `woken` for every change that a watch shows, until `over`; a broken watch begins anew, with
-    everything that is there then (no resourceVersion), so nothing that happened meanwhile is missed."""
-    pause = FIRST_REWATCH
-    while not over.is_set():
-        try:
-            for _ in watch.Watch(return_type="object").stream(
-                listing,
-                **options,
-                timeout_seconds=WATCH_SECONDS,
-                _request_timeout=(kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30),
-            ):
-                pause = FIRST_REWATCH
-                woken.put(None)
-                if over.is_set():
-                    return
-        except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
-            log.debug("watch: %s", error)
-        over.wait(pause)
-        pause = min(pause * 2, LONGEST_REWATCH)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from zhllama import storage
+from zhllama.artifacts.open import is_bare_name
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.training.options import FinetuneOptions, LoraOptions, PretrainOptions
@@ -50,10 +51,10 @@ def training_arguments(
         name = word.partition("=")[0].replace("_", "-")
         if name in OURS:
             raise InputError(f"training option {name}: {OURS[name]}; leave it out")
-    given = {"--store": store, "--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
-    if stage != "sft":
-        given["--stage"] = stage
-    arguments = [word for name, value in given.items() if value for word in (name, _absolute(name, value))]
+    arguments = [] if stage == "sft" else ["--stage", stage]
+    arguments += ["--store", storage.normalise(store)]
+    given = {"--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
+    arguments += [word for name, value in given.items() if value for word in (name, handed_on(value))]
     arguments += _without_absent(more, stage)
     parse_training(stage, arguments)
     return arguments
@@ -64,8 +65,14 @@ def parse_training(stage: str, arguments: list[str]) -> LoraOptions:
     return parse(FinetuneArguments if stage == "sft" else PretrainArguments, arguments)
 
 
-def _absolute(name: str, value: str) -> str:
-    return value if name == "--stage" else storage.normalise(value)
+def handed_on(reference: str) -> str:
+    """A reference as another process reads it, which may be in another folder."""
+    return reference if on_hub(reference) else storage.normalise(reference)
+
+
+def on_hub(reference: str) -> bool:
+    """Whether it names a repository of the Hugging Face Hub: hf://owner/name, or owner/name where no such folder is."""
+    return reference.startswith("hf://") or is_bare_name(reference)
 
 
 _ONLY_OF = {"--train-embeddings": ("sft",), "--also-lm-head": ("embeddings",)}

@@ -3,7 +3,7 @@
 from kfp import dsl
 
 from components.launch_training.cleanup import Cleanup
-from components.launch_training.launcher import LaunchTraining
+from components.launch_training.options import LaunchTraining
 from zhllama.stage.component import component_of
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 

@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.api import plain
 from zhllama.kubernetes.job_kinds import JobKind
+from zhllama.kubernetes.pod_state import containers, crash
 from zhllama.stage.log import mask
 
 log = logging.getLogger("launch")
@@ -229,15 +230,6 @@ def _lines(answer: Any, partial_too: bool) -> Iterator[bytes]:
         yield pending
 
 
-def _crashed(pod: dict[str, Any]) -> bool:
-    ends = (
-        (one.get(state) or {}).get("terminated") or {}
-        for one in (pod.get("status") or {}).get("containerStatuses") or ()
-        for state in ("state", "lastState")
-    )
-    return any(end.get("exitCode") for end in ends)
-
-
 class JobLogs:
     """The logs of one job's pods, to standard error with the pod's name before each line."""
 
@@ -254,7 +246,7 @@ class JobLogs:
         for pod in sorted(pods, key=lambda pod: not self._kind.is_first(pod)):
             name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
             # the log of a pod that crashed is gone seconds after the job has failed
-            wanted = len(self._followed) < MOST_FOLLOWED or _crashed(pod)
+            wanted = len(self._followed) < MOST_FOLLOWED or any(map(crash, containers(pod, "containerStatuses")))
             if phase in ("Running", "Succeeded", "Failed") and name not in self._followed and wanted:
                 self._followed[name] = PodLog(self._pods, self._namespace, name, self._kind.container, self)
 

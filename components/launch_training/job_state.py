@@ -1,6 +1,6 @@
 """What jobs and their pods, as the API server shows them, mean to the launcher. Pure: no clock, no network.
 
-`newest` says which attempt to go on with, `judge` how that one stands, `Patience` for how long it may stand so.
+`newest` says which attempt to go on with, `judge` how that one stands, `Deadlines` for how long it may stand so.
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import Any
 
 from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.job_kinds import true_conditions
-from zhllama.kubernetes.pod_state import pending_reason
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.pod_state import containers, pending_reason, terminations
 
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""
@@ -93,12 +93,12 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
     needed = nodes_of(job)
     if ran >= needed or ("Running" in conditions and not pods):
         return Verdict(State.RUNNING)
-    hindrance = next(filter(None, map(_hindrance, pods)), "") or _refusal(warnings)
+    pending = next(filter(None, map(_pending_reason, pods)), "") or _pending_event(warnings)
     crashed = "Restarting" in conditions or any(map(_terminations, pods))
     begin = "restarting" if crashed else "created: its pods are starting"
     if ran:
         begin = f"running, but {ran} of {needed} nodes alone"
-    return Verdict(State.WAITING, "; ".join(filter(None, (begin, hindrance))), f"{ran} {_cause(hindrance)}")
+    return Verdict(State.WAITING, "; ".join(filter(None, (begin, pending))), f"{ran} {_cause(pending)}")
 
 
 def nodes_of(job: Mapping[str, Any]) -> int:
@@ -125,13 +125,13 @@ def _runs(pod: Mapping[str, Any]) -> bool:
 
 
 _REFUSED = ("FailedCreatePod", "FailedCreateService", "FailedCreate")
-_HINDERED = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
+_PENDING = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
 
 
-def _refusal(warnings: Sequence[str]) -> str:
+def _pending_event(warnings: Sequence[str]) -> str:
     """Why a pod was not made, or does not start: it is said in Events alone, and a job with a refused pod has no status
     for ever."""
-    return next((one for one in reversed(warnings) if one.startswith(_HINDERED)), "")
+    return next((one for one in reversed(warnings) if one.startswith(_PENDING)), "")
 
 
 def _cause(text: str) -> str:
@@ -146,7 +146,7 @@ def without_counts(text: str) -> str:
 
 
 def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:
-    said = next(filter(None, map(_last_words, pods)), "")
+    said = next(filter(None, map(_termination_message, pods)), "")
     if not said:
         # the pods may be gone by now: two seconds after a job has failed they are
         said = next((one for one in reversed(warnings) if "exitCode" in one or one.startswith(_REFUSED)), "")
@@ -158,11 +158,11 @@ def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], war
     return Verdict(State.FAILED, text)
 
 
-# --- patience ---------------------------------------------------------------------------------------------------------
+# --- deadlines --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Patience:
+class Deadlines:
     """How long a job may wait and run, in seconds; 0: for ever. Waiting adds up: a job may be suspended again."""
 
     waiting: float
@@ -212,14 +212,8 @@ def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float
 
 
 def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """How the pod's containers ended, the present end first: OnFailure restarts a container inside its pod."""
-    found = []
-    for status in (pod.get("status") or {}).get("containerStatuses") or ():
-        for name in ("state", "lastState"):
-            terminated = (status.get(name) or {}).get("terminated")
-            if terminated:
-                found.append(terminated)
-    return found
+    """How the pod's containers ended."""
+    return [end for container in containers(pod, "containerStatuses") for end in terminations(container)]
 
 
 def _wrong_input(pod: Mapping[str, Any]) -> str | None:
@@ -241,7 +235,7 @@ def _wrong_input_of(warning: str) -> str | None:
     return " ".join(found[3].split()).removeprefix("error: ") or f"pod {found[1]} ended with 2; see its log"
 
 
-def _last_words(pod: Mapping[str, Any]) -> str:
+def _termination_message(pod: Mapping[str, Any]) -> str:
     name = pod["metadata"]["name"]
     for end in _terminations(pod):
         if end.get("exitCode"):
@@ -258,7 +252,7 @@ def _last_words(pod: Mapping[str, Any]) -> str:
     return ""
 
 
-def _hindrance(pod: Mapping[str, Any]) -> str:
+def _pending_reason(pod: Mapping[str, Any]) -> str:
     """Why a pod does not start, "" if nothing is known to stand in its way."""
     reason = pending_reason(pod)
     return f"pod {pod['metadata']['name']}: {reason}" if reason else ""

@@ -16,6 +16,7 @@ import threading
 import time
 
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
+from zhllama.kubernetes.node_environment import local_environments
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.training.cores import allowed_cores
@@ -28,7 +29,7 @@ def run_local(job: TrainingJob) -> None:
     environment = {**os.environ, **job.environment}
     share = max(1, allowed_cores() // (job.nodes * job.processes_per_node))
     environment.setdefault("OMP_NUM_THREADS", str(share))
-    nodes = [_Node(number, job, {**environment, **own}) for number, own in enumerate(job.local_environments(_port()))]
+    nodes = [_Node(number, job, {**environment, **own}) for number, own in enumerate(local_environments(job, _port()))]
     try:
         ended: queue.SimpleQueue[_Node] = queue.SimpleQueue()
         for node in nodes:

@@ -17,7 +17,7 @@ class Reap:
     namespace: str = ""
     """Where; empty: this pod's namespace."""
     older_than: str = "10m"
-    """Jobs that were created longer ago than this: 90s, 10m, 2h, 1d."""
+    """Jobs that were created longer ago than this: 90s, 10m, 2h, 1d, 1w."""
     dry_run: bool = False
     """Say what would be deleted, and delete nothing."""
 

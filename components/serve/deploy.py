@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -21,42 +21,32 @@ from components.serve.smoke import reach, try_out
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT
-from zhllama.kubernetes.model_server import PORT, VLLM_IMAGE, ModelServer
+from zhllama.kubernetes.model_server import VLLM_IMAGE, ModelServer
+from zhllama.kubernetes.names import LABEL, label_value
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.placement import mapping, tolerations
-from zhllama.kubernetes.training_job import LABEL, label_value
+from zhllama.kubernetes.serving_pod import PORT
 from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")
 
 
 def server_of(config: Serve) -> ModelServer:
-    """What `--deploy` is to deploy."""
+    """What `--deploy` is to deploy: what an option and a field call alike is the same."""
+    of = {field.name for field in fields(ModelServer)}
+    given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config) if field.name in of}
     return ModelServer(
-        name=config.name,
-        model=config.model,
-        namespace=config.namespace,
-        replicas=config.replicas,
-        gpus=config.gpus,
-        gpu_resource=config.gpu_resource,
-        cpu=config.cpu,
-        memory=config.memory,
-        shared_memory=config.shared_memory,
-        ephemeral_storage=config.ephemeral_storage,
-        context_length=config.context_length,
-        s3_secret="" if config.s3_secret == "none" else config.s3_secret,
-        api_key_secret=config.api_key_secret,
-        pull_secret=config.pull_secret,
-        proxy_secret=config.proxy_secret,
-        ca_config_map=config.ca_config_map,
-        labels=mapping("--labels", config.labels) | ({f"{LABEL}size": label_value(config.size)} if config.size else {}),
+        **given
+        | {
+            "s3_secret": "" if config.s3_secret == "none" else config.s3_secret,
+            "labels": mapping("--labels", config.labels)
+            | ({f"{LABEL}size": label_value(config.size)} if config.size else {}),
+            "node_selector": mapping("--node-selector", config.node_selector),
+            "tolerations": tolerations("--tolerations", config.tolerations),
+            "vllm_image": config.vllm_image or VLLM_IMAGE,
+        },
         s3=S3Network.at(os.environ.get("ZHLLAMA_S3_ENDPOINT", "")),
-        node_selector=mapping("--node-selector", config.node_selector),
-        tolerations=tolerations("--tolerations", config.tolerations),
         start_seconds=config.wait_minutes * 60,
-        stop_first=config.stop_first,
-        openshift=config.openshift,
-        vllm_image=config.vllm_image or VLLM_IMAGE,
     )
 
 

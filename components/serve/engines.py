@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling
-from zhllama.kubernetes.model_server import vllm_sampling
+from zhllama.kubernetes.serving_pod import vllm_sampling
 
 Name = Literal["auto", "transformers", "llama.cpp", "vllm"]
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from zhllama.errors import EXIT_INPUT
+from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
 
 REVISION = "deployment.kubernetes.io/revision"
 
@@ -138,24 +139,10 @@ def _joined(*parts: str) -> str:
     return "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
 
 
-def _containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
-    status = pod.get("status", {})
-    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
-
-
-def _ended(container: dict[str, Any]) -> dict[str, Any] | None:
-    """How the container last ended, if it has."""
-    for name in ("state", "lastState"):
-        found: dict[str, Any] | None = container.get(name, {}).get("terminated")
-        if found is not None and found.get("exitCode"):
-            return found
-    return None
-
-
 def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
     for pod in pods:
-        for container in pod.get("status", {}).get("initContainerStatuses", ()):
-            end = _ended(container)
+        for container in containers(pod, "initContainerStatuses"):
+            end = crash(container)
             if end is not None and end["exitCode"] == EXIT_INPUT:
                 message = (end.get("message") or "").strip().splitlines()
                 return message[-1].removeprefix("error: ") if message else "the model is not fit to be served"
@@ -167,17 +154,15 @@ def _why(pods: Sequence[dict[str, Any]]) -> str:
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     for pod in staying:
         name = pod["metadata"]["name"]
-        for condition in pod.get("status", {}).get("conditions", ()):
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                return f"{name}: {condition.get('reason', '')}: {condition.get('message', '')}"
-        for container in _containers(pod):
-            end = _ended(container)
-            waiting = container.get("state", {}).get("waiting") or {}
+        if reason := unschedulable(pod):
+            return f"{name}: {reason}"
+        for container in containers(pod):
+            end = crash(container)
             if end is not None:
                 last = (end.get("message") or end.get("reason") or "").strip().splitlines()[-1:]
                 return f"{name}: {container['name']} ended with {end['exitCode']}: {''.join(last)}"
-            if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-                return f"{name}: {container['name']}: {waiting['reason']}: {waiting.get('message', '')}"
+            if reason := waiting_reason(container):
+                return f"{name}: {container['name']}: {reason}"
     for pod in staying:
         for condition in pod.get("status", {}).get("conditions", ()):
             if condition["type"] == "Ready" and condition["status"] == "False" and condition.get("message"):

@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from components.serve.served_folder import LINES
 from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.api import short
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -115,7 +116,7 @@ class _Tried:
         try:
             return int(self._client.get(path, headers=headers).status_code)
         except httpx2.HTTPError as error:
-            raise StorageFault(f"{self.address}{path}: {_line(error)}") from error
+            raise StorageFault(f"{self.address}{path}: {short(error)}") from error
 
     def _read(self, path: str, ask: Any) -> Any:
         try:
@@ -125,11 +126,7 @@ class _Tried:
             answer.raise_for_status()
             return _checked(path, answer.json())
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise StorageFault(f"{self.address}{path}: {type(error).__name__}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            raise StorageFault(f"{self.address}{path}: {type(error).__name__}: {short(error)}") from error
 
 
 def _checked(path: str, value: Any) -> Any:

@@ -154,8 +154,9 @@ def gc(given: argparse.Namespace) -> None:
 
     from pipelines import inventory
     from zhllama.progress import human
+    from zhllama.stage.durations import read_duration
 
-    older_than, now = inventory.age(given.older_than), datetime.now(UTC)
+    older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
     with _reaching_store(given) as store:
         found, damaged = inventory.unreferenced(store, older_than, now)
         freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import options
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_manifest import lost_in_trainjob, trainjob
+from zhllama.kubernetes.node_environment import pod_environment
 
 if TYPE_CHECKING:
     from pipelines.configuration import Configuration
@@ -232,7 +234,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
     )
     print(render.as_yaml(job, given.api, _s3(given)), end="")
     if given.api == "trainjob":
-        for lost in job.lost_in_trainjob():
+        for lost in lost_in_trainjob(job):
             print(f"not in a TrainJob: {lost}", file=sys.stderr)
 
 
@@ -289,8 +291,8 @@ def show_environment(given: argparse.Namespace) -> None:
     if not 0 <= given.node < job.nodes:
         raise InputError(f"--node {given.node}: the job has nodes 0 to {job.nodes - 1}")
     if given.api == "trainjob":
-        job.trainjob()  # InputError for an elastic one
-    for name, value in sorted(job.pod_environment(given.node, given.api).items()):
+        trainjob(job)  # InputError for an elastic one
+    for name, value in sorted(pod_environment(job, given.node, given.api).items()):
         print(f"{name}={value}")
 
 

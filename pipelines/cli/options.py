@@ -60,7 +60,7 @@ def configured(
     """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
     can be compiled from."""
     from pipelines.configuration import configure
-    from zhllama.kubernetes.training_job import uid
+    from zhllama.kubernetes.pod_security import uid
 
     texts = settings(given.settings)
     of_pods = {name: _pairs(f"--{name}", getattr(given, name, [])) for name in ("label", "annotation")}

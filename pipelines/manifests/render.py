@@ -6,50 +6,40 @@ A job comes with its NetworkPolicy, without which the base's denial leaves its p
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.launch_training import command
 from pipelines import sizes
-from pipelines.machines import training_options
+from pipelines.configuration import configure
+from pipelines.machines import launch_options, training_options
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_manifest import job_manifest
+from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.network_policy import S3Network, network_policy
-from zhllama.kubernetes.training_job import LABEL, TrainingJob
-from zhllama.stage.command_line import parse
-from zhllama.stage.images import image
-from zhllama.training.options import FinetuneOptions, PretrainOptions
+from zhllama.kubernetes.training_job import TrainingJob
 
-S3_SECRET = "zhllama-s3"
-SERVICE_ACCOUNT = "zhllama-training"
 FOLDER = Path(__file__).parents[2] / "k8s" / "pytorchjob"
 EXAMPLE_STORE = "s3://zhllama/artifacts"
 EXAMPLE_MODELS = {"embeddings": "extended", "lora": "stage-1", "sft": "stage-2"}
 EXAMPLE_DATASETS = {"embeddings": "text", "lora": "text", "sft": "instructions"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(PretrainOptions):
-    """pretrain's options, as they are checked here."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune(FinetuneOptions):
-    """finetune's options, as they are checked here."""
-
-
 def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: str = "") -> list[str]:
-    """The training's own arguments, not yet checked."""
-    options: dict[str, Any] = {**given, **training_options(size, stage)}
-    if stage != "sft":
-        options = {"stage": stage, **options}
-    words = [word for name, value in options.items() if value != "" for word in (f"--{name}", str(value))]
+    """The training's own arguments. InputError for what the training would not take."""
     try:
-        words += shlex.split(size.training(stage).arguments) + shlex.split(more)
+        words = shlex.split(_options(size, stage, more))
     except ValueError as error:
         raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
-    return words
+    return command.training_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
+
+
+def _options(size: Size, stage: str, more: str) -> str:
+    """The training's options, as one text: the size's, and those that come last."""
+    words = [word for name, value in training_options(size, stage).items() for word in (f"--{name}", str(value))]
+    return " ".join(filter(None, (shlex.join(words), size.training(stage).arguments, more)))
 
 
 def training_job(
@@ -63,54 +53,40 @@ def training_job(
     name: str = "",
     namespace: str = "",
     queue: str = "",
-    s3_secret: str = S3_SECRET,
-    service_account: str = SERVICE_ACCOUNT,
     arguments: str = "",
     nodes: int = 0,
     min_nodes: int = 0,
     max_nodes: int = 0,
 ) -> TrainingJob:
     """A stage's training as a job with the machines of the size (`nodes`: another number of them)."""
-    training = size.training(stage)
     addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
     for option, address in addresses.items():
         if address and not storage.is_s3(storage.normalise(address)):
             raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
-    module = "finetune" if stage == "sft" else "pretrain"
     words = training_arguments(size, stage, addresses, arguments)
-    # InputError for what the training would not take
-    options = parse(Finetune if stage == "sft" else Pretrain, words)
-    if (min_nodes or max_nodes) and options.deepspeed != "none":
-        raise InputError(
-            "--min-nodes, --max-nodes: a ZeRO checkpoint belongs to one number of processes, so an elastic job cannot "
-            "use it; add --arguments '--deepspeed none'"
-        )
-    return TrainingJob(
-        name=name or f"llama-{size.name}-{stage}",
-        command=("python", "-m", f"components.{module}", *words),
-        image=image(module),
-        namespace=namespace,
-        nodes=nodes or training.nodes,
-        min_nodes=min_nodes,
-        max_nodes=max_nodes,
-        processes_per_node=training.processes_per_node,
-        cpu=training.cpu,
-        memory=training.memory,
-        ephemeral_storage=training.ephemeral_storage,
-        shared_memory=training.shared_memory,
-        gpu_resource=training.gpu,
-        s3_secret=s3_secret,
-        service_account=service_account,
-        queue=queue,
-        # nodes: what is put to a job's Workers (k8s/components) has to know whether it has any
-        labels={f"{LABEL}size": size.name, f"{LABEL}stage": stage, f"{LABEL}nodes": str(nodes or training.nodes)},
-        deadline_seconds=training.deadline_seconds,
+    settings: dict[str, str | int] = {
+        f"{stage}_nodes": nodes,
+        f"{stage}_min_nodes": min_nodes,
+        f"{stage}_max_nodes": max_nodes,
+        "namespace": namespace,
+        "queue": queue,
+    }
+    # what a pipeline's namespace may have for all of its pods (k8s/base), a job by itself has to be told
+    plain: dict[str, str | int] = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
+    told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
+    launch = launch_options(told, stage, _options(size, stage, arguments), **addresses)
+    # nodes: what is put to a job's Workers (k8s/components) has to know whether it has any
+    labels = {"size": size.name, "stage": stage, "nodes": str(launch.nodes)}
+    return launch.job(
+        name or f"llama-{size.name}-{stage}",
+        command.command_line(stage, words),
+        {f"{LABEL}{name}": value for name, value in labels.items()},
     )
 
 
 def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = None) -> str:
     """The job's manifest and its network policy; `api`: pytorchjob or trainjob."""
-    return yaml_of([job.trainjob() if api == "trainjob" else job.pytorchjob(), network_policy(job, s3)])
+    return yaml_of([job_manifest(job, api), network_policy(job, s3)])
 
 
 def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ writes them.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +14,7 @@ from pipelines.manifests.render import kustomization, replace_files, yaml_of
 from pipelines.sizes import Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.model_server import ModelServer
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "serving"
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
@@ -28,16 +29,10 @@ def model_server(
     s3_secret `none` is none."""
     if not size.serving.gpu:
         raise InputError(f"size {size.name} has no GPUs to be served on; serve it here: python -m components.serve")
-    machine = size.serving
+    machine = asdict(size.serving)
     given: dict[str, object] = {
-        "replicas": machine.replicas,
-        "gpus": machine.gpus,
-        "gpu_resource": machine.gpu,
-        "cpu": machine.cpu,
-        "memory": machine.memory,
-        "shared_memory": machine.shared_memory,
-        "ephemeral_storage": machine.ephemeral_storage,
-        "context_length": machine.context_length,
+        "gpu_resource": machine.pop("gpu"),
+        **machine,
         "labels": {**labels, f"{LABEL}size": size.name},
         **{option: value for option, value in more.items() if value},
     }

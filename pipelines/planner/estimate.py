@@ -8,8 +8,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from components.launch_training.command import FinetuneArguments as Finetune
+from components.launch_training.command import PretrainArguments as Pretrain
 from pipelines import sizes
-from pipelines.manifests.render import Finetune, Pretrain, training_arguments
+from pipelines.manifests.render import training_arguments
 from pipelines.planner.gpus import Gpu
 from pipelines.planner.memory import FLOAT32, Moment, Setting, peak
 from pipelines.sizes import Size

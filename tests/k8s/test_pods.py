@@ -8,7 +8,7 @@ import pytest
 from pipelines import sizes
 from pipelines.manifests.check.rules import quantity
 from tests.k8s.kustomizations import OVERLAYS, Object, build, of_kind, place
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
 
 UPLOAD = 27e6
 """Bytes a second that a node uploads of a checkpoint, hashed. `make bench ONLY=checkpoint_stall` gave it on two cores

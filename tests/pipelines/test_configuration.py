@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from components.launch_training.launcher import LaunchTraining
+from components.launch_training.options import LaunchTraining
 from components.serve.serve import Serve
 from pipelines import sizes
 from pipelines.configuration import Configuration, check_for_cluster, configure, refuse_compiled

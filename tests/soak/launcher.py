@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from components.launch_training import cancel, cluster_job, job_log
-from components.launch_training.launcher import LaunchTraining, launch_training
+from components.launch_training import cancel, cluster_job, follower, job_deletion, job_log
+from components.launch_training.launcher import launch_training
+from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished, warm_up
 from tests.components.launch_training.operators import name_of, train
 from tests.kubernetes_server import Fault
@@ -44,8 +45,9 @@ RUN = "run-of-the-soak"
 PACE: tuple[tuple[Any, dict[str, Any]], ...] = (
     (kubernetes_api, {"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.1, "LONGEST_ASKED": 0.05, "TIMEOUT": (2.0, 1.5)}),
     (kubernetes_api, {"GIVE_UP_AFTER": 60.0}),
-    (cluster_job, {"LOOK_EVERY": 0.3, "WATCH_SECONDS": 1, "FIRST_REWATCH": 0.01, "LONGEST_REWATCH": 0.05}),
-    (cluster_job, {"CANCEL_TIMEOUT": (1.0, 1.0), "CANCEL_WITHIN": 10.0, "LATE_EVERY": 0.1, "GONE_WITHIN": 30.0}),
+    (follower, {"LOOK_EVERY": 0.3, "WATCH_SECONDS": 1, "FIRST_REWATCH": 0.01, "LONGEST_REWATCH": 0.05}),
+    (cluster_job, {"GONE_WITHIN": 30.0}),
+    (job_deletion, {"CANCEL_TIMEOUT": (1.0, 1.0), "CANCEL_WITHIN": 10.0, "LATE_EVERY": 0.1}),
     (job_log, {"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.05, "SILENT": 1.5, "LAST_LINES_WITHIN": 30.0}),
     (cancel, {"LEAVE_WITHIN": 5.0}),
 )

@@ -100,7 +100,7 @@ def _say(state: RetryCallState) -> None:
 
 
 @retry(retry=retry_if_exception(passes), wait=_wait, stop=_stop, before_sleep=_say, reraise=True)
-def attempted(request: Callable[..., Any], **options: Any) -> Any:
+def with_retries(request: Callable[..., Any], **options: Any) -> Any:
     return request(**options, _request_timeout=TIMEOUT)
 
 
@@ -112,7 +112,7 @@ def plain(call: Callable[..., Any], **options: Any) -> Any:
 def call(request: Callable[..., Any], **options: Any) -> Any:
     """A request, again while the server is away or busy. ApiException for an answer that will not change."""
     try:
-        return attempted(request, **options)
+        return with_retries(request, **options)
     except HTTPError as error:
         raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
 

@@ -1,13 +1,8 @@
 """A served model on a cluster, once: rendered as a Deployment with what belongs to it, or as KServe's InferenceService.
 
-vLLM's own image reads the weights straight from S3 into the GPUs (Run:ai's streamer, which that image holds): no copy
-of the model on the node. Before that an init container with our image holds manifest, sizes, shard headers and
-tokenizer against each other, since vLLM checks none of them and a wrong tokenizer only shows in the answers. Pods pass
-the *restricted* Pod Security Standard, hold no Kubernetes token, write below /tmp alone, and get S3's and the API's
-keys by secret reference.
+What its pods do: serving_pod.py.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,51 +10,25 @@ from typing import Any
 
 from zhllama.artifacts.manifest import MANIFEST, digest_of
 from zhllama.errors import InputError
-from zhllama.inference.load import Sampling
-from zhllama.kubernetes.names import check_labels, check_name, check_namespace
+from zhllama.kubernetes.names import (
+    LABEL,
+    POD_OBJECTS,
+    check_labels,
+    check_names,
+    check_namespace,
+    check_positive,
+)
 from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
-from zhllama.kubernetes.placement import place
-from zhllama.kubernetes.training_job import LABEL, USER, confined, proxy_variables, s3_variables
-from zhllama.stage.images import image
-from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
+from zhllama.kubernetes.serving_pod import PORT, serving_pod
 from zhllama.storage import is_s3, normalise
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
-PORT = 8000
 METRICS_PORT = "http"
-KEY = "API_KEY"
-"""The key of the API key's secret."""
 VERSION_LABEL = f"{LABEL}version"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
 OURS = {"app.kubernetes.io/name": "zhllama-serving", "app.kubernetes.io/managed-by": "zhllama"}
 CLIENTS_LABEL = f"{LABEL}serving-clients"
 """Namespaces with this label (`true`) may reach the server, as pods of its own may: a gateway's or Prometheus's."""
-_ENVIRONMENT = {
-    "HOME": "/tmp",
-    "TMPDIR": "/tmp",
-    # under a uid without a name some libraries ask for one
-    "USER": "zhllama",
-    "LOGNAME": "zhllama",
-    "XDG_CACHE_HOME": "/tmp/cache",
-    "HF_HOME": "/tmp/huggingface",
-    "HF_HUB_OFFLINE": "1",
-    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
-    "TRITON_CACHE_DIR": "/tmp/triton",
-}
-_CHECK_ENVIRONMENT = {"ZHLLAMA_CACHE": "/tmp/zhllama-cache"}
-_VLLM_ENVIRONMENT = {
-    "VLLM_CACHE_ROOT": "/tmp/vllm",
-    "VLLM_CONFIG_ROOT": "/tmp/vllm-config",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    # S3 servers other than AWS's have no name for each bucket, and AWS's takes this too
-    "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-_AUTHORITIES = "/tmp/authorities.pem"
-"""Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
-_VLLM_NAMES = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
-"""What vLLM calls a setting of ours. On these pods no other S3 client reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +54,6 @@ class ModelServer:
     ephemeral_storage: str = "20Gi"
     """Node-local disk for compiled kernels and the tokenizer; the weights do not touch it."""
     context_length: int = 2048
-    dtype: str = "float16"
     s3_secret: str = "zhllama-s3"
     """Secret with the S3 settings; empty: the service account's own identity."""
     api_key_secret: str = "zhllama-api-key"
@@ -122,14 +90,10 @@ class ModelServer:
                 f"--model {self.model}: pods of a cluster read the model from S3; give the s3:// reference of a "
                 "published model"
             )
-        for name in ("replicas", "gpus", "context_length", "start_seconds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1 is needed")
+        check_positive(self, "replicas", "gpus", "context_length", "start_seconds")
         if self.namespace:
             check_namespace("--namespace", self.namespace)
-        for name in ("s3_secret", "api_key_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account"):
-            if getattr(self, name):
-                check_name(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_names(self, "api_key_secret", *POD_OBJECTS)
         check_labels("label", self.labels)
         check_labels("--node-selector", self.node_selector)
 
@@ -141,7 +105,7 @@ class ModelServer:
     @property
     def version(self) -> str:
         """A digest of what the pods are: equal for equal pods."""
-        return digest_of([self._pod("server"), self.model_digest])[:12]
+        return digest_of([serving_pod(self, "server"), self.model_digest])[:12]
 
     def objects(self, kserve: bool = False, monitored: bool = False) -> list[dict[str, Any]]:
         """What is applied, in this order: network policy, Service and Deployment; `kserve`: network policy and
@@ -178,7 +142,7 @@ class ModelServer:
                 "progressDeadlineSeconds": self.start_seconds + 600,
                 "strategy": strategy,
                 "selector": {"matchLabels": self.selector},
-                "template": {"metadata": self._pod_metadata(), "spec": self._pod("server")},
+                "template": {"metadata": self._pod_metadata(), "spec": serving_pod(self, "server")},
             },
         }
 
@@ -231,7 +195,7 @@ class ModelServer:
 
     def inference_service(self) -> dict[str, Any]:
         """The same pods under KServe, in its Standard mode: a Deployment, without Knative."""
-        pod = self._pod("kserve-container")
+        pod = serving_pod(self, "kserve-container")
         return {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
@@ -252,93 +216,3 @@ class ModelServer:
     def root(self) -> str:
         """The model's prefix, without the manifest's name."""
         return normalise(self.model).removesuffix(f"/{MANIFEST}")
-
-    def _pod(self, container: str) -> dict[str, Any]:
-        pod: dict[str, Any] = {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "serviceAccountName": self.service_account,
-            "terminationGracePeriodSeconds": 60,
-            "securityContext": {
-                "runAsNonRoot": True,
-                **({} if self.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}),
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "initContainers": [self._check()],
-            "containers": [self._vllm(container)],
-            "volumes": [
-                {"name": "tmp", "emptyDir": {}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
-            ],
-        }
-        place(pod, self.ca_config_map, self.pull_secret, self.node_selector, self.tolerations)
-        return pod
-
-    def _check(self) -> dict[str, Any]:
-        resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
-        mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]
-        trusting = {}
-        if self.ca_config_map:
-            mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
-            trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES}
-        return {
-            "name": "check",
-            "image": image("serve"),
-            "command": ["python", "-m", "components.serve.check"],
-            "args": ["--model", self.model, "--context-length", str(self.context_length)],
-            "env": [
-                *_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
-                *proxy_variables(self.proxy_secret),
-                *s3_variables(self.s3_secret),
-            ],
-            "resources": {"requests": resources, "limits": dict(resources)},
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": mounts,
-            "securityContext": confined(),
-        }
-
-    def _vllm(self, name: str) -> dict[str, Any]:
-        resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
-        resources[self.gpu_resource] = str(self.gpus)
-        health = {"httpGet": {"path": "/health", "port": "http"}}
-        key = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
-        trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
-        return {
-            "name": name,
-            "image": self.vllm_image,
-            "command": ["vllm", "serve", f"{self.root}/"],
-            "args": self.vllm_arguments(),
-            "env": [
-                *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
-                {"name": "VLLM_API_KEY", "valueFrom": key},
-                *proxy_variables(self.proxy_secret),
-                *s3_variables(self.s3_secret, _VLLM_NAMES),
-            ],
-            "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-            "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
-            "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
-            "livenessProbe": {**health, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 4},
-            "resources": {"requests": resources, "limits": dict(resources)},
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
-            "securityContext": confined(),
-        }
-
-    def vllm_arguments(self) -> list[str]:
-        """vLLM's options: the weights from S3, and the recipe's sampling where a request does not say."""
-        return [
-            *("--load-format", "runai_streamer", "--served-model-name", self.name, "--port", str(PORT)),
-            *("--dtype", self.dtype, "--max-model-len", str(self.context_length)),
-            *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
-        ]
-
-
-def vllm_sampling() -> list[str]:
-    """vLLM's option for the recipe's sampling, where a request does not say."""
-    recipe = Sampling()
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
-    return ["--override-generation-config", json.dumps({name: getattr(recipe, name) for name in names})]
-
-
-def _plain(values: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value} for name, value in values.items()]

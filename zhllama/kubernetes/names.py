@@ -6,6 +6,13 @@ from collections.abc import Mapping
 
 from zhllama.errors import InputError
 
+LABEL = "zhllama.io/"
+"""Prefix of our labels: run, size, stage, key."""
+JOB_LABEL = f"{LABEL}job"
+"""On a job's pods, its name: the operators' own labels for it differ, and what selects pods needs one for both."""
+LONGEST_JOB_NAME = 63 - len("-worker-999")
+POD_OBJECTS = ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account")
+"""Options of our pods that name an object of the namespace."""
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _KEY = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -24,6 +31,25 @@ def check_name(option: str, text: str) -> None:
         raise InputError(f"{option} {text}: lower-case letters, digits, - and . are allowed in the name of an object")
 
 
+def check_names(options: object, *fields: str) -> None:
+    """InputError for what no object is called, in those fields that are set; each is an option of its name."""
+    for field in fields:
+        if value := getattr(options, field):
+            check_name(option(field), value)
+
+
+def check_positive(options: object, *fields: str) -> None:
+    """InputError for a number below 1 in those fields."""
+    for field in fields:
+        if getattr(options, field) < 1:
+            raise InputError(f"{option(field)} {getattr(options, field)}: at least 1 is needed")
+
+
+def option(field: str) -> str:
+    """`s3_secret` → `--s3-secret`."""
+    return f"--{field.replace('_', '-')}"
+
+
 def check_labels(option: str, labels: Mapping[str, str]) -> None:
     """InputError for a label that is none."""
     for key, value in labels.items():
@@ -36,3 +62,17 @@ def check_keys(option: str, annotations: Mapping[str, str]) -> None:
     for key in annotations:
         if not _KEY.fullmatch(key):
             raise InputError(f"{option} {key}: in a key letters, digits, - _ and . are allowed, at most 63")
+
+
+def label_value(text: str) -> str:
+    """The text as a label's value: what is not allowed there becomes a dash, at most 63 characters."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("-._")
+
+
+def job_name(run: str, stage: str, attempt: int) -> str:
+    """`<run>-<stage>-a<N>`, cut and cleaned to a DNS label."""
+    tail = f"-{stage}-a{attempt}"
+    clean = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
+    if not clean[:1].isalpha():
+        clean = f"run-{clean}"
+    return clean[: LONGEST_JOB_NAME - len(tail)].rstrip("-") + tail

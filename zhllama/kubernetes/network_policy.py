@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.names import check_namespace
-from zhllama.kubernetes.training_job import JOB_LABEL, TrainingJob
+from zhllama.kubernetes.names import JOB_LABEL, check_namespace
+from zhllama.kubernetes.training_job import TrainingJob
 
 DNS_PORTS = (53, 5353)
 """A policy sees a connection after its Service's address became a pod's: OpenShift's DNS pods listen on 5353."""

@@ -11,7 +11,6 @@ would run on; a label on it is enough (seen with 1.9: Failed 0.1 s later).
 """
 
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from kubernetes.client.exceptions import ApiException
 from zhllama.errors import InputError
 from zhllama.kubernetes.api import call, connect, delete_object, delete_policy, short, unanswered
 from zhllama.kubernetes.job_kinds import BY_BACKEND, PYTORCHJOB, has_ended
-from zhllama.kubernetes.training_job import LABEL
+from zhllama.kubernetes.names import LABEL
+from zhllama.stage.durations import read_duration
 
 log = logging.getLogger("reaper")
 
@@ -34,7 +34,6 @@ RUN_OF_WORKFLOW = "pipeline/runid"
 ENDED = ("Succeeded", "Failed", "Error")
 GRACE = timedelta(seconds=30)
 """What the operator and the training itself get to end a job at its deadline."""
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,6 @@ class Overdue:
     name: str
     deadline: int
     since: timedelta
-
-
-def duration(text: str, option: str) -> timedelta:
-    """`90s`, `10m`, `2h`, `1d`. InputError for anything else."""
-    found = re.fullmatch(r"(\d+)([smhd])", text)
-    if found is None:
-        raise InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 2h or 1d")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
 class Reaper:
@@ -178,7 +169,7 @@ def _why(metadata: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], o
 
 def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
     """One line for each orphan, as it is deleted (or would be). Jobs past their deadline are touched, and logged."""
-    least = duration(older_than, "--older-than")
+    least = read_duration(older_than, "--older-than")
     reaper = Reaper(namespace)
     lines = []
     for orphan in list(reaper.orphans(least)):

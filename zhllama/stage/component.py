@@ -9,7 +9,7 @@ the stage's page, any other one the manifest. What the stage made is handed on a
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_origin
 
 from kfp import dsl
 
@@ -86,7 +86,8 @@ def _inputs(
 ) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
     """Input → the option that it feeds, its type, its default."""
     for one, option in described(options).items():
-        if (one in PLUMBING and one != "store") or (only and one not in only):
+        # what stands after `--` (a tuple) has options of its own
+        if (one in PLUMBING and one != "store") or (only and one not in only) or get_origin(option.kind) is tuple:
             continue
         hint = option.kind if option.kind in _TYPES else str
         word = one.replace("_", "-")

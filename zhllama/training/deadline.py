@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from zhllama.errors import InputError, StorageFault
-from zhllama.kubernetes.training_job import DEADLINE_VARIABLE
+from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE
 
 log = logging.getLogger("training")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.manifests.check.documents import Document, Finding, Place
-from zhllama.kubernetes.training_job import RUNTIME
+from zhllama.kubernetes.job_manifest import RUNTIME
 
 TRAINING_KINDS = ("PyTorchJob", "TrainJob")
 RENDEZVOUS = ("c10d", "etcd", "etcd-v2")

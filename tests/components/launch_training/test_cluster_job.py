@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kubernetes.client.exceptions import ApiException
 
-from components.launch_training.cluster_job import Cluster, _refused
-from components.launch_training.launcher import LaunchTraining, launch_training, training_job
+from components.launch_training.cluster import Cluster, refused
+from components.launch_training.launcher import launch_training, training_job
+from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import CRDS, ROOTS
 from tests.components.launch_training.operators import fail, name_of, run, succeed, train
 from tests.kubernetes_server import Fault
@@ -28,7 +29,7 @@ PLAIN = {"training": ("--deepspeed", "none")}
 def brisk(monkeypatch):
     """No test waits for a back-off."""
     monkeypatch.setattr("zhllama.kubernetes.api.FIRST_WAIT", 0.01)
-    for module in ("job_log", "cluster_job"):
+    for module in ("job_log", "follower"):
         for name in ("FIRST_WAIT", "FIRST_REWATCH"):
             monkeypatch.setattr(f"components.launch_training.{module}.{name}", 0.02, raising=False)
 
@@ -212,7 +213,7 @@ def test_a_job_may_wait_in_its_queue_for_hours_and_be_sent_back_to_it(cluster, l
 
 
 def test_a_job_that_waits_for_too_long_is_given_up(cluster, launch, monkeypatch):
-    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.05)
     cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Suspended")
     with pytest.raises(StorageFault, match=r"waited \d+ s for queue gpus \(.*raise --waiting-seconds"):
         launch(queue="gpus", waiting_seconds=0.2)
@@ -356,8 +357,8 @@ def test_watches_may_break_at_any_time(cluster, launch, fault):
 
 def test_an_expired_watch_begins_anew(cluster, launch, monkeypatch):
     """Each watch ends at once, and its resourceVersion is forgotten."""
-    monkeypatch.setattr("components.launch_training.cluster_job.WATCH_SECONDS", 0)
-    monkeypatch.setattr("components.launch_training.cluster_job.LONGEST_REWATCH", 0.02)
+    monkeypatch.setattr("components.launch_training.follower.WATCH_SECONDS", 0)
+    monkeypatch.setattr("components.launch_training.follower.LONGEST_REWATCH", 0.02)
 
     def operate(job) -> None:
         watches = sum(one.method == "WATCH" for one in cluster.asked)
@@ -370,7 +371,7 @@ def test_an_expired_watch_begins_anew(cluster, launch, monkeypatch):
 
 
 def test_without_any_watch_the_job_is_looked_at_now_and_then(cluster, launch, monkeypatch):
-    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.05)
     cluster.fault = lambda method, path: 403 if method == "WATCH" else None
     cluster.on_create = succeed(cluster)
     launch()
@@ -407,7 +408,7 @@ def test_a_refused_job_is_wrong_input(cluster, launch, status, mend):
 def test_a_403_is_mended_by_what_the_server_says(words, mend):
     error = ApiException(403)
     error.body = json.dumps({"message": words})
-    said = str(_refused(PYTORCHJOB, TrainingJob(name="j", command=("true",)), error))
+    said = str(refused(PYTORCHJOB, TrainingJob(name="j", command=("true",)), error))
     assert words in said
     assert mend in said
 
@@ -461,7 +462,7 @@ def test_half_a_job_is_not_running(cluster, launch, caplog):
 
 def test_half_a_job_is_waited_for_no_longer_than_a_whole_one(cluster, launch, monkeypatch):
     """A refused pod leaves the job without a status, for ever: no deadline of the operator's runs."""
-    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.05)
 
     def operate(job) -> None:
         cluster.set_pod(name_of(job), "Running")
@@ -474,7 +475,7 @@ def test_half_a_job_is_waited_for_no_longer_than_a_whole_one(cluster, launch, mo
 
 
 def test_the_launcher_ends_a_job_that_outlives_its_deadline(cluster, launch, monkeypatch):
-    monkeypatch.setattr("components.launch_training.cluster_job.LOOK_EVERY", 0.05)
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.05)
     monkeypatch.setattr("components.launch_training.job_state.LATE", 0.1)
     cluster.on_create = lambda job: run(cluster, job)
     with pytest.raises(StorageFault, match=r"did not end at its deadline of 1 s; raise --deadline-seconds"):
@@ -570,7 +571,7 @@ def test_without_the_right_to_make_policies_the_job_runs_and_it_is_said(cluster,
 
 def test_in_a_pipeline_the_runs_workflow_owns_the_job(cluster, launch, monkeypatch, tmp_path):
     """And it is owned so that deleting the run deletes it, and nothing waits for it."""
-    monkeypatch.setattr("components.launch_training.cluster_job.ACCOUNT", tmp_path)
+    monkeypatch.setattr("components.launch_training.cluster.ACCOUNT", tmp_path)
     monkeypatch.setenv("HOSTNAME", "step-pod")
     workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "run-abc", "uid": "uid-run-abc"}
     pod = {"name": "step-pod", "namespace": "team", "ownerReferences": [{**workflow, "controller": True}]}
@@ -603,7 +604,7 @@ WORKFLOWS = {
 @pytest.fixture
 def named(cluster, monkeypatch, tmp_path):
     """`named(pod)`: the name of the job that a launcher without a run id makes in that pod."""
-    monkeypatch.setattr("components.launch_training.cluster_job.ACCOUNT", tmp_path)
+    monkeypatch.setattr("components.launch_training.cluster.ACCOUNT", tmp_path)
     config = LaunchTraining(stage="embeddings", model="m", dataset="d", store="s3://bucket", **PLAIN)
 
     def name(pod: str) -> str:

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from components.launch_training.command import command_line, training_arguments
-from components.launch_training.launcher import LaunchTraining
+from components.launch_training.launcher import training_job
+from components.launch_training.options import LaunchTraining
 from zhllama.errors import InputError
+from zhllama.kubernetes.node_environment import pod_environment
 
 PATHS = {"store": "s3://bucket/store", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
 
@@ -17,8 +19,8 @@ def arguments(*more: str, stage: str = "lora", adapter: str = "") -> list[str]:
 
 def test_the_command_is_the_trainings_own():
     words = command_line("lora", arguments("--max-steps", "7"))
-    assert words[:3] == ("python", "-m", "components.pretrain")
-    assert words[-4:] == ("--stage", "lora", "--max-steps", "7")
+    assert words[:5] == ("python", "-m", "components.pretrain", "--stage", "lora")
+    assert words[-2:] == ("--max-steps", "7")
     assert "--adapter" not in words
     assert command_line("sft", arguments(stage="sft"))[2] == "components.finetune"
 
@@ -69,3 +71,27 @@ def test_options_come_as_one_text_too():
     assert config.training_arguments("/out")[-4:] == ["--max-steps", "9", "--lora-targets", "q_proj, v_proj"]
     with pytest.raises(InputError, match="No closing quotation"):
         LaunchTraining(stage="lora", arguments="--lora-targets 'q_proj", **PATHS)
+
+
+@pytest.mark.parametrize("model", ["hf://owner/name", "hf://owner/name@1a2b3c/folder", "owner/name", "s3://bucket/m"])
+def test_a_reference_that_the_training_takes_is_handed_on_unchanged(model):
+    config = LaunchTraining(stage="lora", **{**PATHS, "model": model, "adapter": "hf://owner/adapter"})
+    words = config.training_arguments("/out")
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert (given["--model"], given["--adapter"]) == (model, "hf://owner/adapter")
+
+
+def test_a_folder_is_handed_on_with_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for model in ("models/zh", "./models/zh", f"file://{tmp_path}/models/zh"):
+        words = LaunchTraining(stage="lora", **{**PATHS, "model": model}).training_arguments("/out")
+        assert words[words.index("--model") + 1] == str(tmp_path / "models" / "zh")
+
+
+def test_a_job_that_reads_the_hub_may_ask_it_where_the_launcher_does(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example.com")
+    for model, said in (("hf://owner/name", ("0", "https://hub.example.com")), ("s3://bucket/m", ("1", None))):
+        config = LaunchTraining(stage="lora", **{**PATHS, "model": model})
+        found = pod_environment(training_job(config, "k" * 32, ("python",), 1), 0)
+        assert (found["HF_HUB_OFFLINE"], found.get("HF_ENDPOINT")) == said

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from components.launch_training.job_state import LATE, Patience, State, Verdict, already, judge, newest
+from components.launch_training.job_state import LATE, Deadlines, State, Verdict, already, judge, newest
 from zhllama.errors import InputError
 
 
@@ -45,7 +45,7 @@ def test_a_job_means(seen, pods, state):
     assert judge(seen, pods).state is state
 
 
-def test_a_failure_gives_the_operators_reason_and_the_pods_last_words():
+def test_a_failure_gives_the_operators_reason_and_the_pods_termination_message():
     failed = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}}
     assert judge(failed, [pod(137, "killed")]).reason == "BackoffLimitExceeded; pod p ended with 137: killed"
     evicted = {"metadata": {"name": "p"}, "status": {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}}
@@ -83,35 +83,35 @@ def test_the_newest_attempt_is_gone_on_with_even_when_the_first_have_gone():
         newest([attempt("run-lora-a1"), attempt("run-lora-a2", "other")], "k")
 
 
-# --- patience ---------------------------------------------------------------------------------------------------------
+# --- deadlines --------------------------------------------------------------------------------------------------------
 
 WAITS, RUNS = Verdict(State.WAITING, "suspended"), Verdict(State.RUNNING)
 
 
 def test_waiting_adds_up_and_running_does_not_count_as_waiting():
-    patience = Patience(waiting=100, running=1000)
+    deadlines = Deadlines(waiting=100, running=1000)
     for _ in range(2):
-        patience.spend(State.WAITING, 50)
-        patience.spend(State.RUNNING, 900)
-        assert patience.judge(WAITS, "gpus") is WAITS
-    patience.spend(State.WAITING, 1)
-    assert patience.judge(WAITS, "gpus").state is State.EXPIRED
-    assert "waited 101 s for queue gpus (suspended)" in patience.judge(WAITS, "gpus").reason
+        deadlines.spend(State.WAITING, 50)
+        deadlines.spend(State.RUNNING, 900)
+        assert deadlines.judge(WAITS, "gpus") is WAITS
+    deadlines.spend(State.WAITING, 1)
+    assert deadlines.judge(WAITS, "gpus").state is State.EXPIRED
+    assert "waited 101 s for queue gpus (suspended)" in deadlines.judge(WAITS, "gpus").reason
 
 
 def test_the_launcher_keeps_the_deadline_for_the_operator_sets_no_timer():
-    patience = Patience(waiting=1, running=1000, grace=300)
-    patience.spend(State.RUNNING, 1300 + LATE)
-    assert patience.judge(RUNS, "") is RUNS
-    patience.spend(State.RUNNING, 1)
-    assert patience.judge(RUNS, "").state is State.EXPIRED
-    assert patience.judge(Verdict(State.SUCCEEDED), "").state is State.SUCCEEDED
+    deadlines = Deadlines(waiting=1, running=1000, grace=300)
+    deadlines.spend(State.RUNNING, 1300 + LATE)
+    assert deadlines.judge(RUNS, "") is RUNS
+    deadlines.spend(State.RUNNING, 1)
+    assert deadlines.judge(RUNS, "").state is State.EXPIRED
+    assert deadlines.judge(Verdict(State.SUCCEEDED), "").state is State.SUCCEEDED
 
 
 def test_nought_is_for_ever():
-    patience = Patience(waiting=0, running=1000)
-    patience.spend(State.WAITING, 1e9)
-    assert patience.judge(WAITS, "gpus") is WAITS
+    deadlines = Deadlines(waiting=0, running=1000)
+    deadlines.spend(State.WAITING, 1e9)
+    assert deadlines.judge(WAITS, "gpus") is WAITS
 
 
 def test_a_launcher_that_starts_again_knows_for_how_long_the_job_has_waited_or_run():

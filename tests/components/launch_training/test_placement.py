@@ -2,8 +2,10 @@
 
 import pytest
 
-from components.launch_training.launcher import LaunchTraining, training_job
+from components.launch_training.launcher import training_job
+from components.launch_training.options import LaunchTraining
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_manifest import pytorchjob
 
 GIVEN = {"stage": "lora", "store": "s3://bucket/s", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
 
@@ -19,7 +21,7 @@ def test_a_job_is_placed_labelled_and_let_out_as_the_platform_asks():
         ca_config_map="authorities",
         **GIVEN,
     )
-    manifest = training_job(config, "k" * 32, ("python",), 1).pytorchjob()
+    manifest = pytorchjob(training_job(config, "k" * 32, ("python",), 1))
     assert manifest["metadata"]["annotations"] == {"a.b/c": "d"}
     assert manifest["metadata"]["labels"]["cost-centre"] == "42"
     # by this one the launcher and the reaper find their jobs

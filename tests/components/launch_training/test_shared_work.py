@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from components.launch_training.cluster_job import delete_unfinished
+from components.launch_training.job_deletion import delete_unfinished
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import name_of, run, succeed, train
 
@@ -150,7 +150,8 @@ def test_of_two_jobs_that_were_made_at_once_the_older_stays(cluster, command):
 
 
 def test_the_same_work_in_two_stores_is_two_jobs(tmp_path):
-    from components.launch_training.launcher import LaunchTraining, training_job
+    from components.launch_training.launcher import training_job
+    from components.launch_training.options import LaunchTraining
 
     made = [
         training_job(

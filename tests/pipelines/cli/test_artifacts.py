@@ -17,7 +17,6 @@ from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.manifest import Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.errors import InputError
 from zhllama.stage import program
 
 
@@ -272,15 +271,11 @@ def test_gc_leaves_a_stage_that_published_after_the_look(store):
     assert open_artifact(manifest.reference).find_corruption() == []
 
 
-@pytest.mark.parametrize(("text", "hours"), [("30m", 0.5), ("12h", 12), ("7d", 168), ("1.5d", 36), ("2w", 336)])
-def test_ages_are_read(text, hours):
-    assert inventory.age(text) == timedelta(hours=hours)
-
-
-@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 days"])
-def test_an_age_that_is_none_is_refused(text):
-    with pytest.raises(InputError, match="write a number and m, h, d or w"):
-        inventory.age(text)
+def test_gc_takes_the_durations_that_reap_takes(store, chain, zhllama):
+    for text in ("90s", "2w"):
+        assert zhllama("gc", store, "--dry-run", "--older-than", text)[0] == 0
+    code, _, err = zhllama("gc", store, "--dry-run", "--older-than", "7")
+    assert (code, "--older-than 7: write a number and a unit" in err) == (2, True)
 
 
 # --- cp ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from components.serve.serve import Serve
 from pipelines import sizes
 from pipelines.manifests import serving
 from zhllama.errors import InputError
-from zhllama.kubernetes.model_server import KEY, ModelServer
+from zhllama.kubernetes.model_server import ModelServer
+from zhllama.kubernetes.serving_pod import KEY
 from zhllama.stage.command_line import parse
 from zhllama.stage.images import image
 

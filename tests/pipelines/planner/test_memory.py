@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifests.render import Finetune, Pretrain
+from components.launch_training.command import FinetuneArguments as Finetune
+from components.launch_training.command import PretrainArguments as Pretrain
 from pipelines.planner import memory
 from pipelines.planner.estimate import flops_per_token
 from pipelines.planner.gpus import gpus

@@ -9,6 +9,7 @@ import yaml
 from pipelines.manifests.check.check import check
 from tests.network import End, allowed
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_manifest import pytorchjob, trainjob
 from zhllama.kubernetes.network_policy import S3Network, network_policy
 from zhllama.kubernetes.training_job import TrainingJob
 
@@ -23,9 +24,9 @@ def job(name: str = "run-lora-a1", **more: Any) -> TrainingJob:
 def pod(of: TrainingJob, api: str = "pytorchjob") -> End:
     """A pod of the job, with the labels that its manifest gives it."""
     if api == "pytorchjob":
-        metadata = of.pytorchjob()["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]
+        metadata = pytorchjob(of)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]
     else:
-        (patch,) = of.trainjob()["spec"]["runtimePatches"]
+        (patch,) = trainjob(of)["spec"]["runtimePatches"]
         (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
         metadata = replicated["template"]["spec"]["template"]["metadata"]
     return End(metadata["labels"])
@@ -96,7 +97,7 @@ def test_what_is_no_place_is_refused(given, said):
 
 def test_it_goes_when_the_jobs_owner_goes_and_lies_where_the_job_lies():
     metadata = network_policy(job(owner=OWNER))["metadata"]
-    assert metadata["ownerReferences"] == job(owner=OWNER).pytorchjob()["metadata"]["ownerReferences"]
+    assert metadata["ownerReferences"] == pytorchjob(job(owner=OWNER))["metadata"]["ownerReferences"]
     assert (metadata["name"], metadata["namespace"]) == ("run-lora-a1", "zhllama")
     assert metadata["labels"]["zhllama.io/stage"] == "lora"
     assert "ownerReferences" not in network_policy(job())["metadata"]

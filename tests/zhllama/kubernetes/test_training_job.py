@@ -11,7 +11,10 @@ import yaml
 
 from pipelines.manifests.check.check import check
 from zhllama.errors import InputError
-from zhllama.kubernetes.training_job import TrainingJob, job_name, label_value
+from zhllama.kubernetes.job_manifest import lost_in_trainjob, pytorchjob, trainjob
+from zhllama.kubernetes.names import job_name, label_value
+from zhllama.kubernetes.node_environment import local_environments, pod_environment, trainer_environment
+from zhllama.kubernetes.training_job import TrainingJob
 
 CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
 
@@ -62,16 +65,16 @@ ALONE = {"nodes": 1, "gpu_resource": "", "queue": "", "priority_class": "", "own
 
 @pytest.mark.parametrize("changes", [{}, ALONE, ELASTIC], ids=["two nodes", "one", "elastic"])
 def test_an_api_server_and_the_operator_take_it(changes, tmp_path):
-    assert findings(job(**changes).pytorchjob(), tmp_path) == []
+    assert findings(pytorchjob(job(**changes)), tmp_path) == []
 
 
 @pytest.mark.parametrize("changes", [{}, ALONE], ids=["two nodes", "one"])
 def test_kubeflow_trainer_takes_it(changes, tmp_path):
-    assert findings(job(**changes).trainjob(), tmp_path) == []
+    assert findings(trainjob(job(**changes)), tmp_path) == []
 
 
 def test_the_operators_schema_is_strict_here(tmp_path):
-    manifest = job().pytorchjob()
+    manifest = pytorchjob(job())
     manifest["spec"]["nprocPerNode"] = 8
     next(pods(manifest))["containers"][0]["securityContext"]["readonly"] = True
     said = " ".join(findings(manifest, tmp_path))
@@ -80,8 +83,8 @@ def test_the_operators_schema_is_strict_here(tmp_path):
 
 
 def test_a_trainjob_carries_what_it_can_and_says_what_it_cannot():
-    wanted, manifest = job(), job().trainjob()
-    (pod,) = {id(pod): pod for pod in list(pods(wanted.pytorchjob()))[:1]}.values()
+    wanted, manifest = job(), trainjob(job())
+    (pod,) = {id(pod): pod for pod in list(pods(pytorchjob(wanted)))[:1]}.values()
     trainer = manifest["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
     assert trainer["env"] == pod["containers"][0]["env"]
@@ -92,24 +95,24 @@ def test_a_trainjob_carries_what_it_can_and_says_what_it_cannot():
     for name in ("volumes", "tolerations", "nodeSelector", "serviceAccountName", "securityContext"):
         assert spec[name] == pod[name]
     assert spec["containers"][0]["securityContext"] == pod["containers"][0]["securityContext"]
-    assert manifest["metadata"] == wanted.pytorchjob()["metadata"]
+    assert manifest["metadata"] == pytorchjob(wanted)["metadata"]
     # every field of the pod's spec is carried or named
-    lost = " ".join(wanted.lost_in_trainjob())
+    lost = " ".join(lost_in_trainjob(wanted))
     assert {name for name in pod if name not in spec} == {name for name in pod if f"{name}: " in lost}
-    for name in wanted.pytorchjob()["spec"]["runPolicy"]:
+    for name in pytorchjob(wanted)["spec"]["runPolicy"]:
         assert name in lost or name in manifest["spec"]
     with pytest.raises(InputError, match="a TrainJob cannot be elastic"):
-        job(**ELASTIC).trainjob()
+        trainjob(job(**ELASTIC))
 
 
 def test_an_elastic_job_has_workers_alone_and_finds_itself_by_rendezvous():
-    manifest = job(**ELASTIC).pytorchjob()
+    manifest = pytorchjob(job(**ELASTIC))
     assert list(manifest["spec"]["pytorchReplicaSpecs"]) == ["Worker"]
     assert manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
     policy = manifest["spec"]["elasticPolicy"]
     assert (policy["minReplicas"], policy["maxReplicas"], policy["rdzvBackend"]) == (1, 4, "c10d")
     assert policy["rdzvId"] == "run-lora-a1"
-    first = job(**ELASTIC).local_environments(4711)[0]
+    first = local_environments(job(**ELASTIC), 4711)[0]
     assert first["PET_NNODES"] == "1:4"
     assert not {"RANK", "WORLD_SIZE", "PET_NODE_RANK", "MASTER_ADDR"} & set(first)
 
@@ -123,28 +126,28 @@ def test_an_elastic_range_holds_the_number_of_nodes(given):
 
 
 def test_the_pods_environment_names_secrets_and_shows_none():
-    found = job().pod_environment(1)
+    found = pod_environment(job(), 1)
     assert found["PET_MASTER_ADDR"] == "run-lora-a1-master-0"
     assert found["AWS_SECRET_ACCESS_KEY"] == "(secret zhllama-s3, key AWS_SECRET_ACCESS_KEY)"
     assert found["ZHLLAMA_S3_ENDPOINT"] == "http://s3:8333"
-    assert job(**ELASTIC).pod_environment(1)["PET_RDZV_ENDPOINT"] == "run-lora-a1-worker-0:23456"
-    trainer = job().trainer_environment(1)
+    assert pod_environment(job(**ELASTIC), 1)["PET_RDZV_ENDPOINT"] == "run-lora-a1-worker-0:23456"
+    trainer = trainer_environment(job(), 1)
     assert {name.removeprefix("PET_") for name in trainer} == {
         "NNODES", "NPROC_PER_NODE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT",
     }  # fmt: skip
 
 
 def test_the_webhooks_rules_hold():
-    manifest = job().pytorchjob()
+    manifest = pytorchjob(job())
     replicas = manifest["spec"]["pytorchReplicaSpecs"]
     assert (replicas["Master"]["replicas"], replicas["Worker"]["replicas"]) == (1, 1)
     assert manifest["spec"]["nprocPerNode"] == "8"
     assert all(pod["containers"][0]["name"] == "pytorch" for pod in pods(manifest))
-    assert "Worker" not in job(nodes=1).pytorchjob()["spec"]["pytorchReplicaSpecs"]
+    assert "Worker" not in pytorchjob(job(nodes=1))["spec"]["pytorchReplicaSpecs"]
 
 
 def test_every_job_ends_and_goes():
-    policy = job(deadline_seconds=77, ttl_seconds=88, restarts=9, nodes=1).pytorchjob()["spec"]["runPolicy"]
+    policy = pytorchjob(job(deadline_seconds=77, ttl_seconds=88, restarts=9, nodes=1))["spec"]["runPolicy"]
     assert policy == {
         "cleanPodPolicy": "Running",
         "backoffLimit": 9,
@@ -157,16 +160,16 @@ def test_every_job_ends_and_goes():
 def test_the_limit_of_restarts_grows_with_the_nodes(nodes, elastic, limit):
     """The operator adds up the restarts of all pods, and one lost node restarts every one."""
     more = dict(zip(("min_nodes", "max_nodes"), elastic))
-    assert job(restarts=3, nodes=nodes, **more).pytorchjob()["spec"]["runPolicy"]["backoffLimit"] == limit
+    assert pytorchjob(job(restarts=3, nodes=nodes, **more))["spec"]["runPolicy"]["backoffLimit"] == limit
 
 
 def test_on_openshift_pods_name_no_user():
-    (pod, *_) = pods(job(run_as_user=None).pytorchjob())
+    (pod, *_) = pods(pytorchjob(job(run_as_user=None)))
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def test_pods_pass_the_restricted_standard():
-    for pod in pods(job().pytorchjob()):
+    for pod in pods(pytorchjob(job())):
         # the operator's init container is root's, and takes the pod's user
         assert pod["securityContext"] == {
             "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
@@ -186,40 +189,40 @@ def test_pods_pass_the_restricted_standard():
 
 
 def test_requests_are_limits_with_one_gpu_for_each_process():
-    for pod in pods(job(cpu="64", memory="256Gi", ephemeral_storage="1Ti").pytorchjob()):
+    for pod in pods(pytorchjob(job(cpu="64", memory="256Gi", ephemeral_storage="1Ti"))):
         resources = pod["containers"][0]["resources"]
         wanted = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1Ti", "nvidia.com/gpu": "8"}
         assert resources["requests"] == resources["limits"] == wanted
-    (pod,) = pods(job(nodes=1, gpu_resource="").pytorchjob())
+    (pod,) = pods(pytorchjob(job(nodes=1, gpu_resource="")))
     assert "gpu" not in str(pod["containers"][0]["resources"])
 
 
 def test_secrets_come_by_reference_and_what_is_given_plainly_is_not_asked_of_them():
-    variables = next(pods(job().pytorchjob()))["containers"][0]["env"]
+    variables = next(pods(pytorchjob(job())))["containers"][0]["env"]
     names = [variable["name"] for variable in variables]
     assert len(names) == len(set(names))
     by_reference = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in variables if "valueFrom" in one}
     assert by_reference["AWS_SECRET_ACCESS_KEY"] == {"name": "zhllama-s3", "key": "AWS_SECRET_ACCESS_KEY"}
     assert by_reference["AWS_SESSION_TOKEN"]["optional"] is True
     assert "ZHLLAMA_S3_ENDPOINT" not in by_reference
-    assert not [one for one in next(pods(job(s3_secret="").pytorchjob()))["containers"][0]["env"] if "valueFrom" in one]
+    assert not [one for one in next(pods(pytorchjob(job(s3_secret=""))))["containers"][0]["env"] if "valueFrom" in one]
 
 
 def test_the_queues_label_is_on_the_job_and_not_on_its_pods():
-    manifest = job().pytorchjob()
+    manifest = pytorchjob(job())
     assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     for replicas in manifest["spec"]["pytorchReplicaSpecs"].values():
         assert not [name for name in replicas["template"]["metadata"]["labels"] if "kueue" in name]
 
 
 def test_the_workers_stop_before_the_kubelet_kills_them():
-    pod = next(pods(job(grace_seconds=600).pytorchjob()))
+    pod = next(pods(pytorchjob(job(grace_seconds=600))))
     values = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
     assert int(values["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] or 0) < pod["terminationGracePeriodSeconds"] == 600
 
 
 def test_a_local_node_has_the_variables_that_the_operator_sets():
-    first, second = job().local_environments(4711)
+    first, second = local_environments(job(), 4711)
     assert first == {
         "PYTHONUNBUFFERED": "1",
         "MASTER_ADDR": "127.0.0.1",

@@ -12,6 +12,7 @@ import pytest
 
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.kubernetes.node_environment import local_environments
 from zhllama.stage.options import StageOptions
 from zhllama.training.elastic import TrainingFault, Work, _outcome, run_workers
 
@@ -137,7 +138,7 @@ def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
             stdout=subprocess.PIPE,
             text=True,
         )
-        for own in job.local_environments(_port())
+        for own in local_environments(job, _port())
     ]
     printed = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]

@@ -13,6 +13,7 @@ from tests.soak.training import DEFAULTS, Material, Training, losses, start
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.kubernetes.node_environment import local_environments
 from zhllama.kubernetes.training_job import TrainingJob
 
 COURSE = {**DEFAULTS, "max_steps": 8, "lora_dropout": 0.0, "save_steps": 0, "eval_steps": 0, "learning_rate": 1e-3}
@@ -38,7 +39,7 @@ def nodes_of(job: TrainingJob, folder: Path, **environment: str) -> "list[subpro
     """All of the job's pods."""
     return [
         node(job, folder / f"node-{number}", {**environment, **own})
-        for number, own in enumerate(job.local_environments(_port()))
+        for number, own in enumerate(local_environments(job, _port()))
     ]
 
 
@@ -116,7 +117,7 @@ def test_an_elastic_job_that_loses_a_node_goes_on_from_s3(in_s3, s3_server, s3_s
     job = TrainingJob(name="elastic", command=command, nodes=2, min_nodes=1, max_nodes=2)
     # torch's own patience with a silent node is 15 s, with late ones 30 s
     patience = {"PET_RDZV_CONF": "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3"}
-    places = [{**patience, **s3_server.access.environment(), **own} for own in job.local_environments(_port())]
+    places = [{**patience, **s3_server.access.environment(), **own} for own in local_environments(job, _port())]
     lasting, lost = (
         Training(node(job, tmp_path / f"node-{number}", place)).follow() for number, place in enumerate(places)
     )

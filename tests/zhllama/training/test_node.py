@@ -15,7 +15,9 @@ import pytest
 
 from components.launch_training.local_job import _port
 from zhllama.errors import StorageFault
-from zhllama.kubernetes.training_job import DEADLINE_VARIABLE, TrainingJob
+from zhllama.kubernetes.node_environment import local_environments
+from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE
+from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.training.deadline import STARTED, Deadline
 from zhllama.training.node import Node
 
@@ -95,7 +97,7 @@ def cancelled(process: "subprocess.Popen[str]") -> float:
 def test_a_master_that_waits_for_its_workers_ends_at_once(start):
     port = _port()
     job = TrainingJob(name="two", command=("unused",), nodes=2)
-    master = start("publish", **job.local_environments(port)[0])
+    master = start("publish", **local_environments(job, port)[0])
     until(lambda: listens(port), master)
     assert cancelled(master) < WITHIN
 
@@ -103,7 +105,7 @@ def test_a_master_that_waits_for_its_workers_ends_at_once(start):
 @pytest.mark.slow
 def test_a_worker_node_whose_master_never_comes_ends_at_once(start):
     job = TrainingJob(name="two", command=("unused",), nodes=2)
-    node = start("publish", **job.local_environments(_port())[1])
+    node = start("publish", **local_environments(job, _port())[1])
     until(lambda: in_call(node, "libtorch_python"), node)
     assert cancelled(node) < WITHIN
 
@@ -121,7 +123,7 @@ def test_workers_that_have_not_begun_to_train_end_at_once(start, tmp_path, worke
 def test_an_elastic_node_that_waits_for_others_ends_at_once(start):
     port = _port()
     job = TrainingJob(name="two", command=("unused",), nodes=2, min_nodes=2, max_nodes=2)
-    node = start("publish", **job.local_environments(port)[0])
+    node = start("publish", **local_environments(job, port)[0])
     until(lambda: listens(port), node)
     assert cancelled(node) < WITHIN
 
@@ -163,7 +165,7 @@ def test_a_node_says_every_minute_that_it_waits(tmp_path, caplog):
 @pytest.mark.parametrize("node", [0, 1])
 def test_nodes_that_do_not_find_each_other_say_so_in_one_line(start, node):
     job = TrainingJob(name="two", command=("unused",), nodes=2)
-    alone = start("publish", **job.local_environments(_port())[node], PET_RDZV_CONF="timeout=3,read_timeout=3")
+    alone = start("publish", **local_environments(job, _port())[node], PET_RDZV_CONF="timeout=3,read_timeout=3")
     said = alone.communicate(timeout=120)[1].splitlines()
     assert alone.returncode == 1
     assert said[-1].startswith("fault: the nodes of the training did not find each other: 1 of 2 came in ")

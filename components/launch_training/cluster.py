@@ -1,0 +1,221 @@
+"""The API server, as the launcher needs it: jobs of one kind, their pods and Events, their network policies."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+
+from zhllama.errors import InputError
+from zhllama.kubernetes import api as kubernetes_api
+from zhllama.kubernetes.api import ACCOUNT, call, connect, delete_object, delete_policy, plain, short, unanswered
+from zhllama.kubernetes.job_kinds import TRAINJOB, JobKind
+from zhllama.kubernetes.job_manifest import job_manifest
+from zhllama.kubernetes.network_policy import S3Network, network_policy
+from zhllama.kubernetes.training_job import TrainingJob
+
+log = logging.getLogger("launch")
+
+
+class Cluster:
+    """The API server, as the launcher needs it: jobs of one kind, their pods, their network policies."""
+
+    def __init__(self, kind: JobKind) -> None:
+        self.kind = kind
+        self.namespace = connect()
+        self.api = client.ApiClient()
+        self._jobs = client.CustomObjectsApi(self.api)
+        self._pods = client.CoreV1Api(self.api)
+        self._policies = client.NetworkingV1Api(self.api)
+
+    def placed(self, job: TrainingJob) -> TrainingJob:
+        """The job with its namespace: its own, or this pod's."""
+        return replace(job, namespace=job.namespace or self.namespace)
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def read(self, job: TrainingJob) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = call(
+                self._jobs.get_namespaced_custom_object, **self.kind.place, namespace=job.namespace, name=job.name
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise unanswered(error) from error
+        return found
+
+    def jobs(self, namespace: str, selector: str, request: Callable[..., Any] = call) -> list[dict[str, Any]]:
+        """Jobs that have those labels. ApiException as it is."""
+        listed: dict[str, Any] = request(
+            self._jobs.list_namespaced_custom_object,
+            **self.kind.place,
+            namespace=namespace,
+            label_selector=selector,
+        )
+        return list(listed["items"])
+
+    def create(self, job: TrainingJob) -> dict[str, Any]:
+        """One attempt: ApiException and HTTPError as they come."""
+        manifest = job_manifest(job, self.kind.kind.lower())
+        created: dict[str, Any] = self._jobs.create_namespaced_custom_object(
+            **self.kind.place, namespace=job.namespace, body=manifest, _request_timeout=kubernetes_api.TIMEOUT
+        )
+        return created
+
+    def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
+        """As kubernetes_api.delete_object."""
+        delete = self._jobs.delete_namespaced_custom_object
+        return delete_object(delete, self.kind.place, namespace, name, uid, request)
+
+    # --- what belongs to a job ----------------------------------------------------------------------------------------
+
+    def pods(self, job: TrainingJob, uid: str) -> list[dict[str, Any]]:
+        """The job's pods; not those that a job of the same name has left behind."""
+        selector = f"{self.kind.pods_label}={job.name}"
+        try:
+            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=job.namespace, label_selector=selector)
+        except ApiException as error:
+            raise unanswered(error) from error
+
+        def ours(pod: dict[str, Any]) -> bool:
+            owners = pod["metadata"].get("ownerReferences") or ()
+            return all(owner["uid"] == uid for owner in owners if owner.get("kind") == self.kind.kind)
+
+        return [pod for pod in listed["items"] if ours(pod)]
+
+    def warnings(self, job: TrainingJob, uid: str, pods: Mapping[str, str]) -> list[str]:
+        """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a
+        quota, a pod that is not admitted, a volume that is not there. `reason: message`. pods: name → uid. Events
+        outlive what they are about: those of an earlier job or pod of the same name say nothing."""
+        said: list[tuple[str, str]] = []
+        # a TrainJob's JobSet has its name, and the Job under it the name of its node role
+        names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
+        for name in (*names, *pods):
+            try:
+                listed = call(
+                    plain,
+                    call=self._pods.list_namespaced_event,
+                    namespace=job.namespace,
+                    field_selector=f"involvedObject.name={name},type=Warning",
+                )
+            except ApiException as error:
+                log.debug("events of %s: %s", name, short(error))
+                return []
+            for one in listed["items"]:
+                about = (one.get("involvedObject") or {}).get("uid")
+                if about and name in (job.name, *pods) and about != pods.get(name, uid):
+                    continue
+                when = one.get("lastTimestamp") or one.get("eventTime") or one.get("firstTimestamp") or ""
+                said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
+        return [text for _, text in sorted(said, key=lambda one: one[0])]
+
+    def create_policy(self, job: TrainingJob) -> bool:
+        """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
+        try:
+            call(
+                plain,
+                call=self._policies.create_namespaced_network_policy,
+                namespace=job.namespace,
+                body=network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", ""))),
+            )
+        except ApiException as error:
+            if error.status in (403, 404):
+                log.warning(
+                    "%s gets no NetworkPolicy of its own (%s); give this account the Role zhllama-runner. Where the "
+                    "namespace denies the rest (k8s/base), its pods reach neither each other nor S3",
+                    job.name,
+                    short(error),
+                )
+            elif error.status != 409:
+                raise refused(self.kind, job, error, "its NetworkPolicy") from error
+            return False
+        return True
+
+    def delete_policy(self, namespace: str, name: str, request: Callable[..., Any] = call) -> None:
+        """As kubernetes_api.delete_policy."""
+        delete_policy(self._policies.delete_namespaced_network_policy, namespace, name, request)
+
+    def watches(self, namespace: str, selector: str) -> tuple[tuple[Callable[..., Any], dict[str, Any]], ...]:
+        """What to watch of the jobs with those labels, and of their pods, which carry them too."""
+        common = {"namespace": namespace, "label_selector": selector}
+        return (
+            (self._jobs.list_namespaced_custom_object, {**self.kind.place, **common}),
+            (self._pods.list_namespaced_pod, common),
+        )
+
+    def workflow(self, namespace: str) -> dict[str, Any] | None:
+        """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
+        if not self._pod_name() or namespace != self.namespace:
+            return None
+        try:
+            owners = self._pod_owners()
+        except ApiException as error:
+            log.warning("the job gets no owner: this pod cannot be read (%s)", short(error))
+            return None
+        for owner in owners:
+            if owner["kind"] == "Workflow":
+                named = {field: owner[field] for field in ("apiVersion", "kind", "name", "uid")}
+                return {**named, "controller": False, "blockOwnerDeletion": False}
+        return None
+
+    def starter(self) -> str:
+        """Eight characters for what started this launcher: the run whose pod this is (a Workflow, a Job: all of its
+        pods have them alike), else the pod. "" outside of a cluster."""
+        name = self._pod_name()
+        if not name:
+            return ""
+        try:
+            started_by = next((owner["uid"] for owner in self._pod_owners() if owner.get("controller")), name)
+        except ApiException as error:
+            if error.status not in (403, 404):
+                # what is not known for now would be another name than the one at the next start
+                raise unanswered(error) from error
+            started_by = name
+        return hashlib.sha256(started_by.encode()).hexdigest()[:8]
+
+    @staticmethod
+    def _pod_name() -> str:
+        """Of the pod that this is; "" outside of a cluster."""
+        return os.environ.get("HOSTNAME", "") if ACCOUNT.exists() else ""
+
+    def _pod_owners(self) -> list[dict[str, Any]]:
+        """What owns this pod. ApiException as it is."""
+        pod = call(plain, call=self._pods.read_namespaced_pod, name=self._pod_name(), namespace=self.namespace)
+        return list(pod["metadata"].get("ownerReferences", ()))
+
+
+def age(job: Mapping[str, Any]) -> tuple[str, str]:
+    """Sorts jobs by when they were made; of the same second, by their uid."""
+    return str(job["metadata"].get("creationTimestamp", "")), str(job["metadata"]["uid"])
+
+
+_MENDS_OF_403 = {
+    "quota": "free some of the quota, or ask for less",
+    "admission webhook": "mend what it names",
+    "violates PodSecurity": "let the namespace's Pod Security standard allow it",
+    "being terminated": "give another --namespace",
+}
+
+
+def _mend_of_403(error: ApiException) -> str:
+    """403 has many causes, and the server's words tell them: a Role is one of them."""
+    words = short(error)
+    return next(
+        (mend for said, mend in _MENDS_OF_403.items() if said in words), "give this account the Role zhllama-runner"
+    )
+
+
+def refused(kind: JobKind, job: TrainingJob, error: ApiException, what: str = "") -> Exception:
+    if error.status in (400, 403, 404, 422):
+        mend = {
+            403: _mend_of_403(error),
+            404: f"install {kind.operator}, or check --namespace",
+        }.get(error.status, "mend the job's options")
+        named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")
+        return InputError(f"{named} was refused: {short(error)}; {mend}")
+    return unanswered(error)

@@ -1,0 +1,151 @@
+"""Follows a job to its end: looks, judges, sleeps until something changes.
+
+Level-triggered: watches on the job and its pods only wake the loop, which then reads both and judges them
+(job_state.py), so a watch that breaks or misses an event costs at most LOOK_EVERY seconds.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes import watch
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from components.launch_training.cluster import Cluster
+from components.launch_training.job_log import JobLogs
+from components.launch_training.job_state import Deadlines, State, Verdict, already, judge, without_counts
+from zhllama.errors import EXIT_CANCELLED, StorageFault
+from zhllama.kubernetes import api as kubernetes_api
+from zhllama.kubernetes.job_kinds import true_conditions
+from zhllama.kubernetes.training_job import TrainingJob
+
+log = logging.getLogger("launch")
+
+LOOK_EVERY = 60.0
+"""Seconds after which the job is looked at even if no watch said anything."""
+WATCH_SECONDS = 300
+"""How long a watch lasts. The API server ends it then, and it begins anew."""
+FIRST_REWATCH, LONGEST_REWATCH = 0.5, 15.0
+"""Seconds between a watch's end and the next one."""
+MOST_ASKED = 8
+"""Pods that do not start whose events are read: they mostly say the same."""
+
+
+class Follower:
+    """Follows jobs of one piece of work. waiting_seconds: for how long one may wait, 0 for ever; published: whether the
+    result is there; cancelled: whether this launcher has deleted the job itself."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        waiting_seconds: float,
+        published: Callable[[], bool],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._cluster, self._waiting = cluster, waiting_seconds
+        self._published, self._cancelled = published, cancelled
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._over = threading.Event()
+
+    def watch(self, namespace: str, selector: str) -> None:
+        """Watches the jobs with those labels, and their pods, until `stop`."""
+        for listing, options in self._cluster.watches(namespace, selector):
+            threading.Thread(target=wake, args=(listing, options, self._woken, self._over), daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def follow(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
+        """Until it is over. What a launcher before this one has seen of it counts for its deadlines."""
+        deadlines = Deadlines(self._waiting, job.deadline_seconds, job.grace_seconds)
+        last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
+        seen_pods: dict[str, dict[str, Any]] = {}
+        while True:
+            found = self._cluster.read(job)
+            if found is not None and uid and found["metadata"]["uid"] != uid:
+                # deleted, and made again by another launcher
+                found = None
+            pods = self._cluster.pods(job, uid) if found is not None else []
+            logs.follow(pods)
+            starting = [pod["metadata"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
+            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
+            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
+            # two seconds after a job has failed its pods are gone, and with them what they said
+            seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
+            failed = found is not None and "Failed" in true_conditions(found)
+            seen = self._believed(judge(found, list(seen_pods.values()) if failed else pods, warnings), pods)
+            now = time.monotonic()
+            if looked:
+                deadlines.spend(last.state, now - looked)
+            else:
+                deadlines.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
+            verdict, looked = deadlines.judge(seen, job.queue), now
+            cause = f"{verdict.state}{verdict.cause or verdict.reason}"
+            if verdict.state is not last.state or cause not in said:
+                log.info(
+                    "training job %s: %s", job.name, ": ".join(filter(None, (verdict.state.value, verdict.reason)))
+                )
+            said.add(cause)
+            last = verdict
+            if verdict.over:
+                if verdict.state is State.GONE and self._cancelled():
+                    raise SystemExit(EXIT_CANCELLED)
+                return verdict
+            for warning in warnings:
+                if (cause := without_counts(warning)) not in said:
+                    log.warning("training job %s: %s", job.name, warning)
+                    said.add(cause)
+            self.sleep()
+
+    def _believed(self, verdict: Verdict, pods: list[dict[str, Any]]) -> Verdict:
+        """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
+        job that "succeeded" may have left nothing."""
+        done = any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
+        if verdict.state in (State.FAILED, State.GONE, State.EXPIRED) or (done and not verdict.over):
+            try:
+                return Verdict(State.SUCCEEDED) if self._published() else verdict
+            except StorageFault as error:
+                # the verdict stands: a job goes on and is looked at again, one that is overdue still has to go
+                log.warning("whether the result is there is not known: %s", error)
+                return verdict
+        if verdict.state is State.SUCCEEDED and not self._published():
+            return Verdict(State.FAILED, "its Master ended with 0, and published no result; see its log")
+        return verdict
+
+    def sleep(self) -> None:
+        """Until a watch says something, or it is time to look."""
+        try:
+            self._woken.get(timeout=LOOK_EVERY)
+        except queue.Empty:
+            return
+        while not self._woken.empty():
+            self._woken.get()
+
+
+def wake(
+    listing: Callable[..., Any], options: dict[str, Any], woken: "queue.SimpleQueue[None]", over: threading.Event
+) -> None:
+    """Puts a token into `woken` for every change that a watch shows, until `over`; a broken watch begins anew, with
+    everything that is there then (no resourceVersion), so nothing that happened meanwhile is missed."""
+    pause = FIRST_REWATCH
+    while not over.is_set():
+        try:
+            for _ in watch.Watch(return_type="object").stream(
+                listing,
+                **options,
+                timeout_seconds=WATCH_SECONDS,
+                _request_timeout=(kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30),
+            ):
+                pause = FIRST_REWATCH
+                woken.put(None)
+                if over.is_set():
+                    return
+        except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
+            log.debug("watch: %s", error)
+        over.wait(pause)
+        pause = min(pause * 2, LONGEST_REWATCH)

@@ -1,0 +1,146 @@
+"""launch_training's options: the training, its inputs, and what its job gets of a cluster (JobOptions).
+
+`job` is the one translation of them to a TrainingJob. A pipeline that is compiled, a manifest that is rendered and a
+launcher make their job there.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from components.launch_training.command import on_hub, parse_training, training_arguments, training_module
+from zhllama.artifacts.manifest import Input
+from zhllama.errors import InputError
+from zhllama.kubernetes.job_options import JobOptions
+from zhllama.kubernetes.placement import mapping, tolerations
+from zhllama.kubernetes.pod_security import USER, uid
+from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.stage.images import image
+from zhllama.stage.options import NotKeyed, Ref, StageOptions
+from zhllama.training.options import TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchTraining(JobOptions, StageOptions):
+    """Run a training as a job. What stands after `--` goes to the training: pretrain's or finetune's options."""
+
+    stage: Literal["embeddings", "lora", "sft"]
+    """embeddings and lora run pretrain, sft runs finetune."""
+    model: Ref
+    """Reference to the model that is trained."""
+    dataset: Ref
+    """Reference to the packed dataset."""
+    adapter: Ref = ""
+    """Reference to an adapter to go on from."""
+    backend: NotKeyed[Literal["pytorchjob", "trainjob", "local"]] = "pytorchjob"
+    """pytorchjob: on a cluster with Kubeflow's training operator; trainjob: with Kubeflow Trainer; local: as processes
+    of this machine."""
+    machine: NotKeyed[str] = ""
+    """Options of this command as one JSON object, {"memory": "64Gi", "nodes": 2}; one that is given by itself wins."""
+    size: NotKeyed[str] = ""
+    """Name of the model size, a label on the job."""
+    training_image: str = ""
+    """The training's image; empty: pretrain's or finetune's of this version."""
+    s3_endpoint: NotKeyed[str] = ""
+    """The S3 server's address for the job; empty: this process's ZHLLAMA_S3_ENDPOINT."""
+    run_as_user: NotKeyed[str] = str(USER)
+    """The uid of the job's pods; none leaves it to the cluster, as OpenShift wants it."""
+    run_id: NotKeyed[str] = ""
+    """Names the job: `<run id>-<stage>-a<attempt>`; empty: from the input key and, in a pod, its run."""
+    team: NotKeyed[str] = ""
+    """A label on the job."""
+    labels: NotKeyed[str] = ""
+    """More labels of the job and its pods, as JSON: {"cost-centre": "42"}."""
+    annotations: NotKeyed[str] = ""
+    """Annotations of the job, as JSON."""
+    node_selector: NotKeyed[str] = ""
+    """Labels of the nodes that the job's pods may run on, as JSON."""
+    tolerations: NotKeyed[str] = ""
+    """Taints that the job's pods tolerate, as JSON: [{"key": "nvidia.com/gpu", "operator": "Exists"}]."""
+    waiting_seconds: NotKeyed[int] = 604_800
+    """How long the job may wait, for its queue or for its nodes, before it is given up; 0: for ever."""
+    attempts: NotKeyed[int] = 3
+    """Jobs that may fail before the step does."""
+    arguments: str = ""
+    """More options of the training, as one text."""
+    training: tuple[str, ...] = ()
+    """Options of the training; given after `--`."""
+
+    def __post_init__(self) -> None:
+        training = parse_training(self.stage, self.training_arguments("/unknown-yet"))
+        self._check_elastic(training.deepspeed)
+        for name in ("labels", "annotations", "node_selector"):
+            mapping(f"--{name.replace('_', '-')}", getattr(self, name))
+        tolerations("--tolerations", self.tolerations)
+
+    def cache_versions(self) -> dict[str, int]:
+        # the result is the training's
+        return super().cache_versions() | {"training": TrainingOptions.cache_version}
+
+    def more_inputs(self) -> dict[str, Input]:
+        """What is no artifact to the training either: a DeepSpeed file that was edited makes another job."""
+        return parse_training(self.stage, self.training_arguments("/unknown-yet")).more_inputs()
+
+    def _check_elastic(self, deepspeed: str) -> None:
+        if not (self.min_nodes or self.max_nodes):
+            return
+        if self.backend != "pytorchjob":
+            raise InputError(f"--min-nodes, --max-nodes: a {self.backend} job cannot be elastic; leave them out")
+        if deepspeed != "none":
+            raise InputError(
+                f"--min-nodes, --max-nodes with --deepspeed {deepspeed}: ZeRO's checkpoints belong to one number of "
+                "processes; give --deepspeed none, or leave the nodes' range out"
+            )
+
+    def training_arguments(self, output: str) -> list[str]:
+        """The training's arguments; InputError when one of them is wrong."""
+        try:
+            more = (*self.training, *shlex.split(self.arguments))
+        except ValueError as error:
+            raise InputError(f"--arguments {self.arguments}: {error}; quote it as in a shell") from error
+        return training_arguments(
+            stage=self.stage,
+            store=self.store,
+            model=self.model,
+            dataset=self.dataset,
+            adapter=self.adapter,
+            output=output,
+            more=more,
+        )
+
+    @property
+    def reads_hub(self) -> bool:
+        return any(map(on_hub, (self.model, self.dataset, self.adapter)))
+
+    def job(
+        self,
+        name: str,
+        command: tuple[str, ...],
+        labels: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
+    ) -> TrainingJob:
+        """The job of that name. environment: what its pods are told where no option says so. InputError for what no job
+        can be made of."""
+        shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(JobOptions)}
+        if self.s3_secret == "none":
+            shared["s3_secret"] = ""
+        told = dict(environment or {})
+        if self.s3_endpoint:
+            told["ZHLLAMA_S3_ENDPOINT"] = self.s3_endpoint
+        if self.reads_hub:
+            # else pods never ask it
+            told["HF_HUB_OFFLINE"] = "0"
+        return TrainingJob(
+            **shared,
+            name=name,
+            command=command,
+            image=self.training_image or image(training_module(self.stage)),
+            environment=told,
+            run_as_user=uid(self.run_as_user),
+            node_selector=mapping("--node-selector", self.node_selector),
+            tolerations=tolerations("--tolerations", self.tolerations),
+            # what jobs are found by cannot be overwritten
+            labels={**mapping("--labels", self.labels), **labels},
+            annotations=mapping("--annotations", self.annotations),
+        )

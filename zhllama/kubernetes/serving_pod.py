@@ -1,0 +1,146 @@
+"""The pod of a served model: a check in an init container, then vLLM.
+
+vLLM's own image reads the weights straight from S3 into the GPUs (Run:ai's streamer, which that image holds): no copy
+of the model on the node. Before that an init container with our image holds manifest, sizes, shard headers and
+tokenizer against each other, since vLLM checks none of them and a wrong tokenizer only shows in the answers. Pods pass
+the *restricted* Pod Security Standard, hold no Kubernetes token, write below /tmp alone, and get S3's and the API's
+keys by secret reference.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zhllama.inference.load import Sampling
+from zhllama.kubernetes.placement import place
+from zhllama.kubernetes.pod_environment import proxy_variables, s3_variables
+from zhllama.kubernetes.pod_security import USER, confined
+from zhllama.stage.images import image
+from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
+
+if TYPE_CHECKING:
+    from zhllama.kubernetes.model_server import ModelServer
+
+PORT = 8000
+KEY = "API_KEY"
+"""The key of the API key's secret."""
+_ENVIRONMENT = {
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    # under a uid without a name some libraries ask for one
+    "USER": "zhllama",
+    "LOGNAME": "zhllama",
+    "XDG_CACHE_HOME": "/tmp/cache",
+    "HF_HOME": "/tmp/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    "TRITON_CACHE_DIR": "/tmp/triton",
+}
+_CHECK_ENVIRONMENT = {"ZHLLAMA_CACHE": "/tmp/zhllama-cache"}
+_VLLM_ENVIRONMENT = {
+    "VLLM_CACHE_ROOT": "/tmp/vllm",
+    "VLLM_CONFIG_ROOT": "/tmp/vllm-config",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # S3 servers other than AWS's have no name for each bucket, and AWS's takes this too
+    "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+_AUTHORITIES = "/tmp/authorities.pem"
+"""Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
+_VLLM_NAMES = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
+"""What vLLM calls a setting of ours. On these pods no other S3 client reads it."""
+
+
+def serving_pod(server: "ModelServer", container: str) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "serviceAccountName": server.service_account,
+        "terminationGracePeriodSeconds": 60,
+        "securityContext": {
+            "runAsNonRoot": True,
+            **({} if server.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [_check(server)],
+        "containers": [_vllm(server, container)],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": server.shared_memory}},
+        ],
+    }
+    place(pod, server.ca_config_map, server.pull_secret, server.node_selector, server.tolerations)
+    return pod
+
+
+def _check(server: "ModelServer") -> dict[str, Any]:
+    resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
+    mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]
+    trusting = {}
+    if server.ca_config_map:
+        mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
+        trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES}
+    return {
+        "name": "check",
+        "image": image("serve"),
+        "command": ["python", "-m", "components.serve.check"],
+        "args": ["--model", server.model, "--context-length", str(server.context_length)],
+        "env": [
+            *_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
+            *proxy_variables(server.proxy_secret),
+            *s3_variables(server.s3_secret),
+        ],
+        "resources": {"requests": resources, "limits": dict(resources)},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+        "securityContext": confined(),
+    }
+
+
+def _vllm(server: "ModelServer", name: str) -> dict[str, Any]:
+    resources = {"cpu": server.cpu, "memory": server.memory, "ephemeral-storage": server.ephemeral_storage}
+    resources[server.gpu_resource] = str(server.gpus)
+    health = {"httpGet": {"path": "/health", "port": "http"}}
+    key = {"secretKeyRef": {"name": server.api_key_secret, "key": KEY}}
+    trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if server.ca_config_map else {}
+    return {
+        "name": name,
+        "image": server.vllm_image,
+        "command": ["vllm", "serve", f"{server.root}/"],
+        "args": vllm_arguments(server),
+        "env": [
+            *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
+            {"name": "VLLM_API_KEY", "valueFrom": key},
+            *proxy_variables(server.proxy_secret),
+            *s3_variables(server.s3_secret, _VLLM_NAMES),
+        ],
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-server.start_seconds // 10)},
+        "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
+        "livenessProbe": {**health, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 4},
+        "resources": {"requests": resources, "limits": dict(resources)},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
+        "securityContext": confined(),
+    }
+
+
+def vllm_arguments(server: "ModelServer") -> list[str]:
+    """vLLM's options: the weights from S3, and the recipe's sampling where a request does not say."""
+    return [
+        *("--load-format", "runai_streamer", "--served-model-name", server.name, "--port", str(PORT)),
+        *("--dtype", "float16", "--max-model-len", str(server.context_length)),
+        *("--tensor-parallel-size", str(server.gpus), *vllm_sampling()),
+    ]
+
+
+def vllm_sampling() -> list[str]:
+    """vLLM's option for the recipe's sampling, where a request does not say."""
+    recipe = Sampling()
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return ["--override-generation-config", json.dumps({name: getattr(recipe, name) for name in names})]
+
+
+def _plain(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
