@@ -72,7 +72,7 @@ def _kustomized(wanted: dict[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="zhllama-") as made:
         folder = Path(made).resolve()
         # kustomize takes relative folders only
-        named = {
+        named: dict[str, Any] = {
             field: [os.path.relpath(K8S / part, folder) for part in wanted[field]]
             for field in ("resources", "components")
             if field in wanted

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipelines import sizes
-from pipelines.manifests.check.rules import quantity
 from tests.k8s.kustomizations import OVERLAYS, Object, build, of_kind, place
+from zhllama.kubernetes.quantity import quantity
 from zhllama.kubernetes.training_job import LABEL
 
 UPLOAD = 27e6

@@ -10,24 +10,45 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.manifests.check.documents import Document, Finding, Place
+from zhllama.kubernetes.quantity import quantity
 from zhllama.kubernetes.training_job import RUNTIME
 
 TRAINING_KINDS = ("PyTorchJob", "TrainJob")
+
+
 RENDEZVOUS = ("c10d", "etcd", "etcd-v2")
+
+
 RESTARTS = ("Always", "OnFailure", "Never", "ExitCode")
+
+
 LONGEST_JOB_NAME = 63 - len("-worker-999")
 """The operator appends to it to name pods and services, whose names are DNS labels."""
+
+
 LEAST_GRACE = 60
 """Seconds of a training pod between SIGTERM and SIGKILL: a checkpoint has to be written in them."""
+
+
 VOLUMES = (
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
 )  # fmt: skip
 """Kinds of volumes that the restricted standard allows."""
+
+
 SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+
+
 SECRET_VALUE = re.compile(r"\b(AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{30,})\b")
+
+
 NO_SECRET = re.compile(r"(_FILE|_PATH|_DIR|_URL|_NAME)$", re.IGNORECASE)
 """A variable that ends so says where a secret is, not what it is."""
+
+
 QUEUE = "kueue.x-k8s.io/queue-name"
+
+
 QUEUE_LABELS = (QUEUE, "kueue.x-k8s.io/priority-class")
 
 
@@ -143,8 +164,6 @@ def _trainjobs_pod(document: Document) -> Pod:
 
 
 # --- the training operator --------------------------------------------------------------------------------------------
-
-
 def operator(document: Document) -> Iterator[Finding]:
     """What the operators' webhooks refuse, and what they should."""
     if document.kind not in TRAINING_KINDS:
@@ -286,8 +305,6 @@ def shared_memory(document: Document) -> Iterator[Finding]:
 
 
 # --- pods -------------------------------------------------------------------------------------------------------------
-
-
 def restricted(document: Document) -> Iterator[Finding]:
     """The *restricted* Pod Security Standard (Kubernetes 1.25 and later)."""
     for pod in pods(document):
@@ -415,21 +432,6 @@ def plain_secrets(document: Document) -> Iterator[Finding]:
                         )
 
 
-# --- resources --------------------------------------------------------------------------------------------------------
-
-_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_UNITS |= {f"{prefix}i": 2.0 ** (10 * power) for power, prefix in enumerate("KMGTP", start=1)}
-
-
-def quantity(value: Any) -> float | None:
-    """A Kubernetes quantity as a number, None for what is none: `500m`, `64Gi`, `1e3`, 8."""
-    found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?\d+)?)(m|k|[KMGTP]i?)?", str(value))
-    try:
-        return float(found[1]) * _UNITS[found[2] or ""] if found else None
-    except (ValueError, KeyError):
-        return None
-
-
 def _limits(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return mapping(mapping(container.get("resources")).get("limits"))
 
@@ -511,8 +513,6 @@ def fits(document: Document, node: Node) -> Iterator[Finding]:
 
 
 # --- queues -----------------------------------------------------------------------------------------------------------
-
-
 def queue_label(document: Document) -> Iterator[Finding]:
     """Kueue reads its labels on the job itself: on a pod template or as an annotation they do nothing."""
     annotations = mapping(mapping(document.value.get("metadata")).get("annotations"))

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, TrainerControl, TrainerState
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.training import metrics as course
+from zhllama.training.hardware import peak_tflops
 from zhllama.training.metrics import (
     EVENTS,
     METRICS,
@@ -27,7 +28,6 @@ from zhllama.training.metrics import (
     Step,
     duration,
     flops_per_token,
-    peak_tflops,
 )
 from zhllama.training.model import PackedLlama
 
