@@ -311,7 +311,7 @@ class Recorder(TrainerCallback):
     def _show(self, line: Line, step: int, steps: int, now: float) -> None:
         if "eval_loss" in line:
             shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
-            log.info("step %d/%d: %s, next token right %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
+            log.info("step %d/%d: %s, next-token accuracy %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
             return
         speed = f"{line.get('tokens_per_second', 0):,.0f} tokens/s"
         if "mfu" in line:
