@@ -56,10 +56,7 @@ class Ledger:
     @property
     def charged(self) -> Tokens:
         """All that may have to be paid: billed, unseen and open."""
-        total = self.billed + self.unseen
-        for most in self.open.values():
-            total += most
-        return total
+        return sum(self.open.values(), self.billed + self.unseen)
 
     def apply(self, record: Mapping[str, Any]) -> None:
         """One line, as this program writes it."""
@@ -76,17 +73,17 @@ class Ledger:
             self.batches[record["batch"]].identity = record["id"]
         elif event == "batch ended":
             self.batches.pop(record["batch"], None)
+        elif event == "sent":
+            most = Tokens(record["prompt_tokens"], record["answer_tokens"])
+            self._sent(record["request"], record["attempt"], most)
         else:
-            self._of_request(event, record["request"], record["attempt"], record)
+            self._ended(event, record["request"], record["attempt"], record)
 
     def _sent(self, number: int, attempt: int, most: Tokens) -> None:
         self.attempts[number] = max(attempt, self.attempts.get(number, 0))
         self.open[number, attempt] = most
 
-    def _of_request(self, event: str, number: int, attempt: int, record: Mapping[str, Any]) -> None:
-        if event == "sent":
-            self._sent(number, attempt, Tokens(record["prompt_tokens"], record["answer_tokens"]))
-            return
+    def _ended(self, event: str, number: int, attempt: int, record: Mapping[str, Any]) -> None:
         most = self.open.pop((number, attempt), Tokens())
         if event == "failed":
             self.failures[record["reason"]] = self.failures.get(record["reason"], 0) + 1
