@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.manifests.check.check import check, node_of
 from pipelines.manifests.check.documents import Document, read_documents
-from pipelines.manifests.check.rules import Node
+from pipelines.manifests.check.pod_rules import Node
 from zhllama.errors import InputError
 from zhllama.kubernetes.quantity import quantity
 
