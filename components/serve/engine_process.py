@@ -2,7 +2,7 @@
 
 It stays in our process group, so that what ends the group (Ctrl-C, a runner) ends it too; a signal to us alone is
 passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log, a record
-a line. It cannot be reached from another machine: keys, limits and metrics are the front's (front.py).
+a line. It cannot be reached from another machine: keys, limits and metrics are the gateway's (gateway.py).
 """
 
 import collections
@@ -59,7 +59,7 @@ class EngineProcess:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").strip()
-            # what is asked is the front's to record
+            # what is asked is the gateway's to record
             if line and '" 200' not in line and "[Request received]" not in line:
                 self._last.append(line)
                 log.info("%s", line)

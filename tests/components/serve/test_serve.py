@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from components.serve.engine_process import free_port
-from components.serve.here import listening, served
+from components.serve.local import listening, served
 from components.serve.serve import SAMPLES, Serve, serve_and_ask
 from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
 from zhllama.artifacts.open import open_artifact
