@@ -1,6 +1,6 @@
 from components.evaluate.evaluate import evaluate
 from components.evaluate.options import Evaluate
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(Evaluate, evaluate, packages=("torch", "transformers", "sentencepiece"))

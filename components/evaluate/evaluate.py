@@ -13,9 +13,12 @@ from components.evaluate.measure import ANSWER_TOKENS, measure
 from components.evaluate.options import Evaluate, labels_of
 from components.evaluate.report import REPORT_JSON
 from components.evaluate.trainings import read_trainings
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
-from zhllama.stage.cli import REPORT, split_references
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.stage.options import split_references
 from zhllama.stage.report_figures import figures_table
+from zhllama.stage.run import REPORT
 
 
 def evaluate(config: Evaluate, out: ArtifactWriter) -> Manifest:

@@ -9,8 +9,9 @@ from typing import Any
 from components.evaluate.exams import Exam, read_exam
 from components.evaluate.options import Evaluate, shots_of, split
 from components.evaluate.selection import Selection, choose_items, choose_texts, content_hash
-from zhllama.artifacts.artifact import open_artifact
-from zhllama.stage.cli import split_references
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.open import open_artifact
+from zhllama.stage.options import split_references
 
 LANGUAGES = ("zh", "en")
 
@@ -76,7 +77,7 @@ def select(config: Evaluate) -> tuple[HeldOut, dict[str, Any]]:
         from components.evaluate.harness import check_tasks
 
         if config.lm_eval_tasks:
-            task_folder = open_artifact(config.lm_eval_tasks, "--lm-eval-tasks").local()
+            task_folder = materialize(open_artifact(config.lm_eval_tasks, "--lm-eval-tasks"))
         check_tasks(tasks, task_folder)
     samples = [
         *fixed_prompts(config.prompts, config.max_prompts),

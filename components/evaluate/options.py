@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from zhllama.errors import InputError
-from zhllama.stage.cli import Ref, Refs, StageOptions, split_references
+from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 
 
 @dataclass(frozen=True, kw_only=True)

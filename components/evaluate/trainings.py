@@ -5,9 +5,10 @@ import logging
 import math
 from typing import Any
 
-from zhllama.artifacts.artifact import Artifact, open_artifact
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.stage.cli import split_references
+from zhllama.stage.options import split_references
 
 log = logging.getLogger("evaluate")
 

@@ -1,6 +1,6 @@
 from components.generate_instructions.generator import generate_instructions
 from components.generate_instructions.options import GenerateInstructions
-from zhllama.stage.cli import main
+from zhllama.stage.run import main
 
 if __name__ == "__main__":
     main(GenerateInstructions, generate_instructions, packages=("openai", "json-repair", "rapidfuzz"))

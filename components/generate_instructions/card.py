@@ -13,7 +13,7 @@ from typing import Any
 from components.generate_instructions.catalogue import Catalogue
 from components.generate_instructions.validate import RULES, UNNAMED, share_of
 from zhllama.data.instructions import FIELDS
-from zhllama.stage.cli import configuration_of
+from zhllama.stage.options import configuration_of
 from zhllama.stage.report_page import render
 
 EDGES = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)

@@ -17,10 +17,14 @@ from components.generate_instructions.ledger import Ledger, replayed
 from components.generate_instructions.options import GenerateInstructions
 from components.generate_instructions.request import SCHEMA, Requests
 from zhllama import storage
-from zhllama.artifacts.artifact import Artifact, ArtifactWriter, Manifest, digest_of, open_artifact
+from zhllama.artifacts.manifest import Manifest, digest_of
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
-from zhllama.stage.cli import REPORT, split_references
+from zhllama.stage.options import split_references
+from zhllama.stage.run import REPORT
 
 if TYPE_CHECKING:
     from components.generate_instructions.scheduler import RequestScheduler

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from components.generate_instructions.budget import Budget
 from zhllama.errors import InputError
-from zhllama.stage.cli import Ref, Refs, StageOptions, not_keyed
+from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
 
 STRUCTURES = ("auto", "schema", "json", "none")
 
@@ -50,23 +50,23 @@ class GenerateInstructions(StageOptions):
     """Of the topics, task types and examples that are drawn."""
     fruitless: int = 5
     """Answers in a row without a new item, after which it ends."""
-    concurrency: not_keyed(int) = 16  # type: ignore[valid-type]
+    concurrency: NotKeyed[int] = 16
     """Requests on their way at the same time."""
-    requests_per_minute: not_keyed(float) = 0  # type: ignore[valid-type]
+    requests_per_minute: NotKeyed[float] = 0
     """The account's limit; 0: none. Failed attempts count."""
-    tokens_per_minute: not_keyed(float) = 0  # type: ignore[valid-type]
+    tokens_per_minute: NotKeyed[float] = 0
     """The account's limit, prompts and answers together; 0: none."""
-    timeout: not_keyed(float) = 300.0  # type: ignore[valid-type]
+    timeout: NotKeyed[float] = 300.0
     """Seconds for one answer, from the first byte sent to the last one read."""
-    structured: not_keyed(str) = "auto"  # type: ignore[valid-type]
+    structured: NotKeyed[str] = "auto"
     """Structured output: schema, json or none; auto: the first of them that the server takes."""
-    stream: not_keyed(bool) = True  # type: ignore[valid-type]
+    stream: NotKeyed[bool] = True
     """Answers come piece by piece, so that what came before a lost connection is kept."""
-    batch: not_keyed(bool) = False  # type: ignore[valid-type]
+    batch: NotKeyed[bool] = False
     """Use the Batch API: within a day, usually at half the price."""
-    batch_poll_seconds: not_keyed(float) = 60.0  # type: ignore[valid-type]
+    batch_poll_seconds: NotKeyed[float] = 60.0
     """Seconds between two looks at a batch."""
-    api_key_file: not_keyed(str) = ""  # type: ignore[valid-type]
+    api_key_file: NotKeyed[str] = ""
     """A file that holds the key (a mounted secret), in place of OPENAI_API_KEY."""
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zhllama.errors import InputError
-from zhllama.stage.cli import nearest
+from zhllama.stage.command_line import nearest
 from zhllama.training.hardware import peak_tflops
 
 FILE = Path(__file__).with_name("gpus.yaml")

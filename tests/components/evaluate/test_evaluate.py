@@ -12,9 +12,11 @@ from components.evaluate.evaluate import evaluate
 from components.evaluate.held_out import fixed_prompts
 from components.evaluate.options import Evaluate
 from components.evaluate.trainings import METRICS
-from zhllama.artifacts.artifact import ArtifactWriter, Manifest, open_artifact
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cli import run_stage
+from zhllama.stage.run import run_stage
 
 
 def options(held_out: Path, **more: Any) -> dict[str, Any]:
