@@ -14,14 +14,6 @@ from typing import Any
 from components.generate_instructions.budget import Tokens
 
 
-@dataclass(frozen=True)
-class Settled:
-    """A request that needs asking no more: what came, and how the server ended it ("stop", "length", …, "refused")."""
-
-    content: str
-    finish: str
-
-
 @dataclass
 class Batch:
     """A batch of the Batch API: the attempts in it, the server's name for it once known."""
@@ -35,7 +27,8 @@ class Batch:
 class Ledger:
     """The state that the lines make. `apply` takes one line."""
 
-    settled: dict[int, Settled] = field(default_factory=dict)
+    settled: dict[int, str] = field(default_factory=dict)
+    """Requests that need asking no more → what came; nothing of one that was refused."""
     attempts: dict[int, int] = field(default_factory=dict)
     """Request → how often it was sent."""
     billed: Tokens = field(default_factory=Tokens)
@@ -96,9 +89,9 @@ class Ledger:
                 self.billed += Tokens(record["prompt_tokens"], record["answer_tokens"])
             if record.get("model"):
                 self.models.add(record["model"])
-            self.settled.setdefault(number, Settled(record["content"], record["finish"]))
+            self.settled.setdefault(number, record["content"])
         elif event == "given up":
-            self.settled.setdefault(number, Settled("", "refused"))
+            self.settled.setdefault(number, "")
         else:
             raise ValueError(f"a journal line of an unknown event {event!r}")
 

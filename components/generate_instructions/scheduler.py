@@ -232,17 +232,13 @@ class RequestScheduler:
             alone = self._answered_at >= halfway or attempt >= MOST_ATTEMPTS
             if failures >= ATTEMPTS and alone:
                 await self.record("given up", request=number, attempt=attempt, reason=failure.reason)
-            elif failures >= ATTEMPTS or (throttled and self._nothing_since(began) > PATIENCE):
+            elif failures >= ATTEMPTS or (throttled and time.monotonic() - max(began, self._answered_at) > PATIENCE):
                 raise StorageFault(
                     f"generate_instructions: {self.config.base_url} failed {failures + throttled} times, the last time "
                     f"with: {failure.reason}; what came is kept, run this again to go on"
                 )
             else:
                 await self._wait(failure, failures + throttled)
-
-    def _nothing_since(self, began: float) -> float:
-        """Seconds without any answer, from when this request was first sent at the earliest."""
-        return time.monotonic() - max(began, self._answered_at)
 
     async def _attempt(self, request: Request, attempt: int) -> Answer | None:
         """The answer; None for a refusal, after which the dialect is plainer or the request is settled. Failed."""
@@ -328,9 +324,9 @@ class RequestScheduler:
                 self.ended = "items"
 
     def _take(self, number: int) -> None:
-        request, settled = self.requests[number], self.ledger.settled[number]
-        new = self.harvest.take_text(settled.content, request.topics, request.task_types)
-        self.last_answer = settled.content or self.last_answer
+        request, content = self.requests[number], self.ledger.settled[number]
+        new = self.harvest.take_text(content, request.topics, request.task_types)
+        self.last_answer = content or self.last_answer
         self.empty_responses = 0 if new else self.empty_responses + 1
         if self.harvest.full:
             self.ended = "items"

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,8 +111,8 @@ class Gateway:
                 routes=[
                     Route("/models", self._models),
                     Route("/models/{name}", self._models),
-                    Route("/chat/completions", self._chat, methods=["POST"]),
-                    Route("/completions", self._completion, methods=["POST"]),
+                    Route("/chat/completions", partial(self._answer, check=requests.chat), methods=["POST"]),
+                    Route("/completions", partial(self._answer, check=requests.completion), methods=["POST"]),
                 ],
             ),
         ]
@@ -167,13 +168,8 @@ class Gateway:
 
     # --- answers of the model -----------------------------------------------------------------------------------------
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, "/v1/chat/completions", requests.chat)
-
-    async def _completion(self, request: Request) -> Response:
-        return await self._answer(request, "/v1/completions", requests.completion)
-
-    async def _answer(self, request: Request, path: str, check: Callable[[Any, Limits], ValidatedRequest]) -> Response:
+    async def _answer(self, request: Request, check: Callable[[Any, Limits], ValidatedRequest]) -> Response:
+        path = request.url.path
         record = _Record(self.metrics, path)
         with record.of_failures():
             asked = check(requests.parse_json(await _body(request)), self.limits)

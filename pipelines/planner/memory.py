@@ -33,8 +33,6 @@ class Zero:
     prefetch_bucket: int = 0
     live: int = 0
     """ZeRO-3: elements of weights that may be whole at once."""
-    persistence: int = 0
-    """ZeRO-3: smaller weights are always whole."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None, device: str) -> "Zero":
@@ -51,7 +49,6 @@ class Zero:
             reduce_bucket=int(given.get("reduce_bucket_size", 5e8)),
             prefetch_bucket=int(given.get("stage3_prefetch_bucket_size", 5e7)),
             live=int(given.get("stage3_max_live_parameters", 1e9)),
-            persistence=int(given.get("stage3_param_persistence_threshold", 1e5)),
         )
 
 
