@@ -65,13 +65,10 @@ def exam_figures(exam: Exam, shots: int, scores: Sequence["SubjectScore"]) -> di
     asked = sum(score.questions for score in scores)
     right = sum(score.right for score in scores)
     questions = [question for subject in exam.subjects for question in subject.questions]
-    accuracy = right / asked if asked else None
     return {
         "exam": exam.name,
         "shots": shots,
-        "items": asked,
-        "accuracy": accuracy,
-        "margin": margin(accuracy, asked) if accuracy is not None else None,
+        **shares(right, asked),
         "chance": sum(1 / len(question.choices) for question in questions) / len(questions) if questions else None,
         "too_long": sum(score.too_long for score in scores),
         "subjects": [
@@ -85,23 +82,21 @@ def exam_figures(exam: Exam, shots: int, scores: Sequence["SubjectScore"]) -> di
     }
 
 
-def margin(share: float, count: int) -> float:
-    """Half the 95% interval of a share: the normal approximation of the binomial."""
-    return 1.96 * math.sqrt(share * (1 - share) / count)
+def shares(right: int, count: int) -> dict[str, Any]:
+    """How many were right, as report.json has it. margin: half the 95% interval, by the normal approximation."""
+    share = right / count if count else None
+    margin = None if share is None else 1.96 * math.sqrt(share * (1 - share) / count)
+    return {"items": count, "accuracy": share, "margin": margin}
 
 
 def instruction_figures(scores: "ItemScores") -> dict[str, Any]:
     """ItemScores as report.json has them."""
-    count = len(scores.items)
-    accuracy = sum(scores.right) / count if count else None
     groups: dict[str, list[tuple[ChoiceItem, bool]]] = {}
     for item, right in zip(scores.items, scores.right):
         groups.setdefault(item.item["instruction"], []).append((item, right))
     return {
-        "accuracy": accuracy,
-        "margin": margin(accuracy, count) if accuracy is not None else None,
-        "chance": chance(scores.items) if count else None,
-        "items": count,
+        **shares(sum(scores.right), len(scores.items)),
+        "chance": chance(scores.items) if scores.items else None,
         "exact_match": sum(scores.exact) / len(scores.exact) if scores.exact else None,
         "exact_match_items": len(scores.exact),
         "answer_bits_per_byte": finite(scores.answer_bits_per_byte),

@@ -267,7 +267,7 @@ def plan(stage: str, request: PlanRequest) -> Plan:
 
 
 def flops_per_token(s: Setting) -> tuple[float, float]:
-    """Operations of a token, as the training's log counts them (course.flops_per_token), and those done again for
+    """Operations of a token, as the training's log counts them (metrics.flops_per_token), and those done again for
     recomputed activations: a matrix of n weights takes 2n forward, 2n for its input's gradient, 2n for its own."""
     matrices = s.model.layers * (s.layer_parameters - 2 * s.model.width)
     head = s.table * (6 if s.trains == "all" or s.head_too else 4) * s.learned

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from pipelines.sizes import Architecture
 from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
-from zhllama.training.options import LORA_TARGETS, LoraOptions, PretrainOptions, zero_stage
+from zhllama.training.options import LoraOptions, PretrainOptions, zero_stage
+from zhllama.training.shape import new_shape
 
 FLOAT32, FLOAT64 = 4, 8
 INT64 = 8
@@ -86,13 +87,13 @@ class Setting:
         precision = options.precision
         if precision == "auto":
             precision = "bfloat16" if more.get("device", "cuda") == "cuda" else "float32"
-        dropout = 0.05 if options.lora_dropout < 0 else options.lora_dropout
+        shape = new_shape(options)
         return cls(
             trains=options.trained_rows if adapts else "embed_tokens",
             head_too=isinstance(options, PretrainOptions) and options.also_lm_head,
-            rank=(options.lora_r or 8) if adapts else 0,
-            targets=tuple(options.targets or LORA_TARGETS.split(",")) if adapts else (),
-            dropout=dropout if adapts else 0.0,
+            rank=shape.r if adapts else 0,
+            targets=tuple(shape.targets) if adapts else (),
+            dropout=shape.dropout if adapts else 0.0,
             compute_bytes=FLOAT32 if precision == "float32" else 2,
             zero=Zero.of(settings, more.get("device", "cuda")),
             batch=options.per_device_train_batch_size,
