@@ -12,6 +12,7 @@ nothing more is sent, and answers on their way, which will be billed, are waited
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import threading
@@ -126,18 +127,15 @@ class RequestScheduler:
     async def _drain(self) -> None:
         """Ends what was not sent, and waits for what was: it will be billed."""
         self._closing = True
-        waiting = [task for number, task in self._running.items() if number not in self._on_the_wire]
-        sent = [task for number, task in self._running.items() if number in self._on_the_wire]
-        for task in waiting:
-            task.cancel()
+        for number, task in self._running.items():
+            if number not in self._on_the_wire:
+                task.cancel()
         if out := len(self._on_the_wire - set(self.ledger.settled)):
             log.info("waiting for %d answers on their way, up to %.0f s", out, DRAIN)
-        if sent:
-            await asyncio.wait(sent, timeout=DRAIN)
-        for task in sent:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values())
+        for timeout in (DRAIN, None) if self._running else ():
+            await asyncio.wait(self._running.values(), timeout=timeout)
+            for task in self._running.values():
+                task.cancel()
         for task in self._running.values():
             if not task.cancelled() and task.exception() is not None:
                 log.debug("while ending: %s", task.exception())
@@ -162,13 +160,9 @@ class RequestScheduler:
 
     def unsettled(self, count: int) -> list[int]:
         """The lowest numbers of requests that are neither settled nor out."""
-        found: list[int] = []
-        number = self.taken
-        while len(found) < count:
-            if number not in self.ledger.settled and number not in self._running:
-                found.append(number)
-            number += 1
-        return found
+        settled, running = self.ledger.settled, self._running
+        free = (number for number in itertools.count(self.taken) if number not in settled and number not in running)
+        return list(itertools.islice(free, count))
 
     def _allowed(self) -> int:
         if not self.known or self.config.batch:
