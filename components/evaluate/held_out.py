@@ -14,8 +14,6 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.stage.options import split_references
 
 LANGUAGES = ("zh", "en")
-
-
 CONTINUED = 24
 """Characters of a held-out document that a model is given to continue."""
 

@@ -30,11 +30,7 @@ if TYPE_CHECKING:
     from components.generate_instructions.scheduler import RequestScheduler
 
 log = logging.getLogger("generate_instructions")
-
-
 INSTRUCTIONS = "instructions.json"
-
-
 CARD = "card.json"
 
 
@@ -53,7 +49,7 @@ def generate_instructions(config: GenerateInstructions, out: ArtifactWriter) -> 
     if config.import_from:
         made = _import(config, harvest)
     else:
-        made = _ask(config, catalogue, seeds, harvest, out)
+        made = _ask(config, catalogue, seeds, harvest)
     content = card.card(config, catalogue, harvest, made)
     out.add_json(INSTRUCTIONS, harvest.items)
     out.add_json(CARD, content)
@@ -95,7 +91,7 @@ def _import(config: GenerateInstructions, harvest: Any) -> Mapping[str, Any]:
 
 
 def _ask(
-    config: GenerateInstructions, catalogue: Catalogue, seeds: list[dict[str, str]], harvest: Any, out: ArtifactWriter
+    config: GenerateInstructions, catalogue: Catalogue, seeds: list[dict[str, str]], harvest: Any
 ) -> Mapping[str, Any]:
     from components.generate_instructions.journal import Journal
     from components.generate_instructions.scheduler import Stopped

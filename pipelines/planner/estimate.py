@@ -17,31 +17,17 @@ from zhllama.stage.command_line import parse
 from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
-
-
 RESERVED = 2 * 2**30
 """Bytes of a GPU that hold no tensors: driver, CUDA's context and kernels, NCCL's buffers, cuBLAS's workspace."""
-
-
 FRAGMENTATION = 0.05
 """What the allocator keeps beyond the tensors, as a share of them."""
-
-
 PROCESS = 3 * 10**9
 """Host memory of a training process without its tensors: torch, transformers, DeepSpeed, CUDA's libraries."""
-
-
 PROCESS_WITHOUT_GPU = 10**9
 """The same where there is no GPU: without CUDA's libraries."""
-
-
 LLAMA_PIECES = 32_000
-
-
 RECIPES_OVERLAP = 2_047
 """Pieces of the recipe's Chinese tokenizer that LLaMA has already."""
-
-
 TOKENIZER_FILES = 5 * 10**6
 
 
