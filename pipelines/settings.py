@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from components.evaluate.evaluate import Evaluate
+from components.evaluate.options import Evaluate
 from components.extend_tokenizer.extender import ExtendTokenizer
 from components.fetch_weights.fetcher import FetchWeights
 from components.generate.generate import Generate
-from components.generate_instructions.generator import GenerateInstructions
+from components.generate_instructions.options import GenerateInstructions
 from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.preparer import PrepareDataset
 from components.serve.serve import Serve

@@ -1,4 +1,5 @@
-from components.evaluate.evaluate import Evaluate, evaluate
+from components.evaluate.evaluate import evaluate
+from components.evaluate.options import Evaluate
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

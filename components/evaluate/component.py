@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.evaluate.evaluate import Evaluate
+from components.evaluate.options import Evaluate
 from zhllama.stage.component import component_of
 
 evaluate = component_of(

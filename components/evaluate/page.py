@@ -1,28 +1,22 @@
-"""`report.html`: one file, nothing loaded from anywhere, light and dark, wide and narrow.
+"""`report.html` of an evaluation: turns report.json into what `page.html` draws, lengths in percent."""
 
-Bars and text are HTML (they reflow on a phone), curves are SVG stretched to their box with lines of constant width.
-This module turns report.json into what `page.html` draws: lengths in percent, points in a 100 × 100 box.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from components.evaluate.report import number, percent
+from zhllama.stage import report_page
+from zhllama.stage.loss_curves import curves
+from zhllama.stage.report_page import number, percent
 
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
-MAX_POINTS = 240
-"""Of a curve: longer ones are averaged down to it."""
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A figure to be seen first: what it is, the figure, and what it was."""
+class Headline(NamedTuple):
+    """A figure to be seen first: the figure, what it is, and what it was."""
 
-    title: str
     figure: str
+    title: str
     note: str
 
 
@@ -48,41 +42,10 @@ class Bars:
     chance: float | None = None
 
 
-@dataclass(frozen=True)
-class Line:
-    """A curve: its name, SVG points in the 100 × 100 box, its last value and that value's height from below."""
-
-    name: str
-    points: str
-    last: str
-    height: float
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The curves of a training: ticks are (percent from the left or from below, text)."""
-
-    title: str
-    note: str
-    lines: Sequence[Line]
-    across: Sequence[tuple[float, str]]
-    up: Sequence[tuple[float, str]]
-
-
 def render(report: Mapping[str, Any], answer_tokens: int) -> str:
     """The page as text. answer_tokens: where the samples were cut."""
-    import jinja2
-
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(number=number, percent=percent)
-    return environment.get_template("page.html").render(
+    return report_page.render(
+        Path(__file__).with_name("page.html"),
         report=report,
         models=report["models"],
         headlines=headlines(report),
@@ -108,20 +71,20 @@ def headlines(report: Mapping[str, Any]) -> list[Headline]:
         times, _, direction = ratio(before, after).partition(" ")
         if compared and direction in ("fewer", "more"):
             title = f"{direction} tokens for the same Chinese"
-            found.append(Headline(title, times, f"{before:.2f} → {after:.2f} per character"))
+            found.append(Headline(times, title, f"{before:.2f} → {after:.2f} per character"))
         else:
-            found.append(Headline(title, number(after), "the same as before" if compared else ""))
+            found.append(Headline(number(after), title, "the same as before" if compared else ""))
     for language, name in LANGUAGE_NAMES.items():
         before, after = (model["bits_per_byte"][language] for model in (first, last))
         if after is not None:
             note = f"from {before:.2f} ({change(before, after)})" if compared else "lower is better"
-            found.append(Headline(f"bits per byte, {name}", number(after), note))
+            found.append(Headline(number(after), f"bits per byte, {name}", note))
     scored, was = last["instructions"], first["instructions"]
     if scored and scored["accuracy"] is not None:
         note = f"chance {percent(scored['chance'], 0)}"
         if compared and was and was["accuracy"] is not None:
             note = f"from {percent(was['accuracy'], 0)}; {note}"
-        found.append(Headline("right answers, held-out instructions", percent(scored["accuracy"], 0), note))
+        found.append(Headline(percent(scored["accuracy"], 0), "accuracy, held-out instructions", note))
     return found
 
 
@@ -207,53 +170,3 @@ def task_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]
         for task, figures in models[-1]["lm_eval"].items()
         for metric in figures
     ]
-
-
-def curves(training: Mapping[str, Any]) -> Curves:
-    """Training and evaluation loss over the steps, of at least two points."""
-    points = training["points"]
-    series = {
-        name: [(point["step"], point[key]) for point in points if point[key] is not None]
-        for name, key in (("training", "loss"), ("held out", "eval_loss"))
-    }
-    series = {name: averaged(found, MAX_POINTS) for name, found in series.items() if found}
-    steps = [step for found in series.values() for step, _ in found]
-    losses = [loss for found in series.values() for _, loss in found]
-    up = ticks(min(losses), max(losses), 4)
-    low, high = min(up[0], min(losses)), max(up[-1], max(losses))
-    first, last = min(steps), max(steps)
-    width, height = max(last - first, 1e-9), max(high - low, 1e-9)
-    lines = []
-    for name, found in series.items():
-        drawn = " ".join(f"{100 * (x - first) / width:.2f},{100 - 100 * (y - low) / height:.2f}" for x, y in found)
-        lines.append(Line(name, drawn, number(found[-1][1]), 100 * (found[-1][1] - low) / height))
-    across = [tick for tick in ticks(first, last, 4) if first <= tick <= last]
-    return Curves(
-        title=training["label"],
-        note=f"{max(point['step'] for point in points):,} steps",
-        lines=lines,
-        across=[(100 * (tick - first) / width, f"{tick:,.0f}") for tick in across],
-        up=[(100 * (tick - low) / height, f"{tick:g}") for tick in up],
-    )
-
-
-def averaged(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most `most` points: neighbours are averaged, and the first and the last stay what they are."""
-    if len(points) <= most:
-        return list(points)
-    inner = points[1:-1]
-    size = -(-len(inner) // (most - 2))
-    groups = [inner[start : start + size] for start in range(0, len(inner), size)]
-    means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-    return [points[0], *means, points[-1]]
-
-
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round values (1, 2, 5 × 10ⁿ apart), about `count` of them, from the last one below `low` to past `high`."""
-    if high <= low:
-        return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    begin, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(begin, end + 1)]

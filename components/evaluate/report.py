@@ -25,16 +25,4 @@
 A figure that was not measured is null. Shares are between 0 and 1.
 """
 
-from zhllama.stage.report_figures import UNMEASURED
-
 REPORT_JSON = "report.json"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """`3.14`, or a dash for what was not measured."""
-    return UNMEASURED if value is None else f"{value:,.{digits}f}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """`73.4%`, or a dash for what was not measured."""
-    return UNMEASURED if value is None else f"{value:.{digits}%}"

@@ -1,4 +1,5 @@
-from components.generate_instructions.generator import GenerateInstructions, generate_instructions
+from components.generate_instructions.generator import generate_instructions
+from components.generate_instructions.options import GenerateInstructions
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The data card: what is in the data, what was left out and why, what it cost, and how it can be made again.
 
-card.json for programs, report.html for people: one file, nothing loaded from anywhere, light and dark, wide and
-narrow. The date is that of the last answer, so that the same answers make the same card.
+card.json for programs, report.html for people. The date is that of the last answer, so that the same
+answers make the same card.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from components.generate_instructions.catalogue import Catalogue
 from components.generate_instructions.validate import RULES, UNNAMED, share_of
 from zhllama.data.instructions import FIELDS
 from zhllama.stage.options import configuration_of
+from zhllama.stage.report_page import render
 
 EDGES = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 """Characters: the lower ends of a histogram's bars. The last is open."""
@@ -51,14 +52,18 @@ def card(config: Any, catalogue: Catalogue, harvest: Any, made: Mapping[str, Any
     }
     if made["source"] == "import":
         return found | {"records": dict(made["records"])}
-    budget = config.budget
-    billed, charged = made["billed"], made["charged"]
+    budget, ledger = config.budget, made["ledger"]
+    billed, charged = ledger.billed, ledger.charged
     return found | {
-        "model": {"name": config.model, "base_url": config.base_url, "says_it_is": made["models"]},
-        "began": made["first"],
-        "date": made["last"],
-        "requests": {"answered": made["answers"], "sent": made["attempts"], "failures": made["failures"]},
-        "understood": made["dialect"],
+        "model": {"name": config.model, "base_url": config.base_url, "says_it_is": sorted(ledger.models)},
+        "began": ledger.first,
+        "date": ledger.last,
+        "requests": {
+            "answered": len(ledger.settled),
+            "sent": sum(ledger.attempts.values()),
+            "failures": dict(sorted(ledger.failures.items())),
+        },
+        "understood": dict(ledger.dialect or {}),
         "cost": {
             "billed": asdict(billed),
             "at_most": asdict(charged),
@@ -129,16 +134,8 @@ def _rounded(value: float) -> float:
 
 def page(content: Mapping[str, Any]) -> str:
     """The card as one HTML page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html").render(
+    return render(
+        Path(__file__).with_name("page.html"),
         card=content,
         headlines=_headlines(content),
         ending=ENDINGS[content["ended"]],

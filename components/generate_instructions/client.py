@@ -14,12 +14,12 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from components.generate_instructions.limits import retry_after
+from components.generate_instructions.options import GenerateInstructions
 from components.generate_instructions.request import SCHEMA, Request
 from zhllama.errors import InputError
 
@@ -50,9 +50,6 @@ class Dialect:
         steps = {"schema": "json", "json": "none"}
         return replace(self, structure=steps[self.structure]) if self.structure in steps else None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -82,7 +79,7 @@ class Failed(Exception):
     throttled: bool = False
 
 
-class Foreign(Exception):
+class UnexpectedResponse(Exception):
     """200, but not what a chat completions API says."""
 
 
@@ -102,35 +99,32 @@ def key_of(file: str) -> str:
 
 
 class Api:
-    """The server at one address. `async with Api(…) as api`."""
+    """The server at one address. `async with Api(config) as api`."""
 
-    def __init__(
-        self, base_url: str, model: str, key: str, timeout: float, temperature: float, answer_tokens: int
-    ) -> None:
+    def __init__(self, config: GenerateInstructions) -> None:
         import openai
 
-        self.base_url = base_url
-        self.model = model
-        self.temperature = temperature
-        self.answer_tokens = answer_tokens
-        self.timeout = timeout
+        self.config = config
         self.client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key, timeout=openai.Timeout(timeout, connect=min(timeout, 20.0)), max_retries=0
+            base_url=config.base_url,
+            api_key=key_of(config.api_key_file),
+            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 20.0)),
+            max_retries=0,
         )
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.client.close()
 
     def body(self, request: Request, dialect: Dialect, stream: bool) -> dict[str, Any]:
         """The request as the chat completions API wants it."""
-        body: dict[str, Any] = {"model": self.model, "messages": request.messages, dialect.limit: self.answer_tokens}
+        config = self.config
+        body: dict[str, Any] = {"model": config.model, "messages": request.messages}
+        body[dialect.limit] = config.answer_tokens
         if dialect.temperature:
-            body["temperature"] = self.temperature
+            body["temperature"] = config.temperature
         if dialect.structure == "schema":
             body["response_format"] = {"type": "json_schema", "json_schema": SCHEMA}
         elif dialect.structure == "json":
@@ -140,40 +134,39 @@ class Api:
         return body
 
     async def ask(self, request: Request, dialect: Dialect) -> Answer:
-        """One answer. Raises Refused, Failed, Foreign, or InputError for what ends the run (the key, the model)."""
+        """One answer. Raises Refused, Failed, UnexpectedResponse, or InputError for what ends the run (key, model)."""
         parts = _Parts()
         try:
-            async with asyncio.timeout(self.timeout):
-                await self._read(self.body(request, dialect, dialect.stream), parts)
+            async with asyncio.timeout(self.config.timeout):
+                return await self._read(self.body(request, dialect, dialect.stream), parts)
         except TimeoutError:
-            return parts.rest_of(f"no answer within {self.timeout:g} s")
+            return parts.rest_of(f"no answer within {self.config.timeout:g} s")
         except Exception as error:
             failure = self.told_apart(error)
             if isinstance(failure, Failed) and failure.may_be_billed:
                 return parts.rest_of(failure.reason)
             raise failure from error
-        return parts.answer()
 
-    async def _read(self, body: dict[str, Any], parts: "_Parts") -> None:
+    async def _read(self, body: dict[str, Any], parts: "_Parts") -> Answer:
         create = self.client.chat.completions.with_streaming_response.create
         async with create(**body) as response:
             if response.headers.get("content-type", "").startswith("text/event-stream"):
                 async for chunk in await response.parse():
                     parts.add(chunk)
-                return
+                return parts.answer()
             read = bytearray()
             async for piece in response.iter_bytes():
                 read += piece
                 if len(read) > LONGEST_ANSWER:
-                    raise Foreign("an answer without end")
-            parts.whole(bytes(read))
+                    raise UnexpectedResponse("an answer without end")
+            return completed(json.loads(read))
 
     def told_apart(self, error: Exception) -> Exception:
         """What an exception of the client means: one of ours, or itself where it means nothing known."""
         import httpx2
         import openai
 
-        where = f"generate_instructions: {self.base_url}"
+        where = f"generate_instructions: {self.config.base_url}"
         if isinstance(error, openai.APITimeoutError):
             # a connection that was never made has cost nothing
             return Failed("time-out", may_be_billed=type(error.__cause__).__name__ != "ConnectTimeout")
@@ -189,7 +182,7 @@ class Api:
             # an error in the middle of a stream
             return Failed(f"an error in the stream: {str(error.message)[:80]}", may_be_billed=True)
         if isinstance(error, openai.OpenAIError | ValueError | AttributeError | TypeError | KeyError):
-            return Foreign(str(error))
+            return UnexpectedResponse(str(error))
         return error
 
     def _status(self, error: Any, where: str) -> Exception:
@@ -197,7 +190,7 @@ class Api:
         if code in (401, 403):
             return InputError(
                 f"{where} refuses the key ({code}); set OPENAI_API_KEY, or the file of --api-key-file, to one that may "
-                f"use {self.model}"
+                f"use {self.config.model}"
             )
         if code == 402 or (code == 429 and "insufficient_quota" in f"{error.code} {error.type} {said}"):
             return InputError(f"{where}: the account has no credit left ({code}: {said}); top it up and run this again")
@@ -211,8 +204,17 @@ class Api:
         return Refused(f"{code}: {said}")
 
 
+def completed(value: Any) -> Answer:
+    """A completion in one JSON body. Raises what reading another shape raises."""
+    (choice,) = value["choices"][:1]
+    said = choice["message"].get("content") or choice["message"].get("refusal")
+    content = whole_text(said[:LONGEST_ANSWER]) if isinstance(said, str) else ""
+    usage = usage_of(value.get("usage"), content)
+    return Answer(content, choice.get("finish_reason") or "stop", *usage, str(value.get("model") or ""))
+
+
 class _Parts:
-    """An answer as it comes."""
+    """A streamed answer as it comes."""
 
     def __init__(self) -> None:
         self._content: list[str] = []
@@ -229,30 +231,17 @@ class _Parts:
         self._model = getattr(chunk, "model", None) or self._model
         for choice in (getattr(chunk, "choices", None) or [])[:1]:
             said = getattr(choice, "delta", None)
-            self._text(getattr(said, "content", None) or getattr(said, "refusal", None))
+            text = getattr(said, "content", None) or getattr(said, "refusal", None) or ""
+            if isinstance(text, str):
+                self._content.append(text)
+                self._length += len(text)
             self._finish = choice.finish_reason or self._finish
-
-    def whole(self, body: bytes) -> None:
-        """A completion in one JSON body."""
-        value = json.loads(body)
-        (choice,) = value["choices"][:1]
-        message = choice["message"]
-        self._seen = True
-        self._text(message.get("content") or message.get("refusal"))
-        self._finish = choice.get("finish_reason") or "stop"
-        self._model = value.get("model") or ""
-        self._usage = value.get("usage")
-
-    def _text(self, text: Any) -> None:
-        if isinstance(text, str):
-            self._content.append(text)
-            self._length += len(text)
-            if self._length > LONGEST_ANSWER:
-                raise Foreign("an answer without end")
+        if self._length > LONGEST_ANSWER:
+            raise UnexpectedResponse("an answer without end")
 
     def answer(self) -> Answer:
         if not self._seen:
-            raise Foreign("a stream without an event")
+            raise UnexpectedResponse("a stream without an event")
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
             return self.rest_of("the stream broke off")

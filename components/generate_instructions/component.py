@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.generate_instructions.generator import GenerateInstructions
+from components.generate_instructions.options import GenerateInstructions
 from zhllama.stage.component import component_of
 
 generate_instructions = component_of(

@@ -14,14 +14,6 @@ from typing import Any
 from components.generate_instructions.budget import Tokens
 
 
-@dataclass(frozen=True)
-class Settled:
-    """A request that needs asking no more: what came, and how the server ended it ("stop", "length", …, "refused")."""
-
-    content: str
-    finish: str
-
-
 @dataclass
 class Batch:
     """A batch of the Batch API: the attempts in it, the server's name for it once known."""
@@ -35,7 +27,8 @@ class Batch:
 class Ledger:
     """The state that the lines make. `apply` takes one line."""
 
-    settled: dict[int, Settled] = field(default_factory=dict)
+    settled: dict[int, str] = field(default_factory=dict)
+    """Requests that need asking no more → what came; nothing of one that was refused."""
     attempts: dict[int, int] = field(default_factory=dict)
     """Request → how often it was sent."""
     billed: Tokens = field(default_factory=Tokens)
@@ -56,10 +49,7 @@ class Ledger:
     @property
     def charged(self) -> Tokens:
         """All that may have to be paid: billed, unseen and open."""
-        total = self.billed + self.unseen
-        for most in self.open.values():
-            total += most
-        return total
+        return sum(self.open.values(), self.billed + self.unseen)
 
     def apply(self, record: Mapping[str, Any]) -> None:
         """One line, as this program writes it."""
@@ -76,17 +66,17 @@ class Ledger:
             self.batches[record["batch"]].identity = record["id"]
         elif event == "batch ended":
             self.batches.pop(record["batch"], None)
+        elif event == "sent":
+            most = Tokens(record["prompt_tokens"], record["answer_tokens"])
+            self._sent(record["request"], record["attempt"], most)
         else:
-            self._of_request(event, record["request"], record["attempt"], record)
+            self._ended(event, record["request"], record["attempt"], record)
 
     def _sent(self, number: int, attempt: int, most: Tokens) -> None:
         self.attempts[number] = max(attempt, self.attempts.get(number, 0))
         self.open[number, attempt] = most
 
-    def _of_request(self, event: str, number: int, attempt: int, record: Mapping[str, Any]) -> None:
-        if event == "sent":
-            self._sent(number, attempt, Tokens(record["prompt_tokens"], record["answer_tokens"]))
-            return
+    def _ended(self, event: str, number: int, attempt: int, record: Mapping[str, Any]) -> None:
         most = self.open.pop((number, attempt), Tokens())
         if event == "failed":
             self.failures[record["reason"]] = self.failures.get(record["reason"], 0) + 1
@@ -99,9 +89,9 @@ class Ledger:
                 self.billed += Tokens(record["prompt_tokens"], record["answer_tokens"])
             if record.get("model"):
                 self.models.add(record["model"])
-            self.settled.setdefault(number, Settled(record["content"], record["finish"]))
+            self.settled.setdefault(number, record["content"])
         elif event == "given up":
-            self.settled.setdefault(number, Settled("", "refused"))
+            self.settled.setdefault(number, "")
         else:
             raise ValueError(f"a journal line of an unknown event {event!r}")
 

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MINUTE = 60.0
+ATTEMPTS = 10
+"""Of one request; a throttled one (429) does not count."""
 FIRST_WAIT = 0.5
 """Seconds."""
 LONGEST_WAIT = 60.0

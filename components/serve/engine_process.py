@@ -2,7 +2,7 @@
 
 It stays in our process group, so that what ends the group (Ctrl-C, a runner) ends it too; a signal to us alone is
 passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log, a record
-a line. It cannot be reached from another machine: keys, limits and metrics are the front's (front.py).
+a line. It cannot be reached from another machine: keys, limits and metrics are the gateway's (gateway.py).
 """
 
 import collections
@@ -17,7 +17,6 @@ import urllib.request
 from typing import NoReturn, Self
 
 from components.serve.engines import Engine
-from zhllama.errors import InputError
 from zhllama.stage.child_processes import die_with_parent
 
 log = logging.getLogger("engine")
@@ -39,7 +38,8 @@ class EngineProcess:
         """`http://127.0.0.1:43210`."""
 
     def __enter__(self) -> Self:
-        port = free_port(LOOPBACK, 0)
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
         self.address = f"http://{LOOPBACK}:{port}"
         self._process = subprocess.Popen(
             self._engine.command(LOOPBACK, port),
@@ -59,7 +59,7 @@ class EngineProcess:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").strip()
-            # what is asked is the front's to record
+            # what is asked is the gateway's to record
             if line and '" 200' not in line and "[Request received]" not in line:
                 self._last.append(line)
                 log.info("%s", line)
@@ -93,7 +93,7 @@ class EngineProcess:
         said = " | ".join(self._last) or "it said nothing"
         raise RuntimeError(f"the engine ({self._engine.name}) ended with {self._process.returncode}: {said}")
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """SIGTERM, and SIGKILL when it does not go within ten seconds."""
         if self.alive:
             self._process.terminate()
@@ -103,19 +103,3 @@ class EngineProcess:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(STOP_SECONDS)
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-
-def free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. InputError when it is taken or may not be used."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            # as the server does: a port that only waits for its last connections to expire is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise InputError(f"serve: {host}:{port}: {error.strerror or error}; choose another with --port") from error

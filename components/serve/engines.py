@@ -1,8 +1,8 @@
 """Which engine serves a model, how it is started, and what it needs to be told in a request.
 
 transformers' server for a Hugging Face folder, llama.cpp's (llama-cpp-python) for a GGUF file, vLLM's where it is
-installed and a GPU is there. Each is somebody else's program behind the same front; what differs is in this module: the
-command, the path that says it is ready, the names of the sampling settings, and the request fields that it refuses.
+installed and a GPU is there. Each is somebody else's program behind the same gateway; what differs is in this module:
+the command, the path that says it is ready, the names of the sampling settings, and the request fields that it refuses.
 """
 
 import importlib.util

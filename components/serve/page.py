@@ -1,4 +1,4 @@
-"""The chat page: Shiny's chat component, on the front's own answers.
+"""The chat page: Shiny's chat component, on the gateway's own answers.
 
 The component (shinychat: streaming, Markdown, phone width, keyboard) is a library's, 5 MB from PyPI with no build step
 and nothing fetched at run time; what is here is what it says, in Chinese and English, and what it asks. Looked at
@@ -18,7 +18,7 @@ from zhllama.inference.load import Sampling
 from zhllama.tokenizer.prompt import chat_ids
 
 if TYPE_CHECKING:
-    from components.serve.front import Front
+    from components.serve.gateway import Gateway
 
 WORDS = {
     "zh": {
@@ -65,9 +65,9 @@ def language_of(query: str, accepted: str) -> str:
     return "en" if first and not first.startswith("zh") else "zh"
 
 
-def fitting(messages: list[dict[str, str]], front: "Front") -> list[dict[str, str]]:
+def fitting(messages: list[dict[str, str]], gateway: "Gateway") -> list[dict[str, str]]:
     """The newest messages that leave room for an answer; the last one stays, whatever its length."""
-    limits = front.limits
+    limits = gateway.limits
     room = min(Sampling().max_new_tokens, limits.positions // 2)
     while len(messages) > 1 and len(chat_ids(limits.encoder, messages)) + room > limits.positions:
         # a question and its answer go together
@@ -75,7 +75,7 @@ def fitting(messages: list[dict[str, str]], front: "Front") -> list[dict[str, st
     return messages
 
 
-def chat_page(front: "Front") -> Any:
+def chat_page(gateway: "Gateway") -> Any:
     """The page as an ASGI application."""
     # the component would ask a service elsewhere for the icons of sites that an answer names
     os.environ.setdefault("SHINYCHAT_ASIDE_FAVICON", "false")
@@ -85,11 +85,11 @@ def chat_page(front: "Front") -> Any:
     def page(request: Any) -> Any:
         language = language_of(request.url.query, request.headers.get("accept-language", ""))
         words = WORDS[language]
-        key = [ui.input_password("key", None, placeholder=words["key"])] if front.needs_key else []
+        key = [ui.input_password("key", None, placeholder=words["key"])] if gateway.needs_key else []
         return ui.page_fillable(
             ui.head_content(ui.tags.style(STYLE)),
             ui.div(
-                ui.h1(front.limits.name),
+                ui.h1(gateway.limits.name),
                 *key,
                 ui.input_action_button("new", words["new"], class_="btn-sm"),
                 ui.a(words["other"], href=f"?lang={OTHER[language]}"),
@@ -97,7 +97,7 @@ def chat_page(front: "Front") -> Any:
             ),
             chat_ui("chat", greeting=words["hello"], placeholder=words["placeholder"], show_history=False),
             ui.div(words["note"], class_="note"),
-            title=f"{front.limits.name} · zhllama",
+            title=f"{gateway.limits.name} · zhllama",
             lang=language,
             fillable_mobile=True,
             padding=0,
@@ -115,16 +115,16 @@ def chat_page(front: "Front") -> Any:
         @chat.on_user_submit
         async def _(text: str) -> None:
             spoken = words()
-            if front.needs_key and not front.key_fits(input.key() or ""):
+            if gateway.needs_key and not gateway.key_matches(input.key() or ""):
                 await chat.append_message(spoken["wrong key"])
                 return
             await chat.append_message_stream(answer(text, spoken))
 
         async def answer(text: str, spoken: dict[str, str]) -> AsyncIterator[str]:
-            asked = fitting([*said, {"role": "user", "content": text}], front)
+            asked = fitting([*said, {"role": "user", "content": text}], gateway)
             pieces: list[str] = []
             try:
-                async for piece in front.stream(asked):
+                async for piece in gateway.stream(asked):
                     pieces.append(piece)
                     yield piece
             except ApiError as error:

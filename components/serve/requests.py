@@ -29,7 +29,7 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ValidatedRequest:
     """A request that is in order: its prompt's ids, whether the answer streams, and what the engine is sent."""
 
     ids: list[int]
@@ -68,13 +68,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def chat(body: Mapping[str, Any], limits: Limits) -> Asked:
+def chat(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
     """A request to /v1/chat/completions."""
     messages = checked_messages(body)
     return _asked({**body, "messages": messages}, chat_ids(limits.encoder, messages), limits)
 
 
-def completion(body: Mapping[str, Any], limits: Limits) -> Asked:
+def completion(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
     """A request to /v1/completions: the model reads the prompt as it is."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -134,7 +134,7 @@ def check_model(body: Mapping[str, Any], limits: Limits) -> None:
         )
 
 
-def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Asked:
+def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> ValidatedRequest:
     check_model(body, limits)
     body = {name: value for name, value in body.items() if value is not None}
     _check_fields(body, limits)
@@ -149,7 +149,7 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Asked:
             "context_length_exceeded",
         )
     body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
-    return Asked(ids, bool(body.get("stream")), body)
+    return ValidatedRequest(ids, bool(body.get("stream")), body)
 
 
 _NUMBERS = {

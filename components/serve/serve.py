@@ -1,6 +1,6 @@
 """What serve is asked: a server on this machine, one question through it, or a deployment on a cluster.
 
-On this machine the model is checked, its engine started on loopback, and the front (front.py) listens: 5 s to the
+On this machine the model is checked, its engine started on loopback, and the gateway (gateway.py) listens: 5 s to the
 first answer with a tiny model. Before it is announced the tokenizer that the engine uses is held against SentencePiece:
 ids in are the ids of training.
 """
@@ -151,18 +151,18 @@ def run() -> None:
     elif config.store:
         run_stage(config, serve_and_ask)
     elif config.ask:
-        from components.serve.here import ask
+        from components.serve.local import ask
 
         print(ask(config))
     else:
-        from components.serve.here import serve
+        from components.serve.local import serve
 
         serve(config)
 
 
 def serve_and_ask(config: Serve, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Starts the server, asks `--ask`, stops it, and publishes question and answer."""
-    from components.serve.here import ask
+    from components.serve.local import ask
 
     answer = ask(config)
     out.add_json(SAMPLES, [{"Input": config.ask, "Output": answer}])

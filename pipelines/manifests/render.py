@@ -138,6 +138,8 @@ def write_examples(folder: Path = FOLDER) -> list[Path]:
 
 def replace_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
     """Makes `<size>/<name>.yaml` below the folder these texts and no others; InputError where it cannot be written."""
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder.parent}: not there in an installed package; run it from a clone of the repository")
     wanted = {folder / name: text for name, text in texts.items()}
     try:
         for old in folder.glob("*/*.yaml"):

@@ -4,16 +4,14 @@ Assumed, and said wherever it is shown: the share of a GPU's peak that goes into
 GPU beside tensors (RESERVED, FRAGMENTATION), and a process's own memory (PROCESS). Everything else is counted.
 """
 
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from components.launch_training.command import FinetuneArguments as Finetune
 from components.launch_training.command import PretrainArguments as Pretrain
 from pipelines import sizes
 from pipelines.manifests.render import training_arguments
 from pipelines.planner.gpus import Gpu
-from pipelines.planner.memory import FLOAT32, Moment, Setting, peak
+from pipelines.planner.memory import FLOAT32, Phase, Setting, peak
 from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
@@ -32,8 +30,6 @@ PROCESS_WITHOUT_GPU = 10**9
 LLAMA_PIECES = 32_000
 RECIPES_OVERLAP = 2_047
 """Pieces of the recipe's Chinese tokenizer that LLaMA has already."""
-VLLM_SHARE = 0.9
-"""Share of a GPU that vLLM takes unless told otherwise (--gpu-memory-utilization)."""
 TOKENIZER_FILES = 5 * 10**6
 
 
@@ -43,7 +39,7 @@ def pieces_of(size: Size) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PlanRequest:
     """What is asked for; 0 and empty: as the size has it."""
 
     size: Size
@@ -84,7 +80,7 @@ class Plan:
     per_node: int
     """Processes on each node."""
     steps: int
-    moment: Moment
+    phase: Phase
     """The peak, of one process."""
     flops_per_token: float
     recomputed_per_token: float
@@ -97,11 +93,11 @@ class Plan:
     @property
     def needed(self) -> int:
         """Of a GPU, with what is no tensor; without a GPU, of a process."""
-        tensors = self.moment.total
+        tensors = self.phase.total
         if self.gpu:
             return int(tensors * (1 + FRAGMENTATION)) + RESERVED
         # a host gives no page of a buffer before it is written to
-        buffers = self.moment.parts["buffers"]
+        buffers = self.phase.parts["buffers"]
         used = min(buffers, self.setting.trained * self.setting.compute_bytes)
         return tensors - buffers + used + PROCESS_WITHOUT_GPU
 
@@ -209,17 +205,17 @@ class Plan:
         return self.model + self.dataset + adapter + 10**9
 
 
-def plan(stage: str, wish: Wish) -> Plan:
+def plan(stage: str, request: PlanRequest) -> Plan:
     """The plan of a training's stage. InputError for what the training itself would refuse."""
-    size = wish.size
+    size = request.size
     training = size.training(stage)
-    words = training_arguments(size, stage, {"model": "-", "dataset": "-", "store": "-"}, wish.arguments)
+    words = training_arguments(size, stage, {"model": "-", "dataset": "-", "store": "-"}, request.arguments)
     options: LoraOptions = parse(Finetune if stage == "sft" else Pretrain, words)
-    nodes = wish.nodes or training.nodes
-    per_node = wish.gpus_per_node or training.processes_per_node
-    block = wish.block or size.block_size
+    nodes = request.nodes or training.nodes
+    per_node = request.gpus_per_node or training.processes_per_node
+    block = request.block or size.block_size
     # the recipe's Chinese-LLaMA has no [PAD]; ours has it from the extension on
-    rows = wish.rows
+    rows = request.rows
     setting = Setting.of(
         options,
         deepspeed_settings(options),
@@ -228,30 +224,30 @@ def plan(stage: str, wish: Wish) -> Plan:
         new_rows=rows - LLAMA_PIECES,
         processes=nodes * per_node,
         block=block,
-        device="cuda" if wish.gpu else "cpu",
+        device="cuda" if request.gpu else "cpu",
     )
     if setting.trains == "new" and setting.zero.stage == 3:
         raise InputError("--embedding-rows new: not under ZeRO-3; give --deepspeed zero2 or none")
-    if wish.gpu and setting.compute_bytes == FLOAT32:
+    if request.gpu and setting.compute_bytes == FLOAT32:
         raise InputError("--precision float32: the GPUs' speed is stated for bfloat16; leave it out, or give bfloat16")
-    steps = wish.steps or max(options.max_steps, 1)
+    steps = request.steps or max(options.max_steps, 1)
     tokens = setting.tokens * setting.accumulation * setting.processes * steps
-    stored = wish.data_tokens or tokens
+    stored = request.data_tokens or tokens
     token_bytes = int(token_type(rows)[-1])
     saves = (steps - 1) // options.save_steps if options.save_steps else 0
     work, again = flops_per_token(setting)
     return Plan(
         stage=stage,
-        gpu=wish.gpu,
+        gpu=request.gpu,
         options=options,
         setting=setting,
         nodes=nodes,
         per_node=per_node,
         steps=steps,
-        moment=peak(setting),
+        phase=peak(setting),
         flops_per_token=work,
         recomputed_per_token=again,
-        mfu=wish.mfu or (wish.gpu.mfu if wish.gpu else 0.0),
+        mfu=request.mfu or (request.gpu.mfu if request.gpu else 0.0),
         # ids, and of each block where it begins and where its documents end
         dataset=stored * token_bytes + -(-stored // block) * 12,
         checkpoint_count=saves,
@@ -259,189 +255,12 @@ def plan(stage: str, wish: Wish) -> Plan:
 
 
 def flops_per_token(s: Setting) -> tuple[float, float]:
-    """Operations of a token, as the training's log counts them (course.flops_per_token), and those done again for
+    """Operations of a token, as the training's log counts them (metrics.flops_per_token), and those done again for
     recomputed activations: a matrix of n weights takes 2n forward, 2n for its input's gradient, 2n for its own."""
     matrices = s.model.layers * (s.layer_parameters - 2 * s.model.width)
     head = s.table * (6 if s.trains == "all" or s.head_too else 4) * s.learned
     rows = 2 * s.new_rows * s.model.width * s.learned if s.trains == "new" else 0
     return 4.0 * matrices + 6.0 * s.lora_parameters + head + rows, 2.0 * (matrices + s.lora_parameters)
-
-
-# --- what would fit ---------------------------------------------------------------------------------------------------
-
-
-def remedies(short: Sequence[Plan], wish: Wish, kinds: Sequence[Gpu], most: int = 3) -> list[str]:
-    """Changes under which all of these plans fit, the least costly first, in the words of the command line."""
-    found: dict[str, int] = {}
-    # the one with the largest batch has the most to give
-    for words, changed in _changes(max(short, key=lambda made: made.setting.batch), wish, kinds):
-        if any(_words(less) <= _words(words) for less in found):
-            # less of it is enough
-            continue
-        try:
-            others = [plan(made.stage, changed) for made in short]
-        except InputError:
-            continue
-        if all(other.fits for other in others):
-            found[words] = max(other.needed for other in others)
-        if len(found) == most:
-            break
-    return [f"{words} ({gigabytes(needed)})" for words, needed in found.items()]
-
-
-def _words(command: str) -> set[str]:
-    return {word for text in shlex.split(command) for word in text.split()}
-
-
-def _changes(made: Plan, wish: Wish, kinds: Sequence[Gpu]) -> Iterator[tuple[str, Wish]]:
-    options = made.options
-    checkpointing = "" if options.gradient_checkpointing else "--gradient-checkpointing true"
-    smaller = _smaller_batches(options)
-
-    def given(*more: str) -> tuple[str, Wish]:
-        text = " ".join(word for word in more if word)
-        whole = f"{wish.arguments} {text}".strip()
-        return f"--arguments {shlex.quote(text)}", replace(wish, arguments=whole)
-
-    if checkpointing:
-        yield given(checkpointing)
-    for batch in smaller:
-        yield given(checkpointing, batch)
-    last = smaller[-1] if smaller else ""
-    if made.setting.zero.stage == 0 and made.setting.processes > 1:
-        yield given(checkpointing, "--deepspeed zero2", last)
-    if made.setting.zero.stage != 3:
-        for batch in ("", last) if last else ("",):
-            yield given(checkpointing, batch, "--deepspeed zero3")
-    for gpu in kinds:
-        if wish.gpu and gpu.memory > wish.gpu.memory:
-            yield f"--gpu {gpu.name}", replace(wish, gpu=gpu)
-    for times in (2, 4, 8, 16):
-        nodes = made.nodes * times
-        zero3 = given(checkpointing, last, "--deepspeed zero3" if made.setting.zero.stage != 3 else "")
-        yield f"--nodes {nodes} {zero3[0]}", replace(zero3[1], nodes=nodes)
-
-
-def _smaller_batches(options: LoraOptions) -> list[str]:
-    """The batch halved, and halved again, with as many more passes, so that the global batch stays."""
-    batch, passes = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    found = []
-    while batch > 1 and batch % 2 == 0:
-        batch, passes = batch // 2, passes * 2
-        found.append(f"--per-device-train-batch-size {batch} --gradient-accumulation-steps {passes}")
-    return found
-
-
-def kinds_that_fit(made: Plan, wish: Wish, kinds: Sequence[Gpu]) -> list[str]:
-    """The kinds of GPU on which this very plan fits."""
-    return [gpu.name for gpu in kinds if plan(made.stage, replace(wish, gpu=gpu)).fits]
-
-
-# --- what the size gives to the job -----------------------------------------------------------------------------------
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def quantity(text: str) -> float:
-    """A Kubernetes quantity in its unit: `384Gi` → bytes."""
-    number = text.rstrip("kKMGTi")
-    return float(number) * _UNITS[text[len(number) :]]
-
-
-def warnings(made: Plan, size: Size) -> list[str]:
-    """Where the size's file gives the job less than the plan needs."""
-    training = size.training(made.stage)
-    found = []
-    for field, need in (("memory", made.host_memory), ("ephemeral_storage", made.ephemeral)):
-        has = quantity(getattr(training, field))
-        if need > has:
-            found.append(
-                f"{made.stage}: {field} of a node is {getattr(training, field)} ({gigabytes(has)}) in "
-                f"pipelines/sizes/{size.name}.yaml, and {gigabytes(need)} are needed"
-            )
-    if made.seconds is not None and made.seconds > training.deadline_seconds:
-        found.append(
-            f"{made.stage}: the job is ended after {hours(training.deadline_seconds)} (deadline_seconds), and "
-            f"{hours(made.seconds)} are needed"
-        )
-    return found
-
-
-def gigabytes(count: float) -> str:
-    """`4.1 GB`, `950 MB`, `1,099.5 GB`, `32.0 TB`."""
-    if count >= 10**13:
-        return f"{count / 10**12:.1f} TB"
-    return f"{count / 10**9:,.1f} GB" if count >= 10**9 else f"{count / 10**6:.0f} MB"
-
-
-def hours(seconds: float) -> str:
-    """`40 min`, `9.5 h`, `3.2 d`."""
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
-
-
-# --- serving ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServingPlan:
-    """A served model on the GPUs of one pod. Bytes."""
-
-    gpu: Gpu
-    gpus: int
-    context: int
-    concurrency: int
-    weights: int
-    """On each GPU."""
-    cache_per_token: int
-    """Keys and values of one token, on each GPU."""
-
-    @property
-    def cache(self) -> int:
-        """For `concurrency` requests of a whole context each, on each GPU."""
-        return self.cache_per_token * self.context * self.concurrency
-
-    @property
-    def needed(self) -> int:
-        return self.weights + self.cache + RESERVED
-
-    @property
-    def available(self) -> int:
-        return int(self.gpu.memory * VLLM_SHARE)
-
-    @property
-    def fits(self) -> bool:
-        return self.needed <= self.available
-
-    @property
-    def most(self) -> int:
-        """Requests of a whole context that fit at once."""
-        return max(self.available - self.weights - RESERVED, 0) // (self.cache_per_token * self.context)
-
-
-def serving_plan(wish: Wish, context: int = 0, concurrency: int = 0, gpus: int = 0) -> ServingPlan:
-    """The plan of serving a size: weights in float16, split between the pod's GPUs, and the cache beside them."""
-    assert wish.gpu is not None
-    for option, given in (("--context", context), ("--concurrency", concurrency)):
-        if given < 0:
-            raise InputError(f"{option} {given}: a number above 0 is needed")
-    size, model = wish.size, wish.size.model
-    split = gpus or size.serving.gpus
-    if model.heads % split:
-        raise InputError(
-            f"--gpus-per-node {split}: {model.heads} attention heads cannot be divided among them; give a divisor"
-        )
-    base = Setting(model=model, pieces=wish.rows, trains="", batch=1, block=1)
-    return ServingPlan(
-        gpu=wish.gpu,
-        gpus=split,
-        context=context or size.serving.context_length,
-        concurrency=concurrency or 16,
-        weights=-(-base.base_parameters * HALF // split),
-        cache_per_token=-(-2 * model.layers * model.width * HALF // split),
-    )
 
 
 STAGES = (*sizes.STAGES, "serve")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zhllama.errors import InputError
 from zhllama.stage.command_line import nearest
+from zhllama.training.hardware import peak_tflops
 
 FILE = Path(__file__).with_name("gpus.yaml")
 
@@ -19,12 +20,16 @@ class Gpu:
     """As CUDA calls it."""
     memory_mib: int
     """As NVML reports it."""
-    tflops: float
-    """bfloat16, dense."""
+    tflops: float = 0
+    """bfloat16, dense; 0: as a training takes the device to do."""
     bandwidth_tbs: float
     """Of its memory, in TB/s."""
     mfu: float
     """Assumed share of `tflops` in the model's own products."""
+
+    def __post_init__(self) -> None:
+        if not self.tflops:
+            object.__setattr__(self, "tflops", peak_tflops(str(self.device)))
 
     @property
     def memory(self) -> int:

@@ -1,6 +1,6 @@
 """The memory of one process of a training, at its peak: formulae, tensor by tensor, of what the training does.
 
-A step has five moments that can be the peak: the loss (activations whole, the chunk of logits), the start of the
+A step has five phases that can be the peak: the loss (activations whole, the chunk of logits), the start of the
 backward pass (the head's gradient), the backward pass of the last layer (with recomputed activations, where they are),
 its end (the embeddings' gradient), and the optimizer. Each is a sum of named parts; the peak is the largest sum. What
 is in them was read off the operations of the training itself, and a test holds the sums against torch's measured peak.
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.sizes import Architecture
-from zhllama.training.options import LORA_TARGETS, LoraOptions, PretrainOptions, zero_stage
+from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
+from zhllama.training.options import LoraOptions, PretrainOptions, zero_stage
+from zhllama.training.shape import new_shape
 
 FLOAT32, FLOAT64 = 4, 8
-CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 16 * 2**20}
-"""Of the loss's chunk of logits in float32: zhllama/training/loss.py (a test compares)."""
-SMALLEST_CHUNK = 16
-"""Rows of the chunk at least: the same."""
 INT64 = 8
 
 
@@ -36,8 +34,6 @@ class Zero:
     prefetch_bucket: int = 0
     live: int = 0
     """ZeRO-3: elements of weights that may be whole at once."""
-    persistence: int = 0
-    """ZeRO-3: smaller weights are always whole."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None, device: str) -> "Zero":
@@ -54,7 +50,6 @@ class Zero:
             reduce_bucket=int(given.get("reduce_bucket_size", 5e8)),
             prefetch_bucket=int(given.get("stage3_prefetch_bucket_size", 5e7)),
             live=int(given.get("stage3_max_live_parameters", 1e9)),
-            persistence=int(given.get("stage3_param_persistence_threshold", 1e5)),
         )
 
 
@@ -92,13 +87,13 @@ class Setting:
         precision = options.precision
         if precision == "auto":
             precision = "bfloat16" if more.get("device", "cuda") == "cuda" else "float32"
-        dropout = 0.05 if options.lora_dropout < 0 else options.lora_dropout
+        shape = new_shape(options)
         return cls(
             trains=options.trained_rows if adapts else "embed_tokens",
             head_too=isinstance(options, PretrainOptions) and options.also_lm_head,
-            rank=(options.lora_r or 8) if adapts else 0,
-            targets=tuple(options.targets or LORA_TARGETS.split(",")) if adapts else (),
-            dropout=dropout if adapts else 0.0,
+            rank=shape.r if adapts else 0,
+            targets=tuple(shape.targets) if adapts else (),
+            dropout=shape.dropout if adapts else 0.0,
             compute_bytes=FLOAT32 if precision == "float32" else 2,
             zero=Zero.of(settings, more.get("device", "cuda")),
             batch=options.per_device_train_batch_size,
@@ -164,8 +159,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A moment of the step: what is in memory, in bytes."""
+class Phase:
+    """A phase of the step: what is in memory, in bytes."""
 
     name: str
     parts: Mapping[str, int]
@@ -175,9 +170,9 @@ class Moment:
         return sum(self.parts.values())
 
 
-def peak(setting: Setting) -> Moment:
-    """The moment at which the most is in memory."""
-    return max(moments(setting), key=lambda moment: moment.total)
+def peak(setting: Setting) -> Phase:
+    """The phase at which the most is in memory."""
+    return max(phases(setting), key=lambda phase: phase.total)
 
 
 # --- what a layer keeps for its backward pass -------------------------------------------------------------------------
@@ -241,11 +236,11 @@ def dropout_mask_bytes(s: Setting) -> int:
     return FLOAT32 if autocasts(s) else s.compute_bytes
 
 
-# --- the moments ------------------------------------------------------------------------------------------------------
+# --- the phases -------------------------------------------------------------------------------------------------------
 
 
-def moments(s: Setting) -> list[Moment]:
-    """Every moment that can be the peak."""
+def phases(s: Setting) -> list[Phase]:
+    """Every phase that can be the peak."""
     h, f, c, layers, tokens = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.layers, s.tokens
     weights, optimizer = standing(s)
     head_gradient = s.table * FLOAT32 if s.trains_head else 0
@@ -274,25 +269,25 @@ def moments(s: Setting) -> list[Moment]:
         # the factors of a chunk, beside them the head's product or the next chunk's logits before they are cast
         following = min(rows - chunk, chunk) * s.pieces * c
         loss += logits * c + max(following, s.table * c if s.trains_head else 0)
-    found = [Moment("loss", _parts(weights, optimizer, before, kept + norm, loss, always))]
+    found = [Phase("loss", _parts(weights, optimizer, before, kept + norm, loss, always))]
 
     hidden_gradient = rows * h * (FLOAT32 + (c if c != FLOAT32 else 0))
     cast_gradient = s.table * c if s.trains_head and c != FLOAT32 else 0
     begin = hidden_gradient + head_gradient + cast_gradient + other_head
-    found.append(Moment("head's gradient", _parts(weights, optimizer, before, kept + norm, begin, always)))
+    found.append(Phase("head's gradient", _parts(weights, optimizer, before, kept + norm, begin, always)))
 
     gradients = max(before, after_head(s))
     norm_backward = tokens * h * 4 * FLOAT32
     early = buffers if s.trains_head else always
-    found.append(Moment("last norm", _parts(weights, optimizer, gradients, kept + norm + norm_backward, 0, early)))
+    found.append(Phase("last norm", _parts(weights, optimizer, gradients, kept + norm + norm_backward, 0, early)))
     layer = layer_activations(s) if s.checkpointing else 0
     work = stream + tokens * h * c + tokens * f * c * (2 if s.targets and s.dropout else 3)
     early = buffers if s.trains_head or s.targets else always
-    found.append(Moment("last layer", _parts(weights, optimizer, gradients, kept + layer + work, 0, early)))
+    found.append(Phase("last layer", _parts(weights, optimizer, gradients, kept + layer + work, 0, early)))
 
     end = end_gradients(s)
-    found.append(Moment("backward's end", _parts(weights, optimizer, end, around + stream, 0, buffers)))
-    found.append(Moment("optimizer", _parts(weights, optimizer, step_gradients(s), 0, 0, always)))
+    found.append(Phase("backward's end", _parts(weights, optimizer, end, around + stream, 0, buffers)))
+    found.append(Phase("optimizer", _parts(weights, optimizer, step_gradients(s), 0, 0, always)))
     return found
 
 
@@ -308,7 +303,7 @@ def _parts(weights: int, optimizer: int, gradients: int, activations: int, loss:
 
 
 def standing(s: Setting) -> tuple[int, int]:
-    """Weights and optimizer: there at every moment."""
+    """Weights and optimizer: there at every phase."""
     c = s.compute_bytes
     # of single rows that are trained peft keeps what they were
     originals = sum(s.trained_tables) * c if s.trains == "new" else 0

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.planner.estimate import FRAGMENTATION, RESERVED, Plan, ServingPlan, gigabytes, hours
+from pipelines.planner.estimate import FRAGMENTATION, RESERVED, Plan
+from pipelines.planner.serving import ServingPlan
+from pipelines.planner.units import gigabytes, hours
 from pipelines.sizes import Size
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ PARTS = ("weights", "optimizer", "gradients", "activations", "loss", "buffers")
 
 
 def _part(name: str) -> Callable[[Plan], str]:
-    return lambda plan: gigabytes(plan.moment.parts[name]) if plan.moment.parts[name] else "-"
+    return lambda plan: gigabytes(plan.phase.parts[name]) if plan.phase.parts[name] else "-"
 
 
 def _verdict(plan: Plan) -> str:
@@ -40,11 +42,11 @@ def _sections(on_gpus: bool) -> list[tuple[str, list[Row]]]:
             "at the peak, a GPU" if on_gpus else "at the peak, a process",
             [
                 *((name, _part(name)) for name in PARTS),
-                ("beside tensors", lambda plan: gigabytes(plan.needed - plan.moment.total)),
+                ("beside tensors", lambda plan: gigabytes(plan.needed - plan.phase.total)),
                 ("needed", lambda plan: f"[bold]{gigabytes(plan.needed)}[/]"),
                 ("there", lambda plan: gigabytes(plan.gpu.memory) if plan.gpu else ""),
                 ("", _verdict),
-                ("the peak is at", lambda plan: plan.moment.name),
+                ("the peak is at", lambda plan: plan.phase.name),
             ],
         ),
         (
@@ -181,8 +183,8 @@ def record(plan: Plan, remedies: Sequence[str], warned: Sequence[str], kinds: Se
         "memory": {
             "needed": plan.needed,
             "available": plan.gpu.memory if plan.gpu else None,
-            "peak_at": plan.moment.name,
-            "tensors": _plain(plan.moment.parts),
+            "peak_at": plan.phase.name,
+            "tensors": _plain(plan.phase.parts),
         },
         "parameters": {"base": s.base_parameters, "frozen": s.frozen, "trained": s.trained, "pieces": s.pieces},
         "deepspeed": plan.options.deepspeed,

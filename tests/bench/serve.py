@@ -1,4 +1,4 @@
-"""What the front costs a request: the same questions to an engine, straight and through it.
+"""What the gateway costs a request: the same questions to an engine, straight and through it.
 
 The engine is one of the tests' own that answers at once, in a process of its own, so that what is measured is the way
 there and back: checks, counts and a second connection.
@@ -24,8 +24,8 @@ import sys, threading
 from pathlib import Path
 import uvicorn
 from components.serve.engines import Engine
-from components.serve.front import Front
-from components.serve.here import listening
+from components.serve.gateway import Gateway
+from components.serve.local import listening
 from components.serve.requests import Limits
 from zhllama.tokenizer.vocabulary import Encoder
 from tests.fake_engine import FakeEngine
@@ -39,10 +39,10 @@ if what == "engine":
         sys.stdin.read()
 else:
     engine = Engine("fake", Path(), lambda host, port: [], "/health")
-    front = Front(Limits("zhllama", encoder, 2048), engine, address, lambda: True)
+    gateway = Gateway(Limits("zhllama", encoder, 2048), engine, address, lambda: True)
     with listening("127.0.0.1", 0) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        uvicorn.Server(uvicorn.Config(front.app(), log_level="error", access_log=False)).run([listener])
+        uvicorn.Server(uvicorn.Config(gateway.app(), log_level="error", access_log=False)).run([listener])
 """
 
 
@@ -73,15 +73,15 @@ def run(scratch: Path) -> list[Table]:
     tokenizer.write_bytes(trained(chars, 800, 0.9995, "bench"))
     question = "".join(chars[:100])
     table = Table(
-        f"A request through the front and straight to the engine (median of {REQUESTS}, ms)",
-        ("request", "straight", "through the front", "added"),
-        note="The bar: what a token of a 7B model takes on a fast GPU (10 ms) is more than the front adds.",
+        f"A request through the gateway and straight to the engine (median of {REQUESTS}, ms)",
+        ("request", "straight", "through the gateway", "added"),
+        note="The bar: what a token of a 7B model takes on a fast GPU (10 ms) is more than the gateway adds.",
     )
     with (
         _program("engine", tokenizer) as engine,
-        _program("front", tokenizer, engine) as front,
+        _program("gateway", tokenizer, engine) as gateway,
         httpx2.Client(base_url=engine) as straight,
-        httpx2.Client(base_url=front) as through,
+        httpx2.Client(base_url=gateway) as through,
     ):
         for name, more in (("one answer", {}), ("a stream of 101 events", {"stream": True})):
             body = {"model": "zhllama", "messages": [{"role": "user", "content": question}], **more}

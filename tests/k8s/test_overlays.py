@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from pipelines.manifests.check.check import check
-from pipelines.manifests.kustomize import build as build_here
 from tests.k8s.kustomizations import CRDS, FILES, K8S, OVERLAYS, build, by_name, of_kind, place, text
 from zhllama.kubernetes.model_server import OURS, ModelServer
 
@@ -94,16 +93,9 @@ def test_the_overlay_that_the_reapers_component_describes_wakes_it(name, tmp_pat
     assert cron_jobs(tmp_path) == [(False, ["registry.example.com/team/zhllama-launch-training:0.1.0"])]
 
 
-# --- without kubectl --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["base", "overlays/cluster", "overlays/profile", "overlays/kfp-standalone", "dev"])
-def test_what_is_built_here_is_what_kubectl_builds(name):
-    assert by_name(build_here(K8S / name)) == by_name(build(name))
-
-
-def test_no_overlay_needs_prometheus_operator():
-    assert not [place(folder) for folder in OVERLAYS if of_kind(build(folder), "PodMonitor")]
+@pytest.mark.parametrize("folder", OVERLAYS, ids=place)
+def test_no_overlay_needs_prometheus_operator(folder):
+    assert not of_kind(build(folder), "PodMonitor")
 
 
 def test_the_pod_monitor_component_finds_every_served_model():

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipelines import sizes
-from pipelines.manifests.check.rules import quantity
 from tests.k8s.kustomizations import OVERLAYS, Object, build, of_kind, place
 from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.quantity import quantity
 
 UPLOAD = 27e6
 """Bytes a second that a node uploads of a checkpoint, hashed. `make bench ONLY=checkpoint_stall` gave it on two cores

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 UNMEASURED = "–"
 
 _ROWS = (
-    ("pieces", ("pieces",), "{:,}"),
+    ("vocab size", ("pieces",), "{:,}"),
     ("tokens per Chinese character", ("tokens_per_character", "zh"), "{:.2f}"),
     ("tokens per English character", ("tokens_per_character", "en"), "{:.2f}"),
     ("bits per byte, Chinese", ("bits_per_byte", "zh"), "{:.3f}"),
     ("bits per byte, English", ("bits_per_byte", "en"), "{:.3f}"),
-    ("next token right, Chinese", ("next_token_accuracy", "zh"), "{:.1%}"),
-    ("next token right, English", ("next_token_accuracy", "en"), "{:.1%}"),
-    ("right answers", ("instructions", "accuracy"), "{:.1%}"),
+    ("next-token accuracy, Chinese", ("next_token_accuracy", "zh"), "{:.1%}"),
+    ("next-token accuracy, English", ("next_token_accuracy", "en"), "{:.1%}"),
+    ("accuracy", ("instructions", "accuracy"), "{:.1%}"),
     ("  ±", ("instructions", "margin"), "{:.1%}"),
     ("  chance", ("instructions", "chance"), "{:.1%}"),
     ("  questions", ("instructions", "items"), "{:,}"),

@@ -17,9 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from zhllama.data.packed import IGNORED
-
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
-"""Of a chunk's logits in float32. On a CPU what still fits the caches; on a GPU what keeps it busy."""
+from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
 
 
 class Score(NamedTuple):
@@ -76,7 +74,7 @@ def score(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> Sco
 def _chunks(hidden: torch.Tensor, head: torch.Tensor) -> Any:
     """(slice, logits in float32 [rows, vocabulary]) in turn, all in one buffer that the caller may overwrite."""
     vocabulary = head.shape[0]
-    rows = max(16, CHUNK_BYTES.get(hidden.device.type, 2**26) // (4 * vocabulary))
+    rows = max(SMALLEST_CHUNK, CHUNK_BYTES.get(hidden.device.type, 2**26) // (4 * vocabulary))
     buffer = torch.empty((min(rows, len(hidden)), vocabulary), dtype=torch.float32, device=hidden.device)
     for first in range(0, len(hidden), rows):
         at = slice(first, min(first + rows, len(hidden)))

@@ -113,20 +113,6 @@ def _tag(name: str) -> str:
 
 # --- speed ------------------------------------------------------------------------------------------------------------
 
-PEAK_TFLOPS = {
-    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "H20": 148.0, "GH200": 989.0,
-    "A100": 312.0, "A800": 312.0, "A30": 165.0, "A10": 125.0, "A6000": 155.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
-    "4090": 165.0, "V100": 125.0, "MI300X": 1307.0,
-}  # fmt: skip
-"""Of a GPU in bfloat16 or float16 with float32 sums, dense, in TFLOP/s; from the makers' data sheets."""
-
-
-def peak_tflops(device: str) -> float:
-    """The peak of a GPU by its name as CUDA gives it (`NVIDIA A100-SXM4-80GB`); 0 when it is not known."""
-    words = set(device.replace("-", " ").split())
-    known = [name for name in PEAK_TFLOPS if words.issuperset(name.split())]
-    return PEAK_TFLOPS[max(known, key=len)] if known else 0.0
-
 
 def flops_per_token(model: nn.Module, predicted: float) -> float:
     """Floating-point operations that a token costs, forward and backward, in the model's matrices.
@@ -325,7 +311,7 @@ class Recorder(TrainerCallback):
     def _show(self, line: Line, step: int, steps: int, now: float) -> None:
         if "eval_loss" in line:
             shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
-            log.info("step %d/%d: %s, next token right %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
+            log.info("step %d/%d: %s, next-token accuracy %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
             return
         speed = f"{line.get('tokens_per_second', 0):,.0f} tokens/s"
         if "mfu" in line:

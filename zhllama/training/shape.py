@@ -49,18 +49,22 @@ def new_rows(model: Artifact) -> tuple[int, ...]:
     return tuple(range(before, vocabulary.size))
 
 
+def new_shape(options: LoraOptions, rows: tuple[int, ...] = ()) -> LoraShape:
+    """The shape of a new adapter, the recipe's where the options say nothing."""
+    return LoraShape(
+        options.lora_r or 8,
+        options.lora_alpha or 32.0,
+        0.05 if options.lora_dropout < 0 else options.lora_dropout,
+        options.targets or LORA_TARGETS.split(","),
+        options.trained_rows,
+        rows,
+    )
+
+
 def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) -> LoraShape:
     """The adapter's shape. InputError when the options contradict the adapter that is continued."""
     if adapter is None:
-        wanted = options.trained_rows
-        return LoraShape(
-            options.lora_r or 8,
-            options.lora_alpha or 32.0,
-            0.05 if options.lora_dropout < 0 else options.lora_dropout,
-            options.targets or LORA_TARGETS.split(","),
-            wanted,
-            new_rows(model) if wanted == "new" else (),
-        )
+        return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
     have = _settings_of(adapter)
     embeddings, rows = _embeddings_of(have, adapter)
     targets = have["target_modules"]

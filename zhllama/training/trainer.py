@@ -24,7 +24,8 @@ from zhllama.errors import InputError
 from zhllama.training.checkpointing import Keeper, KeptTrainer
 from zhllama.training.checkpoints import Run
 from zhllama.training.data import Collate
-from zhllama.training.metrics import History, Recorder, Step, flops_per_token, peak_tflops
+from zhllama.training.hardware import peak_tflops
+from zhllama.training.metrics import History, Recorder, Step, flops_per_token
 from zhllama.training.model import trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines.manifests.check.documents import Document, Finding, read_documents
-from pipelines.manifests.check.rules import Node, check_rules, quantity
+from pipelines.manifests.check.pod_rules import Node
+from pipelines.manifests.check.rules import check_rules
 from pipelines.manifests.check.schema import NO_OBJECTS, Definitions, check_schema
 from zhllama.errors import InputError
+from zhllama.kubernetes.quantity import quantity
 
 
 def check(paths: Sequence[Path], crds: Path | None = None, node: Node | None = None) -> list[Finding]:

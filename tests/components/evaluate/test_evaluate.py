@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from components.evaluate.evaluate import METRICS, Evaluate, evaluate, fixed_prompts
+from components.evaluate.evaluate import evaluate
+from components.evaluate.held_out import fixed_prompts
+from components.evaluate.options import Evaluate
+from components.evaluate.trainings import METRICS
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter

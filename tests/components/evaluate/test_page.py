@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.page import (
-    averaged,
-    change,
-    curves,
-    exam_bars,
-    headlines,
-    ratio,
-    render,
-    task_rows,
-    ticks,
-)
+from components.evaluate.page import change, exam_bars, headlines, ratio, render, task_rows
+from zhllama.stage.loss_curves import averaged, curves, ticks
 
 
 def figures(label: str, bits: float, accuracy: float, tokens: float) -> dict[str, Any]:
@@ -122,7 +113,7 @@ def test_the_headline_says_what_changed(report: dict[str, Any]) -> None:
     shown = {each.title: (each.figure, each.note) for each in headlines(report)}
     assert shown["fewer tokens for the same Chinese"] == ("2.00×", "1.40 → 0.70 per character")
     assert shown["bits per byte, Chinese"] == ("2.00", "from 4.00 (−50%)")
-    assert shown["right answers, held-out instructions"] == ("75%", "from 50%; chance 52%")
+    assert shown["accuracy, held-out instructions"] == ("75%", "from 50%; chance 52%")
 
 
 def test_a_lone_model_is_shown_without_comparison(report: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from components.generate_instructions import asking, limits
+from components.generate_instructions import limits, scheduler
 from tests.components.generate_instructions.model_server import ModelServer
 
 
@@ -27,4 +27,4 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FIRST_WAIT", 0.005)
     monkeypatch.setattr(limits, "LONGEST_WAIT", 0.02)
-    monkeypatch.setattr(asking, "DRAIN", 10.0)
+    monkeypatch.setattr(scheduler, "DRAIN", 10.0)

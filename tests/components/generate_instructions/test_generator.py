@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from components.generate_instructions import asking, limits
-from components.generate_instructions.generator import GenerateInstructions, generate_instructions
+from components.generate_instructions import limits, scheduler
+from components.generate_instructions.generator import generate_instructions
+from components.generate_instructions.options import GenerateInstructions
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer, written
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
@@ -250,12 +251,12 @@ def test_a_server_that_keeps_failing_is_a_fault_and_the_next_run_goes_on(model: 
 
 def test_throttling_for_longer_than_other_faults_is_waited_out(model: ModelServer, tmp_path: Path) -> None:
     throttled = Do(status=429, headers={"Retry-After": "0"})
-    model.do = lambda asked: throttled if len(model.asked) <= asking.ATTEMPTS + 5 else None
+    model.do = lambda asked: throttled if len(model.asked) <= scheduler.ATTEMPTS + 5 else None
     assert len(items_of(run(model, tmp_path))) == 12
 
 
 def test_throttling_without_end_is_a_fault(model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "PATIENCE", 0.1)
+    monkeypatch.setattr(scheduler, "PATIENCE", 0.1)
     model.do = lambda asked: Do(status=429)
     with pytest.raises(StorageFault, match="status 429; what came is kept"):
         run(model, tmp_path)
@@ -273,7 +274,7 @@ def test_a_request_that_alone_keeps_failing_is_given_up(model: ModelServer, tmp_
     model.do = do
     manifest = run(model, tmp_path, items=60, concurrency=3)
     assert len(items_of(manifest)) == 60
-    assert card_of(manifest)["requests"]["failures"]["status 500"] == asking.ATTEMPTS
+    assert card_of(manifest)["requests"]["failures"]["status 500"] == scheduler.ATTEMPTS
 
 
 def test_an_answer_whose_connection_broke_keeps_its_whole_items(model: ModelServer, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from components.generate_instructions.catalogue import load_catalogue
 from components.generate_instructions.dedup import Seen
-from components.generate_instructions.generator import GenerateInstructions, generate_instructions
+from components.generate_instructions.generator import generate_instructions
 from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.importer import alpaca_of, import_items
+from components.generate_instructions.options import GenerateInstructions
 from tests.zhllama.artifacts.hub_server import hub_server
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact

@@ -13,7 +13,7 @@ pytest.importorskip("llama_cpp", reason="NOT CHECKED: llama-cpp-python is not he
 
 from components.export_model.exporter import ExportModel, export_model
 from components.serve.gguf_vocabulary import checked_vocabulary
-from components.serve.here import Server, served
+from components.serve.local import Server, served
 from components.serve.serve import Serve
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError

@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 
 from components.serve.engines import Engine
-from components.serve.front import Front
-from components.serve.here import listening
+from components.serve.gateway import Gateway
+from components.serve.local import listening
 from components.serve.page import WORDS, chat_page, fitting, language_of
 from components.serve.requests import Limits
 from tests.fake_engine import FakeEngine
@@ -20,19 +20,19 @@ KEY = "a-key-for-the-tests-only"
 CHAT = "/v1/chat/completions"
 
 
-def front_of(engine: FakeEngine, api_key: str = "", positions: int = 512) -> Front:
+def gateway_of(engine: FakeEngine, api_key: str = "", positions: int = 512) -> Gateway:
     made = Engine("fake", Path(), lambda host, port: [], "/health")
-    return Front(Limits("zhllama", engine.encoder, positions), made, engine.address, lambda: True, api_key)
+    return Gateway(Limits("zhllama", engine.encoder, positions), made, engine.address, lambda: True, api_key)
 
 
 @pytest.fixture
 def address(engine: FakeEngine, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A front with its page; parametrised with a key, one that asks for it."""
+    """A gateway with its page; parametrised with a key, one that asks for it."""
     import threading
 
-    front = front_of(engine, getattr(request, "param", ""))
+    gateway = gateway_of(engine, getattr(request, "param", ""))
     with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(front.app(chat_page(front)), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(gateway.app(chat_page(gateway)), log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -205,14 +205,14 @@ def test_both_languages_say_everything() -> None:
 
 
 def test_old_turns_are_forgotten_by_pairs(engine: FakeEngine) -> None:
-    front = front_of(engine, positions=900)
+    gateway = gateway_of(engine, positions=900)
     turns = [
         message
         for number in range(8)
         for message in ({"role": "user", "content": f"{number}" * 30}, {"role": "assistant", "content": "好"})
     ]
     asked = [*turns, {"role": "user", "content": "最后"}]
-    kept = fitting(asked, front)
+    kept = fitting(asked, gateway)
     assert kept == asked[-len(kept) :]
     assert 1 <= len(kept) < len(asked)
     assert kept[0]["role"] == "user"

@@ -18,8 +18,7 @@ import httpx2
 import openai
 import pytest
 
-from components.serve.engine_process import free_port
-from components.serve.here import listening, served
+from components.serve.local import listening, served
 from components.serve.serve import SAMPLES, Serve, serve_and_ask
 from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
 from zhllama.artifacts.open import open_artifact
@@ -273,9 +272,8 @@ def test_options_that_make_no_sense_are_refused(arguments: list[str], line: str)
 def test_a_port_in_use_is_refused_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"127.0.0.1:{port}: Address already in use; choose another"):
-            free_port("127.0.0.1", port)
-        with pytest.raises(InputError, match=f"127.0.0.1:{port}: .*choose another"), listening("127.0.0.1", port):
+        line = f"127.0.0.1:{port}: Address already in use.*; choose another"
+        with pytest.raises(InputError, match=line), listening("127.0.0.1", port):
             pass
 
 

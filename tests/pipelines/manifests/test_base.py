@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.manifests import kustomize
+from pipelines.manifests import base
 from pipelines.manifests.base import K8S, base_objects
-from pipelines.manifests.kustomize import build
 from tests.k8s.kustomizations import KUBECTL, by_name, of_kind
 from zhllama.errors import InputError
 
@@ -85,52 +84,10 @@ def test_what_cannot_be_meant_is_refused_in_one_line(words, said):
     assert said in done.stderr
 
 
-# --- the part of kustomize that is known here -------------------------------------------------------------------------
-
-CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": "1", "a/b": "2"}}
-POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c"}]}}
-
-
-def patched(kind: str, *operations: dict[str, Any]) -> dict[str, Any]:
-    return {"patches": [{"target": {"kind": kind}, "patch": yaml.safe_dump(list(operations))}]}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"namespace": "team", "labels": [{"pairs": {"l": "v"}}]},
-        patched("ConfigMap", {"op": "replace", "path": "/data/x", "value": "9"}),
-        patched("ConfigMap", {"op": "remove", "path": "/data/a~1b"}),
-        patched("ConfigMap", {"op": "add", "path": "/metadata/annotations", "value": {"k": "v"}}),
-        patched("Pod", {"op": "add", "path": "/spec/containers/-", "value": {"name": "d"}}),
-        patched("Pod", {"op": "add", "path": "/spec/containers/0", "value": {"name": "b"}}),
-        patched("Pod", {"op": "replace", "path": "/spec/containers/0", "value": {"name": "b"}}),
-        {"patches": [{"target": {"kind": "Po."}, "patch": "$patch: delete\nkind: Pod\nmetadata: {name: p}"}]},
-    ],
-    ids=["namespace", "replace", "remove", "annotations", "append", "insert", "item", "delete"],
-)
-def test_it_changes_what_kubectl_changes(fields, tmp_path):
-    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all([CONFIG, POD]))
-    fields = {"resources": ["objects.yaml"], **fields}
-    assert by_name(by_kubectl(tmp_path, **fields)) == by_name(build(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"namePrefix": "x-"}, "namePrefix: not known here; use kubectl kustomize"),
-        ({"labels": [{"pairs": {}, "includeSelectors": True}]}, "labels with includeSelectors: not known here"),
-        ({"patches": [{"path": "p.yaml"}]}, "a patch with .*path.*: not known here"),
-        ({"patches": [{"target": {"kind": "Pod"}, "patch": "spec: {}"}]}, "a patch that merges: not known here"),
-        (patched("Pod", {"op": "remove", "path": "/spec/volumes/0"}), "patch remove /spec/volumes/0: there is no such"),
-        (patched("Pod", {"op": "replace", "path": "/spec/x", "value": 1}), "patch replace /spec/x: there is no such"),
-        ({"transformers": ["kind: PrefixTransformer"]}, "transformer PrefixTransformer: not known here"),
-        ({"resources": ["gone.yaml"]}, r"gone\.yaml: not a readable manifest"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_it_refuses_by_name_what_it_does_not_know(fields, said, tmp_path):
-    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all([CONFIG, POD]))
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["objects.yaml"], **fields}))
-    with pytest.raises(InputError, match=said):
-        kustomize.build(tmp_path)
+def test_without_kubectl_or_a_clone_it_says_so_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(base.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(InputError, match="kubectl is not here; install it"):
+        base_objects("team")
+    monkeypatch.setattr(base, "K8S", tmp_path / "k8s")
+    with pytest.raises(InputError, match="run it from a clone"):
+        base_objects("team")

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import sizes
-from pipelines.planner import estimate
-from pipelines.planner.estimate import Wish, plan, remedies, serving_plan
+from pipelines.planner.estimate import PlanRequest, plan
 from pipelines.planner.gpus import FILE, gpu_of, gpus
+from pipelines.planner.remedies import remedies, warnings
+from pipelines.planner.serving import serving_plan
 from zhllama.errors import InputError
 
 GIANTS = ("7b", "13b", "33b", "65b")
@@ -22,8 +23,8 @@ KINDS = list(gpus().values())
 load = functools.cache(sizes.load)
 
 
-def wish(size: str, gpu: str = "h100-80gb", **more) -> Wish:
-    return Wish(size=load(size), gpu={kind.name: kind for kind in KINDS}[gpu], **more)
+def request(size: str, gpu: str = "h100-80gb", **more) -> PlanRequest:
+    return PlanRequest(size=load(size), gpu={kind.name: kind for kind in KINDS}[gpu], **more)
 
 
 # --- the sizes fit what their files name ------------------------------------------------------------------------------
@@ -34,19 +35,19 @@ def wish(size: str, gpu: str = "h100-80gb", **more) -> Wish:
     ("size", "gpu"), [("7b", "a10-24gb"), ("13b", "a100-40gb"), ("33b", "a100-80gb"), ("65b", "h200-141gb")]
 )
 def test_each_size_fits_the_cards_that_its_file_speaks_of_and_gives_its_nodes_enough(size, gpu, stage):
-    asked = wish(size, gpu)
+    asked = request(size, gpu)
     made = plan(stage, asked)
-    assert made.fits, f"{made.needed:,} of {made.gpu.memory:,}: {made.moment}"
+    assert made.fits, f"{made.needed:,} of {made.gpu.memory:,}: {made.phase}"
     if size != "7b":
         # what a day on another kind costs in time is another matter
-        assert estimate.warnings(made, asked.size) == []
+        assert warnings(made, asked.size) == []
 
 
 def test_65b_does_not_fit_80_gb_under_zero2_and_zero3_is_the_first_remedy():
-    asked = wish("65b", nodes=1, gpus_per_node=8)
+    asked = request("65b", nodes=1, gpus_per_node=8)
     made = plan("lora", asked)
     assert not made.fits
-    assert made.moment.parts["weights"] > 130e9
+    assert made.phase.parts["weights"] > 130e9
     first, *others = remedies([made], asked, KINDS)
     assert "--deepspeed zero3" in first
     assert any("h200-141gb" in other for other in others)
@@ -55,7 +56,7 @@ def test_65b_does_not_fit_80_gb_under_zero2_and_zero3_is_the_first_remedy():
 @pytest.mark.parametrize("size", GIANTS)
 @pytest.mark.parametrize("gpu", [kind.name for kind in KINDS])
 def test_every_remedy_makes_it_fit(size, gpu):
-    asked = wish(size, gpu, arguments="--gradient-checkpointing false")
+    asked = request(size, gpu, arguments="--gradient-checkpointing false")
     short = [made for made in (plan(stage, asked) for stage in sizes.STAGES) if not made.fits]
     if not short:
         assert plan("lora", asked).fits
@@ -77,7 +78,7 @@ def test_every_remedy_makes_it_fit(size, gpu):
 
 
 def test_a_remedy_is_not_given_twice_with_more():
-    asked = wish("65b")
+    asked = request("65b")
     short = [plan(stage, asked) for stage in sizes.STAGES]
     assert sum("zero3" in remedy for remedy in remedies(short, asked, KINDS)) == 1
 
@@ -87,12 +88,12 @@ def test_a_remedy_is_not_given_twice_with_more():
 
 @pytest.mark.parametrize(("stage", "tokens"), [("embeddings", 1024 * 512), ("lora", 1024 * 512), ("sft", 512 * 512)])
 def test_a_step_is_the_recipes_global_batch(stage, tokens):
-    assert plan(stage, wish("7b")).tokens_per_step == tokens
+    assert plan(stage, request("7b")).tokens_per_step == tokens
 
 
 def test_the_recipes_own_training_takes_as_long_as_it_says_at_the_share_that_it_had():
     # 16 A100s, batch 1024, 512 tokens: about 6 hours for 1000 steps
-    made = plan("lora", wish("7b", "a100-80gb", nodes=2, gpus_per_node=8, steps=1000, mfu=0.13))
+    made = plan("lora", request("7b", "a100-80gb", nodes=2, gpus_per_node=8, steps=1000, mfu=0.13))
     assert made.seconds == pytest.approx(6 * 3600, rel=0.05)
 
 
@@ -105,7 +106,7 @@ def test_the_assumed_share_is_what_was_published_of_an_a100(length, seconds):
 
 
 def test_twice_the_gpus_take_half_the_time_for_the_same_steps():
-    one, two = (plan("lora", wish("13b", nodes=nodes)) for nodes in (1, 2))
+    one, two = (plan("lora", request("13b", nodes=nodes)) for nodes in (1, 2))
     assert two.tokens == 2 * one.tokens
     assert two.seconds == pytest.approx(one.seconds)
     assert two.tokens_per_second == pytest.approx(2 * one.tokens_per_second)
@@ -113,17 +114,18 @@ def test_twice_the_gpus_take_half_the_time_for_the_same_steps():
 
 def test_recomputing_costs_time():
     with_it, without = (
-        plan("lora", wish("7b", "a100-80gb", arguments=f"--gradient-checkpointing {given}")) for given in (True, False)
+        plan("lora", request("7b", "a100-80gb", arguments=f"--gradient-checkpointing {given}"))
+        for given in (True, False)
     )
     assert with_it.seconds > 1.2 * without.seconds
-    assert with_it.moment.total < without.moment.total
+    assert with_it.phase.total < without.phase.total
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_lies_in_s3_follows_from_the_parameters():
-    made = plan("lora", wish("7b", pieces=49_953))
+    made = plan("lora", request("7b", pieces=49_953))
     trained, base = 429_203_456, 6_885_486_592
     assert made.model == pytest.approx(2 * base, rel=1e-3)
     assert made.artifact == pytest.approx(2 * trained, rel=0.01)
@@ -134,13 +136,13 @@ def test_what_lies_in_s3_follows_from_the_parameters():
     assert made.s3_kept == made.artifact + 3 * made.checkpoint
     assert made.s3_read == 2 * (made.model + made.dataset)
     assert made.ephemeral > made.model + made.dataset + 2 * trained
-    stage_1 = plan("embeddings", wish("7b", pieces=49_953))
+    stage_1 = plan("embeddings", request("7b", pieces=49_953))
     assert stage_1.artifact == stage_1.model
     assert stage_1.written < 0.1 * stage_1.artifact
 
 
 def test_a_dataset_takes_two_bytes_a_token_up_to_65536_pieces():
-    few, many = (plan("lora", wish("7b", pieces=pieces, data_tokens=10**9)) for pieces in (65_536, 65_537))
+    few, many = (plan("lora", request("7b", pieces=pieces, data_tokens=10**9)) for pieces in (65_536, 65_537))
     assert few.dataset == pytest.approx(2e9, rel=0.02)
     assert many.dataset == pytest.approx(4e9, rel=0.02)
 
@@ -148,13 +150,8 @@ def test_a_dataset_takes_two_bytes_a_token_up_to_65536_pieces():
 def test_a_node_that_has_too_little_is_named_with_its_field():
     size = sizes.load("7b")
     small = dataclasses.replace(size, lora=dataclasses.replace(size.lora, memory="64Gi", ephemeral_storage="8Gi"))
-    found = estimate.warnings(plan("lora", wish("7b")), small)
+    found = warnings(plan("lora", request("7b")), small)
     assert [line.split(" of a node")[0] for line in found] == ["lora: memory", "lora: ephemeral_storage"]
-
-
-@pytest.mark.parametrize(("text", "count"), [("384Gi", 384 * 2**30), ("500M", 5e8), ("8", 8), ("1.5Ti", 1.5 * 2**40)])
-def test_quantities_are_kubernetes(text, count):
-    assert estimate.quantity(text) == count
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
@@ -164,21 +161,21 @@ def test_quantities_are_kubernetes(text, count):
     ("size", "gpu"), [("7b", "a10-24gb"), ("13b", "a100-40gb"), ("33b", "l40s-48gb"), ("65b", "l40s-48gb")]
 )
 def test_each_size_is_served_on_what_its_file_says(size, gpu):
-    made = serving_plan(wish(size, gpu), concurrency=1)
+    made = serving_plan(request(size, gpu), concurrency=1)
     assert made.fits
     assert made.most >= 1
 
 
 def test_the_cache_of_a_token_of_7b_is_half_a_megabyte():
-    assert serving_plan(wish("7b")).cache_per_token == 2 * 32 * 4096 * 2
+    assert serving_plan(request("7b")).cache_per_token == 2 * 32 * 4096 * 2
 
 
 @given(st.sampled_from(GIANTS), st.sampled_from([kind.name for kind in KINDS]), st.integers(256, 4096))
 def test_as_many_requests_as_it_says_fit_and_not_one_more(size, gpu, context):
-    most = serving_plan(wish(size, gpu), context=context).most
-    assert not serving_plan(wish(size, gpu), context=context, concurrency=most + 1).fits
+    most = serving_plan(request(size, gpu), context=context).most
+    assert not serving_plan(request(size, gpu), context=context, concurrency=most + 1).fits
     if most:
-        assert serving_plan(wish(size, gpu), context=context, concurrency=most).fits
+        assert serving_plan(request(size, gpu), context=context, concurrency=most).fits
 
 
 # --- wrong input ------------------------------------------------------------------------------------------------------
@@ -196,18 +193,18 @@ def test_as_many_requests_as_it_says_fit_and_not_one_more(size, gpu, context):
 )
 def test_wrong_wishes_are_refused(more, said):
     with pytest.raises(InputError, match=said):
-        plan("lora", wish("7b", **more))
+        plan("lora", request("7b", **more))
 
 
 def test_serving_refuses_gpus_that_do_not_divide_the_heads():
     with pytest.raises(InputError, match="32 attention heads cannot be divided"):
-        serving_plan(wish("7b"), gpus=3)
+        serving_plan(request("7b"), gpus=3)
 
 
 @pytest.mark.parametrize("more", [{"context": -1}, {"concurrency": -1}])
 def test_serving_refuses_negative_numbers(more):
     with pytest.raises(InputError, match="-1: a number above 0 is needed"):
-        serving_plan(wish("7b"), **more)
+        serving_plan(request("7b"), **more)
 
 
 def test_a_list_of_gpus_of_ones_own_is_read_and_a_wrong_one_refused(tmp_path):

@@ -52,11 +52,9 @@ def setting(made: Case, processes: int = 1) -> memory.Setting:
 
 
 def assert_close(made: Case, found: int, processes: int = 1) -> None:
-    moment = memory.peak(setting(made, processes))
-    off = moment.total / found - 1
-    assert abs(off) < WITHIN, (
-        f"{off:+.1%}: {moment.total:,} planned ({moment.name}: {moment.parts}), {found:,} measured"
-    )
+    phase = memory.peak(setting(made, processes))
+    off = phase.total / found - 1
+    assert abs(off) < WITHIN, f"{off:+.1%}: {phase.total:,} planned ({phase.name}: {phase.parts}), {found:,} measured"
 
 
 # --- without DeepSpeed ------------------------------------------------------------------------------------------------
@@ -213,17 +211,11 @@ def test_operations_are_those_that_the_training_logs(stage):
     assert found == pytest.approx(logged(model, 1.0), rel=1e-3)
 
 
-def test_the_chunk_of_the_loss_is_the_losss_own():
-    from zhllama.training import loss
-
-    assert memory.CHUNK_BYTES == loss.CHUNK_BYTES
-
-
 def test_the_gpus_do_what_the_training_takes_them_to_do():
-    from zhllama.training.metrics import peak_tflops
+    from zhllama.training.hardware import peak_tflops
 
     for gpu in gpus().values():
-        assert peak_tflops(gpu.device) == gpu.tflops, gpu.name
+        assert 0 < peak_tflops(gpu.device) == gpu.tflops, gpu.name
 
 
 @pytest.mark.parametrize("name", SHIPPED_DEEPSPEED)

@@ -28,4 +28,4 @@ def test_a_line_each_figure_that_some_model_has() -> None:
     assert lines["ceval, 5 shots"][-2:] == ["–", "50.0%"]
     assert lines["task, acc"][-2:] == ["–", "0.500"]
     assert "bits per byte, English" not in lines
-    assert "right answers" not in lines
+    assert "accuracy" not in lines

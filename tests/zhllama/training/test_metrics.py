@@ -18,6 +18,7 @@ from transformers import LlamaConfig, TrainerControl, TrainerState
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.training import metrics as course
+from zhllama.training.hardware import peak_tflops
 from zhllama.training.metrics import (
     EVENTS,
     METRICS,
@@ -27,7 +28,6 @@ from zhllama.training.metrics import (
     Step,
     duration,
     flops_per_token,
-    peak_tflops,
 )
 from zhllama.training.model import PackedLlama
 
@@ -191,7 +191,7 @@ def test_each_log_is_a_plain_line_where_there_is_no_terminal(caplog):
     assert len(lines) == 4
     assert lines[0].startswith("step 1/3: loss 5.000, rate 1.00e-04, ")
     assert all(word in lines[0] for word in ("tokens/s", "MFU", "peak", "GB", "left"))
-    assert lines[3] == "step 3/3: held-out loss 2.000, perplexity 7.4, next token right 40.0%"
+    assert lines[3] == "step 3/3: held-out loss 2.000, perplexity 7.4, next-token accuracy 40.0%"
     assert {"time", "tokens_per_second", "mfu", "peak_memory_gb"} <= state.log_history[0].keys()
 
 
@@ -227,7 +227,7 @@ def test_on_a_terminal_a_bar_shows_the_course_and_evaluations_stand_above_it(mon
     text = shown.getvalue()
     assert "3/3" in text
     assert "loss 1.667" in text
-    assert "next token right 40.0%" in text
+    assert "next-token accuracy 40.0%" in text
     assert "step 1/3" not in text
 
 

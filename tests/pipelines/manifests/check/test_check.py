@@ -9,8 +9,9 @@ import pytest
 
 from pipelines.manifests.check.check import check, node_of
 from pipelines.manifests.check.documents import Document, read_documents
-from pipelines.manifests.check.rules import Node, quantity
+from pipelines.manifests.check.pod_rules import Node
 from zhllama.errors import InputError
+from zhllama.kubernetes.quantity import quantity
 
 ROOT = Path(__file__).resolve().parents[4]
 HERE = Path(__file__).parent
@@ -117,6 +118,9 @@ def test_lists_and_anchors_are_read_as_a_cluster_reads_them(tmp_path: Path) -> N
     [
         ("500m", 0.5),
         ("64Gi", 64 * 2**30),
+        ("384Gi", 384 * 2**30),
+        ("500M", 5e8),
+        ("1.5Ti", 1.5 * 2**40),
         ("1e3", 1000),
         (8, 8),
         ("0.5", 0.5),

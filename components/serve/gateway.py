@@ -13,7 +13,9 @@ import ipaddress
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serve import requests
 from components.serve.engines import Engine
-from components.serve.requests import ApiError, Asked, Limits
+from components.serve.requests import ApiError, Limits, ValidatedRequest
 
 log = logging.getLogger("serve")
 
@@ -74,8 +76,8 @@ class Metrics:
         return prometheus_client.generate_latest(self.registry)
 
 
-class Front:
-    """The application for one engine: `Front(...).app()` is ASGI."""
+class Gateway:
+    """The application for one engine: `Gateway(...).app()` is ASGI."""
 
     def __init__(
         self,
@@ -109,8 +111,8 @@ class Front:
                 routes=[
                     Route("/models", self._models),
                     Route("/models/{name}", self._models),
-                    Route("/chat/completions", self._chat, methods=["POST"]),
-                    Route("/completions", self._completion, methods=["POST"]),
+                    Route("/chat/completions", partial(self._answer, check=requests.chat), methods=["POST"]),
+                    Route("/completions", partial(self._answer, check=requests.completion), methods=["POST"]),
                 ],
             ),
         ]
@@ -119,8 +121,8 @@ class Front:
         errors: Any = {ApiError: _as_json, Exception: self._fault, 404: _as_json, 405: _as_json}
         return Guard(Starlette(routes=routes, exception_handlers=errors), self._api_key, self._host)
 
-    def key_fits(self, key: str) -> bool:
-        return fits(key, self._api_key)
+    def key_matches(self, key: str) -> bool:
+        return keys_match(key, self._api_key)
 
     @property
     def needs_key(self) -> bool:
@@ -166,53 +168,33 @@ class Front:
 
     # --- answers of the model -----------------------------------------------------------------------------------------
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, "/v1/chat/completions", requests.chat)
-
-    async def _completion(self, request: Request) -> Response:
-        return await self._answer(request, "/v1/completions", requests.completion)
-
-    async def _answer(self, request: Request, path: str, check: Callable[[Any, Limits], Asked]) -> Response:
+    async def _answer(self, request: Request, check: Callable[[Any, Limits], ValidatedRequest]) -> Response:
+        path = request.url.path
         record = _Record(self.metrics, path)
-        try:
+        with record.of_failures():
             asked = check(requests.parse_json(await _body(request)), self.limits)
             record.prompt_tokens = len(asked.ids)
             upstream = await self._send(path, asked)
-        except ApiError as error:
-            record.end(error.status)
-            raise
-        except BaseException:
-            record.end(499)
-            raise
         if asked.stream:
             return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
-        try:
-            value = json.loads(await upstream.aread())
-            record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
-        except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
-            record.end(502)
-            raise ApiError(502, "the engine broke off its answer") from error
-        except BaseException:
-            record.end(499)
-            raise
-        finally:
-            await upstream.aclose()
+        with record.of_failures():
+            try:
+                value = json.loads(await upstream.aread())
+                record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
+            except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
+                raise ApiError(502, "the engine broke off its answer") from error
+            finally:
+                await upstream.aclose()
         record.end(200)
         return JSONResponse(value)
 
     async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
         """The answer to a conversation, in pieces, for the chat page. ApiError as a client of the API gets it."""
         record = _Record(self.metrics, "page")
-        try:
+        with record.of_failures():
             asked = requests.chat({"model": self.limits.name, "messages": messages, "stream": True}, self.limits)
             record.prompt_tokens = len(asked.ids)
             upstream = await self._send("/v1/chat/completions", asked)
-        except ApiError as error:
-            record.end(error.status)
-            raise
-        except BaseException:
-            record.end(499)
-            raise
         async for event in self._events(upstream, record):
             if "error" in event:
                 raise ApiError(502, str(event["error"]["message"]))
@@ -220,7 +202,7 @@ class Front:
                 if piece := choice.get("delta", {}).get("content"):
                     yield piece
 
-    async def _send(self, path: str, asked: Asked) -> httpx2.Response:
+    async def _send(self, path: str, asked: ValidatedRequest) -> httpx2.Response:
         """The engine's answer, its head read. ApiError when it has none, or refuses."""
         body = self._engine.request(asked.body)
         try:
@@ -293,6 +275,15 @@ class _Record:
             self._seen = True
             self._metrics.first.observe(time.monotonic() - self._begin)
 
+    @contextmanager
+    def of_failures(self) -> Iterator[None]:
+        """Ends the record with what is raised inside."""
+        try:
+            yield
+        except BaseException as error:
+            self.end(error.status if isinstance(error, ApiError) else 499)
+            raise
+
     def end(self, status: int) -> None:
         """499: the client went away."""
         seconds = time.monotonic() - self._begin
@@ -344,7 +335,7 @@ class Guard:
         # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
         if self._api_key and (path == "/tokenize" or path.startswith("/v1/")):
             kind, _, key = headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not fits(key.strip(), self._api_key):
+            if kind.lower() != "bearer" or not keys_match(key.strip(), self._api_key):
                 return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
         return None
 
@@ -358,7 +349,7 @@ def _with_policy(send: Send) -> Send:
     return passed_on
 
 
-def fits(given: str, key: str) -> bool:
+def keys_match(given: str, key: str) -> bool:
     """Whether they are the same, in a time that does not tell how much of it is."""
     return hmac.compare_digest(given.encode(errors="surrogateescape"), key.encode())
 

@@ -12,44 +12,36 @@ nothing more is sent, and answers on their way, which will be billed, are waited
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from components.generate_instructions.budget import YIELD, Budget, Tokens
-from components.generate_instructions.client import Answer, Api, Dialect, Failed, Foreign, Refused
+from components.generate_instructions import batch_api
+from components.generate_instructions.budget import YIELD, Tokens
+from components.generate_instructions.client import Answer, Api, Dialect, Failed, Refused, UnexpectedResponse
 from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.journal import Journal
 from components.generate_instructions.ledger import Ledger
-from components.generate_instructions.limits import LONGEST_PAUSE, Limits, backoff
+from components.generate_instructions.limits import ATTEMPTS, LONGEST_PAUSE, Limits, backoff
+from components.generate_instructions.options import GenerateInstructions
 from components.generate_instructions.request import Request, Requests
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import Progress
 
 log = logging.getLogger("generate_instructions")
 
-ATTEMPTS = 10
-"""Of one request; a throttled one (429) does not count."""
 MOST_ATTEMPTS = 3 * ATTEMPTS
 """Of one request in all runs together, after which it is given up even where nothing else is answered."""
 PATIENCE = 1800.0
 """Seconds of nothing but 429, after which the server counts as failed."""
 DRAIN = 20.0
 """Seconds that answers on their way are waited for when a run ends early; Kubernetes kills after 30."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How requests are sent. per_minute: requests and tokens, 0 for no limit."""
-
-    concurrency: int
-    requests_per_minute: float
-    tokens_per_minute: float
-    fruitless: int
 
 
 class Stopped(Exception):
@@ -60,35 +52,29 @@ class Stopped(Exception):
         self.signum = signum
 
 
-class Batching(Protocol):
-    """The Batch API as batch_api.py has it."""
-
-    @property
-    def wanted(self) -> bool: ...
-    async def finish(self, asking: "Asking") -> None: ...
-    async def ask(self, asking: "Asking") -> None: ...
-
-
-class Asking:
+class RequestScheduler:
     """One run over a journal: what is settled in it is harvested first, then the model is asked for the rest."""
 
     def __init__(
-        self, api: Api, requests: Requests, journal: Journal, ledger: Ledger, budget: Budget, harvest: Harvest,
-        pace: Pace, dialect: Dialect, batches: "Batching",
-    ) -> None:  # fmt: skip
-        self.api, self.requests, self.journal, self.ledger = api, requests, journal, ledger
-        self.budget, self.harvest, self.pace = budget, harvest, pace
-        self.dialect, self._batches = dialect, batches
-        self.limits = Limits(pace.requests_per_minute, pace.tokens_per_minute)
-        self.known = ledger.dialect is not None
-        """Whether the server's dialect is known."""
+        self,
+        config: GenerateInstructions,
+        api: Api,
+        requests: Requests,
+        journal: Journal,
+        ledger: Ledger,
+        harvest: Harvest,
+    ) -> None:
+        self.config, self.api, self.requests = config, api, requests
+        self.journal, self.ledger, self.harvest, self.budget = journal, ledger, harvest, config.budget
+        structure = "schema" if config.structured == "auto" else config.structured
+        self.dialect = Dialect(**(ledger.dialect or {"structure": structure, "stream": config.stream}))
+        self.limits = Limits(config.requests_per_minute, config.tokens_per_minute)
         self.ended = ""
         """Why no more is asked: "items", "max-cost", "max-tokens" or "fruitless"; "" while it goes on."""
         self.taken = 0
         """Answers that were harvested: requests 0 to taken − 1."""
-        self.streak = 0
+        self.empty_responses = 0
         """Of them, how many of the last gave nothing new."""
-        self.fruitful = 0
         self.last_answer = ""
         self._first_refusal = ""
         self._answered_at = 0.0
@@ -97,13 +83,18 @@ class Asking:
         self._on_the_wire: set[int] = set()
         self._bar: Progress | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether the server's dialect is known."""
+        return self.ledger.dialect is not None
+
     # --- the whole ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Asks until `ended`."""
         with Progress("generating", self.harvest.wanted or None, "items") as self._bar, _signals() as stopped:
             self.harvest_what_came()
-            task = asyncio.ensure_future(self._loop())
+            task: asyncio.Future[Any] = asyncio.ensure_future(self._loop())
             try:
                 await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
                 if not task.done():
@@ -118,10 +109,10 @@ class Asking:
             self._harvest_the_rest()
 
     async def _loop(self) -> None:
-        await self._batches.finish(self)
+        await batch_api.finish(self)
         while not self.ended:
-            if self._batches.wanted and self.known and self.fruitful:
-                await self._batches.ask(self)
+            if self.config.batch and self.known and self.harvest.items:
+                await batch_api.ask(self)
                 return
             while (number := self.next_number()) is not None:
                 self._running[number] = asyncio.create_task(self._settle(number))
@@ -136,18 +127,15 @@ class Asking:
     async def _drain(self) -> None:
         """Ends what was not sent, and waits for what was: it will be billed."""
         self._closing = True
-        waiting = [task for number, task in self._running.items() if number not in self._on_the_wire]
-        sent = [task for number, task in self._running.items() if number in self._on_the_wire]
-        for task in waiting:
-            task.cancel()
+        for number, task in self._running.items():
+            if number not in self._on_the_wire:
+                task.cancel()
         if out := len(self._on_the_wire - set(self.ledger.settled)):
             log.info("waiting for %d answers on their way, up to %.0f s", out, DRAIN)
-        if sent:
-            await asyncio.wait(sent, timeout=DRAIN)
-        for task in sent:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values())
+        for timeout in (DRAIN, None) if self._running else ():
+            await asyncio.wait(self._running.values(), timeout=timeout)
+            for task in self._running.values():
+                task.cancel()
         for task in self._running.values():
             if not task.cancelled() and task.exception() is not None:
                 log.debug("while ending: %s", task.exception())
@@ -172,20 +160,16 @@ class Asking:
 
     def unsettled(self, count: int) -> list[int]:
         """The lowest numbers of requests that are neither settled nor out."""
-        found: list[int] = []
-        number = self.taken
-        while len(found) < count:
-            if number not in self.ledger.settled and number not in self._running:
-                found.append(number)
-            number += 1
-        return found
+        settled, running = self.ledger.settled, self._running
+        free = (number for number in itertools.count(self.taken) if number not in settled and number not in running)
+        return list(itertools.islice(free, count))
 
     def _allowed(self) -> int:
-        if not self.known or self._batches.wanted:
+        if not self.known or self.config.batch:
             return 1
-        if not self.fruitful:
-            return max(1, min(self.pace.concurrency, self.pace.fruitless - self.streak - self._waiting()))
-        return self.pace.concurrency
+        if not self.harvest.items:
+            return max(1, min(self.config.concurrency, self.config.fruitless - self.empty_responses - self._waiting()))
+        return self.config.concurrency
 
     def _waiting(self) -> int:
         """Answers that came before one with a lower number."""
@@ -196,15 +180,13 @@ class Asking:
         """Whether the answers that are out, and those that wait for one before them, leave something to be wanted."""
         if not self.harvest.wanted:
             return True
-        return (out + self._waiting()) * self.yielded() < self.harvest.wanted - len(self.harvest.items)
-
-    def yielded(self) -> float:
-        """New items of one answer, as it has been; at first as it usually is."""
-        return (len(self.harvest.items) + YIELD * self.requests.count) / (self.taken + 1)
+        # new items of one answer, as it has been; at first as it usually is
+        yielded = (len(self.harvest.items) + YIELD * self.requests.count) / (self.taken + 1)
+        return (out + self._waiting()) * yielded < self.harvest.wanted - len(self.harvest.items)
 
     def most(self, request: Request) -> Tokens:
         """The most that a request can cost."""
-        return Tokens(request.most_prompt_tokens, self.api.answer_tokens)
+        return Tokens(request.most_prompt_tokens, self.config.answer_tokens)
 
     # --- one request --------------------------------------------------------------------------------------------------
 
@@ -244,17 +226,13 @@ class Asking:
             alone = self._answered_at >= halfway or attempt >= MOST_ATTEMPTS
             if failures >= ATTEMPTS and alone:
                 await self.record("given up", request=number, attempt=attempt, reason=failure.reason)
-            elif failures >= ATTEMPTS or (throttled and self._nothing_since(began) > PATIENCE):
+            elif failures >= ATTEMPTS or (throttled and time.monotonic() - max(began, self._answered_at) > PATIENCE):
                 raise StorageFault(
-                    f"generate_instructions: {self.api.base_url} failed {failures + throttled} times, the last time "
+                    f"generate_instructions: {self.config.base_url} failed {failures + throttled} times, the last time "
                     f"with: {failure.reason}; what came is kept, run this again to go on"
                 )
             else:
                 await self._wait(failure, failures + throttled)
-
-    def _nothing_since(self, began: float) -> float:
-        """Seconds without any answer, from when this request was first sent at the earliest."""
-        return time.monotonic() - max(began, self._answered_at)
 
     async def _attempt(self, request: Request, attempt: int) -> Answer | None:
         """The answer; None for a refusal, after which the dialect is plainer or the request is settled. Failed."""
@@ -270,18 +248,18 @@ class Asking:
             plainer = self.dialect.weaker(str(refusal))
             if plainer is None:
                 raise InputError(
-                    f"generate_instructions: {self.api.base_url} refuses the request ({self._first_refusal}); check "
+                    f"generate_instructions: {self.config.base_url} refuses the request ({self._first_refusal}); check "
                     "--model, --base-url and --answer-tokens"
                 ) from refusal
             log.info("%s: asking again without what it does not take: %s", refusal, plainer)
             self.dialect = plainer
             return None
-        except Foreign as error:
+        except UnexpectedResponse as error:
             if not self.known:
                 await self.failed(number, attempt, "no chat completion", True)
                 raise InputError(
-                    f"generate_instructions: {self.api.base_url} does not answer as a chat completions API ({error}); "
-                    "check --base-url"
+                    f"generate_instructions: {self.config.base_url} does not answer as a chat completions API "
+                    f"({error}); check --base-url"
                 ) from error
             raise Failed("no chat completion", may_be_billed=True) from error
         except InputError:
@@ -293,17 +271,18 @@ class Asking:
         await self.record("failed", request=number, attempt=attempt, reason=reason, may_be_billed=may_be_billed)
 
     async def _wait(self, failure: Failed, failures: int) -> None:
-        wait = backoff(failures) if failure.wait is None else failure.wait
-        if wait > LONGEST_PAUSE:
-            raise StorageFault(
-                f"generate_instructions: {self.api.base_url} asks to wait {wait:.0f} s ({failure.reason}); what "
-                "came is kept, run this again then"
-            )
-        log.info("%s: next attempt in %.1f s", failure.reason, wait)
-        if failure.wait is not None:
-            self.limits.pause(wait)
-        else:
+        if failure.wait is None:
+            wait = backoff(failures)
+            log.info("%s: next attempt in %.1f s", failure.reason, wait)
             await asyncio.sleep(wait)
+            return
+        if failure.wait > LONGEST_PAUSE:
+            raise StorageFault(
+                f"generate_instructions: {self.config.base_url} asks to wait {failure.wait:.0f} s ({failure.reason}); "
+                "what came is kept, run this again then"
+            )
+        log.info("%s: next attempt in %.1f s", failure.reason, failure.wait)
+        self.limits.pause(failure.wait)
 
     async def answered(self, number: int, attempt: int, answer: Answer) -> None:
         """Keeps an answer, and, of the first, what the server understood."""
@@ -313,8 +292,7 @@ class Asking:
             prompt_tokens=answer.prompt_tokens, answer_tokens=answer.answer_tokens, model=answer.model,
         )  # fmt: skip
         if not self.known:
-            self.known = True
-            await self.record("dialect", dialect=self.dialect.to_json())
+            await self.record("dialect", dialect=asdict(self.dialect))
 
     async def record(self, event: str, **more: Any) -> None:
         """A line of the journal: counted at once, durable on return."""
@@ -340,14 +318,13 @@ class Asking:
                 self.ended = "items"
 
     def _take(self, number: int) -> None:
-        request, settled = self.requests[number], self.ledger.settled[number]
-        new = self.harvest.take_text(settled.content, request.topics, request.task_types)
-        self.last_answer = settled.content or self.last_answer
-        self.streak = 0 if new else self.streak + 1
-        self.fruitful += bool(new)
+        request, content = self.requests[number], self.ledger.settled[number]
+        new = self.harvest.take_text(content, request.topics, request.task_types)
+        self.last_answer = content or self.last_answer
+        self.empty_responses = 0 if new else self.empty_responses + 1
         if self.harvest.full:
             self.ended = "items"
-        elif self.streak >= self.pace.fruitless:
+        elif self.empty_responses >= self.config.fruitless:
             self.ended = "fruitless"
         if self._bar is not None:
             self._bar.note = self.budget.said(self.ledger.charged)
@@ -355,7 +332,7 @@ class Asking:
 
 
 @contextlib.contextmanager
-def _signals() -> Any:
+def _signals() -> Iterator["asyncio.Future[Any]"]:
     """A future that SIGTERM or Ctrl-C completes with its number, in place of what they did before."""
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[int] = loop.create_future()

@@ -1,4 +1,4 @@
-"""The front before an engine of the tests' own: who is let in, what is refused, what comes back; and it lives on."""
+"""The gateway before an engine of the tests' own: who is let in, what is refused, what comes back; and it lives on."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.serve.engines import Engine
-from components.serve.front import Front, is_loopback
-from components.serve.here import listening
+from components.serve.gateway import Gateway, is_loopback
+from components.serve.local import listening
 from components.serve.requests import ApiError, Limits, chat, completion, parse_json
 from tests.fake_engine import FakeEngine
 from zhllama.tokenizer.prompt import chat_ids, wrap
@@ -35,11 +35,11 @@ def listening_front(
     engine: FakeEngine, api_key: str = "", positions: int = 256, **more: Any
 ) -> Iterator[httpx2.Client]:
     made = Engine("fake", Path(), lambda host, port: [], "/health", metrics="/metrics", refuses=("logprobs",))
-    front = Front(
+    gateway = Gateway(
         Limits("zhllama", engine.encoder, positions, made.refuses), made, engine.address, lambda: True, api_key, **more
     )
     with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(front.app(), log_level="warning", access_log=False))
+        server = uvicorn.Server(uvicorn.Config(gateway.app(), log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -364,25 +364,26 @@ def test_what_is_cancelled_while_the_engine_works_is_no_longer_counted(engine: F
             handler.end_headers()
         engine.released.wait(60)
 
-    async def cancelled(front: Front, work: Coroutine[Any, Any, Any]) -> None:
+    async def cancelled(gateway: Gateway, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         asked = len(engine.seen)
         while len(engine.seen) == asked:
             await asyncio.sleep(0.01)
-        assert front.metrics.text(True).count(b"zhllama_requests_running 1.0") == 1
+        assert gateway.metrics.text(True).count(b"zhllama_requests_running 1.0") == 1
         # the head, where there is one, is read by then or read when it is cancelled: either way it must end
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        assert front.metrics.text(True).count(b"zhllama_requests_running 0.0") == 1
+        assert gateway.metrics.text(True).count(b"zhllama_requests_running 0.0") == 1
 
     async def both() -> None:
-        front = Front(Limits("zhllama", engine.encoder, 256), Engine("fake", Path(), lambda host, port: [], "/health"),
+        fake = Engine("fake", Path(), lambda host, port: [], "/health")
+        gateway = Gateway(Limits("zhllama", engine.encoder, 256), fake,
                       engine.address, lambda: True)  # fmt: skip
-        transport = httpx2.ASGITransport(front.app())
+        transport = httpx2.ASGITransport(gateway.app())
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            await cancelled(front, client.post(CHAT, json=body()))
-        await cancelled(front, anext(front.stream(QUESTION)))
+            await cancelled(gateway, client.post(CHAT, json=body()))
+        await cancelled(gateway, anext(gateway.stream(QUESTION)))
 
     engine.faults[CHAT] = waits
     asyncio.run(both())

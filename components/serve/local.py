@@ -1,4 +1,4 @@
-"""The server on this machine: model checked, engine started, front listening, all of it ended together."""
+"""The server on this machine: model checked, engine started, gateway listening, all of it ended together."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from components.serve.engine_process import EngineProcess
 from components.serve.engines import Engine, choose, llama_cpp_engine, transformers_engine, vllm_engine
-from components.serve.front import Front, is_loopback
+from components.serve.gateway import Gateway, is_loopback
 from components.serve.page import chat_page
 from components.serve.requests import Limits
 from components.serve.serve import KEY_VARIABLE, Serve
@@ -30,22 +30,22 @@ STOP_SECONDS = 5
 
 
 class Server:
-    """A front that listens, in a thread of its own, and the engine behind it."""
+    """A gateway that listens, in a thread of its own, and the engine behind it."""
 
-    def __init__(self, front: Front, engine: EngineProcess, config: Serve, listener: socket.socket) -> None:
+    def __init__(self, gateway: Gateway, engine: EngineProcess, config: Serve, listener: socket.socket) -> None:
         import uvicorn
 
         host, port = listener.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self.engine = engine
-        self.front = front
+        self.gateway = gateway
         self._name = config.name
         self._api_key = config.api_key()
         self._listener = listener
         settings = uvicorn.Config(
-            front.app(chat_page(front) if config.page else None),
+            gateway.app(chat_page(gateway) if config.page else None),
             log_level="warning",
-            # the front has a line of its own for a request
+            # the gateway has a line of its own for a request
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=STOP_SECONDS,
@@ -58,7 +58,7 @@ class Server:
         while not self._server.started:
             self._thread.join(0.02)
             if not self._thread.is_alive():
-                raise RuntimeError("the front ended before it listened; its lines are above")
+                raise RuntimeError("the gateway ended before it listened; its lines are above")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +85,7 @@ def serve(config: Serve) -> None:
     """Serves until it is stopped (Ctrl-C, SIGTERM); RuntimeError when the engine ends by itself."""
     with served(config) as server:
         try:
-            key = f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if server.front.needs_key else ""
+            key = f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if server.gateway.needs_key else ""
             page = f"{server.address}/ is a chat page. " if config.page else ""
             print(
                 f'{server.address}/v1 answers as "{config.name}". {page}Ctrl-C ends it. To ask it:\n'
@@ -128,8 +128,8 @@ def served(config: Serve) -> Iterator[Server]:
                 # while the engine reads its weights
                 check_tokenizer(Path(folder) / config.name, limits.encoder, where)
             process.wait_until_healthy()
-            front = Front(limits, engine, process.address, lambda: process.alive, api_key, config.host)
-            with Server(front, process, config, listener) as server:
+            gateway = Gateway(limits, engine, process.address, lambda: process.alive, api_key, config.host)
+            with Server(gateway, process, config, listener) as server:
                 yield server
 
 

@@ -1,0 +1,109 @@
+"""The options of evaluate."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from zhllama.errors import InputError
+from zhllama.stage.options import Ref, Refs, StageOptions, split_references
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(StageOptions):
+    """Measure a model against its baselines on held-out text and instructions."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentencepiece")
+
+    model: Ref
+    """Reference to the model that was made."""
+    baseline: Refs = ""
+    """References to the models it is compared with, comma-separated, in the order they are shown."""
+    labels: str = ""
+    """Names for the baselines and the model, comma-separated: "base,stage 1,adapted"."""
+    text: Ref = ""
+    """Held-out Chinese text: .txt or .jsonl files, or a packed dataset, whose held-out part is read."""
+    english: Ref = ""
+    """Held-out English text, likewise: what was forgotten."""
+    instructions: Ref = ""
+    """Held-out instructions: Alpaca items, or a packed dataset, whose held-out part is read."""
+    text_validation: Ref = ""
+    """Read in place of --text where it is given: text that was held out as a whole."""
+    instructions_validation: Ref = ""
+    """Read in place of --instructions where it is given."""
+    trainings: Refs = ""
+    """What the trainings published (with metrics.jsonl), comma-separated: their loss curves are shown."""
+    exams: Refs = ""
+    """Exams, comma-separated: folders of CSV files in C-Eval's or CMMLU's layout (dev/, val/ or test/)."""
+    shots: str = "0,5"
+    """Worked examples before an exam's question, comma-separated: each number is a figure of its own."""
+    max_questions: int = 0
+    """Questions of each subject of an exam that are asked; 0 for all of them."""
+    prompts: Ref = ""
+    """Fixed prompts that every model answers: .txt (one a line) or Alpaca items. "": the project's own twelve."""
+    max_prompts: int = 12
+    """How many of the fixed prompts are asked; 0 for none."""
+    lm_eval: str = ""
+    """Tasks of lm-evaluation-harness, comma-separated; needs `pip install 'zhllama[lm-eval]'`."""
+    lm_eval_tasks: Ref = ""
+    """A folder with YAML files of more such tasks. They may run code that they name: only your own."""
+    samples: int = 6
+    """Answers to held-out instructions and continuations of held-out text shown side by side."""
+    max_bytes: int = 200_000
+    """Bytes of each text that are scored."""
+    max_items: int = 500
+    """Multiple-choice items that are scored (a fifth of it of the other items)."""
+
+    def __post_init__(self) -> None:
+        if not any((self.text_option[1], self.english, self.instructions_option[1], self.exams, self.lm_eval)):
+            raise InputError(
+                "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval"
+            )
+        for name, value, least in (
+            ("--samples", self.samples, 0),
+            ("--max-bytes", self.max_bytes, 1),
+            ("--max-items", self.max_items, 1),
+            ("--max-questions", self.max_questions, 0),
+            ("--max-prompts", self.max_prompts, 0),
+        ):
+            if value < least:
+                raise InputError(f"evaluate: {name} is {value}; it must be {least} or more")
+        shots_of(self.shots)
+        count = len(split_references(self.baseline)) + 1
+        named = [label for label in split(self.labels) if label]
+        if named and (len(named) != count or len(set(named)) != count):
+            raise InputError(
+                f"evaluate: --labels has {len(named)} names ({self.labels}) for {count} models, the baselines and the "
+                "model; give each one its own, comma-separated"
+            )
+
+    @property
+    def text_option(self) -> tuple[str, str]:
+        """The option that names the Chinese text that is measured, and its value."""
+        return ("--text-validation", self.text_validation) if self.text_validation else ("--text", self.text)
+
+    @property
+    def instructions_option(self) -> tuple[str, str]:
+        """Likewise, of the instructions."""
+        if self.instructions_validation:
+            return "--instructions-validation", self.instructions_validation
+        return "--instructions", self.instructions
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")] if text else []
+
+
+def shots_of(text: str) -> list[int]:
+    """`0,5` as numbers, each once. InputError for what is none."""
+    parts = split(text)
+    if not parts or not all(part.isdecimal() and part.isascii() for part in parts):
+        raise InputError(f"evaluate: --shots is {text!r}; write numbers, comma-separated: 0,5")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def labels_of(config: Evaluate) -> list[str]:
+    """The given names, or `baseline` (numbered when there are several) and `model`."""
+    given = [label for label in split(config.labels) if label]
+    if given:
+        return given
+    count = len(split_references(config.baseline))
+    return [*(("baseline" if count == 1 else f"baseline {index + 1}") for index in range(count)), "model"]

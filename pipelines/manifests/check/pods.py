@@ -1,0 +1,127 @@
+"""The pod templates of an object, wherever its kind keeps them, and their containers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.manifests.check.documents import Document, Place
+from zhllama.kubernetes.job_manifest import RUNTIME
+from zhllama.kubernetes.quantity import quantity
+
+_OF_TRAINER = {"image": "image", "command": "command", "args": "args", "env": "env", "resourcesPerNode": "resources"}
+"""Fields of a TrainJob's trainer, and of the container that they are."""
+_OF_NODE = ("trainingRuntimeSpec", "template", "spec", "replicatedJobs")
+"""In a runtime patch: the jobs of a TrainJob, of which `node` is the training."""
+
+
+def mapping(value: Any, *way: str) -> Mapping[str, Any]:
+    """The mapping at the end of the way, or an empty one where something else stands (the schema's finding, not a
+    rule's)."""
+    for name in way:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of a pod: `place` is the way to it in the object."""
+
+    place: Place
+    value: Mapping[str, Any]
+    init: bool
+
+    @property
+    def name(self) -> Any:
+        return self.value.get("name")
+
+    @property
+    def requests(self) -> Mapping[str, Any]:
+        return mapping(self.value, "resources", "requests")
+
+    @property
+    def limits(self) -> Mapping[str, Any]:
+        return mapping(self.value, "resources", "limits")
+
+    def gpus(self) -> Iterator[tuple[str, float | None]]:
+        """(resource, how many it may have) of every kind of GPU in its limits."""
+        for kind, count in self.limits.items():
+            if is_gpu(kind):
+                yield kind, quantity(count)
+
+
+def is_gpu(kind: str) -> bool:
+    return "/" in kind and "gpu" in kind.lower()
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod template in an object: `at` is the way to its `spec`'s parent."""
+
+    at: Place
+    value: Mapping[str, Any]
+    training: bool = False
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return mapping(self.value, "spec")
+
+    def containers(self) -> Iterator[Container]:
+        for kind in ("containers", "initContainers"):
+            for index, container in enumerate(sequence(self.spec.get(kind))):
+                yield Container((*self.at, "spec", kind, index), mapping(container), kind == "initContainers")
+
+
+def pods(document: Document) -> list[Pod]:
+    """The pod templates of an object."""
+    value, kind = document.value, document.kind
+    spec = mapping(value, "spec")
+    if kind == "Pod":
+        return [Pod((), value)]
+    if kind == "CronJob":
+        way = ("spec", "jobTemplate", "spec", "template")
+        return [Pod(way, mapping(value, *way))]
+    if kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"):
+        return [Pod(("spec", "template"), mapping(spec, "template"))]
+    if kind == "TrainJob":
+        return [_trainjobs_pod(document)] if is_of_known_runtime(document) else []
+    if kind == "PyTorchJob":
+        return [
+            Pod(("spec", "pytorchReplicaSpecs", name, "template"), mapping(replica, "template"), training=True)
+            for name, replica in mapping(spec, "pytorchReplicaSpecs").items()
+        ]
+    if kind == "InferenceService" and "predictor" in spec:
+        # a predictor is a pod's spec with KServe's own fields beside it
+        return [Pod(("spec", "predictor"), {"spec": spec.get("predictor")})]
+    return []
+
+
+def is_of_known_runtime(document: Document) -> bool:
+    return mapping(document.value, "spec", "runtimeRef").get("name") == RUNTIME
+
+
+def _trainjobs_pod(document: Document) -> Pod:
+    """A node's pod, as the trainer and the patches of a TrainJob make it of the runtime that Kubeflow Trainer ships for
+    torch, which says nothing of what is checked here."""
+    trainer = mapping(document.value, "spec", "trainer")
+    at: Place = ("spec", "trainer")
+    template: Mapping[str, Any] = {}
+    for number, patch in enumerate(sequence(mapping(document.value, "spec").get("runtimePatches"))):
+        *way, last = _OF_NODE
+        for index, job in enumerate(sequence(mapping(patch, *way).get(last))):
+            if mapping(job).get("name") == "node":
+                at = ("spec", "runtimePatches", number, *_OF_NODE, index, "template", "spec", "template")
+                template = mapping(job, "template", "spec", "template")
+    pod = mapping(template, "spec")
+    containers = [dict(mapping(container)) for container in sequence(pod.get("containers"))] or [{"name": "node"}]
+    index = next((number for number, one in enumerate(containers) if one.get("name") == "node"), 0)
+    containers[index] |= {own: trainer[field] for field, own in _OF_TRAINER.items() if field in trainer}
+    # findings name the lines of the trainer's fields
+    for place, line in list(document.lines.items()):
+        if place[:2] == ("spec", "trainer") and len(place) > 2 and place[2] in _OF_TRAINER:
+            own = _OF_TRAINER[str(place[2])]
+            document.lines.setdefault((*at, "spec", "containers", index, own, *place[3:]), line)
+    return Pod(at, {**template, "spec": {**pod, "containers": containers}}, training=True)
