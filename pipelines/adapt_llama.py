@@ -33,6 +33,7 @@ from components.serve.component import deploy
 from components.train_tokenizer.component import train_tokenizer
 from pipelines.configuration import Configuration
 from pipelines.machines import as_json, fixed_arguments, serving_machine, training_machine
+from pipelines.sizes import EACH_RUN
 from pipelines.steps import Steps, Why, reference
 from zhllama import storage
 from zhllama.errors import InputError
@@ -211,8 +212,9 @@ def _instructions(told: Configuration, steps: Steps, given: SimpleNamespace) -> 
 
 def _trained(told: Configuration, steps: Steps, given: SimpleNamespace, training: str, **inputs: Any) -> Any:
     """A training as a job of its own, on the machines that its size and settings name."""
-    if training == "lora":
-        inputs["embedding_lr"] = given.lora_embedding_learning_rate
+    for option, name in EACH_RUN.items():
+        if hasattr(given, f"{training}_{name}"):
+            inputs[option] = getattr(given, f"{training}_{name}")
     return steps.launch(
         launch_training, f"train_{training}", told.reason(f"run_{training}"),
         store=given.store,
@@ -221,10 +223,6 @@ def _trained(told: Configuration, steps: Steps, given: SimpleNamespace, training
         backend=given.backend,
         machine=as_json(training_machine(told, training)),
         arguments=fixed_arguments(told, training),
-        max_steps=getattr(given, f"{training}_steps"),
-        learning_rate=getattr(given, f"{training}_learning_rate"),
-        per_device_train_batch_size=getattr(given, f"{training}_batch"),
-        gradient_accumulation_steps=getattr(given, f"{training}_accumulation"),
         **inputs,
     )  # fmt: skip
 

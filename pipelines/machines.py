@@ -8,13 +8,15 @@ preparation.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from components.launch_training.options import LaunchTraining
 from components.serve.serve import Serve
 from pipelines.configuration import Configuration
-from pipelines.sizes import Size
+from pipelines.local.placeholders import text_of
+from pipelines.settings import OPTIONS, Value, compiled_options
+from pipelines.sizes import EACH_RUN, SIZED, Size
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described
@@ -22,43 +24,40 @@ from zhllama.stage.options import described
 _ANYWHERE = "s3://bucket/prefix"
 
 
-EACH_RUN = ("max-steps", "learning-rate", "per-device-train-batch-size", "gradient-accumulation-steps")
-"""Of a training's options, those that are parameters of the pipeline."""
-
-
-def training_options(size: Size, training: str) -> dict[str, Any]:
-    """What a size says of a training, as options of its command."""
+def training_options(size: Size, training: str, values: Mapping[str, Value]) -> dict[str, Any]:
+    """Options of a training's command: what a size says, and what else was set (`values`, by the setting's name)."""
     of = size.training(training)
-    options: dict[str, Any] = {
-        "max-steps": of.steps,
-        "learning-rate": of.learning_rate,
-        "warmup-steps": of.warmup_ratio,
-        "weight-decay": of.weight_decay,
-        "per-device-train-batch-size": of.batch,
-        "gradient-accumulation-steps": of.accumulation,
-        "save-steps": of.save_steps,
-        "deepspeed": of.deepspeed,
-    }
+    sized = {option: name for option, name in (EACH_RUN | SIZED).items() if hasattr(of, name)}
+    options: dict[str, Any] = {option: getattr(of, name) for option, name in sized.items()}
     if training != "embeddings":
-        options |= {"lora-r": size.adapter.rank, "lora-alpha": size.adapter.alpha, "lora-dropout": size.adapter.dropout}
+        # 0, 0 and -1 mean an adapter's own, which no size says
+        shape = {f"lora_{'r' if name == 'rank' else name}": name for name in ("rank", "alpha", "dropout")}
+        options |= {option: values.get(f"lora_{name}", getattr(size.adapter, name)) for option, name in shape.items()}
     if training == "sft" and size.sft_trains_embeddings:
-        options["train-embeddings"] = "true"
+        options["train_embeddings"] = True
+    of_command = described(OPTIONS[training])
+    for option in compiled_options(OPTIONS[training]):
+        default = of_command[option].default
+        if option not in SIZED and values.get(f"{training}_{option}", default) != default:
+            options[option] = values[f"{training}_{option}"]
     return options
 
 
 def fixed_arguments(told: Configuration, training: str) -> str:
-    """What no run changes of them, under what was set, as one text: launch_training's --arguments."""
-    options = {name: value for name, value in training_options(told.size, training).items() if name not in EACH_RUN}
-    if training != "embeddings":
-        # 0, 0 and -1 mean an adapter's own, which no size says
-        options |= {f"lora-{short}": told[f"lora_{name}"] for short, name in _LORA.items()}
-    if training == "lora" and told["lora_embedding_rows"] != "auto":
-        options["embedding-rows"] = told["lora_embedding_rows"]
-    words = [word for name, value in options.items() for word in (f"--{name}", _text(value))]
-    return " ".join(filter(None, (shlex.join(words), told[f"{training}_arguments"])))
+    """What no run changes of them, as one text: launch_training's --arguments."""
+    said = training_options(told.size, training, told.values)
+    options = {name: value for name, value in said.items() if name not in EACH_RUN}
+    return " ".join(filter(None, (as_words(options, _short), told[f"{training}_arguments"])))
 
 
-_LORA = {"r": "rank", "alpha": "alpha", "dropout": "dropout"}
+def as_words(options: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
+    """Options as a shell reads them; `text`: of a value that is no switch."""
+    shown = {name: text_of(value) if isinstance(value, bool) else text(value) for name, value in options.items()}
+    return shlex.join(word for name, value in shown.items() for word in (f"--{name.replace('_', '-')}", value))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
@@ -143,7 +142,3 @@ def as_json(machine: Mapping[str, Any]) -> str:
     """A machine as a step's constant argument, short: options that say nothing are left out."""
     said = {name: value for name, value in machine.items() if value not in ("", {}, [], None)}
     return json.dumps(said, separators=(",", ":"), ensure_ascii=False)
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

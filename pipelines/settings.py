@@ -21,13 +21,15 @@ from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.preparer import PrepareDataset
 from components.serve.serve import Serve
 from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer
-from pipelines.sizes import STAGES, Size, Training
+from pipelines.sizes import EACH_RUN, SIZED, STAGES, Size, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
-from zhllama.stage.options import Described, described
+from zhllama.stage.options import PLUMBING, Described, described, references_in
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 
 Value = str | float | int | bool | list[Any] | dict[str, Any] | None
+OPTIONS: Mapping[str, type] = {"embeddings": PretrainOptions, "lora": PretrainOptions, "sft": FinetuneOptions}
+"""Whose options each training has."""
 TRAININGS = {"embeddings": "Stage 1", "lora": "Stage 2", "sft": "Instruction tuning"}
 """The three trainings → what people call them."""
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON", list: "JSON list"}
@@ -287,18 +289,15 @@ def _shape(group: _Group) -> None:
 
 def _trainings(group: _Group) -> None:
     for training, called in TRAININGS.items():
-        options = FinetuneOptions if training == "sft" else PretrainOptions
-        for name, option, field in (
-            ("steps", "max_steps", "steps"),
-            ("learning_rate", "learning_rate", "learning_rate"),
-            ("batch", "per_device_train_batch_size", "batch"),
-            ("accumulation", "gradient_accumulation_steps", "accumulation"),
-        ):
-            group.parameter(f"{training}_{name}", (options, option), of=called, fields=((training, field),))
+        options = OPTIONS[training]
+        for option, name in EACH_RUN.items():
+            sized = ((training, name),) if name in _SIZED else ()
+            if sized or training == "lora":
+                group.parameter(f"{training}_{name}", (options, option), of=called, fields=sized)
         group.compiled(f"{training}_nodes", (LaunchTraining, "nodes"), of=called, fields=((training, "nodes"),))
-        if training == "lora":
-            group.compiled("lora_embedding_rows", (PretrainOptions, "embedding_rows"), of=called)
-            group.parameter("lora_embedding_learning_rate", (PretrainOptions, "embedding_lr"), of=called)
+        for option in compiled_options(options):
+            sized = ((training, SIZED[option]),) if option in SIZED else ()
+            group.compiled(f"{training}_{option}", (options, option), of=called, fields=sized)
         group.compiled(
             f"{training}_arguments", (LaunchTraining, "arguments"), of=called, fields=((training, "arguments"),),
             note="More options of the training, as one text; they come last, and win.",
@@ -310,6 +309,14 @@ def _trainings(group: _Group) -> None:
     for name in ("rank", "alpha", "dropout"):
         option = {"rank": "lora_r"}.get(name, f"lora_{name}")
         group.compiled(f"lora_{name}", (PretrainOptions, option), fields=(("adapter", name),))
+
+
+def compiled_options(kind: type) -> list[str]:
+    """Of a training's options, those that each of the three has a compiled setting for: no addresses, none that the
+    launcher gives, none that has a name of its own for all trainings."""
+    refs = references_in(kind)
+    own = {"stage", "train_embeddings", "lora_r", "lora_alpha", "lora_dropout", "resume_from_checkpoint"}
+    return [one for one in described(kind) if one not in {*PLUMBING, *refs, *own, *EACH_RUN}]
 
 
 def _jobs(group: _Group) -> None:

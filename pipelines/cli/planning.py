@@ -60,6 +60,7 @@ def plan(given: argparse.Namespace) -> None:
         raise InputError(f"--gpu: name the GPUs that are planned with: {', '.join(gpu.name for gpu in kinds)}")
     request = estimate.PlanRequest(
         size=size,
+        values=told.values,
         gpu=gpu_of(given.gpu, given.gpus_file or FILE) if given.gpu else None,
         nodes=given.nodes,
         gpus_per_node=given.gpus_per_node,

@@ -4,7 +4,9 @@ Assumed, and said wherever it is shown: the share of a GPU's peak that goes into
 GPU beside tensors (RESERVED, FRAGMENTATION), and a process's own memory (PROCESS). Everything else is counted.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from components.launch_training.command import FinetuneArguments as Finetune
 from components.launch_training.command import PretrainArguments as Pretrain
@@ -54,6 +56,8 @@ class PlanRequest:
     """Of the dataset; 0: as many as the steps take."""
     arguments: str = ""
     """More options of the training, as one text."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What was set of the trainings' options, by the setting's name."""
     mfu: float = 0.0
 
     def __post_init__(self) -> None:
@@ -209,7 +213,9 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     """The plan of a training's stage. InputError for what the training itself would refuse."""
     size = request.size
     training = size.training(stage)
-    words = training_arguments(size, stage, {"model": "-", "dataset": "-", "store": "-"}, request.arguments)
+    words = training_arguments(
+        size, stage, {"model": "-", "dataset": "-", "store": "-"}, request.arguments, request.values
+    )
     options: LoraOptions = parse(Finetune if stage == "sft" else Pretrain, words)
     nodes = request.nodes or training.nodes
     per_node = request.gpus_per_node or training.processes_per_node

@@ -7,7 +7,7 @@ the stage's page, any other one the manifest. What the stage made is handed on a
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, get_origin
 
@@ -71,7 +71,7 @@ def component_of(
         return component(**dict(zip((one.name for one in signature), given, strict=True)))
 
     called.__name__ = called.__qualname__ = name or stage
-    called.__doc__ = _text(options, own | others)
+    called.__doc__ = _text((*after, options), own | others)
     # those that have to be given come first, as in any signature
     signature.sort(key=lambda one: one.default is not inspect.Parameter.empty)
     called.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
@@ -102,7 +102,8 @@ def _parameter(name: str, option: str, hint: type, default: Any, defaults: Mappi
     return inspect.Parameter(name, _KIND, default=default, annotation=hint)
 
 
-def _text(options: type, inputs: Mapping[str, Any]) -> str:
-    notes = described(options)
-    lines = [f"    {one}: {notes[one].note}" for one in inputs if one in notes and notes[one].note]
-    return "\n\n".join([inspect.cleandoc(options.__doc__ or ""), "Args:\n" + "\n".join(lines)])
+def _text(kinds: Sequence[type], inputs: Iterable[str]) -> str:
+    """A docstring as KFP reads it; of an option that several have, the last one's words."""
+    notes = {name: option.note for kind in kinds for name, option in described(kind).items()}
+    lines = [f"    {one}: {notes[one]}" for one in inputs if notes.get(one)]
+    return "\n\n".join([inspect.cleandoc(kinds[-1].__doc__ or ""), "Args:\n" + "\n".join(lines)])

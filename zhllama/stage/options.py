@@ -102,6 +102,12 @@ def weighted_references(value: str) -> list[tuple[str, float | None]]:
 
 
 # --- the input key ----------------------------------------------------------------------------------------------------
+def references_in(kind: type) -> set[str]:
+    """The fields of a class that hold references."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {one.name for one in dataclasses.fields(kind) if _REF in getattr(hints[one.name], "__metadata__", ())}
+
+
 def references_of(config: Any) -> dict[str, list[str]]:
     """The reference fields that are set: name → addresses. InputError for a weight where none counts."""
     hints = typing.get_type_hints(type(config), include_extras=True)
