@@ -72,6 +72,7 @@ def test_the_report_sets_the_models_side_by_side(report: dict[str, Any]) -> None
     assert report["texts"]["zh"]["bytes"] <= 3000
 
 
+@pytest.mark.slow
 def test_samples_are_answered_by_every_model(report: dict[str, Any]) -> None:
     kinds = [sample["kind"] for sample in report["samples"]]
     # the sentences are too short to be continued
@@ -89,6 +90,7 @@ def test_loss_curves_are_read_and_what_has_none_is_left_out(report: dict[str, An
     assert curve["points"][-1] == {"step": 20, "loss": None, "eval_loss": 5.5}
 
 
+@pytest.mark.slow
 def test_metrics_are_of_the_model_and_of_the_first_baseline(published: Manifest, report: dict[str, Any]) -> None:
     base, judge = report["models"]
     assert published.metrics["bits_per_byte_zh"] == judge["bits_per_byte"]["zh"]
@@ -98,6 +100,7 @@ def test_metrics_are_of_the_model_and_of_the_first_baseline(published: Manifest,
     assert "bits/byte" in published.facts["summary"]
 
 
+@pytest.mark.slow
 def test_the_page_is_published_beside_the_figures(published: Manifest) -> None:
     page = open_artifact(published.reference).read("report.html").decode()
     assert "judge" in page

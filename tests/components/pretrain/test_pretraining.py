@@ -67,6 +67,7 @@ def stage_2(tiny_model, packed_text, tmp_path) -> Manifest:
 # --- stage 1 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stage_1_changes_embed_tokens_and_nothing_else(stage_1, tiny_model):
     before, after = Checkpoint(open_artifact(tiny_model)), Checkpoint(open_artifact(stage_1.reference))
     assert before.tensors.keys() == after.tensors.keys()
@@ -75,6 +76,7 @@ def test_stage_1_changes_embed_tokens_and_nothing_else(stage_1, tiny_model):
     assert {info.dtype for info in after.tensors.values()} == {"float16"}
 
 
+@pytest.mark.slow
 def test_stage_1_gives_a_model_that_transformers_reads(stage_1, tiny_model):
     assert (stage_1.kind, stage_1.vocabulary) == ("hf-model", open_artifact(tiny_model).manifest.vocabulary)
     model = AutoModelForCausalLM.from_pretrained(Path(stage_1.root))
@@ -99,6 +101,7 @@ def test_stage_1_trains_lm_head_too_when_told(tiny_model, packed_text, tmp_path)
 # --- stage 2 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stage_2_gives_an_adapter_that_names_its_model(stage_2, tiny_model):
     base = open_artifact(tiny_model)
     assert stage_2.kind == "adapter"
@@ -112,6 +115,7 @@ def test_stage_2_gives_an_adapter_that_names_its_model(stage_2, tiny_model):
     assert open_artifact(stage_2.reference).read("tokenizer.model") == base.read("tokenizer.model")
 
 
+@pytest.mark.slow
 def test_peft_puts_the_adapter_back_and_finds_the_held_out_loss_again(stage_2, tiny_model, packed_text):
     model = AutoModelForCausalLM.from_pretrained(Path(tiny_model).parent, dtype=torch.float32)
     loss, accuracy = held_out_score(PeftModel.from_pretrained(model, stage_2.root).eval(), packed_text)
@@ -121,6 +125,7 @@ def test_peft_puts_the_adapter_back_and_finds_the_held_out_loss_again(stage_2, t
     assert stage_2.metrics["eval_loss"] < stage_2.metrics["first_loss"]
 
 
+@pytest.mark.slow
 def test_the_course_is_recorded(stage_2):
     lines = lines_of(stage_2)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -131,6 +136,7 @@ def test_the_course_is_recorded(stage_2):
     assert b"<svg" in open_artifact(stage_2.reference).read("report.html")
 
 
+@pytest.mark.slow
 def test_nothing_of_the_work_folder_is_left(stage_2, tmp_path):
     assert not list((tmp_path / "cache/training").iterdir())
 

@@ -95,6 +95,7 @@ def test_chat_streams_the_same_answer(client: openai.OpenAI, greedy_answer: str)
     assert "".join(pieces).strip() == greedy_answer.strip()
 
 
+@pytest.mark.slow
 def test_a_question_costs_the_tokens_of_the_training_prompt(client: openai.OpenAI, llama_tokenizer: bytes) -> None:
     made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=1)
     assert made.usage.prompt_tokens == 1 + len(Encoder(llama_tokenizer).encode(wrap("你好")))
@@ -115,6 +116,7 @@ def test_bytes_that_are_no_text_do_not_end_a_stream(tiny_model: str) -> None:
             assert len(said) >= len(whole.choices[0].message.content.rstrip("\ufffd")) - 8
 
 
+@pytest.mark.slow
 def test_the_served_prompt_is_that_of_transformers_and_of_vllm(model: str, address: str) -> None:
     from transformers import AutoTokenizer
 
@@ -136,6 +138,7 @@ def test_the_served_prompt_is_that_of_transformers_and_of_vllm(model: str, addre
         assert ours == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 def test_completions_and_models_are_there(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["zhllama"]
     made = client.completions.create(model="zhllama", prompt="从前", max_tokens=4)
@@ -143,6 +146,7 @@ def test_completions_and_models_are_there(client: openai.OpenAI) -> None:
     assert made.usage.completion_tokens == 4
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_refused_and_the_server_lives_on(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="context is 2048 tokens") as refused:
         client.chat.completions.create(model="zhllama", messages=[{"role": "user", "content": "长" * 3000}])
@@ -157,12 +161,14 @@ def test_what_is_wrong_is_refused_and_the_server_lives_on(client: openai.OpenAI)
     assert made.choices[0].finish_reason == "length"
 
 
+@pytest.mark.slow
 def test_metrics_and_health_are_in_front(client: openai.OpenAI, address: str) -> None:
     client.completions.create(model="zhllama", prompt="从前", max_tokens=4)
     assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
     assert 'zhllama_requests_total{path="/v1/completions",status="200"}' in httpx2.get(f"{address}/metrics").text
 
 
+@pytest.mark.slow
 def test_answers_are_drawn_as_the_recipe_draws_them(client: openai.OpenAI) -> None:
     def drawn(**more: Any) -> str:
         made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=20, **more)

@@ -56,6 +56,7 @@ def said(hub: Path, home: Path, program: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_texts_of_a_dataset_are_streamed_in_order(hub, tmp_path):
     program = (
         "import json\n"
@@ -70,11 +71,13 @@ def test_texts_of_a_dataset_are_streamed_in_order(hub, tmp_path):
     assert not list((tmp_path / "datasets").rglob("*.arrow"))
 
 
+@pytest.mark.slow
 def test_items_of_a_dataset_are_read(hub, tmp_path):
     program = "print(len(list(read_instructions(open_artifact('hf://datasets/team/items')))))"
     assert said(hub, tmp_path, program) == "3\n"
 
 
+@pytest.mark.slow
 def test_a_changed_dataset_and_another_split_are_other_inputs(hub, tmp_path):
     program = (
         "print(open_artifact('hf://datasets/team/lines').digest)\n"
@@ -100,6 +103,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_datasets_that_cannot_be_read_are_named(hub, tmp_path):
     program = (
         "from zhllama.errors import InputError\n"
@@ -116,6 +120,7 @@ def test_datasets_that_cannot_be_read_are_named(hub, tmp_path):
         assert f"hf://datasets/{address.split('@')[0].split('?')[0]}" in line
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_a_fault_and_offline_is_input(hub, tmp_path):
     program = (
         "try:\n"

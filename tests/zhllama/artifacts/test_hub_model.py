@@ -54,6 +54,7 @@ def test_a_node_fetches_a_model_once_for_all_its_processes(hub):
     assert hub.sent.total() == SIZE
 
 
+@pytest.mark.slow
 def test_a_recheck_fetches_what_was_damaged_on_the_node_and_nothing_else(hub):
     folder, _, _ = local(hub)
     damaged = folder / "model.safetensors"

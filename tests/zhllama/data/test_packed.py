@@ -49,6 +49,7 @@ def packed_blocks(draw):
     return blocks
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(blocks=packed_blocks(), per_shard=st.integers(1, 3))
 def test_every_document_is_read_back_with_its_labels_and_positions(tmp_path_factory, blocks, per_shard):
@@ -188,6 +189,7 @@ def test_another_artifact_is_refused(tmp_path):
         PackedDataset(open_artifact(str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_written(tmp_path):
     out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
     block = [Segment(np.full(64, 7)) for _ in range(8)]

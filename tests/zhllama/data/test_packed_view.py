@@ -102,6 +102,7 @@ def test_another_artifact_is_refused(tmp_path, tokenizer):
         view(open_artifact(tokenizer), 1)
 
 
+@pytest.mark.slow
 def test_the_command_shows_blocks(tmp_path, tokenizer):
     (tmp_path / "items.json").write_text(json.dumps(ITEMS))
     artifact = prepared(tmp_path / "s", tokenizer, instructions=str(tmp_path / "items.json"))

@@ -63,6 +63,7 @@ ELASTIC = {"min_nodes": 1, "max_nodes": 4}
 ALONE = {"nodes": 1, "gpu_resource": "", "queue": "", "priority_class": "", "owner": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, ALONE, ELASTIC], ids=["two nodes", "one", "elastic"])
 def test_an_api_server_and_the_operator_take_it(changes, tmp_path):
     assert findings(pytorchjob(job(**changes)), tmp_path) == []

@@ -135,6 +135,7 @@ def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(store):
     assert [item.name for item in storage.listing(f"{store}/model")] == ["a"]
 
 
+@pytest.mark.slow
 def test_a_listing_goes_beyond_one_page(s3_store):
     for number in range(1010):
         storage.write_bytes(f"{s3_store}/{number:04}", b"")

@@ -217,7 +217,7 @@ def test_a_byte_that_stays_wrong_is_named_and_nothing_is_left(proxy, s3_store, t
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )
 def test_a_server_that_stays_broken_ends_in_one_line_and_the_next_run_completes(
-    proxy, s3_store, monkeypatch, kinds, fault, line
+    proxy, patient, s3_store, monkeypatch, kinds, fault, line
 ):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     storage.forget_client()

@@ -88,11 +88,13 @@ def said(tiny_model, packed_text, tmp_path) -> Callable[..., str]:
 # --- the vocabulary contract ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dataset_of_another_tokenizer(said, packed_text, tmp_path):
     dataset = changed(packed_text, tmp_path, "foreign", vocabulary=foreign(packed_text))
     assert "the first foreign the second where they must be equal" in said(dataset=dataset)
 
 
+@pytest.mark.slow
 def test_a_dataset_of_a_tokenizer_that_extends_the_models(said, packed_text, extended_model, tmp_path):
     vocabulary = open_artifact(extended_model).manifest.vocabulary
     dataset = changed(packed_text, tmp_path, "extended", vocabulary=vocabulary)
@@ -198,6 +200,7 @@ def test_new_rows_under_zero_3(said, extended_model, packed_text, tmp_path):
     assert "under ZeRO-3 the embeddings lie in parts" in line
 
 
+@pytest.mark.slow
 def test_half_precision_without_a_gpu(said):
     assert said("finetune", precision="float16") == (
         "--precision float16: it needs a GPU, and there is none here; give bfloat16 or float32"

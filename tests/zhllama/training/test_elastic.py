@@ -45,6 +45,7 @@ def test_without_pet_the_one_process_is_this_one(examples, tmp_path):
     assert run(examples.publish, tmp_path).files[0].path == "done.txt"
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_cores_and_rank_0_publishes(examples, two, tmp_path):
     manifest = run(examples.publish_ranks, tmp_path)
     assert manifest.root == str(tmp_path / "stage/key")
@@ -52,21 +53,25 @@ def test_two_processes_share_the_cores_and_rank_0_publishes(examples, two, tmp_p
     assert shares == {max(1, len(os.sched_getaffinity(0)) // 2)}
 
 
+@pytest.mark.slow
 def test_a_workers_wrong_input_is_the_stages_with_its_line(examples, two, tmp_path):
     with pytest.raises(InputError, match=r"^the file x: is wrong; mend it$"):
         run(examples.rank_1_has_wrong_input, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_workers_fault_names_the_rank_and_the_error(examples, two, tmp_path):
     with pytest.raises(TrainingFault, match="process 1 ended with exit code 1: RuntimeError: a bug"):
         run(examples.rank_1_fails, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_fault(examples, two, tmp_path):
     with pytest.raises(TrainingFault, match="process 1 was killed by signal 9"):
         run(examples.rank_1_is_killed, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_no_fault_whatever_breaks_while_its_libraries_end(examples, two, tmp_path, capfd):
     with pytest.raises(SystemExit) as end:
         run(examples.rank_1_is_stopped_and_breaks_on_its_way_out, tmp_path)
@@ -74,6 +79,7 @@ def test_a_stopped_worker_is_no_fault_whatever_breaks_while_its_libraries_end(ex
     assert "the last words" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_sigterm_is_passed_on_and_waited_for(examples, two, tmp_path):
     def tell_when_they_run() -> None:
         while len(list(tmp_path.glob("running-*"))) < 2:
@@ -117,6 +123,7 @@ def test_the_end_of_several_workers_has_one_meaning(codes, said, kind, text):
     assert text in str(outcome)
 
 
+@pytest.mark.slow
 def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
     from components.launch_training.local_job import _port
     from zhllama.kubernetes.training_job import TrainingJob

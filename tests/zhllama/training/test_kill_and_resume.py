@@ -251,6 +251,7 @@ def test_a_start_that_names_a_checkpoint_goes_on_where_it_was_when_it_is_repeate
 # --- a damaged checkpoint ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_aside_for_the_one_before(pretrained, tmp_path, caplog):
     """One process: the course that follows is that of the first time, to the last bit."""
     options = {"deepspeed": "none", "max_steps": 30, "save_steps": 3}

@@ -128,6 +128,7 @@ def test_an_elastic_node_that_waits_for_others_ends_at_once(start):
     assert cancelled(node) < WITHIN
 
 
+@pytest.mark.slow
 def test_workers_that_train_are_asked_for_their_checkpoint(start, tmp_path):
     agent = start("save_when_told", PET_NPROC_PER_NODE="2")
     until(lambda: len(list(tmp_path.glob("running-*"))) == 2, agent)

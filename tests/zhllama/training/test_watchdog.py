@@ -44,6 +44,7 @@ def test_without_a_checkpoint_it_says_so(pretrained):
         pretrained(learning_rate=1e30, warmup_steps=0.0, save_steps=0)
 
 
+@pytest.mark.slow
 def test_a_run_of_overflows_stops_it(pretrained, monkeypatch):
     """There is no float16 on a CPU: here accelerate only says that each step was left out, as its scaler makes it."""
     monkeypatch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", True)
@@ -51,6 +52,7 @@ def test_a_run_of_overflows_stops_it(pretrained, monkeypatch):
         pretrained(save_steps=0)
 
 
+@pytest.mark.slow
 def test_a_few_overflows_are_the_scalers_business(pretrained, monkeypatch):
     # asked twice a step: by the Trainer, whether the rate goes on, and by the Keeper
     skipped = itertools.cycle([True] * 2 * (OVERFLOWS - 1) + [False] * 2)
