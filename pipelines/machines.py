@@ -11,13 +11,17 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from components.launch_training.command import command_line, parse_training
+from components.launch_training.command import training_arguments as launched_arguments
 from components.launch_training.options import LaunchTraining
 from components.serve.serve import Serve
 from pipelines.configuration import Configuration
 from pipelines.sizes import Size
+from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described
+from zhllama.training.options import LoraOptions
 
 _ANYWHERE = "s3://bucket/prefix"
 
@@ -59,6 +63,31 @@ def fixed_arguments(told: Configuration, training: str) -> str:
 
 
 _LORA = {"r": "rank", "alpha": "alpha", "dropout": "dropout"}
+
+
+def training_arguments(size: Size, stage: str, given: Mapping[str, str], more: str = "") -> list[str]:
+    """The training's own arguments. InputError for what the training would not take."""
+    try:
+        words = shlex.split(training_text(size, stage, more))
+    except ValueError as error:
+        raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
+    return launched_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
+
+
+def training_text(size: Size, stage: str, more: str) -> str:
+    """The training's options, as one text: the size's, and those that come last."""
+    words = [word for name, value in training_options(size, stage).items() for word in (f"--{name}", str(value))]
+    return " ".join(filter(None, (shlex.join(words), size.training(stage).arguments, more)))
+
+
+def planned_options(size: Size, stage: str, more: str) -> LoraOptions:
+    """A training's options with the size's values, as its command reads them."""
+    return parse_training(stage, training_arguments(size, stage, {"model": "-", "dataset": "-", "store": "-"}, more))
+
+
+def training_command(stage: str, arguments: list[str]) -> tuple[str, ...]:
+    """The command of a training's job."""
+    return command_line(stage, arguments)
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
