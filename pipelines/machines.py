@@ -9,17 +9,22 @@ preparation.
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from components.launch_training.command import command_line, parse_training
+from components.launch_training.command import training_arguments as launched_arguments
 from components.launch_training.options import LaunchTraining
 from components.serve.serve import Serve
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
 from pipelines.settings import OPTIONS, Value, compiled_options
 from pipelines.sizes import EACH_RUN, SIZED, Size
+from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described
+from zhllama.training.options import LoraOptions
 
 _ANYWHERE = "s3://bucket/prefix"
 
@@ -58,6 +63,35 @@ def as_words(options: Mapping[str, Any], text: Callable[[Any], str] = str) -> st
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def training_arguments(
+    size: Size, stage: str, given: Mapping[str, str], more: str = "", values: Mapping[str, Value] = MappingProxyType({})
+) -> list[str]:
+    """The training's own arguments. InputError for what the training would not take."""
+    try:
+        words = shlex.split(training_text(size, stage, more, values))
+    except ValueError as error:
+        raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
+    return launched_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
+
+
+def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value] = MappingProxyType({})) -> str:
+    """The training's options, as one text: the size's, and those that come last."""
+    words = as_words(training_options(size, stage, values))
+    return " ".join(filter(None, (words, size.training(stage).arguments, more)))
+
+
+def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> LoraOptions:
+    """A training's options with the size's values, as its command reads them."""
+    return parse_training(
+        stage, training_arguments(size, stage, dict.fromkeys(("model", "dataset", "store"), "-"), more, values)
+    )
+
+
+def training_command(stage: str, arguments: list[str]) -> tuple[str, ...]:
+    """The command of a training's job."""
+    return command_line(stage, arguments)
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,6 @@ from components.launch_training.cancel import Canceller
 from components.launch_training.cluster import Cluster, age, refused
 from components.launch_training.follower import Follower
 from components.launch_training.job_deletion import Deletion
-from components.launch_training.job_log import JobLogs
 from components.launch_training.job_state import State, Verdict, newest
 from components.launch_training.shared_work import OtherRuns
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
@@ -79,7 +79,7 @@ class Launch:
         self._current: tuple[str, str] | None = None
         self._made_now: tuple[str, str] | None = None
         """The age of the job that was made just now; None of one that was there."""
-        self._posting: Posting | None = None
+        self._posting: Future[dict[str, Any]] | None = None
         self._given_up = False
         """Whether a request to create a job was not answered in time: the server may still be at it."""
         self._deletion: Deletion
@@ -121,22 +121,17 @@ class Launch:
 
     def _attempt(self, job: TrainingJob) -> Verdict:
         """Creates the job, or finds it, and follows it to its end."""
-        logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
-        try:
-            uid = self._create(job)
-            if self._made_now and any(age(other) < self._made_now for other in self._others.live()):
-                # of two runs that began at once, one trains
-                self._delete(job, uid)
-                self._forget(job, [])
-                return Verdict(State.YIELDED)
-            verdict = self._follower.follow(job, uid, logs)
-            logs.finish(not verdict.given_up)
-            if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
-                # one that has ended stays, and the result of one that has not may be there
-                self._delete(job, uid)
-        finally:
-            logs.stop()
-        self._forget(job, list(logs.kept))
+        uid = self._create(job)
+        if self._made_now and any(age(other) < self._made_now for other in self._others.live()):
+            # of two runs that began at once, one trains
+            self._delete(job, uid)
+            self._forget(job, [])
+            return Verdict(State.YIELDED)
+        verdict, lines = self._follower.follow(job, uid)
+        if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
+            # one that has ended stays, and the result of one that has not may be there
+            self._delete(job, uid)
+        self._forget(job, lines)
         return verdict
 
     # --- to its beginning ---------------------------------------------------------------------------------------------
@@ -190,9 +185,9 @@ class Launch:
         def once(_request_timeout: Any) -> dict[str, Any]:
             if self.canceller.cancelled:
                 raise SystemExit(EXIT_CANCELLED)
-            self._posting = Posting(lambda: self._cluster.create(job))
+            self._posting = in_a_thread(lambda: self._cluster.create(job))
             try:
-                return self._posting.answer()
+                return self._posting.result()
             except UrllibTimeout:
                 self._given_up = True
                 raise
@@ -241,7 +236,7 @@ class Launch:
     def sweep(self) -> None:
         """Then, when the main thread creates nothing any more: what was under way, or is left."""
         if self._posting is not None:
-            self._posting.over.wait(self._deletion.left())
+            wait([self._posting], self._deletion.left())
         if self._current is None:
             return
         self._deletion.delete_all()
@@ -250,26 +245,15 @@ class Launch:
             self._deletion.delete_late()
 
 
-class Posting:
+def in_a_thread(request: Callable[[], dict[str, Any]]) -> "Future[dict[str, Any]]":
     """The request that creates a job, in a thread of its own: a cancel can then wait for its answer."""
+    answer: Future[dict[str, Any]] = Future()
 
-    def __init__(self, request: Callable[[], dict[str, Any]]) -> None:
-        self._request = request
-        self._answer: dict[str, Any] = {}
-        self._error: Exception | None = None
-        self.over = threading.Event()
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def _work(self) -> None:
+    def work() -> None:
         try:
-            self._answer = self._request()
+            answer.set_result(request())
         except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
-            self._error = error
-        finally:
-            self.over.set()
+            answer.set_exception(error)
 
-    def answer(self) -> dict[str, Any]:
-        self.over.wait()
-        if self._error is not None:
-            raise self._error
-        return self._answer
+    threading.Thread(target=work, daemon=True).start()
+    return answer

@@ -60,8 +60,18 @@ class Follower:
     def stop(self) -> None:
         self._over.set()
 
-    def follow(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
-        """Until it is over. What a launcher before this one has seen of it counts for its deadlines."""
+    def follow(self, job: TrainingJob, uid: str) -> tuple[Verdict, list[str]]:
+        """Follows a job until it is over, its logs passed on: how it ended, and its last lines."""
+        logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
+        try:
+            verdict = self._judge_until_over(job, uid, logs)
+            logs.finish(not verdict.given_up)
+        finally:
+            logs.stop()
+        return verdict, list(logs.kept)
+
+    def _judge_until_over(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
+        """What a launcher before this one has seen of it counts for its deadlines."""
         deadlines = Deadlines(self._waiting, job.deadline_seconds, job.grace_seconds)
         last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
         seen_pods: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,6 @@ from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.cluster import Cluster, age, refused
 from components.launch_training.follower import Follower
-from components.launch_training.job_log import JobLogs
 from components.launch_training.job_state import State
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.job_kinds import has_ended
@@ -51,12 +50,7 @@ class OtherRuns:
             job = replace(self._first, name=metadata["name"])
             run = metadata["labels"].get(f"{LABEL}run", "")
             log.info("training job %s/%s of run %s does the same work: following it", job.namespace, job.name, run)
-            logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
-            try:
-                verdict = self._follower.follow(job, metadata["uid"], logs)
-                logs.finish(not verdict.given_up)
-            finally:
-                logs.stop()
+            verdict, _ = self._follower.follow(job, metadata["uid"])
             if verdict.state is State.SUCCEEDED:
                 return True
             if verdict.state is State.WRONG_INPUT:

@@ -4,17 +4,13 @@ A job comes with its NetworkPolicy, without which the base's denial leaves its p
 <size>/<stage>.yaml` are such manifests with example addresses; a test keeps them as this module writes them.
 """
 
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from components.launch_training import command
 from pipelines import sizes
 from pipelines.configuration import configure
-from pipelines.machines import as_words, launch_options, training_options
-from pipelines.settings import Value
+from pipelines.machines import launch_options, training_arguments, training_command, training_text
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
@@ -27,23 +23,6 @@ FOLDER = Path(__file__).parents[2] / "k8s" / "pytorchjob"
 EXAMPLE_STORE = "s3://zhllama/artifacts"
 EXAMPLE_MODELS = {"embeddings": "extended", "lora": "stage-1", "sft": "stage-2"}
 EXAMPLE_DATASETS = {"embeddings": "text", "lora": "text", "sft": "instructions"}
-
-
-def training_arguments(
-    size: Size, stage: str, given: Mapping[str, str], more: str = "", values: Mapping[str, Value] = MappingProxyType({})
-) -> list[str]:
-    """The training's own arguments. InputError for what the training would not take."""
-    try:
-        words = shlex.split(_options(size, stage, more, values))
-    except ValueError as error:
-        raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
-    return command.training_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
-
-
-def _options(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> str:
-    """The training's options, as one text: the size's, and those that come last."""
-    words = as_words(training_options(size, stage, values))
-    return " ".join(filter(None, (words, size.training(stage).arguments, more)))
 
 
 def training_job(
@@ -78,12 +57,12 @@ def training_job(
     # what a pipeline's namespace may have for all of its pods (k8s/base), a job by itself has to be told
     plain: dict[str, str | int] = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
     told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
-    launch = launch_options(told, stage, _options(size, stage, arguments, {}), **addresses)
+    launch = launch_options(told, stage, training_text(size, stage, arguments), **addresses)
     # nodes: what is put to a job's Workers (k8s/components) has to know whether it has any
     labels = {"size": size.name, "stage": stage, "nodes": str(launch.nodes)}
     return launch.job(
         name or f"llama-{size.name}-{stage}",
-        command.command_line(stage, words),
+        training_command(stage, words),
         {f"{LABEL}{name}": value for name, value in labels.items()},
     )
 

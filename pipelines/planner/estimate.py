@@ -8,16 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.launch_training.command import FinetuneArguments as Finetune
-from components.launch_training.command import PretrainArguments as Pretrain
 from pipelines import sizes
-from pipelines.manifests.render import training_arguments
+from pipelines.machines import planned_options
 from pipelines.planner.gpus import Gpu
 from pipelines.planner.memory import FLOAT32, Phase, Setting, peak
 from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
-from zhllama.stage.command_line import parse
 from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
@@ -213,10 +210,7 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     """The plan of a training's stage. InputError for what the training itself would refuse."""
     size = request.size
     training = size.training(stage)
-    words = training_arguments(
-        size, stage, {"model": "-", "dataset": "-", "store": "-"}, request.arguments, request.values
-    )
-    options: LoraOptions = parse(Finetune if stage == "sft" else Pretrain, words)
+    options = planned_options(size, stage, request.arguments, request.values)
     nodes = request.nodes or training.nodes
     per_node = request.gpus_per_node or training.processes_per_node
     block = request.block or size.block_size

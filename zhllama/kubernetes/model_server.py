@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zhllama.artifacts.manifest import MANIFEST, digest_of
+from zhllama.artifacts.manifest import digest_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import (
     LABEL,
@@ -19,10 +19,9 @@ from zhllama.kubernetes.names import (
     check_positive,
 )
 from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
-from zhllama.kubernetes.serving_pod import PORT, serving_pod
-from zhllama.storage import is_s3, normalise
+from zhllama.kubernetes.serving_pod import PORT, ServingPod
+from zhllama.storage import is_s3
 
-VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 METRICS_PORT = "http"
 VERSION_LABEL = f"{LABEL}version"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
@@ -32,48 +31,16 @@ CLIENTS_LABEL = f"{LABEL}serving-clients"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelServer:
+class ModelServer(ServingPod):
     """What a served model is, however it is deployed."""
 
-    name: str
-    """DNS label: of the objects, and what requests call the model."""
-    model: str
-    """s3:// prefix of a published model, or its manifest."""
     namespace: str = ""
     replicas: int = 1
     autoscaled: bool = False
     """Whether another says how many replicas there are (an autoscaler): they are left out, and applying it again leaves
     them as they are."""
-    gpus: int = 1
-    """Of a pod; the model is split between them."""
-    gpu_resource: str = "nvidia.com/gpu"
-    cpu: str = "8"
-    memory: str = "64Gi"
-    shared_memory: str = "8Gi"
-    """/dev/shm, part of `memory`: what the processes of several GPUs talk through."""
-    ephemeral_storage: str = "20Gi"
-    """Node-local disk for compiled kernels and the tokenizer; the weights do not touch it."""
-    context_length: int = 2048
-    s3_secret: str = "zhllama-s3"
-    """Secret with the S3 settings; empty: the service account's own identity."""
-    api_key_secret: str = "zhllama-api-key"
-    pull_secret: str = ""
-    """Secret to pull the images with."""
-    proxy_secret: str = ""
-    """Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as far as they are there."""
-    ca_config_map: str = ""
-    """ConfigMap with certificates to trust (site.py), which may be absent."""
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Mapping[str, Any], ...] = ()
-    service_account: str = "zhllama-serving"
-    vllm_image: str = VLLM_IMAGE
-    start_seconds: int = 1800
-    """From the start of a pod's server to its first answer, at most."""
     stop_first: bool = False
     """Old pods go before new ones come, where there are no GPUs to spare."""
-    openshift: bool = False
-    """Pods name no user: OpenShift gives each namespace a range of uids and refuses any other. Elsewhere they have to,
-    since vLLM's image knows none but root."""
     labels: Mapping[str, str] = field(default_factory=dict)
     s3: S3Network = field(default_factory=S3Network)
     """Where its network policy lets it reach S3."""
@@ -105,7 +72,7 @@ class ModelServer:
     @property
     def version(self) -> str:
         """A digest of what the pods are: equal for equal pods."""
-        return digest_of([serving_pod(self, "server"), self.model_digest])[:12]
+        return digest_of([self.pod("server"), self.model_digest])[:12]
 
     def objects(self, kserve: bool = False, monitored: bool = False) -> list[dict[str, Any]]:
         """What is applied, in this order: network policy, Service and Deployment; `kserve`: network policy and
@@ -142,7 +109,7 @@ class ModelServer:
                 "progressDeadlineSeconds": self.start_seconds + 600,
                 "strategy": strategy,
                 "selector": {"matchLabels": self.selector},
-                "template": {"metadata": self._pod_metadata(), "spec": serving_pod(self, "server")},
+                "template": {"metadata": self._pod_metadata(), "spec": self.pod("server")},
             },
         }
 
@@ -195,7 +162,7 @@ class ModelServer:
 
     def inference_service(self) -> dict[str, Any]:
         """The same pods under KServe, in its Standard mode: a Deployment, without Knative."""
-        pod = serving_pod(self, "kserve-container")
+        pod = self.pod("kserve-container")
         return {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
@@ -209,10 +176,3 @@ class ModelServer:
                 }
             },
         }
-
-    # --- the pod ------------------------------------------------------------------------------------------------------
-
-    @property
-    def root(self) -> str:
-        """The model's prefix, without the manifest's name."""
-        return normalise(self.model).removesuffix(f"/{MANIFEST}")
