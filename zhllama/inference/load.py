@@ -22,7 +22,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.stage.options import split_references
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder, rows_fit
 from zhllama.weights.safetensors_io import Checkpoint
 
 if TYPE_CHECKING:
@@ -181,10 +181,7 @@ def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     if "config.json" not in artifact:
         raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
     rows = Checkpoint(artifact, option).info("model.embed_tokens.weight").shape[0]
-    # without a contract nothing says what the rows are padded to: multiples of 8 are what people pad to
-    stated = artifact.manifest.vocabulary is not None
-    padded = rows == vocabulary.rows if stated else rows > encoder.size and rows % 8 == 0
-    if rows != encoder.size and not padded:
+    if not rows_fit(encoder.size, rows, artifact.manifest.vocabulary):
         raise InputError(
             f"{option} {artifact.root}: the embedding has {rows} rows and tokenizer.model {encoder.size} pieces; "
             "give the tokenizer that belongs to these weights"

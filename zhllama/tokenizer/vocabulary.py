@@ -85,6 +85,14 @@ def padding_multiple(pieces: int, rows: int) -> int:
     return rows
 
 
+def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
+    """Whether embeddings of `rows` rows belong to `pieces` pieces: as many, or as many as the contract says; where
+    there is none (a plain folder), padded to a multiple of eight, which is what people pad to: how far, nobody says."""
+    if contract is not None:
+        return rows in (pieces, contract.rows)
+    return rows == pieces or (rows > pieces and rows % 8 == 0)
+
+
 def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
     """InputError unless both contracts are there and equal. Names say what is compared: `--dataset s3://…`."""
     if have is None or want is None:

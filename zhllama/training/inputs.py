@@ -13,7 +13,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple, require_equal
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, require_equal, rows_fit
 from zhllama.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.shape import ADAPTER_WEIGHTS, PICKLED_WEIGHTS, lora_shape
 from zhllama.weights.safetensors_io import Checkpoint
@@ -56,9 +56,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
 
     config = _llama_config(model)
     rows = config["vocab_size"]
-    # a folder without a manifest does not say how its rows are padded; by less than eight nobody does it
-    padded = rows > vocabulary.rows and padding_multiple(vocabulary.size, rows) in {2**power for power in range(3, 11)}
-    if rows != vocabulary.rows and not padded:
+    if not rows_fit(vocabulary.size, rows, model.manifest.vocabulary):
         raise InputError(
             f"{names[0]}: config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows; "
             "give the tokenizer that belongs to the model, or extend the model first"

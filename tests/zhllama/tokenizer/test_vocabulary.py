@@ -12,7 +12,15 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Relation, Vocabulary, padding_multiple, require_equal
+from zhllama.tokenizer.vocabulary import (
+    PAD_PIECE,
+    Encoder,
+    Relation,
+    Vocabulary,
+    padding_multiple,
+    require_equal,
+    rows_fit,
+)
 
 
 def contract(pieces: list[str], marks: set[int], **changed) -> Vocabulary:
@@ -147,3 +155,22 @@ def test_a_batch_is_the_same_as_one_by_one(base, chinese_text, english_text):
 def test_what_is_no_model_is_refused(content):
     with pytest.raises(InputError, match=r"/x/tokenizer\.model: not a SentencePiece model"):
         Encoder(content, "/x/tokenizer.model")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rows", "multiple", "fit"),
+    [
+        (49_953, 49_953, None, True),
+        (49_953, 49_960, None, True),
+        (49_954, 50_008, None, True),
+        (151_669, 151_936, None, True),
+        (49_953, 49_955, None, False),
+        (49_953, 32_000, None, False),
+        (49_954, 49_984, 64, True),
+        (49_954, 49_954, 64, True),
+        (49_954, 49_960, 64, False),
+    ],
+)
+def test_rows_belong_to_pieces_as_the_contract_says_or_padded_to_a_multiple_of_eight(pieces, rows, multiple, fit):
+    contract = multiple and Vocabulary(pieces, "d", 1, 2, None, padding_multiple=multiple)
+    assert rows_fit(pieces, rows, contract or None) is fit
