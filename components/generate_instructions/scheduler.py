@@ -119,9 +119,10 @@ class RequestScheduler:
             if not self._running:
                 return
             done, _ = await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
-            self._running = {number: task for number, task in self._running.items() if task not in done}
+            # one that failed leaves the others to _drain, which hears them out
             for task in done:
                 task.result()
+            self._running = {number: task for number, task in self._running.items() if task not in done}
             self.harvest_what_came()
 
     async def _drain(self) -> None:

@@ -212,7 +212,10 @@ def test_a_list_of_gpus_of_ones_own_is_read_and_a_wrong_one_refused(tmp_path):
     path = tmp_path / "gpus.yaml"
     path.write_text(yaml.safe_dump({"mine": {**known["h100-80gb"], "memory_mib": 98_304}}))
     assert gpu_of("mine", path).memory == 96 * 2**30
-    for wrong in ("[", "mine: 3", "mine: {memory_mib: 1}", yaml.safe_dump({"mine": {**known["a10-24gb"], "mfu": 0}})):
+    a10 = known["a10-24gb"]
+    # of a device that no training knows, its speed has to be given
+    mine = [{**a10, "mfu": 0}, {**a10, "device": "Mine"}]
+    for wrong in ("[", "mine: 3", "mine: {memory_mib: 1}", *(yaml.safe_dump({"mine": one}) for one in mine)):
         path.write_text(wrong)
         with pytest.raises(InputError, match=r"gpus\.yaml"):
             gpus(path)
