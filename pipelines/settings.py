@@ -30,7 +30,7 @@ from zhllama.training.options import FinetuneOptions, PretrainOptions
 Value = str | float | int | bool | list[Any] | dict[str, Any] | None
 OPTIONS: Mapping[str, type] = {"embeddings": PretrainOptions, "lora": PretrainOptions, "sft": FinetuneOptions}
 """Whose options each training has."""
-TRAININGS = {"embeddings": "Stage 1", "lora": "Stage 2", "sft": "Instruction tuning"}
+TRAININGS = {"embeddings": "Embeddings", "lora": "LoRA", "sft": "Instruction tuning"}
 """The three trainings → what people call them."""
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON", list: "JSON list"}
 MACHINE = (
@@ -203,7 +203,8 @@ def _model(group: _Group) -> None:
     )  # fmt: skip
     group.parameter(
         "lora_adapter", kind=str, default="", address=True,
-        note="An adapter that stage 2 goes on from, trained on the model that comes in; stage 1 is left out.",
+        note="An adapter that the LoRA phase goes on from, trained on the model that comes in; the embeddings' phase "
+        "is left out.",
     )  # fmt: skip
     group.parameter(
         "sft_adapter", kind=str, default="", address=True,
@@ -271,11 +272,11 @@ def _generated(group: _Group) -> None:
 def _shape(group: _Group) -> None:
     group.compiled(
         "run_pretraining", kind=bool, default=True,
-        note="Whether there is continued pre-training; false leaves out both of its stages.",
+        note="Whether there is continued pre-training (embeddings, then LoRA); false leaves out both of its phases.",
     )  # fmt: skip
     group.compiled(
         "run_stage1", kind=bool, default=True,
-        note="Whether its stage 1 (the embeddings alone) runs. False with lora_adapter.",
+        note="Whether its first phase (the embeddings alone) runs. False with lora_adapter.",
     )  # fmt: skip
     group.compiled("run_sft", kind=bool, default=True, note="Whether there is instruction tuning.")
     group.compiled(

@@ -52,7 +52,7 @@ class GenerateInstructions(StageOptions):
     seed: int = 42
     """Of the topics, task types and examples that are drawn."""
     fruitless: int = 5
-    """Answers in a row without a new item, after which it ends."""
+    """Empty responses in a row (none with a new item), after which it ends."""
     concurrency: NotKeyed[int] = 16
     """Requests on their way at the same time."""
     requests_per_minute: NotKeyed[float] = 0

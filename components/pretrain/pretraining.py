@@ -16,7 +16,7 @@ from zhllama.training.stage import run_training
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(PretrainOptions):
-    """Continue the pre-training of a model on text: stage 1 its embeddings, stage 2 LoRA and embeddings."""
+    """Continue the pre-training of a model on text: its embeddings alone, or LoRA and embeddings."""
 
 
 def pretrain(config: Pretrain, inputs: Inputs, out: ArtifactWriter) -> Manifest:

@@ -46,7 +46,7 @@ class TrainTokenizer(StageOptions):
     """References to the corpus: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet
     files, or hf://datasets/OWNER/NAME. Weights (`zh:0.9,en:0.1`), meant for training, do not matter here."""
     vocab_size: int = 20_000
-    """Pieces, special and byte pieces included. The recipe's Chinese model has 20,000."""
+    """Vocab size, special and byte pieces included. The recipe's Chinese model has 20,000."""
     character_coverage: float = 0.9995
     """Share of the text's characters that get a piece of their own; the rarer ones are spelt in bytes."""
     sample_lines: int = 2_000_000

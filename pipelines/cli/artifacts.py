@@ -46,9 +46,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     options.work_option(add)
     add.set_defaults(command=verify)
 
-    add = commands.add_parser("gc", help="free what no manifest names: of stages that were given up, of killed uploads")
+    add = commands.add_parser("gc", help="delete unreferenced data: aborted stages, incomplete uploads")
     _store_argument(add)
-    add.add_argument("--dry-run", action="store_true", help="only say what it would free")
+    add.add_argument("--dry-run", action="store_true", help="only say what it would delete")
     add.add_argument(
         "--older-than", default="7d", metavar="AGE", help="what was written to since is left: 12h, 7d (default), 2w"
     )

@@ -128,7 +128,7 @@ def _pod_options(add: argparse.ArgumentParser, whose: str) -> None:
         add,
         ("label", "KEY=VALUE", f"a label of {whose} and the pods"),
         ("node-selector", "KEY=VALUE", "a label that the nodes have to have"),
-        ("toleration", "KEY[=VALUE][:EFFECT]", "a taint of the nodes to put up with"),
+        ("toleration", "KEY[=VALUE][:EFFECT]", "a toleration of the pods"),
         ("s3-port", "N", "a port of the S3 server (default: 443, 8333, 9000)"),
         ("s3-cidr", "RANGE", "S3 is in this range of addresses alone"),
         ("s3-namespace", "NAME", "S3 is in this namespace of the cluster alone"),

@@ -36,9 +36,9 @@ class TrainingOptions(StageOptions):
     embedding_lr: float = 0.0
     """Peak learning rate of embed_tokens and lm_head; 0: as `learning_rate`."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial"] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """LR schedule after warmup."""
     warmup_steps: float = 0.05
-    """Warm-up: a number of steps, or (below 1) a share of them."""
+    """Warmup: a number of steps, or (below 1) a share of them."""
     weight_decay: float = 0.01
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
@@ -206,7 +206,7 @@ class FinetuneOptions(LoraOptions):
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup_steps: float = 0.03
-    """Warm-up: a number of steps, or (below 1) a share of them."""
+    """Warmup: a number of steps, or (below 1) a share of them."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     train_embeddings: bool = False
