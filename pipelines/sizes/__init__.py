@@ -1,7 +1,7 @@
 """The sizes: everything that differs by model size, one YAML file each, typed and validated.
 
-Pipeline defaults, rendered manifests and the README's table come from here. `load("13b")` gives a `Size`; a wrong field
-or value is an InputError that names the file and the field.
+Pipeline defaults, rendered manifests and docs/pipeline.md's table come from here. `load("13b")` gives a `Size`; a wrong
+field or value is an InputError that names the file and the field.
 """
 
 import dataclasses

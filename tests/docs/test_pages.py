@@ -1,11 +1,9 @@
-"""What the pages name is there: files, links between pages, options of the recipe's table."""
+"""What the pages name is there: files, and pages that are linked to."""
 
 import re
 from pathlib import Path
 
 import pytest
-
-from tests.stage_options import options_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/*.md"))
@@ -44,17 +42,3 @@ def test_every_page_is_found_from_the_readme():
         names = re.findall(r"\bdocs/([\w-]+\.md)", text) + re.findall(r"\]\(([\w-]+\.md)\)", text)
         waiting += [ROOT / "docs" / name for name in names if (ROOT / "docs" / name).exists()]
     assert [page.name for page in PAGES if page not in seen and page.parent.name == "docs"] == []
-
-
-def test_what_stands_for_the_recipes_flags_are_options():
-    known = {
-        f"--{name.replace('_', '-')}"
-        for stage in ("pretrain", "finetune", "prepare_dataset")
-        for name in options_of(stage)
-    }
-    rows = re.findall(r"^\| `--\w+` \| (.*?) \| (.*?) \|$", (ROOT / "docs" / "recipe-flags.md").read_text(), re.M)
-    assert len(rows) > 30
-    for english, chinese in rows:
-        options = re.findall(r"--[a-z][a-z-]+", english)
-        assert set(options) <= known, english
-        assert chinese == "同左" or re.findall(r"--[a-z][a-z-]+", chinese) == options, chinese

@@ -1,4 +1,4 @@
-"""Every flag of the recipe's launch scripts has its row in the README, and the options named there exist."""
+"""Every flag of the recipe's launch scripts has its row in docs/recipe-flags.md, and the options named there exist."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from components.prepare_dataset.preparer import PrepareDataset
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = ROOT / "README.md"
+PAGE = ROOT / "docs" / "recipe-flags.md"
 FLAGS = [
     "block_size",
     "data_cache_dir",
@@ -70,9 +70,10 @@ OPTIONS = {
 }
 
 
-def rows() -> dict[str, str]:
-    table = PAGE.read_text().split("## The recipe's flags")[1].split("##")[0]
-    return dict(re.findall(r"^\| `--(\w+)` \| (.+) \|$", table, re.MULTILINE))
+def rows() -> dict[str, tuple[str, str]]:
+    """Flag → what stands for it here, in English and in Chinese."""
+    found = re.findall(r"^\| `--(\w+)` \| (.+) \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    return {flag: (english, chinese) for flag, english, chinese in found}
 
 
 def test_every_flag_has_a_row_and_no_other_has():
@@ -81,10 +82,16 @@ def test_every_flag_has_a_row_and_no_other_has():
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_the_options_in_a_row_exist(flag):
-    for command in re.findall(r"`([^`]+)`", rows()[flag]):
+    for command in re.findall(r"`([^`]+)`", rows()[flag][0]):
         stage = command.split()[0] if not command.startswith("--") else ""
         for option in re.findall(r"--[\w-]+", command):
             assert option in OPTIONS[stage], command
+
+
+def test_both_languages_name_the_same_options():
+    options = {flag: [re.findall(r"`[^`]*--[^`]+`", text) for text in texts] for flag, texts in rows().items()}
+    # 同左: as on the left
+    assert [flag for flag, (one, other) in options.items() if rows()[flag][1] != "同左" and one != other] == []
 
 
 def test_the_example_of_a_line_is_one_that_is_written():
