@@ -15,7 +15,7 @@ from typing import Any
 from components.launch_training.command import command_line, parse_training
 from components.launch_training.command import training_arguments as launched_arguments
 from components.launch_training.options import LaunchTraining
-from components.serve.serve import Serve
+from components.serve.options import Serve
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
 from pipelines.settings import OPTIONS, Value, compiled_options

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.evaluate.options import Evaluate
-from components.extend_tokenizer.extender import ExtendTokenizer
-from components.fetch_weights.fetcher import FetchWeights
-from components.generate.generate import Generate
+from components.extend_tokenizer.options import ExtendTokenizer
+from components.fetch_weights.options import FetchWeights
+from components.generate.options import Generate
 from components.generate_instructions.options import GenerateInstructions
 from components.launch_training.options import LaunchTraining
-from components.prepare_dataset.preparer import PrepareDataset
-from components.serve.serve import Serve
-from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer
+from components.prepare_dataset.options import PrepareDataset
+from components.serve.options import Serve
+from components.train_tokenizer.options import TrainTokenizer
 from pipelines.sizes import EACH_RUN, SIZED, STAGES, Size, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG

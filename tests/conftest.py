@@ -147,7 +147,8 @@ def tiny_meta(tmp_path_factory: pytest.TempPathFactory, tiny_state: dict[str, An
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str:
     """The reference of the Hugging Face model that convert_weights makes of `tiny_meta`; its folder is the parent."""
-    from components.convert_weights.converter import ConvertWeights, convert_weights
+    from components.convert_weights.converter import convert_weights
+    from components.convert_weights.options import ConvertWeights
     from zhllama.stage.run import run_stage
 
     store = str(tmp_path_factory.mktemp("tiny-model"))
@@ -157,7 +158,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str
 @pytest.fixture(scope="session")
 def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, chinese_tokenizer: bytes) -> str:
     """The reference of `tiny_model` extended by the pieces of `chinese_tokenizer` and [PAD]."""
-    from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
+    from components.extend_tokenizer.extender import extend_tokenizer
+    from components.extend_tokenizer.options import ExtendTokenizer
     from zhllama.stage.run import run_stage
 
     folder = tmp_path_factory.mktemp("extended-model")

@@ -17,14 +17,14 @@ from pipelines.__main__ import parser
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "goldens" / "names.json"
 COMMANDS = {
-    "convert_weights": "converter.ConvertWeights", "evaluate": "evaluate.Evaluate",
-    "export_model": "exporter.ExportModel", "extend_tokenizer": "extender.ExtendTokenizer",
-    "fetch_weights": "fetcher.FetchWeights", "finetune": "finetuning.Finetune", "generate": "generate.Generate",
-    "generate_instructions": "generator.GenerateInstructions", "launch_training": "options.LaunchTraining",
+    "convert_weights": "options.ConvertWeights", "evaluate": "options.Evaluate",
+    "export_model": "options.ExportModel", "extend_tokenizer": "options.ExtendTokenizer",
+    "fetch_weights": "options.FetchWeights", "finetune": "options.Finetune", "generate": "options.Generate",
+    "generate_instructions": "options.GenerateInstructions", "launch_training": "options.LaunchTraining",
     "launch_training.cleanup": "cleanup.Cleanup", "launch_training.reap": "reap.Reap",
-    "merge_adapters": "merger.MergeAdapters", "prepare_dataset": "preparer.PrepareDataset",
-    "pretrain": "pretraining.Pretrain", "serve": "serve.Serve", "serve.check": "check.Check",
-    "train_tokenizer": "sentencepiece_trainer.TrainTokenizer",
+    "merge_adapters": "options.MergeAdapters", "prepare_dataset": "options.PrepareDataset",
+    "pretrain": "options.Pretrain", "serve": "options.Serve", "serve.check": "check.Check",
+    "train_tokenizer": "options.TrainTokenizer",
 }  # fmt: skip
 """`python -m components.<command>` → the class of its options."""
 

@@ -1,4 +1,5 @@
-from components.convert_weights.converter import ConvertWeights, convert_weights
+from components.convert_weights.converter import convert_weights
+from components.convert_weights.options import ConvertWeights
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

@@ -7,38 +7,23 @@ of training change nothing else: those stages rewrite that file and copy the oth
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from components.convert_weights.options import ConvertWeights
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import Ref, StageOptions
 from zhllama.storage.prefetch import ahead
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
 
 EMBEDDINGS_FILE = "model-embeddings.safetensors"
+
+
 FILE_LIMIT = 2 * 10**9
 """Bytes per safetensors file, embeddings apart: what changes together stays together, what fails is sent again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertWeights(StageOptions):
-    """Convert Meta's LLaMA checkpoint to a Hugging Face model."""
-
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
-
-    weights: Ref
-    """Reference to Meta's files: consolidated.NN.pth, params.json, tokenizer.model."""
-    max_positions: int = 2048
-    """Positions that the model was trained on. Meta's files do not say; LLaMA has 2,048, LLaMA 2 4,096."""
-
-    def __post_init__(self) -> None:
-        if self.max_positions < 1:
-            raise InputError(f"--max-positions {self.max_positions}: give the positions the model knows, as 2048")
 
 
 def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter) -> Manifest:

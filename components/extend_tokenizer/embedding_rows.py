@@ -8,12 +8,13 @@ index_add 9.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from components.extend_tokenizer.options import Init
 
 if TYPE_CHECKING:
     import torch
 
-Init = Literal["piece-mean", "mean", "normal"]
 CHUNK = 2048
 RECIPE_DEVIATION = 0.02
 

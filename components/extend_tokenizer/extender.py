@@ -6,58 +6,30 @@ resize_token_embeddings took 220 s at a quarter of that width.
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from components.extend_tokenizer.embedding_rows import Init, new_rows
+from components.extend_tokenizer.embedding_rows import new_rows
+from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.parity import differing, probe
-from components.extend_tokenizer.pieces import Pieces, Scores, extended, splits, unreachable
+from components.extend_tokenizer.pieces import extended, splits, unreachable
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import Ref, Refs, StageOptions
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 
 EMBEDDINGS_FILE = "model-embeddings.safetensors"
+
+
 REST_FILE = "model-00000.safetensors"
 """What a single-file model keeps beside its embeddings."""
+
+
 SHOWN = 20
 """Pieces that the manifest shows of those it counts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtendTokenizer(StageOptions):
-    """Extend LLaMA's vocabulary and model by the pieces of Chinese SentencePiece models."""
-
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
-
-    model: Ref
-    """Reference to the model to extend: a Hugging Face model with its tokenizer.model."""
-    chinese_tokenizer: Refs = ""
-    """References to Chinese SentencePiece models, comma-separated, appended in turn. Without one, only [PAD] is."""
-    scores: Scores = "distinct"
-    """distinct: one apart, so that all engines merge alike. zero: the recipe's, for adapters that were made with it."""
-    pieces: Pieces = "han"
-    """han: pieces with Han characters or full-width punctuation, so that English keeps its ids. all: the recipe's."""
-    pad: bool = True
-    """Append the padding piece [PAD] as the last one, if there is none."""
-    init: Init = "piece-mean"
-    """New rows: piece-mean (of the pieces the old vocabulary splits them into), mean (of all), or normal (0, 0.02)."""
-    seed: int = 20
-    """Decides the rows of --init normal."""
-    pad_to_multiple_of: int = 1
-    """Rows of embed_tokens and lm_head are filled up to a multiple of this (64, say, for tensor cores or to divide them
-    among GPUs); no text is encoded to the rows beyond the pieces."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.pad_to_multiple_of <= 1024:
-            raise InputError(f"--pad-to-multiple-of {self.pad_to_multiple_of}: give 1 to 1024, as 64")
-        if not self.chinese_tokenizer and not self.pad:
-            raise InputError("--pad false without --chinese-tokenizer: nothing would be appended; give one of them")
 
 
 def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:

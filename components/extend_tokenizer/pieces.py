@@ -20,14 +20,13 @@ scores nothing is put in, and what cannot be made is counted.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from components.extend_tokenizer.options import Pieces, Scores
 from zhllama.errors import InputError
 from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
 
-Scores = Literal["distinct", "zero"]
-Pieces = Literal["han", "all"]
 CONTROL = 3
 SPACE = "▁"
 

@@ -1,4 +1,5 @@
-from components.fetch_weights.fetcher import FetchWeights, fetch_weights
+from components.fetch_weights.fetcher import fetch_weights
+from components.fetch_weights.options import FetchWeights
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.fetch_weights.fetcher import FetchWeights
+from components.fetch_weights.options import FetchWeights
 from zhllama.stage.component import component_of
 
 fetch_weights = component_of(FetchWeights, weights=dsl.Model)

@@ -1,4 +1,5 @@
-from components.finetune.finetuning import Finetune, finetune
+from components.finetune.finetuning import finetune
+from components.finetune.options import Finetune
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

@@ -4,18 +4,11 @@ The embeddings stay as continued pre-training left them, so that an engine can s
 was none, `--train-embeddings` trains them in full as the recipe does. An adapter that is continued keeps its shape.
 """
 
-from dataclasses import dataclass
-
+from components.finetune.options import Finetune
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
-from zhllama.training.options import FinetuneOptions
 from zhllama.training.stage import run_training
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetune(FinetuneOptions):
-    """Tune a model on instructions: a new adapter, or one that is continued."""
 
 
 def finetune(config: Finetune, inputs: Inputs, out: ArtifactWriter) -> Manifest:

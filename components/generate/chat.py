@@ -11,7 +11,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.prompt import wrap
 
 if TYPE_CHECKING:
-    from components.generate.generate import Generate
+    from components.generate.options import Generate
     from zhllama.inference.load import LoadedModel
 
 PROMPT = "» "

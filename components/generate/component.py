@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.generate.generate import Generate
+from components.generate.options import Generate
 from zhllama.stage.component import component_of
 
 generate = component_of(Generate, samples=dsl.Artifact)

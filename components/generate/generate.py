@@ -11,11 +11,11 @@ depend on where an earlier one stopped.
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
 
 from components.generate.journal import FileJournal, Journal, StoreJournal
+from components.generate.options import Generate
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -25,115 +25,13 @@ from zhllama.data.text_stream import plain_name
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap, wrap_item
 
-if TYPE_CHECKING:
-    from zhllama.inference.load import LoadedModel, Sampling
-
 log = logging.getLogger("generate")
 
+
 SAMPLES = "samples.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate(StageOptions):
-    """Ask a model: one prompt, a file of instructions, or a conversation."""
-
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "sentencepiece")
-
-    store: str = ""
-    """Where the answers are put: a folder or an s3:// prefix. Without it they are only printed."""
-    model: Ref
-    """Reference to the model."""
-    adapters: Refs = ""
-    """References to LoRA adapters to merge into it, comma-separated, in order."""
-    prompt: str = ""
-    """One instruction."""
-    default_prompt: str = ""
-    """An instruction for the case that neither --prompt nor --input says one."""
-    input: Ref = ""
-    """A file with an instruction a line (.txt), or Alpaca items (.json, .jsonl; they need no output)."""
-    answers: NotKeyed[str] = ""
-    """A file for the answers, .jsonl (an answer a line, as they come) or .json (a list). A run that was stopped goes on
-    after its last answer."""
-    interactive: bool = False
-    """A conversation in the terminal. Ctrl-C stops an answer, Ctrl-D ends it."""
-    with_prompt: bool = True
-    """Wrap what is asked in the training prompt; false passes it to the model as it is."""
-    do_sample: bool = True
-    """Draw the tokens; false takes the likeliest one each time."""
-    temperature: float = 0.2
-    """Below 1 sharpens the distribution that tokens are drawn from."""
-    top_k: int = 40
-    """Tokens are drawn from this many of the likeliest."""
-    top_p: float = 0.9
-    """And from the likeliest that make up this share of the probability."""
-    repetition_penalty: float = 1.1
-    """Above 1 makes tokens less likely that have been there."""
-    max_new_tokens: int = 400
-    """Tokens of an answer at most."""
-    seed: int = 42
-    """Of the drawing."""
-    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"] = "auto"
-    """Of the weights: what the GPU has, float32 without one. int8 and 4bit need a GPU and bitsandbytes."""
-    context_length: int = 0
-    """Tokens of prompt and answer together; beyond the model's positions its rotary base is stretched. 0: the model's
-    positions."""
-    rope_alpha: float | None = None
-    """How far the rotary base is stretched, always; else by the length, from the model's positions on."""
-
-    def __post_init__(self) -> None:
-        asked = [bool(self.prompt), bool(self.input), self.interactive]
-        if sum(asked) != 1 and (any(asked) or not self.default_prompt):
-            raise InputError("generate: give one of --prompt TEXT, --input FILE and --interactive")
-        wanted = [name for name in ("output", "reference") if getattr(self, name)]
-        if wanted and not self.store:
-            raise InputError(f"generate: --{wanted[0]} needs a --store, where the answers are put")
-        if self.answers and (self.interactive or self.store):
-            other = "--interactive" if self.interactive else "--store"
-            raise InputError(f"generate: --answers is for what {other} is not; leave out one")
-        if self.answers and Path(self.answers).suffix not in (".json", ".jsonl"):
-            raise InputError(f"generate: --answers {self.answers}: give a name that ends in .json or .jsonl")
-        if self.store and self.interactive:
-            raise InputError("generate: a conversation leaves nothing in the store; leave out --store or --interactive")
-        for option, right, rule in (
-            ("--temperature", self.temperature > 0, "above 0 (--do-sample false takes the likeliest)"),
-            ("--top-k", self.top_k >= 0, "0 (off) or more"),
-            ("--top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("--repetition-penalty", self.repetition_penalty > 0, "above 0"),
-            ("--max-new-tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("--context-length", self.context_length >= 0, "0 (the model's positions) or more"),
-            ("--rope-alpha", self.rope_alpha is None or self.rope_alpha >= 1, "1 (as it is) or more"),
-        ):
-            if not right:
-                value = getattr(self, option[2:].replace("-", "_"))
-                raise InputError(f"generate: {option} is {value}; it must be {rule}")
-
-    def sampling(self) -> "Sampling":
-        from zhllama.inference.load import Sampling
-
-        return Sampling(
-            do_sample=self.do_sample,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-        )
-
-    def load(self, inputs: Inputs) -> "LoadedModel":
-        from zhllama.inference.load import load_model
-
-        return load_model(
-            inputs["model"],
-            inputs.all("adapters"),
-            precision=self.precision,
-            context_length=self.context_length,
-            rope_alpha=self.rope_alpha,
-        )
 
 
 def run() -> None:

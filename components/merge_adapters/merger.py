@@ -7,9 +7,10 @@ read. The merge itself is a stream (stream.py).
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
@@ -17,7 +18,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import Ref, Refs, StageOptions, split_references
+from zhllama.stage.options import split_references
 from zhllama.storage.disk_space import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
@@ -28,26 +29,6 @@ if TYPE_CHECKING:
     from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("merge")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeAdapters(StageOptions):
-    """Merge one or several LoRA adapters into a model, in the order given."""
-
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
-
-    model: Ref
-    """Reference to the Hugging Face model."""
-    adapters: Refs
-    """References to the adapters, comma-separated, in the order in which they were trained: references, folders, or
-    repositories of the Hugging Face hub (hf://owner/name, or owner/name)."""
-    prove: bool = False
-    """Ask the model with its adapters, and the merged model, the same prompts, and put the difference into the report.
-    For models that this machine's memory holds in float32."""
-
-    def __post_init__(self) -> None:
-        if not split_references(self.adapters):
-            raise InputError("--adapters: no adapter given; give one or several references, comma-separated")
 
 
 def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
@@ -131,8 +112,6 @@ def _settings(model: Artifact) -> dict[str, Any]:
 
 
 # --- checks, before a weight is read ----------------------------------------------------------------------------------
-
-
 def _vocabularies(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
     """The contract of each: of its tokenizer.model, with prefix digests at the others' sizes, else its manifest's."""
     encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
@@ -245,8 +224,6 @@ def _say_needs(checkpoint: "Checkpoint", adapters: Sequence["Adapter"], written:
 
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
-
-
 def _write_tokenizer(out: ArtifactWriter, source: Artifact, model: Artifact, settings: Mapping[str, Any]) -> None:
     """The tokenizer files of the last adapter that has one, made from its tokenizer.model; else the model's, as are."""
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files

@@ -1,4 +1,5 @@
-from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
+from components.prepare_dataset.options import PrepareDataset
+from components.prepare_dataset.preparer import prepare_dataset
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-from components.pretrain.pretraining import Pretrain, pretrain
+from components.pretrain.options import Pretrain
+from components.pretrain.pretraining import pretrain
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

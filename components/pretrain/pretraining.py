@@ -5,18 +5,11 @@ the parameters of a 7B model. Stage 2 (`lora`) trains LoRA on the seven projecti
 full: 6%.
 """
 
-from dataclasses import dataclass
-
+from components.pretrain.options import Pretrain
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
-from zhllama.training.options import PretrainOptions
 from zhllama.training.stage import run_training
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(PretrainOptions):
-    """Continue the pre-training of a model on text: its embeddings alone, or LoRA and embeddings."""
 
 
 def pretrain(config: Pretrain, inputs: Inputs, out: ArtifactWriter) -> Manifest:

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.serve.serve import Serve
+from components.serve.options import Serve
 from zhllama.stage.component import component_of
 
 serve = component_of(

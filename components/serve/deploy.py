@@ -16,7 +16,7 @@ from typing import Any
 
 from components.serve.check import checked
 from components.serve.cluster import Cluster
-from components.serve.serve import KEY_VARIABLE, Serve
+from components.serve.options import KEY_VARIABLE, Serve
 from components.serve.smoke import reach, try_out
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from components.serve.options import EngineName
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling
 from zhllama.kubernetes.serving_pod import vllm_sampling
 
-Name = Literal["auto", "transformers", "llama.cpp", "vllm"]
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
 """Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
 
@@ -94,7 +94,7 @@ def vllm_program() -> str | None:
     return shutil.which("vllm", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
-def choose(wanted: Name, gguf: bool) -> str:
+def choose(wanted: EngineName, gguf: bool) -> str:
     """The engine for a model of this form. InputError when it is not installed, or does not read that form."""
     if wanted == "auto":
         wanted = "llama.cpp" if gguf else "vllm" if vllm_program() and _has_gpu() else "transformers"

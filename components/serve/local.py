@@ -14,9 +14,9 @@ from typing import NoReturn
 from components.serve.engine_process import EngineProcess
 from components.serve.engines import Engine, choose, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
+from components.serve.options import KEY_VARIABLE, Serve
 from components.serve.page import chat_page
 from components.serve.requests import Limits
-from components.serve.serve import KEY_VARIABLE, Serve
 from components.serve.served_folder import check_sizes, check_tokenizer, gguf_file, lay_out, positions_of
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact

@@ -1,4 +1,5 @@
-from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, train_tokenizer
+from components.train_tokenizer.options import TrainTokenizer
+from components.train_tokenizer.sentencepiece_trainer import train_tokenizer
 from zhllama.stage.run import main
 
 if __name__ == "__main__":

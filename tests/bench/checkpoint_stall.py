@@ -38,7 +38,8 @@ def _options(given: Material, store: str, save_steps: int) -> dict[str, Any]:
 
 def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """Stalls, and the time of each step with what came before it: seconds."""
-    from components.pretrain.pretraining import Pretrain, pretrain
+    from components.pretrain.options import Pretrain
+    from components.pretrain.pretraining import pretrain
     from zhllama.stage.run import run_stage
     from zhllama.training.checkpointing import Keeper
 

@@ -123,7 +123,8 @@ def make(folder: str, width: int, layers: int) -> str:
 def convert(weights: str, store: str) -> dict[str, float]:
     import transformers  # noqa: F401 - the tokenizer's conversion loads it
 
-    from components.convert_weights.converter import ConvertWeights, convert_weights
+    from components.convert_weights.converter import convert_weights
+    from components.convert_weights.options import ConvertWeights
     from zhllama.stage.run import run_stage
 
     begin = time.perf_counter()

@@ -96,7 +96,8 @@ def _chinese(base: bytes) -> bytes:
 def extend(model: str, chinese: str, store: str) -> dict[str, float]:
     import transformers  # noqa: F401 - the tokenizer's conversion loads it
 
-    from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
+    from components.extend_tokenizer.extender import extend_tokenizer
+    from components.extend_tokenizer.options import ExtendTokenizer
     from zhllama.stage.run import run_stage
 
     begin = time.perf_counter()

@@ -48,7 +48,8 @@ def prepare(store: str) -> dict[str, str]:
 
 
 def ours(store: str, model: str, dataset: str, batch: int) -> dict[str, float]:
-    from components.finetune.finetuning import Finetune, finetune
+    from components.finetune.finetuning import finetune
+    from components.finetune.options import Finetune
 
     speeds = our_training(
         Finetune, finetune, store, STEPS["ours"],

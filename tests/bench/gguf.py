@@ -50,7 +50,8 @@ def add_tokenizer(model: str, target: str) -> None:
 def export(model: str, kind: str, store: str) -> dict[str, float]:
     import torch  # noqa: F401 - its import is no part of the figure
 
-    from components.export_model.exporter import ExportModel, export_model
+    from components.export_model.exporter import export_model
+    from components.export_model.options import ExportModel
     from zhllama.stage.run import run_stage
 
     options = ExportModel(store=store, model=model, format="gguf", quantization=kind)

@@ -188,7 +188,8 @@ def merge(model: str, adapter: str, store: str) -> dict[str, object]:
     import torch  # noqa: F401 - its import is no part of the figure, as it is none of the peer's
 
     from components.merge_adapters import lora, stream  # noqa: F401
-    from components.merge_adapters.merger import MergeAdapters, merge_adapters
+    from components.merge_adapters.merger import merge_adapters
+    from components.merge_adapters.options import MergeAdapters
     from zhllama.stage.run import run_stage
 
     begin, used = time.perf_counter(), time.process_time()

@@ -126,7 +126,8 @@ def prepare(scratch: str, text: str) -> dict[str, Any]:
     import pyarrow  # noqa: F401
     import sentencepiece  # noqa: F401
 
-    from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
+    from components.prepare_dataset.options import PrepareDataset
+    from components.prepare_dataset.preparer import prepare_dataset
     from zhllama.stage.run import run_stage
 
     store = Path(scratch, f"store-{text}")

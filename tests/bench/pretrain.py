@@ -37,7 +37,8 @@ def prepare(store: str) -> dict[str, str]:
 
 
 def ours(store: str, model: str, dataset: str) -> dict[str, float]:
-    from components.pretrain.pretraining import Pretrain, pretrain
+    from components.pretrain.options import Pretrain
+    from components.pretrain.pretraining import pretrain
 
     speeds = our_training(
         Pretrain, pretrain, store, STEPS,

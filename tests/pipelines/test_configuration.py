@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from components.launch_training.options import LaunchTraining
-from components.serve.serve import Serve
+from components.serve.options import Serve
 from pipelines import sizes
 from pipelines.configuration import Configuration, check_for_cluster, configure, refuse_compiled
 from pipelines.machines import fixed_arguments, serving_machine, training_machine

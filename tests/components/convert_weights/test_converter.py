@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components.convert_weights.converter import EMBEDDINGS_FILE, ConvertWeights, convert_weights, files_of
+from components.convert_weights.converter import EMBEDDINGS_FILE, convert_weights, files_of
+from components.convert_weights.options import ConvertWeights
 from tests.bench.measure import run
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact

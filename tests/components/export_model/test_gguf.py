@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from components.export_model import gguf_export, gguf_writer, llama_cpp_tools
-from components.export_model.exporter import ExportModel, export_model
+from components.export_model.exporter import export_model
 from components.export_model.gguf_export import probe_lines, split_kinds
+from components.export_model.options import ExportModel
 from tests.components.export_model.conftest import configure
 from tests.packed_data import quantise
 from tests.texts import mixed_lines

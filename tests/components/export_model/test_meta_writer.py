@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.convert_weights.converter import ConvertWeights, convert_weights
-from components.export_model.exporter import ExportModel, export_model
+from components.convert_weights.converter import convert_weights
+from components.convert_weights.options import ConvertWeights
+from components.export_model.exporter import export_model
 from components.export_model.meta_writer import with_width
+from components.export_model.options import ExportModel
 from tests.components.export_model.conftest import configure
 from tests.packed_data import quantise
 from zhllama.artifacts.manifest import Manifest

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from components.extend_tokenizer.embedding_rows import CHUNK, new_rows
-from components.extend_tokenizer.extender import ExtendTokenizer, extend_tokenizer
+from components.extend_tokenizer.extender import extend_tokenizer
+from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import splits
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact

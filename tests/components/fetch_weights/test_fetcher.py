@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from components.fetch_weights import fetcher, layout, sources
-from components.fetch_weights.fetcher import FetchWeights, fetch_weights
+from components.fetch_weights import fetcher, layout, plan, sources
+from components.fetch_weights.fetcher import fetch_weights
+from components.fetch_weights.options import FetchWeights
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
@@ -287,7 +288,7 @@ def test_a_published_size_is_known_by_its_params(tmp_path, weights, monkeypatch)
     params = hashlib.sha256((weights / "params.json").read_bytes()).hexdigest()
     shards = {name: "0" * 64 for name in META if name.endswith(".pth")}
     known = {"meta": {"13b": {"params.json": params, **shards}}, "adapters": {}}
-    for module in (layout, fetcher):
+    for module in (layout, plan):
         monkeypatch.setattr(module, "table", lambda: known)
     with pytest.raises(InputError, match=r"consolidated\.00\.pth: sha256 0{64} expected \(by the published table\)"):
         fetch(tmp_path / "store", weights, size="")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from components.fetch_weights.fetcher import FetchWeights, fetch_weights
+from components.fetch_weights.fetcher import fetch_weights
+from components.fetch_weights.options import FetchWeights
 from tests.bench.measure import run
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.finetune.finetuning import Finetune, finetune
+from components.finetune.finetuning import finetune
+from components.finetune.options import Finetune
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError

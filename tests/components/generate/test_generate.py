@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from components.generate.generate import SAMPLES, Generate, answer_into_file, generate, read_questions
+from components.generate.generate import SAMPLES, answer_into_file, generate, read_questions
 from components.generate.journal import FileJournal
+from components.generate.options import Generate
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.merge_adapters.merger import MergeAdapters, merge_adapters
+from components.merge_adapters.merger import merge_adapters
+from components.merge_adapters.options import MergeAdapters
 from tests.components.fetch_weights.conftest import FolderServer, _HubHandler, _serving
 from zhllama.artifacts.open import open_artifact
 from zhllama.stage.run import run_stage

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from components.merge_adapters import proof, stream
 from components.merge_adapters.lora import Adapter
-from components.merge_adapters.merger import MergeAdapters, merge_adapters
+from components.merge_adapters.merger import merge_adapters
+from components.merge_adapters.options import MergeAdapters
 from tests.packed_data import quantise
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest

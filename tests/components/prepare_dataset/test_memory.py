@@ -8,7 +8,8 @@ import pytest
 
 PROGRAM = """
 import re, sys
-from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
+from components.prepare_dataset.options import PrepareDataset
+from components.prepare_dataset.preparer import prepare_dataset
 from zhllama.stage.run import run_stage
 
 store, tokenizer, text = sys.argv[1:]

@@ -10,7 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
+from components.prepare_dataset.options import PrepareDataset
+from components.prepare_dataset.preparer import prepare_dataset
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.corpus import read_documents

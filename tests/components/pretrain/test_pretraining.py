@@ -11,8 +11,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from components.merge_adapters.merger import MergeAdapters, merge_adapters
-from components.pretrain.pretraining import Pretrain, pretrain
+from components.merge_adapters.merger import merge_adapters
+from components.merge_adapters.options import MergeAdapters
+from components.pretrain.options import Pretrain
+from components.pretrain.pretraining import pretrain
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact

@@ -15,7 +15,7 @@ import pytest
 from components.serve.check import checked
 from components.serve.cluster import as_it_was
 from components.serve.deploy import deploy, server_of
-from components.serve.serve import Serve
+from components.serve.options import Serve
 from tests.components.serve.controllers import READY, pod, replica_set, stands
 from tests.fake_engine import FakeEngine
 from tests.kubernetes_server import KubernetesServer

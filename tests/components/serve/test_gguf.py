@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("llama_cpp", reason="NOT CHECKED: llama-cpp-python is not here (make gguf), so no GGUF is served")
 
-from components.export_model.exporter import ExportModel, export_model
+from components.export_model.exporter import export_model
+from components.export_model.options import ExportModel
 from components.serve.gguf_vocabulary import checked_vocabulary
 from components.serve.local import Server, served
-from components.serve.serve import Serve
+from components.serve.options import Serve
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import Sampling, answer, load_model

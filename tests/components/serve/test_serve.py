@@ -19,7 +19,8 @@ import openai
 import pytest
 
 from components.serve.local import listening, served
-from components.serve.serve import SAMPLES, Serve, serve_and_ask
+from components.serve.options import Serve
+from components.serve.serve import SAMPLES, serve_and_ask
 from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError

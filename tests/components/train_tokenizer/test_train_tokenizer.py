@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from components.train_tokenizer.sentencepiece_trainer import TrainTokenizer, sampled, train_tokenizer
+from components.train_tokenizer.options import TrainTokenizer
+from components.train_tokenizer.sentencepiece_trainer import sampled, train_tokenizer
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError

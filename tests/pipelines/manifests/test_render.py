@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components.finetune.finetuning import Finetune
-from components.pretrain.pretraining import Pretrain
+from components.finetune.options import Finetune
+from components.pretrain.options import Pretrain
 from pipelines import sizes
 from pipelines.manifests import render
 from pipelines.manifests.check.check import check

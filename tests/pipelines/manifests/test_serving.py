@@ -9,7 +9,7 @@ import yaml
 
 from components.serve.check import Check
 from components.serve.deploy import server_of
-from components.serve.serve import Serve
+from components.serve.options import Serve
 from pipelines import sizes
 from pipelines.manifests import serving
 from zhllama.errors import InputError

@@ -93,8 +93,8 @@ def measured(case: Case) -> int:
     from accelerate.state import AcceleratorState
     from transformers import LlamaConfig
 
-    from components.finetune.finetuning import Finetune
-    from components.pretrain.pretraining import Pretrain
+    from components.finetune.options import Finetune
+    from components.pretrain.options import Pretrain
     from zhllama.stage.command_line import parse
     from zhllama.training import model, trainer
     from zhllama.training.checkpoints import Run

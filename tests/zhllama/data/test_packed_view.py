@@ -7,7 +7,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset
+from components.prepare_dataset.options import PrepareDataset
+from components.prepare_dataset.preparer import prepare_dataset
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from components.merge_adapters.merger import MergeAdapters, merge_adapters
-from components.pretrain.pretraining import Pretrain, pretrain
+from components.merge_adapters.merger import merge_adapters
+from components.merge_adapters.options import MergeAdapters
+from components.pretrain.options import Pretrain
+from components.pretrain.pretraining import pretrain
 from tests.faulty_proxy import Fault, FaultyProxy, Request
 from tests.soak.training import (
     DEFAULTS,

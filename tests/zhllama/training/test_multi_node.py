@@ -136,7 +136,8 @@ def test_an_elastic_job_that_loses_a_node_goes_on_from_s3(in_s3, s3_server, s3_s
 def test_a_node_without_room_for_the_model_is_refused_before_anything_is_fetched(in_s3, monkeypatch, tmp_path):
     from types import SimpleNamespace
 
-    from components.pretrain.pretraining import Pretrain, pretrain
+    from components.pretrain.options import Pretrain
+    from components.pretrain.pretraining import pretrain
     from zhllama.errors import InputError
     from zhllama.stage.run import run_stage
 

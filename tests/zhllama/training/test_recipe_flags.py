@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.prepare_dataset.preparer import PrepareDataset
+from components.prepare_dataset.options import PrepareDataset
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from components.pretrain.pretraining import Pretrain, pretrain
+from components.pretrain.options import Pretrain
+from components.pretrain.pretraining import pretrain
 from tests.soak.training import DEFAULTS
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError

@@ -7,7 +7,8 @@ import os
 import signal
 from typing import Any
 
-from components.pretrain.pretraining import Pretrain, pretrain
+from components.pretrain.options import Pretrain
+from components.pretrain.pretraining import pretrain
 from zhllama.stage.run import main
 from zhllama.training import checkpointing as keeping
 

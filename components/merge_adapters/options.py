@@ -1,0 +1,27 @@
+"""The options of merge_adapters."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from zhllama.errors import InputError
+from zhllama.stage.options import Ref, Refs, StageOptions, split_references
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeAdapters(StageOptions):
+    """Merge one or several LoRA adapters into a model, in the order given."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
+
+    model: Ref
+    """Reference to the Hugging Face model."""
+    adapters: Refs
+    """References to the adapters, comma-separated, in the order in which they were trained: references, folders, or
+    repositories of the Hugging Face hub (hf://owner/name, or owner/name)."""
+    prove: bool = False
+    """Ask the model with its adapters, and the merged model, the same prompts, and put the difference into the report.
+    For models that this machine's memory holds in float32."""
+
+    def __post_init__(self) -> None:
+        if not split_references(self.adapters):
+            raise InputError("--adapters: no adapter given; give one or several references, comma-separated")
