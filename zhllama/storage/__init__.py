@@ -28,7 +28,8 @@ from zhllama.storage.addresses import is_s3, join, normalise, split_s3
 from zhllama.storage.folders import check_room
 from zhllama.storage.multipart import PART, Unfinished, Upload, part_length
 from zhllama.storage.parallel import STEP, Take, Threads, connections, in_parallel
-from zhllama.storage.s3 import forget_client, s3_client
+from zhllama.storage.s3_errors import server_code
+from zhllama.storage.s3_session import forget_client, s3_client
 
 __all__ = [
     "PART",
@@ -225,7 +226,7 @@ def _put(uri: str, content: bytes, if_absent: bool) -> None:
     try:
         s3.put(uri, content, {"If-None-Match": "*"})
     except StorageFault as error:
-        if s3.said(error) not in ("NotImplemented", "501"):
+        if server_code(error) not in ("NotImplemented", "501"):
             raise
         # a server without conditional writes: two that look at the same moment are not kept apart
         if exists(uri):

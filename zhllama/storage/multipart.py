@@ -19,6 +19,7 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.storage import s3
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import Threads, connections
+from zhllama.storage.s3_errors import server_code
 
 log = logging.getLogger("storage")
 
@@ -98,7 +99,7 @@ class Upload:
         self._sent[number] = {"PartNumber": number, "ETag": self.there[number].tag}
 
     def _lost(self, error: Exception) -> Exception:
-        if s3.said(error) == "NoSuchUpload":
+        if server_code(error) == "NoSuchUpload":
             return StorageFault(
                 f"{self.uri}: the upload is gone: another run ended it, or the server lost it; try again"
             )
@@ -117,7 +118,7 @@ class Upload:
             )
         except (StorageFault, FileNotFoundError) as error:
             # the answer to an earlier try may have been lost after the server had done it
-            if s3.said(error) == "NoSuchUpload" and self._is_complete(parts):
+            if server_code(error) == "NoSuchUpload" and self._is_complete(parts):
                 return
             raise self._lost(error) from error
 
@@ -142,7 +143,7 @@ def abort(uri: str, upload: str) -> None:
     try:
         s3.call(uri, "abort_multipart_upload", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
-        if s3.said(error) not in ("NoSuchUpload", "NoSuchKey", "404"):
+        if server_code(error) not in ("NoSuchUpload", "NoSuchKey", "404"):
             raise
 
 
@@ -185,7 +186,7 @@ def _uploads_of_key(uri: str) -> list[Unfinished]:
     try:
         return [one for one in _uploads(uri, split_s3(uri)[1]) if one.uri == uri]
     except (InputError, StorageFault) as error:
-        if s3.said(error) in ("AccessDenied", "NotImplemented", "MethodNotAllowed", "501", "405", "403"):
+        if server_code(error) in ("AccessDenied", "NotImplemented", "MethodNotAllowed", "501", "405", "403"):
             # an account without the right to list, a server without the call: there is nothing to resume from
             log.debug("unfinished uploads cannot be listed: %s", error)
             return []
@@ -197,7 +198,7 @@ def parts_of(uri: str, upload: str) -> list[Part]:
     try:
         pages = s3.call_pages(uri, "list_parts", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
-        if s3.said(error) in ("NoSuchUpload", "NoSuchKey", "404"):
+        if server_code(error) in ("NoSuchUpload", "NoSuchKey", "404"):
             return []
         raise
     return [

@@ -1,0 +1,177 @@
+"""The standard AWS settings of a process, boto3's client with them, and the sending of signed requests.
+
+A request is signed by botocore and sent by botocore's HTTP session (its connection pool, TLS settings, CA bundle and
+proxies). Where a bucket lies (region, path or host style, custom endpoint) is asked of boto3's client, so that every
+standard AWS setting counts in both.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+from zhllama.errors import InputError
+from zhllama.storage.addresses import split_s3
+from zhllama.storage.parallel import patience
+from zhllama.storage.s3_errors import client_error, mapped
+
+Buffer = bytes | bytearray | memoryview
+ATTEMPTS = 8
+"""Of one request, the first included, unless AWS_MAX_ATTEMPTS says otherwise."""
+UNSIGNED = "UNSIGNED-PAYLOAD"
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Where boto3 would send a request for a bucket: the address before the key, and what goes into the signature."""
+
+    address: str
+    region: str
+    service: str
+
+
+class Session:
+    """The standard AWS settings of this process: credentials, client, connection pool."""
+
+    def __init__(self, endpoint: str | None) -> None:
+        import boto3
+        import botocore.session
+        from botocore.config import Config
+        from botocore.httpsession import URLLib3Session
+        from botocore.utils import get_environ_proxies
+
+        # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
+        core = botocore.session.Session()
+        self._boto3 = boto3.session.Session(botocore_session=core)
+        self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
+        styled = "addressing_style" in core.get_scoped_config().get("s3", {}) if _profile_is_there(core) else False
+        self._endpoint = endpoint
+        self._config = Config(
+            signature_version="s3v4",
+            retries={"mode": "standard", "total_max_attempts": min(self.attempts, 5)},
+            connect_timeout=10,
+            read_timeout=patience(),
+            max_pool_connections=32,
+            # our own endpoint is a server on a laptop or in a cluster: bucket names are no host names there
+            s3={"addressing_style": "path"} if endpoint and not styled else None,
+        )
+        try:
+            self.client = self._boto3.client("s3", endpoint_url=endpoint, config=self._config)
+        except ValueError as error:
+            raise InputError(
+                f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
+            ) from error
+        self.checksums = self.client.meta.config.request_checksum_calculation
+        self.credentials = self._boto3.get_credentials()
+        self._http = URLLib3Session(
+            verify=core.get_config_variable("ca_bundle") or True,
+            proxies=get_environ_proxies(self.client.meta.endpoint_url),
+            timeout=(10, patience()),
+            max_pool_connections=64,
+            # head and body of a request are two packets: without this a body waits 40 ms until the head is acknowledged
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        )
+        self._buckets: dict[str, _Bucket] = {}
+        self._signer = _signer_class()
+
+    def _bucket(self, bucket: str) -> _Bucket:
+        if bucket not in self._buckets:
+            self._buckets[bucket] = self._ask(self.client, bucket)
+        return self._buckets[bucket]
+
+    @staticmethod
+    def _ask(client: Any, bucket: str) -> _Bucket:
+        url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
+        scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
+        return _Bucket(f"{url.scheme}://{url.netloc}{url.path.removesuffix('/k')}", scope[-3], scope[-2])
+
+    def moved(self, bucket: str, region: str) -> bool:
+        """The server named another region than the settings: from now on it is asked there."""
+        if self._bucket(bucket).region == region:
+            return False
+        client = self._boto3.client("s3", region_name=region, endpoint_url=self._endpoint, config=self._config)
+        self._buckets[bucket] = self._ask(client, bucket)
+        return True
+
+    def send(
+        self, method: str, uri: str, query: Mapping[str, str], headers: Mapping[str, str], body: Buffer, stream: bool
+    ) -> Any:
+        """One signed request; returns botocore's AWSResponse. ClientError for an error of the server's."""
+        from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+        from botocore.exceptions import NoCredentialsError
+
+        if self.credentials is None:
+            raise NoCredentialsError
+        name, key = split_s3(uri)
+        bucket = self._bucket(name)
+        url = f"{bucket.address}/{quote(key, safe='/~')}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+        request = AWSRequest(method, url, headers=dict(headers))
+        self._signer(self.credentials.get_frozen_credentials(), bucket.service, bucket.region).add_auth(request)
+        if method == "PUT":
+            request.headers["Content-Length"] = str(len(body))
+        prepared = AWSPreparedRequest(method, url, dict(request.headers.items()), body or None, stream)
+        response = self._http.send(prepared)
+        if response.status_code >= 300:
+            raise client_error(method, response)
+        return response
+
+
+def _profile_is_there(core: Any) -> bool:
+    from botocore.exceptions import ProfileNotFound
+
+    try:
+        core.get_scoped_config()
+    except ProfileNotFound:
+        # said in full where the client is made
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def _signer_class() -> Any:
+    from botocore.auth import S3SigV4Auth
+
+    class Signer(S3SigV4Auth):
+        """Signs the payload's digest that the request itself names: large bodies are hashed once, by their owner."""
+
+        def payload(self, request: Any) -> str:
+            return str(request.headers.get("X-Amz-Content-SHA256", UNSIGNED))
+
+        def _modify_request_before_signing(self, request: Any) -> None:
+            named = request.headers.get("X-Amz-Content-SHA256")
+            super()._modify_request_before_signing(request)
+            if named:
+                request.headers.replace_header("X-Amz-Content-SHA256", named)
+
+    return Signer
+
+
+@lru_cache(maxsize=4)
+def _session_for(endpoint: str | None, process: int) -> Session:
+    return Session(endpoint)
+
+
+def current_session() -> Session:
+    with _making:
+        return _session_for(os.environ.get("ZHLLAMA_S3_ENDPOINT") or None, os.getpid())
+
+
+_making = threading.Lock()
+
+
+def s3_client() -> Any:
+    """boto3's S3 client for this process (a forked child gets its own). A test may clear it with `forget_client`."""
+    with mapped("s3"):
+        return current_session().client
+
+
+def forget_client() -> None:
+    """The settings are read again at the next request."""
+    _session_for.cache_clear()
+
+
+os.register_at_fork(after_in_child=lambda: globals().update(_making=threading.Lock()))
