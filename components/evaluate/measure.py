@@ -117,7 +117,8 @@ def instruction_figures(scores: "ItemScores") -> dict[str, Any]:
 
 def say(loaded: "LoadedModel", samples: Sequence[Sample]) -> list[str | None]:
     """The model's answers to the samples, greedy, so that they can be had again; None where the prompt does not fit."""
-    from zhllama.inference.load import Sampling, answer
+    from zhllama.inference.generate import answer
+    from zhllama.inference.sampling import Sampling
 
     greedy = Sampling(do_sample=False, max_new_tokens=ANSWER_TOKENS)
     prompts = [loaded.prompt_ids(sample.prompt) for sample in samples]

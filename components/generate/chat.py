@@ -81,7 +81,7 @@ def chat(config: "Generate", inputs: Inputs) -> None:
 
 def _turn(loaded: "LoadedModel", conversation: Conversation, text: str, config: "Generate") -> None:
     from zhllama.errors import InputError
-    from zhllama.inference.load import stream
+    from zhllama.inference.generate import stream
 
     before = len(conversation)
     prompt = conversation.prompt(text)

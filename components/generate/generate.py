@@ -100,7 +100,7 @@ def samples(
 
     What `journal` already holds is not asked again, and each batch is written to it as it is answered.
     """
-    from zhllama.inference.load import BATCH, answer
+    from zhllama.inference.generate import BATCH, answer
     from zhllama.progress import Progress
 
     said = journal.read(asked) if journal else []

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.inference.load import BATCH
+from zhllama.inference.generate import BATCH
 
 Sample = dict[str, str]
 HIDDEN = ".answers"

@@ -9,7 +9,8 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
 
 if TYPE_CHECKING:
-    from zhllama.inference.load import LoadedModel, Sampling
+    from zhllama.inference.load import LoadedModel
+    from zhllama.inference.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Generate(StageOptions):
                 raise InputError(f"generate: {option} is {value}; it must be {rule}")
 
     def sampling(self) -> "Sampling":
-        from zhllama.inference.load import Sampling
+        from zhllama.inference.sampling import Sampling
 
         return Sampling(
             do_sample=self.do_sample,

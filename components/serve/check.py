@@ -14,7 +14,7 @@ from components.serve.served_folder import check_sizes, check_tokenizer, positio
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.inference.load import check_model
+from zhllama.inference.check import check_model
 from zhllama.stage.options import Ref
 from zhllama.tokenizer.vocabulary import Encoder
 

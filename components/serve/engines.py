@@ -16,7 +16,7 @@ from typing import Any
 
 from components.serve.options import EngineName
 from zhllama.errors import InputError
-from zhllama.inference.load import Sampling
+from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.serving_pod import vllm_sampling
 
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")

@@ -22,7 +22,7 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.inference.load import check_model
+from zhllama.inference.check import check_model
 
 log = logging.getLogger("serve")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from components.serve.requests import ApiError
-from zhllama.inference.load import Sampling
+from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import chat_ids
 
 if TYPE_CHECKING:

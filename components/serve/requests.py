@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from zhllama.inference.load import Sampling
+from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import chat_ids
 from zhllama.tokenizer.vocabulary import Encoder
 

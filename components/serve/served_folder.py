@@ -10,7 +10,7 @@ from pathlib import Path
 from zhllama import storage
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.inference.load import Sampling
+from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zhllama.artifacts.manifest import MANIFEST
-from zhllama.inference.load import Sampling
+from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.placement import place
 from zhllama.kubernetes.pod_environment import proxy_variables, s3_variables
 from zhllama.kubernetes.pod_security import USER, confined

@@ -8,7 +8,9 @@ import pytest
 
 from components.evaluate import scoring
 from components.evaluate.selection import Selection, choose_items
-from zhllama.inference.load import LoadedModel, Sampling, answer
+from zhllama.inference.generate import answer
+from zhllama.inference.load import LoadedModel
+from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import wrap_item
 
 

@@ -18,7 +18,9 @@ from components.serve.local import Server, served
 from components.serve.options import Serve
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.inference.load import Sampling, answer, load_model
+from zhllama.inference.generate import answer
+from zhllama.inference.load import load_model
+from zhllama.inference.sampling import Sampling
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 

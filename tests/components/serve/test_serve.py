@@ -24,7 +24,9 @@ from components.serve.serve import SAMPLES, serve_and_ask
 from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.inference.load import Sampling, answer, load_model
+from zhllama.inference.generate import answer
+from zhllama.inference.load import load_model
+from zhllama.inference.sampling import Sampling
 from zhllama.stage.command_line import parse
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
