@@ -64,7 +64,7 @@ class Examples:
         return len(self.contents)
 
     @property
-    def learned(self) -> np.ndarray:
+    def has_loss(self) -> np.ndarray:
         """Whether any of each is predicted: not when a prompt fills its whole segment."""
         return self.segments.prompts < self.segments.lengths
 

@@ -15,16 +15,8 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import Skipped, bytes_of_text, read_batches, total_of
 from zhllama.data.instructions import bytes_of_instructions, read_instructions
-from zhllama.data.packed import (
-    HELD_OUT_INSTRUCTIONS,
-    HELD_OUT_TEXT,
-    KIND,
-    TRAIN,
-    VALIDATION,
-    Blocks,
-    PackedWriter,
-    packed_facts,
-)
+from zhllama.data.packed import HELD_OUT_INSTRUCTIONS, HELD_OUT_TEXT, KIND, TRAIN, VALIDATION, Blocks
+from zhllama.data.packed_writer import PackedWriter, packed_facts
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
@@ -56,7 +48,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
         if config.validation:
             for examples in _examples(config, inputs["validation"], encoder, skipped):
                 sieve.hold_out(examples)
-                validation.add(examples.where(examples.learned))
+                validation.add(examples.where(examples.has_loss))
         bar = stack.enter_context(Progress("packing", _bytes_to_read(config, [artifact for artifact, _ in given])))
         for examples in mixed(sources):
             bar.advance(sum(map(len, examples.identities)) + len(examples))
@@ -85,9 +77,13 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
             for source in sources
         ],
         "summary": f"{train.packed.blocks:,} + {validation.packed.blocks:,} blocks of {config.block_size}, "
-        f"{100 * train.packed.fill:.1f}% filled, {tokens:,} tokens{_said(left_out)}",
+        f"{100 * train.packed.packing_efficiency:.1f}% filled, {tokens:,} tokens{_said(left_out)}",
     }
-    out.metrics = {"fill": train.packed.fill, "tokens": float(tokens), "tokens_per_character": tokens / characters}
+    out.metrics = {
+        "fill": train.packed.packing_efficiency,
+        "tokens": float(tokens),
+        "tokens_per_character": tokens / characters,
+    }
     return out.publish(KIND)
 
 

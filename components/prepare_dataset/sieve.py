@@ -70,7 +70,7 @@ class Sieve:
         """The examples that are neither masked altogether nor known from elsewhere, batch by batch."""
         careful = bool(self._validation) or self._overlap is not None or self._near is not None
         for batch in batches:
-            examples = batch.where(batch.learned)
+            examples = batch.where(batch.has_loss)
             self.left_out["fully_masked"] += len(batch) - len(examples)
             if careful:
                 examples = examples.where(np.fromiter(self._are_new(examples), bool, len(examples)))

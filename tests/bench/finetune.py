@@ -20,7 +20,8 @@ from tests.bench.small_llama import (
     random_ids,
     usual_training,
 )
-from zhllama.data.packed import IGNORED, Segment, Segments
+from zhllama.data.packed import Segment, Segments
+from zhllama.data.packed_reader import IGNORED
 
 SAMPLES = 2000
 BATCH = 8

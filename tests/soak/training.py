@@ -29,7 +29,8 @@ from pipelines.local.s3_server import LocalS3
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, Segment, packed_facts
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, Segment
+from zhllama.data.packed_writer import PackedWriter, packed_facts
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 

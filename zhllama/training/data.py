@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed import IGNORED, TRAIN, VALIDATION, PackedDataset
+from zhllama.data.packed import TRAIN, VALIDATION
+from zhllama.data.packed_reader import IGNORED, PackedDataset
 
 if TYPE_CHECKING:
     Block = dict[str, np.ndarray]

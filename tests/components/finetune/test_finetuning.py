@@ -151,7 +151,8 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
     import numpy as np
 
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.data.packed import KIND, TRAIN, PackedWriter, Segment, packed_facts
+    from zhllama.data.packed import KIND, TRAIN, Segment
+    from zhllama.data.packed_writer import PackedWriter, packed_facts
     from zhllama.tokenizer.vocabulary import Encoder
 
     encoder = Encoder(llama_tokenizer)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from components.prepare_dataset import examples
 from components.prepare_dataset.examples import Examples, instruction_examples, text_examples
 from zhllama.data.corpus import Documents
-from zhllama.data.packed import IGNORED
+from zhllama.data.packed_reader import IGNORED
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -54,7 +54,7 @@ def test_items_are_the_recipes_samples(encoder, given_items, block_size, batch):
         found, prompt = example.segments.ids.tolist(), int(example.segments.prompts[0])
         assert found == ids
         assert [IGNORED] * prompt + ids[prompt:] == labels
-        assert example.learned.tolist() == [any(label != IGNORED for label in labels)]
+        assert example.has_loss.tolist() == [any(label != IGNORED for label in labels)]
         assert [json.loads(record) for record in example.records()] == [item]
         assert example.identities == [wrap(item["instruction"], item["input"]).encode()]
 

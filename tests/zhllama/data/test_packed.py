@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import (
-    IGNORED,
-    KIND,
-    PackedDataset,
-    PackedWriter,
-    Segment,
-    Segments,
-    packed_facts,
-    token_type,
-)
+from zhllama.data.packed import KIND, Segment, Segments, token_type
+from zhllama.data.packed_reader import IGNORED, PackedDataset
+from zhllama.data.packed_writer import PackedWriter, packed_facts
 from zhllama.errors import InputError
 
 BLOCK = 16

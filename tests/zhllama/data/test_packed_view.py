@@ -12,7 +12,7 @@ from components.prepare_dataset.preparer import prepare_dataset
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed import PackedDataset
+from zhllama.data.packed_reader import PackedDataset
 from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
