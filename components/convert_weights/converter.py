@@ -15,7 +15,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
-from zhllama.storage.prefetch import ahead
+from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
 
@@ -49,7 +49,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
         for file, names in files.items():
             declared = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}
             read = ((name, model.read(name)) for name in names)
-            with out.writer(file) as stream, closing(ahead(read)) as ready:
+            with out.writer(file) as stream, closing(prefetch(read)) as ready:
                 tensors = SafetensorsStream(stream, declared)
                 for name, tensor in ready:
                     tensors.write(name, tensor)

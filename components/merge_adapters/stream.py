@@ -26,7 +26,7 @@ from components.merge_adapters.lora import Adapter, Change
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.storage.prefetch import in_order
+from zhllama.storage.prefetch import map_ordered
 from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream, TensorInfo, index_json
 
 log = logging.getLogger("merge")
@@ -146,7 +146,7 @@ def _merge_files(
     with (
         _one_thread_each() as threads,
         ThreadPoolExecutor(1) as finisher,
-        closing(in_order(work, spans, threads)) as merged,
+        closing(map_ordered(work, spans, threads)) as merged,
     ):
         ending: Future[None] | None = None
         for file, infos in files.items():

@@ -169,7 +169,7 @@ def copy(model: str, target: str) -> dict[str, float]:
     """Every file read against its digests and written with digests anew (`out.copy` would take over those it knows)."""
     from zhllama.artifacts.open import open_artifact
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.storage.prefetch import ahead
+    from zhllama.storage.prefetch import prefetch
 
     artifact = open_artifact(model)
     begin, used = time.perf_counter(), time.process_time()
@@ -177,7 +177,7 @@ def copy(model: str, target: str) -> dict[str, float]:
     for file in artifact.manifest.files:
         if file.path == artifact.manifest.blocks:
             continue
-        with out.writer(file.path) as stream, closing(ahead(artifact.blocks(file.path))) as blocks:
+        with out.writer(file.path) as stream, closing(prefetch(artifact.blocks(file.path))) as blocks:
             for block in blocks:
                 stream.write(block)
     out.publish("hf-model")

@@ -8,7 +8,7 @@ from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import StorageFault
 from zhllama.progress import Progress
-from zhllama.storage.prefetch import ahead
+from zhllama.storage.prefetch import prefetch
 
 
 def copy_artifact(artifact: Artifact, root: str) -> Manifest:
@@ -31,7 +31,7 @@ def copy_artifact(artifact: Artifact, root: str) -> Manifest:
                 continue
             with (
                 storage.committed(storage.open_writer(target)) as writer,
-                closing(ahead(artifact.blocks(file.path))) as blocks,
+                closing(prefetch(artifact.blocks(file.path))) as blocks,
             ):
                 for block in blocks:
                     writer.write(block)

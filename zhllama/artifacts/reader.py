@@ -95,7 +95,7 @@ class Artifact:
     def blocks(self, name: str) -> Iterator[memoryview]:
         """The file from its beginning, verified, four blocks at a time (from a server, read side by side).
 
-        Each is good until the third one after it is asked for: three buffers take turns, so that `ahead` may read on
+        Each is good until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
         meanwhile.
         """
         size, span = self.file(name).size, 4 * BLOCK

@@ -26,7 +26,7 @@ from zhllama.artifacts.published import place, published_at
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import StorageFault
 from zhllama.progress import Progress
-from zhllama.storage.prefetch import ahead
+from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.vocabulary import Vocabulary
 
 log = logging.getLogger("artifact")
@@ -140,13 +140,13 @@ class ArtifactWriter:
         if source.verified:
             # what is read is verified, so its digests are known: nothing is hashed a second time
             digests = source.block_digests(name)
-            with storage.committed(self._open(name)) as writer, closing(ahead(source.blocks(name))) as blocks:
+            with storage.committed(self._open(name)) as writer, closing(prefetch(source.blocks(name))) as blocks:
                 for block in blocks:
                     writer.write(block)
                 self._still_alone()
             self._add(file, digests)
             return
-        with self.writer(name) as stream, closing(ahead(source.blocks(name))) as blocks:
+        with self.writer(name) as stream, closing(prefetch(source.blocks(name))) as blocks:
             for block in blocks:
                 stream.write(block)
 

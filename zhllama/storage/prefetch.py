@@ -15,7 +15,7 @@ class _Ended:
     pass
 
 
-def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
+def prefetch(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
     """The items in order; at most `depth` are ready and one more is being made. What making one raises, is raised here.
 
     A generator: close it (`contextlib.closing`) when it may be left before its end, so that its thread ends too.
@@ -41,7 +41,7 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
         except Exception as error:  # noqa: BLE001 - raised again in the consumer's thread
             put(error)
 
-    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread = threading.Thread(target=make, name="prefetch", daemon=True)
     thread.start()
     try:
         while not isinstance(item := ready.get(), _Ended):
@@ -53,7 +53,9 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
         thread.join()
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
+def map_ordered(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result, None, None]:
     """`function(item)` of every item, `threads` of them side by side; results, and errors, in the items' order.
 
     At most `threads` + 1 items are taken beyond the last result. Close it when it may be left before its end.

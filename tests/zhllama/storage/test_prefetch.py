@@ -5,15 +5,15 @@ from contextlib import closing
 
 import pytest
 
-from zhllama.storage.prefetch import ahead, in_order
+from zhllama.storage.prefetch import map_ordered, prefetch
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "ahead"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_items_come_in_order():
-    assert list(ahead(range(1000))) == list(range(1000))
+    assert list(prefetch(range(1000))) == list(range(1000))
     assert threads() == []
 
 
@@ -22,7 +22,7 @@ def test_what_making_an_item_raises_comes_after_the_items_before_it():
         yield 1
         raise ValueError("the second one")
 
-    given = ahead(items())
+    given = prefetch(items())
     assert next(given) == 1
     with pytest.raises(ValueError, match="the second one"):
         next(given)
@@ -36,7 +36,7 @@ def test_the_thread_ends_with_a_consumer_that_leaves_early():
             made.append(number)
             yield number
 
-    with closing(ahead(items())) as given:
+    with closing(prefetch(items())) as given:
         assert next(given) == 0
     assert threads() == []
     assert len(made) <= 4
@@ -52,7 +52,7 @@ def test_results_come_in_the_order_of_their_items_whichever_is_ready_first():
             assert second_is_done.wait(60)
         return -number
 
-    assert list(in_order(work, range(100), 2)) == [-number for number in range(100)]
+    assert list(map_ordered(work, range(100), 2)) == [-number for number in range(100)]
 
 
 def test_what_an_item_raises_comes_in_its_place():
@@ -61,7 +61,7 @@ def test_what_an_item_raises_comes_in_its_place():
             raise ValueError("the third")
         return number
 
-    given = in_order(work, range(10), 2)
+    given = map_ordered(work, range(10), 2)
     assert [next(given) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the third"):
         next(given)
@@ -75,6 +75,6 @@ def test_no_more_is_taken_than_works_side_by_side_and_one_more():
             taken.append(number)
             yield number
 
-    with closing(in_order(lambda number: number, items(), 2)) as given:
+    with closing(map_ordered(lambda number: number, items(), 2)) as given:
         next(given)
         assert len(taken) == 4
