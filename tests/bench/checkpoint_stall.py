@@ -41,31 +41,31 @@ def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     from components.pretrain.options import Pretrain
     from components.pretrain.pretraining import pretrain
     from zhllama.stage.run import run_stage
-    from zhllama.training.checkpointing import Keeper
+    from zhllama.training.checkpointing import CheckpointManager
 
     os.environ["ZHLLAMA_CACHE"] = cache
     ends: list[float] = []
     busy: list[bool] = []
-    keepers: list[Any] = []
-    on_step_end = Keeper.on_step_end
+    managers: list[Any] = []
+    on_step_end = CheckpointManager.on_step_end
 
     def recorded(self: Any, *arguments: Any, **named: Any) -> None:
         ends.append(time.perf_counter())
         busy.append(self._uploads.busy)
-        if not keepers:
-            keepers.append(self)
+        if not managers:
+            managers.append(self)
         on_step_end(self, *arguments, **named)
 
-    Keeper.on_step_end = recorded  # type: ignore[method-assign]
+    CheckpointManager.on_step_end = recorded  # type: ignore[method-assign]
     run_stage(Pretrain(**_options(Material(**given), store, EVERY)), pretrain)
-    return {"ends": ends, "busy": busy, "stalls": keepers[0].stalls, "uploads": keepers[0]._uploads.seconds}
+    return {"ends": ends, "busy": busy, "stalls": managers[0].stalls, "uploads": managers[0]._uploads.seconds}
 
 
 def peer(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """The Trainer's own checkpoint in the same training: written to a local disk, the loop waiting for it."""
     from transformers import Trainer
 
-    from zhllama.training.checkpointing import KeptTrainer
+    from zhllama.training.checkpointing_trainer import CheckpointingTrainer
 
     stalls: list[float] = []
 
@@ -74,7 +74,7 @@ def peer(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
         Trainer._save_checkpoint(self, model, trial)
         stalls.append(time.perf_counter() - began)
 
-    KeptTrainer._save_checkpoint = written  # type: ignore[method-assign]
+    CheckpointingTrainer._save_checkpoint = written  # type: ignore[method-assign]
     return {**ours(given, store, cache), "stalls": stalls}
 
 

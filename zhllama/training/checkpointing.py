@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from zhllama.artifacts.manifest import Manifest
@@ -47,11 +46,17 @@ from zhllama.training.uploads import Uploads
 
 log = logging.getLogger("training")
 
+
 OVERFLOWS = 20
 """Steps in a row whose gradients overflow float16 before the training stops: the scale has come down by a million."""
+
+
 LEFT_FOR_THE_END = 5.0
 """Seconds of the grace period that are kept for the processes to end in."""
+
+
 RESUME = "--resume-from-checkpoint"
+
 
 _NAN, _INFINITE, _OVERFLOWS = 1, 2, 3
 
@@ -67,7 +72,7 @@ class Agreed:
     out_of_patience: int
 
 
-class Keeper(TrainerCallback):
+class CheckpointManager(TrainerCallback):
     """Takes checkpoints, finds the newest, and ends the training where it has to end."""
 
     def __init__(self, options: TrainingOptions, run: Run, arguments: TrainingArguments, zero_stage: int) -> None:
@@ -105,7 +110,7 @@ class Keeper(TrainerCallback):
         What is returned is a folder for Trainer.train: its state, without a weight. InputError when the one that was
         asked for cannot be gone on from; StorageFault when the store does not answer.
         """
-        self._uploads.start = self._told(secrets.token_hex(4) if self._rank == 0 else None)
+        self._uploads.start = self._broadcast_object(secrets.token_hex(4) if self._rank == 0 else None)
         candidates = iter(self._candidates()) if self._rank == 0 else iter(())
         while True:
             reference, said = None, None
@@ -113,7 +118,7 @@ class Keeper(TrainerCallback):
                 reference = next(candidates, None)
             except (InputError, StorageFault) as error:
                 said = error
-            reference, said, last = self._told((reference, said, reference == self._named))
+            reference, said, last = self._broadcast_object((reference, said, reference == self._named))
             if said is not None:
                 raise said
             if reference is None:
@@ -156,7 +161,7 @@ class Keeper(TrainerCallback):
             self._saved = Saved(checkpoint, self._rank)
         except (_Unfit, InputError, StorageFault, ValueError, KeyError, TypeError) as error:
             problem = error
-        problems = [one for one in self._told_by_all(problem) if one is not None]
+        problems = [one for one in self._all_gather_object(problem) if one is not None]
         if not problems:
             return True
         self._saved = None
@@ -189,13 +194,13 @@ class Keeper(TrainerCallback):
         options = self._options
         return options.per_device_train_batch_size * options.gradient_accumulation_steps * self._world
 
-    def put_back(self, trainer: Trainer) -> None:
+    def restore(self, trainer: Trainer) -> None:
         if self._saved is not None:
-            self._saved.put_back(trainer)
+            self._saved.restore(trainer)
 
-    def put_back_random(self) -> None:
+    def restore_random(self) -> None:
         if self._saved is not None:
-            self._saved.put_back_random()
+            self._saved.restore_random()
 
     def evaluation_is_missing(self) -> bool:
         """Whether the step that is gone on from was to be evaluated, and a cancel came first."""
@@ -214,7 +219,7 @@ class Keeper(TrainerCallback):
         self._before = signal.signal(signal.SIGTERM, self._ask)
         training_begins()
         if self._saved is not None and self._trainer is not None:
-            self._saved.put_back_loss(self._trainer)
+            self._saved.restore_loss(self._trainer)
 
     def see_loss(self, loss: torch.Tensor) -> None:
         """Counts in the loss of one forward pass: what is not finite stays so in the sum."""
@@ -323,7 +328,7 @@ class Keeper(TrainerCallback):
             text = f"the gradients have overflowed float16 in step after step, up to step {step}"
         else:
             text = f"the loss at step {step} is {'nan' if wrong == _NAN else 'inf'}"
-        good = self._told(self._good.reference if self._rank == 0 and self._good is not None else None)
+        good = self._broadcast_object(self._good.reference if self._rank == 0 and self._good is not None else None)
         last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
         return f"{text}; lower --learning-rate, or give --precision bfloat16; {last}"
 
@@ -371,79 +376,22 @@ class Keeper(TrainerCallback):
 
     # --- between the ranks, in their main threads ---------------------------------------------------------------------
 
-    def _told(self, value: Any) -> Any:
+    def _broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
         box = [value]
         if self._group is not None:
             dist.broadcast_object_list(box, 0, group=self._group)
         return box[0]
 
-    def _told_by_all(self, value: Any) -> list[Any]:
+    def _all_gather_object(self, value: Any) -> list[Any]:
         box = [value] * self._world
         if self._group is not None:
             dist.all_gather_object(box, value, group=self._group)
         return box
 
     def _any(self, mine: bool) -> bool:
-        return any(self._told_by_all(mine))
-
-
-def at_smallest_scale(error: Exception) -> bool:
-    """Whether DeepSpeed says that its loss scale cannot come down any more (it has no class of its own for that)."""
-    return type(error) is Exception and "loss scale already at minimum" in str(error)
+        return any(self._all_gather_object(mine))
 
 
 class _Unfit(Exception):
     """The checkpoint is whole, but no training like this one can go on from it; nor from an older one of its kind."""
-
-
-class KeptTrainer(Trainer):
-    """A Trainer whose checkpoints are the Keeper's."""
-
-    def __init__(self, keeper: Keeper, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._keeper = keeper
-        keeper.attach(self)
-        self.add_callback(keeper)
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._keeper.see_loss(loss)
-        return loss
-
-    def train(self, *arguments: Any, **named: Any) -> Any:
-        try:
-            return super().train(*arguments, **named)
-        except Exception as error:
-            if at_smallest_scale(error):
-                raise InputError(self._keeper.overflowed(self.state.global_step)) from error
-            raise
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
-            self._keeper.put_back(self)
-        return prepared
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: the model's weights are put back with the optimizer's, when both are wrapped."""
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        self._keeper.put_back_random()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._keeper.save(self)
-
-    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
-        """What follows a step; a cancel that came meanwhile is not left waiting for the next step's end."""
-        evaluates_or_saves = self.control.should_evaluate or self.control.should_save
-        super()._maybe_log_save_evaluate(*arguments, **named)
-        # after the last step little is left: the result is published
-        more = self.state.global_step < self.state.max_steps
-        if self._keeper.stopping or (evaluates_or_saves and more and self._keeper.told_to_stop()):
-            self._keeper.stop(self)
-
-    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
-        """Nothing when no step is left, as after a checkpoint of the last one: the loop would make one more."""
-        if not self.control.should_training_stop and self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*arguments, **named)

@@ -165,7 +165,7 @@ def peak_memory_gb() -> float:
 # --- while it runs ----------------------------------------------------------------------------------------------------
 
 
-class Live:
+class MetricsUploader:
     """Puts the newest course of a running training into the store, in a thread of its own: training waits for nothing.
 
     A store that cannot be reached costs a warning; what is published at the end does not depend on it.
@@ -241,19 +241,19 @@ class _Bar:
         self._bar.stop()
 
 
-class Recorder(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """Measures speed, MFU and memory, shows the course, and stops a training whose loss is no number.
 
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it. `live`: where the metrics of the
+    What it measures goes into the Trainer's own log, so that a checkpoint carries it. `root`: where the metrics of the
     running training are put, on rank 0. A context manager: the bar and the uploads end with it.
     """
 
-    def __init__(self, step: Step, live: str | None = None) -> None:
+    def __init__(self, step: Step, root: str | None = None) -> None:
         self._step = step
         self._began = self._last = 0.0
         self._first_step = self._last_step = 0
-        self._root = live
-        self._live: Live | None = None
+        self._root = root
+        self._uploader: MetricsUploader | None = None
         self._bar: _Bar | None = None
 
     def __enter__(self) -> Self:
@@ -264,15 +264,15 @@ class Recorder(TrainerCallback):
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._live is not None:
-            self._live.close()
+        if self._uploader is not None:
+            self._uploader.close()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = self._last = time.monotonic()
         self._first_step = self._last_step = state.global_step
         if state.is_world_process_zero:
             if self._root is not None:
-                self._live = Live(self._root)
+                self._uploader = MetricsUploader(self._root)
             if sys.stderr.isatty():
                 self._bar = _Bar(state.max_steps, state.global_step)
 
@@ -305,8 +305,8 @@ class Recorder(TrainerCallback):
         self._last = now
         if state.is_world_process_zero:
             self._show(line, step, state.max_steps, now)
-            if self._live is not None:
-                self._live.show(state.log_history)
+            if self._uploader is not None:
+                self._uploader.show(state.log_history)
 
     def _show(self, line: Line, step: int, steps: int, now: float) -> None:
         if "eval_loss" in line:

@@ -21,11 +21,12 @@ from transformers import PrinterCallback, TrainingArguments
 
 from zhllama.data.packed_reader import IGNORED, PackedDataset
 from zhllama.errors import InputError
-from zhllama.training.checkpointing import Keeper, KeptTrainer
+from zhllama.training.checkpointing import CheckpointManager
+from zhllama.training.checkpointing_trainer import CheckpointingTrainer
 from zhllama.training.checkpoints import Run
 from zhllama.training.data import Collate
 from zhllama.training.hardware import peak_tflops
-from zhllama.training.metrics import History, Recorder, Step, flops_per_token
+from zhllama.training.metrics import History, MetricsCallback, Step, flops_per_token
 from zhllama.training.model import trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 
@@ -112,7 +113,7 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
         logging_nan_inf_filter=False,
         eval_strategy="steps" if options.eval_steps and evaluated else "no",
         eval_steps=options.eval_steps or None,
-        # the Keeper says when
+        # the CheckpointManager says when
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
         ddp_backend="gloo" if distributed and not torch.cuda.is_available() else None,
@@ -136,11 +137,11 @@ NO_BLOCK = -1
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class PackedTrainer(KeptTrainer):
+class PackedTrainer(CheckpointingTrainer):
     """A Trainer for PackedLlama: our optimizer groups, and an evaluation that gathers three numbers."""
 
-    def __init__(self, options: TrainingOptions, keeper: Keeper, **settings: Any) -> None:
-        super().__init__(keeper, data_collator=Collate(options.faithful), **settings)
+    def __init__(self, options: TrainingOptions, manager: CheckpointManager, **settings: Any) -> None:
+        super().__init__(manager, data_collator=Collate(options.faithful), **settings)
         self._options = options
         self._gathers_weights = zero_stage(deepspeed_settings(options)) == 3
         # labels stand where they are predicted: nothing is left to be shifted
@@ -194,7 +195,7 @@ class PackedTrainer(KeptTrainer):
         with torch.no_grad():
             for first in range(0, share, size):
                 # all processes ask, those too that have a block less
-                if self._keeper.told_to_stop():
+                if self._checkpoint_manager.told_to_stop():
                     break
                 if first >= len(mine):
                     continue
@@ -203,8 +204,8 @@ class PackedTrainer(KeptTrainer):
                     found = model_of(**batch)
                 sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
         model.train(was_training)
-        if self._keeper.stopping:
-            self._keeper.stop(self)
+        if self._checkpoint_manager.stopping:
+            self._checkpoint_manager.stop(self)
             return {}
         if self.args.world_size > 1:
             dist.all_reduce(sums)
@@ -240,33 +241,33 @@ def train(
     blocks: PackedDataset,
     held_out: PackedDataset | None,
     run: Run,
-    live: str | None = None,
+    metrics_root: str | None = None,
 ) -> Trained:
     """Trains `model` in place, from the newest checkpoint of the run if there is one. All processes call it.
 
-    live: where the metrics are put while it runs. SystemExit(143) when asked to stop.
+    metrics_root: where the metrics are put while it runs. SystemExit(143) when asked to stop.
     """
-    keeper = Keeper(options, run, arguments, zero_stage(deepspeed_settings(options)))
-    recorder = Recorder(what_a_step_is(options, arguments, model, blocks), live)
+    manager = CheckpointManager(options, run, arguments, zero_stage(deepspeed_settings(options)))
+    metrics = MetricsCallback(what_a_step_is(options, arguments, model, blocks), metrics_root)
     trainer = PackedTrainer(
         options,
-        keeper,
+        manager,
         model=model,
         args=arguments,
         train_dataset=blocks,
         eval_dataset=held_out,
-        callbacks=[recorder],
+        callbacks=[metrics],
     )
     trainer.remove_callback(PrinterCallback)
-    resumed = keeper.resume()
-    arguments.eval_on_start = held_out is not None and keeper.evaluation_is_missing()
-    with recorder:
+    resumed = manager.resume()
+    arguments.eval_on_start = held_out is not None and manager.evaluation_is_missing()
+    with metrics:
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         lines = trainer.state.log_history
         evaluated = any("eval_loss" in line and line["step"] == trainer.state.global_step for line in lines)
-        if held_out is not None and not evaluated and not keeper.stopping:
+        if held_out is not None and not evaluated and not manager.stopping:
             trainer.evaluate()
-        keeper.over()
+        manager.over()
     return Trained(History.of(lines), trained_weights(model))
 
 

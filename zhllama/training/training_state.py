@@ -32,16 +32,16 @@ Tensors = dict[str, torch.Tensor]
 # --- trees ------------------------------------------------------------------------------------------------------------
 
 
-def take_apart(tree: Tree, tensors: Tensors, name: str = "") -> Any:
+def flatten(tree: Tree, tensors: Tensors, name: str = "") -> Any:
     """The tree as JSON; its tensors go into `tensors`, by their way in the tree. ValueError for anything else."""
     if isinstance(tree, torch.Tensor):
         tensors[name or "tensor"] = tree.detach()
         return {"tensor": name or "tensor"}
     if isinstance(tree, dict):
-        return {"dict": [[_key(key), take_apart(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
+        return {"dict": [[_key(key), flatten(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
         kind = "list" if isinstance(tree, list) else "tuple"
-        return {kind: [take_apart(value, tensors, f"{name}/{index}") for index, value in enumerate(tree)]}
+        return {kind: [flatten(value, tensors, f"{name}/{index}") for index, value in enumerate(tree)]}
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
     raise ValueError(f"{name}: a {type(tree).__name__} has no place in a checkpoint")
@@ -53,16 +53,16 @@ def _key(key: Any) -> str | int:
     return key
 
 
-def put_together(places: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
-    """The tree of which `take_apart` made `places` and `tensors`. KeyError or ValueError when they do not fit."""
+def unflatten(places: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
+    """The tree of which `flatten` made `places` and `tensors`. KeyError or ValueError when they do not fit."""
     if not isinstance(places, dict):
         return places
     ((kind, content),) = places.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
-        return {key: put_together(value, tensors) for key, value in content}
-    made = [put_together(value, tensors) for value in content]
+        return {key: unflatten(value, tensors) for key, value in content}
+    made = [unflatten(value, tensors) for value in content]
     if kind not in ("list", "tuple"):
         raise ValueError(f"{kind}: no such kind of branch in a checkpoint")
     return made if kind == "list" else tuple(made)
@@ -131,7 +131,7 @@ def take(trainer: Trainer, buffers: Buffers) -> Part:
 
 def _add(part: Part, name: str, tree: Tree, buffers: Buffers) -> None:
     tensors: Tensors = {}
-    part.documents[f"{name}.json"] = take_apart(tree, tensors)
+    part.documents[f"{name}.json"] = flatten(tree, tensors)
     part.tensors[f"{name}.safetensors"] = buffers.copy(tensors, name)
 
 
@@ -193,7 +193,7 @@ def _of_engine(engine: Any) -> Tree:
     }
 
 
-def _put_into_engine(engine: Any, saved: Tree) -> None:
+def _restore_engine(engine: Any, saved: Tree) -> None:
     optimizer = engine.optimizer
     state = dict(saved["zero"])
     scaler = getattr(optimizer, "loss_scaler", None)
@@ -253,7 +253,7 @@ def set_random_state(state: Tree) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-# --- putting back -----------------------------------------------------------------------------------------------------
+# --- restoring --------------------------------------------------------------------------------------------------------
 
 
 class Saved:
@@ -277,21 +277,21 @@ class Saved:
         if world != _world():
             # a mean over other ranks: what the log line that spans the restart is made of
             losses = [json.loads(checkpoint.read(f"{state_of(other)}.json")) for other in range(world)]
-            sums = [put_together(_branch(places, "loss"), {}) for places in losses]
+            sums = [unflatten(_branch(places, "loss"), {}) for places in losses]
             self._loss = {**sums[0], "sum": sum(one["sum"] for one in sums) / world}
         else:
             self._loss = self._own["loss"]
 
-    def put_back(self, trainer: Trainer) -> None:
+    def restore(self, trainer: Trainer) -> None:
         """Weights, optimizer, scheduler, scales. To be called by all ranks, when the Trainer has wrapped the model."""
-        shared = put_together(self._shared_places, _passed_on(self._shared))
+        shared = unflatten(self._shared_places, _passed_on(self._shared))
         zero_stage = zero_stage_of(trainer)
         weights = _passed_on(self._weights) if zero_stage != 3 else {}
         with torch.no_grad(), _partitioned(trainer) if trainer.is_deepspeed_enabled else nullcontext():
             if zero_stage != 3:
                 _copy_into(_trained(trainer), weights, self.manifest.root)
             if trainer.is_deepspeed_enabled:
-                _put_into_engine(_engine(trainer), self._own["optimizer"])
+                _restore_engine(_engine(trainer), self._own["optimizer"])
             else:
                 trainer.optimizer.load_state_dict(shared["optimizer"])  # type: ignore[union-attr]
         trainer.lr_scheduler.load_state_dict(shared["scheduler"])  # type: ignore[union-attr]
@@ -302,12 +302,12 @@ class Saved:
         if self._own is not None:
             self._own.pop("optimizer", None)
 
-    def put_back_random(self) -> None:
+    def restore_random(self) -> None:
         """A rank that the saved training had not keeps the seed's."""
         if self._own is not None:
             set_random_state(self._own["random"])
 
-    def put_back_loss(self, trainer: Trainer) -> None:
+    def restore_loss(self, trainer: Trainer) -> None:
         trainer._tr_loss.fill_(self._loss["sum"])
         trainer._total_loss_scalar = self._loss["total"]
         trainer._globalstep_last_logged = self._loss["logged"]
@@ -323,7 +323,7 @@ def _branch(places: Any, name: str) -> Any:
 
 def _tree(checkpoint: Artifact, name: str) -> Tree:
     tensors = _tensors(checkpoint, f"{name}.safetensors", True)
-    return put_together(json.loads(checkpoint.read(f"{name}.json")), tensors)
+    return unflatten(json.loads(checkpoint.read(f"{name}.json")), tensors)
 
 
 def _tensors(checkpoint: Artifact, file: str, read: bool) -> Tensors:

@@ -55,7 +55,7 @@ def run_worker(work: Work[Any], publish: Publish) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         _say_what_is_trained(options, inputs.dataset, model, arguments.world_size)
-    trained = train(options, arguments, model, blocks, held_out, work.run(), live=work.writer().root)
+    trained = train(options, arguments, model, blocks, held_out, work.run(), metrics_root=work.writer().root)
     if rank == 0:
         publish(work.writer(), inputs, model, trained)
     if dist.is_initialized():

@@ -23,8 +23,8 @@ from zhllama.training.metrics import (
     EVENTS,
     METRICS,
     History,
-    Live,
-    Recorder,
+    MetricsCallback,
+    MetricsUploader,
     Step,
     duration,
     flops_per_token,
@@ -129,13 +129,13 @@ def test_durations_are_readable(seconds, text):
 
 def test_the_metrics_of_a_running_training_stand_in_the_store(store):
     root = storage.join(store, "pretrain/key")
-    live = Live(root, every=0.0)
-    live.show(LOG[:1])
+    uploader = MetricsUploader(root, every=0.0)
+    uploader.show(LOG[:1])
     wait_for(lambda: read(root, EVENTS))
-    live.show(LOG)
+    uploader.show(LOG)
     wait_for(lambda: read(root, METRICS) == History.of(LOG).jsonl())
     wait_for(lambda: read(root, EVENTS) == History.of(LOG).events())
-    live.close()
+    uploader.close()
 
 
 def read(root: str, name: str) -> bytes | None:
@@ -160,33 +160,33 @@ def test_a_store_that_fails_costs_a_warning_and_no_training(monkeypatch, caplog)
         raise StorageFault("s3://x: 503")
 
     monkeypatch.setattr(course.storage, "write_bytes", fail)
-    live = Live("s3://x/y", every=0.0)
+    uploader = MetricsUploader("s3://x/y", every=0.0)
     for _ in range(2):
-        live.show(LOG)
+        uploader.show(LOG)
         assert tried.acquire(timeout=60)
-    live.close()
+    uploader.close()
     assert caplog.text.count("could not be shown: s3://x: 503") == 1
 
 
-def run_steps(recorder: Recorder, steps: int = 3) -> TrainerState:
+def run_steps(callback: MetricsCallback, steps: int = 3) -> TrainerState:
     """A Trainer's calls for some steps and an evaluation."""
     state = TrainerState(max_steps=steps, log_history=[], is_world_process_zero=True)
     arguments, control = SimpleNamespace(save_strategy="no"), TrainerControl()
-    with recorder:
-        recorder.on_train_begin(arguments, state, control)
+    with callback:
+        callback.on_train_begin(arguments, state, control)
         for step in range(1, steps + 1):
             state.global_step = step
-            recorder.on_step_end(arguments, state, control)
+            callback.on_step_end(arguments, state, control)
             state.log_history.append({"step": step, "loss": 5.0 / step, "learning_rate": 1e-4})
-            recorder.on_log(arguments, state, control)
+            callback.on_log(arguments, state, control)
         state.log_history.append({"step": steps, "eval_loss": 2.0, "eval_perplexity": 7.4, "eval_accuracy": 0.4})
-        recorder.on_log(arguments, state, control)
+        callback.on_log(arguments, state, control)
     return state
 
 
 def test_each_log_is_a_plain_line_where_there_is_no_terminal(caplog):
     with caplog.at_level(logging.INFO):
-        state = run_steps(Recorder(Step(512, flops_per_token=1e6, peak_flops=1e12)))
+        state = run_steps(MetricsCallback(Step(512, flops_per_token=1e6, peak_flops=1e12)))
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert lines[0].startswith("step 1/3: loss 5.000, rate 1.00e-04, ")
@@ -218,7 +218,7 @@ def test_on_a_terminal_a_bar_shows_the_course_and_evaluations_stand_above_it(mon
         root.addHandler(handler)
         monkeypatch.setattr(logging.getLogger("training"), "level", logging.INFO)
         try:
-            run_steps(Recorder(Step(512)))
+            run_steps(MetricsCallback(Step(512)))
             assert handler.stream is terminal
         finally:
             root.removeHandler(handler)
@@ -232,7 +232,7 @@ def test_on_a_terminal_a_bar_shows_the_course_and_evaluations_stand_above_it(mon
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_the_way_out():
-    recorder = Recorder(Step(512))
+    callback = MetricsCallback(Step(512))
     state = TrainerState(max_steps=3, log_history=[{"step": 1, "loss": float("nan")}], is_world_process_zero=True)
-    with recorder, pytest.raises(InputError, match="the loss at step 0 is nan; lower --learning-rate"):
-        recorder.on_log(None, state, TrainerControl())
+    with callback, pytest.raises(InputError, match="the loss at step 0 is nan; lower --learning-rate"):
+        callback.on_log(None, state, TrainerControl())

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from zhllama.training.training_state import (
     Buffers,
-    put_together,
+    flatten,
     random_state,
     set_random_state,
-    take_apart,
+    unflatten,
 )
 
 LEAVES = (
@@ -49,8 +49,8 @@ def same(one, other) -> bool:
 @given(TREES)
 def test_a_tree_comes_back_as_it_was(tree):
     tensors: dict[str, torch.Tensor] = {}
-    places = json.loads(json.dumps(take_apart(tree, tensors)))
-    assert same(put_together(places, tensors), tree)
+    places = json.loads(json.dumps(flatten(tree, tensors)))
+    assert same(unflatten(places, tensors), tree)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_a_tree_comes_back_as_it_was(tree):
 )
 def test_what_is_neither_number_nor_tensor_has_no_place(thing):
     with pytest.raises(ValueError, match="checkpoint"):
-        take_apart(thing, {})
+        flatten(thing, {})
 
 
 @pytest.mark.parametrize("places", [{"call": ["os.system", "true"]}, {"tensor": "absent"}], ids=["call", "absent"])
 def test_places_that_mean_nothing_are_refused(places):
     with pytest.raises((ValueError, KeyError)):
-        put_together(places, {})
+        unflatten(places, {})
 
 
 def test_adamw_goes_on_from_its_saved_state_to_the_same_weights():
@@ -81,13 +81,13 @@ def test_adamw_goes_on_from_its_saved_state_to_the_same_weights():
     for _ in range(3):
         step(weight, optimizer)
     tensors: dict[str, torch.Tensor] = {}
-    places = json.loads(json.dumps(take_apart(optimizer.state_dict(), tensors)))
+    places = json.loads(json.dumps(flatten(optimizer.state_dict(), tensors)))
     kept = Buffers().copy({**tensors, "weight": weight.detach()}, "file")
     step(weight, optimizer)
 
     again, other = parts()
     again.data.copy_(kept.pop("weight"))
-    other.load_state_dict(put_together(places, kept))
+    other.load_state_dict(unflatten(places, kept))
     step(again, other)
     assert torch.equal(again, weight)
 
@@ -100,11 +100,11 @@ def test_every_generator_goes_on_where_it_was():
     random.gauss(0, 1)
     np.random.standard_normal()
     tensors: dict[str, torch.Tensor] = {}
-    places = json.loads(json.dumps(take_apart(random_state(), tensors)))
+    places = json.loads(json.dumps(flatten(random_state(), tensors)))
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = draws()
     draws()
-    set_random_state(put_together(places, kept))
+    set_random_state(unflatten(places, kept))
     assert draws() == expected
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from components.pretrain.options import Pretrain
 from components.pretrain.pretraining import pretrain
 from zhllama.stage.run import main
-from zhllama.training import checkpointing as keeping
+from zhllama.training import checkpointing
 
-take = keeping.take
+take = checkpointing.take
 
 
 def told_meanwhile(*given: Any) -> Any:
@@ -21,7 +21,7 @@ def told_meanwhile(*given: Any) -> Any:
     return take(*given)
 
 
-keeping.take = told_meanwhile
+checkpointing.take = told_meanwhile
 
 if __name__ == "__main__":
     main(Pretrain, pretrain)
