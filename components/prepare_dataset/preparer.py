@@ -29,25 +29,28 @@ if TYPE_CHECKING:
 
 def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the packed dataset. InputError for data that is not there, malformed, or leaves a split empty."""
+    from components.prepare_dataset.decontamination import Decontamination, evaluation_texts
     from components.prepare_dataset.mixture import Source, held_out, mixed
-    from components.prepare_dataset.sieve import Sieve, evaluation_texts
 
     tokenizer = inputs["tokenizer"].require_kind("tokenizer", "hf-model", "adapter", option="--tokenizer")
     encoder = load_encoder(tokenizer, "--tokenizer")
     weights = [weight for _, weight in weighted_references(config.data)]
     given = list(zip(inputs.all(config.option[2:]), weights, strict=True))
     skipped = Skipped()
-    sieve = Sieve(config.drop_near_duplicates)
-    sources = [Source(sieve.kept(_examples(config, artifact, encoder, skipped)), weight) for artifact, weight in given]
+    decontamination = Decontamination(config.drop_near_duplicates)
+    sources = [
+        Source(decontamination.kept(_examples(config, artifact, encoder, skipped)), weight)
+        for artifact, weight in given
+    ]
     for artifact in inputs.all("evaluation"):
-        sieve.evaluate_on(evaluation_texts(artifact))
+        decontamination.add_eval_set(evaluation_texts(artifact))
 
     fraction = 0.0 if config.validation else config.validation_fraction
     with ExitStack() as stack:
         train, validation = (_Split(name, config, out, encoder, stack) for name in (TRAIN, VALIDATION))
         if config.validation:
             for examples in _examples(config, inputs["validation"], encoder, skipped):
-                sieve.hold_out(examples)
+                decontamination.hold_out(examples)
                 validation.add(examples.where(examples.has_loss))
         bar = stack.enter_context(Progress("packing", _bytes_to_read(config, [artifact for artifact, _ in given])))
         for examples in mixed(sources):
@@ -59,7 +62,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
             train.add(examples)
         train.finish()
         validation.finish()
-    left_out = sieve.left_out | ({"bad": skipped.count} if config.skip_bad else {})
+    left_out = decontamination.left_out | ({"bad": skipped.count} if config.skip_bad else {})
     _check(config, train, validation, left_out)
 
     contract = tokenizer.manifest.vocabulary

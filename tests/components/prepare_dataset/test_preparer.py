@@ -410,7 +410,7 @@ def test_bad_items_are_named(tmp_path, tokenizer, content, said):
         ({"text": "a", "packing": "faithful", "drop_near_duplicates": True}, "faithful packs every line"),
         ({"text": "a", "packing": "faithful", "evaluation": "b"}, "faithful packs every line"),
     ],
-    ids=["no data", "both", "block", "fraction", "weight", "weighted faithful", "faithful sieve", "faithful overlap"],
+    ids=["no data", "both", "block", "fraction", "weight", "weighted faithful", "faithful near", "faithful overlap"],
 )
 def test_options_that_do_not_fit_are_named(options, said):
     with pytest.raises(InputError, match=said):

@@ -3,7 +3,7 @@ request what is nearly a duplicate, or was seen in an evaluation.
 
 Near-duplicates are found by MinHash (rensa, in Rust): the sets of five-character runs of two texts, estimated from 128
 hashes, share over 70%. The first one stays. 24,000 reviews a second; 3 KB a document that stays, which is the one thing
-in this stage whose memory grows with the corpus: ten million documents take 30 GB, so a larger corpus is sieved in
+in this stage whose memory grows with the corpus: ten million documents take 30 GB, so a larger corpus is taken in
 parts.
 
 An overlap is a run of 13 words, or of 13 Han characters, since a Chinese word has no border to see (GPT-3 took 13 words
@@ -39,8 +39,8 @@ _WORD = re.compile(
 """A Han character, or a run of other letters and digits."""
 
 
-class Sieve:
-    """Of the examples of any number of sources, those that are trained on: `for example in sieve.kept(source)`."""
+class Decontamination:
+    """Of the examples of any number of sources, those that are trained on: `for batch in decontamination.kept(source)`."""
 
     def __init__(self, near_duplicates: bool = False) -> None:
         self._validation: set[bytes] = set()
@@ -58,7 +58,7 @@ class Sieve:
             for content in examples.contents:
                 self._near.is_one(examples.kind.text(content))
 
-    def evaluate_on(self, texts: Iterable[str]) -> None:
+    def add_eval_set(self, texts: Iterable[str]) -> None:
         """Texts that the model will be scored on."""
         if self._overlap is None:
             self._overlap = Overlap()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prepare_dataset.sieve import RUN, NearDuplicates, Overlap, evaluation_texts
+from components.prepare_dataset.decontamination import RUN, NearDuplicates, Overlap, evaluation_texts
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 
