@@ -40,7 +40,7 @@ _WORD = re.compile(
 
 
 class Decontamination:
-    """Of the examples of any number of sources, those that are trained on: `for batch in decontamination.kept(source)`."""
+    """Of the examples of any number of sources, those trained on: `for batch in decontamination.kept(source)`."""
 
     def __init__(self, near_duplicates: bool = False) -> None:
         self._validation: set[bytes] = set()

@@ -283,7 +283,8 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, 
     adapter = make_adapter(1)
     program = (
         "import os, signal, sys, time\n"
-        "from components.merge_adapters.merger import MergeAdapters, merge_adapters\n"
+        "from components.merge_adapters.merger import merge_adapters\n"
+        "from components.merge_adapters.options import MergeAdapters\n"
         "from zhllama import storage\n"
         "from zhllama.artifacts.writer import ArtifactWriter\n"
         "from zhllama.stage.run import run_stage\n"

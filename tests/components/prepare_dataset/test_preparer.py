@@ -431,7 +431,8 @@ def test_a_validation_set_that_is_the_training_set_leaves_nothing(tmp_path, toke
 def test_the_command_needs_no_torch_and_no_transformers(tmp_path, tokenizer, english):
     program = (
         "import sys\n"
-        "from components.prepare_dataset.preparer import PrepareDataset, prepare_dataset\n"
+        "from components.prepare_dataset.options import PrepareDataset\n"
+        "from components.prepare_dataset.preparer import prepare_dataset\n"
         "from zhllama.stage.run import run_stage\n"
         f"run_stage(PrepareDataset(store={str(tmp_path / 'store')!r}, tokenizer={tokenizer!r}, text={english!r}), "
         "prepare_dataset)\n"
