@@ -14,7 +14,8 @@ from typing import Any, Literal, cast
 
 from pipelines import sizes
 from pipelines.local.placeholders import value_of
-from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, Value, of_all
+from pipelines.setting import Setting, Value
+from pipelines.settings import MACHINE, SETTINGS, TRAININGS, of_all
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError

@@ -18,7 +18,8 @@ from components.launch_training.options import LaunchTraining
 from components.serve.options import Serve
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
-from pipelines.settings import OPTIONS, Value, compiled_options
+from pipelines.setting import Value
+from pipelines.settings import OPTIONS, compiled_options
 from pipelines.sizes import EACH_RUN, SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest

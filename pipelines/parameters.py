@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipelines import sizes
 from pipelines.local.placeholders import text_of
-from pipelines.settings import KINDS, SETTINGS, Value
+from pipelines.setting import Value
+from pipelines.settings import KINDS, SETTINGS
 from pipelines.sizes import Size
 from zhllama.errors import InputError
 

@@ -6,10 +6,7 @@ own; where the size file has a value, that is the default.
 """
 
 import dataclasses
-import functools
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from components.evaluate.options import Evaluate
@@ -21,24 +18,34 @@ from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
-from pipelines.sizes import EACH_RUN, SIZED, STAGES, Size, Training
+from pipelines.setting import Setting, _Group
+from pipelines.sizes import EACH_RUN, SIZED, STAGES, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
-from zhllama.stage.options import PLUMBING, Described, described, references_in
+from zhllama.stage.options import PLUMBING, described, references_in
 from zhllama.training.options import FinetuneOptions, PretrainOptions
 
-Value = str | float | int | bool | list[Any] | dict[str, Any] | None
 OPTIONS: Mapping[str, type] = {"embeddings": PretrainOptions, "lora": PretrainOptions, "sft": FinetuneOptions}
 """Whose options each training has."""
+
+
 TRAININGS = {"embeddings": "Embeddings", "lora": "LoRA", "sft": "Instruction tuning"}
 """The three trainings → what people call them."""
+
+
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON", list: "JSON list"}
+
+
 MACHINE = (
     "processes_per_node", "gpu_resource", "cpu", "memory", "shared_memory", "ephemeral_storage", "deadline_seconds",
     "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
+
+
 _SIZE_FIELD = {"gpu_resource": "gpu"}
+
+
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
 
@@ -46,98 +53,6 @@ _SIZED = {one.name for one in dataclasses.fields(Training)}
 def of_all(option: str) -> str:
     """What the setting of an option of MACHINE is called that is for all three trainings."""
     return option if option in ("processes_per_node", "gpu_resource") else f"training_{option}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One name."""
-
-    name: str
-    group: str
-    kind: type
-    """Of the value: str, int, float, bool; dict and list are JSON."""
-    note: str
-    default: Callable[[Size], Value]
-    """None: it says nothing, and what is more general counts."""
-    compiled: bool
-    choices: tuple[str, ...] = ()
-    address: bool = False
-    """Whether it is a reference to data (several, comma-separated)."""
-    fields: tuple[tuple[str, ...], ...] = ()
-    """Fields of the size that it stands over: (("lora", "steps"),)."""
-
-
-class _Group:
-    """Settings under one heading."""
-
-    def __init__(self, heading: str) -> None:
-        self.heading = heading
-        self.found: list[Setting] = []
-
-    def parameter(self, name: str, option: tuple[type, str] | None = None, /, **told: Any) -> None:
-        """What a run of the compiled pipeline may change."""
-        self._add(name, option, compiled=False, **told)
-
-    def compiled(self, name: str, option: tuple[type, str] | None = None, /, **told: Any) -> None:
-        """What is decided when the pipeline is compiled."""
-        self._add(name, option, compiled=True, **told)
-
-    def _add(
-        self,
-        name: str,
-        option: tuple[type, str] | None,
-        *,
-        compiled: bool,
-        kind: Any = None,
-        default: Any = dataclasses.MISSING,
-        note: str = "",
-        of: str = "",
-        fields: tuple[tuple[str, ...], ...] = (),
-        address: bool = False,
-    ) -> None:
-        one = described(option[0])[option[1]] if option else Described(kind, "", "")
-        hint, stands, text = one.kind, one.default, one.note
-        hint = kind or hint
-        choices: tuple[str, ...] = ()
-        if typing.get_origin(hint) is Literal:
-            choices, hint = typing.get_args(hint), str
-        reader: Callable[[Size], Value]
-        if fields and default is dataclasses.MISSING:
-            reader = functools.partial(_field, path=fields[0])
-        elif callable(default):
-            reader = default
-        else:
-            reader = functools.partial(_constant, value=stands if default is dataclasses.MISSING else default)
-        text = note or text
-        self.found.append(
-            Setting(
-                name=name,
-                group=self.heading,
-                kind=hint,
-                note=f"{of}: {_within(text)}" if of else text,
-                default=reader,
-                compiled=compiled,
-                choices=choices,
-                address=address,
-                fields=fields,
-            )
-        )
-
-
-def _field(size: Size, path: tuple[str, ...]) -> Value:
-    found: Any = size
-    for name in path:
-        found = getattr(found, name)
-    return found
-
-
-def _constant(size: Size, value: Value) -> Value:
-    return value
-
-
-def _within(sentence: str) -> str:
-    """As it stands after a colon: its first letter small, unless a name or CPU begins it."""
-    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
 
 
 def _all() -> list[Setting]:

@@ -78,9 +78,11 @@ def meaning(node: Any) -> Any:
 
 
 def _says_nothing(node: Any) -> bool:
-    return isinstance(node, ast.Import | ast.ImportFrom) or (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    )
+    """A docstring, an import, what is imported for annotations alone."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return docstring or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:

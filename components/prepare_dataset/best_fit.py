@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zhllama.data.packed import Blocks, Segments, spans
+from zhllama.data.packed import Blocks, Segments
+from zhllama.tokenizer.spans import spans
 
 WINDOW = 50_000
 """Segments sorted together at most, some 10 MB of them."""

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 
 from zhllama.data.corpus import Documents
-from zhllama.data.packed import Segments, spans, token_type
+from zhllama.data.packed import Segments, token_type
 from zhllama.tokenizer.prompt import wrap_item
+from zhllama.tokenizer.spans import spans
 from zhllama.tokenizer.vocabulary import Encoder
 
 BATCH = 512

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.configuration import Configuration
-    from pipelines.settings import Value
+    from pipelines.setting import Value
 
 WORK = Path(".zhllama")
 

@@ -19,13 +19,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from zhllama.tokenizer.spans import spans
+
 if TYPE_CHECKING:
     import numpy as np
 
 KIND = "packed-dataset"
+
+
 TRAIN = "train"
+
+
 VALIDATION = "validation"
+
+
 HELD_OUT_TEXT = "held-out.jsonl"
+
+
 HELD_OUT_INSTRUCTIONS = "held-out.json"
 """The validation documents as they were, for `evaluate`: `{"text"}` lines, or an Alpaca list."""
 
@@ -106,16 +116,6 @@ class Blocks(NamedTuple):
 
         segments = Segments.of([segment for block in blocks for segment in block])
         return cls(segments, np.array([len(block) for block in blocks], np.int64))
-
-
-def spans(starts: "np.ndarray", lengths: "np.ndarray") -> "np.ndarray":
-    """The numbers from each start on, as many as its length says, one span after another: int64 [sum of lengths]."""
-    import numpy as np
-
-    ends = lengths.cumsum()
-    numbers = np.arange(ends[-1] if len(ends) else 0)
-    numbers += np.repeat(starts - (ends - lengths), lengths)
-    return numbers
 
 
 def token_type(vocabulary_size: int) -> str:

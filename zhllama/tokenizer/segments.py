@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zhllama.data.packed import spans
 from zhllama.tokenizer.sentencepiece_model import BPE, BYTE, CONTROL, NORMAL, UNKNOWN
+from zhllama.tokenizer.spans import spans
 
 KNOWN = 2**17
 """Segments that are kept; when there are more, all are forgotten."""
