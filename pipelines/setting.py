@@ -32,7 +32,7 @@ class Setting:
     """Fields of the size that it stands over: (("lora", "steps"),)."""
 
 
-class _Group:
+class Group:
     """Settings under one heading."""
 
     def __init__(self, heading: str) -> None:

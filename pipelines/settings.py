@@ -18,7 +18,7 @@ from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
-from pipelines.setting import Setting, _Group
+from pipelines.setting import Group, Setting
 from pipelines.sizes import EACH_RUN, SIZED, STAGES, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
@@ -56,10 +56,10 @@ def of_all(option: str) -> str:
 
 
 def _all() -> list[Setting]:
-    groups: list[_Group] = []
+    groups: list[Group] = []
 
-    def group(heading: str) -> _Group:
-        groups.append(_Group(heading))
+    def group(heading: str) -> Group:
+        groups.append(Group(heading))
         return groups[-1]
 
     first = group("")
@@ -80,7 +80,7 @@ def _all() -> list[Setting]:
     return [one for made in groups for one in made.found]
 
 
-def _model(group: _Group) -> None:
+def _model(group: Group) -> None:
     group.compiled(
         "start", kind=Literal["weights", "model", "extended", "adapters"], default="weights",
         note="What the run starts from: weights as they were published, a ready model, a model with its Chinese "
@@ -127,7 +127,7 @@ def _model(group: _Group) -> None:
     )  # fmt: skip
 
 
-def _data(group: _Group) -> None:
+def _data(group: Group) -> None:
     group.parameter(
         "text", (PrepareDataset, "text"), default="", address=True,
         note="Chinese text to learn from: folders or prefixes, with weights as in zh:0.9,en:0.1.",
@@ -168,7 +168,7 @@ def _data(group: _Group) -> None:
     group.compiled("drop_near_duplicates", (PrepareDataset, "drop_near_duplicates"))
 
 
-def _generated(group: _Group) -> None:
+def _generated(group: Group) -> None:
     for name in (
         "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
         "price_answer", "requests_per_minute", "tokens_per_minute",
@@ -184,7 +184,7 @@ def _generated(group: _Group) -> None:
     )  # fmt: skip
 
 
-def _shape(group: _Group) -> None:
+def _shape(group: Group) -> None:
     group.compiled(
         "run_pretraining", kind=bool, default=True,
         note="Whether there is continued pre-training (embeddings, then LoRA); false leaves out both of its phases.",
@@ -203,7 +203,7 @@ def _shape(group: _Group) -> None:
     )
 
 
-def _trainings(group: _Group) -> None:
+def _trainings(group: Group) -> None:
     for training, called in TRAININGS.items():
         options = OPTIONS[training]
         for option, name in EACH_RUN.items():
@@ -235,7 +235,7 @@ def compiled_options(kind: type) -> list[str]:
     return [one for one in described(kind) if one not in {*PLUMBING, *refs, *own, *EACH_RUN}]
 
 
-def _jobs(group: _Group) -> None:
+def _jobs(group: Group) -> None:
     group.parameter("backend", (LaunchTraining, "backend"))
     group.compiled(
         "namespace", (LaunchTraining, "namespace"), note="Where jobs and the served model are; empty, the run's own."
@@ -258,14 +258,14 @@ def _jobs(group: _Group) -> None:
     group.compiled("annotations", kind=dict, default={}, note="Annotations of the jobs, as JSON.")
 
 
-def _own_machine(group: _Group, training: str) -> None:
+def _own_machine(group: Group, training: str) -> None:
     for option in MACHINE:
         field = _SIZE_FIELD.get(option, option)
         told: dict[str, Any] = {"fields": ((training, field),)} if field in _SIZED else {"default": None}
         group.compiled(f"{training}_{option}", (LaunchTraining, option), of=TRAININGS[training], **told)
 
 
-def _steps(group: _Group) -> None:
+def _steps(group: Group) -> None:
     kinds = {
         "control": "Of the steps that follow jobs",
         "data": "Of the steps that fetch weights, prepare data and deploy",
@@ -293,7 +293,7 @@ def _steps(group: _Group) -> None:
     )  # fmt: skip
 
 
-def _places(group: _Group) -> None:
+def _places(group: Group) -> None:
     for gpu, whose in (
         ("", "steps without a GPU"),
         ("gpu_", "jobs, the served model and steps with a GPU"),
@@ -304,7 +304,7 @@ def _places(group: _Group) -> None:
         )
 
 
-def _secrets(group: _Group) -> None:
+def _secrets(group: Group) -> None:
     group.compiled(
         "s3_secret", kind=str, default="zhllama-s3",
         note="Secret with the S3 settings, for steps, jobs and the served model; none, web identity.",
@@ -322,7 +322,7 @@ def _secrets(group: _Group) -> None:
     )  # fmt: skip
 
 
-def _served(group: _Group) -> None:
+def _served(group: Group) -> None:
     group.compiled(
         "serve_name", kind=str, default=lambda size: f"llama-{size.name}",
         note="What requests call the served model, and what its objects are called.",
@@ -338,7 +338,7 @@ def _served(group: _Group) -> None:
     )  # fmt: skip
 
 
-def _images(group: _Group) -> None:
+def _images(group: Group) -> None:
     group.compiled("registry", kind=str, default="", note=f"Where the images are; empty: {REGISTRY}, or no registry.")
     group.compiled("tag", kind=str, default="", note=f"Of the images; empty: {TAG}, or this version.")
     group.compiled("digests", kind=str, default="", note=f"A file with the images' digests; empty: {DIGESTS}, or none.")

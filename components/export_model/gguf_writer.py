@@ -9,7 +9,6 @@ The tokenizer inside is SentencePiece's, piece by piece: text, score, type, spec
 llama.cpp merges by score and from the left as SentencePiece does, so that even tied scores give the same ids.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
@@ -148,7 +148,7 @@ def _settings(model: Artifact, where: str) -> LlamaSettings:
     if "config.json" not in model:
         raise InputError(f"{where}: no config.json in it; a Hugging Face model folder is needed")
     try:
-        given: dict[str, Any] = dict(json.loads(model.read("config.json")))
+        given = read_object(model, "config.json")
         kind = given.get("model_type")
         if kind != "llama":
             raise InputError(f"{where}: a {kind} model; only LLaMA models are exported as GGUF")
@@ -217,7 +217,7 @@ def _chat_template(model: Artifact) -> str:
         return model.read("chat_template.jinja").decode()
     if "tokenizer_config.json" in model:
         try:
-            template = json.loads(model.read("tokenizer_config.json")).get("chat_template")
+            template = read_object(model, "tokenizer_config.json").get("chat_template")
         except (ValueError, AttributeError) as error:
             raise InputError(
                 f"--model {model.root}: tokenizer_config.json is damaged ({error}); fetch it again"

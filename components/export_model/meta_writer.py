@@ -4,12 +4,12 @@ Memory: one tensor, its cut copy, and the upload buffers of the shards. Names an
 Rows that only pad the vocabulary are left out, since Meta's programs take its size from the tokenizer.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -124,7 +124,7 @@ def _whole(checkpoint: Checkpoint, place: Place, pieces: int) -> Any:
 def params_of(model: Artifact, where: str) -> MetaParams:
     """params.json's values from config.json. InputError for settings that Meta's format cannot say."""
     try:
-        settings: dict[str, Any] = dict(json.loads(model.read("config.json")))
+        settings = read_object(model, "config.json")
         dim, heads = int(settings["hidden_size"]), int(settings["num_attention_heads"])
         params = MetaParams(
             dim=dim,

@@ -5,13 +5,13 @@ Only the file with embed_tokens and lm_head is written, streaming; the others ar
 resize_token_embeddings took 220 s at a quarter of that width.
 """
 
-import json
 from typing import Any
 
 from components.extend_tokenizer.embedding_rows import new_rows
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.parity import differing, probe
 from components.extend_tokenizer.pieces import extended, splits, unreachable
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -95,12 +95,9 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
 
 def _json(model: Artifact, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(model.read(name))
+        return read_object(model, name)
     except ValueError as error:
-        raise InputError(f"--model {model.root}: {name} is not JSON ({error}); fetch the model again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"--model {model.root}: {name} holds no object; fetch the model again")
-    return value
+        raise InputError(f"--model {model.root}: {name} is no JSON object ({error}); fetch the model again") from error
 
 
 def _write_settings(out: ArtifactWriter, model: Artifact, settings: dict[str, Any], vocabulary: Vocabulary) -> None:

@@ -4,15 +4,14 @@ What is missing is found before the first weight is copied; a file whose sum is 
 nothing is published. A pickle (.pth, .bin) is never opened here.
 """
 
-import json
 import logging
-from typing import Any
 
 from components.fetch_weights.layout import CONFIG
 from components.fetch_weights.options import FetchWeights
 from components.fetch_weights.plan import Plan, make_plan
 from components.fetch_weights.sources import read
 from components.fetch_weights.transfer import Sums, transfer
+from zhllama.artifacts.json_file import object_of
 from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -65,7 +64,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     if plan.layout.kind != "hf-model":
         return encoder.vocabulary()
     try:
-        settings: dict[str, Any] = dict(json.loads(content(CONFIG)))
+        settings = object_of(content(CONFIG))
         rows = int(settings["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}/{CONFIG}: no configuration of a model ({error}); fetch another copy") from error

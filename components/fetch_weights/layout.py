@@ -1,13 +1,13 @@
 """What lies in a source, and whether it is complete: decided from names alone, before the first weight is copied."""
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from components.fetch_weights.sources import Source, read
 from components.fetch_weights.sums import CHECKLISTS, SUMS, table
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, shard_name
 
@@ -94,7 +94,7 @@ def likely_names(source: Source, size: str) -> Iterator[str]:
 def indexed_shards(source: Source) -> list[str]:
     where = f"--source {source.address}/{INDEX}"
     try:
-        return sorted(set(json.loads(read(source, INDEX))["weight_map"].values()))
+        return sorted(set(object_of(read(source, INDEX))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: no index of safetensors ({error}); fetch another copy") from error
 

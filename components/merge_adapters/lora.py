@@ -7,7 +7,6 @@ embedding of a 65B model never is in memory whole. Settings that mean another ar
 by name.
 """
 
-import json
 import math
 import re
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.safetensors_io import Checkpoint
@@ -84,7 +84,7 @@ class Adapter:
         if CONFIG not in artifact:
             raise InputError(f"{where}: no {CONFIG} in it; give a peft adapter's folder")
         try:
-            self.config: dict[str, Any] = dict(json.loads(artifact.read(CONFIG)))
+            self.config = read_object(artifact, CONFIG)
             self._rank, self._alpha = int(self.config["r"]), float(self.config["lora_alpha"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{where}: {CONFIG} is no LoRA configuration ({error}); fetch it again") from error

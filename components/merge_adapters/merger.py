@@ -4,7 +4,6 @@ What does not fit (vocabulary, lineage, names, shapes, room) is found from heade
 read. The merge itself is a stream (stream.py).
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -106,7 +106,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
 
 def _settings(model: Artifact) -> dict[str, Any]:
     try:
-        return dict(json.loads(model.read("config.json")))
+        return read_object(model, "config.json")
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {model.root}: config.json is damaged ({error}); fetch the model again") from error
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from zhllama import storage
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
@@ -63,7 +64,7 @@ def check_sizes(artifact: Artifact, where: str) -> None:
 def positions_of(artifact: Artifact) -> int:
     """Tokens of prompt and answer together, from config.json. InputError where it does not say."""
     try:
-        return int(json.loads(artifact.read("config.json"))["max_position_embeddings"])
+        return int(read_object(artifact, "config.json")["max_position_embeddings"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--model {artifact.root}: config.json has no max_position_embeddings ({error}); publish it again"

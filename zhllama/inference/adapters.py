@@ -3,13 +3,13 @@
 Each adapter's vocabulary must equal the one before it, or extend it with rows of its own.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.check import open_encoder
@@ -50,7 +50,10 @@ def plan_adapters(
             if relation is Relation.FOREIGN:
                 # a plain folder's contract records no digest at the size before it: take it there
                 relation = own_encoder.vocabulary(also_at=(vocabulary.size,)).relation_to(vocabulary)
-            saved = json.loads(adapter.read("adapter_config.json")).get("modules_to_save") or []
+            try:
+                saved = read_object(adapter, "adapter_config.json").get("modules_to_save") or []
+            except ValueError as error:
+                raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
             if relation is Relation.EXTENDS and "embed_tokens" in saved:
                 rows = own.rows
             elif relation is not Relation.EQUAL:

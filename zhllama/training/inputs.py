@@ -4,11 +4,11 @@ Equal vocabulary contracts of model, dataset and adapter; blocks no longer than 
 that exist; an adapter that belongs to this model. Each failure is one line and costs a second, not a node's download.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from zhllama.artifacts.cache import materialize, require_room
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
@@ -123,7 +123,7 @@ def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
 
 def _llama_config(model: Artifact) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = dict(json.loads(model.read("config.json")))
+        config = read_object(model, "config.json")
     except (ValueError, TypeError) as error:
         raise InputError(
             f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"

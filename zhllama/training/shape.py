@@ -4,10 +4,10 @@ What an option says of a continued adapter is either what the adapter has, or re
 costs a training. Options that are not given follow the adapter.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.training.options import LORA_TARGETS, LoraOptions
@@ -88,7 +88,7 @@ def _settings_of(adapter: Artifact) -> dict[str, Any]:
     """What adapter_config.json says. InputError when it is none of LoRA's, or of a kind that would not be kept."""
     where = f"--adapter {adapter.root}: {ADAPTER_CONFIG}"
     try:
-        have: dict[str, Any] = dict(json.loads(adapter.read(ADAPTER_CONFIG)))
+        have = read_object(adapter, ADAPTER_CONFIG)
         if have.get("peft_type", "LORA") != "LORA":
             raise ValueError(f"its peft_type is {have['peft_type']}")
         for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):

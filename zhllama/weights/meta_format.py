@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class MetaParams:
     def from_json(content: bytes, where: str) -> "MetaParams":
         """InputError when a field is missing, not a number or impossible."""
         try:
-            value = json.loads(content)
+            value = object_of(content)
             known = MetaParams.__dataclass_fields__
             params = MetaParams(**{name: value[name] for name in known if value.get(name) is not None})
             numbers = (params.dim, params.n_layers, params.n_heads, params.kv_heads, params.multiple_of)

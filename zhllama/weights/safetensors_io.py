@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from zhllama.artifacts.json_file import object_of, read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 
@@ -59,7 +60,7 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
     try:
-        header = dict(json.loads(artifact.read_range(file, 8, length)))
+        header = object_of(artifact.read_range(file, 8, length))
         header.pop("__metadata__", None)
         entries = [(name, *_entry(**entry)) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError) as error:
@@ -92,7 +93,7 @@ class Checkpoint:
         named: dict[str, str] = {}
         if single == SINGLE and INDEX in artifact:
             try:
-                named = dict(json.loads(artifact.read(INDEX))["weight_map"])
+                named = dict(read_object(artifact, INDEX)["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{option} {artifact.root}: {INDEX} is damaged ({error}); fetch it again") from error
             files = sorted(set(named.values()))

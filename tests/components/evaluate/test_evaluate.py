@@ -165,12 +165,12 @@ def test_the_users_own_prompts_and_exams_are_used(tiny_model: str, tmp_path: Pat
 
 def test_alpaca_items_may_be_the_prompts(tmp_path: Path) -> None:
     (tmp_path / "items.json").write_text(json.dumps([{"instruction": "翻译", "input": "猫", "output": "cat"}]))
-    (sample,) = fixed_prompts(str(tmp_path), 5)
+    (sample,) = fixed_prompts(open_artifact(str(tmp_path)), 5)
     assert (sample.asked, sample.expected) == ("翻译\n猫", "cat")
 
 
 def test_the_projects_own_prompts_are_as_many_as_the_default_asks() -> None:
-    assert len(fixed_prompts("", 99)) == Evaluate(model="m", text="t", store="s").max_prompts
+    assert len(fixed_prompts(None, 99)) == Evaluate(model="m", text="t", store="s").max_prompts
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------

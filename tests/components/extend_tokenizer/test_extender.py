@@ -291,7 +291,7 @@ def broken_model(tmp_path, llama_tokenizer, fault):
         ("junk", "not a SentencePiece model"),
         ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
         ("config", "no file config.json"),
-        ("json", "config.json is not JSON"),
+        ("json", "config.json is no JSON object"),
         ("weights", "no model.safetensors"),
         ("quantised", r"lm_head\.weight is int8, a quantised weight; give the model in float16"),
     ],

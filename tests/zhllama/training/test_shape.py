@@ -115,7 +115,7 @@ def test_what_cannot_be_continued_is_said(changes, said, model, adapter):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "Expecting"), ("[1]", "cannot convert"), ("{}", "it has no r")],
+    [("{", "Expecting"), ("[1]", "a list stands"), ("{}", "it has no r")],
     ids=["cut", "list", "empty"],
 )
 def test_a_configuration_that_is_none_is_named(content, said, model, tmp_path):
