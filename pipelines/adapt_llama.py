@@ -33,10 +33,10 @@ from components.serve.component import deploy
 from components.train_tokenizer.component import train_tokenizer
 from pipelines.configuration import Configuration
 from pipelines.machines import as_json, fixed_arguments, serving_machine, training_machine
-from pipelines.sizes import EACH_RUN
 from pipelines.steps import Steps, Why, reference
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.training.options import EACH_RUN
 
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 MODEL_KEY = "OPENAI_API_KEY"

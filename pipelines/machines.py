@@ -20,12 +20,12 @@ from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
 from pipelines.setting import Value
 from pipelines.settings import OPTIONS, compiled_options
-from pipelines.sizes import EACH_RUN, SIZED, Size
+from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described
-from zhllama.training.options import LoraOptions
+from zhllama.training.options import EACH_RUN, LoraOptions
 
 _ANYWHERE = "s3://bucket/prefix"
 

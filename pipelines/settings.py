@@ -19,11 +19,11 @@ from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
 from pipelines.setting import Group, Setting
-from pipelines.sizes import EACH_RUN, SIZED, STAGES, Training
+from pipelines.sizes import SIZED, STAGES, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
 from zhllama.stage.options import PLUMBING, described, references_in
-from zhllama.training.options import FinetuneOptions, PretrainOptions
+from zhllama.training.options import EACH_RUN, FinetuneOptions, PretrainOptions
 
 OPTIONS: Mapping[str, type] = {"embeddings": PretrainOptions, "lora": PretrainOptions, "sft": FinetuneOptions}
 """Whose options each training has."""

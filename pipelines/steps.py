@@ -84,6 +84,7 @@ class Steps:
         if missing := {one for one, described in declared.items() if not described.optional} - given.keys():
             raise TypeError(f"{name}: its component needs the input {', '.join(sorted(missing))}")
         # what is not given is left to the command's own default
+        given = {**component.defaults, **given}
         constants = {one: given.get(one, "") for one in declared if not _varies(given.get(one))}
         container = spec.implementation.container
         container.args = _written(container.args, constants)

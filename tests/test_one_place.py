@@ -23,7 +23,6 @@ module = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = module
 spec.loader.exec_module(module)
 
-from components.launch_training.component import launch_training
 from components.launch_training.options import LaunchTraining
 from components.pretrain.component import pretrain
 from pipelines import parameters
@@ -38,10 +37,9 @@ words = [f"--{name}={address}" for name, address in addresses.items()]
 given = parse(module.PretrainOptions, ["--stage=lora", *words, "--label-smoothing=0.1"])
 assert given.label_smoothing == 0.1, given.label_smoothing
 
-for component in (pretrain, launch_training):
-    described = component.component_spec.inputs["label_smoothing"]
-    assert (described.type, described.default) == ("Float", 0.0), described
-    assert described.description == "Share of the loss that goes to the other tokens.", described
+described = pretrain.component_spec.inputs["label_smoothing"]
+assert (described.type, described.default) == ("Float", 0.0)
+assert described.description == "Share of the loss that goes to the other tokens."
 
 launched = LaunchTraining(stage="lora", training=("--label-smoothing", "0.1"), **addresses)
 assert launched.training_arguments("/out")[-2:] == ["--label-smoothing", "0.1"]

@@ -5,10 +5,18 @@ from kfp import dsl
 from components.launch_training.cleanup import Cleanup
 from components.launch_training.options import LaunchTraining
 from zhllama.stage.component import component_of
-from zhllama.training.options import FinetuneOptions, PretrainOptions
+from zhllama.training.options import EACH_RUN, FinetuneOptions, PretrainOptions
 
+# few inputs: each stands in a run's Workflow a dozen times. The job's machine is one of them, as JSON, the training's
+# other options are `arguments`
 launch_training = component_of(
-    LaunchTraining, joined=("arguments",), after=(PretrainOptions, FinetuneOptions),
-    trained=dsl.Model, metrics=dsl.Metrics, report=dsl.HTML,
-)  # fmt: skip
+    LaunchTraining,
+    only=("store", "stage", "model", "dataset", "adapter", "run_id", "backend", "machine", "arguments"),
+    joined=("arguments",),
+    after=(PretrainOptions, FinetuneOptions),
+    only_after=EACH_RUN,
+    trained=dsl.Model,
+    metrics=dsl.Metrics,
+    report=dsl.HTML,
+)
 cleanup_training = component_of(Cleanup, name="cleanup_training", command="components.launch_training.cleanup")

@@ -98,14 +98,14 @@ def serve(config: Serve) -> None:
             print("stopped", flush=True)
 
 
-def ask(config: Serve) -> str:
-    """Starts the server, asks `--ask`, and ends it."""
-    with served(config) as server:
+def ask(config: Serve, artifact: Artifact | None = None) -> str:
+    """Starts the server, asks `--ask`, and ends it. artifact: what is behind `--model`, where it is open already."""
+    with served(config, artifact) as server:
         return server.ask(config.ask)
 
 
 @contextmanager
-def served(config: Serve) -> Iterator[Server]:
+def served(config: Serve, artifact: Artifact | None = None) -> Iterator[Server]:
     """A server that answers for `--model`. InputError where the model is not fit to be served, or the place is not."""
     api_key = config.api_key()
     if not api_key and not is_loopback(config.host):
@@ -113,7 +113,8 @@ def served(config: Serve) -> Iterator[Server]:
             f"serve: --host {config.host} is not a loopback address, so requests must give an API key; set "
             f"{KEY_VARIABLE} or --api-key-file (openssl rand -hex 24 makes a key)"
         )
-    artifact = open_artifact(config.model, "--model").require_kind("hf-model", "gguf", option="--model")
+    artifact = artifact or open_artifact(config.model, "--model")
+    artifact.require_kind("hf-model", "gguf", option="--model")
     file = gguf_file(artifact, config.file)
     name = choose(config.engine, gguf=file is not None)
     # before the weights are read: a port that is taken is known at once

@@ -40,7 +40,7 @@ def serve_and_ask(config: Serve, inputs: Inputs, out: ArtifactWriter) -> Manifes
     """Starts the server, asks `--ask`, stops it, and publishes question and answer."""
     from components.serve.local import ask
 
-    answer = ask(config)
+    answer = ask(config, inputs["model"])
     out.add_json(SAMPLES, [{"Input": config.ask, "Output": answer}])
     out.facts["summary"] = f"{len(answer)} characters answered"
     return out.publish("samples")

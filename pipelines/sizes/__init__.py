@@ -19,17 +19,9 @@ FOLDER = Path(__file__).parent
 STAGES = ("embeddings", "lora", "sft")
 """The three trainings: continued pre-training's two stages, then instruction tuning."""
 
-EACH_RUN = {
-    "max_steps": "steps",
-    "learning_rate": "learning_rate",
-    "per_device_train_batch_size": "batch",
-    "gradient_accumulation_steps": "accumulation",
-    "embedding_lr": "embedding_learning_rate",
-}  # fmt: skip
-"""Options of a training that a run of a compiled pipeline may change → what sizes and settings call them."""
 SIZED = {"warmup_steps": "warmup_ratio", "weight_decay": "weight_decay", "save_steps": "save_steps",
          "deepspeed": "deepspeed"}  # fmt: skip
-"""Likewise those that a size says and that are written into the compiled pipeline."""
+"""Options of a training that a size says and that are written into the compiled pipeline → what sizes call them."""
 
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGT]i?)?")
 _RESOURCE = re.compile(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+")

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,13 @@ def open_artifact(reference: str, option: str = "") -> Artifact:
         return Artifact(Manifest.from_json(content, where), verified=True)
     if not storage.is_s3(uri) and Path(uri).is_file():
         path = Path(uri)
-        return _plain(str(path.parent), lambda: [storage.Stored(path.name, path.stat().st_size, "")])
-    if not storage.listing(uri):
+        return _plain(str(path.parent), [storage.Stored(path.name, path.stat().st_size, "")])
+    stored = storage.listing(uri)
+    if not stored:
         if is_bare_name(reference):
             return open_hub_model(reference, where)
         raise InputError(f"{where}: nothing is there; give a folder, an s3:// prefix or the URI of a manifest")
-    return _plain(uri, lambda: storage.listing(uri))
+    return _plain(uri, stored)
 
 
 def is_bare_name(reference: str) -> bool:
@@ -52,37 +53,49 @@ def is_bare_name(reference: str) -> bool:
     return re.fullmatch(HUB_NAME, reference) is not None and not Path(reference.partition("/")[0]).exists()
 
 
-def _plain(root: str, listed: Callable[[], list[storage.Stored]]) -> Artifact:
+def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
     """Files without a manifest. Their digest is of content in a folder, of the server's tags in S3."""
-    stored = listed()
-    before = _stamps(root, stored)
     files = tuple(File(item.name, item.size, "") for item in stored)
     if storage.is_s3(root):
-        identity: list[Any] = before
+        identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]
+        changed: Callable[[], bool] = lambda: _tags(root, files) != identity  # noqa: E731
     else:
         with Progress(f"hashing {root}", sum(file.size for file in files)) as bar:
-            identity = [[file.path, _remembered_digest(Path(root) / file.path, bar)] for file in files]
+            digests = {file.path: _remembered_digest(Path(root) / file.path, bar) for file in files}
+        identity = [[name, digest] for name, digest in digests.items()]
+        changed = _Watched(Path(root), digests).changed
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
-
-    def changed() -> bool:
-        try:
-            return _stamps(root, listed()) != before
-        except FileNotFoundError:
-            return True
-
     return Artifact(manifest, verified=False, changed=changed)
 
 
-def _stamps(root: str, stored: list[storage.Stored]) -> list[list[Any]]:
-    """What of each file cannot stay the same when it is written to: the server's tag, or (no program can set a time of
-    change) what the file system notes."""
-    if storage.is_s3(root):
-        return [[item.name, item.size, item.tag] for item in stored]
-    found = []
-    for item in stored:
-        status = (Path(root) / item.name).stat()
-        found.append([item.name, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns])
-    return found
+def _tags(root: str, files: Sequence[File]) -> list[list[Any]]:
+    """What the server says now of the files that were there; what came beside them nobody has read."""
+    there = {item.name: [item.name, item.size, item.tag] for item in storage.listing(root)}
+    return [there.get(file.path, [file.path]) for file in files]
+
+
+class _Watched:
+    """The files of a folder, as they were when their digests were taken."""
+
+    def __init__(self, root: Path, digests: Mapping[str, str]) -> None:
+        self._root, self._digests = root, digests
+        self._stamps = {name: self._stamp(name) for name in digests}
+
+    def _stamp(self, name: str) -> tuple[int, ...]:
+        """What cannot stay the same when a file is written to: no program can set a time of change."""
+        status = (self._root / name).stat()
+        return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+    def changed(self) -> bool:
+        """Whether one of them is gone or has other content. A new name of the file, or other rights, change its stamp
+        alone: then it is read once more."""
+        try:
+            return any(
+                self._stamp(name) != before and file_digest(self._root / name, blake3()) != self._digests[name]
+                for name, before in self._stamps.items()
+            )
+        except FileNotFoundError:
+            return True
 
 
 _hashed: dict[tuple[int, int, int, int], str] = {}

@@ -7,7 +7,7 @@ the stage's page, any other one the manifest. What the stage made is handed on a
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, get_origin
 
@@ -29,6 +29,7 @@ def component_of(
     repeated: Mapping[str, int] = MappingProxyType({}),
     joined: Sequence[str] = (),
     after: Sequence[type] = (),
+    only_after: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     **outputs: type,
 ) -> Any:
@@ -37,12 +38,16 @@ def component_of(
     name: by default the stage's. command: its module; by default the stage's. only: the options that are inputs; by
     default all. repeated: option → how often it may be given (`adapters_2` is a second --adapters), for references that
     no step can put together. joined: options whose value may begin with dashes. after: classes whose options stand
-    after `--`, for another command. defaults: of inputs, where they are not the command's.
+    after `--`, for another command, and only_after: which of them; of one that several classes have, the first one's
+    default. defaults: of inputs, where they are not the command's.
     """
     stage = stage_of(options)
     own = dict(_inputs(options, only, repeated))
     # what stands on both sides of `--` is said once, to this command
-    others = {one: kind for other in after for one, kind in _inputs(other, (), {}) if one not in own}
+    others: dict[str, tuple[str, Any, Any]] = {}
+    for one, given in (input for other in after for input in _inputs(other, only_after, {})):
+        if one not in own:
+            others.setdefault(one, given)
     signature = [
         *(_parameter(one, *of, defaults) for one, of in (own | others).items()),
         *(inspect.Parameter(one, _KIND, annotation=dsl.Output[kind]) for one, kind in outputs.items()),
@@ -71,18 +76,20 @@ def component_of(
         return component(**dict(zip((one.name for one in signature), given, strict=True)))
 
     called.__name__ = called.__qualname__ = name or stage
-    called.__doc__ = _text((*after, options), own | others)
+    called.__doc__ = _text((*reversed(after), options), own | others)
     # those that have to be given come first, as in any signature
     signature.sort(key=lambda one: one.default is not inspect.Parameter.empty)
     called.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    return dsl.container_component(called)
+    made = dsl.container_component(called)
+    made.defaults = dict(defaults)
+    return made
 
 
 _KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def _inputs(
-    options: type, only: Sequence[str], repeated: Mapping[str, int]
+    options: type, only: Collection[str], repeated: Mapping[str, int]
 ) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
     """Input → the option that it feeds, its type, its default."""
     for one, option in described(options).items():

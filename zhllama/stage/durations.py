@@ -10,11 +10,12 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def read_duration(text: str, option: str) -> timedelta:
-    """InputError for anything else."""
+    """InputError for anything else, and for what is longer than a timedelta can be (2.7 million years)."""
     found = _DURATION.fullmatch(text.strip())
+    wrong = InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 12h, 7d or 2w")
     if found is None:
-        raise InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 12h, 7d or 2w")
+        raise wrong
     try:
         return timedelta(**{_UNITS[found[2]]: float(found[1])})
-    except OverflowError as error:
-        raise InputError(f"{option} {text}: longer than the 2.7 million years that can be told; write less") from error
+    except OverflowError:
+        raise wrong from None

@@ -117,7 +117,7 @@ def references_of(config: Any) -> dict[str, list[str]]:
         marks = getattr(hints[field.name], "__metadata__", ())
         if _REF not in marks or not value:
             continue
-        given = weighted_references(value)
+        given = weighted_references(value) if _SEVERAL in marks else [(value, None)]
         if _WEIGHTED not in marks and any(weight is not None for _, weight in given):
             option = f"--{field.name.replace('_', '-')}"
             raise InputError(f"{option} {value}: weights do not count here; leave them out")

@@ -14,6 +14,7 @@ StorageFault, a missing object FileNotFoundError.
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -275,8 +276,12 @@ def listing(uri: str, hidden: bool = False) -> list[Stored]:
     else:
         root = Path(uri)
         for path in root.rglob("*"):
-            if path.is_file():
+            try:
                 status = path.stat()
+            except FileNotFoundError:
+                # deleted or renamed meanwhile; or a link to nothing
+                continue
+            if stat.S_ISREG(status.st_mode):
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
                 name = path.relative_to(root).as_posix()
                 found.append(Stored(name, status.st_size, str(status.st_mtime_ns), modified))

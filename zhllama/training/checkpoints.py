@@ -19,12 +19,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
 from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
@@ -63,6 +64,8 @@ class Run:
     configuration: Mapping[str, Any]
     inputs: Mapping[str, Input]
     cache_version: int = 1
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Of the options."""
 
     @property
     def folder(self) -> str:
@@ -124,20 +127,25 @@ def complete(run_folder: str) -> Iterator[Manifest]:
 
 def of_earlier_release(run: "Run") -> Iterator[Manifest]:
     """The complete checkpoints of the same training under another key, newest first: an earlier release gave it that
-    one, or other versions of the libraries did. Same inputs, same options that count, same cache version."""
+    one, or other versions of the libraries did. Same inputs, same options (one that a release lacked has its default),
+    same cache version. Not of a training that is over: its result is there, and this one is asked for anew."""
     found = []
     stage_folder = run.folder.rpartition("/")[0]
-    keys = {item.name.partition("/")[0] for item in storage.listing(stage_folder)} - {run.key}
-    for key in keys:
-        for manifest in complete(f"{stage_folder}/{key}"):
-            try:
-                require_same_run(manifest, run, "the checkpoint")
-            except InputError:
-                break
-            if manifest.facts.get("cache_version", 1) != run.cache_version:
-                break
-            found.append(manifest)
+    for key in sorted({item.name.partition("/")[0] for item in storage.listing(stage_folder)} - {run.key}):
+        if find_published(run.store, run.stage, key) is None:
+            found += [manifest for manifest in complete(f"{stage_folder}/{key}") if _is_of(manifest, run)]
     return iter(sorted(found, key=lambda one: (one.facts["step"], one.created), reverse=True))
+
+
+def _is_of(checkpoint: Manifest, run: Run) -> bool:
+    if checkpoint.stage != run.stage or checkpoint.facts.get("cache_version", 1) != run.cache_version:
+        return False
+    theirs = {name: given.digest for name, given in checkpoint.inputs.items()}
+    ours = {name: given.digest for name, given in run.inputs.items()}
+    options = {*checkpoint.configuration, *run.configuration}
+    return theirs == ours and all(
+        checkpoint.configuration.get(name, run.defaults.get(name)) == run.configuration.get(name) for name in options
+    )
 
 
 def clean(run_folder: str, keep: int, start: str = "") -> None:

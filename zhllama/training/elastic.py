@@ -27,7 +27,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.log import mask, set_up_logging
-from zhllama.stage.options import StageOptions
+from zhllama.stage.options import StageOptions, described
 from zhllama.training.checkpoints import Run
 from zhllama.training.cores import allowed_cores
 from zhllama.training.node import STARTED, Node
@@ -63,8 +63,10 @@ class Work(Generic[Options]):
 
     def run(self) -> Run:
         """The same as its checkpoints know it."""
-        version = type(self.options).cache_version
-        return Run(self.options.store, self.stage, self.key, self.configuration, self.inputs, version)
+        kind: Any = type(self.options)
+        defaults = {name: one.default for name, one in described(kind).items()}
+        given = (self.options.store, self.stage, self.key, self.configuration, self.inputs)
+        return Run(*given, cache_version=kind.cache_version, defaults=defaults)
 
     def writer(self) -> ArtifactWriter:
         """The artifact in the making; only the first process of the first node may use it."""

@@ -16,6 +16,15 @@ SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
 """Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
 what."""
 
+EACH_RUN = {
+    "max_steps": "steps",
+    "learning_rate": "learning_rate",
+    "per_device_train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulation",
+    "embedding_lr": "embedding_learning_rate",
+}
+"""Options that a run of a compiled pipeline may change → what sizes and settings call them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(StageOptions):

@@ -37,7 +37,7 @@ def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
     if options.publish_checkpoint:
         from zhllama.training.worker import publish_checkpoint
 
-        return publish_checkpoint(work, inputs, _publisher(options))
+        return publish_checkpoint(work, opened, inputs, _publisher(options))
     return run_workers(train_worker, work)
 
 

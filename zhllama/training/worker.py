@@ -57,6 +57,7 @@ def run_worker(work: Work[Any], publish: Publish) -> None:
         _say_what_is_trained(options, inputs.dataset, model, arguments.world_size)
     trained = train(options, arguments, model, blocks, held_out, work.run(), metrics_root=work.writer().root)
     if rank == 0:
+        opened.require_unchanged()
         publish(work.writer(), inputs, model, trained)
     if dist.is_initialized():
         dist.barrier()
@@ -64,7 +65,7 @@ def run_worker(work: Work[Any], publish: Publish) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish_checkpoint(work: Work[Any], inputs: TrainingInputs, publish: Publish) -> Manifest:
+def publish_checkpoint(work: Work[Any], opened: Inputs, inputs: TrainingInputs, publish: Publish) -> Manifest:
     """Publishes the checkpoint that the options name as the training's result would be. In one process."""
     options: LoraOptions = work.options
     checkpoint = open_checkpoint(options.publish_checkpoint, "--publish-checkpoint")
@@ -75,6 +76,7 @@ def publish_checkpoint(work: Work[Any], inputs: TrainingInputs, publish: Publish
     history = History.of(json.loads(checkpoint.read(TRAINER))["log_history"])
     out = work.writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
+    opened.require_unchanged()
     return publish(out, inputs, model, Trained(history, weights))
 
 

@@ -251,10 +251,6 @@ def append(folder: Path) -> None:
         file.write(" and more")
 
 
-def add(folder: Path) -> None:
-    (folder / "b.txt").write_text("new")
-
-
 def replace_by_another_of_the_same_size_and_time(folder: Path) -> None:
     before = (folder / "a.txt").stat()
     (folder / "new").write_text("two")
@@ -266,7 +262,7 @@ def delete(folder: Path) -> None:
     (folder / "a.txt").unlink()
 
 
-@pytest.mark.parametrize("change", [append, add, replace_by_another_of_the_same_size_and_time, delete])
+@pytest.mark.parametrize("change", [append, replace_by_another_of_the_same_size_and_time, delete])
 def test_what_was_read_of_a_folder_that_changed_meanwhile_is_not_published(change, two_folders, tmp_path):
     folder = Path(two_folders[0])
 
@@ -278,6 +274,40 @@ def test_what_was_read_of_a_folder_that_changed_meanwhile_is_not_published(chang
     with pytest.raises(InputError, match=f"--model {folder}: it was changed while it was read"):
         run_stage(Keyed(store=str(tmp_path / "store"), model=str(folder)), work)
     assert not list((tmp_path / "store").rglob("manifest.json"))
+
+
+def link(folder: Path) -> None:
+    os.link(folder / "a.txt", folder.parent / "backup")
+
+
+def rewrite(folder: Path) -> None:
+    content = (folder / "a.txt").read_text()
+    (folder / "a.txt").write_text(content)
+
+
+def add(folder: Path) -> None:
+    """Which nobody has read: a cache of a program's, a store below the folder."""
+    (folder / "b.txt").write_text("new")
+
+
+@pytest.mark.parametrize("touch", [link, rewrite, add, lambda folder: (folder / "a.txt").chmod(0o600)])
+def test_a_folder_whose_files_say_what_they_said_has_not_changed(touch, two_folders, tmp_path):
+    folder = Path(two_folders[0])
+
+    def work(config: Keyed, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+        out.add_bytes("copy", inputs["model"].read("a.txt"))
+        touch(folder)
+        return out.publish("files")
+
+    assert run_stage(Keyed(store=str(folder / "store"), model=str(folder)), work).kind == "files"
+
+
+def test_a_reference_that_must_be_one_may_hold_a_comma(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "a,b" / "a.txt").write_text("one")
+    assert Inputs.open(Keyed(store="/a", model=str(tmp_path / "a,b")))["model"].read("a.txt") == b"one"
+    with pytest.raises(InputError, match=r"--model .*: nothing is there"):
+        Inputs.open(Keyed(store="/a", model=f"{tmp_path / 'a,b'},{tmp_path}"))
 
 
 def test_what_was_read_of_a_prefix_that_changed_meanwhile_is_not_published(s3_store):

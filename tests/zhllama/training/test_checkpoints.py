@@ -9,6 +9,7 @@ import pytest
 from zhllama import storage
 from zhllama.artifacts.manifest import Input
 from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import (
     KIND,
@@ -17,6 +18,7 @@ from zhllama.training.checkpoints import (
     clean,
     commit,
     complete,
+    of_earlier_release,
     open_checkpoint,
     require_same_run,
     require_world,
@@ -225,3 +227,43 @@ def test_patience_of_0_minutes_never_ends():
     patience = Patience(minutes=0)
     patience.failed("503", now=0.0)
     assert not patience.over(now=1e9)
+
+
+# --- under another key ------------------------------------------------------------------------------------------------
+
+
+def found(run: Run, **changes) -> list[int]:
+    return [one.facts["step"] for one in of_earlier_release(dataclasses.replace(run, key="n" * 32, **changes))]
+
+
+def test_an_earlier_releases_checkpoints_of_the_same_training_are_found_newest_first(run):
+    for step in (3, 7):
+        checkpoint(run, step)
+    assert found(run) == [7, 3]
+    # an option that the earlier release lacked, at its default
+    assert found(run, configuration=dict(run.configuration, label=0.0), defaults={"label": 0.0}) == [7, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"configuration": {"lora_r": 8, "seed": 2}},
+        {"configuration": {"lora_r": 8, "seed": 1, "per_device_train_batch_size": 4}},
+        {"configuration": {"lora_r": 8, "seed": 1, "label": 0.5}, "defaults": {"label": 0.0}},
+        {"inputs": {"model": Input("s3://b/model", "b" * 64)}},
+        {"stage": "finetune"},
+        {"cache_version": 2},
+    ],
+    ids=["option", "batch", "new option that is set", "input", "stage", "cache version"],
+)
+def test_another_trainings_are_not(run, changes):
+    checkpoint(run, 7)
+    assert found(run, **changes) == []
+
+
+def test_those_of_a_training_that_is_over_are_not(run):
+    checkpoint(run, 7)
+    out = ArtifactWriter(run.store, run.stage, run.key)
+    out.add_bytes("weights", b"trained")
+    out.publish("adapter")
+    assert found(run) == []
