@@ -33,15 +33,15 @@ _ANYWHERE = "s3://bucket/prefix"
 def training_options(size: Size, training: str, values: Mapping[str, Value]) -> dict[str, Any]:
     """Options of a training's command: what a size says, and what else was set (`values`, by the setting's name)."""
     of = size.training(training)
-    sized = {option: name for option, name in (EACH_RUN | SIZED).items() if hasattr(of, name)}
-    options: dict[str, Any] = {option: getattr(of, name) for option, name in sized.items()}
+    of_command, names = described(OPTIONS[training]), EACH_RUN | SIZED
+    sized = [option for option in of_command if option in names and hasattr(of, names[option])]
+    options: dict[str, Any] = {option: getattr(of, names[option]) for option in sized}
     if training != "embeddings":
         # 0, 0 and -1 mean an adapter's own, which no size says
         shape = {f"lora_{'r' if name == 'rank' else name}": name for name in ("rank", "alpha", "dropout")}
         options |= {option: values.get(f"lora_{name}", getattr(size.adapter, name)) for option, name in shape.items()}
     if training == "sft" and size.sft_trains_embeddings:
         options["train_embeddings"] = True
-    of_command = described(OPTIONS[training])
     for option in compiled_options(OPTIONS[training]):
         default = of_command[option].default
         if option not in SIZED and values.get(f"{training}_{option}", default) != default:

@@ -64,8 +64,6 @@ class TrainingOptions(StageOptions):
     """Of the computation; trainable weights keep float32 masters. auto: bfloat16 on a GPU, float32 on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    deepspeed: str = "zero2"
-    """DeepSpeed configuration: zero2, zero2_offload, zero3, a JSON file, or `none` for plain data parallelism."""
     faithful: bool = False
     """The recipe's batches, for comparison: padded to the longest, documents of a block not kept apart."""
     peak_tflops: NotKeyed[float] = 0.0
@@ -76,6 +74,8 @@ class TrainingOptions(StageOptions):
     """Steps between two evaluations; 0: only after the last step."""
     save_steps: NotKeyed[int] = 500
     """Steps between two checkpoints; 0: none."""
+    deepspeed: str = "zero2"
+    """DeepSpeed configuration: zero2, zero2_offload, zero3, a JSON file, or `none` for plain data parallelism."""
     save_total_limit: NotKeyed[int] = 3
     """Checkpoints that are kept in the store."""
     resume_from_checkpoint: NotKeyed[str] = ""
