@@ -82,13 +82,14 @@ class Follower:
                 found = None
             pods = self._cluster.pods(job, uid) if found is not None else []
             logs.follow(pods)
-            starting = [pod["metadata"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
-            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
-            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
             # two seconds after a job has failed its pods are gone, and with them what they said
             seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
             failed = found is not None and "Failed" in true_conditions(found)
-            seen = self._believed(judge(found, list(seen_pods.values()) if failed else pods, warnings), pods)
+            told_by = list(seen_pods.values()) if failed else pods
+            starting = [pod["metadata"] for pod in told_by if (pod.get("status") or {}).get("phase") == "Pending"]
+            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
+            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
+            seen = self._believed(judge(found, told_by, warnings), pods)
             now = time.monotonic()
             if looked:
                 deadlines.spend(last.state, now - looked)
