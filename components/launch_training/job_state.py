@@ -50,7 +50,7 @@ class Verdict:
     @property
     def given_up(self) -> bool:
         """Whether the launcher has seen enough of a job that may itself go on."""
-        return self.state in (State.EXPIRED, State.WRONG_INPUT)
+        return self.state in (State.EXPIRED, State.WRONG_INPUT, State.YIELDED)
 
 
 def attempt_of(job: Mapping[str, Any]) -> int:
