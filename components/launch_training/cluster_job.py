@@ -119,6 +119,8 @@ class Launch:
 
     def _attempt(self, job: TrainingJob) -> Verdict:
         """Creates the job, or finds it, and follows it to its end."""
+        if self._cluster.read(job) is None and not self._others.have_left():
+            return Verdict(State.YIELDED)
         own = self._create(job)
         uid = own[1]
 

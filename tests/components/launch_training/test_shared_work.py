@@ -31,11 +31,11 @@ def first(cluster, command):
 
 @pytest.fixture
 def launch(tiny_model, packed_text, tmp_path):
-    """`launch()`: the launcher of run 2, in this process."""
+    """`launch(**options)`: the launcher of run 2, in this process."""
 
-    def run_it():
+    def run_it(**options):
         chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
-        return run_stage(LaunchTraining(**chosen, run_id="run-2", backend="pytorchjob"), launch_training)
+        return run_stage(LaunchTraining(**chosen, run_id="run-2", backend="pytorchjob", **options), launch_training)
 
     return run_it
 
@@ -213,6 +213,53 @@ def test_of_two_jobs_of_one_second_one_trains_whichever_was_posted_last(
     assert launch().kind == "adapter"
     assert names(cluster) == remain
     assert cluster.posts() == 1
+
+
+class LastPod:
+    """A pod of another run's job, which was deleted: it is there when the launcher looks for jobs, and goes at that look
+    at the pods (0: never)."""
+
+    def __init__(self, cluster, phase: str, gone_after: int) -> None:
+        self.cluster, self.phase, self.gone_after = cluster, phase, gone_after
+        self.path = f"{ROOTS['Pod']}/run-1-lora-a1-master-0"
+        self.looks, self.posts_before = 0, 0
+
+    def __call__(self, method, path):
+        asked = next(one for one in reversed(self.cluster.asked) if (one.method, one.path) == (method, path))
+        selector = asked.query.get("labelSelector", "")
+        if method != "GET" or not selector.startswith("zhllama.io/key="):
+            return
+        if path.endswith("/pytorchjobs") and self.path not in self.cluster.objects and not self.looks:
+            labels = {"zhllama.io/key": selector.partition("=")[2], "zhllama.io/run": "run-1"}
+            metadata = {"name": self.path.rpartition("/")[2], "namespace": "team", "labels": labels}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": {"phase": self.phase}}
+            self.cluster.put(self.path, pod)
+        elif path.endswith("/pods"):
+            self.looks += 1
+            self.posts_before = self.cluster.posts()
+            if self.looks == self.gone_after:
+                self.cluster.delete(self.path)
+
+
+def test_a_job_of_our_own_waits_for_the_pods_of_another_runs_deleted_one(cluster, launch):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = last = LastPod(cluster, "Running", gone_after=2)
+    assert launch().kind == "adapter"
+    assert (last.looks, last.posts_before, cluster.posts()) == (2, 0, 1)
+
+
+def test_a_pod_that_has_ended_is_not_waited_for(cluster, launch):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = last = LastPod(cluster, "Failed", gone_after=0)
+    assert launch().kind == "adapter"
+    assert last.looks == 1
+
+
+def test_a_pod_that_stays_is_waited_for_no_longer_than_its_grace_period(cluster, launch, caplog):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = LastPod(cluster, "Running", gone_after=0)
+    assert launch(grace_seconds=1).kind == "adapter"
+    assert "pod run-1-lora-a1-master-0 is still there after its grace period" in caplog.text
 
 
 def test_the_same_work_in_two_stores_is_two_jobs(tmp_path):
