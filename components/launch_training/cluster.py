@@ -76,17 +76,21 @@ class Cluster:
 
     def pods(self, job: TrainingJob, uid: str) -> list[dict[str, Any]]:
         """The job's pods; not those that a job of the same name has left behind."""
-        selector = f"{self.kind.pods_label}={job.name}"
-        try:
-            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=job.namespace, label_selector=selector)
-        except ApiException as error:
-            raise unanswered(error) from error
+        listed = self.pods_of(job.namespace, f"{self.kind.pods_label}={job.name}")
 
         def ours(pod: dict[str, Any]) -> bool:
             owners = pod["metadata"].get("ownerReferences") or ()
             return all(owner["uid"] == uid for owner in owners if owner.get("kind") == self.kind.kind)
 
-        return [pod for pod in listed["items"] if ours(pod)]
+        return [pod for pod in listed if ours(pod)]
+
+    def pods_of(self, namespace: str, selector: str) -> list[dict[str, Any]]:
+        """Pods that have those labels, whatever job they are of."""
+        try:
+            listed = call(plain, call=self._pods.list_namespaced_pod, namespace=namespace, label_selector=selector)
+        except ApiException as error:
+            raise unanswered(error) from error
+        return list(listed["items"])
 
     def warnings(self, job: TrainingJob, uid: str, pods: Mapping[str, str]) -> list[str]:
         """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a

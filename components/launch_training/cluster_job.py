@@ -77,8 +77,6 @@ class Launch:
         self._others = OtherRuns(cluster, self._follower, self._first)
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
-        self._made_now: tuple[str, str] | None = None
-        """The age of the job that was made just now; None of one that was there."""
         self._posting: Future[dict[str, Any]] | None = None
         self._given_up = False
         """Whether a request to create a job was not answered in time: the server may still be at it."""
@@ -121,14 +119,18 @@ class Launch:
 
     def _attempt(self, job: TrainingJob) -> Verdict:
         """Creates the job, or finds it, and follows it to its end."""
-        uid = self._create(job)
-        if self._made_now and any(age(other) < self._made_now for other in self._others.live()):
-            # of two runs that began at once, one trains
-            self._delete(job, uid)
-            self._forget(job, [])
+        if self._cluster.read(job) is None and not self._others.have_left():
             return Verdict(State.YIELDED)
-        verdict, lines = self._follower.follow(job, uid)
-        if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED):
+        own = self._create(job)
+        uid = own[1]
+
+        def yields() -> bool:
+            # of two runs that began at once, one trains. One look is not enough: the times of the server are whole
+            # seconds, so the job that is made after this one may count as the older
+            return bool(uid) and any(age(other) < own for other in self._others.live())
+
+        verdict, lines = self._follower.follow(job, uid, yields)
+        if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED, State.YIELDED):
             # one that has ended stays, and the result of one that has not may be there
             self._delete(job, uid)
         self._forget(job, lines)
@@ -136,10 +138,9 @@ class Launch:
 
     # --- to its beginning ---------------------------------------------------------------------------------------------
 
-    def _create(self, job: TrainingJob) -> str:
-        """The job's uid: created, or found and ours."""
+    def _create(self, job: TrainingJob) -> tuple[str, str]:
+        """The job's age, with its uid: created, or found and ours. Both "" where it is gone."""
         self._current = (job.name, "")
-        self._made_now = None
         found = self._wait_for_the_last_one(job)
         owned = replace(job, owner=job.owner or self._cluster.workflow(job.namespace))
         policy_made = self._cluster.create_policy(owned)
@@ -155,16 +156,15 @@ class Launch:
                     "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node
                 )
                 self._current = (job.name, found["metadata"]["uid"])
-                self._made_now = age(found)
-                return str(found["metadata"]["uid"])
+                return age(found)
             # made by this process before a lost answer, or by another launcher of this run
             found = self._cluster.read(job)
         if found is None:
-            return ""
+            return "", ""
         newest([found], self._key)
         log.info("training job %s/%s is there: following it", job.namespace, job.name)
         self._current = (job.name, found["metadata"]["uid"])
-        return str(found["metadata"]["uid"])
+        return age(found)
 
     def _wait_for_the_last_one(self, job: TrainingJob) -> dict[str, Any] | None:
         """The job of that name; one that is being deleted is none, when it has gone."""

@@ -32,6 +32,9 @@ WATCH_SECONDS = 300
 """How long a watch lasts. The API server ends it then, and it begins anew."""
 FIRST_REWATCH, LONGEST_REWATCH = 0.5, 15.0
 """Seconds between a watch's end and the next one."""
+SETTLED = 3.0
+"""Seconds after which a job is looked at again in any case: one that another run made in the same second, by the times
+of the server, is there by then."""
 MOST_ASKED = 8
 """Pods that do not start whose events are read: they mostly say the same."""
 
@@ -60,21 +63,25 @@ class Follower:
     def stop(self) -> None:
         self._over.set()
 
-    def follow(self, job: TrainingJob, uid: str) -> tuple[Verdict, list[str]]:
-        """Follows a job until it is over, its logs passed on: how it ended, and its last lines."""
+    def follow(
+        self, job: TrainingJob, uid: str, yields: Callable[[], bool] = lambda: False
+    ) -> tuple[Verdict, list[str]]:
+        """Follows a job until it is over, its logs passed on: how it ended, and its last lines. yields: whether it is
+        to be given up for another one; asked at each look."""
         logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
         try:
-            verdict = self._judge_until_over(job, uid, logs)
+            verdict = self._judge_until_over(job, uid, logs, yields)
             logs.finish(not verdict.given_up)
         finally:
             logs.stop()
         return verdict, list(logs.kept)
 
-    def _judge_until_over(self, job: TrainingJob, uid: str, logs: JobLogs) -> Verdict:
+    def _judge_until_over(self, job: TrainingJob, uid: str, logs: JobLogs, yields: Callable[[], bool]) -> Verdict:
         """What a launcher before this one has seen of it counts for its deadlines."""
         deadlines = Deadlines(self._waiting, job.deadline_seconds, job.grace_seconds)
         last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
         seen_pods: dict[str, dict[str, Any]] = {}
+        settled = time.monotonic() + SETTLED
         while True:
             found = self._cluster.read(job)
             if found is not None and uid and found["metadata"]["uid"] != uid:
@@ -82,13 +89,14 @@ class Follower:
                 found = None
             pods = self._cluster.pods(job, uid) if found is not None else []
             logs.follow(pods)
-            starting = [pod["metadata"] for pod in pods if (pod.get("status") or {}).get("phase") == "Pending"]
-            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
-            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
             # two seconds after a job has failed its pods are gone, and with them what they said
             seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
             failed = found is not None and "Failed" in true_conditions(found)
-            seen = self._believed(judge(found, list(seen_pods.values()) if failed else pods, warnings), pods)
+            told_by = list(seen_pods.values()) if failed else pods
+            starting = [pod["metadata"] for pod in told_by if (pod.get("status") or {}).get("phase") == "Pending"]
+            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
+            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
+            seen = self._believed(judge(found, told_by, warnings), pods)
             now = time.monotonic()
             if looked:
                 deadlines.spend(last.state, now - looked)
@@ -106,11 +114,14 @@ class Follower:
                 if verdict.state is State.GONE and self._cancelled():
                     raise SystemExit(EXIT_CANCELLED)
                 return verdict
+            if yields():
+                return Verdict(State.YIELDED)
             for warning in warnings:
                 if (cause := without_counts(warning)) not in said:
                     log.warning("training job %s: %s", job.name, warning)
                     said.add(cause)
-            self.sleep()
+            left = settled - time.monotonic()
+            self.sleep(left if left > 0 else LOOK_EVERY)
 
     def _believed(self, verdict: Verdict, pods: list[dict[str, Any]]) -> Verdict:
         """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
@@ -127,10 +138,10 @@ class Follower:
             return Verdict(State.FAILED, "its Master ended with 0, and published no result; see its log")
         return verdict
 
-    def sleep(self) -> None:
-        """Until a watch says something, or it is time to look."""
+    def sleep(self, most: float = LOOK_EVERY) -> None:
+        """Until a watch says something, or it is time to look: after so many seconds at most."""
         try:
-            self._woken.get(timeout=LOOK_EVERY)
+            self._woken.get(timeout=min(most, LOOK_EVERY))
         except queue.Empty:
             return
         while not self._woken.empty():

@@ -50,7 +50,7 @@ class Verdict:
     @property
     def given_up(self) -> bool:
         """Whether the launcher has seen enough of a job that may itself go on."""
-        return self.state in (State.EXPIRED, State.WRONG_INPUT)
+        return self.state in (State.EXPIRED, State.WRONG_INPUT, State.YIELDED)
 
 
 def attempt_of(job: Mapping[str, Any]) -> int:
@@ -83,7 +83,9 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
         if wrong is not None:
             return Verdict(State.WRONG_INPUT, wrong)
     if "Failed" in conditions:
-        return _failed(conditions["Failed"], pods, warnings)
+        # of a job that has run, Events tell what kept its pods before
+        said = _end(pods, warnings) or _kept(pods, () if _has_run(job, pods) else warnings)
+        return _failed(conditions["Failed"], said)
     if job.get("metadata", {}).get("deletionTimestamp"):
         return Verdict(State.WAITING, "it is being deleted")
     if "Suspended" in conditions:
@@ -145,11 +147,31 @@ def without_counts(text: str) -> str:
     return re.sub(r"(\d+[hms]?)+", "#", text)
 
 
-def _failed(condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:
+def _end(pods: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
+    """How the first pod that ended badly did."""
     said = next(filter(None, map(_termination_message, pods)), "")
-    if not said:
-        # the pods may be gone by now: two seconds after a job has failed they are
-        said = next((one for one in reversed(warnings) if "exitCode" in one or one.startswith(_REFUSED)), "")
+    # the pods may be gone by now: two seconds after a job has failed they are
+    return said or next((one for one in reversed(warnings) if "exitCode" in one or one.startswith(_REFUSED)), "")
+
+
+_KEPT = ("Unschedulable", "ErrImage", "ImagePullBackOff", "InvalidImageName", "CreateContainer")
+"""Reasons of Events on the job that repeat why a pod does not start."""
+
+
+def _kept(pods: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
+    """What keeps a job's pods from their beginning: by themselves, and by the Events where those are gone."""
+    pending = next(filter(None, map(_pending_reason, pods)), "") or _pending_event(warnings)
+    return pending or next((one for one in reversed(warnings) if one.startswith(_KEPT)), "")
+
+
+def _has_run(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some of its pods ran."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    began = any(one["type"] in ("Running", "Restarting") for one in conditions)
+    return began or any((pod.get("status") or {}).get("phase") in ("Running", "Succeeded", "Failed") for pod in pods)
+
+
+def _failed(condition: Mapping[str, Any], said: str) -> Verdict:
     reason, message = condition.get("reason", "Failed"), condition.get("message", "")
     text = "; ".join(filter(None, (f"{reason}: {message}".strip(": "), said)))
     # the operator of PyTorchJobs says it in its message alone

@@ -1,6 +1,7 @@
 """The same work of several runs: one of them trains, the others follow its job."""
 
 import logging
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -66,3 +67,30 @@ class OtherRuns:
                 verdict.reason,
             )
         return False
+
+    def have_left(self) -> bool:
+        """Waits until no pod of another run's job for this work is there, for the grace period at most: pods outlive a
+        job that was deleted, and write their last checkpoint. False where another run has a job for it by now."""
+        until, said = time.monotonic() + self._first.grace_seconds, ""
+        while pods := self._pods():
+            if self.live():
+                return False
+            left = until - time.monotonic()
+            if left <= 0:
+                log.warning("pod %s is still there after its grace period: going on without its checkpoint", pods[0])
+                return True
+            if said != pods[0]:
+                said = pods[0]
+                log.info("pod %s of another run does the same work, and is on its way out: waiting for its end", said)
+            self._follower.sleep(left)
+        return True
+
+    def _pods(self) -> list[str]:
+        """Pods of other runs' jobs for this work that may still write."""
+        run = self._first.labels[f"{LABEL}run"]
+        return [
+            pod["metadata"]["name"]
+            for pod in self._cluster.pods_of(self._first.namespace, f"{LABEL}key={self._key}")
+            if pod["metadata"]["labels"].get(f"{LABEL}run") != run
+            and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        ]

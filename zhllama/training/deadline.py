@@ -43,7 +43,7 @@ class Deadline:
         if self._seconds:
             left = self._seconds - (time.time() - _first_start())
             if left <= 0:
-                raise self._over()
+                raise StorageFault(self._line())
             self._timer = threading.Timer(left, self._stop)
             self._timer.daemon = True
             self._timer.start()
@@ -55,15 +55,19 @@ class Deadline:
         if self._timer is not None:
             self._timer.cancel()
         if error is not None and self._passed.is_set() and not isinstance(error, InputError):
-            raise self._over() from error
+            raise StorageFault(self._line()) from error
 
     def _stop(self) -> None:
         self._passed.set()
         log.warning("the deadline of %d s is here: stopping", self._seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _over(self) -> StorageFault:
-        return StorageFault(
+    def late(self) -> str:
+        """The line that says that the deadline has passed, "" before it has."""
+        return self._line() if self._passed.is_set() else ""
+
+    def _line(self) -> str:
+        return (
             f"the training was stopped at its deadline of {self._seconds} s; raise --deadline-seconds: it goes on from "
             "its newest checkpoint"
         )

@@ -30,6 +30,7 @@ from zhllama.stage.log import mask, set_up_logging
 from zhllama.stage.options import StageOptions, described
 from zhllama.training.checkpoints import Run
 from zhllama.training.cores import allowed_cores
+from zhllama.training.deadline import Deadline
 from zhllama.training.node import STARTED, Node
 
 log = logging.getLogger("training")
@@ -73,14 +74,16 @@ class Work(Generic[Options]):
         return ArtifactWriter(self.options.store, self.stage, self.key, self.configuration, self.inputs)
 
 
-def run_workers(worker: Callable[[Work[Options]], None], work: Work[Options]) -> Manifest:
+def run_workers(
+    worker: Callable[[Work[Options]], None], work: Work[Options], deadline: Deadline | None = None
+) -> Manifest:
     """Runs `worker(work)` in every process of this node and returns what rank 0, on whichever node, published.
 
-    `worker` is a function of a module (it is pickled). InputError with the worker's line when one ends with 2,
-    SystemExit(143) when they were cancelled, TrainingFault otherwise.
+    `worker` is a function of a module (it is pickled); deadline: the one that is open. InputError with the worker's
+    line when one ends with 2, SystemExit(143) when they were cancelled, TrainingFault otherwise.
     """
     if any(name.startswith("PET_") for name in os.environ):
-        _run_elastic(worker, work)
+        _run_elastic(worker, work, deadline.late if deadline else lambda: "")
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
         worker(work)
@@ -90,7 +93,7 @@ def run_workers(worker: Callable[[Work[Options]], None], work: Work[Options]) ->
     return manifest
 
 
-def _run_elastic(worker: Callable[[Any], None], work: Work[Any]) -> None:
+def _run_elastic(worker: Callable[[Any], None], work: Work[Any], late: Callable[[], str]) -> None:
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -103,7 +106,7 @@ def _run_elastic(worker: Callable[[Any], None], work: Work[Any]) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as said:
         config = _launch_config(said)
-        node = Node(Path(said), config.max_nodes)
+        node = Node(Path(said), config.max_nodes, late=late)
         try:
             with node:
                 elastic_launch(config, _in_worker)(worker, work, said)

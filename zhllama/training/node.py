@@ -3,8 +3,8 @@
 In the rendezvous, and in a worker's init_process_group, the main thread is in a call of C++, where no signal handler of
 Python's runs: on a real cluster a cancelled pod stayed for the whole of its 300 seconds. The C handler writes each
 signal into a pipe, whatever the main thread does, and a thread reads it. Before the first step nothing is to be saved,
-so that thread ends the workers and the process; after it the agent passes SIGTERM on, and
-the workers write a checkpoint.
+so that thread ends the workers and the process, be it for a cancel or for the deadline (deadline.py); after it the
+agent passes SIGTERM on, and the workers write a checkpoint.
 """
 
 import logging
@@ -15,11 +15,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from zhllama.errors import EXIT_CANCELLED
+from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT
 from zhllama.stage.log import leave_last_line
 
 log = logging.getLogger("training")
@@ -33,10 +34,13 @@ SAY_EVERY = 60.0
 
 
 class Node:
-    """This node, from the rendezvous on. folder: the agent's own, where its workers leave files."""
+    """This node, from the rendezvous on. folder: the agent's own, where its workers leave files; late: the line that
+    says that a deadline has passed, which is no cancel."""
 
-    def __init__(self, folder: Path, nodes: int, say_every: float = SAY_EVERY) -> None:
-        self._folder, self._nodes, self._say_every = folder, nodes, say_every
+    def __init__(
+        self, folder: Path, nodes: int, say_every: float = SAY_EVERY, late: Callable[[], str] = lambda: ""
+    ) -> None:
+        self._folder, self._nodes, self._say_every, self._late = folder, nodes, say_every, late
         self._begun = time.monotonic()
         self._over = threading.Event()
 
@@ -86,12 +90,13 @@ class Node:
     def _wait(self) -> None:
         while number := os.read(self._reading, 1):
             if number[0] in (signal.SIGTERM, signal.SIGINT) and not self._workers(TRAINING):
-                leave_last_line("cancelled")
+                late = self._late()
+                leave_last_line(f"fault: {late}" if late else "cancelled")
                 for worker in multiprocessing.active_children():
                     worker.kill()
                 shutil.rmtree(self._folder, ignore_errors=True)
                 sys.stdout.flush()
-                os._exit(EXIT_CANCELLED)
+                os._exit(EXIT_FAULT if late else EXIT_CANCELLED)
         os.close(self._reading)
 
 

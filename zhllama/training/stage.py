@@ -21,11 +21,11 @@ def run_training(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> M
 
     With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.
     """
-    with Deadline():
-        return _run(options, opened, out)
+    with Deadline() as deadline:
+        return _run(options, opened, out, deadline)
 
 
-def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
+def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter, deadline: Deadline) -> Manifest:
     inputs = checked_inputs(options, opened)
     work = Work.of(options, out)
     for option in ("resume_from_checkpoint", "publish_checkpoint"):
@@ -38,7 +38,7 @@ def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
         from zhllama.training.worker import publish_checkpoint
 
         return publish_checkpoint(work, opened, inputs, _publisher(options))
-    return run_workers(train_worker, work)
+    return run_workers(train_worker, work, deadline)
 
 
 def train_worker(work: Work[Any]) -> None:

@@ -131,3 +131,51 @@ def test_what_goes_on_for_a_while_is_said_once(name):
     """ErrImagePull and ImagePullBackOff take turns, the counts of refused pods grow, back-offs become longer."""
     _, said = judged(name)
     assert len(said) <= 6, said
+
+
+@pytest.mark.parametrize("pods_are_gone", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("unschedulable-gpu", "0/1 nodes are available: 1 Insufficient nvidia.com/gpu"),
+        ("image-pull-backoff", "registry.example.com/team/none:1"),
+        ("configmap-volume-missing", 'FailedMount: MountVolume.SetUp failed for volume "c" : configmap "none"'),
+        ("secret-missing", 'secret "zhllama-s3" not found'),
+        ("deadline-while-refused", 'FailedCreatePod: Error creating: pods "j-master-0" is forbidden'),
+    ],
+)
+def test_a_job_that_ends_at_its_deadline_before_it_began_says_what_kept_it(name, text, pods_are_gone):
+    """The deadline's own words are the operator's, of deadline-touched; a moment later it deletes the pods."""
+    replay = Replay(name)
+    for _ in replay.moments():
+        pass
+    assert replay.job is not None
+    found = judge(with_deadline_over(replay.job), [] if pods_are_gone else [*replay.pods.values()], replay.warnings)
+    assert found.state is State.EXPIRED
+    assert "active longer than specified deadline; " in found.reason
+    assert text in found.reason
+
+
+def test_a_job_that_ran_to_its_deadline_does_not_blame_what_kept_it_before():
+    replay = Replay("success")
+    for _ in replay.moments():
+        if replay.job is not None and "Running" in true_conditions(replay.job):
+            break
+    assert replay.job is not None
+    earlier = ["FailedMount: a volume that came later", "Unschedulable: Error pod j-master-0 condition message: none"]
+    for pods in (list(replay.pods.values()), []):
+        reason = judge(with_deadline_over(replay.job), pods, earlier).reason
+        assert reason.endswith(
+            "active longer than specified deadline; raise --deadline-seconds: it goes on from its checkpoint"
+        )
+
+
+def with_deadline_over(job):
+    """The job as the operator leaves it at its deadline."""
+    told = {"type": "Failed", "status": "True", "reason": "PyTorchJobFailed"}
+    told["message"] = "Job j has failed because it was active longer than specified deadline"
+    before = [
+        one | {"status": "False"} if one["type"] == "Running" else one
+        for one in (job.get("status") or {}).get("conditions") or ()
+    ]
+    return {**job, "status": {"conditions": [*before, told]}}

@@ -6,8 +6,11 @@ import time
 import pytest
 
 from components.launch_training.job_deletion import delete_unfinished
+from components.launch_training.launcher import launch_training
+from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import name_of, run, succeed, train
+from zhllama.stage.run import run_stage
 
 
 def names(cluster) -> list[str]:
@@ -24,6 +27,17 @@ def first(cluster, command):
     if process.poll() is None:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def launch(tiny_model, packed_text, tmp_path):
+    """`launch(**options)`: the launcher of run 2, in this process."""
+
+    def run_it(**options):
+        chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
+        return run_stage(LaunchTraining(**chosen, run_id="run-2", backend="pytorchjob", **options), launch_training)
+
+    return run_it
 
 
 class Following:
@@ -147,6 +161,105 @@ def test_of_two_jobs_that_were_made_at_once_the_older_stays(cluster, command):
     cluster.set_condition("run-0-lora-a1", "Succeeded")
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
+
+
+class Rival:
+    """Another run's launcher: it looked before our job was there, and posts its own after our first look at the others;
+    in the same second, by the times of the server."""
+
+    def __init__(self, cluster, uid: str, watches: bool) -> None:
+        self.cluster, self.uid, self.watches = cluster, uid, watches
+        self.looks_before = self.looks_after = 0
+
+    def __call__(self, method, path):
+        if method == "WATCH" and not self.watches:
+            return 500
+        ours = self.cluster.jobs.get("run-2-lora-a1")
+        if method != "GET" or ours is None:
+            return None
+        there = "run-0-lora-a1" in self.cluster.jobs
+        if path.endswith("/pytorchjobs"):
+            self.looks_before += not there
+            self.looks_after += there
+        elif self.looks_before and not there:
+            told = {"name": "run-0-lora-a1", "uid": self.uid, "namespace": "team"}
+            told["creationTimestamp"] = ours["metadata"]["creationTimestamp"]
+            told["labels"] = {**ours["metadata"]["labels"], "zhllama.io/run": "run-0"}
+            self.cluster.put(f"{ROOTS['PyTorchJob']}/run-0-lora-a1", {**ours, "metadata": told, "status": {}})
+        return None
+
+
+@pytest.mark.parametrize("watches", [True, False])
+@pytest.mark.parametrize(
+    ("uid", "stays"), [("uid-0", "run-0-lora-a1"), ("uid-z", "run-2-lora-a1")], ids=["older", "younger"]
+)
+def test_of_two_jobs_of_one_second_one_trains_whichever_was_posted_last(
+    cluster, launch, monkeypatch, uid, stays, watches
+):
+    for name, seconds in {"SETTLED": 0.2, "FIRST_REWATCH": 0.02}.items():
+        monkeypatch.setattr(f"components.launch_training.follower.{name}", seconds)
+    cluster.fault = rival = Rival(cluster, uid, watches)
+    remain = [stays] if uid == "uid-0" else ["run-0-lora-a1", "run-2-lora-a1"]
+
+    def operate(job):
+        cluster.until(lambda: rival.looks_after and names(cluster) == remain)
+        train(job)
+        cluster.set_pod(stays, "Succeeded", 0)
+        cluster.set_condition(stays, "Succeeded")
+        # one that was away is back, and wakes the launcher
+        rival.watches = True
+
+    cluster.on_create = operate
+    assert launch().kind == "adapter"
+    assert names(cluster) == remain
+    assert cluster.posts() == 1
+
+
+class LastPod:
+    """A pod of another run's job, which was deleted: it is there when the launcher looks for jobs, and goes at that
+    look at the pods (0: never)."""
+
+    def __init__(self, cluster, phase: str, gone_after: int) -> None:
+        self.cluster, self.phase, self.gone_after = cluster, phase, gone_after
+        self.path = f"{ROOTS['Pod']}/run-1-lora-a1-master-0"
+        self.looks, self.posts_before = 0, 0
+
+    def __call__(self, method, path):
+        asked = next(one for one in reversed(self.cluster.asked) if (one.method, one.path) == (method, path))
+        selector = asked.query.get("labelSelector", "")
+        if method != "GET" or not selector.startswith("zhllama.io/key="):
+            return
+        if path.endswith("/pytorchjobs") and self.path not in self.cluster.objects and not self.looks:
+            labels = {"zhllama.io/key": selector.partition("=")[2], "zhllama.io/run": "run-1"}
+            metadata = {"name": self.path.rpartition("/")[2], "namespace": "team", "labels": labels}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": {"phase": self.phase}}
+            self.cluster.put(self.path, pod)
+        elif path.endswith("/pods"):
+            self.looks += 1
+            self.posts_before = self.cluster.posts()
+            if self.looks == self.gone_after:
+                self.cluster.delete(self.path)
+
+
+def test_a_job_of_our_own_waits_for_the_pods_of_another_runs_deleted_one(cluster, launch):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = last = LastPod(cluster, "Running", gone_after=2)
+    assert launch().kind == "adapter"
+    assert (last.looks, last.posts_before, cluster.posts()) == (2, 0, 1)
+
+
+def test_a_pod_that_has_ended_is_not_waited_for(cluster, launch):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = last = LastPod(cluster, "Failed", gone_after=0)
+    assert launch().kind == "adapter"
+    assert last.looks == 1
+
+
+def test_a_pod_that_stays_is_waited_for_no_longer_than_its_grace_period(cluster, launch, caplog):
+    cluster.on_create = succeed(cluster)
+    cluster.fault = LastPod(cluster, "Running", gone_after=0)
+    assert launch(grace_seconds=1).kind == "adapter"
+    assert "pod run-1-lora-a1-master-0 is still there after its grace period" in caplog.text
 
 
 def test_the_same_work_in_two_stores_is_two_jobs(tmp_path):

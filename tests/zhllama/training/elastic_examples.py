@@ -89,6 +89,17 @@ def waits_for_its_peers(work: Work[Any]) -> None:
     dist.init_process_group("gloo", init_method=place, rank=0, world_size=2)
 
 
+def waits_for_rank_1(work: Work[Any]) -> None:
+    """Rank 0 stays in init_process_group for rank 1, which loads for ever."""
+    import torch.distributed as dist
+
+    rank = int(os.environ["RANK"])
+    (Path(work.options.store) / f"waiting-{rank}").touch()
+    while rank:
+        time.sleep(0.1)
+    dist.init_process_group("gloo")
+
+
 def loads_for_ever(work: Work[Any]) -> None:
     """Has not begun to train."""
     (Path(work.options.store) / "waiting").touch()

@@ -22,8 +22,8 @@ from zhllama.training.deadline import STARTED, Deadline
 from zhllama.training.node import Node
 
 FOLDER = Path(__file__).parent
-WITHIN = 60.0
-"""Seconds in which a cancelled node is gone, on a busy machine too: what it waits for takes minutes."""
+WITHIN = 15.0
+"""Seconds from its signal in which a cancelled node is gone, on a busy machine too: what it waits for takes minutes."""
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -36,10 +36,21 @@ from zhllama.training.elastic import Work, run_workers
 options = StageOptions(store=sys.argv[2])
 work = Work.of(options, ArtifactWriter(options.store, "stage", "key"))
 def training():
-    with Deadline():
-        run_workers(getattr(examples, sys.argv[3]), work)
+    with Deadline() as deadline:
+        run_workers(getattr(examples, sys.argv[3]), work, deadline)
 guarded(training)
 """
+WAITING = """
+import signal, sys, time
+from pathlib import Path
+from zhllama.training.deadline import Deadline
+from zhllama.training.node import Node
+signal.signal(signal.SIGTERM, lambda *_: None)
+with Deadline() as deadline, Node(Path(sys.argv[1]), 2, late=deadline.late):
+    while True:
+        time.sleep(60)
+"""
+"""A node whose main thread hears no signal, as in the rendezvous."""
 
 
 def until(there: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 90.0) -> None:
@@ -83,13 +94,22 @@ def in_call(process: "subprocess.Popen[str]", library: str) -> bool:
     return library in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def cancelled(process: "subprocess.Popen[str]") -> float:
-    """Seconds from SIGTERM to the end, which is 143."""
+def connections(port: int) -> int:
+    """Those that a server at this port has open."""
+    lines = Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
+    fields = [line.split() for line in lines]
+    return sum(one[1].endswith(f":{port:04X}") and one[3] == "01" for one in fields)
+
+
+def cancelled(*nodes: "subprocess.Popen[str]") -> float:
+    """Seconds from SIGTERM to the end of all nodes of a job, which is 143."""
     begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=WITHIN)[1]
-    assert process.returncode == 143, said
-    assert "Traceback" not in said
+    for process in nodes:
+        process.send_signal(signal.SIGTERM)
+    for process in nodes:
+        said = process.communicate(timeout=max(0.1, begin + WITHIN - time.monotonic()))[1]
+        assert process.returncode == 143, said
+        assert "Traceback" not in said
     return time.monotonic() - begin
 
 
@@ -116,6 +136,26 @@ def test_workers_that_have_not_begun_to_train_end_at_once(start, tmp_path, worke
     agent = start(worker, PET_NPROC_PER_NODE="1")
     until((tmp_path / "waiting").exists, agent)
     assert cancelled(agent) < WITHIN
+    assert list(tmp_path.glob("zhllama-*")) == []
+
+
+@pytest.mark.slow
+def test_two_nodes_that_wait_for_a_third_end_at_once(start):
+    port = _port()
+    job = TrainingJob(name="three", command=("unused",), nodes=3)
+    nodes = [start("publish", **environment) for environment in local_environments(job, port)[:2]]
+    # the master's own, and the worker node's
+    until(lambda: connections(port) > 1, nodes[0])
+    assert cancelled(*nodes) < WITHIN
+
+
+@pytest.mark.slow
+def test_two_nodes_whose_workers_wait_for_each_other_end_at_once(start, tmp_path):
+    """One worker stays in init_process_group for the other, which still loads."""
+    job = TrainingJob(name="two", command=("unused",), nodes=2)
+    nodes = [start("waits_for_rank_1", **environment) for environment in local_environments(job, _port())]
+    until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, nodes[0])
+    assert cancelled(*nodes) < WITHIN
     assert list(tmp_path.glob("zhllama-*")) == []
 
 
@@ -190,6 +230,27 @@ def test_a_training_ends_itself_at_its_deadline_after_a_checkpoint(start, tmp_pa
     said = again.communicate(timeout=90)[1].splitlines()
     assert again.returncode == 1, "started again in its pod, it does not train on"
     assert len(said) == 1
+
+
+def test_a_deadline_that_comes_while_a_node_waits_for_others_is_no_cancel(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path), DEADLINE_VARIABLE: "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITING, str(tmp_path / "agent")],
+        env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("fault: the training was stopped at its deadline of 1 s; raise")
+
+
+@pytest.mark.slow
+def test_a_deadline_that_comes_in_the_rendezvous_is_no_cancel(start):
+    port = _port()
+    job = TrainingJob(name="two", command=("unused",), nodes=2)
+    master = start("publish", **local_environments(job, port)[0], **{DEADLINE_VARIABLE: "25"})
+    until(lambda: listens(port), master)
+    said = master.communicate(timeout=90)[1].splitlines()
+    assert master.returncode == 1, said
+    assert said[-1].startswith("fault: the training was stopped at its deadline of 25 s; raise --deadline-seconds")
 
 
 def test_a_deadline_that_was_not_reached_changes_nothing(tmp_path, monkeypatch):
