@@ -170,9 +170,11 @@ def configure(
     given: dict[str, str] = {}
     reasons: dict[str, str] = {}
     before: dict[str, Value] = {}
+    by: dict[str, str] = {}
     for source, layer in layers:
         before = dict(chosen)
         told = dict(layer)
+        by |= dict.fromkeys(layer, source)
         _imply(told, source, reasons)
         for name, value in told.items():
             chosen[name] = value
@@ -195,6 +197,7 @@ def configure(
     made = Configuration(
         size=of, shape=shape, values=values, defaults=written, given=given, arguments=arguments, reasons=reasons
     )
+    _refuse_contradictions(made, by, cast(str | None, words))
     _refuse_unread(made)
     return made
 
@@ -303,14 +306,14 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
         layer["instructions_from"] = "generate"
         by = "generate_base_url" if layer.get("generate_base_url") else "generate_items"
         reasons["instructions"] = f"{source} {by}"
+    for name in ("run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
+        if name in layer:
+            reasons[name] = f"{source} {name}"
     if layer.get("lora_adapter"):
         if layer.get("run_stage1") is True:
             raise InputError(f"{source} run_stage1=true: stage 1 is left out with lora_adapter; leave one of them out")
         layer["run_stage1"] = False
         reasons["run_stage1"] = f"{source} lora_adapter"
-    for name in ("run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
-        if name in layer and name not in reasons:
-            reasons[name] = f"{source} {name}"
 
 
 def _shape(values: Mapping[str, Value], words: str | None) -> Shape:
@@ -339,6 +342,47 @@ def _shape(values: Mapping[str, Value], words: str | None) -> Shape:
         check_merge=stage2 and sft and values["check_merge"] is True,
         deploy=cast(Any, values["deploy"]),
     )
+
+
+def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: str | None) -> None:
+    """InputError for two settings of one layer of which one leaves out what the other asks for. What a wider layer says
+    beside a narrower one is a default, and left out in silence. by: setting → the layer that said it last."""
+    values = made.values
+
+    def refuse(name: str, shown: str, of: str, why: str) -> None:
+        if by.get(of) and by.get(name) == by[of]:
+            raise InputError(f"{by[of]} {name}{shown}: {why} leaves it out; leave one of them out")
+
+    starts = made.reasons.get("start", "").rpartition(" ")[2]
+    on = [name for name in ("run_pretraining", "run_stage1", "run_sft", "check_merge") if values[name] is True]
+    leave = {"run_pretraining": ("run_stage1", "check_merge"), "run_sft": ("check_merge",)}
+    made_items = words in ("generate", "import") and made.reasons["instructions"].endswith(" instructions")
+    if made.shape.start == "adapters":
+        why = "start=adapters" if starts == "start" else "a run from adapters"
+        for name in on:
+            refuse(name, "=true", starts, why)
+        if made_items:
+            refuse("instructions", f"={words}", starts, why)
+    for of, names in leave.items():
+        for name in names if values[of] is False else ():
+            if name in on:
+                refuse(name, "=true", of, f"{of}=false")
+    if values["run_sft"] is False and made_items:
+        refuse("instructions", f"={words}", "run_sft", "run_sft=false")
+    if values["tokenizer"] == "given":
+        of = made.reasons["tokenizer"].rpartition(" ")[2] if "tokenizer" in made.reasons else ""
+        refuse("vocab_size", "", of, "tokenizer=given" if of == "tokenizer" else "chinese_tokenizer, which is given,")
+    if made.shape.instructions == "given" and words == "given" and made.shape.sft:
+        for name in sorted(by):
+            if name.startswith("generate_") and values[name] != SETTINGS[name].default(made.size):
+                refuse(name, "", "instructions", "a data set given as instructions")
+        if values["import_instructions"]:
+            refuse("import_instructions", "", "instructions", "a data set given as instructions")
+    read = made.shape.reads()
+    for address, _ in _STARTS if starts != "start" and values["base"] is None else ():
+        # of --set, _refuse_unread says it
+        if by.get(starts) != "--set" and values[address] and address not in read:
+            refuse(address, "", starts, f"{made.reason('start')},")
 
 
 def _refuse_unread(made: Configuration) -> None:

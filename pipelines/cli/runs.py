@@ -131,8 +131,12 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
 
     shown: dict[str, str] = {}
+    noted = False
     try:
         for run in kubeflow.follow(run_id):
+            if run.note and not run.over and not noted:
+                print(f"{datetime.now(UTC):%H:%M:%S} note: {run.note}", file=sys.stderr, flush=True)
+                noted = True
             for step in run.steps:
                 took = f" ({_took(step.started, step.ended)})" if step.started and step.ended else ""
                 line = f"{step.name}: {word(step.state)}{took}" + (f"; {step.said}" if step.said else "")

@@ -21,13 +21,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from pipelines.kubeflow.answers import Gone, beyond_latin1, named, refused
-from pipelines.kubeflow.runs import DONE, FAILED, Run, run_of, settled, titles_of
+from pipelines.kubeflow.runs import DONE, FAILED, QUIET, Run, run_of, settled, titles_of
 from pipelines.kubeflow.workflow import Unreadable, Workflows
 from pipelines.local.ir import read_package
 from pipelines.local.plan import checked_arguments
@@ -38,8 +39,11 @@ LOOK_EVERY = 10.0
 """Seconds between two looks at a run."""
 WORKFLOW_EVERY = 60.0
 """Seconds after which the Workflow is read again where the API shows no change."""
+STILL_LOOKS = 60
+"""Looks without a change of any step after which `follow` says what would be needed to see more."""
 PATIENCE = 300.0
 """Seconds that `follow` goes on without an answer from the server before it gives up."""
+STOPS = "the API stops listing steps where a Workflow is past 1 MiB"
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 
 
@@ -254,8 +258,9 @@ class Kubeflow:
         """The run, with what only its Workflow says."""
         return self.whole(self.run(run_id))
 
-    def whole(self, run: Run) -> Run:
-        """Steps and last words from the Workflow, where the API's list may lack them. `note` says why they still do."""
+    def whole(self, run: Run, still: bool = False) -> Run:
+        """Steps and last words from the Workflow, where the API's list may lack them. `note` says why they still do.
+        still: whether the list has not changed for several looks."""
         if run.state == DONE and not run.stopped:
             return run
         try:
@@ -266,7 +271,16 @@ class Kubeflow:
                     run,
                     note=f"the steps are not known to the end: the API stopped listing them; {error}",
                 )
-            return replace(run, note=f"why it failed stands in its Workflow; {error}") if run.state == FAILED else run
+            if run.state == FAILED:
+                return replace(run, note=f"why it failed stands in its Workflow; {error}")
+            if run.quiet(datetime.now(UTC)):
+                minutes = QUIET.seconds // 60
+                return replace(run, note=f"no step is listed as running for {minutes} minutes: {STOPS}; {error}")
+            if still and not run.over:
+                return replace(
+                    run, note=f"the steps stand as they did for a while: it is a long one, or {STOPS}; {error}"
+                )
+            return run
         return settled(replace(run, steps=workflow.steps or run.steps, said=workflow.said, stopped=False))
 
     def _titles_of(self, answer: Any) -> dict[str, str]:
@@ -291,6 +305,7 @@ class Kubeflow:
         shown: Run | None = None
         answered = time.monotonic()
         read = 0.0
+        unchanged = 0
         while True:
             try:
                 now = self.run(run_id)
@@ -303,8 +318,9 @@ class Kubeflow:
                 if time.monotonic() - answered > PATIENCE:
                     raise
             else:
-                if now != last or time.monotonic() - read > WORKFLOW_EVERY:
-                    whole, read = self.whole(now), time.monotonic()
+                unchanged = unchanged + 1 if last is not None and now.steps == last.steps else 0
+                if now != last or unchanged == STILL_LOOKS or time.monotonic() - read > WORKFLOW_EVERY:
+                    whole, read = self.whole(now, unchanged >= STILL_LOOKS), time.monotonic()
                     if whole != shown:
                         yield whole
                     shown = whole

@@ -9,7 +9,7 @@ ends FAILED; that it was CANCELING stands in its history.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 DONE, FAILED, CANCELLED = "SUCCEEDED", "FAILED", "CANCELED"
@@ -20,6 +20,8 @@ WORDS = {CANCELLED: "cancelled", "CANCELING": "being cancelled", NOT_RUN: "not r
 _GROUP = re.compile(r"(condition(-branches)?|exit-handler|for-loop)-\d+(\.onExit)?")
 _ATTEMPT = re.compile(r"\(\d+(:\d+)?\)$")
 _DRIVER = "-driver"
+QUIET = timedelta(minutes=5)
+"""How long a run may go on without a step that runs or waits; a driver's pod takes a minute at most to start."""
 
 
 def word(state: str) -> str:
@@ -63,6 +65,14 @@ class Run:
     @property
     def over(self) -> bool:
         return self.state in OVER
+
+    def quiet(self, now: datetime) -> bool:
+        """Whether it goes on, and its list has shown no step that runs or waits for a while."""
+        if self.over or any(step.state in (RUNNING, PENDING) for step in self.steps):
+            return False
+        times = [self.started, *(time for step in self.steps for time in (step.started, step.ended))]
+        last = max((time for time in times if time is not None), default=None)
+        return last is not None and now - last > QUIET
 
     @property
     def failed_first(self) -> Step | None:

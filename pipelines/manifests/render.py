@@ -58,8 +58,9 @@ def training_job(
     plain: dict[str, str | int] = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
     told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
     launch = launch_options(told, stage, training_text(size, stage, arguments), **addresses)
-    # nodes: what is put to a job's Workers (k8s/components) has to know whether it has any
-    labels = {"size": size.name, "stage": stage, "nodes": str(launch.nodes)}
+    # nodes: what is put to a job's Master and Workers (k8s/components) has to know whether it has them
+    elastic = launch.min_nodes or launch.max_nodes
+    labels = {"size": size.name, "stage": stage, "nodes": "elastic" if elastic else str(launch.nodes)}
     return launch.job(
         name or f"llama-{size.name}-{stage}",
         training_command(stage, words),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipelines import sizes
+from pipelines.manifests import render
 from pipelines.manifests.check.check import check
 from pipelines.manifests.serving import model_server
 from tests.k8s.kustomizations import K8S, KUBECTL, Object, build, of_kind
@@ -64,6 +65,41 @@ def test_on_openshift_a_job_names_no_user_and_keeps_all_else(built_with, size):
         for (_, spec), (_, old) in zip(pods(job), pods(before[name]), strict=True):
             assert old["securityContext"].pop("runAsUser") == 65532
             assert spec == old
+
+
+ELASTIC = {"nodes": 1, "min_nodes": 1, "max_nodes": 4, "arguments": "--deepspeed none"}
+
+
+def written(folder: Path, api: str = "pytorchjob", **options: Any) -> Path:
+    """A folder with one rendered job, which may have no Master (elastic) or be a TrainJob."""
+    addresses = {"model": "s3://team/m", "dataset": "s3://team/d", "store": "s3://team/s"}
+    job = render.training_job(sizes.load("7b"), "lora", **addresses, **options)
+    folder.mkdir()
+    (folder / "job.yaml").write_text(render.as_yaml(job, api))
+    (folder / "kustomization.yaml").write_text(render.kustomization(["job.yaml"]))
+    return folder
+
+
+@pytest.mark.parametrize("component", ["openshift", "rdma", "rdma-ipc-lock", "node-pool"])
+def test_a_component_serves_an_elastic_job_which_has_workers_alone(built_with, tmp_path, component):
+    folder = written(tmp_path / "elastic", **ELASTIC)
+    (before,) = of_kind(build(folder), "PyTorchJob").values()
+    (after,) = of_kind(built_with(str(folder), component), "PyTorchJob").values()
+    assert set(after["spec"]["pytorchReplicaSpecs"]) == {"Worker"}
+    (((_, spec),), ((_, old),)) = pods(after), pods(before)
+    assert spec != old
+    if component == "openshift":
+        assert old["securityContext"].pop("runAsUser") == 65532
+        assert spec == old
+
+
+def test_on_openshift_a_trainjob_names_no_user_and_keeps_all_else(built_with, tmp_path):
+    folder = written(tmp_path / "trainjob", api="trainjob")
+    (before,) = of_kind(build(folder), "TrainJob").values()
+    (after,) = of_kind(built_with(str(folder), "openshift"), "TrainJob").values()
+    changes = before["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert changes[0]["template"]["spec"]["template"]["spec"]["securityContext"].pop("runAsUser") == 65532
+    assert after == before
 
 
 @pytest.mark.parametrize("component", ["rdma", "node-pool", "rdma-ipc-lock"])

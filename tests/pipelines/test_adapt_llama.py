@@ -398,10 +398,16 @@ ADDRESSES = {
 }
 
 
-@EVERY_START
-def test_the_real_driver_resolves_every_argument(packages, arguments):
+@pytest.mark.parametrize(
+    ("size", "arguments"),
+    [
+        *(pytest.param("13b", given, id=f"13b, {name}") for name, given in STARTS.items()),
+        *(pytest.param(size, STARTS["meta weights"], id=size) for size in sizes.names() if size != "13b"),
+    ],
+)
+def test_the_real_driver_resolves_every_argument(packages, size, arguments):
     """As KFP 2.17.0's does, which knows no defaults (kfp_driver.py)."""
-    path = packages("13b", **arguments)
+    path = packages(size, **arguments)
     needed = documents(path)[0]["root"]["inputDefinitions"]["parameters"]
     given = {name: f"s3://bucket/{name}" for name, value in needed.items() if not value.get("isOptional")}
     assert kfp_driver.unpassed(path) == []

@@ -179,12 +179,67 @@ def test_the_instructions_are_where_the_words_or_the_addresses_say():
         ({"run_sft": "false", "sft_adapter": "s3://a"}, r"--set sft_adapter: .*stage 1, stage 2, does not read it"),
         ({"start": "extended", "base": "weights"}, r"base=weights: with start=extended it is model or extended"),
         ({"nodes": "3"}, r"--set nodes: the pipeline has no such parameter"),
+        ({"run_pretraining": "false", "run_stage1": "true"}, r"--set run_stage1=true: .*run_pretraining=false"),
+        ({"run_pretraining": "false", "check_merge": "true"}, r"--set check_merge=true: .*run_pretraining=false"),
+        ({"run_sft": "false", "check_merge": "true"}, r"--set check_merge=true: .*run_sft=false"),
+        ({"run_sft": "false", "instructions": "generate"}, r"--set instructions=generate: .*run_sft=false"),
+        ({"start": "adapters", "run_sft": "true"}, r"--set run_sft=true: .*start=adapters"),
+        ({"adapters": "s3://a", "run_pretraining": "true"}, r"--set run_pretraining=true: .*adapters"),
+        ({"start": "adapters", "instructions": "import"}, r"--set instructions=import: .*start=adapters"),
+        ({"tokenizer": "given", "vocab_size": "9000"}, r"--set vocab_size: .*tokenizer=given"),
+        ({"chinese_tokenizer": "s3://c", "vocab_size": "9000"}, r"--set vocab_size: .*chinese_tokenizer"),
+        ({"instructions": "s3://i", "generate_model": "x"}, r"--set generate_model: .*instructions"),
     ],
 )
 def test_words_that_cannot_both_hold_are_refused_in_one_line(given, said):
     with pytest.raises(InputError, match=said) as error:
         configure("7b", given)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run_pretraining: false\nrun_stage1: true", r"team\.yaml run_stage1=true: .*run_pretraining=false"),
+        ("weights: s3://w\nmodel: s3://m", r"team\.yaml weights: .*start=model, by \S*team\.yaml model"),
+        ("weights: s3://w\nextended_model: s3://e", r"team\.yaml weights: .*extended_model"),
+        ("instructions: s3://i\nimport_instructions: s3://j", r"team\.yaml import_instructions: .*instructions"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused_in_one_line(team, text, said):
+    team.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        configure("7b", {}, [team])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("run_stage1: true\ncheck_merge: true", {"run_pretraining": "false"}),
+        ("run_sft: true\nvocab_size: 9000\ninstructions: s3://i", {"adapters": "s3://a"}),
+        ("vocab_size: 9000\ngenerate_model: x", {"chinese_tokenizer": "s3://c", "instructions": "s3://i"}),
+        ("instructions: generate\ncheck_merge: true\ngenerate_model: x", {"run_sft": "false"}),
+        ("run_pretraining: false\nrun_stage1: true", {"run_pretraining": "true"}),
+        ("weights: s3://w\nmodel: s3://m", {"start": "weights"}),
+        ("instructions: s3://i\nimport_instructions: s3://j", {"instructions": "import"}),
+        ("", {"model": "s3://m", "run_stage1": "false", "run_sft": "false", "check_merge": "false"}),
+        ("extended_model: s3://e\nmodel: s3://m", {}),
+        ("start: weights\nweights: s3://w\nmodel: s3://m", {}),
+        ("base: weights\nweights: s3://w\nmodel: s3://m\nadapters: s3://a", {}),
+    ],
+)
+def test_general_defaults_of_a_file_stand_under_a_narrower_set(team, text, given):
+    team.write_text(text or "{}")
+    assert configure("7b", given, [team])
+
+
+def test_the_layer_that_decided_is_the_reason(team):
+    team.write_text("run_sft: false\nlora_adapter: s3://a\nextended_model: s3://e\n")
+    told = configure("7b", {"run_sft": "true", "run_stage1": "true", "lora_adapter": ""}, [team])
+    assert told.reason("run_sft") == "run_sft=true, by --set run_sft"
+    assert told.reason("run_stage1") == "run_stage1=true, by --set run_stage1"
+    assert configure("7b", {}, [team]).reason("run_stage1") == f"run_stage1=false, by {team} lora_adapter"
 
 
 # --- machines ---------------------------------------------------------------------------------------------------------

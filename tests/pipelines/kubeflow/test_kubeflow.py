@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
+from pipelines.cli.runs import _follow
 from pipelines.kubeflow import client
 from pipelines.kubeflow.answers import cause, refused
 from pipelines.kubeflow.client import Host, Kubeflow, connected, known_address
@@ -165,6 +166,39 @@ def test_a_server_that_stays_away_ends_the_following(server, monkeypatch):
 def test_a_cancelled_run_ends_the_following(server):
     server.course = [("RUNNING", []), ("CANCELING", []), ("CANCELED", [])]
     assert [look.state for look in Kubeflow(server.host, None).follow("r-42", look_every=0.01)][-1] == "CANCELED"
+
+
+def test_a_run_that_goes_on_while_its_list_shows_nothing_says_what_would_be_needed(server):
+    """Past 1 MiB KFP lists no task any more, and without a kubeconfig nothing else tells of them."""
+    for tasks in ([], [task("fetch", "SUCCEEDED")]):
+        server.course = [("RUNNING", tasks)]
+        note = Kubeflow(server.host, None).look("r-42").note
+        assert note.startswith("no step is listed as running for")
+        assert "list workflows.argoproj.io, list pods and get pods/log" in note
+
+
+def test_a_list_that_stays_as_it_is_gets_a_word_after_several_looks_and_no_sooner(server, monkeypatch):
+    monkeypatch.setattr(client, "STILL_LOOKS", 5)
+    running = ("RUNNING", [task("pretrain", "RUNNING")])
+    server.course = [*[running] * 8, ("SUCCEEDED", [task("pretrain", "SUCCEEDED")])]
+    looks = list(Kubeflow(server.host, None).follow("r-42", look_every=0.01))
+    assert [look.state for look in looks] == ["RUNNING", "RUNNING", "SUCCEEDED"]
+    first, second, last = [look.note for look in looks]
+    assert (first, last) == ("", "")
+    assert second.startswith("the steps stand as they did for a while")
+    assert "list workflows.argoproj.io" in second
+
+
+def test_following_says_the_note_once(server, monkeypatch, capsys):
+    monkeypatch.setattr(client, "STILL_LOOKS", 2)
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    pretrain = task("pretrain", "RUNNING")
+    server.course = [*[("RUNNING", [])] * 5, *[("RUNNING", [pretrain])] * 5,
+                     ("SUCCEEDED", [task("pretrain", "SUCCEEDED")])]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        _follow(Kubeflow(server.host, None), "r-42")
+    assert end.value.code == 0
+    assert capsys.readouterr().err.count("list workflows.argoproj.io") == 1
 
 
 def test_cancel_terminates_what_runs_and_leaves_what_is_over(server):
