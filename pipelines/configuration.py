@@ -6,83 +6,22 @@ over what an earlier one implies; two words of one layer that cannot both hold a
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from pipelines import sizes
-from pipelines.local.placeholders import value_of
+from pipelines.layers import WORDS_OF_INSTRUCTIONS, read_file, typed_value
 from pipelines.setting import Setting, Value
 from pipelines.settings import MACHINE, SETTINGS, TRAININGS, of_all
+from pipelines.shape import Shape, shape_of
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.kubernetes.pod_security import uid
-from zhllama.stage.command_line import nearest
 
-KFP_KINDS = {
-    str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"
-}  # fmt: skip
-_NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"))
-"""A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
-_WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
 _STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
 """Address → the start that it implies; the first that is given decides."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Which stages a pipeline has, and where they begin."""
-
-    start: Literal["weights", "model", "extended", "adapters"]
-    base: Literal["weights", "model", "extended"]
-    """Where the model comes from that the result is compared with."""
-    tokenizer: Literal["train", "given"]
-    instructions: Literal["given", "import", "generate", "none"]
-    stage1: bool
-    stage2: bool
-    sft: bool
-    check_merge: bool
-    deploy: Literal["none", "kubernetes", "kserve"]
-
-    @property
-    def extends(self) -> bool:
-        """Whether the vocabulary is extended here."""
-        return self.start in ("weights", "model")
-
-    def reads(self) -> dict[str, bool]:
-        """The addresses that this course reads → whether it cannot do without."""
-        found = {"weights": True, "expect": False} if self.base == "weights" else {}
-        if self.base == "model":
-            found["model"] = True
-        if self.start == "extended" or self.base == "extended":
-            found["extended_model"] = True
-        if self.start == "adapters":
-            found["adapters"] = True
-        if self.extends and self.tokenizer == "given":
-            found["chinese_tokenizer"] = True
-        trains_tokenizer = self.extends and self.tokenizer == "train"
-        found |= {"text": self.stage2 or trains_tokenizer, "text_validation": False, "english_text": False}
-        found |= {"exams": False, "prompts": False}
-        if self.start == "adapters":
-            found["instructions"] = False
-        if self.instructions == "given":
-            found["instructions"] = True
-        if self.instructions == "import":
-            found |= {"import_instructions": True, "generate_against": False}
-        if self.instructions == "generate":
-            found |= {"generate_seeds": False, "generate_against": False, "generate_catalogue": False}
-        if self.instructions != "none" or self.start == "adapters":
-            found["instructions_validation"] = False
-        if self.stage2 or self.instructions != "none":
-            found["evaluation"] = False
-        if self.stage2 and not self.stage1:
-            found["lora_adapter"] = False
-        if self.sft:
-            found["sft_adapter"] = False
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +87,6 @@ def _is_read(setting: Setting, shape: Shape, addresses: Mapping[str, bool]) -> b
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
-
-
 def configure(
     size: str,
     settings: Mapping[str, str] | None = None,
@@ -165,7 +102,7 @@ def configure(
     of = sizes.load(size)
     layers = [("", dict(defaults or {})), *((str(path), read_file(path)) for path in files)]
     texts = dict(settings or {})
-    layers.append(("--set", {name: _typed(name, text, f"--set {name}") for name, text in texts.items()}))
+    layers.append(("--set", {name: typed_value(name, text, f"--set {name}") for name, text in texts.items()}))
     chosen: dict[str, Value] = {}
     given: dict[str, str] = {}
     reasons: dict[str, str] = {}
@@ -183,7 +120,7 @@ def configure(
     words = chosen.get("instructions_from")
     plain, of = of, _over(of, chosen)
     values = {name: chosen.get(name, setting.default(of)) for name, setting in SETTINGS.items()}
-    shape = _shape(values, cast(str | None, words))
+    shape = shape_of(values, cast(str | None, words))
     of_files = of if write else _over(plain, before)
     written = values if write else {name: before.get(name, one.default(of_files)) for name, one in SETTINGS.items()}
     needed = shape.reads()
@@ -192,7 +129,7 @@ def configure(
         for name, text in texts.items()
         if not SETTINGS[name].compiled and _is_read(SETTINGS[name], shape, needed)
     }
-    if texts.get("instructions") in _WORDS_OF_INSTRUCTIONS:
+    if texts.get("instructions") in WORDS_OF_INSTRUCTIONS:
         arguments.pop("instructions", None)
     made = Configuration(
         size=of, shape=shape, values=values, defaults=written, given=given, arguments=arguments, reasons=reasons
@@ -202,78 +139,7 @@ def configure(
     return made
 
 
-def read_file(path: Path) -> dict[str, Value]:
-    """A team's file: names as `--set` takes them, or nested as in a size's file. InputError names file and field."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: not a readable YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(value, Mapping):
-        raise InputError(f"--config {path}: settings by name are needed, as `lora_steps: 3000`")
-    found: dict[str, Value] = {}
-    for name, one in _flat(value, str(path), ""):
-        if name in found:
-            raise InputError(f"--config {path}: {name} is there twice; keep one")
-        found[name] = _typed(name, one, f"--config {path}: {name}")
-    return found
-
-
-def _flat(value: Mapping[Any, Any], where: str, before: str) -> Iterator[tuple[str, Any]]:
-    for key, one in value.items():
-        name = f"{before}{key}"
-        for nested, flat in _NESTED:
-            name = flat + name.removeprefix(nested) if name.startswith(nested) and before else name
-        if isinstance(one, Mapping) and name not in SETTINGS:
-            yield from _flat(one, where, f"{before}{key}_")
-        elif name in SETTINGS or before:
-            yield name, one
-        else:
-            raise InputError(f"--config {where}: there is no setting {name}{nearest(name, SETTINGS)}")
-
-
-def _typed(name: str, value: Any, where: str) -> Value:
-    """A value as its setting has it. InputError for an unknown name, a wrong type or a choice that there is not."""
-    if name not in SETTINGS:
-        raise InputError(
-            f"{where}: the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
-        )
-    setting = SETTINGS[name]
-    if isinstance(value, str) and setting.kind is not str:
-        value = value_of(value, KFP_KINDS[setting.kind], where)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and setting.kind is str:
-        value = str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and setting.kind is float:
-        value = float(value)
-    if not isinstance(value, setting.kind) or (isinstance(value, bool) and setting.kind is not bool):
-        raise InputError(f"{where}: {value!r} where {_A[setting.kind]} is needed")
-    if setting.choices and value not in setting.choices:
-        near = nearest(str(value), setting.choices)
-        raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
-    _check_form(name, value, where)
-    return cast(Value, value)
-
-
-_A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
-_QUANTITY = re.compile(r"(^|_)(cpu|memory|shared_memory|ephemeral_storage)$")
-
-
-def _check_form(name: str, value: Any, where: str) -> None:
-    """What is written into pods, as the sizes' files are checked."""
-    if _QUANTITY.search(name):
-        sizes.check_quantity(value, where)
-    if name.endswith("gpu_resource") and value:
-        sizes.check_resource(value, where)
-    if name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes")) and value < 1:
-        raise InputError(f"{where}: {value}; at least 1 is needed")
-    if name == "run_as_user":
-        uid(value, where)
-
-
 # --- what follows -----------------------------------------------------------------------------------------------------
-
-
 def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> None:
     """Puts into a layer what its addresses say of the shape. InputError where the layer contradicts itself."""
     named = [(start, address) for address, start in _STARTS if layer.get(address)]
@@ -289,7 +155,7 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
         reasons["tokenizer"] = f"{source} chinese_tokenizer"
     elif "tokenizer" in layer:
         reasons["tokenizer"] = f"{source} tokenizer"
-    if layer.get("instructions") in _WORDS_OF_INSTRUCTIONS:
+    if layer.get("instructions") in WORDS_OF_INSTRUCTIONS:
         layer["instructions_from"] = layer.pop("instructions")
         reasons["instructions"] = f"{source} instructions"
     elif layer.get("instructions"):
@@ -314,34 +180,6 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
             raise InputError(f"{source} run_stage1=true: stage 1 is left out with lora_adapter; leave one of them out")
         layer["run_stage1"] = False
         reasons["run_stage1"] = f"{source} lora_adapter"
-
-
-def _shape(values: Mapping[str, Value], words: str | None) -> Shape:
-    start = cast(Literal["weights", "model", "extended", "adapters"], values["start"])
-    trains = start != "adapters"
-    stage2 = trains and values["run_pretraining"] is True
-    sft = trains and values["run_sft"] is True
-    base = values["base"] if start in ("adapters", "extended") else start
-    if start == "extended" and base == "weights":
-        raise InputError("base=weights: with start=extended it is model or extended")
-    if base is None:
-        there = [one for one, address in (("model", "model"), ("extended", "extended_model")) if values[address]]
-        base = there[0] if there else {"adapters": "weights"}.get(start, start)
-    instructions = words or ("given" if sft else "none")
-    if not trains or (not sft and instructions != "given"):
-        # what nothing learns from is not made
-        instructions = "none"
-    return Shape(
-        start=start,
-        base=cast(Any, base),
-        tokenizer=cast(Any, values["tokenizer"]),
-        instructions=cast(Any, instructions),
-        stage1=stage2 and values["run_stage1"] is True,
-        stage2=stage2,
-        sft=sft,
-        check_merge=stage2 and sft and values["check_merge"] is True,
-        deploy=cast(Any, values["deploy"]),
-    )
 
 
 def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: str | None) -> None:
@@ -417,8 +255,6 @@ def _replaced(record: Any, path: Sequence[str], value: Value) -> Any:
 
 
 # --- for a cluster ----------------------------------------------------------------------------------------------------
-
-
 def check_for_cluster(made: Configuration) -> None:
     """InputError for what only works on one's own machine."""
     if made["backend"] == "local":
