@@ -216,8 +216,8 @@ def test_of_two_jobs_of_one_second_one_trains_whichever_was_posted_last(
 
 
 class LastPod:
-    """A pod of another run's job, which was deleted: it is there when the launcher looks for jobs, and goes at that
-    look at the pods (0: never)."""
+    """A pod of another run's job, which was deleted: it is there when the launcher looks for jobs. gone_after: the look
+    at the pods at which it goes (0: never)."""
 
     def __init__(self, cluster, phase: str, gone_after: int) -> None:
         self.cluster, self.phase, self.gone_after = cluster, phase, gone_after
