@@ -226,7 +226,7 @@ def test_parameters_lists_defaults_of_the_size():
         "s3://",
         "prefix.",
     ]
-    assert lines["lora_learning_rate"] == ["run", "number", "0.0001", "Stage", "2:", "peak", "learning", "rate."]
+    assert lines["lora_learning_rate"] == ["run", "number", "0.0001", "LoRA:", "peak", "learning", "rate."]
     assert lines["size"][:3] == ["compile", "text", "13b"]
 
 
