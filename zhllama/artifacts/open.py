@@ -60,10 +60,12 @@ def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
         identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]
         changed: Callable[[], bool] = lambda: _tags(root, files) != identity  # noqa: E731
     else:
+        # stamped first: what is written while it is hashed has another stamp afterwards
+        watched = _Watched(Path(root), [file.path for file in files])
         with Progress(f"hashing {root}", sum(file.size for file in files)) as bar:
-            digests = {file.path: _remembered_digest(Path(root) / file.path, bar) for file in files}
-        identity = [[name, digest] for name, digest in digests.items()]
-        changed = _Watched(Path(root), digests).changed
+            watched.digests = {file.path: _remembered_digest(Path(root) / file.path, bar) for file in files}
+        identity = [[name, digest] for name, digest in watched.digests.items()]
+        changed = watched.changed
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
     return Artifact(manifest, verified=False, changed=changed)
 
@@ -75,11 +77,12 @@ def _tags(root: str, files: Sequence[File]) -> list[list[Any]]:
 
 
 class _Watched:
-    """The files of a folder, as they were when their digests were taken."""
+    """The files of a folder, as they were before their digests were taken."""
 
-    def __init__(self, root: Path, digests: Mapping[str, str]) -> None:
-        self._root, self._digests = root, digests
-        self._stamps = {name: self._stamp(name) for name in digests}
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._root = root
+        self._stamps = {name: self._stamp(name) for name in names}
+        self.digests: Mapping[str, str] = {}
 
     def _stamp(self, name: str) -> tuple[int, ...]:
         """What cannot stay the same when a file is written to: no program can set a time of change."""
@@ -91,7 +94,7 @@ class _Watched:
         alone: then it is read once more."""
         try:
             return any(
-                self._stamp(name) != before and file_digest(self._root / name, blake3()) != self._digests[name]
+                self._stamp(name) != before and file_digest(self._root / name, blake3()) != self.digests[name]
                 for name, before in self._stamps.items()
             )
         except FileNotFoundError:
