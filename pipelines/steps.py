@@ -88,6 +88,7 @@ class Steps:
         constants = {one: given.get(one, "") for one in declared if not _varies(given.get(one))}
         container = spec.implementation.container
         container.args = _written(container.args, constants)
+        _keep_what_is_shown(spec)
         spec.inputs = {one: InputSpec(described.type) for one, described in declared.items() if one not in constants}
         # never from KFP's cache, whose references may lead nowhere
         renamed = type(component)(spec, component.pipeline_func)
@@ -96,19 +97,20 @@ class Steps:
 
     def _step(self, task: Any, kind: str, deadline: bool = True) -> Any:
         told, work = self.configuration, getattr(self.configuration.size.work, kind)
-        task.set_cpu_request(work.cpu).set_cpu_limit(work.cpu)
-        task.set_memory_request(work.memory).set_memory_limit(work.memory)
+        # requests are what limits are, where none are said
+        task.set_cpu_limit(work.cpu).set_memory_limit(work.memory)
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
         self._secrets(task)
         self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
-        user = told["run_as_user"]
-        kubernetes.set_security_context(
-            task, run_as_user=None if user == "none" else int(user), run_as_non_root=True
-        )  # fmt: skip
+        if "run_as_user" in told.given:
+            # unsaid it is the images' own, a number; that it may not be root, KFP says of every pod
+            user = None if told["run_as_user"] == "none" else int(told["run_as_user"])
+            kubernetes.set_security_context(task, run_as_user=user, run_as_non_root=True)
         if deadline:
             kubernetes.set_timeout(task, work.deadline_seconds)
         if told["pull_policy"]:
             kubernetes.set_image_pull_policy(task, told["pull_policy"])
+        _say_names_once(task.platform_config["kubernetes"])
         return task
 
     def _secrets(self, task: Any) -> None:
@@ -171,6 +173,27 @@ def _written(words: list[Any], constants: Mapping[str, Any]) -> list[Any]:
         else:
             written.append(word)
     return written
+
+
+def _keep_what_is_shown(spec: Any) -> None:
+    """Metrics, the page and the reference are a step's outputs. A model or dataset is in the store: as an artifact of
+    KFP's too, its manifest would cost each step 3 kB of the Workflow."""
+    kept = {name: one for name, one in (spec.outputs or {}).items() if one.type.split("@")[0] in _SHOWN}
+    words = spec.implementation.container.args
+    for name in (spec.outputs or {}).keys() - kept.keys():
+        at = [str(word) for word in words].index(f"{{{{$.outputs.artifacts['{name}'].path}}}}")
+        del words[at - 1 : at + 1]
+    spec.outputs = kept
+
+
+_SHOWN = ("system.Metrics", "system.HTML", "String")
+
+
+def _say_names_once(settings: dict[str, Any]) -> None:
+    """kfp writes the name of a secret twice, for drivers before and since 2.5; all of them read the first."""
+    for one in (each for listed in settings.values() if isinstance(listed, list) for each in listed):
+        for name in ("secretNameParameter", "configMapNameParameter"):
+            one.pop(name, None)
 
 
 def _names_images(task: Any) -> Any:

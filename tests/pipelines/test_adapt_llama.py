@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.launch_training.component import launch_training
 from pipelines import sizes
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
@@ -227,7 +228,6 @@ def test_the_served_model_is_the_adapted_one_with_the_machines_of_its_size(packa
     assert (served.s3_secret, served.api_key_secret, served.gpu_resource) == ("ours", "its-key", serving.gpu)
     assert (served.openshift, served.vllm_image) == (True, "r.example.com/vllm:1")
     assert (served.shared_memory, served.ephemeral_storage) == (serving.shared_memory, serving.ephemeral_storage)
-    assert served.output
 
 
 def test_what_a_platform_asks_of_pods_reaches_the_served_models(packages):
@@ -378,18 +378,38 @@ def test_what_the_pipeline_knows_is_no_input(packages):
     assert not inputs.keys() & {"machine", "arguments", "stage", "adapter"}
 
 
+def test_a_step_shows_its_metrics_page_and_reference_and_keeps_its_manifest_in_the_store(packages):
+    spec = documents(packages("7b", **EVERYTHING_ON))[0]
+    kinds = {
+        one["artifactType"]["schemaTitle"]
+        for component in spec["components"].values()
+        for one in component.get("outputDefinitions", {}).get("artifacts", {}).values()
+    }
+    assert kinds == {"system.Metrics", "system.HTML"}
+    shown = spec["components"]["comp-train-lora"]["outputDefinitions"]
+    assert (shown["artifacts"].keys(), shown["parameters"].keys()) == ({"metrics", "report"}, {"ref"})
+    # in a pipeline of one's own a component has them all
+    assert launch_training.component_spec.outputs.keys() == {"trained", "metrics", "report", "ref"}
+
+
+def test_a_user_that_was_asked_for_stands_at_every_step(packages):
+    for _, settings in executors(packages("7b", run_as_user="1234")).values():
+        assert settings["securityContext"] == {"runAsNonRoot": True, "runAsUser": "1234"}
+
+
 def test_the_workflow_of_a_run_is_small_at_every_size(packages):
-    """Past a megabyte Argo compresses its nodes, and KFP 2.17's pages show no step any more. The estimate is 6% low."""
+    """Past a megabyte Argo compresses its nodes, and KFP 2.17's pages show no step any more. The estimate is 6% low.
+
+    The whole recipe stays below 700 kB. With all that can be added, 17 steps, it does not: KFP's own are 31 kB each.
+    """
     for size in sizes.names():
-        for settings, most in (({}, 800_000), (EVERYTHING_ON, 930_000)):
+        for settings, most in (({}, 700_000), (EVERYTHING_ON, 810_000)):
             found = workflow_bytes(packages(size, **settings), ADDRESSES)
             assert found.total <= most
             assert found.total * 1.06 < LIMIT
             assert found.stored == found.total, "nothing is compressed"
-            for step in ("train-embeddings", "train-lora", "train-sft"):
-                assert found.input_text(step).most <= 6000
-                assert found.input_text(step).inputs <= 15
-        assert found.input_text("deploy").most <= 6000
+            assert {name: text.most for name, text in found.tasks.items() if text.most > 6000} == {}
+            assert all(text.inputs <= 15 for text in found.tasks.values())
 
 
 ADDRESSES = {
@@ -446,11 +466,6 @@ def executors(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     }
 
 
-def constant_of(source: dict[str, Any]) -> str:
-    """A setting that is written into the pipeline."""
-    return source["runtimeValue"]["constant"]
-
-
 def kind_of(name: str) -> str:
     """What kind of step an executor is, by its component."""
     step = name.removeprefix("exec-")
@@ -470,12 +485,13 @@ def test_every_step_has_what_kfp_can_set(packages, size):
     found = executors(packages[size])
     assert len(found) >= 14
     for name, (container, settings) in found.items():
-        assert settings["securityContext"] == {"runAsNonRoot": True, "runAsUser": "65532"}, name
+        # the images' own user, which KFP does not let be root
+        assert "securityContext" not in settings, name
         assert settings["podMetadata"]["labels"]["sidecar.istio.io/inject"] == "false"
         assert settings["podMetadata"]["labels"]["zhllama.io/size"] == size
-        assert [constant_of(one["secretNameParameter"]) for one in settings["imagePullSecret"]] == ["zhllama-pull"]
+        assert settings["imagePullSecret"] == [{"secretName": "zhllama-pull"}]
         (authorities,) = settings["configMapAsVolume"]
-        assert constant_of(authorities["configMapNameParameter"]) == "zhllama-ca"
+        assert authorities["configMapName"] == "zhllama-ca"
         assert (authorities["optional"], authorities["mountPath"]) == (True, CA_FOLDER)
         (scratch,) = settings["emptyDirMounts"]
         assert scratch["mountPath"] == "/tmp"
@@ -491,7 +507,9 @@ def test_every_step_asks_for_what_it_may_use(packages, size):
         resources = container["resources"]
         work = getattr(sizes.load(size).work, kind)
         for resource, wanted in (("Cpu", work.cpu), ("Memory", work.memory)):
-            assert resources[f"resource{resource}Request"] == resources[f"resource{resource}Limit"] == wanted
+            # Kubernetes asks for as much where nothing is asked for
+            assert f"resource{resource}Request" not in resources
+            assert resources[f"resource{resource}Limit"] == wanted
         gpu = kind == "evaluation" and sizes.load(size).work.evaluation.gpu
         assert ("accelerator" in resources) == gpu
         if gpu:
@@ -531,12 +549,12 @@ def test_secrets_reach_steps_as_files_and_may_be_absent(packages):
     more = {"exec-generate-instructions": "zhllama-openai", "exec-deploy": "zhllama-api-key"}
     keys = {"zhllama-openai": {"OPENAI_API_KEY"}, "zhllama-api-key": {"ZHLLAMA_API_KEY"}}
     for name, (_, settings) in executors(packages("7b", **EVERYTHING_ON)).items():
-        mounted = {constant_of(one["secretNameParameter"]): one for one in settings["secretAsVolume"]}
+        mounted = {one["secretName"]: one for one in settings["secretAsVolume"]}
         assert {secret: one["mountPath"] for secret, one in mounted.items()} == {
             "zhllama-s3": S3_FOLDER, "zhllama-proxy": PROXY_FOLDER,
         }  # fmt: skip
         assert all(one["optional"] for one in mounted.values())
-        found = {constant_of(one["secretNameParameter"]): one for one in settings.get("secretAsEnv", ())}
+        found = {one["secretName"]: one for one in settings.get("secretAsEnv", ())}
         assert set(found) == ({more[name]} if name in more else set())
         for secret, one in found.items():
             assert {item["envVar"] for item in one["keyToEnv"]} == keys[secret]
