@@ -21,11 +21,12 @@ from urllib.parse import quote, urlsplit
 from zhllama import storage
 from zhllama.artifacts.hub_model import HUB_NAME, endpoint, hub_errors, hub_files, parse_address
 from zhllama.errors import InputError, StorageFault
+from zhllama.retries import pause_after, with_retries
 
 CHUNK = 4 * 2**20
 ATTEMPTS = 5
-PAUSE = 0.5
-"""Seconds before the second attempt; twice as long before each one after it."""
+PAUSE, LONGEST_PAUSE = 0.5, 5.0
+"""Seconds before the second attempt, and before each one after some."""
 TIMEOUT = 60.0
 """Seconds without a byte."""
 
@@ -127,7 +128,7 @@ def _resumed(name: str, connect: Callable[[int], Iterator[bytes]], end: int | No
             failures = 1 if at > before else failures + 1
             if failures >= ATTEMPTS:
                 raise StorageFault(f"{name}: the connection broke at byte {at} ({error}); try again") from error
-            time.sleep(PAUSE * 2 ** (failures - 1))
+            time.sleep(pause_after(failures, PAUSE, LONGEST_PAUSE))
 
 
 class HttpSource:
@@ -160,23 +161,31 @@ class HttpSource:
 
     def _head(self, name: str) -> Found | None:
         url = self._url(name)
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-            try:
-                with self._open(url, "HEAD") as answer:
-                    length = answer.headers.get("Content-Length")
-                    return Found(name, int(length) if length else None, _tag(answer.headers))
-            except urllib.error.HTTPError as error:
-                if error.code in (403, 404, 410):
-                    # object stores answer 403 for what is absent when listing is not allowed
-                    return None
-                if error.code < 500:
-                    raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
-                failed: Exception = error
-            except (OSError, HTTPException) as error:
-                failed = error
-        raise StorageFault(f"--source {url}: no answer after {ATTEMPTS} attempts ({failed}); check address and network")
+
+        def head() -> Found | None:
+            with self._open(url, "HEAD") as answer:
+                length = answer.headers.get("Content-Length")
+                return Found(name, int(length) if length else None, _tag(answer.headers))
+
+        def passes(error: BaseException) -> bool:
+            return isinstance(error, (OSError, HTTPException)) and (
+                not isinstance(error, urllib.error.HTTPError) or error.code >= 500
+            )
+
+        try:
+            return with_retries(head, passes, tries=ATTEMPTS, first=PAUSE, longest=LONGEST_PAUSE)
+        except urllib.error.HTTPError as error:
+            if error.code in (403, 404, 410):
+                # object stores answer 403 for what is absent when listing is not allowed
+                return None
+            if error.code < 500:
+                raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
+            failed: Exception = error
+        except (OSError, HTTPException) as error:
+            failed = error
+        raise StorageFault(
+            f"--source {url}: no answer after {ATTEMPTS} attempts ({failed}); check address and network"
+        ) from failed
 
     def names(self, likely: Iterable[str]) -> list[str]:
         return [name for name in likely if self.stat(name) is not None]

@@ -7,7 +7,6 @@ random below that, so that requests that failed together do not return together.
 """
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+from zhllama.retries import pause_after
 
 MINUTE = 60.0
 ATTEMPTS = 10
@@ -107,8 +108,8 @@ class Limits:
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row (1 or more): full jitter."""
-    return random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(failures, 30)))
+    """Seconds to wait after so many failures in a row (1 or more)."""
+    return pause_after(failures, FIRST_WAIT, LONGEST_WAIT)
 
 
 def retry_after(headers: "dict[str, str]") -> float | None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from components.serve.served_folder import LINES
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import short
+from zhllama.retries import with_retries
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -102,12 +102,10 @@ class _Tried:
 
     def reached(self, path: str) -> Any:
         """Again until the server is reached, for two minutes and as long as it is there."""
-        return Retrying(
-            retry=retry_if_exception_type(StorageFault),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=lambda state: stop_after_delay(REACHED_WITHIN)(state) or not self._there(),
-            reraise=True,
-        )(self.get, path)
+        return with_retries(
+            lambda: self.get(path), lambda error: isinstance(error, StorageFault),
+            seconds=REACHED_WITHIN, goes_on=self._there,
+        )  # fmt: skip
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._read(path, lambda: self._client.post(path, json=body, headers=self._headers))

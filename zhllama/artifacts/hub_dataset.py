@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
+from zhllama.retries import with_retries
 
 KIND = "hub-dataset"
 PREFIX = "hf://datasets/"
@@ -60,21 +61,14 @@ def open_hub_dataset(address: str, where: str) -> Artifact:
     from dataclasses import asdict, replace
 
     from huggingface_hub import HfApi
-    from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
     asked = HubDataset.parse(address)
 
-    @retry(
-        retry=retry_if_exception_type(StorageFault),
-        stop=stop_after_attempt(4),
-        wait=wait_random_exponential(multiplier=0.2, max=5),
-        reraise=True,
-    )
     def commit() -> str:
         with _mapped(where):
             return str(HfApi().dataset_info(asked.name, revision=asked.revision).sha)
 
-    found = replace(asked, revision=commit())
+    found = replace(asked, revision=with_retries(commit, lambda error: isinstance(error, StorageFault), tries=4))
     manifest = Manifest(kind=KIND, stage="", root=found.address, files=(), digest=digest_of(asdict(found)))
     return Artifact(manifest, verified=False)
 

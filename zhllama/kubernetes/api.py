@@ -9,16 +9,15 @@ by `unanswered`. The client's own hidden retries are off: they repeat a stalled 
 import json
 import logging
 import os
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
-from tenacity import RetryCallState, retry, retry_if_exception
 from urllib3.exceptions import HTTPError
 
+from zhllama import retries
 from zhllama.errors import InputError, StorageFault
 
 log = logging.getLogger("launch")
@@ -67,41 +66,35 @@ def passes(error: BaseException) -> bool:
 _LASTING = ("failed to create typed patch object", "request is too large", "field not declared in schema")
 
 
-def _wait(state: RetryCallState) -> float:
-    """Seconds until the next attempt."""
-    backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1)
-    error = state.outcome.exception() if state.outcome else None
-    headers = error.headers if isinstance(error, ApiException) and error.headers else {}
-    try:
-        return max(backoff, min(LONGEST_ASKED, float(headers.get("Retry-After") or 0)))
-    except ValueError:
-        # a date, which API servers do not send
-        return backoff
-
-
-def _stop(state: RetryCallState) -> bool:
-    return (state.seconds_since_start or 0.0) >= GIVE_UP_AFTER
-
-
 SAY_AFTER, SAY_EVERY = 3, 60.0
 """Tries after which it is said that a request is repeated, and seconds between two such lines."""
 
 
-def _say(state: RetryCallState) -> None:
-    """What a server or a webhook that is away answers, once a minute: nobody waits half an hour in silence."""
-    error = state.outcome.exception() if state.outcome else None
-    spent = state.seconds_since_start or 0.0
-    said_at = getattr(state, "said_at", None)
-    if error is None or state.attempt_number < SAY_AFTER or (said_at is not None and spent - said_at < SAY_EVERY):
-        return
-    state.said_at = spent  # type: ignore[attr-defined]
-    words = short(error) if isinstance(error, Exception) else str(error)
-    log.warning("the Kubernetes API server: %s; trying again since %.0f s", words, spent)
-
-
-@retry(retry=retry_if_exception(passes), wait=_wait, stop=_stop, before_sleep=_say, reraise=True)
 def with_retries(request: Callable[..., Any], **options: Any) -> Any:
-    return request(**options, _request_timeout=TIMEOUT)
+    """The answer to a request; what a server or a webhook that is away answers is said once a minute: nobody waits half
+    an hour in silence."""
+    said_at: float | None = None
+
+    def say(error: BaseException, failures: int, spent: float) -> None:
+        nonlocal said_at
+        if failures >= SAY_AFTER and (said_at is None or spent - said_at >= SAY_EVERY):
+            said_at = spent
+            words = short(error) if isinstance(error, Exception) else str(error)
+            log.warning("the Kubernetes API server: %s; trying again since %.0f s", words, spent)
+
+    return retries.with_retries(
+        lambda: request(**options, _request_timeout=TIMEOUT), passes,
+        seconds=GIVE_UP_AFTER, first=FIRST_WAIT, longest=LONGEST_WAIT, asked=_asked, say=say,
+    )  # fmt: skip
+
+
+def _asked(error: BaseException) -> float:
+    """Seconds of an answer's Retry-After; of a date, which API servers do not send, none."""
+    headers = error.headers if isinstance(error, ApiException) and error.headers else {}
+    try:
+        return min(LONGEST_ASKED, float(headers.get("Retry-After") or 0))
+    except ValueError:
+        return 0.0
 
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:

@@ -13,10 +13,8 @@ Errors are ours: s3_errors.py.
 import base64
 import hashlib
 import http.client
-import random
 import re
 import struct
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,6 +22,7 @@ from typing import Any, TypeVar
 from crc32c import crc32c as crc32c_of
 
 from zhllama.errors import StorageFault, Truncated
+from zhllama.retries import with_retries
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import Take, room
 from zhllama.storage.s3_errors import AGAIN, EXPIRED, code_and_status, mapped, server_code
@@ -32,41 +31,44 @@ from zhllama.storage.s3_session import Buffer, Session, current_session, forget_
 Result = TypeVar("Result")
 
 
-def patiently(uri: str, attempt: Callable[[Session], Result], tries: int | None = None) -> Result:
-    """Calls `attempt(session)` until it succeeds or it makes no sense any more; raises our errors.
+def until_answered(uri: str, attempt: Callable[[Session], Result], tries: int | None = None) -> Result:
+    """What `attempt(session)` returns, tried again while that makes sense; raises our errors.
 
     Expired credentials are read again once (a rotated file, a new web identity token), a bucket is looked for once in
     the region that the server names, and one wrong signature is forgiven: a byte that flips on the way looks like that.
     """
-    from botocore import exceptions as boto
+    from botocore.exceptions import ClientError
 
-    failures, refused = 0, False
-    with mapped(uri):
+    refused = False
+
+    def answered() -> Result:
+        nonlocal refused
         while True:
             session = current_session()
             try:
                 return attempt(session)
-            except boto.SSLError:
-                raise
-            except boto.ClientError as error:
+            except ClientError as error:
                 code, status = code_and_status(error)
                 region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
                 if code in (*EXPIRED, "SignatureDoesNotMatch") and not refused:
                     refused = True
                     if code in EXPIRED:
                         forget_client()
-                    continue
-                if region and status in (301, 307, 400) and session.moved(split_s3(uri)[0], region):
-                    continue
-                if not (status >= 500 or status == 429 or code in AGAIN) or status == 501:
+                elif not (region and status in (301, 307, 400) and session.moved(split_s3(uri)[0], region)):
                     raise
-                failed: Exception = error
-            except (boto.HTTPClientError, boto.IncompleteReadError) as error:
-                failed = error
-            failures += 1
-            if failures >= (tries or session.attempts):
-                raise failed
-            time.sleep(min(0.1 * 2**failures, 5) * random.uniform(0.5, 1))
+
+    with mapped(uri):
+        return with_retries(answered, _passes, tries=tries or current_session().attempts)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same request may be answered later."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        code, status = code_and_status(error)
+        return (status >= 500 or status == 429 or code in AGAIN) and status != 501
+    return isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)) and not isinstance(error, boto.SSLError)
 
 
 def call(uri: str, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def by_boto3(uri: str, ask: Callable[[Any], Result]) -> Result:
             except unreadable as error:
                 raise ResponseStreamingError(error=error) from error
 
-    return patiently(uri, attempt, tries=1)
+    return until_answered(uri, attempt, tries=1)
 
 
 def checksum_headers(content: Buffer, md5: bool = False) -> dict[str, str]:
@@ -134,7 +136,7 @@ def put(uri: str, content: Buffer, conditions: Mapping[str, str] | None = None) 
         return str(session.send("PUT", uri, {}, headers, content, False).headers.get("ETag", "")).strip('"')
 
     try:
-        return patiently(uri, attempt)
+        return until_answered(uri, attempt)
     except FileExistsError:
         # the answer to an earlier try may have been lost after the server had stored it
         if tries > 1 and get(uri) == bytes(content):
@@ -151,7 +153,7 @@ def put_part(uri: str, upload: str, number: int, content: Buffer, md5: bool = Fa
         answer = session.send("PUT", uri, query, checksum, content, False)
         return {"PartNumber": number, "ETag": answer.headers.get("ETag", "")}
 
-    part = patiently(uri, attempt)
+    part = until_answered(uri, attempt)
     if "x-amz-checksum-crc32c" in checksum:
         part["ChecksumCRC32C"] = checksum["x-amz-checksum-crc32c"]
     return part
@@ -169,7 +171,7 @@ def get(uri: str, start: int = 0) -> bytes:
             return bytes(buffer)
 
     try:
-        return patiently(uri, attempt)
+        return until_answered(uri, attempt)
     except StorageFault as error:
         if start and server_code(error) in ("InvalidRange", "416"):
             return b""
@@ -244,7 +246,7 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
             raise
 
     try:
-        patiently(uri, attempt)
+        until_answered(uri, attempt)
     except StorageFault as error:
         if server_code(error) in ("InvalidRange", "416"):
             raise Truncated(f"{uri}: 0 bytes at {start} where {length} were expected; the file is truncated") from error

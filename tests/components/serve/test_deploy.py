@@ -39,7 +39,7 @@ def engine(llama_tokenizer: bytes) -> Iterator[FakeEngine]:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
     monkeypatch.setenv("ZHLLAMA_API_KEY", KEY)
     # the retries' own waits are no part of these tests
-    monkeypatch.setattr("zhllama.kubernetes.api.with_retries.retry.wait", lambda state: 0)
+    monkeypatch.setattr("zhllama.kubernetes.api.FIRST_WAIT", 0.0)
     with KubernetesServer() as server:
         server.on_apply = roll_out(server)
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))

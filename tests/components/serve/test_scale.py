@@ -73,7 +73,7 @@ def test_an_autoscaler_targets_what_it_names(kind: str, name: str, version: str,
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("zhllama.kubernetes.api.with_retries.retry.wait", lambda state: 0)
+    monkeypatch.setattr("zhllama.kubernetes.api.FIRST_WAIT", 0.0)
     with KubernetesServer() as made:
         monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig(tmp_path / "kubeconfig")))
         yield made
