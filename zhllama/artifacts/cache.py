@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.file_digest import file_digest
+from zhllama.artifacts.file_digest import file_digest, stamp
 from zhllama.artifacts.reader import Artifact
-from zhllama.storage.disk_space import require_space
+from zhllama.storage.folders import require_space
 
 
 def materialize(artifact: Artifact, recheck: bool = False) -> Path:
@@ -52,22 +52,15 @@ def _verify_once(artifact: Artifact, recheck: bool) -> None:
     noted = cache / f"{name}.verified.json"
     with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before = _stamps(artifact)
+        before: list[list[Any]] = []
+        for file in artifact.manifest.files:
+            with artifact.naming(file.path):
+                before.append([file.path, *stamp(Path(storage.join(artifact.root, file.path)))])
         known = json.loads(noted.read_bytes()) if noted.exists() and not recheck else None
-        if known is None or known != before:
+        if known != before:
             artifact.verify()
             # what was changed while it was read has other stamps than these, and is read again the next time
             storage.write_bytes(str(noted), json.dumps(before).encode())
-
-
-def _stamps(artifact: Artifact) -> list[list[Any]]:
-    """What of each file cannot stay the same when it is written to (no program can set a time of change)."""
-    found = []
-    for file in artifact.manifest.files:
-        with artifact.naming(file.path):
-            status = os.stat(storage.join(artifact.root, file.path))
-        found.append([file.path, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns])
-    return found
 
 
 def bytes_to_fetch(artifact: Artifact) -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
+from zhllama.artifacts.blocks import Source
 from zhllama.artifacts.manifest import File, Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
@@ -46,8 +47,7 @@ def open_hub_model(reference: str, where: str) -> Artifact:
         raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
     root = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
     manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
-    source = HubFiles(root, repository, commit, f"{folder}/" if folder else "")
-    return Artifact(manifest, verified=False, source=source)
+    return Artifact(manifest, False, _source(root, repository, commit, f"{folder}/" if folder else ""))
 
 
 def parse_address(address: str) -> tuple[str, str | None, str] | None:
@@ -69,38 +69,29 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
 
 
-class HubFiles:
-    """The files of a repository's folder at a commit, as a Source: by range."""
+def _source(root: str, repository: str, commit: str, folder: str) -> Source:
+    """The files of a repository's folder at a commit: by range."""
 
-    def __init__(self, root: str, repository: str, commit: str, folder: str) -> None:
-        self._root, self._repository, self._commit, self._folder = root, repository, commit, folder
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        if len(buffer):
-            buffer[:] = self.read_bytes(name, start, len(buffer))
-
-    def read_piece(
-        self, name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None = None
-    ) -> None:
-        content = memoryview(self.read_bytes(name, start, length)) if length else memoryview(b"")
-        if take:
-            take(0, content)
-        else:
-            buffer[:] = content
-
-    def read_bytes(self, name: str, start: int, length: int) -> bytes:
+    def read(name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        url = hf_hub_url(self._repository, f"{self._folder}{name}", revision=self._commit, endpoint=endpoint())
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
-        with hub_errors(f"{self._root}/{name}"):
-            answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
-            hf_raise_for_status(answer)
-        content: bytes = answer.content
+        content = b""
+        if length:
+            url = hf_hub_url(repository, f"{folder}{name}", revision=commit, endpoint=endpoint())
+            headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
+            with hub_errors(f"{root}/{name}"):
+                answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+                hf_raise_for_status(answer)
+            content = answer.content
         if len(content) != length:
-            raise StorageFault(f"{self._root}/{name}: {len(content)} bytes came of {length}; try again")
-        return content
+            raise StorageFault(f"{root}/{name}: {len(content)} bytes came of {length}; try again")
+        if take:
+            take(0, memoryview(content))
+        else:
+            buffer[:length] = content
+
+    return read
 
 
 def endpoint() -> str | None:

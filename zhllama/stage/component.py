@@ -14,9 +14,8 @@ from typing import Any, get_origin
 from kfp import dsl
 
 from zhllama.stage.images import image
-from zhllama.stage.options import PLUMBING, StageOptions, described, stage_of
+from zhllama.stage.options import PLUMBING, StageOptions, described, option_of, stage_of
 
-_PLACES = {"report": "--report"}
 _TYPES = (str, int, float, bool)
 
 
@@ -49,31 +48,35 @@ def component_of(
         if one not in own:
             others.setdefault(one, given)
     signature = [
-        *(_parameter(one, *of, defaults) for one, of in (own | others).items()),
+        # KFP's absent value is an empty text
+        *(
+            inspect.Parameter(
+                one, _KIND, default=defaults.get(one, "" if default is None else default), annotation=hint
+            )
+            for one, (_, hint, default) in (own | others).items()
+        ),
         *(inspect.Parameter(one, _KIND, annotation=dsl.Output[kind]) for one, kind in outputs.items()),
     ]
     if issubclass(options, StageOptions):
         signature.append(inspect.Parameter("ref", _KIND, annotation=dsl.OutputPath(str)))
 
-    def component(**given: Any) -> dsl.ContainerSpec:
+    def called(*values: Any) -> dsl.ContainerSpec:
+        given = dict(zip((one.name for one in signature), values, strict=True))
         words: list[Any] = []
         for one, (option, _, _) in own.items():
-            words += [f"--{option}={given[one]}"] if one in joined else [f"--{option}", given[one]]
+            words += [f"{option}={given[one]}"] if one in joined else [option, given[one]]
         for one, kind in outputs.items():
             if kind is not dsl.Metrics:
-                words += [_PLACES.get(one, "--output"), given[one].path]
+                words += ["--report" if one == "report" else "--output", given[one].path]
         if "ref" in given:
             words += ["--reference", given["ref"]]
         if dsl.Metrics in outputs.values():
             words += ["--executor-input", "{{$}}"]
         if others:
-            words += ["--", *(word for one, (option, _, _) in others.items() for word in (f"--{option}", given[one]))]
+            words += ["--", *(word for one, (option, _, _) in others.items() for word in (option, given[one]))]
         return dsl.ContainerSpec(
             image=image(stage), command=["python", "-m", command or f"components.{stage}"], args=words
         )
-
-    def called(*given: Any) -> dsl.ContainerSpec:
-        return component(**dict(zip((one.name for one in signature), given, strict=True)))
 
     called.__name__ = called.__qualname__ = name or stage
     called.__doc__ = _text((*reversed(after), options), own | others)
@@ -97,16 +100,9 @@ def _inputs(
         if (one in PLUMBING and one != "store") or (only and one not in only) or get_origin(option.kind) is tuple:
             continue
         hint = option.kind if option.kind in _TYPES else str
-        word = one.replace("_", "-")
-        yield one, (word, hint, option.default)
+        yield one, (option_of(one), hint, option.default)
         for number in range(2, repeated.get(one, 1) + 1):
-            yield f"{one}_{number}", (word, hint, "")
-
-
-def _parameter(name: str, option: str, hint: type, default: Any, defaults: Mapping[str, Any]) -> inspect.Parameter:
-    # KFP's absent value is an empty text
-    default = defaults.get(name, "" if default is None else default)
-    return inspect.Parameter(name, _KIND, default=default, annotation=hint)
+            yield f"{one}_{number}", (option_of(one), hint, "")
 
 
 def _text(kinds: Sequence[type], inputs: Iterable[str]) -> str:

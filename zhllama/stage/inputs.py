@@ -13,7 +13,7 @@ from zhllama.artifacts.manifest import Input
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.stage.options import StageOptions, references_of
+from zhllama.stage.options import StageOptions, option_of, references_of
 
 
 class Inputs:
@@ -32,7 +32,9 @@ class Inputs:
         for name, addresses in references_of(options).items():
             opened[name] = [open_artifact(address, option_of(name)) for address in addresses]
             for index, (address, artifact) in enumerate(zip(addresses, opened[name], strict=True)):
-                reference = artifact.manifest.reference if artifact.verified else _plain_address(address, artifact)
+                # what has no manifest: by its address, made absolute, or the commit that the Hub has it at
+                plain = artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
+                reference = artifact.manifest.reference if artifact.verified else plain
                 key = name if len(addresses) == 1 else f"{name}.{index}"
                 records[key] = Input(reference, artifact.digest)
         if isinstance(options, StageOptions):
@@ -66,16 +68,5 @@ class Inputs:
         """InputError where these are not the inputs that another process of the same work has opened."""
         for name, record in records.items():
             if (mine := self.records.get(name)) is not None and mine.digest != record.digest:
-                raise InputError(
-                    f"{option_of(name)} {record.reference}: it was changed since this work began; start again"
-                )
-
-
-def option_of(name: str) -> str:
-    """The option of a field."""
-    return f"--{name.partition('.')[0].replace('_', '-')}"
-
-
-def _plain_address(address: str, artifact: Artifact) -> str:
-    """A folder, prefix or file as it was given, made absolute; of a repository of the Hub, with the commit found."""
-    return artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
+                option = option_of(name.partition(".")[0])
+                raise InputError(f"{option} {record.reference}: it was changed since this work began; start again")

@@ -37,6 +37,10 @@ def mask(text: str) -> str:
 
 
 _LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|shiny|shinychat|tokenizers|torch|transformers"
+_NOISY = (
+    "botocore", "boto3", "urllib3", "s3transfer", "httpx", "httpcore", "httpx2", "httpcore2", "filelock", "fsspec",
+    "kubernetes",
+)  # fmt: skip
 
 
 class OneLine(logging.Formatter):
@@ -72,19 +76,7 @@ def set_up_logging(level: str | None = None) -> None:
     if not sys.warnoptions:
         for kind in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
             warnings.filterwarnings("ignore", category=kind, module=rf"(?:{_LIBRARIES})\b")
-    for noisy in (
-        "botocore",
-        "boto3",
-        "urllib3",
-        "s3transfer",
-        "httpx",
-        "httpcore",
-        "httpx2",
-        "httpcore2",
-        "filelock",
-        "fsspec",
-        "kubernetes",
-    ):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -31,10 +31,7 @@ def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
 
     InputError for a file that cannot be read as text."""
     for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*"))):
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: it cannot be read ({error}); mend the secret's key {path.name}") from error
+        text = _read(path, f"mend the secret's key {path.name}").strip()
         if text:
             os.environ.setdefault(path.name, text)
 
@@ -54,22 +51,24 @@ def trust_site() -> None:
     from botocore.httpsession import where
 
     text = "\n".join([Path(where()).read_text(), *map(_certificates, found)])
-    if bundle:
-        # without a certificate of the site too: who is told of the file shall find it
-        path = bundle
-        Path(path).write_text(text)
-    else:
+    # without a certificate of the site too: who is told of the file shall find it
+    path = bundle
+    if not path:
         handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
-        with open(handle, "w") as file:
-            file.write(text)
+        os.close(handle)
+    Path(path).write_text(text)
     os.environ.update(dict.fromkeys(wanted, path))
 
 
 def _certificates(path: Path) -> str:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); put certificates in PEM there") from error
+    text = _read(path, "put certificates in PEM there")
     if "-----BEGIN CERTIFICATE-----" not in text:
         raise InputError(f"{path}: it holds no certificate; put certificates in PEM there")
     return text
+
+
+def _read(path: Path, mend: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: it cannot be read ({error}); {mend}") from error

@@ -25,56 +25,19 @@ from typing import Protocol
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, multipart, s3
-from zhllama.storage.addresses import is_s3, join, normalise, split_s3
-from zhllama.storage.folders import check_room
-from zhllama.storage.multipart import PART, Unfinished, Upload, part_length
-from zhllama.storage.parallel import STEP, Take, Threads, connections, in_parallel
-from zhllama.storage.s3_errors import server_code
+from zhllama.storage.addresses import below, is_s3, join, normalise, split_s3
+from zhllama.storage.folders import Unfinished, check_room
+from zhllama.storage.multipart import PART, Upload, part_length
+from zhllama.storage.parallel import Take, Threads, connections, in_parallel
 from zhllama.storage.s3_session import forget_client, s3_client
 
 __all__ = [
-    "PART",
-    "PIECE",
-    "STEP",
-    "Stored",
-    "Take",
-    "Threads",
-    "Unfinished",
-    "Upload",
-    "Writer",
-    "check_room",
-    "check_writable",
-    "connections",
-    "copy",
-    "delete",
-    "delete_all",
-    "delete_many",
-    "discard",
-    "exists",
-    "forget_client",
-    "in_parallel",
-    "is_s3",
-    "join",
-    "listing",
-    "normalise",
-    "open_writer",
-    "part_length",
-    "read_bytes",
-    "read_chunks",
-    "read_into",
-    "read_piece",
-    "s3_client",
-    "size_of",
-    "split_s3",
-    "unfinished",
-    "upload_file",
-    "write_bytes",
-]
+    "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "forget_client", "in_parallel",
+    "is_s3", "join", "normalise", "part_length", "s3_client", "split_s3",
+]  # fmt: skip
 
 PIECE = 16 * 2**20
 """Bytes per request of a large read. Of 8 MiB, requests cost SeaweedFS a sixth more and us as much; of 64 no less."""
-
-
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -120,25 +83,19 @@ def check_writable(uri: str) -> None:
     probe = join(normalise(uri), f".probe-{uuid.uuid4().hex}")
     try:
         if is_s3(uri):
-            _check_bucket(uri)
+            # some servers would make an absent bucket at the first write; an account may write below a prefix without
+            # any right on the bucket, which the write will tell
+            with suppress(InputError):
+                s3.call(uri, "head_bucket")
         write_bytes(probe, b"")
         delete(probe)
     except StorageFault as error:
         raise InputError(str(error)) from error
     except OSError as error:
+        if is_s3(uri):
+            bucket, _ = split_s3(uri)
+            raise InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address") from error
         raise InputError(f"{uri}: cannot write there ({error.strerror}); choose another --store") from error
-
-
-def _check_bucket(uri: str) -> None:
-    """InputError when the bucket is absent: some servers would make it at the first write."""
-    bucket, _ = split_s3(uri)
-    try:
-        s3.call(uri, "head_bucket")
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address") from error
-    except InputError:
-        # an account may write below a prefix without any right on the bucket; the write will tell
-        return
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -146,9 +103,7 @@ def _check_bucket(uri: str) -> None:
 
 def size_of(uri: str) -> int:
     """Bytes of one file; FileNotFoundError when it is absent."""
-    if not is_s3(uri):
-        return os.stat(uri).st_size
-    return s3.size(uri)
+    return s3.size(uri) if is_s3(uri) else os.stat(uri).st_size
 
 
 def exists(uri: str) -> bool:
@@ -170,11 +125,7 @@ def read_or_none(uri: str) -> bytes | None:
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     """The file, or `length` bytes from `start`. Short reads are errors (Truncated)."""
     if length is None:
-        if is_s3(uri):
-            return s3.get(uri, start)
-        with open(uri, "rb") as file:
-            file.seek(start)
-            return file.read()
+        return s3.get(uri, start) if is_s3(uri) else folders.read(uri, start)
     buffer = bytearray(length)
     read_into(uri, start, memoryview(buffer))
     return bytes(buffer)
@@ -185,10 +136,7 @@ def read_piece(uri: str, start: int, length: int, buffer: memoryview, take: Take
 
     With `take`, which gets every piece as it comes, the buffer may be shorter: STEP bytes, used again and again.
     """
-    if is_s3(uri):
-        s3.get_into(uri, start, length, buffer, take)
-    else:
-        folders.read_into(uri, start, length, buffer, take)
+    (s3.get_into if is_s3(uri) else folders.read_into)(uri, start, length, buffer, take)
 
 
 def read_into(uri: str, start: int, buffer: memoryview) -> None:
@@ -214,25 +162,7 @@ def read_chunks(uri: str, chunk: int = PIECE) -> Iterator[bytes]:
 
 def write_bytes(uri: str, content: bytes, if_absent: bool = False) -> None:
     """Writes a whole file at once. With `if_absent`, FileExistsError when it is already there."""
-    if is_s3(uri):
-        _put(uri, content, if_absent)
-    else:
-        folders.write(uri, content, if_absent)
-
-
-def _put(uri: str, content: bytes, if_absent: bool) -> None:
-    if not if_absent:
-        s3.put(uri, content)
-        return
-    try:
-        s3.put(uri, content, {"If-None-Match": "*"})
-    except StorageFault as error:
-        if server_code(error) not in ("NotImplemented", "501"):
-            raise
-        # a server without conditional writes: two that look at the same moment are not kept apart
-        if exists(uri):
-            raise FileExistsError(uri) from error
-        s3.put(uri, content)
+    (s3.put if is_s3(uri) else folders.write)(uri, content, if_absent)
 
 
 def open_writer(uri: str) -> Writer:
@@ -255,14 +185,9 @@ def copy(source: str, target: str) -> None:
     elif not is_s3(source):
         upload_file(Path(source), target)
     else:
-        writer = open_writer(target)
-        try:
+        with committed(open_writer(target)) as writer:
             for chunk in read_chunks(source, 2 * PIECE):
                 writer.write(chunk)
-            writer.commit()
-        except BaseException:
-            writer.abort()
-            raise
 
 
 # --- listing and deleting ---------------------------------------------------------------------------------------------
@@ -292,8 +217,7 @@ def listing(uri: str, hidden: bool = False) -> list[Stored]:
 
 def _objects(uri: str) -> list[Stored]:
     """Every object below a prefix, page by page; keys that end in a slash are consoles' folder marks."""
-    _, key = split_s3(uri)
-    prefix = f"{key}/" if key else ""
+    prefix = below(uri)
     return [
         Stored(item["Key"][len(prefix) :], int(item["Size"]), item["ETag"].strip('"'), item["LastModified"])
         for page in s3.call_pages(uri, "list_objects_v2", Prefix=prefix)
@@ -308,9 +232,9 @@ def unfinished(uri: str, older_than: timedelta = timedelta(0), sizes: bool = Fal
     A live writer's are among them: give an age that no upload reaches. `sizes` asks for the bytes of uploads, too (a
     request each).
     """
-    found = multipart.uploads(uri, sizes) if is_s3(uri) else folders.left_behind(uri)
+    found = multipart.uploads(uri, below(uri), sizes) if is_s3(uri) else folders.left_behind(uri)
     latest = datetime.now(UTC) - older_than
-    return [one for one in found if one.began <= latest]
+    return sorted((one for one in found if one.began <= latest), key=lambda one: one.began)
 
 
 def discard(left: Unfinished) -> None:

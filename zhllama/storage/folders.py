@@ -1,4 +1,5 @@
-"""Files in folders: written beside their place under a hidden name, and moved there when they are whole and on disk."""
+"""Files in folders: written beside their place under a hidden name, and moved there when they are whole and on disk;
+and whether there is room for what will be written, since hours of work must not end on a full disk."""
 
 import errno
 import fcntl
@@ -7,12 +8,16 @@ import os
 import re
 import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from zhllama.errors import Truncated
-from zhllama.storage.multipart import Unfinished
+from zhllama.errors import InputError, Truncated
+from zhllama.progress import human
+from zhllama.storage.addresses import is_s3
 from zhllama.storage.parallel import Take, Threads, room
 
 _PIECE = 8 * 2**20
@@ -22,7 +27,7 @@ _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
 
 
-def beside(path: str | Path) -> Path:
+def beside(path: str) -> Path:
     """A hidden name of its own in the same folder: listings leave it out, and a rename puts it into place."""
     target = Path(path)
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -42,33 +47,37 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
             at += count
 
 
-def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
-    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
-    target = Path(path)
+def read(path: str, start: int) -> bytes:
+    """A file from byte `start` to its end."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read()
+
+
+@contextmanager
+def _placed(path: str, move: Callable[[Path, Path], Any] = os.replace) -> Iterator[Path]:
+    """A hidden file beside the target, which gets its name when this ends well, and else is gone."""
+    temporary, target = beside(path), Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if if_absent:
-            os.link(temporary, target)
-        else:
-            os.replace(temporary, target)
+        yield temporary
+        move(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
+    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
+    with _placed(path, os.link if if_absent else os.replace) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_file(source: str, target: str) -> None:
     """A file to another place, in the kernel where that can."""
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(target)
-    try:
+    with _placed(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class FileWriter:
@@ -155,9 +164,8 @@ class FileWriter:
             self._close()
         self._temporary.unlink(missing_ok=True)
 
-    def suspend(self) -> None:
-        """A stream into a folder cannot be taken up again: nothing is kept."""
-        self.abort()
+    # a stream into a folder cannot be taken up again: nothing is kept
+    suspend = abort
 
 
 def _pages() -> mmap.mmap:
@@ -170,8 +178,22 @@ def _pages() -> mmap.mmap:
     return memory
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
+
+    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path. bytes: a folder's
+    hidden file's size; an upload's is None until its parts are listed (`unfinished(..., sizes=True)`).
+    """
+
+    uri: str
+    began: datetime
+    id: str
+    bytes: int | None = None
+
+
 def left_behind(folder: str) -> list[Unfinished]:
-    """The hidden files of writers, of live ones as of those that were killed; oldest first."""
+    """The hidden files of writers, of live ones as of those that were killed."""
     found = []
     for path in Path(folder).rglob(".*.tmp"):
         match = _LEFT.fullmatch(path.name)
@@ -179,13 +201,32 @@ def left_behind(folder: str) -> list[Unfinished]:
             status = path.stat()
             began = datetime.fromtimestamp(status.st_mtime, UTC)
             found.append(Unfinished(str(path.with_name(match["name"])), began, str(path), status.st_size))
-    return sorted(found, key=lambda one: one.began)
+    return found
+
+
+def _room_left(folder: Path) -> tuple[int, Path]:
+    """Bytes that are free there, and the folder they are asked of: the nearest of its parents that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free, folder
 
 
 def check_room(folder: Path, size: int) -> None:
-    """OSError (ENOSPC) when `folder`, or the nearest of its parents that is there, has not `size` bytes left."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    if shutil.disk_usage(there).free < size:
+    """OSError (ENOSPC) when a folder, which need not be there yet, has not `size` bytes left."""
+    if _room_left(folder)[0] < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def require_space(uri: str, need: int, what: str) -> None:
+    """InputError when a folder's file system has less than `need` bytes free; S3 says nothing of its room.
+
+    what: the option, or what it is for.
+    """
+    if is_s3(uri):
+        return
+    free, folder = _room_left(Path(uri))
+    if free < need:
+        raise InputError(
+            f"{what} {folder}: {human(need, 'B')} will be needed and {human(free, 'B')} are free; free some "
+            "or choose another place"
+        )

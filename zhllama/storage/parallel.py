@@ -8,7 +8,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Self
 
 from zhllama.errors import InputError
@@ -33,6 +32,13 @@ def room(buffer: memoryview, length: int, at: int) -> memoryview:
     of a shorter one."""
     place = at if len(buffer) >= length else 0
     return buffer[place : place + min(STEP, length - at)]
+
+
+class RoomOfThread(threading.local):
+    """`room`: so many bytes of memory for each thread, used again and again."""
+
+    def __init__(self, size: int) -> None:
+        self.room = memoryview(bytearray(size))
 
 
 def connections() -> int:
@@ -95,24 +101,18 @@ class Threads:
 
     def drop(self, error: BaseException | None = None) -> None:
         """Gives up: calls that wait are dropped, those under way get a moment to end."""
-        self._error = self._error or error or _Dropped()
+        self._error = self._error or error or RuntimeError("the caller gave the work up")
         self.end(wait=1)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is not None:
             self.drop(error)
-            return
-        self.end()
-        self.raise_error()
-
-
-class _Dropped(Exception):
-    """The caller gave the work up."""
+        else:
+            self.end()
+            self.raise_error()
 
 
 def in_parallel(function: Callable[..., Any], items: Iterable[Any]) -> None:

@@ -9,9 +9,9 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from zhllama.errors import InputError
@@ -25,8 +25,7 @@ ATTEMPTS = 8
 UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
-@dataclass(frozen=True)
-class _Bucket:
+class _Bucket(NamedTuple):
     """Where boto3 would send a request for a bucket: the address before the key, and what goes into the signature."""
 
     address: str
@@ -41,6 +40,7 @@ class Session:
         import boto3
         import botocore.session
         from botocore.config import Config
+        from botocore.exceptions import ProfileNotFound
         from botocore.httpsession import URLLib3Session
         from botocore.utils import get_environ_proxies
 
@@ -48,7 +48,10 @@ class Session:
         core = botocore.session.Session()
         self._boto3 = boto3.session.Session(botocore_session=core)
         self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
-        styled = "addressing_style" in core.get_scoped_config().get("s3", {}) if _profile_is_there(core) else False
+        styled = False
+        # that there is no such profile is said in full where the client is made
+        with suppress(ProfileNotFound):
+            styled = "addressing_style" in core.get_scoped_config().get("s3", {})
         self._endpoint = endpoint
         self._config = Config(
             signature_version="s3v4",
@@ -118,17 +121,6 @@ class Session:
         if response.status_code >= 300:
             raise client_error(method, response)
         return response
-
-
-def _profile_is_there(core: Any) -> bool:
-    from botocore.exceptions import ProfileNotFound
-
-    try:
-        core.get_scoped_config()
-    except ProfileNotFound:
-        # said in full where the client is made
-        return False
-    return True
 
 
 @lru_cache(maxsize=1)
