@@ -178,7 +178,7 @@ def read_to_file(reference: str, target: str) -> dict[str, Any]:
 
 def send(path: str, uri: str) -> dict[str, Any]:
     storage.exists(uri)
-    timed = _timed(lambda: storage.upload_file(Path(path), uri))
+    timed = _timed(lambda: storage.copy(path, uri))
     storage.delete(uri)
     return timed
 

@@ -1,13 +1,7 @@
 """Bytes in S3 (`s3://bucket/prefix`) or in folders (`/path`, `file:///path`), behind one small interface.
 
-boto3 underneath with its standard settings (profile, region, AWS_ENDPOINT_URL_S3, path or host style, CA bundle, web
-identity, proxies); the bytes themselves move by signed requests of our own (s3.py says why), many at a time.
-ZHLLAMA_S3_ENDPOINT wins over the standard settings: KFP pods share their environment with KFP's own S3 client, so our
-endpoint must not be called AWS_ENDPOINT_URL there.
-
-Memory of a transfer: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB when reading to a file, nothing beyond the buffer when
-reading to memory, 9 x 16 MiB when writing a stream. docs/storage.md has the figures and the settings.
-
+boto3's standard settings hold, and ZHLLAMA_S3_ENDPOINT before them: KFP pods share their environment with KFP's own S3
+client, so our endpoint must not be called AWS_ENDPOINT_URL there. Figures, memory and settings: docs/storage.md.
 Errors: what a user can mend (credentials, bucket, endpoint) is an InputError, a server that keeps failing a
 StorageFault, a missing object FileNotFoundError.
 """
@@ -21,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, multipart, s3
@@ -52,16 +45,9 @@ class Stored:
     """When it was last written (UTC)."""
 
 
-class Writer(Protocol):
-    """A stream that becomes visible at commit() and leaves nothing behind after abort().
-
-    suspend() stops as well, but keeps what was sent, so that the next writer of the same bytes need not send it again.
-    """
-
-    def write(self, data: bytes | bytearray | memoryview) -> int: ...
-    def commit(self) -> None: ...
-    def abort(self) -> None: ...
-    def suspend(self) -> None: ...
+Writer = folders.FileWriter | multipart.S3Writer
+"""A stream that becomes visible at commit() and leaves nothing behind after abort(). suspend() stops as well, but keeps
+what was sent, so that the next writer of the same bytes need not send it again."""
 
 
 @contextmanager
@@ -170,20 +156,12 @@ def open_writer(uri: str) -> Writer:
     return multipart.S3Writer(uri) if is_s3(uri) else folders.FileWriter(uri)
 
 
-def upload_file(path: Path, uri: str) -> None:
-    """A file on this machine to `uri`, in parts side by side."""
-    if is_s3(uri):
-        multipart.send_file(path, uri)
-    else:
-        folders.copy_file(str(path), uri)
-
-
 def copy(source: str, target: str) -> None:
-    """One file to another place: server-side within S3, else through this machine."""
+    """One file to another place: server-side within S3, in parts side by side into it, else through this machine."""
     if is_s3(source) and is_s3(target):
         multipart.copy_object(source, target)
     elif not is_s3(source):
-        upload_file(Path(source), target)
+        (multipart.send_file if is_s3(target) else folders.copy_file)(source, target)
     else:
         with committed(open_writer(target)) as writer:
             for chunk in read_chunks(source, 2 * PIECE):
@@ -195,28 +173,22 @@ def copy(source: str, target: str) -> None:
 
 def listing(uri: str, hidden: bool = False) -> list[Stored]:
     """Every file below a folder or prefix, sorted by name; hidden files (a leading dot) only on demand."""
-    found: list[Stored] = []
-    if is_s3(uri):
-        found = [item for item in _objects(uri) if not item.name.endswith("/")]
-    else:
-        root = Path(uri)
-        for path in root.rglob("*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                # deleted or renamed meanwhile; or a link to nothing
-                continue
+    # keys that end in a slash are consoles' folder marks
+    found = [item for item in _objects(uri) if not item.name.endswith("/")] if is_s3(uri) else _files(Path(uri))
+    return sorted((item for item in found if hidden or "/." not in f"/{item.name}"), key=lambda item: item.name)
+
+
+def _files(root: Path) -> Iterator[Stored]:
+    for path in root.rglob("*"):
+        # one may be deleted or renamed meanwhile; or be a link to nothing
+        with suppress(FileNotFoundError):
+            status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                name = path.relative_to(root).as_posix()
-                found.append(Stored(name, status.st_size, str(status.st_mtime_ns), modified))
-    if not hidden:
-        found = [item for item in found if not any(part.startswith(".") for part in item.name.split("/"))]
-    return sorted(found, key=lambda item: item.name)
+                yield Stored(path.relative_to(root).as_posix(), status.st_size, str(status.st_mtime_ns), modified)
 
 
 def _objects(uri: str) -> list[Stored]:
-    """Every object below a prefix, page by page; keys that end in a slash are consoles' folder marks."""
     prefix = below(uri)
     return [
         Stored(item["Key"][len(prefix) :], int(item["Size"]), item["ETag"].strip('"'), item["LastModified"])

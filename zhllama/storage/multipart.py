@@ -8,10 +8,10 @@ nothing but the number and one object may hold 419 GB.
 
 import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC
-from pathlib import Path
 from typing import Any
 
 from zhllama.errors import InputError, StorageFault
@@ -243,16 +243,16 @@ class S3Writer:
         self._threads.end(wait=5)
 
 
-def send_file(path: Path, uri: str) -> None:
+def send_file(path: str, uri: str) -> None:
     """A file into an object, its parts read and sent side by side. Memory: PART x connections. Resumes as S3Writer."""
-    size = path.stat().st_size
+    size = os.stat(path).st_size
     extents = [(0, min(PART, size))]
     while (start := sum(extents[-1])) < size:
         extents.append((start, min(part_length(len(extents) + 1), size - start)))
     own = RoomOfThread(max(length for _, length in extents))
 
     def read(start: int, length: int) -> memoryview:
-        folders.read_into(str(path), start, length, own.room[:length])
+        folders.read_into(path, start, length, own.room[:length])
         return own.room[:length]
 
     if len(extents) == 1:
