@@ -27,6 +27,7 @@ from typing import Any
 from pipelines.local.s3_server import LocalS3
 from tests.bench.measure import Cost, Table, measured, side_by_side
 from tests.bench.measure import run as run_program
+from tests.folders import add_folder
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -382,7 +383,7 @@ def publish_folder(folder: str, store: str) -> dict[str, Any]:
     storage.exists(f"{out.root}/nothing")
 
     def work() -> dict[str, Any]:
-        out.add_folder(Path(folder))
+        add_folder(out, Path(folder))
         return {"reference": out.publish("files").reference}
 
     return _timed(work)

@@ -146,12 +146,9 @@ class BlockReader:
             (last,) = self._read_hashed(file, again, buffer if put else buffer[at : at + BLOCK], put)
             if last != digest:
                 kind = "sha256" if digest == file.sha256 else "blake3"
-                begin = index * BLOCK
-                raise InputError(
-                    f"{storage.join(self._manifest.root, file.path)}: bytes {begin} to "
-                    f"{begin + run_length(file, again)}: {kind} {digest} expected, {last} found; "
-                    "the stored file is corrupt, run its stage again"
-                )
+                where = f"bytes {index * BLOCK} to {index * BLOCK + run_length(file, again)}"
+                wrong = f"{self._manifest.root}/{file.path}: {where}: {kind} {digest} expected, {last} found"
+                raise InputError(f"{wrong}; the stored file is corrupt, run its stage again")
 
     def _read_hashed(self, file: File, run: range, buffer: memoryview, put: storage.Take | None) -> list[str]:
         """Reads by one request, to where read_run does; returns the digest found of each block, if they are known."""
@@ -200,9 +197,8 @@ class BlockReader:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(
-                f"{self._manifest.root}/{file.path}: the file is gone; run its stage again or give another reference"
-            ) from error
+            mend = "run its stage again or give another reference"
+            raise InputError(f"{self._manifest.root}/{file.path}: the file is gone; {mend}") from error
 
     def block_digests(self, file: File) -> list[str]:
         """A digest per block, one block at least: the SHA-256 of a file that is one block, "" where none are known."""

@@ -1,9 +1,8 @@
 """Models and adapters of the Hugging Face Hub as inputs: `hf://OWNER/NAME[@REVISION][/FOLDER]`.
 
-A repository is read by ranges, tensor by tensor, as a prefix of S3 is: nothing is kept on this machine but what
-is needed as files (`Artifact.local`). The revision is resolved to a commit when the reference is opened; the digest is
-of the content that the Hub names (SHA-256 of large files, git's digest of small ones). HF_ENDPOINT, HF_TOKEN and the
-other settings of huggingface_hub hold. To have a copy of one's own, verified as a whole: fetch_weights.
+A repository is read by ranges, tensor by tensor, as a prefix of S3 is. The revision is resolved to a commit when the
+reference is opened; the digest is of the content that the Hub names (SHA-256 of large files, git's digest of small
+ones). huggingface_hub's settings hold (HF_ENDPOINT, HF_TOKEN). A copy of one's own, verified: fetch_weights.
 """
 
 import os
@@ -31,8 +30,7 @@ TIMEOUT = 60.0
 
 def open_hub_model(reference: str, where: str) -> Artifact:
     """The artifact that stands for a repository. InputError when there is none; `where` begins the message."""
-    address = reference if reference.startswith(PREFIX) else f"{PREFIX}{reference}"
-    found = parse_address(address)
+    found = parse_address(PREFIX + reference.removeprefix(PREFIX))
     if found is None:
         raise InputError(f"{where}: no repository of the Hub; write {_SHAPE}")
     repository, revision, folder = found
@@ -61,9 +59,8 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     from huggingface_hub import HfApi
 
     with hub_errors(where):
-        info = HfApi(endpoint=endpoint()).model_info(
-            repository, revision=revision, files_metadata=True, timeout=TIMEOUT
-        )
+        api = HfApi(endpoint=endpoint())
+        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
     prefix = f"{folder}/" if folder else ""
     listed = [item for item in info.siblings or [] if item.rfilename.startswith(prefix)]
     return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
@@ -110,10 +107,8 @@ def hub_errors(where: str) -> Iterator[None]:
     except hub.GatedRepoError as error:
         raise InputError(f"{where}: access has to be granted; ask for it on the hub and set HF_TOKEN") from error
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        raise InputError(
-            f"{where}: no such folder here, and no such repository or revision on the hub; correct the name, or set "
-            "HF_TOKEN if it is private"
-        ) from error
+        mend = "correct the name, or set HF_TOKEN if it is private"
+        raise InputError(f"{where}: no such folder here, no such repository or revision on the hub; {mend}") from error
     except hub.OfflineModeIsEnabled as error:
         raise InputError(f"{where}: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked") from error
     except (hub.EntryNotFoundError, FileNotFoundError) as error:

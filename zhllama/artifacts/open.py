@@ -1,5 +1,6 @@
 """Opening a reference: a manifest, a folder or prefix, a model or dataset of the Hub."""
 
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 from blake3 import blake3
 
 from zhllama import storage
-from zhllama.artifacts.file_digest import file_digest, stamp
 from zhllama.artifacts.hub_dataset import open_hub_dataset
 from zhllama.artifacts.hub_model import HUB_NAME, open_hub_model
 from zhllama.artifacts.manifest import MANIFEST, File, Manifest, digest_of
@@ -79,6 +79,18 @@ def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
 
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
     return Artifact(manifest, verified=False, changed=changed)
+
+
+def file_digest(path: Path, algorithm: Any) -> str:
+    """The hexadecimal digest of a file, by hashlib's or blake3's object."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, lambda: algorithm).hexdigest()
+
+
+def stamp(path: Path) -> list[int]:
+    """Size, inode and times: they cannot all stay when a file is written to (no program can set a time of change)."""
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 _hashed: dict[tuple[int, int, int, int], str] = {}

@@ -31,11 +31,10 @@ class Artifact:
         source: Source | None = None,
         changed: Callable[[], bool] = lambda: False,
     ) -> None:
-        """source: of the files' bytes; by default what is stored below the manifest's root. changed: whether they are
-        others now, where nothing else would tell (a folder without a manifest)."""
+        """verified: not a plain folder, where there is nothing to verify against. source: of the files' bytes; by
+        default what is stored below the manifest's root. changed: whether a plain folder's are others now."""
         self.manifest = manifest
         self.verified = verified
-        """False for a plain folder: there is nothing to verify against."""
         self.changed = changed
         self._files = {file.path: file for file in manifest.files}
         self._source = source or stored_files(manifest.root)

@@ -29,6 +29,7 @@ from zhllama.tokenizer.vocabulary import Vocabulary
 
 log = logging.getLogger("artifact")
 
+_OTHER_RUN = "another run of the same work has published"
 _STEP = 2**20
 """Bytes of a stream that are hashed, and then written, at once."""
 
@@ -82,29 +83,14 @@ class ArtifactWriter:
         self.add_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def add_file(self, name: str, path: Path) -> None:
-        self._add_files([(name, path)])
-
-    def add_folder(self, folder: Path) -> None:
-        """Every file below a folder, under its name there; small ones many at a time."""
-        self._add_files([(item.name, folder / item.name) for item in storage.listing(str(folder))])
-
-    def _add_files(self, files: list[tuple[str, Path]]) -> None:
-        sizes = {path: path.stat().st_size for _, path in files}
-
-        def add_small(name: str, path: Path) -> None:
-            self.add_bytes(name, path.read_bytes())
-            bar.advance(sizes[path])
-
-        with Progress("storing", sum(sizes.values())) as bar, storage.Threads(storage.connections()) as threads:
-            for name, path in files:
-                if sizes[path] <= BLOCK:
-                    threads.call(add_small, name, path)
-                    continue
-                piece = memoryview(bytearray(2**20))
-                with self.writer(name) as stream, open(path, "rb", buffering=0) as file:
-                    while count := file.readinto(piece):
-                        stream.write(piece[:count])
-                        bar.advance(count)
+        with (
+            Progress("storing", path.stat().st_size) as bar,
+            self.writer(name) as stream,
+            open(path, "rb", buffering=0) as file,
+        ):
+            while piece := file.read(_STEP):
+                stream.write(piece)
+                bar.advance(len(piece))
 
     def require_alone(self) -> None:
         """StorageFault when another run has published this work meanwhile: its files must not be written over.
@@ -116,9 +102,7 @@ class ArtifactWriter:
                 return
             found = storage.read_or_none(f"{self.root}/{MANIFEST}")
             if self._look_at and found is not None and found != self._before:
-                raise StorageFault(
-                    f"{self.root}: another run of the same work has published it; start again to use its result"
-                )
+                raise StorageFault(f"{self.root}: {_OTHER_RUN} it; start again to use its result")
             if not self._look_at:
                 # a manifest that is there already is damaged, or its files are gone: else nobody would do the work
                 self._before = found
@@ -231,9 +215,7 @@ class ArtifactWriter:
             Artifact(manifest, verified=True).verify()
             storage.write_bytes(manifest.reference, content)
             return manifest
-        raise StorageFault(
-            f"{self.root}: another run of the same work has published another result; start again to use that"
-        )
+        raise StorageFault(f"{self.root}: {_OTHER_RUN} another result; start again to use that")
 
 
 class FileStream:

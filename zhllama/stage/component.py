@@ -17,6 +17,8 @@ from zhllama.stage.images import image
 from zhllama.stage.options import PLUMBING, StageOptions, described, option_of, stage_of
 
 _TYPES = (str, int, float, bool)
+_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_Input = tuple[str, tuple[str, Any, Any]]
 
 
 def component_of(
@@ -48,11 +50,8 @@ def component_of(
         if one not in own:
             others.setdefault(one, given)
     signature = [
-        # KFP's absent value is an empty text
         *(
-            inspect.Parameter(
-                one, _KIND, default=defaults.get(one, "" if default is None else default), annotation=hint
-            )
+            inspect.Parameter(one, _KIND, default=defaults.get(one, default), annotation=hint)
             for one, (_, hint, default) in (own | others).items()
         ),
         *(inspect.Parameter(one, _KIND, annotation=dsl.Output[kind]) for one, kind in outputs.items()),
@@ -74,9 +73,8 @@ def component_of(
             words += ["--executor-input", "{{$}}"]
         if others:
             words += ["--", *(word for one, (option, _, _) in others.items() for word in (option, given[one]))]
-        return dsl.ContainerSpec(
-            image=image(stage), command=["python", "-m", command or f"components.{stage}"], args=words
-        )
+        program = ["python", "-m", command or f"components.{stage}"]
+        return dsl.ContainerSpec(image=image(stage), command=program, args=words)
 
     called.__name__ = called.__qualname__ = name or stage
     called.__doc__ = _text((*reversed(after), options), own | others)
@@ -88,19 +86,15 @@ def component_of(
     return made
 
 
-_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
-def _inputs(
-    options: type, only: Collection[str], repeated: Mapping[str, int]
-) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
+def _inputs(options: type, only: Collection[str], repeated: Mapping[str, int]) -> Iterator[_Input]:
     """Input → the option that it feeds, its type, its default."""
     for one, option in described(options).items():
         # what stands after `--` (a tuple) has options of its own
         if (one in PLUMBING and one != "store") or (only and one not in only) or get_origin(option.kind) is tuple:
             continue
         hint = option.kind if option.kind in _TYPES else str
-        yield one, (option_of(one), hint, option.default)
+        # KFP's absent value is an empty text
+        yield one, (option_of(one), hint, "" if option.default is None else option.default)
         for number in range(2, repeated.get(one, 1) + 1):
             yield f"{one}_{number}", (option_of(one), hint, "")
 

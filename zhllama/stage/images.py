@@ -66,9 +66,8 @@ def read_digests(path: Path) -> str:
             lines = [line for line in text.splitlines() if line.strip()]
         pairs = sorted(map(_of_line, lines))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"--digests {path}: {error}; give what bake --metadata-file wrote, or lines NAME sha256:…"
-        ) from error
+        mend = "give what bake --metadata-file wrote, or lines NAME sha256:…"
+        raise InputError(f"--digests {path}: {error}; {mend}") from error
     return ",".join(f"{name}={digest}" for name, digest in pairs)
 
 

@@ -1,8 +1,8 @@
 """A stage's inputs, opened once: what its key was made of is what it reads.
 
-A manifest's files are verified against the manifest that was opened, a repository of the Hub is read at the commit that
-was found. A folder or prefix without a manifest can change while a stage reads it: what was read would then stand under
-a digest that it has not. So nothing is published when such an input has changed since it was opened.
+Files are verified against the manifest that was opened, a repository of the Hub is read at the commit that was found. A
+folder or prefix without a manifest can change while it is read, and what was read would stand under a digest that it
+has not: then nothing is published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,10 +59,9 @@ class Inputs:
         for name, artifacts in self._opened.items():
             for artifact in artifacts:
                 if artifact.changed():
-                    raise InputError(
-                        f"{option_of(name)} {artifact.root}: it was changed while it was read, so nothing is "
-                        "published; start again, or give an artifact with a manifest"
-                    )
+                    what = "it was changed while it was read, so nothing is published"
+                    mend = "start again, or give an artifact with a manifest"
+                    raise InputError(f"{option_of(name)} {artifact.root}: {what}; {mend}")
 
     def require_same(self, records: Mapping[str, Input]) -> None:
         """InputError where these are not the inputs that another process of the same work has opened."""

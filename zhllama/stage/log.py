@@ -62,9 +62,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def set_up_logging(level: str | None = None) -> None:
-    """Sends all records to standard error. Level: the argument, else ZHLLAMA_LOG, else INFO; InputError for another."""
-    wanted = (level or os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
+def set_up_logging() -> None:
+    """Sends all records to standard error. Level: ZHLLAMA_LOG, else INFO; InputError for what is none."""
+    wanted = (os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
     if wanted not in logging.getLevelNamesMapping():
         raise InputError(f"ZHLLAMA_LOG={wanted}: no such level; use DEBUG, INFO, WARNING or ERROR")
     handler = _Stderr()

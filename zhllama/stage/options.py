@@ -80,21 +80,16 @@ def split_references(value: str) -> list[str]:
 def weighted_references(value: str) -> list[tuple[str, float | None]]:
     """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has weight 1; where none has
     one, all have None."""
-    found: list[tuple[str, float | None]] = []
-    for part in filter(None, (part.strip() for part in value.split(","))):
-        match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part)
-        found.append((match[1], float(match[2])) if match else (part, None))
-    if all(weight is None for _, weight in found):
-        return found
-    return [(address, 1.0 if weight is None else weight) for address, weight in found]
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    found = [re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part) for part in parts]
+    without = 1.0 if any(found) else None
+    return [(match[1], float(match[2])) if match else (part, without) for part, match in zip(parts, found)]
 
 
 def marks_of(kind: type) -> dict[str, Collection[str]]:
     """What the fields of a class are besides their type, by their names."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {
-        one.name: getattr(hints[one.name], "__metadata__", ()) for one in dataclasses.fields(typing.cast(Any, kind))
-    }
+    return {one.name: getattr(hints[one.name], "__metadata__", ()) for one in dataclasses.fields(kind)}
 
 
 def references_in(kind: type) -> set[str]:
@@ -152,12 +147,10 @@ def described(kind: type) -> Mapping[str, Described]:
         parsed = docstring_parser.parse_from_object(base)
         notes |= {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
     hints = typing.get_type_hints(kind)
-    defaults = {one.name: one.default for one in dataclasses.fields(kind)}
+    missing = {dataclasses.MISSING: inspect.Parameter.empty}
     return {
-        name: Described(
-            hints[name], inspect.Parameter.empty if default is dataclasses.MISSING else default, notes.get(name, "")
-        )
-        for name, default in defaults.items()
+        one.name: Described(hints[one.name], missing.get(one.default, one.default), notes.get(one.name, ""))
+        for one in dataclasses.fields(kind)
     }
 
 

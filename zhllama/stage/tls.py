@@ -1,10 +1,9 @@
 """What a site asks of every pod that reaches out of it: certificates of its own, and its proxy.
 
-A ConfigMap with the site's certificates is mounted at CA_FOLDER, where there is one; ZHLLAMA_CA names that folder. A
-command that finds files there trusts them beside the public authorities, in whatever it uses: boto3, requests, OpenSSL.
-The proxy comes from a secret (its address may hold a password), as the variables that everything understands. To the
-steps of a pipeline secrets come as files: as variables they would stand a dozen times in a Workflow, which may not grow
-past a megabyte, and the KFP launcher in the same pod would take our S3 keys for its own.
+The site's certificates are mounted at CA_FOLDER; a command that finds files in the folder that ZHLLAMA_CA names trusts
+them beside the public authorities. The proxy comes from a secret, as variables. To the steps of a pipeline secrets come
+as files: as variables they would stand a dozen times in a Workflow, which may not grow past a megabyte, and the KFP
+launcher in the same pod would take our S3 keys for its own.
 """
 
 import os

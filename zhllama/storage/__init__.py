@@ -110,8 +110,9 @@ def read_or_none(uri: str) -> bytes | None:
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     """The file, or `length` bytes from `start`. Short reads are errors (Truncated)."""
-    if length is None:
-        return s3.get(uri, start) if is_s3(uri) else folders.read(uri, start)
+    if length is None and not start:
+        return s3.get(uri) if is_s3(uri) else Path(uri).read_bytes()
+    length = size_of(uri) - start if length is None else length
     buffer = bytearray(length)
     read_into(uri, start, memoryview(buffer))
     return bytes(buffer)
@@ -198,13 +199,12 @@ def _objects(uri: str) -> list[Stored]:
     ]
 
 
-def unfinished(uri: str, older_than: timedelta = timedelta(0), sizes: bool = False) -> list[Unfinished]:
+def unfinished(uri: str, older_than: timedelta = timedelta(0)) -> list[Unfinished]:
     """What killed writers left below a folder or prefix: multipart uploads, hidden files. Oldest first.
 
-    A live writer's are among them: give an age that no upload reaches. `sizes` asks for the bytes of uploads, too (a
-    request each).
+    A live writer's are among them: give an age that no upload reaches.
     """
-    found = multipart.uploads(uri, below(uri), sizes) if is_s3(uri) else folders.left_behind(uri)
+    found = multipart.unfinished(uri) if is_s3(uri) else folders.unfinished(uri)
     latest = datetime.now(UTC) - older_than
     return sorted((one for one in found if one.began <= latest), key=lambda one: one.began)
 

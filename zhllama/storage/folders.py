@@ -47,13 +47,6 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
             at += count
 
 
-def read(path: str, start: int) -> bytes:
-    """A file from byte `start` to its end."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read()
-
-
 @contextmanager
 def _placed(path: str, move: Callable[[Path, Path], Any] = os.replace) -> Iterator[Path]:
     """A hidden file beside the target, which gets its name when this ends well, and else is gone."""
@@ -92,11 +85,11 @@ class FileWriter:
         self._target = Path(uri)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = beside(uri)
-        self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = open(self._temporary, "xb", buffering=0)
         self._piece, self._other = _pages(), _pages()
         self._filled = 0
         self._writer = Threads(1)
-        self._begun = self._direct = self._closed = False
+        self._set_direct(True)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -107,9 +100,6 @@ class FileWriter:
             self._filled += count
             at += count
             if self._filled == _PIECE:
-                if not self._begun:
-                    self._begun = True
-                    self._set_direct(True)
                 # waits for the piece before, whose memory is then free
                 self._writer.call(self._put, memoryview(self._piece))
                 self._piece, self._other = self._other, self._piece
@@ -117,21 +107,20 @@ class FileWriter:
         return len(view)
 
     def _set_direct(self, direct: bool) -> None:
-        direct = direct and bool(_O_DIRECT)
+        self._direct = direct and bool(_O_DIRECT)
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_O_DIRECT
         try:
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (_O_DIRECT if direct else 0))
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (_O_DIRECT if self._direct else 0))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            direct = False
-        self._direct = direct
+            self._direct = False
 
     def _put(self, piece: memoryview) -> None:
-        begin = os.lseek(self._file, 0, os.SEEK_CUR)
+        begin = self._file.tell()
         while piece:
             try:
-                piece = piece[os.write(self._file, piece) :]
+                piece = piece[os.write(self._file.fileno(), piece) :]
             except OSError as error:
                 # a file system that cannot after all, or what is left of a piece that was written in part
                 if error.errno != errno.EINVAL or not self._direct:
@@ -139,29 +128,23 @@ class FileWriter:
                 self._set_direct(False)
         if not self._direct and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, and does not wait for it: commit() has less to wait for
-            os.posix_fadvise(self._file, begin, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._file.fileno(), begin, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         self._writer.end()
         self._writer.raise_error()
-        if self._direct:
-            # the last piece is no whole number of pages
-            self._set_direct(False)
+        # the last piece is no whole number of pages
+        self._set_direct(False)
         self._put(memoryview(self._piece)[: self._filled])
-        os.fsync(self._file)
-        self._close()
+        os.fsync(self._file.fileno())
+        self._file.close()
         os.replace(self._temporary, self._target)
-
-    def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            os.close(self._file)
 
     def abort(self) -> None:
         self._writer.end()
         # on some file systems closing, too, says that the disk is full; the file is given up anyway
         with suppress(OSError):
-            self._close()
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     # a stream into a folder cannot be taken up again: nothing is kept
@@ -182,17 +165,16 @@ def _pages() -> mmap.mmap:
 class Unfinished:
     """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
 
-    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path. bytes: a folder's
-    hidden file's size; an upload's is None until its parts are listed (`unfinished(..., sizes=True)`).
+    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path.
     """
 
     uri: str
     began: datetime
     id: str
-    bytes: int | None = None
+    bytes: int
 
 
-def left_behind(folder: str) -> list[Unfinished]:
+def unfinished(folder: str) -> list[Unfinished]:
     """The hidden files of writers, of live ones as of those that were killed."""
     found = []
     for path in Path(folder).rglob(".*.tmp"):
@@ -226,7 +208,5 @@ def require_space(uri: str, need: int, what: str) -> None:
         return
     free, folder = _room_left(Path(uri))
     if free < need:
-        raise InputError(
-            f"{what} {folder}: {human(need, 'B')} will be needed and {human(free, 'B')} are free; free some "
-            "or choose another place"
-        )
+        wanted = f"{human(need, 'B')} will be needed and {human(free, 'B')} are free"
+        raise InputError(f"{what} {folder}: {wanted}; free some or choose another place")

@@ -1,22 +1,21 @@
 """Multipart uploads: parts side by side, each with a checksum, resumed after a kill.
 
-An unfinished upload is found by its key (the newest one), so nothing has to be kept on this side. A part that is there
-is not sent again when it is provably the part that would be sent: of the same size, with the MD5 that is its ETag, or
-with the CRC32C that the server kept. Parts are of 16 MiB, from the 5,001st on of 64 MiB, so that boundaries depend on
-nothing but the number and one object may hold 419 GB.
+An unfinished upload is found by its key, so nothing has to be kept on this side. A part that is there is not sent again
+when it is provably the same: of its size, with its MD5 (the ETag) or the CRC32C that the server kept. Parts are of 16
+MiB, from the 5,001st on of 64: boundaries depend on nothing but the number, and an object may hold 419 GB.
 """
 
 import hashlib
 import logging
 import os
 import re
-from dataclasses import dataclass, replace
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
-from zhllama.storage.addresses import split_s3
+from zhllama.storage.addresses import below, split_s3
 from zhllama.storage.folders import Unfinished
 from zhllama.storage.parallel import RoomOfThread, Threads, connections
 from zhllama.storage.s3_errors import server_code
@@ -72,8 +71,8 @@ class Upload:
         self._key = split_s3(uri)[1]
         self.there: dict[int, Part] = {}
         self._sent: dict[int, dict[str, Any]] = {}
-        if not anew and (found := _uploads_of_key(uri)):
-            self._id = found[-1].id
+        if not anew and (found := _upload_of_key(uri)):
+            self._id = found
             self.there = {part.number: part for part in parts_of(uri, self._id)}
             log.info("%s: going on with an upload that stopped, %d parts are there", uri, len(self.there))
         else:
@@ -100,9 +99,7 @@ class Upload:
 
     def _lost(self, error: Exception) -> Exception:
         if server_code(error) == "NoSuchUpload":
-            return StorageFault(
-                f"{self.uri}: the upload is gone: another run ended it, or the server lost it; try again"
-            )
+            return StorageFault(f"{self.uri}: the upload is gone: ended by another run, or lost; try again")
         return error
 
     def complete(self) -> None:
@@ -140,27 +137,32 @@ def abort(uri: str, upload: str) -> None:
             raise
 
 
-def uploads(uri: str, prefix: str, sizes: bool = False) -> list[Unfinished]:
-    """The multipart uploads under way in the bucket of `uri` whose keys begin so, oldest first."""
+def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
+    """The multipart uploads under way in the bucket of `uri` whose keys begin so: address, beginning (UTC), id."""
     bucket, _ = split_s3(uri)
-    found = [
-        Unfinished(f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
+    return [
+        (f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
         for page in s3.call_pages(uri, "list_multipart_uploads", Prefix=prefix)
         for upload in page.get("Uploads", [])
     ]
-    if sizes:
-        found = [replace(one, bytes=sum(part.size for part in parts_of(one.uri, one.id))) for one in found]
-    return sorted(found, key=lambda one: one.began)
 
 
-def _uploads_of_key(uri: str) -> list[Unfinished]:
+def unfinished(uri: str) -> list[Unfinished]:
+    """The multipart uploads under way below a prefix."""
+    found = _uploads(uri, below(uri))
+    return [Unfinished(one, began, id, sum(part.size for part in parts_of(one, id))) for one, began, id in found]
+
+
+def _upload_of_key(uri: str) -> str | None:
+    """The newest one's id."""
     try:
-        return [one for one in uploads(uri, split_s3(uri)[1]) if one.uri == uri]
+        found = [(began, id) for one, began, id in _uploads(uri, split_s3(uri)[1]) if one == uri]
+        return max(found)[1] if found else None
     except (InputError, StorageFault) as error:
         if server_code(error) in ("AccessDenied", "NotImplemented", "MethodNotAllowed", "501", "405", "403"):
             # an account without the right to list, a server without the call: there is nothing to resume from
             log.debug("unfinished uploads cannot be listed: %s", error)
-            return []
+            return None
         raise
 
 

@@ -1,7 +1,6 @@
 """How many requests at a time, how patient, and a bounded set of threads that does them.
 
-Threads, not processes: what costs time (sockets, hashing, disks) runs outside Python's lock. Memory is what the calls
-under way hold: connections x the size of a part, plus one part that is being filled.
+Threads, not processes: what costs time (sockets, hashing, disks) runs outside Python's lock.
 """
 
 import os
@@ -20,10 +19,10 @@ Take = Callable[[int, memoryview], None]
 piece. Place 0 once more: all comes anew."""
 
 
-def _setting(name: str, default: int, least: int) -> int:
+def _setting(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
-    if not value.isdigit() or int(value) < least:
-        raise InputError(f"{name}={value}: give a whole number, {least} or more")
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"{name}={value}: give a whole number, 1 or more")
     return int(value)
 
 
@@ -43,12 +42,12 @@ class RoomOfThread(threading.local):
 
 def connections() -> int:
     """Requests under way at a time in one transfer: ZHLLAMA_S3_CONNECTIONS, 8 by default."""
-    return _setting("ZHLLAMA_S3_CONNECTIONS", 8, 1)
+    return _setting("ZHLLAMA_S3_CONNECTIONS", 8)
 
 
 def patience() -> int:
     """Seconds without a byte after which a request is given up and tried again: ZHLLAMA_S3_TIMEOUT, 60 by default."""
-    return _setting("ZHLLAMA_S3_TIMEOUT", 60, 1)
+    return _setting("ZHLLAMA_S3_TIMEOUT", 60)
 
 
 class Threads:

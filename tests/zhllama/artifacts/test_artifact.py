@@ -13,13 +13,13 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.folders import add_folder
 from zhllama import storage
 from zhllama.artifacts import open as open_module
 from zhllama.artifacts.blocks import BLOCK, BlockHasher, block_digests
 from zhllama.artifacts.cache import materialize
-from zhllama.artifacts.copy import copy_artifact
 from zhllama.artifacts.open import open_artifact
-from zhllama.artifacts.published import find_published
+from zhllama.artifacts.published import copy_artifact, find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
@@ -420,7 +420,7 @@ def test_many_small_files_are_stored_and_fetched(store, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(str(number).encode() * number)
     out = ArtifactWriter(store, "stage", "key")
-    out.add_folder(tmp_path / "many")
+    add_folder(out, tmp_path / "many")
     open_artifact(out.publish("files").reference).fetch(tmp_path / "copy")
     for item in storage.listing(str(tmp_path / "many")):
         assert (tmp_path / "copy" / item.name).read_bytes() == (tmp_path / "many" / item.name).read_bytes()
