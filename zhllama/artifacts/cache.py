@@ -52,7 +52,7 @@ def _verify_once(artifact: Artifact, recheck: bool) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before: list[list[Any]] = []
         for file in artifact.manifest.files:
-            with artifact.naming(file.path):
+            with artifact.reader.naming(file):
                 before.append([file.path, *stamp(Path(storage.join(artifact.root, file.path)))])
         known = json.loads(noted.read_bytes()) if noted.exists() and not recheck else None
         if known != before:

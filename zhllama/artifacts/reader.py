@@ -7,7 +7,6 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -36,26 +35,15 @@ class Artifact:
         self.manifest = manifest
         self.verified = verified
         self.changed = changed
-        self._files = {file.path: file for file in manifest.files}
-        self._source = source or stored_files(manifest.root)
-        self._reader = BlockReader(manifest, verified, self._source)
-
-    @property
-    def root(self) -> str:
-        return self.manifest.root
-
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
-
-    @property
-    def remote(self) -> bool:
+        self.root, self.digest = manifest.root, manifest.digest
+        self.remote = "://" in self.root
         """Whether the files lie on a server (s3://, hf://) and not in a folder."""
-        return "://" in self.root
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._files)
+        self.title = manifest.stage or self.root.rstrip("/").rpartition("/")[2]
+        """What a person calls it: its stage, or the last part of its address."""
+        self._files = {file.path: file for file in manifest.files}
+        self.names = list(self._files)
+        self._source = source or stored_files(self.root)
+        self.reader = BlockReader(manifest, verified, self._source)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -85,13 +73,13 @@ class Artifact:
         """
         file = self._with_range(name, start, length)
         buffer = bytearray(length)
-        self._reader.read(file, start, memoryview(buffer))
+        self.reader.read(file, start, memoryview(buffer))
         return bytes(buffer)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """As read_range, into a writable buffer of bytes; from a server, blocks side by side. Memory beyond it: two
         blocks."""
-        self._reader.read(self._with_range(name, start, len(buffer)), start, buffer)
+        self.reader.read(self._with_range(name, start, len(buffer)), start, buffer)
 
     def blocks(self, name: str) -> Iterator[memoryview]:
         """The file from its beginning, verified, four blocks at a time (from a server, read side by side).
@@ -118,22 +106,9 @@ class Artifact:
         self._source(name, start, length, memoryview(buffer), None)
         return bytes(buffer)
 
-    def block_digests(self, name: str) -> list[str]:
-        """A BLAKE3 digest per 8 MiB block of a verified file; of one that is one block, its SHA-256."""
-        return self._reader.block_digests(self.file(name))
-
-    def naming(self, name: str) -> AbstractContextManager[None]:
-        """InputError that names this file, where what is done with it finds that it is gone."""
-        return self._reader.naming(self.file(name))
-
     def open(self, name: str) -> "io.BufferedReader":
         """A seekable stream over a file; reads are ranges, verified, one block cached."""
         return io.BufferedReader(_RangeStream(self, name), buffer_size=256 * 2**10)
-
-    @property
-    def title(self) -> str:
-        """What a person calls it: its stage, or the last part of its address."""
-        return self.manifest.stage or self.root.rstrip("/").rpartition("/")[2]
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None) -> Path:
         """Writes files (default: all but blocks.json) below `folder`, verified, and returns the folder.
@@ -150,14 +125,14 @@ class Artifact:
 
         def fetch(file: File, run: range, wanted: list[str], target: _Target) -> None:
             # as it comes: what lies in the processor's cache is copied for a quarter of the time
-            self._reader.read_run(file, run, wanted, step.room, target.write)
+            self.reader.read_run(file, run, wanted, step.room, target.write)
             target.count(run_length(file, run))
             bar.advance(run_length(file, run))
 
         try:
             with Progress(f"fetching {self.title}", total) as bar, storage.Threads(storage.connections()) as threads:
                 for file, target in zip(chosen, targets):
-                    wanted = self._reader.block_digests(file)
+                    wanted = self.reader.block_digests(file)
                     for run in runs_of(range(len(wanted))):
                         threads.call(fetch, file, run, wanted, target)
         finally:
@@ -180,7 +155,7 @@ class Artifact:
 
         def check(file: File, block: range, wanted: list[str]) -> None:
             try:
-                self._reader.read_run(file, block, wanted, step.room, lambda place, piece: None)
+                self.reader.read_run(file, block, wanted, step.room, lambda place, piece: None)
             except (InputError, Truncated) as error:
                 found.append(InputError(str(error)))
             bar.advance(run_length(file, block))
@@ -190,7 +165,7 @@ class Artifact:
             storage.Threads(storage.connections()) as threads,
         ):
             for file in self.manifest.files:
-                wanted = self._reader.block_digests(file)
+                wanted = self.reader.block_digests(file)
                 for index in range(len(wanted)):
                     if found and not all_of_them:
                         return found

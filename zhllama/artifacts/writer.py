@@ -122,7 +122,7 @@ class ArtifactWriter:
                     writer.write(block)
                 self.require_alone()
         if source.verified:
-            self.add_stored(file, source.block_digests(name))
+            self.add_stored(file, source.reader.block_digests(file))
 
     def add_stored(self, file: File, blocks: list[str]) -> None:
         """Counts in a file that lies in its place below the root already: its digest, and those of its 8 MiB blocks."""

@@ -79,19 +79,18 @@ class Upload:
             algorithm = {} if self._md5 else {"ChecksumAlgorithm": "CRC32C"}
             self._id = str(s3.call(uri, "create_multipart_upload", Key=self._key, **algorithm)["UploadId"])
 
-    def put(self, number: int, content: s3.Buffer) -> bool:
-        """Sends part `number`, from 1; False when the server had it already."""
+    def put(self, number: int, content: s3.Buffer) -> None:
+        """Sends part `number`, from 1, unless the server has it already."""
         there = self.there.get(number)
         if there is not None and there.holds(content):
             # named with its checksum even where the server lists none: parts with and without one do not mix
             checksum = {} if self._md5 else {"ChecksumCRC32C": s3.crc32c(content)}
             self._sent[number] = {"PartNumber": number, "ETag": there.tag, **checksum}
-            return False
+            return
         try:
             self._sent[number] = s3.put_part(self.uri, self._id, number, content, self._md5)
         except (StorageFault, FileNotFoundError) as error:
             raise self._lost(error) from error
-        return True
 
     def keep(self, number: int) -> None:
         """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
