@@ -90,9 +90,7 @@ class BlockReader:
     """Reads an artifact's files, verified by their blocks; those of a plain folder as they are."""
 
     def __init__(self, manifest: Manifest, verified: bool, source: Source) -> None:
-        self._manifest = manifest
-        self._verified = verified
-        self._source = source
+        self._manifest, self._verified, self._source = manifest, verified, source
         self._digests: dict[str, list[str]] | None = None
         self._edges: list[tuple[str, int, bytearray]] = []
         """The last blocks that were read and not wanted whole: who reads on from there reads nothing twice."""

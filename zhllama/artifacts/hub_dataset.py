@@ -8,7 +8,7 @@ is read (Parquet, Arrow, JSON, CSV, text); code in a dataset is never run. huggi
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -55,8 +55,6 @@ def open_hub_dataset(address: str, where: str) -> Artifact:
 
     InputError when there is no such dataset or revision; `where` begins the message.
     """
-    from dataclasses import asdict, replace
-
     from huggingface_hub import HfApi
     from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 

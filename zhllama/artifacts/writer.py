@@ -51,10 +51,8 @@ class ArtifactWriter:
         before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
         """before_publishing: raises where what was read is not what `inputs` says."""
-        self.root = place(store, stage, key)
-        self.stage = stage
-        self.configuration = dict(configuration or {})
-        self.inputs = dict(inputs or {})
+        self.root, self.stage = place(store, stage, key), stage
+        self.configuration, self.inputs = dict(configuration or {}), dict(inputs or {})
         self._before_publishing = before_publishing
         self.vocabulary: Vocabulary | None = None
         self.facts: dict[str, Any] = {}

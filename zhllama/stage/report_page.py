@@ -6,8 +6,8 @@ is the loss of a training over its steps: SVG points in a 100 × 100 box, round 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from zhllama.stage.report_figures import UNMEASURED
@@ -41,36 +41,16 @@ def percent(value: float | None, digits: int = 1) -> str:
     return UNMEASURED if value is None else f"{value:.{digits}%}"
 
 
-@dataclass(frozen=True)
-class Line:
-    """A curve: its name, SVG points in the 100 × 100 box, and its last value."""
-
-    name: str
-    points: str
-    last: str
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The curves of a training: ticks are (percent from the left or from below, text)."""
-
-    title: str
-    note: str
-    lines: Sequence[Line]
-    across: Sequence[tuple[float, str]]
-    up: Sequence[tuple[float, str]]
-
-
-def curves(training: Mapping[str, Any]) -> Curves:
-    """Training and evaluation loss over the steps."""
+def curves(training: Mapping[str, Any]) -> SimpleNamespace:
+    """Training and evaluation loss over the steps: title, note, lines (each a name, SVG points in the box, the last
+    value), and the ticks `across` and `up`: (percent from the left or from below, text)."""
     points = training["points"]
     series = {
-        name: [(point["step"], point[key]) for point in points if point[key] is not None]
+        name: averaged(found, MAX_POINTS)
         for name, key in (("training", "loss"), ("held out", "eval_loss"))
+        if (found := [(point["step"], point[key]) for point in points if point[key] is not None])
     }
-    series = {name: averaged(found, MAX_POINTS) for name, found in series.items() if found}
-    steps = [step for found in series.values() for step, _ in found]
-    losses = [loss for found in series.values() for _, loss in found]
+    steps, losses = zip(*(point for found in series.values() for point in found))
     up = ticks(min(losses), max(losses), 4)
     low, high = min(up[0], min(losses)), max(up[-1], max(losses))
     first, last = min(steps), max(steps)
@@ -79,9 +59,10 @@ def curves(training: Mapping[str, Any]) -> Curves:
     for name, found in series.items():
         drawn = [f"{100 * (x - first) / width:.2f},{100 - 100 * (y - low) / height:.2f}" for x, y in found]
         # a point alone is a line to itself, which is drawn as a dot
-        lines.append(Line(name, " ".join(drawn * 2 if len(drawn) == 1 else drawn), number(found[-1][1])))
+        drawn = drawn * 2 if len(drawn) == 1 else drawn
+        lines.append(SimpleNamespace(name=name, points=" ".join(drawn), last=number(found[-1][1])))
     across = [tick for tick in ticks(first, last, 4) if first <= tick <= last]
-    return Curves(
+    return SimpleNamespace(
         title=training["label"],
         note=f"{max(point['step'] for point in points):,} steps",
         lines=lines,
