@@ -73,9 +73,7 @@ _display = _Display()
 
 class Progress:
     """`with Progress("fetching", total, "B") as bar: bar.advance(n)`. `total` may be None when it is not known.
-
-    `advance` may be called from any thread.
-    """
+    `advance` may be called from any thread."""
 
     def __init__(self, title: str, total: float | None, unit: str = "B") -> None:
         self._title, self._total, self._unit = title, total, unit

@@ -40,8 +40,7 @@ def stored_files(root: str) -> Source:
 
 class BlockHasher:
     """The digests of a file's consecutive blocks, computed while they come: what has just come is in the processor's
-    cache. Hashing afterwards costs half as much again, since each byte comes from memory once more.
-    """
+    cache. Hashing afterwards costs half as much again, since each byte comes from memory once more."""
 
     def __init__(self, algorithm: Callable[[], Any] = blake3) -> None:
         self._algorithm = algorithm
@@ -130,11 +129,9 @@ class BlockReader:
     def read_run(
         self, file: File, run: range, wanted: list[str], buffer: memoryview, put: storage.Take | None = None
     ) -> None:
-        """Reads consecutive blocks by one request; a block that is not as it should be is read once more.
-
-        They fill `buffer`, or go to `put` as they come, by their place in the file: before they are verified, and again
-        when they are read again. `buffer` then needs storage.STEP bytes.
-        """
+        """Reads consecutive blocks by one request; a block that is not as it should be is read once more. They fill
+        `buffer`, or go to `put` as they come, by their place in the file: before they are verified, and again when they
+        are read again. `buffer` then needs storage.STEP bytes."""
         found = self._read_hashed(file, run, buffer, put)
         for index in run if self._verified else ():
             digest, at = wanted[index], (index - run.start) * BLOCK
@@ -166,11 +163,9 @@ class BlockReader:
         return hashed.digests()
 
     def _read_edge(self, file: File, run: range, wanted: list[str], part: slice, buffer: memoryview) -> None:
-        """Fills `buffer` with a part of a block, which is verified whole.
-
-        Two such blocks are kept: the ends of a range, or the places of two readers. They are looked at with the lock
-        held, since their memory is used again. Of two that want the same block, one reads it and the other one waits.
-        """
+        """Fills `buffer` with a part of a block, which is verified whole. Two such blocks are kept: the ends of a
+        range, or the places of two readers. They are looked at with the lock held, since their memory is used again. Of
+        two that want the same block, one reads it and the other one waits."""
         index, length = run.start, run_length(file, run)
         with self._edge_turns[index % len(self._edge_turns)]:
             with self._edges_lock:

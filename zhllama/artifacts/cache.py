@@ -17,15 +17,13 @@ from zhllama.storage.folders import require_space
 
 
 def materialize(artifact: Artifact, recheck: bool = False) -> Path:
-    """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy.
-
-    A folder is read once for that: the cache notes which files were as they should be (sizes, inodes and times of
-    change), for the other processes of this node and the next ones. The copies of what is remote (ZHLLAMA_CACHE,
-    default below the temporary folder) are keyed by the artifact's digest and shared by the processes of a node:
-    the first fetches, the others wait. What an earlier process fetched is used again, file by file, after an
-    interruption too; `recheck`: after its digests were compared once more. InputError, before anything is fetched,
-    when the disk has not the room.
-    """
+    """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy. A folder
+    is read once for that: the cache notes which files were as they should be (sizes, inodes and times of change), for
+    the other processes of this node and the next ones. The copies of what is remote (ZHLLAMA_CACHE, default below the
+    temporary folder) are keyed by the artifact's digest and shared by the processes of a node: the first fetches, the
+    others wait. What an earlier process fetched is used again, file by file, after an interruption too; `recheck`:
+    after its digests were compared once more. InputError, before anything is fetched, when the disk has not the
+    room."""
     if not artifact.remote:
         if artifact.verified:
             _verify_once(artifact, recheck)
@@ -71,11 +69,9 @@ def _folder_of(artifact: Artifact) -> Path:
 
 
 def _missing(artifact: Artifact, folder: Path, compare: bool) -> list[File]:
-    """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone.
-
-    Of a plain prefix, and of the small files of the Hub, no SHA-256 is known: they count only where the whole was
-    fetched.
-    """
+    """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone. Of a
+    plain prefix, and of the small files of the Hub, no SHA-256 is known: they count only where the whole was
+    fetched."""
     whole = (folder / ".complete").exists()
 
     def there(file: File) -> bool:

@@ -51,10 +51,8 @@ class HubDataset:
 
 
 def open_hub_dataset(address: str, where: str) -> Artifact:
-    """The artifact that stands for a dataset: no files, its commit in the address and in the digest.
-
-    InputError when there is no such dataset or revision; `where` begins the message.
-    """
+    """The artifact that stands for a dataset: no files, its commit in the address and in the digest. InputError when
+    there is no such dataset or revision; `where` begins the message."""
     from huggingface_hub import HfApi
     from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 

@@ -19,9 +19,7 @@ from zhllama.progress import Progress
 
 def open_artifact(reference: str, option: str = "") -> Artifact:
     """Opens a reference: the URI of a manifest, a folder or prefix with or without one, or a repository of the Hub.
-
-    InputError when nothing is there; `option` (as `--model`) says in the message which option gave it.
-    """
+    InputError when nothing is there; `option` (as `--model`) says in the message which option gave it."""
     where = f"{option} {reference}".strip()
     if reference.startswith("hf://datasets/"):
         return open_hub_dataset(reference, where)
@@ -98,10 +96,8 @@ _hashed: dict[tuple[int, int, int, int], str] = {}
 
 def _remembered_digest(path: Path, bar: Progress) -> str:
     """A file's BLAKE3 digest (a third of the time of SHA-256, which nobody compares it with), computed once a process:
-    a stage opens its folders for the input key, and again to read them.
-
-    A file that was written to in the last two seconds is hashed again: its time might not show the next write.
-    """
+    a stage opens its folders for the input key, and again to read them. A file that was written to in the last two
+    seconds is hashed again: its time might not show the next write."""
     at = path.stat()
     key = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
     if key not in _hashed or time.time() - at.st_mtime < 2:

@@ -45,10 +45,8 @@ def published_at(root: str) -> Manifest | None:
 
 
 def copy_artifact(artifact: Artifact, root: str) -> Manifest:
-    """All files to another place, verified on the way (or server-side within S3), and last the manifest there.
-
-    The digest stays: it leaves out the place. FileExistsError when another manifest is there already.
-    """
+    """All files to another place, verified on the way (or server-side within S3), and last the manifest there. The
+    digest stays: it leaves out the place. FileExistsError when another manifest is there already."""
     root = storage.normalise(root)
     before = storage.read_or_none(f"{root}/{MANIFEST}")
     if before is not None and Manifest.from_json(before, root).digest != artifact.digest:

@@ -67,10 +67,8 @@ class Artifact:
         return self.read_range(name, 0, self.file(name).size)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more).
-
-        What lies in the last two blocks of which a part was read is not read again.
-        """
+        """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more). What
+        lies in the last two blocks of which a part was read is not read again."""
         file = self._with_range(name, start, length)
         buffer = bytearray(length)
         self.reader.read(file, start, memoryview(buffer))
@@ -82,11 +80,9 @@ class Artifact:
         self.reader.read(self._with_range(name, start, len(buffer)), start, buffer)
 
     def blocks(self, name: str) -> Iterator[memoryview]:
-        """The file from its beginning, verified, four blocks at a time (from a server, read side by side).
-
-        Each is good until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
-        meanwhile.
-        """
+        """The file from its beginning, verified, four blocks at a time (from a server, read side by side). Each is good
+        until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
+        meanwhile."""
         size, span = self.file(name).size, 4 * BLOCK
         buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
         for start, buffer in zip(range(0, size, span), cycle(buffers)):
@@ -111,10 +107,8 @@ class Artifact:
         return io.BufferedReader(_RangeStream(self, name), buffer_size=256 * 2**10)
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None) -> Path:
-        """Writes files (default: all but blocks.json) below `folder`, verified, and returns the folder.
-
-        Many files and blocks at a time. OSError (ENOSPC), before anything is moved, when the disk has not the room.
-        """
+        """Writes files (default: all but blocks.json) below `folder`, verified, and returns the folder. Many files and
+        blocks at a time. OSError (ENOSPC), before anything is moved, when the disk has not the room."""
         chosen = [self.file(name) for name in (self.names if names is None else names) if name != self.manifest.blocks]
         total = sum(file.size for file in chosen)
         storage.check_room(folder, total)

@@ -35,11 +35,9 @@ _STEP = 2**20
 
 
 class ArtifactWriter:
-    """An artifact in the making. Nothing is visible until `publish`; the root is private to the input key.
-
-    Set `vocabulary`, `facts` and `metrics` before publishing. Use `writer(name)` to stream a file, `add_file` for one
-    on disk, `add_bytes` for a small one, `copy` for a file of another artifact that does not change.
-    """
+    """An artifact in the making. Nothing is visible until `publish`; the root is private to the input key. Set
+    `vocabulary`, `facts` and `metrics` before publishing. Use `writer(name)` to stream a file, `add_file` for one on
+    disk, `add_bytes` for a small one, `copy` for a file of another artifact that does not change."""
 
     def __init__(
         self,
@@ -91,10 +89,8 @@ class ArtifactWriter:
                 bar.advance(len(piece))
 
     def require_alone(self) -> None:
-        """StorageFault when another run has published this work meanwhile: its files must not be written over.
-
-        Looks once a second at most.
-        """
+        """StorageFault when another run has published this work meanwhile: its files must not be written over. Looks
+        once a second at most."""
         with self._looking:
             if time.monotonic() < self._look_at:
                 return

@@ -34,14 +34,11 @@ def component_of(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     **outputs: type,
 ) -> Any:
-    """The component of an options class.
-
-    name: by default the stage's. command: its module; by default the stage's. only: the options that are inputs; by
-    default all. repeated: option → how often it may be given (`adapters_2` is a second --adapters), for references that
-    no step can put together. joined: options whose value may begin with dashes. after: classes whose options stand
-    after `--`, for another command, and only_after: which of them; of one that several classes have, the first one's
-    default. defaults: of inputs, where they are not the command's.
-    """
+    """The component of an options class. name: by default the stage's. command: its module; by default the stage's.
+    only: the options that are inputs; by default all. repeated: option → how often it may be given (`adapters_2` is a
+    second --adapters), for references that no step can put together. joined: options whose value may begin with dashes.
+    after: classes whose options stand after `--`, for another command, and only_after: which of them; of one that
+    several classes have, the first one's default. defaults: of inputs, where they are not the command's."""
     stage = stage_of(options)
     own = dict(_inputs(options, only, repeated))
     # what stands on both sides of `--` is said once, to this command

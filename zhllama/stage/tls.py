@@ -27,7 +27,6 @@ S3_FOLDER, PROXY_FOLDER = "/etc/zhllama-s3", "/etc/zhllama-proxy"
 
 def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
     """Makes variables of the secrets that are mounted, for this process and its children; one that is set stays.
-
     InputError for a file that cannot be read as text."""
     for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*"))):
         text = _read(path, f"mend the secret's key {path.name}").strip()
@@ -37,9 +36,7 @@ def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
 
 def trust_site() -> None:
     """Lets this process and its children trust the certificates in the folder that ZHLLAMA_CA names, if any are there.
-
-    A variable that is set already is left as it is. InputError for a file that holds no certificate.
-    """
+    A variable that is set already is left as it is. InputError for a file that holds no certificate."""
     folder = os.environ.get(CA_VARIABLE, "")
     # a mounted ConfigMap also holds `..data` and the like, which are no certificates
     found = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix in CA_SUFFIXES) if folder else []

@@ -120,9 +120,7 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
 
 def read_piece(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
     """Reads `length` of the file's bytes from `start`, in one request, into a writable buffer. Short reads are errors.
-
-    With `take`, which gets every piece as it comes, the buffer may be shorter: STEP bytes, used again and again.
-    """
+    With `take`, which gets every piece as it comes, the buffer may be shorter: STEP bytes, used again and again."""
     (s3.get_into if is_s3(uri) else folders.read_into)(uri, start, length, buffer, take)
 
 
@@ -200,10 +198,8 @@ def _objects(uri: str) -> list[Stored]:
 
 
 def unfinished(uri: str, older_than: timedelta = timedelta(0)) -> list[Unfinished]:
-    """What killed writers left below a folder or prefix: multipart uploads, hidden files. Oldest first.
-
-    A live writer's are among them: give an age that no upload reaches.
-    """
+    """What killed writers left below a folder or prefix: multipart uploads, hidden files. Oldest first. A live writer's
+    are among them: give an age that no upload reaches."""
     found = multipart.unfinished(uri) if is_s3(uri) else folders.unfinished(uri)
     latest = datetime.now(UTC) - older_than
     return sorted((one for one in found if one.began <= latest), key=lambda one: one.began)

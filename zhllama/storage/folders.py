@@ -74,12 +74,10 @@ def copy_file(source: str, target: str) -> None:
 
 
 class FileWriter:
-    """A stream into a hidden file beside the target; commit() moves it into place.
-
-    What is larger than a piece goes to the disk past the page cache (O_DIRECT), where the file system can: models are
-    written faster than disks take them, and filling the cache with what has to be on the disk at the end cost 1 to 2
-    CPU-seconds a GB where this costs 0.1. A thread writes a piece while the next one is filled. Memory: two pieces.
-    """
+    """A stream into a hidden file beside the target; commit() moves it into place. What is larger than a piece goes to
+    the disk past the page cache (O_DIRECT), where the file system can: models are written faster than disks take them,
+    and filling the cache with what has to be on the disk at the end cost 1 to 2 CPU-seconds a GB where this costs 0.1.
+    A thread writes a piece while the next one is filled. Memory: two pieces."""
 
     def __init__(self, uri: str) -> None:
         self._target = Path(uri)
@@ -164,9 +162,7 @@ def _pages() -> mmap.mmap:
 @dataclass(frozen=True)
 class Unfinished:
     """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
-
-    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path.
-    """
+    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path."""
 
     uri: str
     began: datetime
@@ -200,10 +196,8 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def require_space(uri: str, need: int, what: str) -> None:
-    """InputError when a folder's file system has less than `need` bytes free; S3 says nothing of its room.
-
-    what: the option, or what it is for.
-    """
+    """InputError when a folder's file system has less than `need` bytes free; S3 says nothing of its room. what: the
+    option, or what it is for."""
     if is_s3(uri):
         return
     free, folder = _room_left(Path(uri))

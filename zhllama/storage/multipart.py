@@ -60,10 +60,8 @@ class Part:
 
 class Upload:
     """One multipart upload of `uri`: taken up where an earlier one stopped, or begun. Its calls may come from threads.
-
     `there` maps part number → Part for what an earlier run left; `put` sends only what is not there yet. Parts carry
-    CRC32C, or MD5 where parts are to be kept whose content is not at hand (`md5`): not every server lists CRC32C.
-    """
+    CRC32C, or MD5 where parts are to be kept whose content is not at hand (`md5`): not every server lists CRC32C."""
 
     def __init__(self, uri: str, anew: bool = False, md5: bool = False) -> None:
         self.uri = uri
@@ -181,10 +179,8 @@ def parts_of(uri: str, upload: str) -> list[Part]:
 
 
 class S3Writer:
-    """A stream into an object: parts are sent by threads while the next one is filled.
-
-    Memory: PART x (connections + 1). What fits one part is one request at commit.
-    """
+    """A stream into an object: parts are sent by threads while the next one is filled. Memory: PART x (connections +
+    1). What fits one part is one request at commit."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri

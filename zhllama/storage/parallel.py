@@ -52,11 +52,9 @@ def patience() -> int:
 
 class Threads:
     """Calls side by side, at most `count` at a time: `with Threads(8) as threads: threads.call(function, argument)`.
-
     `call` waits while all are busy, so that what the calls hold is bounded. The first error is raised by the next
     `call` or at the end of the block. The threads are daemons: one that hangs on a dead server does not keep a
-    cancelled program alive.
-    """
+    cancelled program alive."""
 
     def __init__(self, count: int) -> None:
         self._count = count

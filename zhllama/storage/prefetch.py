@@ -12,10 +12,8 @@ Result = TypeVar("Result")
 
 
 def prefetch(items: Iterable[Item]) -> Generator[Item, None, None]:
-    """The items in order; one is ready and one more is being made. What making one raises, is raised here.
-
-    A generator: close it (`contextlib.closing`) when it may be left before its end, so that its thread ends too.
-    """
+    """The items in order; one is ready and one more is being made. What making one raises, is raised here. A generator:
+    close it (`contextlib.closing`) when it may be left before its end, so that its thread ends too."""
     source, ended = iter(items), object()
     made: Generator[Any, None, None] = map_ordered(lambda _: next(source, ended), repeat(None), 1)
     with closing(made):
@@ -28,10 +26,8 @@ def prefetch(items: Iterable[Item]) -> Generator[Item, None, None]:
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result, None, None]:
-    """`function(item)` of every item, `threads` of them side by side; results, and errors, in the items' order.
-
-    At most `threads` + 1 items are taken beyond the last result. Close it when it may be left before its end.
-    """
+    """`function(item)` of every item, `threads` of them side by side; results, and errors, in the items' order. At most
+    `threads` + 1 items are taken beyond the last result. Close it when it may be left before its end."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, "prefetch") as pool:
         try:

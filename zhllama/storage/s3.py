@@ -79,10 +79,8 @@ def call_pages(uri: str, operation: str, **arguments: Any) -> list[dict[str, Any
 
 
 def by_boto3(uri: str, ask: Callable[[Any], Result]) -> Result:
-    """`ask(client)` of boto3, which tries again by itself; raises our errors.
-
-    Only an answer that it cannot read, because a byte of it was lost on the way, it does not ask for again.
-    """
+    """`ask(client)` of boto3, which tries again by itself; raises our errors. Only an answer that it cannot read,
+    because a byte of it was lost on the way, it does not ask for again."""
     from botocore.exceptions import ResponseStreamingError
     from botocore.parsers import ResponseParserError
 
@@ -181,9 +179,7 @@ def size(uri: str) -> int:
 
 def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
     """Reads `length` of the object's bytes from `start`, as storage.read_piece does; Truncated when it has not so many.
-
-    A connection that breaks is taken up at the byte where it broke, of the same version of the object.
-    """
+    A connection that breaks is taken up at the byte where it broke, of the same version of the object."""
     if not length:
         return
     done = 0
