@@ -84,9 +84,6 @@ def check_writable(uri: str) -> None:
         raise InputError(f"{uri}: cannot write there ({error.strerror}); choose another --store") from error
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 def size_of(uri: str) -> int:
     """Bytes of one file; FileNotFoundError when it is absent."""
     return s3.size(uri) if is_s3(uri) else os.stat(uri).st_size
@@ -142,9 +139,6 @@ def read_chunks(uri: str, chunk: int = PIECE) -> Iterator[bytes]:
         yield read_bytes(uri, start, min(chunk, size - start))
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 def write_bytes(uri: str, content: bytes, if_absent: bool = False) -> None:
     """Writes a whole file at once. With `if_absent`, FileExistsError when it is already there."""
     (s3.put if is_s3(uri) else folders.write)(uri, content, if_absent)
@@ -165,9 +159,6 @@ def copy(source: str, target: str) -> None:
         with committed(open_writer(target)) as writer:
             for chunk in read_chunks(source, 2 * PIECE):
                 writer.write(chunk)
-
-
-# --- listing and deleting ---------------------------------------------------------------------------------------------
 
 
 def listing(uri: str, hidden: bool = False) -> list[Stored]:
