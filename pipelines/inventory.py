@@ -123,7 +123,7 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
             unread.add(match[1])
         places[match[1]].files.append(item)
     if storage.is_s3(root):
-        for upload in storage.unfinished(root, sizes=True):
+        for upload in storage.unfinished(root):
             match = _PLACE.fullmatch(upload.uri.removeprefix(f"{root}/"))
             if match is not None:
                 places[match[1]].uploads.append(upload)
@@ -132,7 +132,7 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
             where=f"{root}/{name}",
             what=_what(place, f"{root}/{name}" in whole),
             modified=place.modified,
-            bytes=sum(item.size for item in place.files) + sum(upload.bytes or 0 for upload in place.uploads),
+            bytes=sum(item.size for item in place.files) + sum(upload.bytes for upload in place.uploads),
             published=f"{root}/{name}" in whole,
             files=tuple(f"{root}/{item.name}" for item in place.files),
             uploads=tuple(place.uploads),

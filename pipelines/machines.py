@@ -24,7 +24,7 @@ from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
-from zhllama.stage.options import described
+from zhllama.stage.options import described, option_of
 from zhllama.training.options import EACH_RUN, LoraOptions
 
 _ANYWHERE = "s3://bucket/prefix"
@@ -59,7 +59,7 @@ def fixed_arguments(told: Configuration, training: str) -> str:
 def as_words(options: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
     """Options as a shell reads them; `text`: of a value that is no switch."""
     shown = {name: text_of(value) if isinstance(value, bool) else text(value) for name, value in options.items()}
-    return shlex.join(word for name, value in shown.items() for word in (f"--{name.replace('_', '-')}", value))
+    return shlex.join(word for name, value in shown.items() for word in (option_of(name), value))
 
 
 def _short(value: Any) -> str:
@@ -108,7 +108,7 @@ def training_machine(told: Configuration, training: str) -> dict[str, Any]:
 
 def launch_options(told: Configuration, training: str, arguments: str, **given: str) -> LaunchTraining:
     """What launch_training is told of a training; `given`: its addresses, and what no setting says."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in {"stage": training, **given}.items()]
+    words = [f"{option_of(name)}={value}" for name, value in {"stage": training, **given}.items()]
     machine = as_json(_training_machine(told, training))
     return parse(LaunchTraining, [*words, f"--arguments={arguments}", f"--machine={machine}"])
 

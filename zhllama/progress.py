@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, Self
 
 log = logging.getLogger("progress")
@@ -22,11 +21,11 @@ def human(count: float, unit: str) -> str:
     """`1.5 GB` for bytes (unit "B"), `12,345 lines` for the rest."""
     if unit != "B":
         return f"{count:,.0f} {unit}"
-    for name in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or name == "TB":
-            return f"{count:.0f} {name}" if name == "B" else f"{count:.1f} {name}"
+    for name, digits in (("B", 0), ("kB", 1), ("MB", 1), ("GB", 1)):
+        if count < 1000:
+            return f"{count:.{digits}f} {name}"
         count /= 1000
-    raise AssertionError("unreachable")
+    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:
@@ -44,7 +43,6 @@ class _Display:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.rows = 0
         self.drawn: Any = None
 
     def add(self, title: str, total: float | None) -> Any:
@@ -57,19 +55,17 @@ class _Display:
                 columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
                 self.drawn = RichProgress(*columns, console=Console(stderr=True), transient=True)
                 self.drawn.start()
-            self.rows += 1
             return self.drawn.add_task(title, total=total, shown="")
 
     def remove(self, row: Any) -> None:
         with self.lock:
-            self.rows -= 1
-            if self.rows:
+            if len(self.drawn.tasks) > 1:
                 self.drawn.remove_task(row)
                 self.drawn.refresh()
-                return
-            # with its rows still in it: what it does not know it does not erase
-            self.drawn.stop()
-            self.drawn = None
+            else:
+                # with its row still in it: what it does not know it does not erase
+                self.drawn.stop()
+                self.drawn = None
 
 
 _display = _Display()
@@ -77,14 +73,10 @@ _display = _Display()
 
 class Progress:
     """`with Progress("fetching", total, "B") as bar: bar.advance(n)`. `total` may be None when it is not known.
-
-    `advance` may be called from any thread.
-    """
+    `advance` may be called from any thread."""
 
     def __init__(self, title: str, total: float | None, unit: str = "B") -> None:
-        self._title = title
-        self._total = total
-        self._unit = unit
+        self._title, self._total, self._unit = title, total, unit
         self._done = 0.0
         self._row: Any = None
         self.note = ""
@@ -116,12 +108,12 @@ class Progress:
         """Elsewhere: a line every 30 seconds."""
         before, since = 0.0, self._started
         while not self._ended.wait(LINE_EVERY):
-            if self._done != before:
-                before, since = self._done, time.monotonic()
-                log.info("%s: %s", self._title, self._text())
+            still = ""
+            if self._done == before:
+                still = f", nothing for {time.monotonic() - since:.0f} s"
             else:
-                still = time.monotonic() - since
-                log.info("%s: %s, nothing for %.0f s", self._title, self._text(), still)
+                before, since = self._done, time.monotonic()
+            log.info("%s: %s%s", self._title, self._text(), still)
 
     def _text(self) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-6)
@@ -134,15 +126,12 @@ class Progress:
         text += f", {human(rate, self._unit)}/s"
         return f"{text}, {self.note}" if self.note else text
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         elapsed = time.monotonic() - self._started
         self._ended.set()
         self._clock.join()
         if self._row is not None:
             _display.remove(self._row)
         if kind is None and elapsed >= QUIET_BELOW:
-            rate = human(self._done / elapsed, self._unit)
-            done = human(self._done, self._unit)
+            done, rate = human(self._done, self._unit), human(self._done / elapsed, self._unit)
             log.info("%s: %s in %s, %s/s", self._title, done, duration(elapsed), rate)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zhllama.stage import report_page
-from zhllama.stage.loss_curves import curves
-from zhllama.stage.report_page import number, percent
+from zhllama.stage.report_page import curves, number, percent
 
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 

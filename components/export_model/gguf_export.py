@@ -26,7 +26,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
-from zhllama.storage.disk_space import require_space
+from zhllama.storage.folders import require_space
 from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.meta_format import TOKENIZER

@@ -17,7 +17,7 @@ from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.kubernetes.pod_security import USER, uid
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.images import image
-from zhllama.stage.options import NotKeyed, Ref, StageOptions
+from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 from zhllama.training.options import TrainingOptions
 
 
@@ -71,7 +71,7 @@ class LaunchTraining(JobOptions, StageOptions):
         training = parse_training(self.stage, self.training_arguments("/unknown-yet"))
         self._check_elastic(training.deepspeed)
         for name in ("labels", "annotations", "node_selector"):
-            mapping(f"--{name.replace('_', '-')}", getattr(self, name))
+            mapping(option_of(name), getattr(self, name))
         tolerations("--tolerations", self.tolerations)
 
     def cache_versions(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
-from zhllama.storage.disk_space import require_space
+from zhllama.storage.folders import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 from zhllama.weights.quantised import refuse_quantised

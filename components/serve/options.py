@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
 from zhllama.kubernetes.placement import mapping, tolerations
-from zhllama.stage.options import NotKeyed, Ref, StageOptions
+from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 
 EngineName = Literal["auto", "transformers", "llama.cpp", "vllm"]
 KEY_VARIABLE = "ZHLLAMA_API_KEY"
@@ -105,9 +105,9 @@ class Serve(StageOptions):
                 raise InputError(f"serve: --{option} is for the answer to a question; give --{needed} too")
         for option in ("replicas", "gpus", "context_length", "wait_minutes"):
             if getattr(self, option) < 1:
-                raise InputError(f"serve: --{option.replace('_', '-')} is {getattr(self, option)}; 1 or more is needed")
+                raise InputError(f"serve: {option_of(option)} is {getattr(self, option)}; 1 or more is needed")
         for option in ("labels", "node_selector"):
-            mapping(f"serve: --{option.replace('_', '-')}", getattr(self, option))
+            mapping(f"serve: {option_of(option)}", getattr(self, option))
         tolerations("serve: --tolerations", self.tolerations)
 
     def api_key(self) -> str:

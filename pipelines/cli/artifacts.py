@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import options
-from zhllama.artifacts.copy import copy_artifact
+from zhllama.artifacts.published import copy_artifact
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from pipelines.planner.memory import FLOAT32, Phase, Setting, peak
 from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
+from zhllama.stage.options import option_of
 from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
@@ -60,7 +61,7 @@ class PlanRequest:
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus_per_node", "pieces", "block", "steps", "data_tokens", "mfu"):
             if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: a number above 0 is needed")
+                raise InputError(f"{option_of(name)} {getattr(self, name)}: a number above 0 is needed")
         if self.mfu > 1:
             raise InputError(f"--mfu {self.mfu:g}: it is a share of the GPU's peak, so at most 1")
 

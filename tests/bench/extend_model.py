@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.bench.convert import ROWS, tokenizer
 from tests.bench.measure import Table, measured
+from tests.folders import add_folder
 
 WIDTH, FEED_FORWARD = 4096, 11008
 PIECES = 49_954
@@ -65,7 +66,7 @@ def make(folder: str) -> tuple[str, str]:
     for name, content in tokenizer_files(base, 2048).items():
         (source / name).write_bytes(content)
     out = ArtifactWriter(folder, "convert_weights", "0" * 32)
-    out.add_folder(source)
+    add_folder(out, source)
     out.add_json("config.json", {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": ROWS, "hidden_size": WIDTH,
         "intermediate_size": FEED_FORWARD, "num_hidden_layers": 1, "num_attention_heads": 32, "rms_norm_eps": 1e-6,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.folders import add_folder
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND, TRAIN, Blocks
 from zhllama.data.packed_writer import PackedWriter, packed_facts
@@ -39,7 +40,7 @@ def make_model(store: Path) -> str:
     folder = store / "plain"
     LlamaForCausalLM(config).save_pretrained(folder)
     out = ArtifactWriter(str(store), "convert_weights", "model")
-    out.add_folder(folder)
+    add_folder(out, folder)
     out.vocabulary = VOCABULARY
     return out.publish("hf-model").reference
 

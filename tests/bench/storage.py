@@ -27,6 +27,7 @@ from typing import Any
 from pipelines.local.s3_server import LocalS3
 from tests.bench.measure import Cost, Table, measured, side_by_side
 from tests.bench.measure import run as run_program
+from tests.folders import add_folder
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -178,7 +179,7 @@ def read_to_file(reference: str, target: str) -> dict[str, Any]:
 
 def send(path: str, uri: str) -> dict[str, Any]:
     storage.exists(uri)
-    timed = _timed(lambda: storage.upload_file(Path(path), uri))
+    timed = _timed(lambda: storage.copy(path, uri))
     storage.delete(uri)
     return timed
 
@@ -382,7 +383,7 @@ def publish_folder(folder: str, store: str) -> dict[str, Any]:
     storage.exists(f"{out.root}/nothing")
 
     def work() -> dict[str, Any]:
-        out.add_folder(Path(folder))
+        add_folder(out, Path(folder))
         return {"reference": out.publish("files").reference}
 
     return _timed(work)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.local.s3_server import LocalS3
+from tests.folders import add_folder
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -104,7 +105,7 @@ def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400, h
     with tempfile.TemporaryDirectory() as folder:
         disable_progress_bar()
         LlamaForCausalLM(config).save_pretrained(folder)
-        model_out.add_folder(Path(folder))
+        add_folder(model_out, Path(folder))
     model_out.add_bytes("tokenizer.model", tokenizer)
     model_out.vocabulary = encoder.vocabulary()
     model = model_out.publish("hf-model")

@@ -10,37 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.file_digest import file_digest
+from zhllama.artifacts.manifest import File
+from zhllama.artifacts.open import file_digest, stamp
 from zhllama.artifacts.reader import Artifact
-from zhllama.storage.disk_space import require_space
+from zhllama.storage.folders import require_space
 
 
 def materialize(artifact: Artifact, recheck: bool = False) -> Path:
-    """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy.
-
-    A folder is read once for that: the cache notes which files were as they should be (sizes, inodes and times of
-    change), for the other processes of this node and the next ones. The copies of what is remote (ZHLLAMA_CACHE,
-    default below the temporary folder) are keyed by the artifact's digest and shared by the processes of a node:
-    the first fetches, the others wait. What an earlier process fetched is used again, file by file, after an
-    interruption too; `recheck`: after its digests were compared once more. InputError, before anything is fetched,
-    when the disk has not the room.
-    """
+    """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy. A folder
+    is read once for that: the cache notes which files were as they should be (sizes, inodes and times of change), for
+    the other processes of this node and the next ones. The copies of what is remote (ZHLLAMA_CACHE, default below the
+    temporary folder) are keyed by the artifact's digest and shared by the processes of a node: the first fetches, the
+    others wait. What an earlier process fetched is used again, file by file, after an interruption too; `recheck`:
+    after its digests were compared once more. InputError, before anything is fetched, when the disk has not the
+    room."""
     if not artifact.remote:
         if artifact.verified:
             _verify_once(artifact, recheck)
         return Path(artifact.root)
-    cache = cache_folder()
-    folder = cache / artifact.digest[:24]
+    folder = _folder_of(artifact)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(cache / f"{artifact.digest[:24]}.lock", "w") as lock:
+    with open(f"{folder}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         complete = folder / ".complete"
-        whole = complete.exists()
-        missing = _missing(artifact, folder, whole, compare=recheck or not whole)
-        if missing:
+        if missing := _missing(artifact, folder, compare=recheck or not complete.exists()):
             complete.unlink(missing_ok=True)
-            require_space(str(folder), sum(artifact.file(name).size for name in missing), "ZHLLAMA_CACHE")
-            artifact.fetch(folder, missing)
+            require_space(str(folder), sum(file.size for file in missing), "ZHLLAMA_CACHE")
+            artifact.fetch(folder, [file.path for file in missing])
         complete.touch()
     return folder
 
@@ -52,48 +48,42 @@ def _verify_once(artifact: Artifact, recheck: bool) -> None:
     noted = cache / f"{name}.verified.json"
     with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before = _stamps(artifact)
+        before: list[list[Any]] = []
+        for file in artifact.manifest.files:
+            with artifact.reader.naming(file):
+                before.append([file.path, *stamp(Path(storage.join(artifact.root, file.path)))])
         known = json.loads(noted.read_bytes()) if noted.exists() and not recheck else None
-        if known is None or known != before:
+        if known != before:
             artifact.verify()
             # what was changed while it was read has other stamps than these, and is read again the next time
             storage.write_bytes(str(noted), json.dumps(before).encode())
 
 
-def _stamps(artifact: Artifact) -> list[list[Any]]:
-    """What of each file cannot stay the same when it is written to (no program can set a time of change)."""
-    found = []
-    for file in artifact.manifest.files:
-        with artifact.naming(file.path):
-            status = os.stat(storage.join(artifact.root, file.path))
-        found.append([file.path, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns])
-    return found
-
-
 def bytes_to_fetch(artifact: Artifact) -> int:
     """Bytes that `materialize` would fetch now: of a folder none, else what the node's cache has not got."""
-    if not artifact.remote:
-        return 0
-    folder = cache_folder() / artifact.digest[:24]
+    return sum(file.size for file in _missing(artifact, _folder_of(artifact), False)) if artifact.remote else 0
+
+
+def _folder_of(artifact: Artifact) -> Path:
+    return cache_folder() / artifact.digest[:24]
+
+
+def _missing(artifact: Artifact, folder: Path, compare: bool) -> list[File]:
+    """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone. Of a
+    plain prefix, and of the small files of the Hub, no SHA-256 is known: they count only where the whole was
+    fetched."""
     whole = (folder / ".complete").exists()
-    return sum(artifact.file(name).size for name in _missing(artifact, folder, whole, compare=False))
 
-
-def _missing(artifact: Artifact, folder: Path, whole: bool, compare: bool) -> list[str]:
-    """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone.
-
-    Of a plain prefix, and of the small files of the Hub, no SHA-256 is known: they count only where the whole was
-    fetched.
-    """
-    found = []
-    for file in artifact.manifest.files:
+    def there(file: File) -> bool:
         path = folder / file.path
-        there = path.is_file() and path.stat().st_size == file.size
-        if there and compare:
-            there = file_digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole
-        if not there and file.path != artifact.manifest.blocks:
-            found.append(file.path)
-    return found
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        if not compare:
+            return True
+        return file_digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole
+
+    wanted = [file for file in artifact.manifest.files if file.path != artifact.manifest.blocks]
+    return [file for file in wanted if not there(file)]
 
 
 def cache_folder() -> Path:

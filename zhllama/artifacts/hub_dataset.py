@@ -1,15 +1,14 @@
 """Datasets of the Hugging Face Hub as inputs: `hf://datasets/OWNER/NAME[@REVISION][?config=C&split=S&column=COLUMN]`.
 
-Rows are streamed (`datasets`), nothing is kept on this machine. The revision is resolved to a commit when the reference
-is opened, so that what was read can be read again, and the artifact's digest is of that commit and of what is read of
-it: a dataset that has changed is another input. Only plain data is read (Parquet, Arrow, JSON, CSV, text); code in a
-dataset is never run. `HF_ENDPOINT`, `HF_TOKEN` and the other settings of huggingface_hub hold.
+Rows are streamed, nothing is kept on this machine. The revision is resolved to a commit when the reference is opened,
+and the digest is of that commit and of what is read of it: a dataset that has changed is another input. Only plain data
+is read (Parquet, Arrow, JSON, CSV, text); code in a dataset is never run. huggingface_hub's settings hold.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -47,19 +46,14 @@ class HubDataset:
 
     @property
     def address(self) -> str:
-        plain = HubDataset(self.name)
         chosen = {key: getattr(self, key) for key in ("config", "split", "column")}
-        options = urlencode({key: value for key, value in chosen.items() if value != getattr(plain, key)})
+        options = urlencode({key: value for key, value in chosen.items() if value != getattr(HubDataset, key)})
         return f"{PREFIX}{self.name}@{self.revision}" + (f"?{options}" if options else "")
 
 
 def open_hub_dataset(address: str, where: str) -> Artifact:
-    """The artifact that stands for a dataset: no files, its commit in the address and in the digest.
-
-    InputError when there is no such dataset or revision; `where` begins the message.
-    """
-    from dataclasses import asdict, replace
-
+    """The artifact that stands for a dataset: no files, its commit in the address and in the digest. InputError when
+    there is no such dataset or revision; `where` begins the message."""
     from huggingface_hub import HfApi
 
     asked = HubDataset.parse(address)
@@ -91,11 +85,6 @@ def hub_rows(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
         yield from rows
 
 
-def column_of(artifact: Artifact) -> str:
-    """The column that holds the text."""
-    return HubDataset.parse(artifact.root).column
-
-
 @contextmanager
 def _mapped(where: str) -> Iterator[None]:
     """The libraries' errors as ours: what the user can mend, and a Hub that does not answer."""
@@ -105,9 +94,8 @@ def _mapped(where: str) -> Iterator[None]:
     try:
         yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise InputError(
-            f"{where}: the Hub has no such dataset or revision, or it wants a token (HF_TOKEN); correct the address"
-        ) from error
+        wrong = "the Hub has no such dataset or revision, or it wants a token (HF_TOKEN)"
+        raise InputError(f"{where}: {wrong}; correct the address") from error
     except errors.OfflineModeIsEnabled as error:
         raise InputError(f"{where}: HF_HUB_OFFLINE is set; unset it, or give the text as files") from error
     except errors.HFValidationError as error:

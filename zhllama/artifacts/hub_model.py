@@ -1,9 +1,8 @@
 """Models and adapters of the Hugging Face Hub as inputs: `hf://OWNER/NAME[@REVISION][/FOLDER]`.
 
-A repository is read by ranges, tensor by tensor, as a prefix of S3 is: nothing is kept on this machine but what
-is needed as files (`Artifact.local`). The revision is resolved to a commit when the reference is opened; the digest is
-of the content that the Hub names (SHA-256 of large files, git's digest of small ones). HF_ENDPOINT, HF_TOKEN and the
-other settings of huggingface_hub hold. To have a copy of one's own, verified as a whole: fetch_weights.
+A repository is read by ranges, tensor by tensor, as a prefix of S3 is. The revision is resolved to a commit when the
+reference is opened; the digest is of the content that the Hub names (SHA-256 of large files, git's digest of small
+ones). huggingface_hub's settings hold (HF_ENDPOINT, HF_TOKEN). A copy of one's own, verified: fetch_weights.
 """
 
 import os
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
+from zhllama.artifacts.blocks import Source
 from zhllama.artifacts.manifest import File, Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
@@ -30,8 +30,7 @@ TIMEOUT = 60.0
 
 def open_hub_model(reference: str, where: str) -> Artifact:
     """The artifact that stands for a repository. InputError when there is none; `where` begins the message."""
-    address = reference if reference.startswith(PREFIX) else f"{PREFIX}{reference}"
-    found = parse_address(address)
+    found = parse_address(PREFIX + reference.removeprefix(PREFIX))
     if found is None:
         raise InputError(f"{where}: no repository of the Hub; write {_SHAPE}")
     repository, revision, folder = found
@@ -46,8 +45,7 @@ def open_hub_model(reference: str, where: str) -> Artifact:
         raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
     root = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
     manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
-    source = HubFiles(root, repository, commit, f"{folder}/" if folder else "")
-    return Artifact(manifest, verified=False, source=source)
+    return Artifact(manifest, False, _source(root, repository, commit, f"{folder}/" if folder else ""))
 
 
 def parse_address(address: str) -> tuple[str, str | None, str] | None:
@@ -61,46 +59,36 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     from huggingface_hub import HfApi
 
     with hub_errors(where):
-        info = HfApi(endpoint=endpoint()).model_info(
-            repository, revision=revision, files_metadata=True, timeout=TIMEOUT
-        )
+        api = HfApi(endpoint=endpoint())
+        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
     prefix = f"{folder}/" if folder else ""
     listed = [item for item in info.siblings or [] if item.rfilename.startswith(prefix)]
     return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
 
 
-class HubFiles:
-    """The files of a repository's folder at a commit, as a Source: by range."""
+def _source(root: str, repository: str, commit: str, folder: str) -> Source:
+    """The files of a repository's folder at a commit: by range."""
 
-    def __init__(self, root: str, repository: str, commit: str, folder: str) -> None:
-        self._root, self._repository, self._commit, self._folder = root, repository, commit, folder
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        if len(buffer):
-            buffer[:] = self.read_bytes(name, start, len(buffer))
-
-    def read_piece(
-        self, name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None = None
-    ) -> None:
-        content = memoryview(self.read_bytes(name, start, length)) if length else memoryview(b"")
-        if take:
-            take(0, content)
-        else:
-            buffer[:] = content
-
-    def read_bytes(self, name: str, start: int, length: int) -> bytes:
+    def read(name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        url = hf_hub_url(self._repository, f"{self._folder}{name}", revision=self._commit, endpoint=endpoint())
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
-        with hub_errors(f"{self._root}/{name}"):
-            answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
-            hf_raise_for_status(answer)
-        content: bytes = answer.content
+        content = b""
+        if length:
+            url = hf_hub_url(repository, f"{folder}{name}", revision=commit, endpoint=endpoint())
+            headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
+            with hub_errors(f"{root}/{name}"):
+                answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+                hf_raise_for_status(answer)
+            content = answer.content
         if len(content) != length:
-            raise StorageFault(f"{self._root}/{name}: {len(content)} bytes came of {length}; try again")
-        return content
+            raise StorageFault(f"{root}/{name}: {len(content)} bytes came of {length}; try again")
+        if take:
+            take(0, memoryview(content))
+        else:
+            buffer[:length] = content
+
+    return read
 
 
 def endpoint() -> str | None:
@@ -119,10 +107,8 @@ def hub_errors(where: str) -> Iterator[None]:
     except hub.GatedRepoError as error:
         raise InputError(f"{where}: access has to be granted; ask for it on the hub and set HF_TOKEN") from error
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        raise InputError(
-            f"{where}: no such folder here, and no such repository or revision on the hub; correct the name, or set "
-            "HF_TOKEN if it is private"
-        ) from error
+        mend = "correct the name, or set HF_TOKEN if it is private"
+        raise InputError(f"{where}: no such folder here, no such repository or revision on the hub; {mend}") from error
     except hub.OfflineModeIsEnabled as error:
         raise InputError(f"{where}: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked") from error
     except (hub.EntryNotFoundError, FileNotFoundError) as error:

@@ -4,8 +4,8 @@ Only manifests are read, one small object each. An input that lies elsewhere now
 read then, is said so: a lineage that has been lost is not passed over.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from zhllama import storage
@@ -24,54 +24,44 @@ class Ancestor:
     stage: str = ""
     summary: str = ""
     state: str = ""
-    inputs: tuple["Ancestor", ...] = field(default_factory=tuple)
-
-    def each(self) -> Iterator["Ancestor"]:
-        yield self
-        for given in self.inputs:
-            yield from given.each()
+    inputs: tuple["Ancestor", ...] = ()
 
 
 def read_manifest(reference: str) -> Manifest:
     """The manifest behind a reference. InputError when there is none, or it was changed."""
     uri = storage.normalise(reference)
-    if not uri.endswith(f"/{MANIFEST}"):
-        uri = storage.join(uri, MANIFEST)
+    uri = uri if uri.endswith(f"/{MANIFEST}") else storage.join(uri, MANIFEST)
     try:
         return Manifest.from_json(storage.read_bytes(uri), reference)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(
-            f"{reference}: no {MANIFEST} is there; give the reference that a stage wrote (zhllama ls lists them)"
-        ) from error
+        mend = "give the reference that a stage wrote (zhllama ls lists them)"
+        raise InputError(f"{reference}: no {MANIFEST} is there; {mend}") from error
 
 
 def lineage(manifest: Manifest) -> Ancestor:
     """The artifact with everything it came from, deepest last. What several inputs share is read once."""
     seen: dict[str, Manifest | str] = {manifest.reference: manifest}
-    return _node("", manifest.reference, manifest.digest, seen)
 
+    def node(name: str, reference: str, digest: str) -> Ancestor:
+        if not reference.endswith(f"/{MANIFEST}"):
+            # a user's own folder, or an address that was fetched: nothing stands there that could be compared cheaply
+            return Ancestor(name, reference, digest, kind="source")
+        if reference not in seen:
+            try:
+                seen[reference] = read_manifest(reference)
+            except InputError as error:
+                gone = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+                seen[reference] = "gone" if gone else str(error)
+        found = seen[reference]
+        if isinstance(found, str):
+            return Ancestor(name, reference, digest, state=found)
+        if found.digest != digest:
+            return Ancestor(name, reference, digest, found.kind, found.stage, state="replaced since")
+        above = tuple(node(key, given.reference, given.digest) for key, given in sorted(found.inputs.items()))
+        summary = str(found.facts.get("summary", ""))
+        return Ancestor(name, reference, digest, found.kind, found.stage, summary, inputs=above)
 
-def _node(name: str, reference: str, digest: str, seen: dict[str, Manifest | str]) -> Ancestor:
-    if not reference.endswith(f"/{MANIFEST}"):
-        # a user's own folder, or an address that was fetched: nothing stands there that could be compared cheaply
-        return Ancestor(name, reference, digest, kind="source")
-    if reference not in seen:
-        seen[reference] = _read_or_why_not(reference)
-    found = seen[reference]
-    if isinstance(found, str):
-        return Ancestor(name, reference, digest, state=found)
-    if found.digest != digest:
-        return Ancestor(name, reference, digest, found.kind, found.stage, state="replaced since")
-    above = tuple(_node(key, given.reference, given.digest, seen) for key, given in sorted(found.inputs.items()))
-    return Ancestor(name, reference, digest, found.kind, found.stage, str(found.facts.get("summary", "")), "", above)
-
-
-def _read_or_why_not(reference: str) -> Manifest | str:
-    try:
-        return read_manifest(reference)
-    except InputError as error:
-        gone = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
-        return "gone" if gone else str(error)
+    return node("", manifest.reference, manifest.digest)
 
 
 def as_json(manifest: Manifest, ancestor: Ancestor) -> Mapping[str, Any]:

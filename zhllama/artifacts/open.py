@@ -1,15 +1,14 @@
 """Opening a reference: a manifest, a folder or prefix, a model or dataset of the Hub."""
 
+import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from zhllama import storage
-from zhllama.artifacts.file_digest import file_digest
 from zhllama.artifacts.hub_dataset import open_hub_dataset
 from zhllama.artifacts.hub_model import HUB_NAME, open_hub_model
 from zhllama.artifacts.manifest import MANIFEST, File, Manifest, digest_of
@@ -20,23 +19,19 @@ from zhllama.progress import Progress
 
 def open_artifact(reference: str, option: str = "") -> Artifact:
     """Opens a reference: the URI of a manifest, a folder or prefix with or without one, or a repository of the Hub.
-
-    InputError when nothing is there; `option` (as `--model`) says in the message which option gave it.
-    """
+    InputError when nothing is there; `option` (as `--model`) says in the message which option gave it."""
     where = f"{option} {reference}".strip()
     if reference.startswith("hf://datasets/"):
         return open_hub_dataset(reference, where)
     if reference.startswith("hf://"):
         return open_hub_model(reference, where)
     uri = storage.normalise(reference)
-    if uri.endswith(f"/{MANIFEST}"):
-        content = storage.read_or_none(uri)
-        if content is None:
-            raise InputError(f"{where}: there is no such manifest; give the reference that the stage before wrote")
-        return Artifact(Manifest.from_json(content, where), verified=True)
-    content = storage.read_or_none(storage.join(uri, MANIFEST))
+    named = uri.endswith(f"/{MANIFEST}")
+    content = storage.read_or_none(uri if named else storage.join(uri, MANIFEST))
     if content is not None:
         return Artifact(Manifest.from_json(content, where), verified=True)
+    if named:
+        raise InputError(f"{where}: there is no such manifest; give the reference that the stage before wrote")
     if not storage.is_s3(uri) and Path(uri).is_file():
         path = Path(uri)
         return _plain(str(path.parent), [storage.Stored(path.name, path.stat().st_size, "")])
@@ -58,47 +53,42 @@ def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
     files = tuple(File(item.name, item.size, "") for item in stored)
     if storage.is_s3(root):
         identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]
-        changed: Callable[[], bool] = lambda: _tags(root, files) != identity  # noqa: E731
+
+        def changed() -> bool:
+            # what came beside the files that were there nobody has read
+            there = {item.name: [item.name, item.size, item.tag] for item in storage.listing(root)}
+            return [there.get(file.path) for file in files] != identity
     else:
+        paths = [Path(root) / file.path for file in files]
         # stamped first: what is written while it is hashed has another stamp afterwards
-        watched = _Watched(Path(root), [file.path for file in files])
+        stamps = [stamp(path) for path in paths]
         with Progress(f"hashing {root}", sum(file.size for file in files)) as bar:
-            watched.digests = {file.path: _remembered_digest(Path(root) / file.path, bar) for file in files}
-        identity = [[name, digest] for name, digest in watched.digests.items()]
-        changed = watched.changed
+            identity = [[file.path, _remembered_digest(path, bar)] for file, path in zip(files, paths)]
+
+        def changed() -> bool:
+            # a new name of a file, or other rights, change its stamp alone: then it is read once more
+            try:
+                return any(
+                    stamp(path) != before and file_digest(path, blake3()) != digest
+                    for path, before, (_, digest) in zip(paths, stamps, identity)
+                )
+            except FileNotFoundError:
+                return True
+
     manifest = Manifest(kind="files", stage="", root=root, files=files, digest=digest_of(identity))
     return Artifact(manifest, verified=False, changed=changed)
 
 
-def _tags(root: str, files: Sequence[File]) -> list[list[Any]]:
-    """What the server says now of the files that were there; what came beside them nobody has read."""
-    there = {item.name: [item.name, item.size, item.tag] for item in storage.listing(root)}
-    return [there.get(file.path, [file.path]) for file in files]
+def file_digest(path: Path, algorithm: Any) -> str:
+    """The hexadecimal digest of a file, by hashlib's or blake3's object."""
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, lambda: algorithm).hexdigest()
 
 
-class _Watched:
-    """The files of a folder, as they were before their digests were taken."""
-
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self._root = root
-        self._stamps = {name: self._stamp(name) for name in names}
-        self.digests: Mapping[str, str] = {}
-
-    def _stamp(self, name: str) -> tuple[int, ...]:
-        """What cannot stay the same when a file is written to: no program can set a time of change."""
-        status = (self._root / name).stat()
-        return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-    def changed(self) -> bool:
-        """Whether one of them is gone or has other content. A new name of the file, or other rights, change its stamp
-        alone: then it is read once more."""
-        try:
-            return any(
-                self._stamp(name) != before and file_digest(self._root / name, blake3()) != self.digests[name]
-                for name, before in self._stamps.items()
-            )
-        except FileNotFoundError:
-            return True
+def stamp(path: Path) -> list[int]:
+    """Size, inode and times: they cannot all stay when a file is written to (no program can set a time of change)."""
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 
 _hashed: dict[tuple[int, int, int, int], str] = {}
@@ -106,10 +96,8 @@ _hashed: dict[tuple[int, int, int, int], str] = {}
 
 def _remembered_digest(path: Path, bar: Progress) -> str:
     """A file's BLAKE3 digest (a third of the time of SHA-256, which nobody compares it with), computed once a process:
-    a stage opens its folders for the input key, and again to read them.
-
-    A file that was written to in the last two seconds is hashed again: its time might not show the next write.
-    """
+    a stage opens its folders for the input key, and again to read them. A file that was written to in the last two
+    seconds is hashed again: its time might not show the next write."""
     at = path.stat()
     key = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
     if key not in _hashed or time.time() - at.st_mtime < 2:

@@ -1,20 +1,25 @@
-"""Where finished work lies, and whether it is there: `<store>/<stage>/<input key>/`.
+"""Where finished work lies, whether it is there, and its copy at another place.
 
-The key is the digest of all that decides the result, so the same work lands at the same place, which is how a stage
-sees that it has nothing to do.
+`<store>/<stage>/<input key>/`: the key is the digest of all that decides the result, so the same work lands at the same
+place, which is how a stage sees that it has nothing to do.
 """
 
 import logging
+from contextlib import closing
+from dataclasses import replace
 
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Manifest
-from zhllama.errors import InputError
+from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError, StorageFault
+from zhllama.progress import Progress
+from zhllama.storage.prefetch import prefetch
 
 log = logging.getLogger("artifact")
 
 
 def place(store: str, stage: str, key: str) -> str:
-    """Where the artifact of this work lies: `<store>/<stage>/<key>`."""
+    """Where the artifact of this work lies."""
     return storage.join(storage.normalise(store), f"{stage}/{key}")
 
 
@@ -36,6 +41,45 @@ def published_at(root: str) -> Manifest | None:
         log.warning("%s", error)
         return None
     there = {item.name: item.size for item in storage.listing(manifest.root)}
-    if any(there.get(file.path) != file.size for file in manifest.files):
-        return None
-    return manifest
+    return manifest if all(there.get(file.path) == file.size for file in manifest.files) else None
+
+
+def copy_artifact(artifact: Artifact, root: str) -> Manifest:
+    """All files to another place, verified on the way (or server-side within S3), and last the manifest there. The
+    digest stays: it leaves out the place. FileExistsError when another manifest is there already."""
+    root = storage.normalise(root)
+    before = storage.read_or_none(f"{root}/{MANIFEST}")
+    if before is not None and Manifest.from_json(before, root).digest != artifact.digest:
+        # said before a file of that artifact is written over
+        raise FileExistsError(root)
+    server_side = storage.is_s3(artifact.root) and storage.is_s3(root)
+    with Progress(f"copying {artifact.title}", artifact.manifest.size) as bar:
+        for file in artifact.manifest.files:
+            target = storage.join(root, file.path)
+            if server_side:
+                storage.copy(storage.join(artifact.root, file.path), target)
+                bar.advance(file.size)
+                continue
+            with (
+                storage.committed(storage.open_writer(target)) as writer,
+                closing(prefetch(artifact.blocks(file.path))) as blocks,
+            ):
+                for block in blocks:
+                    writer.write(block)
+                    bar.advance(len(block))
+    copied = replace(artifact.manifest, root=root)
+    there = {item.name: item.size for item in storage.listing(root, hidden=True)}
+    for file in copied.files:
+        if there.get(file.path) != file.size:
+            raise StorageFault(f"{root}/{file.path}: {there.get(file.path)} bytes of {file.size} came; try again")
+    if not artifact.verified:
+        return copied
+    # what the server copied by itself has passed nobody's digest yet
+    for wrong in Artifact(copied, verified=True).find_corruption() if server_side else ():
+        raise StorageFault(f"the copy is not as it should be, try again: {wrong}")
+    try:
+        storage.write_bytes(copied.reference, copied.to_json(), if_absent=True)
+    except FileExistsError:
+        if Manifest.from_json(storage.read_bytes(copied.reference), copied.reference).digest != artifact.digest:
+            raise
+    return copied

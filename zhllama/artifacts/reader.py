@@ -6,18 +6,18 @@ Memory beyond what the caller holds: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB for fi
 import io
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.blocks import BLOCK, BlockReader, Source, StepOfThread, StoredFiles, run_length, runs_of
+from zhllama.artifacts.blocks import BLOCK, BlockReader, Source, run_length, runs_of, stored_files
 from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import Progress
+from zhllama.storage.parallel import STEP, RoomOfThread
 
 
 class Artifact:
@@ -30,31 +30,20 @@ class Artifact:
         source: Source | None = None,
         changed: Callable[[], bool] = lambda: False,
     ) -> None:
-        """source: of the files' bytes; by default what is stored below the manifest's root. changed: whether they are
-        others now, where nothing else would tell (a folder without a manifest)."""
+        """verified: not a plain folder, where there is nothing to verify against. source: of the files' bytes; by
+        default what is stored below the manifest's root. changed: whether a plain folder's are others now."""
         self.manifest = manifest
         self.verified = verified
-        """False for a plain folder: there is nothing to verify against."""
-        self._files = {file.path: file for file in manifest.files}
         self.changed = changed
-        self._reader = BlockReader(manifest, verified, source or StoredFiles(manifest.root))
-
-    @property
-    def root(self) -> str:
-        return self.manifest.root
-
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
-
-    @property
-    def remote(self) -> bool:
+        self.root, self.digest = manifest.root, manifest.digest
+        self.remote = "://" in self.root
         """Whether the files lie on a server (s3://, hf://) and not in a folder."""
-        return "://" in self.root
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._files)
+        self.title = manifest.stage or self.root.rstrip("/").rpartition("/")[2]
+        """What a person calls it: its stage, or the last part of its address."""
+        self._files = {file.path: file for file in manifest.files}
+        self.names = list(self._files)
+        self._source = source or stored_files(self.root)
+        self.reader = BlockReader(manifest, verified, self._source)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -78,26 +67,22 @@ class Artifact:
         return self.read_range(name, 0, self.file(name).size)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more).
-
-        What lies in the last two blocks of which a part was read is not read again.
-        """
+        """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more). What
+        lies in the last two blocks of which a part was read is not read again."""
         file = self._with_range(name, start, length)
         buffer = bytearray(length)
-        self._reader.read(file, start, memoryview(buffer))
+        self.reader.read(file, start, memoryview(buffer))
         return bytes(buffer)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """As read_range, into a writable buffer of bytes; from a server, blocks side by side. Memory beyond it: two
         blocks."""
-        self._reader.read(self._with_range(name, start, len(buffer)), start, buffer)
+        self.reader.read(self._with_range(name, start, len(buffer)), start, buffer)
 
     def blocks(self, name: str) -> Iterator[memoryview]:
-        """The file from its beginning, verified, four blocks at a time (from a server, read side by side).
-
-        Each is good until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
-        meanwhile.
-        """
+        """The file from its beginning, verified, four blocks at a time (from a server, read side by side). Each is good
+        until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
+        meanwhile."""
         size, span = self.file(name).size, 4 * BLOCK
         buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
         for start, buffer in zip(range(0, size, span), cycle(buffers)):
@@ -113,54 +98,41 @@ class Artifact:
 
     def read_stored(self, name: str, start: int, length: int) -> bytes:
         """As read_range, unverified: for what is verified in another way."""
-        return self._reader.source.read_bytes(name, start, length)
-
-    def block_digests(self, name: str) -> list[str]:
-        """A BLAKE3 digest per 8 MiB block of a verified file; of one that is one block, its SHA-256."""
-        return self._reader.block_digests(self.file(name))
-
-    def naming(self, name: str) -> AbstractContextManager[None]:
-        """InputError that names this file, where what is done with it finds that it is gone."""
-        return self._reader.naming(self.file(name))
+        buffer = bytearray(length)
+        self._source(name, start, length, memoryview(buffer), None)
+        return bytes(buffer)
 
     def open(self, name: str) -> "io.BufferedReader":
         """A seekable stream over a file; reads are ranges, verified, one block cached."""
         return io.BufferedReader(_RangeStream(self, name), buffer_size=256 * 2**10)
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None) -> Path:
-        """Writes files (default: all but blocks.json) below `folder`, verified, and returns the folder.
-
-        Many files and blocks at a time. OSError (ENOSPC), before anything is moved, when the disk has not the room.
-        """
+        """Writes files (default: all but blocks.json) below `folder`, verified, and returns the folder. Many files and
+        blocks at a time. OSError (ENOSPC), before anything is moved, when the disk has not the room."""
         chosen = [self.file(name) for name in (self.names if names is None else names) if name != self.manifest.blocks]
         total = sum(file.size for file in chosen)
         storage.check_room(folder, total)
         targets = [_Target(Path(storage.join(str(folder), file.path)), file.size) for file in chosen]
         for parent in {target.path.parent for target in targets}:
             parent.mkdir(parents=True, exist_ok=True)
-        step = StepOfThread()
+        step = RoomOfThread(STEP)
 
         def fetch(file: File, run: range, wanted: list[str], target: _Target) -> None:
             # as it comes: what lies in the processor's cache is copied for a quarter of the time
-            self._reader.read_run(file, run, wanted, step.room, target.write)
+            self.reader.read_run(file, run, wanted, step.room, target.write)
             target.count(run_length(file, run))
             bar.advance(run_length(file, run))
 
         try:
             with Progress(f"fetching {self.title}", total) as bar, storage.Threads(storage.connections()) as threads:
                 for file, target in zip(chosen, targets):
-                    wanted = self._reader.digests_or_none(file)
+                    wanted = self.reader.block_digests(file)
                     for run in runs_of(range(len(wanted))):
                         threads.call(fetch, file, run, wanted, target)
         finally:
             for target in targets:
                 target.drop()
         return folder
-
-    @property
-    def title(self) -> str:
-        """What a person calls it: its stage, or the last part of its address."""
-        return self.manifest.stage or self.root.rstrip("/").rpartition("/")[2]
 
     def verify(self) -> None:
         """Reads every file against its digests; InputError names the first that differs."""
@@ -173,26 +145,25 @@ class Artifact:
 
     def _corruption(self, all_of_them: bool) -> list[InputError]:
         found: list[InputError] = []
-        step = StepOfThread()
+        step = RoomOfThread(STEP)
 
-        def check(file: File, index: int, wanted: str) -> None:
+        def check(file: File, block: range, wanted: list[str]) -> None:
             try:
-                self._reader.read_block(file, index, wanted, step.room, put=lambda place, piece: None)
-            except InputError as error:
-                found.append(error)
-            except Truncated as error:
+                self.reader.read_run(file, block, wanted, step.room, lambda place, piece: None)
+            except (InputError, Truncated) as error:
                 found.append(InputError(str(error)))
-            bar.advance(run_length(file, range(index, index + 1)))
+            bar.advance(run_length(file, block))
 
         with (
             Progress(f"verifying {self.title}", self.manifest.size) as bar,
             storage.Threads(storage.connections()) as threads,
         ):
             for file in self.manifest.files:
-                for index, wanted in enumerate(self._reader.digests_or_none(file)):
+                wanted = self.reader.block_digests(file)
+                for index in range(len(wanted)):
                     if found and not all_of_them:
                         return found
-                    threads.call(check, file, index, wanted)
+                    threads.call(check, file, range(index, index + 1), wanted)
         return found
 
 
@@ -207,27 +178,22 @@ class _Target:
         self._ended = False
         self._lock = threading.Lock()
 
+    def _opened(self) -> io.FileIO:
+        self._file = self._file or open(self._temporary, "wb", buffering=0)
+        return self._file
+
     def write(self, start: int, piece: memoryview) -> None:
         """Puts a piece into its place; one that was there already, too."""
         with self._lock:
-            if self._ended:
-                return
-            at = 0
-            while at < len(piece):
-                at += os.pwrite(self._opened().fileno(), piece[at:], start + at)
-
-    def _opened(self) -> io.FileIO:
-        if self._file is None:
-            self._file = open(self._temporary, "wb", buffering=0)
-        return self._file
+            while piece and not self._ended:
+                count = os.pwrite(self._opened().fileno(), piece, start)
+                start, piece = start + count, piece[count:]
 
     def count(self, length: int) -> None:
         """So many bytes are there and verified."""
         with self._lock:
-            if self._ended:
-                return
             self._left -= length
-            if not self._left:
+            if not self._left and not self._ended:
                 self._opened().close()
                 os.replace(self._temporary, self.path)
                 self._ended = True
@@ -242,11 +208,13 @@ class _Target:
 
 class _RangeStream(io.RawIOBase):
     def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact = artifact
-        self._name = name
-        self._size = artifact.file(name).size
-        self._at = 0
-        self._recent: OrderedDict[int, bytes] = OrderedDict()
+        self._at, self._size = 0, artifact.file(name).size
+
+        @lru_cache(maxsize=2)
+        def block(index: int) -> bytes:
+            return artifact.read_range(name, index * BLOCK, min(BLOCK, self._size - index * BLOCK))
+
+        self._block = block
 
     def readable(self) -> bool:
         return True
@@ -255,27 +223,15 @@ class _RangeStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        count = min(len(view), max(0, self._size - self._at))
-        if count == 0:
+        if self._at >= self._size:
             return 0
-        block = self._at // BLOCK
-        if block not in self._recent:
-            start = block * BLOCK
-            self._recent[block] = self._artifact.read_range(self._name, start, min(BLOCK, self._size - start))
-            if len(self._recent) > 2:
-                self._recent.popitem(last=False)
-        content = self._recent[block]
-        offset = self._at - block * BLOCK
-        count = min(count, len(content) - offset)
-        view[:count] = content[offset : offset + count]
-        self._at += count
-        return count
+        index, offset = divmod(self._at, BLOCK)
+        content = self._block(index)[offset : offset + len(view)]
+        view[: len(content)] = content
+        self._at += len(content)
+        return len(content)

@@ -17,10 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
-
 from zhllama import storage
-from zhllama.artifacts.blocks import BLOCK, BLOCKS
+from zhllama.artifacts.blocks import BLOCK, BLOCKS, BlockHasher
 from zhllama.artifacts.manifest import MANIFEST, File, Input, Manifest
 from zhllama.artifacts.published import place, published_at
 from zhllama.artifacts.reader import Artifact
@@ -31,16 +29,15 @@ from zhllama.tokenizer.vocabulary import Vocabulary
 
 log = logging.getLogger("artifact")
 
+_OTHER_RUN = "another run of the same work has published"
 _STEP = 2**20
 """Bytes of a stream that are hashed, and then written, at once."""
 
 
 class ArtifactWriter:
-    """An artifact in the making. Nothing is visible until `publish`; the root is private to the input key.
-
-    Set `vocabulary`, `facts` and `metrics` before publishing. Use `writer(name)` to stream a file, `add_file` for one
-    on disk, `add_bytes` for a small one, `copy` for a file of another artifact that does not change.
-    """
+    """An artifact in the making. Nothing is visible until `publish`; the root is private to the input key. Set
+    `vocabulary`, `facts` and `metrics` before publishing. Use `writer(name)` to stream a file, `add_file` for one on
+    disk, `add_bytes` for a small one, `copy` for a file of another artifact that does not change."""
 
     def __init__(
         self,
@@ -52,10 +49,8 @@ class ArtifactWriter:
         before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
         """before_publishing: raises where what was read is not what `inputs` says."""
-        self.root = place(store, stage, key)
-        self.stage = stage
-        self.configuration = dict(configuration or {})
-        self.inputs = dict(inputs or {})
+        self.root, self.stage = place(store, stage, key), stage
+        self.configuration, self.inputs = dict(configuration or {}), dict(inputs or {})
         self._before_publishing = before_publishing
         self.vocabulary: Vocabulary | None = None
         self.facts: dict[str, Any] = {}
@@ -69,62 +64,39 @@ class ArtifactWriter:
 
     def writer(self, name: str) -> "FileStream":
         """A stream for a new file: `with out.writer("x.bin") as stream: stream.write(...)`."""
-        return FileStream(self._open(name), name, self._add, self._still_alone)
-
-    def _open(self, name: str) -> storage.Writer:
-        return storage.open_writer(storage.join(self.root, name))
+        return FileStream(self, name)
 
     def add_bytes(self, name: str, content: bytes) -> None:
         if len(content) > BLOCK:
             with self.writer(name) as stream:
                 stream.write(content)
             return
-        self._still_alone()
+        self.require_alone()
         storage.write_bytes(storage.join(self.root, name), content)
-        digest = hashlib.sha256(content).hexdigest()
-        self._add(File(name, len(content), digest), [digest])
+        self.add_stored(File(name, len(content), hashlib.sha256(content).hexdigest()), [])
 
     def add_json(self, name: str, value: Any) -> None:
         self.add_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def add_file(self, name: str, path: Path) -> None:
-        self._add_files([(name, path)])
+        with (
+            Progress("storing", path.stat().st_size) as bar,
+            self.writer(name) as stream,
+            open(path, "rb", buffering=0) as file,
+        ):
+            while piece := file.read(_STEP):
+                stream.write(piece)
+                bar.advance(len(piece))
 
-    def add_folder(self, folder: Path) -> None:
-        """Every file below a folder, under its name there; small ones many at a time."""
-        self._add_files([(item.name, folder / item.name) for item in storage.listing(str(folder))])
-
-    def _add_files(self, files: list[tuple[str, Path]]) -> None:
-        sizes = {path: path.stat().st_size for _, path in files}
-
-        def add_small(name: str, path: Path) -> None:
-            self.add_bytes(name, path.read_bytes())
-            bar.advance(sizes[path])
-
-        with Progress("storing", sum(sizes.values())) as bar, storage.Threads(storage.connections()) as threads:
-            for name, path in files:
-                if sizes[path] <= BLOCK:
-                    threads.call(add_small, name, path)
-                    continue
-                piece = memoryview(bytearray(2**20))
-                with self.writer(name) as stream, open(path, "rb", buffering=0) as file:
-                    while count := file.readinto(piece):
-                        stream.write(piece[:count])
-                        bar.advance(count)
-
-    def _still_alone(self) -> None:
-        """StorageFault when another run has published this work meanwhile: its files must not be written over.
-
-        Looks once a second at most.
-        """
+    def require_alone(self) -> None:
+        """StorageFault when another run has published this work meanwhile: its files must not be written over. Looks
+        once a second at most."""
         with self._looking:
             if time.monotonic() < self._look_at:
                 return
             found = storage.read_or_none(f"{self.root}/{MANIFEST}")
             if self._look_at and found is not None and found != self._before:
-                raise StorageFault(
-                    f"{self.root}: another run of the same work has published it; start again to use its result"
-                )
+                raise StorageFault(f"{self.root}: {_OTHER_RUN} it; start again to use its result")
             if not self._look_at:
                 # a manifest that is there already is damaged, or its files are gone: else nobody would do the work
                 self._before = found
@@ -132,46 +104,45 @@ class ArtifactWriter:
 
     def copy(self, source: Artifact, name: str) -> None:
         """A file of another artifact, unchanged: server-side within S3 when its digests are known."""
-        file = source.file(name)
+        file, target = source.file(name), storage.join(self.root, name)
         if source.verified and storage.is_s3(source.root) and storage.is_s3(self.root):
-            storage.copy(storage.join(source.root, name), storage.join(self.root, name))
-            self._add(file, source.block_digests(name) if file.size > BLOCK else [file.sha256])
-            return
-        if source.verified:
-            # what is read is verified, so its digests are known: nothing is hashed a second time
-            digests = source.block_digests(name)
-            with storage.committed(self._open(name)) as writer, closing(prefetch(source.blocks(name))) as blocks:
+            storage.copy(storage.join(source.root, name), target)
+        else:
+            # what is verified when it is read has known digests: nothing is hashed a second time
+            known = source.verified
+            stream = storage.committed(storage.open_writer(target)) if known else self.writer(name)
+            with stream as writer, closing(prefetch(source.blocks(name))) as blocks:
                 for block in blocks:
                     writer.write(block)
-                self._still_alone()
-            self._add(file, digests)
-            return
-        with self.writer(name) as stream, closing(prefetch(source.blocks(name))) as blocks:
-            for block in blocks:
-                stream.write(block)
+                self.require_alone()
+        if source.verified:
+            self.add_stored(file, source.reader.block_digests(file))
 
     def add_stored(self, file: File, blocks: list[str]) -> None:
         """Counts in a file that lies in its place below the root already: its digest, and those of its 8 MiB blocks."""
-        self._add(file, blocks)
+        self._files[file.path] = file
+        if file.size > BLOCK:
+            self._blocks[file.path] = blocks
 
     @property
     def files(self) -> list[File]:
         """What has been written so far, by name."""
         return [self._files[name] for name in sorted(self._files)]
 
-    def part(self) -> dict[str, Any]:
-        """What this writer has written, as JSON: for the process that publishes what several have written."""
-        return {"files": [asdict(file) for file in self.files], "blocks": self._blocks}
+    def part(self, *names: str) -> dict[str, Any]:
+        """What this writer has written (of these names, or all), as JSON: for the process that publishes it."""
+        chosen = names or sorted(self._files)
+        blocks = {name: self._blocks[name] for name in chosen if name in self._blocks}
+        return {"files": [asdict(self._files[name]) for name in chosen], "blocks": blocks}
 
     def merge_part(self, part: Mapping[str, Any]) -> None:
         """Counts in what another process has written below this root, as its `part` says."""
         for file in part["files"]:
-            self._add(File(**file), part["blocks"].get(file["path"], []))
+            self.add_stored(File(**file), part["blocks"].get(file["path"], []))
 
     def record_complete(self, name: str, note: Mapping[str, Any]) -> None:
         """Records that a file is whole, with what the stage has to know of it, for the case that this run is killed."""
-        part = {"files": [asdict(self._files[name])], "blocks": {name: self._blocks.get(name, [])}}
-        storage.write_bytes(self._record_of(name), json.dumps({"part": part, "note": note}).encode())
+        storage.write_bytes(self._record_of(name), json.dumps({"part": self.part(name), "note": note}).encode())
         self._recorded.add(name)
 
     def resume_record(self, name: str) -> dict[str, Any] | None:
@@ -192,27 +163,20 @@ class ArtifactWriter:
         # hidden: no listing shows it
         return f"{self.root}/.kept/{name}.json"
 
-    def _add(self, file: File, blocks: list[str]) -> None:
-        self._files[file.path] = file
-        if file.size > BLOCK:
-            self._blocks[file.path] = blocks
-
     def publish(self, kind: str) -> Manifest:
         """Writes block digests, then the manifest, and returns it."""
         if not self._files:
             raise StorageFault(f"{self.root}: nothing was written, so nothing is published")
         self._before_publishing()
-        named = None
         if self._blocks:
             written = {"digest": "blake3", "bytes": BLOCK, "files": self._blocks}
             self.add_bytes(BLOCKS, json.dumps(written, sort_keys=True).encode())
-            named = BLOCKS
         manifest = Manifest(
             kind=kind,
             stage=self.stage,
             root=self.root,
             files=tuple(self.files),
-            blocks=named,
+            blocks=BLOCKS if self._blocks else None,
             vocabulary=self.vocabulary,
             configuration=self.configuration,
             inputs=self.inputs,
@@ -223,8 +187,8 @@ class ArtifactWriter:
         )
         # through JSON and back, so that the digest is of what a reader will see (tuples are lists, keys are strings)
         value = json.loads(json.dumps(manifest.to_value()))
-        manifest = _from_value(value, manifest)
-        manifest = self._write(manifest)
+        manifest = replace(manifest, **{name: value[name] for name in ("configuration", "facts", "metrics")})
+        manifest = self._write(replace(manifest, digest=manifest.computed_digest()))
         for name in sorted(self._recorded):
             storage.delete(self._record_of(name))
         return manifest
@@ -245,85 +209,37 @@ class ArtifactWriter:
             Artifact(manifest, verified=True).verify()
             storage.write_bytes(manifest.reference, content)
             return manifest
-        raise StorageFault(
-            f"{self.root}: another run of the same work has published another result; start again to use that"
-        )
-
-
-def _from_value(value: dict[str, Any], manifest: Manifest) -> Manifest:
-    plain = {name: value[name] for name in ("configuration", "facts", "metrics")}
-    manifest = replace(manifest, **plain)
-    return replace(manifest, digest=manifest.computed_digest())
+        raise StorageFault(f"{self.root}: {_OTHER_RUN} another result; start again to use that")
 
 
 class FileStream:
     """A file being written: hashes what passes, whole and per block, and joins the artifact on a clean exit."""
 
-    def __init__(
-        self,
-        writer: storage.Writer,
-        name: str,
-        done: Callable[[File, list[str]], None],
-        before: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._writer = writer
-        self._name = name
-        self._done = done
-        self._before = before
-        """Called before the file becomes visible: the last moment to refuse."""
-        self._whole = hashlib.sha256()
-        self._block = blake3()
-        self._in_block = 0
-        self._digests: list[str] = []
+    def __init__(self, out: ArtifactWriter, name: str) -> None:
+        self._out, self._name = out, name
+        self._writer = storage.open_writer(storage.join(out.root, name))
+        self._whole, self._blocks = hashlib.sha256(), BlockHasher()
         self.size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
-        at = 0
-        while at < len(view):
+        for at in range(0, len(view), _STEP):
             # a little at a time: what was hashed is still in the processor's cache when it is copied, and other
             # threads get their turn, which hashing leaves them and copying does not
-            piece = view[at : at + min(_STEP, BLOCK - self._in_block)]
+            piece = view[at : at + _STEP]
             self._whole.update(piece)
-            self._block.update(piece)
+            self._blocks.update(piece)
             self._writer.write(piece)
-            self._in_block += len(piece)
-            at += len(piece)
-            if self._in_block == BLOCK:
-                self._end_block()
         self.size += len(view)
         return len(view)
-
-    def sha256(self) -> str:
-        """The digest of what has been written so far, in hexadecimal."""
-        return self._whole.hexdigest()
-
-    def _end_block(self) -> None:
-        self._digests.append(self._block.hexdigest())
-        self._block = blake3()
-        self._in_block = 0
 
     def __enter__(self) -> "FileStream":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._before()
-                self._writer.commit()
-        except StorageFault:
-            self._writer.suspend()
-            raise
-        except BaseException:
-            self._writer.abort()
-            raise
-        if kind is not None:
-            # a fault of a server's is worth another try, which need not send again what is there
-            if issubclass(kind, StorageFault):
-                self._writer.suspend()
-            else:
-                self._writer.abort()
-            return
-        if self._in_block:
-            self._end_block()
-        self._done(File(self._name, self.size, self._whole.hexdigest()), self._digests)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        with storage.committed(self._writer):
+            if error is not None:
+                raise error
+            # the last moment to refuse
+            self._out.require_alone()
+        self._out.add_stored(File(self._name, self.size, self._whole.hexdigest()), self._blocks.digests())

@@ -120,7 +120,7 @@ def _without_blank(documents: Documents) -> Documents:
 
 def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Documents]:
     if artifact.manifest.kind == hub_dataset.KIND:
-        column = hub_dataset.column_of(artifact)
+        column = hub_dataset.HubDataset.parse(artifact.root).column
         values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
         yield from _column(values, "", f"{artifact.root}: row", column, skipped)
     for name in text_files(artifact):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from zhllama.errors import InputError
+from zhllama.stage.options import option_of
 
 LABEL = "zhllama.io/"
 """Prefix of our labels: run, size, stage, key."""
@@ -35,19 +36,14 @@ def check_names(options: object, *fields: str) -> None:
     """InputError for what no object is called, in those fields that are set; each is an option of its name."""
     for field in fields:
         if value := getattr(options, field):
-            check_name(option(field), value)
+            check_name(option_of(field), value)
 
 
 def check_positive(options: object, *fields: str) -> None:
     """InputError for a number below 1 in those fields."""
     for field in fields:
         if getattr(options, field) < 1:
-            raise InputError(f"{option(field)} {getattr(options, field)}: at least 1 is needed")
-
-
-def option(field: str) -> str:
-    """`s3_secret` → `--s3-secret`."""
-    return f"--{field.replace('_', '-')}"
+            raise InputError(f"{option_of(field)} {getattr(options, field)}: at least 1 is needed")
 
 
 def check_labels(option: str, labels: Mapping[str, str]) -> None:

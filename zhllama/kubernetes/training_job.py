@@ -20,9 +20,9 @@ from zhllama.kubernetes.names import (
     check_names,
     check_namespace,
     check_positive,
-    option,
 )
 from zhllama.kubernetes.pod_security import USER
+from zhllama.stage.options import option_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class TrainingJob(JobOptions):
         check_labels("--node-selector", self.node_selector)
         check_keys("annotation", self.annotations)
         for name in ("queue", "priority_class"):
-            check_labels(option(name), {f"kueue.x-k8s.io/{name.replace('_', '-')}": getattr(self, name)})
+            check_labels(option_of(name), {f"kueue.x-k8s.io/{name.replace('_', '-')}": getattr(self, name)})
         if self.priority_class and not self.queue:
             raise InputError(f"--priority-class {self.priority_class}: it is Kueue's, which asks for a --queue too")
 

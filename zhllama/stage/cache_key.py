@@ -1,8 +1,8 @@
 """The name of a stage's work: the digest of all that decides its result.
 
-That is the stage, the `cache_version` of its options class (raised by hand when the same input would give another
-result; tests/test_cache_versions.py reminds whoever changes what a stage computes), the versions of the libraries that
-decide the result, the options that do, and the digests of the inputs. Not the code: a comment would train a 7B anew.
+That is the stage, the `cache_version` of its options class (raised by hand; tests/test_cache_versions.py reminds who
+changes what a stage computes), the versions of the libraries and the options that count, and the digests of the inputs.
+Not the code: a comment would train a 7B anew.
 """
 
 import importlib.metadata
@@ -15,13 +15,10 @@ from zhllama.stage.options import StageOptions, configuration_of
 
 def versions_of(libraries: Sequence[str]) -> dict[str, str]:
     """Library → its installed version. InputError when one is not installed."""
-    found = {}
-    for library in libraries:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError as error:
-            raise InputError(f"the package {library} is not installed; install this stage's extra") from error
-    return found
+    try:
+        return {library: importlib.metadata.version(library) for library in libraries}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(f"the package {error.name} is not installed; install this stage's extra") from error
 
 
 def cache_key(options: StageOptions, inputs: Mapping[str, Input]) -> str:

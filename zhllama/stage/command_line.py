@@ -4,28 +4,32 @@ KFP passes every parameter as text: `true` / `false` for booleans and an empty s
 means "the default".
 """
 
-import dataclasses
 import io
 import json
 import os
 import re
 import types
 import typing
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.stage.options import _REF, _SEVERAL, Config
+from zhllama.stage.options import REF, SEVERAL, Config, marks_of, option_of
 from zhllama.stage.program import _Terminated
 
+MACHINE = "--machine"
+"""Of a class with that field: options as one JSON object. A pipeline's step is told a job's machine so."""
 
-# --- the command line -------------------------------------------------------------------------------------------------
+
 def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     """The options as a dataclass. InputError for an unknown option or a value that does not fit."""
     import tyro
 
-    bridged = _bridge(kind, _with_machine(kind, list(arguments)))
+    bridged = _bridge(kind, arguments)
+    if MACHINE[2:] in marks_of(kind):
+        bridged = _with_machine(kind, arguments, bridged)
     prog = f"python -m {program(kind)}"
     config = (tyro.conf.FlagConversionOff,)
     if "--help" in bridged or "-h" in bridged:
@@ -37,7 +41,10 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     except _Terminated:
         raise
     except SystemExit as error:
-        raise InputError(f"{program(kind)}: {_tyros_complaint(said.getvalue())}; see --help") from error
+        # tyro writes a title, a rule, what is wrong, a rule, and the help of the option
+        sections = re.split(r"^[ ]*-{4,}[ ]*$", said.getvalue(), flags=re.MULTILINE)
+        complaint = " ".join(sections[min(1, len(sections) - 1)].split()).removesuffix(".")
+        raise InputError(f"{program(kind)}: {complaint or 'the options do not parse'}; see --help") from error
 
 
 def program(kind: type) -> str:
@@ -53,100 +60,65 @@ def _wide_terminal() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
+        del os.environ["COLUMNS"]
+        if before is not None:
             os.environ["COLUMNS"] = before
 
 
-def _tyros_complaint(said: str) -> str:
-    """What is wrong, in one line. tyro writes a title, a rule, what is wrong, a rule, and the help of the option."""
-    sections = re.split(r"^[ ]*-{4,}[ ]*$", said, flags=re.MULTILINE)
-    text = " ".join(sections[min(1, len(sections) - 1)].split())
-    return text.removesuffix(".") or "the options do not parse"
-
-
-MACHINE = "--machine"
-"""Of a class with that field: options as one JSON object. A pipeline's step is told a job's machine so."""
-
-
-def _with_machine(kind: type, arguments: list[str]) -> list[str]:
-    """The arguments with what `--machine` says put before them, but for options that are there by themselves."""
-    if MACHINE[2:] not in {field.name for field in dataclasses.fields(kind)}:
-        return arguments
-    rest, told, at = [], "", 0
-    while at < len(arguments):
-        word = arguments[at]
-        name, equals, value = word.partition("=")
-        at += 1
-        if name != MACHINE:
-            rest.append(word)
-        elif equals:
-            told = value
-        else:
-            told = arguments[at] if at < len(arguments) else ""
-            at += 1
+def _with_machine(kind: type, arguments: Sequence[str], bridged: list[str]) -> list[str]:
+    """The bridged options with what `--machine` says put before them, but for those that are there by themselves."""
+    told = [word for word in bridged if word.startswith(f"{MACHINE}=")]
+    text = told[-1].removeprefix(f"{MACHINE}=") if told else "{}"
     try:
-        machine = json.loads(told or "{}")
+        machine = json.loads(text)
     except ValueError as error:
-        raise InputError(f'{program(kind)}: {MACHINE} {told}: not JSON ({error}); write {{"memory": "8Gi"}}') from error
+        raise InputError(f'{program(kind)}: {MACHINE} {text}: not JSON ({error}); write {{"memory": "8Gi"}}') from error
     if not isinstance(machine, dict):
-        raise InputError(f'{program(kind)}: {MACHINE} {told}: write options by name, as {{"memory": "8Gi"}}')
-    given = {word.partition("=")[0].replace("_", "-") for word in rest if word.startswith("--")}
-    options = {f"--{name.replace('_', '-')}": value for name, value in machine.items()}
-    return [*(f"{name}={_as_text(value)}" for name, value in options.items() if name not in given), *rest]
+        raise InputError(f'{program(kind)}: {MACHINE} {text}: write options by name, as {{"memory": "8Gi"}}')
+    # one that is given empty is given, too: it has its default
+    given = {_option(word) for word in arguments}
+    texts = {
+        option_of(name): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in machine.items()
+    }
+    more = _bridge(kind, [f"{name}={text}" for name, text in texts.items() if name not in given])
+    return [*more, *(word for word in bridged if word not in told)]
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+def _option(word: str) -> str:
+    return word.partition("=")[0].replace("_", "-")
 
 
-def _bridge(kind: type, arguments: list[str]) -> list[str]:
-    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused.
-
-    A text may begin with `--` (a prompt may): only an option's name is never taken for a value. An option of several
-    references may be repeated; one of a single reference may not, since all but the last would be lost unseen.
-    """
+def _bridge(kind: type, arguments: Sequence[str]) -> list[str]:
+    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused. A text
+    may begin with `--` (a prompt may): only an option's name is never taken for a value. An option of several
+    references may be repeated; one of a single reference may not, since all but the last would be lost unseen."""
     hints = typing.get_type_hints(kind)
-    marked = typing.get_type_hints(kind, include_extras=True)
-    fields = {f"--{field.name.replace('_', '-')}": field.name for field in dataclasses.fields(kind)}
-    known = {option: hints[name] for option, name in fields.items()}
+    marks = {option_of(name): of_field for name, of_field in marks_of(kind).items()}
+    flags = {option_of(name) for name in marks_of(kind) if _is_bool(hints[name])}
     place_of: dict[str, int] = {}
-
-    def option(word: str) -> str:
-        return word.partition("=")[0].replace("_", "-")
-
     bridged: list[str] = []
-    at = 0
-    while at < len(arguments):
-        word = arguments[at]
-        at += 1
+    words = deque(arguments)
+    while words:
+        word = words.popleft()
         if not word.startswith("--") or word == "--help":
             bridged.append(word)
             continue
-        name = option(word)
+        name = _option(word)
         _, has_value, value = word.partition("=")
-        if name not in known:
-            raise InputError(f"{program(kind)}: there is no option {name}{nearest(name, known)}; see --help")
+        if name not in marks:
+            raise InputError(f"{program(kind)}: there is no option {name}{nearest(name, marks)}; see --help")
         if not has_value:
-            following = arguments[at] if at < len(arguments) else None
-            flag = _is_bool(known[name])
-            if following is None or option(following) in known or (flag and following.startswith("--")):
-                if not flag:
-                    raise InputError(f"{program(kind)}: the option {name} needs a value; see --help")
-                value = "true"
-            else:
-                value = following
-                at += 1
+            alone = not words or _option(words[0]) in marks or (name in flags and words[0].startswith("--"))
+            if alone and name not in flags:
+                raise InputError(f"{program(kind)}: the option {name} needs a value; see --help")
+            value = "true" if alone else words.popleft()
         if value == "":
             continue
-        if _is_bool(known[name]) and value.lower() in ("true", "false"):
+        if name in flags and value.lower() in ("true", "false"):
             value = value.capitalize()
-        marks = getattr(marked[fields[name]], "__metadata__", ())
-        if _REF in marks and name in place_of:
-            if _SEVERAL not in marks:
+        if REF in marks[name] and name in place_of:
+            if SEVERAL not in marks[name]:
                 raise InputError(f"{program(kind)}: the option {name} is there twice, and takes one reference")
             bridged[place_of[name]] += f",{value}"
             continue

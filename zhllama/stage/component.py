@@ -14,10 +14,11 @@ from typing import Any, get_origin
 from kfp import dsl
 
 from zhllama.stage.images import image
-from zhllama.stage.options import PLUMBING, StageOptions, described, stage_of
+from zhllama.stage.options import PLUMBING, StageOptions, described, option_of, stage_of
 
-_PLACES = {"report": "--report"}
 _TYPES = (str, int, float, bool)
+_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_Input = tuple[str, tuple[str, Any, Any]]
 
 
 def component_of(
@@ -33,14 +34,11 @@ def component_of(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     **outputs: type,
 ) -> Any:
-    """The component of an options class.
-
-    name: by default the stage's. command: its module; by default the stage's. only: the options that are inputs; by
-    default all. repeated: option → how often it may be given (`adapters_2` is a second --adapters), for references that
-    no step can put together. joined: options whose value may begin with dashes. after: classes whose options stand
-    after `--`, for another command, and only_after: which of them; of one that several classes have, the first one's
-    default. defaults: of inputs, where they are not the command's.
-    """
+    """The component of an options class. name: by default the stage's. command: its module; by default the stage's.
+    only: the options that are inputs; by default all. repeated: option → how often it may be given (`adapters_2` is a
+    second --adapters), for references that no step can put together. joined: options whose value may begin with dashes.
+    after: classes whose options stand after `--`, for another command, and only_after: which of them; of one that
+    several classes have, the first one's default. defaults: of inputs, where they are not the command's."""
     stage = stage_of(options)
     own = dict(_inputs(options, only, repeated))
     # what stands on both sides of `--` is said once, to this command
@@ -49,31 +47,31 @@ def component_of(
         if one not in own:
             others.setdefault(one, given)
     signature = [
-        *(_parameter(one, *of, defaults) for one, of in (own | others).items()),
+        *(
+            inspect.Parameter(one, _KIND, default=defaults.get(one, default), annotation=hint)
+            for one, (_, hint, default) in (own | others).items()
+        ),
         *(inspect.Parameter(one, _KIND, annotation=dsl.Output[kind]) for one, kind in outputs.items()),
     ]
     if issubclass(options, StageOptions):
         signature.append(inspect.Parameter("ref", _KIND, annotation=dsl.OutputPath(str)))
 
-    def component(**given: Any) -> dsl.ContainerSpec:
+    def called(*values: Any) -> dsl.ContainerSpec:
+        given = dict(zip((one.name for one in signature), values, strict=True))
         words: list[Any] = []
         for one, (option, _, _) in own.items():
-            words += [f"--{option}={given[one]}"] if one in joined else [f"--{option}", given[one]]
+            words += [f"{option}={given[one]}"] if one in joined else [option, given[one]]
         for one, kind in outputs.items():
             if kind is not dsl.Metrics:
-                words += [_PLACES.get(one, "--output"), given[one].path]
+                words += ["--report" if one == "report" else "--output", given[one].path]
         if "ref" in given:
             words += ["--reference", given["ref"]]
         if dsl.Metrics in outputs.values():
             words += ["--executor-input", "{{$}}"]
         if others:
-            words += ["--", *(word for one, (option, _, _) in others.items() for word in (f"--{option}", given[one]))]
-        return dsl.ContainerSpec(
-            image=image(stage), command=["python", "-m", command or f"components.{stage}"], args=words
-        )
-
-    def called(*given: Any) -> dsl.ContainerSpec:
-        return component(**dict(zip((one.name for one in signature), given, strict=True)))
+            words += ["--", *(word for one, (option, _, _) in others.items() for word in (option, given[one]))]
+        program = ["python", "-m", command or f"components.{stage}"]
+        return dsl.ContainerSpec(image=image(stage), command=program, args=words)
 
     called.__name__ = called.__qualname__ = name or stage
     called.__doc__ = _text((*reversed(after), options), own | others)
@@ -85,28 +83,17 @@ def component_of(
     return made
 
 
-_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
-def _inputs(
-    options: type, only: Collection[str], repeated: Mapping[str, int]
-) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
+def _inputs(options: type, only: Collection[str], repeated: Mapping[str, int]) -> Iterator[_Input]:
     """Input → the option that it feeds, its type, its default."""
     for one, option in described(options).items():
         # what stands after `--` (a tuple) has options of its own
         if (one in PLUMBING and one != "store") or (only and one not in only) or get_origin(option.kind) is tuple:
             continue
         hint = option.kind if option.kind in _TYPES else str
-        word = one.replace("_", "-")
-        yield one, (word, hint, option.default)
+        # KFP's absent value is an empty text
+        yield one, (option_of(one), hint, "" if option.default is None else option.default)
         for number in range(2, repeated.get(one, 1) + 1):
-            yield f"{one}_{number}", (word, hint, "")
-
-
-def _parameter(name: str, option: str, hint: type, default: Any, defaults: Mapping[str, Any]) -> inspect.Parameter:
-    # KFP's absent value is an empty text
-    default = defaults.get(name, "" if default is None else default)
-    return inspect.Parameter(name, _KIND, default=default, annotation=hint)
+            yield f"{one}_{number}", (option_of(one), hint, "")
 
 
 def _text(kinds: Sequence[type], inputs: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ REGISTRY = "ZHLLAMA_REGISTRY"
 TAG = "ZHLLAMA_TAG"
 DIGESTS = "ZHLLAMA_DIGESTS"
 """`convert-weights=sha256:…,evaluate=sha256:…`"""
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LINE = re.compile(r"(?:\S*/)?zhllama-([a-z-]+)(?::[^/:\s]+)? \s*(sha256:[0-9a-f]{64})")
 _REGISTRY = re.compile(r"[A-Za-z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 
@@ -58,29 +58,21 @@ def read_digests(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--digests {path}: it cannot be read ({error}); give a list of images") from error
     try:
-        pairs = (
-            _of_bake(json.loads(text)) if text.lstrip().startswith("{") else [_of_line(line) for line in _lines(text)]
-        )
+        if text.lstrip().startswith("{"):
+            # beside the images it has provenance, warnings and the bases, which have no name
+            built = [one for one in json.loads(text).values() if isinstance(one, dict) and "image.name" in one]
+            lines = [f"{one['image.name'].split(',')[0]} {one['containerimage.digest']}" for one in built]
+        else:
+            lines = [line for line in text.splitlines() if line.strip()]
+        pairs = sorted(map(_of_line, lines))
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"--digests {path}: {error}; give what bake --metadata-file wrote, or lines NAME sha256:…"
-        ) from error
-    return ",".join(f"{name}={digest}" for name, digest in sorted(pairs))
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _of_bake(value: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
-    # beside the images it has provenance, warnings and the bases, which have no name
-    built = [one for one in value.values() if isinstance(one, dict) and "image.name" in one]
-    return [_of_line(f"{one['image.name'].split(',')[0]} {one['containerimage.digest']}") for one in built]
+        mend = "give what bake --metadata-file wrote, or lines NAME sha256:…"
+        raise InputError(f"--digests {path}: {error}; {mend}") from error
+    return ",".join(f"{name}={digest}" for name, digest in pairs)
 
 
 def _of_line(line: str) -> tuple[str, str]:
-    name, _, digest = line.strip().partition(" ")
-    found = re.fullmatch(r"(?:.*/)?zhllama-([a-z-]+)(?::[^/:]+)?", name)
-    if found is None or not _DIGEST.fullmatch(digest.strip()):
+    found = _LINE.fullmatch(line.strip())
+    if found is None:
         raise ValueError(f"{line!r} is not an image of ours and its digest")
-    return found[1], digest.strip()
+    return found[1], found[2]

@@ -1,8 +1,8 @@
 """A stage's inputs, opened once: what its key was made of is what it reads.
 
-A manifest's files are verified against the manifest that was opened, a repository of the Hub is read at the commit that
-was found. A folder or prefix without a manifest can change while a stage reads it: what was read would then stand under
-a digest that it has not. So nothing is published when such an input has changed since it was opened.
+Files are verified against the manifest that was opened, a repository of the Hub is read at the commit that was found. A
+folder or prefix without a manifest can change while it is read, and what was read would stand under a digest that it
+has not: then nothing is published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from zhllama.artifacts.manifest import Input
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.stage.options import StageOptions, references_of
+from zhllama.stage.options import StageOptions, option_of, references_of
 
 
 class Inputs:
@@ -32,7 +32,9 @@ class Inputs:
         for name, addresses in references_of(options).items():
             opened[name] = [open_artifact(address, option_of(name)) for address in addresses]
             for index, (address, artifact) in enumerate(zip(addresses, opened[name], strict=True)):
-                reference = artifact.manifest.reference if artifact.verified else _plain_address(address, artifact)
+                # what has no manifest: by its address, made absolute, or the commit that the Hub has it at
+                plain = artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
+                reference = artifact.manifest.reference if artifact.verified else plain
                 key = name if len(addresses) == 1 else f"{name}.{index}"
                 records[key] = Input(reference, artifact.digest)
         if isinstance(options, StageOptions):
@@ -57,25 +59,13 @@ class Inputs:
         for name, artifacts in self._opened.items():
             for artifact in artifacts:
                 if artifact.changed():
-                    raise InputError(
-                        f"{option_of(name)} {artifact.root}: it was changed while it was read, so nothing is "
-                        "published; start again, or give an artifact with a manifest"
-                    )
+                    what = "it was changed while it was read, so nothing is published"
+                    mend = "start again, or give an artifact with a manifest"
+                    raise InputError(f"{option_of(name)} {artifact.root}: {what}; {mend}")
 
     def require_same(self, records: Mapping[str, Input]) -> None:
         """InputError where these are not the inputs that another process of the same work has opened."""
         for name, record in records.items():
             if (mine := self.records.get(name)) is not None and mine.digest != record.digest:
-                raise InputError(
-                    f"{option_of(name)} {record.reference}: it was changed since this work began; start again"
-                )
-
-
-def option_of(name: str) -> str:
-    """The option of a field."""
-    return f"--{name.partition('.')[0].replace('_', '-')}"
-
-
-def _plain_address(address: str, artifact: Artifact) -> str:
-    """A folder, prefix or file as it was given, made absolute; of a repository of the Hub, with the commit found."""
-    return artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
+                option = option_of(name.partition(".")[0])
+                raise InputError(f"{option} {record.reference}: it was changed since this work began; start again")

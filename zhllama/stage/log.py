@@ -37,6 +37,10 @@ def mask(text: str) -> str:
 
 
 _LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|shiny|shinychat|tokenizers|torch|transformers"
+_NOISY = (
+    "botocore", "boto3", "urllib3", "s3transfer", "httpx", "httpcore", "httpx2", "httpcore2", "filelock", "fsspec",
+    "kubernetes",
+)  # fmt: skip
 
 
 class OneLine(logging.Formatter):
@@ -58,9 +62,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def set_up_logging(level: str | None = None) -> None:
-    """Sends all records to standard error. Level: the argument, else ZHLLAMA_LOG, else INFO; InputError for another."""
-    wanted = (level or os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
+def set_up_logging() -> None:
+    """Sends all records to standard error. Level: ZHLLAMA_LOG, else INFO; InputError for what is none."""
+    wanted = (os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
     if wanted not in logging.getLevelNamesMapping():
         raise InputError(f"ZHLLAMA_LOG={wanted}: no such level; use DEBUG, INFO, WARNING or ERROR")
     handler = _Stderr()
@@ -72,19 +76,7 @@ def set_up_logging(level: str | None = None) -> None:
     if not sys.warnoptions:
         for kind in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
             warnings.filterwarnings("ignore", category=kind, module=rf"(?:{_LIBRARIES})\b")
-    for noisy in (
-        "botocore",
-        "boto3",
-        "urllib3",
-        "s3transfer",
-        "httpx",
-        "httpcore",
-        "httpx2",
-        "httpcore2",
-        "filelock",
-        "fsspec",
-        "kubernetes",
-    ):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -10,37 +10,25 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
 
-_REF = "reference"
-
-
-_SEVERAL = "several"
-
-
-_WEIGHTED = "weighted"
-
-
-_NOT_KEYED = "not keyed"
-
-
+Config = TypeVar("Config")
 Value = TypeVar("Value")
+REF, SEVERAL = "reference", "several"
+_WEIGHTED, _NOT_KEYED = "weighted", "not keyed"
+
 NotKeyed = Annotated[Value, _NOT_KEYED]
 """A field that does not change the result (`workers: NotKeyed[int] = 2`): it is left out of the key."""
-Ref = Annotated[str, _REF]
+Ref = Annotated[str, REF]
 """A field that holds one reference ("" when absent). Its digest, not its address, is part of the input key."""
-
-
-Refs = Annotated[str, _REF, _SEVERAL]
+Refs = Annotated[str, REF, SEVERAL]
 """Several references, comma-separated or by repeating the option."""
-
-
-WeightedRefs = Annotated[str, _REF, _SEVERAL, _WEIGHTED]
+WeightedRefs = Annotated[str, REF, SEVERAL, _WEIGHTED]
 """Likewise, and each may end in `:weight`."""
 
 
@@ -75,13 +63,13 @@ class StageOptions:
         return {}
 
 
-Config = TypeVar("Config")
-
-
 Stage = TypeVar("Stage", bound=StageOptions)
-
-
 PLUMBING = tuple(field.name for field in dataclasses.fields(StageOptions))
+
+
+def option_of(name: str) -> str:
+    """The option of a field: `--block-size` of block_size."""
+    return f"--{name.replace('_', '-')}"
 
 
 def split_references(value: str) -> list[str]:
@@ -92,55 +80,49 @@ def split_references(value: str) -> list[str]:
 def weighted_references(value: str) -> list[tuple[str, float | None]]:
     """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has weight 1; where none has
     one, all have None."""
-    found: list[tuple[str, float | None]] = []
-    for part in filter(None, (part.strip() for part in value.split(","))):
-        match = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part)
-        found.append((match[1], float(match[2])) if match else (part, None))
-    if all(weight is None for _, weight in found):
-        return found
-    return [(address, 1.0 if weight is None else weight) for address, weight in found]
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    found = [re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part) for part in parts]
+    without = 1.0 if any(found) else None
+    return [(match[1], float(match[2])) if match else (part, without) for part, match in zip(parts, found)]
 
 
-# --- the input key ----------------------------------------------------------------------------------------------------
+def marks_of(kind: type) -> dict[str, Collection[str]]:
+    """What the fields of a class are besides their type, by their names."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {one.name: getattr(hints[one.name], "__metadata__", ()) for one in dataclasses.fields(kind)}
+
+
 def references_in(kind: type) -> set[str]:
     """The fields of a class that hold references."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {one.name for one in dataclasses.fields(kind) if _REF in getattr(hints[one.name], "__metadata__", ())}
+    return {name for name, marks in marks_of(kind).items() if REF in marks}
 
 
 def references_of(config: Any) -> dict[str, list[str]]:
     """The reference fields that are set: name → addresses. InputError for a weight where none counts."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
     found = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        marks = getattr(hints[field.name], "__metadata__", ())
-        if _REF not in marks or not value:
+    for name, marks in marks_of(type(config)).items():
+        value = getattr(config, name)
+        if REF not in marks or not value:
             continue
-        given = weighted_references(value) if _SEVERAL in marks else [(value, None)]
+        given = weighted_references(value) if SEVERAL in marks else [(value, None)]
         if _WEIGHTED not in marks and any(weight is not None for _, weight in given):
-            option = f"--{field.name.replace('_', '-')}"
-            raise InputError(f"{option} {value}: weights do not count here; leave them out")
-        found[field.name] = [address for address, _ in given]
+            raise InputError(f"{option_of(name)} {value}: weights do not count here; leave them out")
+        found[name] = [address for address, _ in given]
     return found
 
 
 def configuration_of(config: Any) -> dict[str, Any]:
     """The options that change the result, as JSON values: no plumbing, no addresses of inputs."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
     chosen: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        marks = getattr(hints[field.name], "__metadata__", ())
-        if field.name in PLUMBING or _NOT_KEYED in marks:
+    for name, marks in marks_of(type(config)).items():
+        if name in PLUMBING or _NOT_KEYED in marks:
             continue
-        value = getattr(config, field.name)
-        if _REF in marks:
+        chosen[name] = getattr(config, name)
+        if REF in marks:
             # the weights and the order of several inputs count; their addresses do not
-            weights = [weight for _, weight in weighted_references(value)]
+            weights = [weight for _, weight in weighted_references(chosen.pop(name))]
             if any(weight is not None for weight in weights):
-                chosen[field.name] = weights
-            continue
-        chosen[field.name] = value
+                chosen[name] = weights
     return typing.cast(dict[str, Any], json.loads(json.dumps(chosen)))
 
 
@@ -165,11 +147,9 @@ def described(kind: type) -> Mapping[str, Described]:
         parsed = docstring_parser.parse_from_object(base)
         notes |= {one.arg_name: " ".join((one.description or "").split()) for one in parsed.params}
     hints = typing.get_type_hints(kind)
-    missing = inspect.Parameter.empty
+    missing = {dataclasses.MISSING: inspect.Parameter.empty}
     return {
-        one.name: Described(
-            hints[one.name], missing if one.default is dataclasses.MISSING else one.default, notes.get(one.name, "")
-        )
+        one.name: Described(hints[one.name], missing.get(one.default, one.default), notes.get(one.name, ""))
         for one in dataclasses.fields(kind)
     }
 

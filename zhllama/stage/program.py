@@ -16,6 +16,13 @@ from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, In
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
 from zhllama.stage.tls import take_secrets, trust_site
 
+_MENDS = {
+    errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "permission denied; choose another place or mend its rights",
+}
+
 
 def guarded(work: Callable[[], None]) -> NoReturn:
     """Runs a program's body and ends the process with the contract's exit code and one line for an error."""
@@ -36,15 +43,9 @@ def guarded(work: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        mend = {
-            errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
-            errno.EDQUOT: "the disk quota is used up; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
-            errno.EROFS: "the file system is read-only; choose another place",
-            errno.EACCES: "permission denied; choose another place or mend its rights",
-        }.get(error.errno or 0)
-        if mend is None:
+        if error.errno not in _MENDS:
             _fault()
-        end(EXIT_INPUT, f"error: {error.filename or 'a file'}: {mend}")
+        end(EXIT_INPUT, f"error: {error.filename or 'a file'}: {_MENDS[error.errno]}")
     except Exception:  # noqa: BLE001 - the end of the program: reported whole, exit code 1
         _fault()
     sys.exit(EXIT_DONE)
@@ -72,21 +73,17 @@ def _terminated(signum: int, frame: object) -> NoReturn:
 _masks = threading.local()
 
 
-def _before_fork() -> None:
-    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def _after_fork() -> None:
+def _after_fork(in_child: bool = False) -> None:
+    if in_child and signal.getsignal(signal.SIGTERM) is _terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
-def _after_fork_in_child() -> None:
-    if signal.getsignal(signal.SIGTERM) is _terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=lambda: vars(_masks).update(before=signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})),
+    after_in_parent=_after_fork,
+    after_in_child=lambda: _after_fork(in_child=True),
+)
 
 
 def end(code: int, line: str) -> NoReturn:

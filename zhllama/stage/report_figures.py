@@ -32,22 +32,19 @@ def figures_table(title: str, models: Sequence[Mapping[str, Any]]) -> "Table":
     table.add_column("on held-out text")
     for model in models:
         table.add_column(str(model["label"]), justify="right")
-    for name, path, form in _ROWS:
-        _add(table, name, [_at(model, path) for model in models], form)
+    rows = [(name, form, [_at(model, path) for model in models]) for name, path, form in _ROWS]
     for index, exam in enumerate(models[-1].get("exams", ())):
-        name = f"{exam['exam']}, {exam['shots']} shots"
-        _add(table, name, [model["exams"][index]["accuracy"] for model in models], "{:.1%}")
-        _add(table, "  chance", [model["exams"][index]["chance"] for model in models], "{:.1%}")
+        of_exam = [model["exams"][index] for model in models]
+        rows.append((f"{exam['exam']}, {exam['shots']} shots", "{:.1%}", [one["accuracy"] for one in of_exam]))
+        rows.append(("  chance", "{:.1%}", [one["chance"] for one in of_exam]))
     for task, figures in models[-1].get("lm_eval", {}).items():
         for metric in figures:
-            name = f"{task}, {metric.removesuffix(',none')}"
-            _add(table, name, [_at(model, ("lm_eval", task, metric)) for model in models], "{:.3f}")
+            values = [_at(model, ("lm_eval", task, metric)) for model in models]
+            rows.append((f"{task}, {metric.removesuffix(',none')}", "{:.3f}", values))
+    for name, form, values in rows:
+        if any(value is not None for value in values):
+            table.add_row(name, *(UNMEASURED if value is None else form.format(value) for value in values))
     return table
-
-
-def _add(table: "Table", name: str, values: Sequence[Any], form: str) -> None:
-    if any(value is not None for value in values):
-        table.add_row(name, *(UNMEASURED if value is None else form.format(value) for value in values))
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:

@@ -23,11 +23,10 @@ from zhllama.errors import InputError
 from zhllama.stage.cache_key import cache_key
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import Stage, StageOptions, configuration_of, stage_of
+from zhllama.stage.options import Stage, configuration_of, stage_of
 from zhllama.stage.program import guarded
 
 log = logging.getLogger("stage")
-
 
 REPORT = "report.html"
 Work = Callable[[Stage, Inputs, ArtifactWriter], Manifest]
@@ -36,7 +35,8 @@ Work = Callable[[Stage, Inputs, ArtifactWriter], Manifest]
 
 def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
     """The stage without the process around it: key, skip or work, outputs. Returns the manifest."""
-    _output_file(options.executor_input)  # a wrong one is found before the work
+    # a wrong one is found before the work
+    executor_output = options.executor_output or _output_file(options.executor_input)
     stage = stage_of(type(options))
     started = time.monotonic()
     storage.check_writable(options.store)
@@ -51,24 +51,19 @@ def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
         manifest = work(options, inputs, out)
         summary = manifest.facts.get("summary", "")
         log.info("%s: done in %.1f s%s", stage, time.monotonic() - started, f": {summary}" if summary else "")
-    write_outputs(options, manifest)
-    return manifest
-
-
-def write_outputs(config: StageOptions, manifest: Manifest) -> None:
-    """What KFP reads after the step: manifest copy, report, metrics, and last the reference."""
-    if config.output:
-        storage.write_bytes(storage.normalise(config.output), manifest.to_json())
-    if config.report and any(file.path == REPORT for file in manifest.files):
-        page = open_artifact(manifest.reference).read(REPORT)
-        storage.write_bytes(storage.normalise(config.report), page)
-    if executor_output := config.executor_output or _output_file(config.executor_input):
+    if options.output:
+        storage.write_bytes(storage.normalise(options.output), manifest.to_json())
+    if options.report and any(file.path == REPORT for file in manifest.files):
+        storage.write_bytes(storage.normalise(options.report), open_artifact(manifest.reference).read(REPORT))
+    if executor_output:
         # KFP reads this with a strict parser: NaN and infinity are no JSON
         metadata = {name: value for name, value in manifest.metrics.items() if math.isfinite(value)}
         value = {"artifacts": {"metrics": {"artifacts": [{"metadata": metadata}]}}}
         storage.write_bytes(storage.normalise(executor_output), json.dumps(value).encode())
-    if config.reference:
-        storage.write_bytes(storage.normalise(config.reference), manifest.reference.encode())
+    # last: who finds it finds the others
+    if options.reference:
+        storage.write_bytes(storage.normalise(options.reference), manifest.reference.encode())
+    return manifest
 
 
 def _output_file(executor_input: str) -> str:
@@ -86,13 +81,11 @@ def main(kind: type[Stage], work: Work[Stage], rest: str = "") -> NoReturn:
     `--`."""
 
     def body() -> None:
-        arguments, remainder = sys.argv[1:], []
-        if rest and "--" in arguments:
-            cut = arguments.index("--")
-            arguments, remainder = arguments[:cut], arguments[cut + 1 :]
-        options = parse(kind, arguments)
+        arguments = sys.argv[1:]
+        cut = arguments.index("--") if rest and "--" in arguments else len(arguments)
+        options = parse(kind, arguments[:cut])
         if rest:
-            options = dataclasses.replace(options, **typing.cast(Any, {rest: tuple(remainder)}))
+            options = dataclasses.replace(options, **typing.cast(Any, {rest: tuple(arguments[cut + 1 :])}))
         run_stage(options, work)
 
     guarded(body)

@@ -1,10 +1,9 @@
 """What a site asks of every pod that reaches out of it: certificates of its own, and its proxy.
 
-A ConfigMap with the site's certificates is mounted at CA_FOLDER, where there is one; ZHLLAMA_CA names that folder. A
-command that finds files there trusts them beside the public authorities, in whatever it uses: boto3, requests, OpenSSL.
-The proxy comes from a secret (its address may hold a password), as the variables that everything understands. To the
-steps of a pipeline secrets come as files: as variables they would stand a dozen times in a Workflow, which may not grow
-past a megabyte, and the KFP launcher in the same pod would take our S3 keys for its own.
+The site's certificates are mounted at CA_FOLDER; a command that finds files in the folder that ZHLLAMA_CA names trusts
+them beside the public authorities. The proxy comes from a secret, as variables. To the steps of a pipeline secrets come
+as files: as variables they would stand a dozen times in a Workflow, which may not grow past a megabyte, and the KFP
+launcher in the same pod would take our S3 keys for its own.
 """
 
 import os
@@ -28,22 +27,16 @@ S3_FOLDER, PROXY_FOLDER = "/etc/zhllama-s3", "/etc/zhllama-proxy"
 
 def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
     """Makes variables of the secrets that are mounted, for this process and its children; one that is set stays.
-
     InputError for a file that cannot be read as text."""
     for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*"))):
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: it cannot be read ({error}); mend the secret's key {path.name}") from error
+        text = _read(path, f"mend the secret's key {path.name}").strip()
         if text:
             os.environ.setdefault(path.name, text)
 
 
 def trust_site() -> None:
     """Lets this process and its children trust the certificates in the folder that ZHLLAMA_CA names, if any are there.
-
-    A variable that is set already is left as it is. InputError for a file that holds no certificate.
-    """
+    A variable that is set already is left as it is. InputError for a file that holds no certificate."""
     folder = os.environ.get(CA_VARIABLE, "")
     # a mounted ConfigMap also holds `..data` and the like, which are no certificates
     found = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix in CA_SUFFIXES) if folder else []
@@ -54,22 +47,24 @@ def trust_site() -> None:
     from botocore.httpsession import where
 
     text = "\n".join([Path(where()).read_text(), *map(_certificates, found)])
-    if bundle:
-        # without a certificate of the site too: who is told of the file shall find it
-        path = bundle
-        Path(path).write_text(text)
-    else:
+    # without a certificate of the site too: who is told of the file shall find it
+    path = bundle
+    if not path:
         handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
-        with open(handle, "w") as file:
-            file.write(text)
+        os.close(handle)
+    Path(path).write_text(text)
     os.environ.update(dict.fromkeys(wanted, path))
 
 
 def _certificates(path: Path) -> str:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); put certificates in PEM there") from error
+    text = _read(path, "put certificates in PEM there")
     if "-----BEGIN CERTIFICATE-----" not in text:
         raise InputError(f"{path}: it holds no certificate; put certificates in PEM there")
     return text
+
+
+def _read(path: Path, mend: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: it cannot be read ({error}); {mend}") from error

@@ -1,13 +1,7 @@
 """Bytes in S3 (`s3://bucket/prefix`) or in folders (`/path`, `file:///path`), behind one small interface.
 
-boto3 underneath with its standard settings (profile, region, AWS_ENDPOINT_URL_S3, path or host style, CA bundle, web
-identity, proxies); the bytes themselves move by signed requests of our own (s3.py says why), many at a time.
-ZHLLAMA_S3_ENDPOINT wins over the standard settings: KFP pods share their environment with KFP's own S3 client, so our
-endpoint must not be called AWS_ENDPOINT_URL there.
-
-Memory of a transfer: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB when reading to a file, nothing beyond the buffer when
-reading to memory, 9 x 16 MiB when writing a stream. docs/storage.md has the figures and the settings.
-
+boto3's standard settings hold, and ZHLLAMA_S3_ENDPOINT before them: KFP pods share their environment with KFP's own S3
+client, so our endpoint must not be called AWS_ENDPOINT_URL there. Figures, memory and settings: docs/storage.md.
 Errors: what a user can mend (credentials, bucket, endpoint) is an InputError, a server that keeps failing a
 StorageFault, a missing object FileNotFoundError.
 """
@@ -21,60 +15,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, multipart, s3
-from zhllama.storage.addresses import is_s3, join, normalise, split_s3
-from zhllama.storage.folders import check_room
-from zhllama.storage.multipart import PART, Unfinished, Upload, part_length
-from zhllama.storage.parallel import STEP, Take, Threads, connections, in_parallel
-from zhllama.storage.s3_errors import server_code
+from zhllama.storage.addresses import below, is_s3, join, normalise, split_s3
+from zhllama.storage.folders import Unfinished, check_room
+from zhllama.storage.multipart import PART, Upload, part_length
+from zhllama.storage.parallel import Take, Threads, connections, in_parallel
 from zhllama.storage.s3_session import forget_client, s3_client
 
 __all__ = [
-    "PART",
-    "PIECE",
-    "STEP",
-    "Stored",
-    "Take",
-    "Threads",
-    "Unfinished",
-    "Upload",
-    "Writer",
-    "check_room",
-    "check_writable",
-    "connections",
-    "copy",
-    "delete",
-    "delete_all",
-    "delete_many",
-    "discard",
-    "exists",
-    "forget_client",
-    "in_parallel",
-    "is_s3",
-    "join",
-    "listing",
-    "normalise",
-    "open_writer",
-    "part_length",
-    "read_bytes",
-    "read_chunks",
-    "read_into",
-    "read_piece",
-    "s3_client",
-    "size_of",
-    "split_s3",
-    "unfinished",
-    "upload_file",
-    "write_bytes",
-]
+    "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "forget_client", "in_parallel",
+    "is_s3", "join", "normalise", "part_length", "s3_client", "split_s3",
+]  # fmt: skip
 
 PIECE = 16 * 2**20
 """Bytes per request of a large read. Of 8 MiB, requests cost SeaweedFS a sixth more and us as much; of 64 no less."""
-
-
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -89,16 +45,9 @@ class Stored:
     """When it was last written (UTC)."""
 
 
-class Writer(Protocol):
-    """A stream that becomes visible at commit() and leaves nothing behind after abort().
-
-    suspend() stops as well, but keeps what was sent, so that the next writer of the same bytes need not send it again.
-    """
-
-    def write(self, data: bytes | bytearray | memoryview) -> int: ...
-    def commit(self) -> None: ...
-    def abort(self) -> None: ...
-    def suspend(self) -> None: ...
+Writer = folders.FileWriter | multipart.S3Writer
+"""A stream that becomes visible at commit() and leaves nothing behind after abort(). suspend() stops as well, but keeps
+what was sent, so that the next writer of the same bytes need not send it again."""
 
 
 @contextmanager
@@ -120,35 +69,24 @@ def check_writable(uri: str) -> None:
     probe = join(normalise(uri), f".probe-{uuid.uuid4().hex}")
     try:
         if is_s3(uri):
-            _check_bucket(uri)
+            # some servers would make an absent bucket at the first write; an account may write below a prefix without
+            # any right on the bucket, which the write will tell
+            with suppress(InputError):
+                s3.call(uri, "head_bucket")
         write_bytes(probe, b"")
         delete(probe)
     except StorageFault as error:
         raise InputError(str(error)) from error
     except OSError as error:
+        if is_s3(uri):
+            bucket, _ = split_s3(uri)
+            raise InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address") from error
         raise InputError(f"{uri}: cannot write there ({error.strerror}); choose another --store") from error
-
-
-def _check_bucket(uri: str) -> None:
-    """InputError when the bucket is absent: some servers would make it at the first write."""
-    bucket, _ = split_s3(uri)
-    try:
-        s3.call(uri, "head_bucket")
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address") from error
-    except InputError:
-        # an account may write below a prefix without any right on the bucket; the write will tell
-        return
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def size_of(uri: str) -> int:
     """Bytes of one file; FileNotFoundError when it is absent."""
-    if not is_s3(uri):
-        return os.stat(uri).st_size
-    return s3.size(uri)
+    return s3.size(uri) if is_s3(uri) else os.stat(uri).st_size
 
 
 def exists(uri: str) -> bool:
@@ -169,12 +107,9 @@ def read_or_none(uri: str) -> bytes | None:
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     """The file, or `length` bytes from `start`. Short reads are errors (Truncated)."""
-    if length is None:
-        if is_s3(uri):
-            return s3.get(uri, start)
-        with open(uri, "rb") as file:
-            file.seek(start)
-            return file.read()
+    if length is None and not start:
+        return s3.get(uri) if is_s3(uri) else Path(uri).read_bytes()
+    length = size_of(uri) - start if length is None else length
     buffer = bytearray(length)
     read_into(uri, start, memoryview(buffer))
     return bytes(buffer)
@@ -182,13 +117,8 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
 
 def read_piece(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
     """Reads `length` of the file's bytes from `start`, in one request, into a writable buffer. Short reads are errors.
-
-    With `take`, which gets every piece as it comes, the buffer may be shorter: STEP bytes, used again and again.
-    """
-    if is_s3(uri):
-        s3.get_into(uri, start, length, buffer, take)
-    else:
-        folders.read_into(uri, start, length, buffer, take)
+    With `take`, which gets every piece as it comes, the buffer may be shorter: STEP bytes, used again and again."""
+    (s3.get_into if is_s3(uri) else folders.read_into)(uri, start, length, buffer, take)
 
 
 def read_into(uri: str, start: int, buffer: memoryview) -> None:
@@ -209,30 +139,9 @@ def read_chunks(uri: str, chunk: int = PIECE) -> Iterator[bytes]:
         yield read_bytes(uri, start, min(chunk, size - start))
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 def write_bytes(uri: str, content: bytes, if_absent: bool = False) -> None:
     """Writes a whole file at once. With `if_absent`, FileExistsError when it is already there."""
-    if is_s3(uri):
-        _put(uri, content, if_absent)
-    else:
-        folders.write(uri, content, if_absent)
-
-
-def _put(uri: str, content: bytes, if_absent: bool) -> None:
-    if not if_absent:
-        s3.put(uri, content)
-        return
-    try:
-        s3.put(uri, content, {"If-None-Match": "*"})
-    except StorageFault as error:
-        if server_code(error) not in ("NotImplemented", "501"):
-            raise
-        # a server without conditional writes: two that look at the same moment are not kept apart
-        if exists(uri):
-            raise FileExistsError(uri) from error
-        s3.put(uri, content)
+    (s3.put if is_s3(uri) else folders.write)(uri, content, if_absent)
 
 
 def open_writer(uri: str) -> Writer:
@@ -240,60 +149,37 @@ def open_writer(uri: str) -> Writer:
     return multipart.S3Writer(uri) if is_s3(uri) else folders.FileWriter(uri)
 
 
-def upload_file(path: Path, uri: str) -> None:
-    """A file on this machine to `uri`, in parts side by side."""
-    if is_s3(uri):
-        multipart.send_file(path, uri)
-    else:
-        folders.copy_file(str(path), uri)
-
-
 def copy(source: str, target: str) -> None:
-    """One file to another place: server-side within S3, else through this machine."""
+    """One file to another place: server-side within S3, in parts side by side into it, else through this machine."""
     if is_s3(source) and is_s3(target):
         multipart.copy_object(source, target)
     elif not is_s3(source):
-        upload_file(Path(source), target)
+        (multipart.send_file if is_s3(target) else folders.copy_file)(source, target)
     else:
-        writer = open_writer(target)
-        try:
+        with committed(open_writer(target)) as writer:
             for chunk in read_chunks(source, 2 * PIECE):
                 writer.write(chunk)
-            writer.commit()
-        except BaseException:
-            writer.abort()
-            raise
-
-
-# --- listing and deleting ---------------------------------------------------------------------------------------------
 
 
 def listing(uri: str, hidden: bool = False) -> list[Stored]:
     """Every file below a folder or prefix, sorted by name; hidden files (a leading dot) only on demand."""
-    found: list[Stored] = []
-    if is_s3(uri):
-        found = [item for item in _objects(uri) if not item.name.endswith("/")]
-    else:
-        root = Path(uri)
-        for path in root.rglob("*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                # deleted or renamed meanwhile; or a link to nothing
-                continue
+    # keys that end in a slash are consoles' folder marks
+    found = [item for item in _objects(uri) if not item.name.endswith("/")] if is_s3(uri) else _files(Path(uri))
+    return sorted((item for item in found if hidden or "/." not in f"/{item.name}"), key=lambda item: item.name)
+
+
+def _files(root: Path) -> Iterator[Stored]:
+    for path in root.rglob("*"):
+        # one may be deleted or renamed meanwhile; or be a link to nothing
+        with suppress(FileNotFoundError):
+            status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                name = path.relative_to(root).as_posix()
-                found.append(Stored(name, status.st_size, str(status.st_mtime_ns), modified))
-    if not hidden:
-        found = [item for item in found if not any(part.startswith(".") for part in item.name.split("/"))]
-    return sorted(found, key=lambda item: item.name)
+                yield Stored(path.relative_to(root).as_posix(), status.st_size, str(status.st_mtime_ns), modified)
 
 
 def _objects(uri: str) -> list[Stored]:
-    """Every object below a prefix, page by page; keys that end in a slash are consoles' folder marks."""
-    _, key = split_s3(uri)
-    prefix = f"{key}/" if key else ""
+    prefix = below(uri)
     return [
         Stored(item["Key"][len(prefix) :], int(item["Size"]), item["ETag"].strip('"'), item["LastModified"])
         for page in s3.call_pages(uri, "list_objects_v2", Prefix=prefix)
@@ -302,15 +188,12 @@ def _objects(uri: str) -> list[Stored]:
     ]
 
 
-def unfinished(uri: str, older_than: timedelta = timedelta(0), sizes: bool = False) -> list[Unfinished]:
-    """What killed writers left below a folder or prefix: multipart uploads, hidden files. Oldest first.
-
-    A live writer's are among them: give an age that no upload reaches. `sizes` asks for the bytes of uploads, too (a
-    request each).
-    """
-    found = multipart.uploads(uri, sizes) if is_s3(uri) else folders.left_behind(uri)
+def unfinished(uri: str, older_than: timedelta = timedelta(0)) -> list[Unfinished]:
+    """What killed writers left below a folder or prefix: multipart uploads, hidden files. Oldest first. A live writer's
+    are among them: give an age that no upload reaches."""
+    found = multipart.unfinished(uri) if is_s3(uri) else folders.unfinished(uri)
     latest = datetime.now(UTC) - older_than
-    return [one for one in found if one.began <= latest]
+    return sorted((one for one in found if one.began <= latest), key=lambda one: one.began)
 
 
 def discard(left: Unfinished) -> None:

@@ -38,3 +38,9 @@ def split_s3(uri: str) -> tuple[str, str]:
     """(bucket, key); the key is empty for a bucket alone."""
     bucket, _, key = uri[5:].partition("/")
     return bucket, key
+
+
+def below(uri: str) -> str:
+    """What the keys of everything below a prefix begin with."""
+    _, key = split_s3(uri)
+    return f"{key}/" if key else ""

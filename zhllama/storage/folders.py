@@ -1,4 +1,5 @@
-"""Files in folders: written beside their place under a hidden name, and moved there when they are whole and on disk."""
+"""Files in folders: written beside their place under a hidden name, and moved there when they are whole and on disk;
+and whether there is room for what will be written, since hours of work must not end on a full disk."""
 
 import errno
 import fcntl
@@ -7,12 +8,16 @@ import os
 import re
 import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from zhllama.errors import Truncated
-from zhllama.storage.multipart import Unfinished
+from zhllama.errors import InputError, Truncated
+from zhllama.progress import human
+from zhllama.storage.addresses import is_s3
 from zhllama.storage.parallel import Take, Threads, room
 
 _PIECE = 8 * 2**20
@@ -22,7 +27,7 @@ _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
 
 
-def beside(path: str | Path) -> Path:
+def beside(path: str) -> Path:
     """A hidden name of its own in the same folder: listings leave it out, and a rename puts it into place."""
     target = Path(path)
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -42,52 +47,47 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
             at += count
 
 
-def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
-    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
-    target = Path(path)
+@contextmanager
+def _placed(path: str, move: Callable[[Path, Path], Any] = os.replace) -> Iterator[Path]:
+    """A hidden file beside the target, which gets its name when this ends well, and else is gone."""
+    temporary, target = beside(path), Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if if_absent:
-            os.link(temporary, target)
-        else:
-            os.replace(temporary, target)
+        yield temporary
+        move(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
+    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
+    with _placed(path, os.link if if_absent else os.replace) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_file(source: str, target: str) -> None:
     """A file to another place, in the kernel where that can."""
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(target)
-    try:
+    with _placed(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class FileWriter:
-    """A stream into a hidden file beside the target; commit() moves it into place.
-
-    What is larger than a piece goes to the disk past the page cache (O_DIRECT), where the file system can: models are
-    written faster than disks take them, and filling the cache with what has to be on the disk at the end cost 1 to 2
-    CPU-seconds a GB where this costs 0.1. A thread writes a piece while the next one is filled. Memory: two pieces.
-    """
+    """A stream into a hidden file beside the target; commit() moves it into place. What is larger than a piece goes to
+    the disk past the page cache (O_DIRECT), where the file system can: models are written faster than disks take them,
+    and filling the cache with what has to be on the disk at the end cost 1 to 2 CPU-seconds a GB where this costs 0.1.
+    A thread writes a piece while the next one is filled. Memory: two pieces."""
 
     def __init__(self, uri: str) -> None:
         self._target = Path(uri)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = beside(uri)
-        self._file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = open(self._temporary, "xb", buffering=0)
         self._piece, self._other = _pages(), _pages()
         self._filled = 0
         self._writer = Threads(1)
-        self._begun = self._direct = self._closed = False
+        self._set_direct(True)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -98,9 +98,6 @@ class FileWriter:
             self._filled += count
             at += count
             if self._filled == _PIECE:
-                if not self._begun:
-                    self._begun = True
-                    self._set_direct(True)
                 # waits for the piece before, whose memory is then free
                 self._writer.call(self._put, memoryview(self._piece))
                 self._piece, self._other = self._other, self._piece
@@ -108,21 +105,20 @@ class FileWriter:
         return len(view)
 
     def _set_direct(self, direct: bool) -> None:
-        direct = direct and bool(_O_DIRECT)
+        self._direct = direct and bool(_O_DIRECT)
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_O_DIRECT
         try:
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (_O_DIRECT if direct else 0))
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | (_O_DIRECT if self._direct else 0))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            direct = False
-        self._direct = direct
+            self._direct = False
 
     def _put(self, piece: memoryview) -> None:
-        begin = os.lseek(self._file, 0, os.SEEK_CUR)
+        begin = self._file.tell()
         while piece:
             try:
-                piece = piece[os.write(self._file, piece) :]
+                piece = piece[os.write(self._file.fileno(), piece) :]
             except OSError as error:
                 # a file system that cannot after all, or what is left of a piece that was written in part
                 if error.errno != errno.EINVAL or not self._direct:
@@ -130,34 +126,27 @@ class FileWriter:
                 self._set_direct(False)
         if not self._direct and hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk, and does not wait for it: commit() has less to wait for
-            os.posix_fadvise(self._file, begin, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._file.fileno(), begin, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         self._writer.end()
         self._writer.raise_error()
-        if self._direct:
-            # the last piece is no whole number of pages
-            self._set_direct(False)
+        # the last piece is no whole number of pages
+        self._set_direct(False)
         self._put(memoryview(self._piece)[: self._filled])
-        os.fsync(self._file)
-        self._close()
+        os.fsync(self._file.fileno())
+        self._file.close()
         os.replace(self._temporary, self._target)
-
-    def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            os.close(self._file)
 
     def abort(self) -> None:
         self._writer.end()
         # on some file systems closing, too, says that the disk is full; the file is given up anyway
         with suppress(OSError):
-            self._close()
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def suspend(self) -> None:
-        """A stream into a folder cannot be taken up again: nothing is kept."""
-        self.abort()
+    # a stream into a folder cannot be taken up again: nothing is kept
+    suspend = abort
 
 
 def _pages() -> mmap.mmap:
@@ -170,8 +159,19 @@ def _pages() -> mmap.mmap:
     return memory
 
 
-def left_behind(folder: str) -> list[Unfinished]:
-    """The hidden files of writers, of live ones as of those that were killed; oldest first."""
+@dataclass(frozen=True)
+class Unfinished:
+    """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
+    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path."""
+
+    uri: str
+    began: datetime
+    id: str
+    bytes: int
+
+
+def unfinished(folder: str) -> list[Unfinished]:
+    """The hidden files of writers, of live ones as of those that were killed."""
     found = []
     for path in Path(folder).rglob(".*.tmp"):
         match = _LEFT.fullmatch(path.name)
@@ -179,13 +179,28 @@ def left_behind(folder: str) -> list[Unfinished]:
             status = path.stat()
             began = datetime.fromtimestamp(status.st_mtime, UTC)
             found.append(Unfinished(str(path.with_name(match["name"])), began, str(path), status.st_size))
-    return sorted(found, key=lambda one: one.began)
+    return found
+
+
+def _room_left(folder: Path) -> tuple[int, Path]:
+    """Bytes that are free there, and the folder they are asked of: the nearest of its parents that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free, folder
 
 
 def check_room(folder: Path, size: int) -> None:
-    """OSError (ENOSPC) when `folder`, or the nearest of its parents that is there, has not `size` bytes left."""
-    there = folder
-    while not there.exists():
-        there = there.parent
-    if shutil.disk_usage(there).free < size:
+    """OSError (ENOSPC) when a folder, which need not be there yet, has not `size` bytes left."""
+    if _room_left(folder)[0] < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def require_space(uri: str, need: int, what: str) -> None:
+    """InputError when a folder's file system has less than `need` bytes free; S3 says nothing of its room. what: the
+    option, or what it is for."""
+    if is_s3(uri):
+        return
+    free, folder = _room_left(Path(uri))
+    if free < need:
+        wanted = f"{human(need, 'B')} will be needed and {human(free, 'B')} are free"
+        raise InputError(f"{what} {folder}: {wanted}; free some or choose another place")

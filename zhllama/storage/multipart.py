@@ -1,9 +1,8 @@
 """Multipart uploads: parts side by side, each with a checksum, resumed after a kill.
 
-An unfinished upload is found by its key (the newest one), so nothing has to be kept on this side. A part that is there
-is not sent again when it is provably the part that would be sent: of the same size, with the MD5 that is its ETag, or
-with the CRC32C that the server kept. Parts are of 16 MiB, from the 5,001st on of 64 MiB, so that boundaries depend on
-nothing but the number and one object may hold 419 GB.
+An unfinished upload is found by its key, so nothing has to be kept on this side. A part that is there is not sent again
+when it is provably the same: of its size, with its MD5 (the ETag) or the CRC32C that the server kept. Parts are of 16
+MiB, from the 5,001st on of 64: boundaries depend on nothing but the number, and an object may hold 419 GB.
 """
 
 import hashlib
@@ -12,28 +11,33 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from zhllama.errors import InputError, StorageFault
-from zhllama.storage import s3
-from zhllama.storage.addresses import split_s3
-from zhllama.storage.parallel import Threads, connections
+from zhllama.storage import folders, s3
+from zhllama.storage.addresses import below, split_s3
+from zhllama.storage.folders import Unfinished
+from zhllama.storage.parallel import RoomOfThread, Threads, connections
 from zhllama.storage.s3_errors import server_code
 
 log = logging.getLogger("storage")
 
 PART = 16 * 2**20
 """Bytes per part of an upload; what fits one part goes in one request."""
-_LATE = 5_000
-_LATE_FACTOR = 4
 MOST_PARTS = 10_000
 """Of one upload, by S3's rules."""
+_GONE = ("NoSuchUpload", "NoSuchKey", "404")
+_TAG = re.compile(r"[0-9a-f]{32}")
+"""An MD5, as a part's tag is unless it is encrypted with a managed key."""
 
 
 def part_length(number: int) -> int:
     """Bytes of part `number` (from 1), unless it is the last."""
-    return PART if number <= _LATE else _LATE_FACTOR * PART
+    return PART if number <= 5_000 else 4 * PART
+
+
+def _md5(content: s3.Buffer) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -49,50 +53,42 @@ class Part:
         """Whether it is made of these bytes, as far as the server's tag or checksum can prove it."""
         if self.size != len(content):
             return False
-        if re.fullmatch(r"[0-9a-f]{32}", self.tag):
-            return hashlib.md5(content, usedforsecurity=False).hexdigest() == self.tag
-        # encrypted with a managed key the tag is no MD5
+        if _TAG.fullmatch(self.tag):
+            return _md5(content) == self.tag
         return bool(self.crc32c) and self.crc32c == s3.crc32c(content)
 
 
 class Upload:
     """One multipart upload of `uri`: taken up where an earlier one stopped, or begun. Its calls may come from threads.
-
     `there` maps part number → Part for what an earlier run left; `put` sends only what is not there yet. Parts carry
-    CRC32C, or MD5 where parts are to be kept whose content is not at hand (`md5`): not every server lists CRC32C.
-    """
+    CRC32C, or MD5 where parts are to be kept whose content is not at hand (`md5`): not every server lists CRC32C."""
 
     def __init__(self, uri: str, anew: bool = False, md5: bool = False) -> None:
         self.uri = uri
         self._md5 = md5 or s3.uses_md5()
-        self.key = split_s3(uri)[1]
+        self._key = split_s3(uri)[1]
         self.there: dict[int, Part] = {}
         self._sent: dict[int, dict[str, Any]] = {}
-        found = [] if anew else _uploads_of_key(uri)
-        if found:
-            self.id = found[-1].id
-            self.there = {part.number: part for part in parts_of(uri, self.id)}
+        if not anew and (found := _upload_of_key(uri)):
+            self._id = found
+            self.there = {part.number: part for part in parts_of(uri, self._id)}
             log.info("%s: going on with an upload that stopped, %d parts are there", uri, len(self.there))
         else:
-            self.id = self._begin()
+            algorithm = {} if self._md5 else {"ChecksumAlgorithm": "CRC32C"}
+            self._id = str(s3.call(uri, "create_multipart_upload", Key=self._key, **algorithm)["UploadId"])
 
-    def _begin(self) -> str:
-        algorithm = {} if self._md5 else {"ChecksumAlgorithm": "CRC32C"}
-        return str(s3.call(self.uri, "create_multipart_upload", Key=self.key, **algorithm)["UploadId"])
-
-    def put(self, number: int, content: s3.Buffer) -> bool:
-        """Sends part `number`, from 1; False when the server had it already."""
+    def put(self, number: int, content: s3.Buffer) -> None:
+        """Sends part `number`, from 1, unless the server has it already."""
         there = self.there.get(number)
         if there is not None and there.holds(content):
             # named with its checksum even where the server lists none: parts with and without one do not mix
             checksum = {} if self._md5 else {"ChecksumCRC32C": s3.crc32c(content)}
             self._sent[number] = {"PartNumber": number, "ETag": there.tag, **checksum}
-            return False
+            return
         try:
-            self._sent[number] = s3.put_part(self.uri, self.id, number, content, self._md5)
+            self._sent[number] = s3.put_part(self.uri, self._id, number, content, self._md5)
         except (StorageFault, FileNotFoundError) as error:
             raise self._lost(error) from error
-        return True
 
     def keep(self, number: int) -> None:
         """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
@@ -100,42 +96,33 @@ class Upload:
 
     def _lost(self, error: Exception) -> Exception:
         if server_code(error) == "NoSuchUpload":
-            return StorageFault(
-                f"{self.uri}: the upload is gone: another run ended it, or the server lost it; try again"
-            )
+            return StorageFault(f"{self.uri}: the upload is gone: ended by another run, or lost; try again")
         return error
 
     def complete(self) -> None:
         """The object becomes visible."""
         parts = [self._sent[number] for number in sorted(self._sent)]
+        upload = {"UploadId": self._id, "MultipartUpload": {"Parts": parts}}
         try:
-            s3.call(
-                self.uri,
-                "complete_multipart_upload",
-                Key=self.key,
-                UploadId=self.id,
-                MultipartUpload={"Parts": parts},
-            )
+            s3.call(self.uri, "complete_multipart_upload", Key=self._key, **upload)
         except (StorageFault, FileNotFoundError) as error:
             # the answer to an earlier try may have been lost after the server had done it
-            if server_code(error) == "NoSuchUpload" and self._is_complete(parts):
-                return
-            raise self._lost(error) from error
+            if server_code(error) != "NoSuchUpload" or not self._is_complete([part["ETag"] for part in parts]):
+                raise self._lost(error) from error
 
-    def _is_complete(self, parts: list[dict[str, Any]]) -> bool:
-        tags = [part["ETag"].strip('"') for part in parts]
-        if not all(re.fullmatch(r"[0-9a-f]{32}", tag) for tag in tags):
+    def _is_complete(self, tags: list[str]) -> bool:
+        tags = [tag.strip('"') for tag in tags]
+        if not all(map(_TAG.fullmatch, tags)):
             return False
-        joined = hashlib.md5(bytes.fromhex("".join(tags)), usedforsecurity=False).hexdigest()
         try:
-            found = str(s3.call(self.uri, "head_object", Key=self.key)["ETag"])
+            found = str(s3.call(self.uri, "head_object", Key=self._key)["ETag"])
         except FileNotFoundError:
             return False
-        return found.strip('"') == f"{joined}-{len(tags)}"
+        return found.strip('"') == f"{_md5(bytes.fromhex(''.join(tags)))}-{len(tags)}"
 
     def abort(self) -> None:
         """The server forgets the parts."""
-        abort(self.uri, self.id)
+        abort(self.uri, self._id)
 
 
 def abort(uri: str, upload: str) -> None:
@@ -143,53 +130,36 @@ def abort(uri: str, upload: str) -> None:
     try:
         s3.call(uri, "abort_multipart_upload", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
-        if server_code(error) not in ("NoSuchUpload", "NoSuchKey", "404"):
+        if server_code(error) not in _GONE:
             raise
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
-
-    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path. bytes: a folder's
-    hidden file's size; an upload's is None until its parts are listed (`unfinished(..., sizes=True)`).
-    """
-
-    uri: str
-    began: datetime
-    id: str
-    bytes: int | None = None
-
-
-def uploads(uri: str, sizes: bool = False) -> list[Unfinished]:
-    """The multipart uploads under way below a prefix, oldest first."""
-    key = split_s3(uri)[1]
-    return _uploads(uri, f"{key}/" if key else "", sizes)
-
-
-def _uploads(uri: str, prefix: str, sizes: bool = False) -> list[Unfinished]:
+def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
+    """The multipart uploads under way in the bucket of `uri` whose keys begin so: address, beginning (UTC), id."""
     bucket, _ = split_s3(uri)
-    found = [
-        Unfinished(f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
+    return [
+        (f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
         for page in s3.call_pages(uri, "list_multipart_uploads", Prefix=prefix)
         for upload in page.get("Uploads", [])
     ]
-    if sizes:
-        found = [
-            Unfinished(one.uri, one.began, one.id, sum(part.size for part in parts_of(one.uri, one.id)))
-            for one in found
-        ]
-    return sorted(found, key=lambda one: one.began)
 
 
-def _uploads_of_key(uri: str) -> list[Unfinished]:
+def unfinished(uri: str) -> list[Unfinished]:
+    """The multipart uploads under way below a prefix."""
+    found = _uploads(uri, below(uri))
+    return [Unfinished(one, began, id, sum(part.size for part in parts_of(one, id))) for one, began, id in found]
+
+
+def _upload_of_key(uri: str) -> str | None:
+    """The newest one's id."""
     try:
-        return [one for one in _uploads(uri, split_s3(uri)[1]) if one.uri == uri]
+        found = [(began, id) for one, began, id in _uploads(uri, split_s3(uri)[1]) if one == uri]
+        return max(found)[1] if found else None
     except (InputError, StorageFault) as error:
         if server_code(error) in ("AccessDenied", "NotImplemented", "MethodNotAllowed", "501", "405", "403"):
             # an account without the right to list, a server without the call: there is nothing to resume from
             log.debug("unfinished uploads cannot be listed: %s", error)
-            return []
+            return None
         raise
 
 
@@ -198,7 +168,7 @@ def parts_of(uri: str, upload: str) -> list[Part]:
     try:
         pages = s3.call_pages(uri, "list_parts", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
-        if server_code(error) in ("NoSuchUpload", "NoSuchKey", "404"):
+        if server_code(error) in _GONE:
             return []
         raise
     return [
@@ -209,10 +179,8 @@ def parts_of(uri: str, upload: str) -> list[Part]:
 
 
 class S3Writer:
-    """A stream into an object: parts are sent by threads while the next one is filled.
-
-    Memory: PART x (connections + 1). What fits one part is one request at commit.
-    """
+    """A stream into an object: parts are sent by threads while the next one is filled. Memory: PART x (connections +
+    1). What fits one part is one request at commit."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -243,12 +211,8 @@ class S3Writer:
         self._threads.call(self._put, self._upload, self._number, self._buffer, self._filled)
         self._number += 1
         length = part_length(self._number)
-        try:
-            self._buffer = self._free.pop()
-        except IndexError:
-            self._buffer = bytearray(length)
-        if len(self._buffer) != length:
-            self._buffer = bytearray(length)
+        free = self._free.pop() if self._free else bytearray()
+        self._buffer = free if len(free) == length else bytearray(length)
         self._filled = 0
 
     def _put(self, upload: Upload, number: int, buffer: bytearray, length: int) -> None:
@@ -276,56 +240,36 @@ class S3Writer:
         self._threads.end(wait=5)
 
 
-def send_file(path: Path, uri: str) -> None:
+def send_file(path: str, uri: str) -> None:
     """A file into an object, its parts read and sent side by side. Memory: PART x connections. Resumes as S3Writer."""
-    size = path.stat().st_size
-    free: list[bytearray] = []
-    with open(path, "rb") as file:
+    size = os.stat(path).st_size
+    extents = [(0, min(PART, size))]
+    while (start := sum(extents[-1])) < size:
+        extents.append((start, min(part_length(len(extents) + 1), size - start)))
+    own = RoomOfThread(max(length for _, length in extents))
 
-        def read(start: int, length: int) -> memoryview:
-            try:
-                buffer = free.pop()
-            except IndexError:
-                buffer = bytearray(length)
-            if len(buffer) < length:
-                buffer = bytearray(length)
-            view = memoryview(buffer)[:length]
-            at = 0
-            while at < length:
-                count = os.preadv(file.fileno(), [view[at:]], start + at)
-                if not count:
-                    raise StorageFault(f"{path}: it became shorter while it was read; try again")
-                at += count
-            return view
+    def read(start: int, length: int) -> memoryview:
+        folders.read_into(path, start, length, own.room[:length])
+        return own.room[:length]
 
-        if size <= PART:
-            s3.put(uri, read(0, size))
-            return
-        upload = Upload(uri)
-
-        def put(number: int, start: int, length: int) -> None:
-            view = read(start, length)
-            upload.put(number, view)
-            free.append(view.obj)  # type: ignore[arg-type]
-
-        try:
-            with Threads(connections()) as threads:
-                start, number = 0, 1
-                while start < size:
-                    length = min(part_length(number), size - start)
-                    threads.call(put, number, start, length)
-                    start, number = start + length, number + 1
-            upload.complete()
-        except StorageFault:
-            raise
-        except BaseException:
-            upload.abort()
-            raise
+    if len(extents) == 1:
+        s3.put(uri, read(0, size))
+        return
+    upload = Upload(uri)
+    try:
+        with Threads(connections()) as threads:
+            for number, extent in enumerate(extents, 1):
+                threads.call(lambda number, extent: upload.put(number, read(*extent)), number, extent)
+        upload.complete()
+    except StorageFault:
+        raise
+    except BaseException:
+        upload.abort()
+        raise
 
 
 def copy_object(source: str, target: str) -> None:
     """Server-side, any size."""
     bucket, key = split_s3(source)
-    target_bucket, target_key = split_s3(target)
     # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
-    s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, target_bucket, target_key))
+    s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, *split_s3(target)))

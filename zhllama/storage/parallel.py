@@ -1,14 +1,12 @@
 """How many requests at a time, how patient, and a bounded set of threads that does them.
 
-Threads, not processes: what costs time (sockets, hashing, disks) runs outside Python's lock. Memory is what the calls
-under way hold: connections x the size of a part, plus one part that is being filled.
+Threads, not processes: what costs time (sockets, hashing, disks) runs outside Python's lock.
 """
 
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Self
 
 from zhllama.errors import InputError
@@ -21,10 +19,10 @@ Take = Callable[[int, memoryview], None]
 piece. Place 0 once more: all comes anew."""
 
 
-def _setting(name: str, default: int, least: int) -> int:
+def _setting(name: str, default: int) -> int:
     value = os.environ.get(name) or str(default)
-    if not value.isdigit() or int(value) < least:
-        raise InputError(f"{name}={value}: give a whole number, {least} or more")
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"{name}={value}: give a whole number, 1 or more")
     return int(value)
 
 
@@ -35,23 +33,28 @@ def room(buffer: memoryview, length: int, at: int) -> memoryview:
     return buffer[place : place + min(STEP, length - at)]
 
 
+class RoomOfThread(threading.local):
+    """`room`: so many bytes of memory for each thread, used again and again."""
+
+    def __init__(self, size: int) -> None:
+        self.room = memoryview(bytearray(size))
+
+
 def connections() -> int:
     """Requests under way at a time in one transfer: ZHLLAMA_S3_CONNECTIONS, 8 by default."""
-    return _setting("ZHLLAMA_S3_CONNECTIONS", 8, 1)
+    return _setting("ZHLLAMA_S3_CONNECTIONS", 8)
 
 
 def patience() -> int:
     """Seconds without a byte after which a request is given up and tried again: ZHLLAMA_S3_TIMEOUT, 60 by default."""
-    return _setting("ZHLLAMA_S3_TIMEOUT", 60, 1)
+    return _setting("ZHLLAMA_S3_TIMEOUT", 60)
 
 
 class Threads:
     """Calls side by side, at most `count` at a time: `with Threads(8) as threads: threads.call(function, argument)`.
-
     `call` waits while all are busy, so that what the calls hold is bounded. The first error is raised by the next
     `call` or at the end of the block. The threads are daemons: one that hangs on a dead server does not keep a
-    cancelled program alive.
-    """
+    cancelled program alive."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -95,24 +98,18 @@ class Threads:
 
     def drop(self, error: BaseException | None = None) -> None:
         """Gives up: calls that wait are dropped, those under way get a moment to end."""
-        self._error = self._error or error or _Dropped()
+        self._error = self._error or error or RuntimeError("the caller gave the work up")
         self.end(wait=1)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is not None:
             self.drop(error)
-            return
-        self.end()
-        self.raise_error()
-
-
-class _Dropped(Exception):
-    """The caller gave the work up."""
+        else:
+            self.end()
+            self.raise_error()
 
 
 def in_parallel(function: Callable[..., Any], items: Iterable[Any]) -> None:

@@ -5,10 +5,10 @@ StorageFault, a missing object FileNotFoundError, a condition that does not hold
 """
 
 import os
-import xml.etree.ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from xml.etree import ElementTree
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage.addresses import split_s3
@@ -18,20 +18,17 @@ def client_error(method: str, response: Any) -> Exception:
     from botocore.exceptions import ClientError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
-    try:
-        content = response.content
-    except (HTTPError, OSError) as error:
-        return ResponseStreamingError(error=error)
+    status = response.status_code
     try:
         # what the answer says of its encoding is not believed: a byte that flips there names one that nobody knows
-        text = xml.etree.ElementTree.fromstring(content, xml.etree.ElementTree.XMLParser(encoding="utf-8"))
-        code, message = text.findtext("Code") or "", text.findtext("Message") or ""
-    except xml.etree.ElementTree.ParseError:
-        code, message = "", ""
-    status = response.status_code
+        text = ElementTree.fromstring(response.content, ElementTree.XMLParser(encoding="utf-8"))
+        said = {"Code": text.findtext("Code") or str(status), "Message": text.findtext("Message") or ""}
+    except (HTTPError, OSError) as error:
+        return ResponseStreamingError(error=error)
+    except ElementTree.ParseError:
+        said = {"Code": str(status), "Message": ""}
     metadata = {"HTTPStatusCode": status, "HTTPHeaders": dict(response.headers.items())}
-    said = {"Error": {"Code": code or str(status), "Message": message}, "ResponseMetadata": metadata}
-    return ClientError(said, method)
+    return ClientError({"Error": said, "ResponseMetadata": metadata}, method)
 
 
 _CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken")
@@ -53,9 +50,8 @@ def mapped(uri: str) -> Iterator[None]:
     try:
         yield
     except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
-        raise InputError(
-            f"{uri}: no S3 credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
+        mend = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise InputError(f"{uri}: no S3 credentials ({error}); {mend}") from error
     except boto.NoRegionError as error:
         raise InputError(f"{uri}: no S3 region; set AWS_DEFAULT_REGION") from error
     except boto.ClientError as error:
@@ -63,9 +59,8 @@ def mapped(uri: str) -> Iterator[None]:
     except (boto.EndpointConnectionError, boto.ConnectTimeoutError) as error:
         raise StorageFault(f"{uri}: no S3 server answers at {endpoint}; check the endpoint and the network") from error
     except boto.SSLError as error:
-        raise InputError(
-            f"{uri}: the certificate of {endpoint} is not accepted ({error}); name its CA in AWS_CA_BUNDLE"
-        ) from error
+        wrong = f"the certificate of {endpoint} is not accepted ({error})"
+        raise InputError(f"{uri}: {wrong}; name its CA in AWS_CA_BUNDLE") from error
     except (boto.HTTPClientError, boto.IncompleteReadError) as error:
         raise StorageFault(f"{uri}: the connection to S3 failed ({error}); try again") from error
     except boto.BotoCoreError as error:
@@ -84,24 +79,19 @@ def our_error(uri: str, error: Any) -> Exception:
     if code in _REGION:
         return InputError(f"{uri}: S3 says the bucket is in another region ({code}); set AWS_DEFAULT_REGION")
     if code in _CREDENTIALS or code in EXPIRED or status in (401, 403):
-        return InputError(
-            f"{uri}: S3 refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
-            "rights of this account on the bucket"
-        )
+        mend = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of this account on the bucket"
+        return InputError(f"{uri}: S3 refuses these credentials ({code}); {mend}")
     return StorageFault(f"{uri}: S3 answered {code or status} ({error}); try again")
 
 
 def code_and_status(error: Any) -> tuple[str, int]:
     """The server's code and the HTTP status of a ClientError."""
-    return (
-        str(error.response.get("Error", {}).get("Code", "")),
-        int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)),
-    )
+    said, metadata = (error.response.get(key, {}) for key in ("Error", "ResponseMetadata"))
+    return str(said.get("Code", "")), int(metadata.get("HTTPStatusCode", 0))
 
 
-def server_code(error: BaseException | None) -> str:
+def server_code(error: BaseException) -> str:
     """The server's code behind one of our errors; empty where no server spoke."""
     from botocore.exceptions import ClientError
 
-    cause = error.__cause__ if error is not None else None
-    return code_and_status(cause)[0] if isinstance(cause, ClientError) else ""
+    return code_and_status(error.__cause__)[0] if isinstance(error.__cause__, ClientError) else ""

@@ -1,18 +1,17 @@
 """The standard AWS settings of a process, boto3's client with them, and the sending of signed requests.
 
-A request is signed by botocore and sent by botocore's HTTP session (its connection pool, TLS settings, CA bundle and
-proxies). Where a bucket lies (region, path or host style, custom endpoint) is asked of boto3's client, so that every
-standard AWS setting counts in both.
+A request is signed by botocore and sent by its HTTP session (connection pool, TLS, CA bundle, proxies). Where a bucket
+lies (region, path or host style, custom endpoint) is asked of boto3's client: every AWS setting counts in both.
 """
 
 import os
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from zhllama.errors import InputError
 from zhllama.storage.addresses import split_s3
@@ -22,16 +21,6 @@ from zhllama.storage.s3_errors import client_error, mapped
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
 """Of one request, the first included, unless AWS_MAX_ATTEMPTS says otherwise."""
-UNSIGNED = "UNSIGNED-PAYLOAD"
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """Where boto3 would send a request for a bucket: the address before the key, and what goes into the signature."""
-
-    address: str
-    region: str
-    service: str
 
 
 class Session:
@@ -41,6 +30,7 @@ class Session:
         import boto3
         import botocore.session
         from botocore.config import Config
+        from botocore.exceptions import ProfileNotFound
         from botocore.httpsession import URLLib3Session
         from botocore.utils import get_environ_proxies
 
@@ -48,7 +38,10 @@ class Session:
         core = botocore.session.Session()
         self._boto3 = boto3.session.Session(botocore_session=core)
         self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
-        styled = "addressing_style" in core.get_scoped_config().get("s3", {}) if _profile_is_there(core) else False
+        styled = False
+        # that there is no such profile is said in full where the client is made
+        with suppress(ProfileNotFound):
+            styled = "addressing_style" in core.get_scoped_config().get("s3", {})
         self._endpoint = endpoint
         self._config = Config(
             signature_version="s3v4",
@@ -62,9 +55,8 @@ class Session:
         try:
             self.client = self._boto3.client("s3", endpoint_url=endpoint, config=self._config)
         except ValueError as error:
-            raise InputError(
-                f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
-            ) from error
+            text = f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
+            raise InputError(text) from error
         self.checksums = self.client.meta.config.request_checksum_calculation
         self.credentials = self._boto3.get_credentials()
         self._http = URLLib3Session(
@@ -75,60 +67,43 @@ class Session:
             # head and body of a request are two packets: without this a body waits 40 ms until the head is acknowledged
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, tuple[str, str, str]] = {}
         self._signer = _signer_class()
 
-    def _bucket(self, bucket: str) -> _Bucket:
-        if bucket not in self._buckets:
-            self._buckets[bucket] = self._ask(self.client, bucket)
+    def _bucket(self, bucket: str, region: str | None = None) -> tuple[str, str, str]:
+        """Where boto3 would send a request: the address before the key, and the region and service to sign for."""
+        if region or bucket not in self._buckets:
+            client = self.client
+            if region:
+                client = self._boto3.client("s3", region_name=region, endpoint_url=self._endpoint, config=self._config)
+            url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
+            scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
+            self._buckets[bucket] = f"{url.scheme}://{url.netloc}{url.path.removesuffix('/k')}", scope[-3], scope[-2]
         return self._buckets[bucket]
-
-    @staticmethod
-    def _ask(client: Any, bucket: str) -> _Bucket:
-        url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
-        scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
-        return _Bucket(f"{url.scheme}://{url.netloc}{url.path.removesuffix('/k')}", scope[-3], scope[-2])
 
     def moved(self, bucket: str, region: str) -> bool:
         """The server named another region than the settings: from now on it is asked there."""
-        if self._bucket(bucket).region == region:
-            return False
-        client = self._boto3.client("s3", region_name=region, endpoint_url=self._endpoint, config=self._config)
-        self._buckets[bucket] = self._ask(client, bucket)
-        return True
+        return self._bucket(bucket)[1] != region and bool(self._bucket(bucket, region))
 
-    def send(
-        self, method: str, uri: str, query: Mapping[str, str], headers: Mapping[str, str], body: Buffer, stream: bool
-    ) -> Any:
+    def send(self, method: str, uri: str, headers: Mapping[str, str], body: Buffer = b"", query: str = "") -> Any:
         """One signed request; returns botocore's AWSResponse. ClientError for an error of the server's."""
         from botocore.awsrequest import AWSPreparedRequest, AWSRequest
         from botocore.exceptions import NoCredentialsError
 
         if self.credentials is None:
             raise NoCredentialsError
-        name, key = split_s3(uri)
-        bucket = self._bucket(name)
-        url = f"{bucket.address}/{quote(key, safe='/~')}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+        bucket, key = split_s3(uri)
+        address, region, service = self._bucket(bucket)
+        url = f"{address}/{quote(key, safe='/~')}" + (f"?{query}" if query else "")
         request = AWSRequest(method, url, headers=dict(headers))
-        self._signer(self.credentials.get_frozen_credentials(), bucket.service, bucket.region).add_auth(request)
+        self._signer(self.credentials.get_frozen_credentials(), service, region).add_auth(request)
         if method == "PUT":
             request.headers["Content-Length"] = str(len(body))
-        prepared = AWSPreparedRequest(method, url, dict(request.headers.items()), body or None, stream)
+        prepared = AWSPreparedRequest(method, url, dict(request.headers.items()), body or None, method == "GET")
         response = self._http.send(prepared)
         if response.status_code >= 300:
             raise client_error(method, response)
         return response
-
-
-def _profile_is_there(core: Any) -> bool:
-    from botocore.exceptions import ProfileNotFound
-
-    try:
-        core.get_scoped_config()
-    except ProfileNotFound:
-        # said in full where the client is made
-        return False
-    return True
 
 
 @lru_cache(maxsize=1)
@@ -139,7 +114,7 @@ def _signer_class() -> Any:
         """Signs the payload's digest that the request itself names: large bodies are hashed once, by their owner."""
 
         def payload(self, request: Any) -> str:
-            return str(request.headers.get("X-Amz-Content-SHA256", UNSIGNED))
+            return str(request.headers.get("X-Amz-Content-SHA256", "UNSIGNED-PAYLOAD"))
 
         def _modify_request_before_signing(self, request: Any) -> None:
             named = request.headers.get("X-Amz-Content-SHA256")
@@ -150,21 +125,19 @@ def _signer_class() -> Any:
     return Signer
 
 
-@lru_cache(maxsize=4)
-def _session_for(endpoint: str | None, process: int) -> Session:
-    return Session(endpoint)
+_session_for = lru_cache(maxsize=4)(lambda endpoint, process: Session(endpoint))
+_making = threading.Lock()
+os.register_at_fork(after_in_child=lambda: globals().update(_making=threading.Lock()))
 
 
 def current_session() -> Session:
+    """The one of this process (a forked child gets its own) and of the endpoint that is set now."""
     with _making:
         return _session_for(os.environ.get("ZHLLAMA_S3_ENDPOINT") or None, os.getpid())
 
 
-_making = threading.Lock()
-
-
 def s3_client() -> Any:
-    """boto3's S3 client for this process (a forked child gets its own). A test may clear it with `forget_client`."""
+    """boto3's S3 client for this process. A test may clear it with `forget_client`."""
     with mapped("s3"):
         return current_session().client
 
@@ -172,6 +145,3 @@ def s3_client() -> Any:
 def forget_client() -> None:
     """The settings are read again at the next request."""
     _session_for.cache_clear()
-
-
-os.register_at_fork(after_in_child=lambda: globals().update(_making=threading.Lock()))

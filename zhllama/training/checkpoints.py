@@ -29,6 +29,7 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
+from zhllama.stage.options import option_of
 
 log = logging.getLogger("training")
 
@@ -215,7 +216,7 @@ def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
         there, here = checkpoint.configuration.get(name), run.configuration.get(name)
         if there != here:
             raise InputError(
-                f"{option} {checkpoint.root}: it is of another training: its --{name.replace('_', '-')} was {there}, "
+                f"{option} {checkpoint.root}: it is of another training: its {option_of(name)} was {there}, "
                 f"here it is {here}; {mend}"
             )
     if checkpoint.root.rsplit("/", 2)[1] != run.key and "publish_checkpoint" not in run.inputs:

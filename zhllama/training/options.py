@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
-from zhllama.stage.options import NotKeyed, Ref, StageOptions
+from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 
 LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
 """The seven projections of a LLaMA layer, as in the recipe."""
@@ -240,7 +240,7 @@ class FinetuneOptions(LoraOptions):
 
 def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
     if not holds:
-        raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: {mend}")
+        raise InputError(f"{option_of(name)} {getattr(options, name)}: {mend}")
 
 
 def deepspeed_file(choice: str) -> Path | None:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zhllama.stage.loss_curves import curves
-from zhllama.stage.report_page import render
+from zhllama.stage.report_page import curves, render
 
 FIGURES = {
     "loss": ("last training loss", "{:.4f}"),

@@ -9,6 +9,7 @@ from typing import Any
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import option_of
 from zhllama.training.checkpoints import open_checkpoint, require_same_run
 from zhllama.training.deadline import Deadline
 from zhllama.training.elastic import Work, run_workers
@@ -31,7 +32,7 @@ def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter, deadline: De
     for option in ("resume_from_checkpoint", "publish_checkpoint"):
         reference = getattr(options, option)
         if reference:
-            name = f"--{option.replace('_', '-')}"
+            name = option_of(option)
             require_same_run(open_checkpoint(reference, name).manifest, work.run(), name)
     fetch_inputs(inputs)
     if options.publish_checkpoint:

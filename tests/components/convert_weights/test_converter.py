@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from components.convert_weights.converter import EMBEDDINGS_FILE, convert_weights, files_of
 from components.convert_weights.options import ConvertWeights
 from tests.bench.measure import run
+from tests.folders import add_folder
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -217,7 +218,7 @@ def test_files_are_filled_in_order_up_to_their_limit():
 @pytest.mark.slow
 def test_the_command_converts_a_prefix_in_s3(s3_store, tmp_path, tiny_meta, tiny_model):
     out = ArtifactWriter(s3_store, "fetch_weights", "tiny")
-    out.add_folder(tiny_meta)
+    add_folder(out, tiny_meta)
     weights = out.publish("meta-weights").reference
     command = [sys.executable, "-m", "components.convert_weights", "--store", s3_store, "--weights", weights]
     ended = subprocess.run([*command, "--output", str(tmp_path / "manifest")], capture_output=True, text=True)
@@ -325,7 +326,7 @@ def test_weights_that_are_no_model_are_named_and_nothing_is_published(tmp_path, 
 
 def test_a_shard_that_changed_in_the_store_is_found(tmp_path, tiny_meta):
     out = ArtifactWriter(str(tmp_path), "fetch_weights", "tiny")
-    out.add_folder(tiny_meta)
+    add_folder(out, tiny_meta)
     manifest = out.publish("meta-weights")
     path = Path(manifest.root) / "consolidated.01.pth"
     content = bytearray(path.read_bytes())

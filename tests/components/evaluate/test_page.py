@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.evaluate.page import change, exam_bars, headlines, ratio, render, task_rows
-from zhllama.stage.loss_curves import averaged, curves, ticks
+from zhllama.stage.report_page import averaged, curves, ticks
 
 
 def figures(label: str, bits: float, accuracy: float, tokens: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from components.export_model.exporter import export_model
 from components.export_model.gguf_export import probe_lines, split_kinds
 from components.export_model.options import ExportModel
 from tests.components.export_model.conftest import configure
+from tests.folders import add_folder
 from tests.packed_data import quantise
 from tests.texts import mixed_lines
 from zhllama.artifacts.manifest import Manifest
@@ -225,7 +226,7 @@ def test_from_s3_to_s3_in_small_pieces_the_file_is_the_same(s3_store, trained_mo
     from zhllama.artifacts.writer import ArtifactWriter
 
     out = ArtifactWriter(s3_store, "model", "key")
-    out.add_folder(trained_model)
+    add_folder(out, trained_model)
     model = out.publish("hf-model")
     monkeypatch.setattr(gguf_writer, "CHUNK", 5000)
     exported = export(s3_store, model.reference, "f16")

@@ -17,6 +17,7 @@ from components.merge_adapters import proof, stream
 from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
+from tests.folders import add_folder
 from tests.packed_data import quantise
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
@@ -328,7 +329,7 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, 
 def published_adapter(store: Path, folder: Path, trained_on: list[str]) -> Manifest:
     """A peft folder as our training publishes it, with the lineage of the model it was trained on."""
     out = ArtifactWriter(str(store), "finetune", folder.name)
-    out.add_folder(folder)
+    add_folder(out, folder)
     out.facts = {"base_digest": trained_on[0], "base_lineage": trained_on}
     return out.publish("adapter")
 

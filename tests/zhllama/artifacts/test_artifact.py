@@ -13,13 +13,13 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.folders import add_folder
 from zhllama import storage
 from zhllama.artifacts import open as open_module
 from zhllama.artifacts.blocks import BLOCK, BlockHasher, block_digests
 from zhllama.artifacts.cache import materialize
-from zhllama.artifacts.copy import copy_artifact
 from zhllama.artifacts.open import open_artifact
-from zhllama.artifacts.published import find_published
+from zhllama.artifacts.published import copy_artifact, find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
@@ -374,12 +374,13 @@ def test_a_folder_is_verified_once_and_again_when_it_was_changed(in_a_folder, tm
 def test_digests_of_what_comes_in_pieces_are_those_of_its_blocks_however_it_comes(size):
     content = memoryview(LARGE)[:size]
     for seed in range(3):
-        hashed = BlockHasher(3 * BLOCK, size, blake3)
+        hashed = BlockHasher()
         # begun anew in the middle, with other bytes before
-        hashed.take(3 * BLOCK, memoryview(bytes(size // 2)))
+        hashed.update(memoryview(bytes(size // 2)))
+        hashed.begin()
         cuts = sorted(random.Random(seed).choices(range(size + 1), k=5))
         for begin, end in pairwise([0, *(cut for cut in sorted(set(cuts)) if 0 < cut < size), size]):
-            hashed.take(3 * BLOCK + begin, content[begin:end])
+            hashed.update(content[begin:end])
         assert hashed.digests() == (block_digests(content) or [blake3(b"").hexdigest()])
 
 
@@ -419,7 +420,7 @@ def test_many_small_files_are_stored_and_fetched(store, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(str(number).encode() * number)
     out = ArtifactWriter(store, "stage", "key")
-    out.add_folder(tmp_path / "many")
+    add_folder(out, tmp_path / "many")
     open_artifact(out.publish("files").reference).fetch(tmp_path / "copy")
     for item in storage.listing(str(tmp_path / "many")):
         assert (tmp_path / "copy" / item.name).read_bytes() == (tmp_path / "many" / item.name).read_bytes()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.folders import add_folder
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -127,7 +128,7 @@ def test_an_adapter_of_another_model_is_refused_by_its_manifest(
     tiny_model: str, llama_tokenizer: bytes, tmp_path: Path
 ) -> None:
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
-    out.add_folder(write_adapter(tmp_path / "adapter", load_model(tiny_model).model, llama_tokenizer, 1))
+    add_folder(out, write_adapter(tmp_path / "adapter", load_model(tiny_model).model, llama_tokenizer, 1))
     out.facts["base_digest"] = "0" * 64
     reference = out.publish("adapter").reference
     with pytest.raises(InputError, match="it was trained on the model 00000000"):

@@ -9,7 +9,7 @@ from zhllama.storage.prefetch import map_ordered, prefetch
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_items_come_in_order():

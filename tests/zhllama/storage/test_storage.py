@@ -458,7 +458,7 @@ def test_what_a_killed_writer_left_is_listed_by_age_and_freed(store):
     if storage.is_s3(store):
         writer.suspend()
     # the part is on its way
-    while (left := storage.unfinished(store, sizes=True)[0]).bytes < storage.PART:
+    while (left := storage.unfinished(store)[0]).bytes < storage.PART:
         continue
     assert left.uri == f"{store}/a/b.bin"
     assert storage.unfinished(store, older_than=timedelta(hours=1)) == []

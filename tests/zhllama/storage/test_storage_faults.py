@@ -237,7 +237,7 @@ def test_parts_that_are_there_are_not_sent_again_after_a_fault(proxy, s3_store, 
     proxy.fault = lambda r: Fault("reset") if r.kind == "part" and "partNumber=4" in r.target else None
     with pytest.raises(StorageFault):
         publish(s3_store)
-    (left,) = storage.unfinished(s3_store, sizes=True)
+    (left,) = storage.unfinished(s3_store)
     assert left.uri.endswith("/large.bin")
     assert left.bytes == 3 * PART
     proxy.fault = lambda request: None

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zhllama.stage.loss_curves import curves
+from zhllama.stage.report_page import curves
 from zhllama.training.report import loss_report
 
 LINES = [

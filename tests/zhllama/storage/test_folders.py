@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from zhllama.errors import InputError
-from zhllama.storage.disk_space import require_space
+from zhllama.storage.folders import require_space
 
 
 def test_a_folder_without_room_is_named_with_what_is_needed_and_what_is_free(tmp_path):
