@@ -7,7 +7,6 @@ vocabulary's own pieces; where its ids are not SentencePiece's, the manifest say
 """
 
 import logging
-import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,20 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from components.export_model.gguf_writer import PRECISIONS, GgufModel, plan_gguf, write_gguf
-from components.export_model.llama_cpp_tools import (
-    QUANTIZATIONS,
-    SUPER_BLOCK,
-    encode,
-    quantise,
-    tensor_types,
-)
+from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, quantise, tensor_types
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.storage.disk_space import require_space
 from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.vocabulary import Encoder, mixtures
 from zhllama.weights.meta_format import TOKENIZER
 
 log = logging.getLogger("export")
@@ -54,33 +47,28 @@ def split_kinds(value: str) -> list[str]:
 def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactWriter) -> None:
     """Writes `model-<kind>.gguf` for each kind (none given: the model's own precision) and tokenizer.model."""
     plan = plan_gguf(model, name)
+    encoder = plan.llama.encoder
     kinds = list(kinds) or [plan.own_precision]
     quantised = [kind for kind in kinds if kind in QUANTIZATIONS]
     sizes = {kind: estimate(plan, kind) for kind in kinds}
-    log.info(
-        "%s parameters, %s; to write: %s",
-        f"{plan.parameters:,}",
-        plan.own_precision,
-        ", ".join(f"{kind} {human(size, 'B')}" for kind, size in sizes.items()),
-    )
+    listed = ", ".join(f"{kind} {human(size, 'B')}" for kind, size in sizes.items())
+    log.info("%s parameters, %s; to write: %s", f"{plan.parameters:,}", plan.own_precision, listed)
     require_space(out.root, sum(sizes.values()), "--store")
     differing = tokens_differing(plan)
     if differing:
         log.warning("llama.cpp encodes %d of %d probe lines otherwise than SentencePiece", differing, PROBE_LINES)
     files: dict[str, Any] = {}
-    for kind in kinds:
-        if kind in PRECISIONS:
-            with out.writer(file_name(kind)) as stream:
-                write_gguf(plan, kind, stream)
-            files[kind] = {"bytes": stream.size}
+    for kind in filter(PRECISIONS.get, kinds):
+        with out.writer(file_name(kind)) as stream:
+            write_gguf(plan, kind, stream)
+        files[kind] = {"bytes": stream.size}
     if quantised:
         files |= _quantised(plan, quantised, out)
-    out.add_bytes(TOKENIZER, plan.encoder.model)
+    out.add_bytes(TOKENIZER, encoder.model)
     for entry in files.values():
         entry["bits_per_weight"] = round(8 * entry["bytes"] / plan.parameters, 3)
 
-    given = model.manifest.vocabulary
-    vocabulary = given or plan.encoder.vocabulary(dtype=plan.own_precision)
+    vocabulary = model.manifest.vocabulary or encoder.vocabulary(dtype=plan.own_precision)
     out.vocabulary = replace(vocabulary, padding_multiple=1)
     out.facts |= {"parameters": plan.parameters, "files": files, "tokenizer_lines_differing": differing}
     out.facts["summary"] = "GGUF, " + ", ".join(f"{kind} {human(entry['bytes'], 'B')}" for kind, entry in files.items())
@@ -100,12 +88,8 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
     require_space(tempfile.gettempdir(), need, "TMPDIR, where llama.cpp quantises,")
     odd = sorted({tensor.name for tensor in plan.tensors if len(tensor.shape) > 1 and tensor.shape[1] % SUPER_BLOCK})
     if odd and any("_k" in kind for kind in kinds):
-        log.warning(
-            "%d tensors have rows that %d does not divide (%s): llama.cpp takes other types there",
-            len(odd),
-            SUPER_BLOCK,
-            odd[0],
-        )
+        said = "%d tensors have rows that %d does not divide (%s): llama.cpp takes other types there"
+        log.warning(said, len(odd), SUPER_BLOCK, odd[0])
     files: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         source = Path(folder, "source.gguf")
@@ -125,18 +109,15 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
 
 def tokens_differing(plan: GgufModel) -> int:
     """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids."""
+    encoder = plan.llama.encoder
+    lines = probe_lines(encoder)
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         path = Path(folder, "vocabulary.gguf")
         path.write_bytes(plan.header("f32", tensors=False))
-        lines = probe_lines(plan.encoder)
-        found = encode(path, lines)
-    wanted = plan.encoder.encode_batch(lines)
-    return sum(ids != [plan.encoder.bos, *right] for ids, right in zip(found, wanted, strict=True))
+        return encoder.differing(lines, encode(path, lines))
 
 
 def probe_lines(encoder: Encoder) -> list[str]:
     """Seeded mixtures of the vocabulary's own pieces, where a wrong score or a tie shows, and odd white space."""
-    chance = random.Random(0)
     pieces = [piece.piece for piece in parse_model(encoder.model).pieces if piece.type == NORMAL]
-    made = ["".join(chance.choices(pieces, k=12)).replace("▁", " ") for _ in range(PROBE_LINES - len(_SPACES))]
-    return [*_SPACES, *made]
+    return [*_SPACES, *mixtures(pieces, PROBE_LINES - len(_SPACES), seed=0)]

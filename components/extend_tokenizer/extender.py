@@ -35,7 +35,6 @@ SHOWN = 20
 def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-    from zhllama.weights.quantised import refuse_quantised
     from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")
@@ -43,7 +42,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     settings = _json(model, "config.json")
     checkpoint = Checkpoint(model)
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
-    refuse_quantised(checkpoint, f"--model {model.root}", tables)
+    checkpoint.refuse_quantised(f"--model {model.root}", tables)
     for table in tables:
         rows = checkpoint.info(table).shape[0]
         if rows < base.size:

@@ -22,7 +22,6 @@ from zhllama.stage.options import split_references
 from zhllama.storage.disk_space import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
-from zhllama.weights.quantised import refuse_quantised
 
 if TYPE_CHECKING:
     from components.merge_adapters.lora import Adapter
@@ -41,7 +40,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     model = inputs["model"].require_kind("hf-model", option="--model")
     settings = _settings(model)
     checkpoint = Checkpoint(model)
-    refuse_quantised(checkpoint, f"--model {model.root}")
+    checkpoint.refuse_quantised(f"--model {model.root}")
     references = split_references(config.adapters)
     adapters = [
         Adapter(artifact.require_kind("adapter", option="--adapters"), "--adapters")

@@ -9,6 +9,7 @@ text.
 """
 
 import hashlib
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,11 @@ class Encoder:
         arrays = [np.zeros(0, np.int32), *self.encode_arrays(texts, begin, end)]
         return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
 
+    def differing(self, texts: Sequence[str], found: Iterable[Sequence[int]]) -> int:
+        """How many texts another tokenizer has `found` other ids for than BOS and SentencePiece's."""
+        wanted = self.encode_batch(texts)
+        return sum(list(ids) != [self.bos, *right] for ids, right in zip(found, wanted, strict=True))
+
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(index) for index in ids]))
 
@@ -185,6 +191,12 @@ class Encoder:
             text = piece.encode()
             running.update(len(text).to_bytes(4, "little") + text)
         return Vocabulary(self.size, running.hexdigest(), self.bos, self.eos, self.pad, prefixes, **facts)
+
+
+def mixtures(pieces: Sequence[str], lines: int, seed: int) -> list[str]:
+    """Seeded lines of a vocabulary's own pieces, where a wrong score or a tie shows."""
+    chance = random.Random(seed)
+    return ["".join(chance.choices(pieces, k=12)).replace("▁", " ") for _ in range(lines)]
 
 
 def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:

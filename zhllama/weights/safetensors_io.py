@@ -8,7 +8,7 @@ memory and lie in S3, so the container is read by range and written as a stream.
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -120,6 +120,19 @@ class Checkpoint:
         if name not in self.tensors:
             raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
         return self.tensors[name]
+
+    def refuse_quantised(self, where: str, names: Iterable[str] | None = None) -> None:
+        """InputError when one of these tensors (default: all) is not of floating-point numbers; `where` begins it.
+
+        Integers with scales beside them, read as the numbers that they are not, would merge, export and extend without
+        a complaint, to a model that is noise.
+        """
+        for name in self.tensors if names is None else names:
+            if not self.info(name).dtype.startswith(("float", "bfloat")):
+                raise InputError(
+                    f"{where}: {name} is {self.info(name).dtype}, a quantised weight; give the model in float16, "
+                    "bfloat16 or float32"
+                )
 
     def read(self, name: str) -> "torch.Tensor":
         """A tensor, verified, in its stored dtype, with memory of its own."""

@@ -120,6 +120,13 @@ def test_an_adapter_is_fetched_unopened(tmp_path, adapter):
     assert [file.path for file in manifest.files] == ["adapter_config.json", "adapter_model.bin", "tokenizer.model"]
 
 
+@pytest.mark.parametrize("size", [0, 1, storage.PART])
+def test_a_file_of_one_part_is_fetched_whole(store, adapter, size):
+    (adapter / "adapter_model.bin").write_bytes(bytes(size))
+    fetched = open_artifact(fetch(store, adapter).reference)
+    assert fetched.read("adapter_model.bin") == bytes(size)
+
+
 def test_a_broken_connection_goes_on_where_it_broke(tmp_path, http, tiny_meta):
     shutil.copytree(tiny_meta, http.folder)
     http.break_after["/consolidated.01.pth"] = 5000
