@@ -62,7 +62,13 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     try:
         header = object_of(artifact.read_range(file, 8, length))
         header.pop("__metadata__", None)
-        entries = [(name, *_entry(**entry)) for name, entry in header.items()]
+        entries = []
+        for name, entry in header.items():
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            numbers = (*shape, begin, end)
+            if len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
+                raise ValueError("not an entry of a safetensors header")
+            entries.append((name, dtype, shape, begin, end))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
     found: dict[str, TensorInfo] = {}
@@ -75,14 +81,6 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     return found
 
 
-def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
-    """One entry of a header, checked; TypeError or ValueError when it is none."""
-    if type(dtype) is not str or any(type(number) is not int or number < 0 for number in [*shape, *data_offsets]):
-        raise ValueError("not an entry of a safetensors header")
-    begin, end = data_offsets
-    return dtype, tuple(shape), begin, end
-
-
 class Checkpoint:
     """The tensors of a model folder (`model.safetensors`, or an index and its shards), readable one by one."""
 
@@ -90,30 +88,24 @@ class Checkpoint:
         """`single`: the file to read where there is no index (an adapter's is adapter_model.safetensors)."""
         self.artifact = artifact
         self.tensors: dict[str, TensorInfo] = {}
+        where = f"{option} {artifact.root}"
         named: dict[str, str] = {}
         if single == SINGLE and INDEX in artifact:
             try:
                 named = dict(read_object(artifact, INDEX)["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{option} {artifact.root}: {INDEX} is damaged ({error}); fetch it again") from error
+                raise InputError(f"{where}: {INDEX} is damaged ({error}); fetch it again") from error
             files = sorted(set(named.values()))
         elif single in artifact:
             files = [single]
         else:
-            raise InputError(
-                f"{option} {artifact.root}: no {single} and no index in it; give a folder with safetensors"
-            )
+            raise InputError(f"{where}: no {single} and no index in it; give a folder with safetensors")
         for file in files:
             if file not in artifact:
-                raise InputError(
-                    f"{option} {artifact.root}: the shard {file} is missing; publish or fetch the model again"
-                )
+                raise InputError(f"{where}: the shard {file} is missing; publish or fetch the model again")
             self.tensors.update(read_header(artifact, file))
-        missing = sorted(set(named) - set(self.tensors))
-        if missing:
-            raise InputError(
-                f"{option} {artifact.root}: the index names {missing[0]}, but no shard has it; fetch it again"
-            )
+        if missing := sorted(set(named) - set(self.tensors)):
+            raise InputError(f"{where}: the index names {missing[0]}, but no shard has it; fetch it again")
         self.files = files
 
     def info(self, name: str) -> TensorInfo:
@@ -174,9 +166,7 @@ class SafetensorsStream:
         self._left: list[tuple[str, str, int]] = []
         at = 0
         for name, (dtype, shape) in tensors.items():
-            length = getattr(torch, dtype).itemsize
-            for extent in shape:
-                length *= extent
+            length = getattr(torch, dtype).itemsize * math.prod(shape)
             header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [at, at + length]}
             self._left.append((name, dtype, length))
             at += length

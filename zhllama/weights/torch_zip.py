@@ -10,9 +10,12 @@ Writing: torch's own zip writer on a stream, the records one by one. Memory: one
 """
 
 import io
+import itertools
 import math
 import pickle
 import re
+import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -98,18 +101,10 @@ class PthFile:
 
     def read(self, key: str) -> "torch.Tensor":
         """A tensor, verified, in its stored dtype, with memory of its own."""
-        import torch
+        return self.read_rows(key, 0, None)
 
-        stored = self.tensors[key]
-        kind = getattr(torch, stored.dtype)
-        if not stored.length:
-            return torch.empty(stored.shape, dtype=kind)
-        flat = torch.empty(stored.length, dtype=torch.uint8)
-        self._artifact.read_into(self.name, stored.start, flat.numpy().data)
-        return flat.view(kind).as_strided(stored.shape, stored.strides)
-
-    def read_rows(self, key: str, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor":
-        """`count` rows of a tensor from `first`, without reading the others where rows lie one after another.
+    def read_rows(self, key: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
+        """`count` rows of a tensor from `first` (None: to the last), without the others where rows follow one another.
 
         room: gives the memory (uint8) for so many bytes; fresh memory by default.
         """
@@ -117,23 +112,24 @@ class PthFile:
 
         stored = self.tensors[key]
         kind = getattr(torch, stored.dtype)
-        row = math.prod(stored.shape[1:])
-        if not stored.length or stored.length != math.prod(stored.shape) * kind.itemsize or stored.strides[0] != row:
-            return self.read(key)[first : first + count].clone()
-        length = count * row * kind.itemsize
+        shape, start, length = stored.shape, stored.start, stored.length
+        if count is not None:
+            row = math.prod(shape[1:])
+            if not length or length != math.prod(shape) * kind.itemsize or stored.strides[0] != row:
+                return self.read(key)[first : first + count].clone()
+            shape, start, length = (count, *shape[1:]), start + first * row * kind.itemsize, count * row * kind.itemsize
+        if not length:
+            return torch.empty(shape, dtype=kind)
         flat = room(length) if room else torch.empty(length, dtype=torch.uint8)
-        self._artifact.read_into(self.name, stored.start + first * row * kind.itemsize, flat.numpy().data)
-        return flat.view(kind).as_strided((count, *stored.shape[1:]), stored.strides)
+        self._artifact.read_into(self.name, start, flat.numpy().data)
+        return flat.view(kind).as_strided(shape, stored.strides)
 
 
 class _Windows(io.RawIOBase):
     """A file by small ranges, unverified."""
 
     def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact = artifact
-        self._name = name
-        self._size = artifact.file(name).size
-        self._at = 0
+        self._artifact, self._name, self._size, self._at = artifact, name, artifact.file(name).size, 0
 
     def readable(self) -> bool:
         return True
@@ -167,16 +163,17 @@ class PthStream:
     """
 
     def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        import sys
-
         import torch
 
         self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
         self._at = 0
-        self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], _Counting(sink)))
+        self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], sink))
+        buffer = io.BytesIO()
+        kinds = {name: getattr(torch, dtype) for name, (dtype, _) in tensors.items()}
+        _Pickler(buffer).dump({n: torch.empty(tensors[n][1], dtype=kind, device="meta") for n, kind in kinds.items()})
         # the records that torch.save writes, in its order: from them a reader computes where the tensors lie
         records = {
-            "data.pkl": _pickled(tensors),
+            "data.pkl": buffer.getvalue(),
             ".format_version": b"1",
             ".storage_alignment": str(torch.serialization._get_storage_alignment()).encode(),
             "byteorder": sys.byteorder.encode(),
@@ -207,60 +204,26 @@ class PthStream:
         self._zip.write_end_of_file()
 
 
-class _Counting:
-    """What torch's writer wants of a stream: write() that returns the count."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._sink.write(view)
-        return len(view)
-
-
-class _Storage:
-    """Stands for a storage in the pickle: torch's persistent id is (kind, class, key, device, elements)."""
-
-    def __init__(self, identity: tuple[str, Any, str, str, int]) -> None:
-        self.identity = identity
-
-
-class _Tensor:
-    """Pickles as a contiguous tensor over a storage of its own does."""
-
-    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
-        self._storage = storage
-        self._shape = shape
-
-    def __reduce__(self) -> Any:
-        from collections import OrderedDict
-
-        import torch
-
-        strides: list[int] = []
-        step = 1
-        for extent in reversed(self._shape):
-            strides.insert(0, step)
-            step *= max(extent, 1)
-        return torch._utils._rebuild_tensor_v2, (self._storage, 0, self._shape, tuple(strides), False, OrderedDict())
+class _Storage(tuple[str, Any, str, str, int]):
+    """Stands for a storage in the pickle: torch's persistent id, (kind, class, key, device, elements)."""
 
 
 class _Pickler(pickle.Pickler):
+    """Meta tensors, as contiguous ones over storages of their own, in their order."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer, protocol=2)
+        self._keys = map(str, itertools.count())
+
     def persistent_id(self, value: Any) -> Any:
-        return value.identity if isinstance(value, _Storage) else None
+        return tuple(value) if isinstance(value, _Storage) else None
 
+    def reducer_override(self, value: Any) -> Any:
+        import torch
 
-def _pickled(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    import torch
-
-    described = {}
-    for index, (name, (dtype, shape)) in enumerate(tensors.items()):
-        elements = 1
-        for extent in shape:
-            elements *= extent
-        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[getattr(torch, dtype)])
-        described[name] = _Tensor(_Storage(("storage", legacy, str(index), "cpu", elements)), shape)
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(described)
-    return buffer.getvalue()
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[value.dtype])
+        storage = _Storage(("storage", legacy, next(self._keys), "cpu", value.numel()))
+        strides = value.stride()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(value.shape), strides, False, OrderedDict())
