@@ -70,7 +70,7 @@ class MetaModel:
         whole = list(parts[0].shape)
         if axis is not None:
             whole[axis : axis + 1] = [sum(sum(part.shape[axis : axis + 1]) for part in parts)]
-        wanted = self._shape(place, whole)
+        wanted = self._shape(place, whole or [0])
         for shard, part in zip(self.shards, parts):
             shape = list(wanted)
             if axis is not None and place.uneven:

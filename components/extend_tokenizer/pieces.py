@@ -24,10 +24,9 @@ from typing import Any
 
 from components.extend_tokenizer.options import Pieces, Scores
 from zhllama.errors import InputError
-from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
+from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
 
-CONTROL = 3
 SPACE = "▁"
 
 _CHINESE = re.compile(
@@ -42,11 +41,6 @@ _CHINESE = re.compile(
 def is_chinese(piece: str) -> bool:
     """Whether a piece holds a Han character or full-width punctuation, so that no English text contains it."""
     return _CHINESE.search(piece) is not None
-
-
-def _told_apart(piece: str) -> bool:
-    """Whether a piece is Chinese, and no merge on the way to it ties with one of LLaMA's white space."""
-    return is_chinese(piece) and SPACE * 2 not in piece
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,12 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
     for name, model in chinese:
         before = len(appended)
         given = [piece.piece for piece in parse_model(model, name).pieces]
-        wanted = set(given) if pieces == "all" else _spelt(filter(_told_apart, given), there)
+        wanted = set(given)
+        if pieces == "han":
+            # with two spaces, a merge on the way ties with one of LLaMA's white space
+            wanted = {piece for piece in given if is_chinese(piece) and SPACE * 2 not in piece}
+            letters = {piece for piece in wanted | there if len(piece) == 1}
+            wanted = {piece for piece in wanted if letters.issuperset(piece)}
         for piece in given:
             if piece in there:
                 present += 1
@@ -91,11 +90,10 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
     completing, dropped = ([], []) if scores == "zero" else _completed(base, appended)
     _append(proto, appended, scores)
     if pad and PAD_PIECE not in there:
-        if scores == "zero":
-            proto.pieces.add(piece=PAD_PIECE, score=0.0)
-        else:
-            # a control piece: no text is ever encoded to it
-            proto.pieces.add(piece=PAD_PIECE, score=_lowest_ordinary(proto) - 1, type=CONTROL)
+        _append(proto, [PAD_PIECE], scores)
+        if scores == "distinct":
+            # no text is ever encoded to it
+            proto.pieces[-1].type = CONTROL
         appended.append(PAD_PIECE)
     if not appended:
         raise InputError(
@@ -105,7 +103,8 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
 
 
 def _append(proto: Any, texts: Iterable[str], scores: Scores) -> None:
-    lowest = _lowest_ordinary(proto)
+    """With distinct scores, below the lowest of the pieces that merges make of text, white space apart."""
+    lowest = min(piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece.strip(SPACE))
     for index, text in enumerate(texts):
         proto.pieces.add(piece=text, score=0.0 if scores == "zero" else lowest - 1 - index)
 
@@ -122,12 +121,7 @@ def _completed(base: bytes, appended: list[str]) -> tuple[list[str], list[str]]:
     dropped: list[str] = []
     while missed := _missed(base, appended):
         have = set(appended)
-        new = []
-        for parts in missed.values():
-            for text in _steps(parts):
-                if text not in have:
-                    new.append(text)
-                    have.add(text)
+        new = list(dict.fromkeys(text for parts in missed.values() for text in _steps(parts) if text not in have))
         if not new:
             dropped += missed
             appended[:] = [text for text in appended if text not in missed]
@@ -152,18 +146,6 @@ def _steps(parts: list[str]) -> list[str]:
     right = ["".join(parts[start:end]) for end in range(start + 2, len(parts) + 1)]
     left = ["".join(parts[begin:]) for begin in range(start - 1, 0, -1)]
     return [text for text in right + left if text != "".join(parts)]
-
-
-def _spelt(pieces: Iterable[str], there: set[str]) -> set[str]:
-    """The pieces each of whose characters has a piece, among themselves or among those that are there."""
-    chosen = set(pieces)
-    letters = {piece for piece in chosen | there if len(piece) == 1}
-    return {piece for piece in chosen if letters.issuperset(piece)}
-
-
-def _lowest_ordinary(proto: Any) -> float:
-    """The lowest score of the pieces that merges make of text, white space apart."""
-    return float(min(piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece.strip(SPACE)))
 
 
 def splits(model: bytes, pieces: Iterable[str]) -> list[list[int]]:
