@@ -1,9 +1,8 @@
-"""One model as one or several GGUF files: what is asked for, what it needs, and that the tokenizer inside is right.
+"""One model as one or several GGUF files.
 
-A file in full precision (f32, f16, bf16) goes as a stream into the store, with no local copy. A quantised one is made
-by llama.cpp from a local file in the model's own precision: room for that and for one quantised file is needed below
-TMPDIR, and is checked first. Before a weight is read, llama.cpp loads the header and encodes lines made of the
-vocabulary's own pieces; where its ids are not SentencePiece's, the manifest says for how many lines.
+f32, f16 and bf16 go as a stream into the store. A quantised file is made by llama.cpp from a local one in the model's
+own precision: room below TMPDIR is checked first. Before a weight is read, llama.cpp encodes lines made of the
+vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
 """
 
 import logging

@@ -1,12 +1,8 @@
 """Hugging Face safetensors → GGUF, as a stream: each tensor is read by rows, put into llama.cpp's order, and written.
 
-The header (metadata, the tokenizer, where each tensor lies) is made by the `gguf` package; the tensors follow it, as
-long as the model is, straight into the store. Memory: 64 MB of rows and the header, whatever the model. What llama.cpp
-wants of a LLaMA: rows of q and k in Meta's order, one-dimensional tensors in float32, as many embedding rows as the
-tokenizer has pieces (rows that only pad are left out).
-
-The tokenizer inside is SentencePiece's, piece by piece: text, score, type, special ids, whether a space goes before.
-llama.cpp merges by score and from the left as SentencePiece does, so that even tied scores give the same ids.
+The `gguf` package makes the header; the tensors follow it straight into the store. Memory: 64 MB of rows and the
+header. llama.cpp wants rows of q and k in Meta's order, one-dimensional tensors in float32, no rows that only pad, and
+SentencePiece's pieces, scores and types as they are: it merges by score and from the left, so ties give the same ids.
 """
 
 import math

@@ -1,8 +1,8 @@
 """What llama.cpp itself has to do: quantise a GGUF, and encode with the tokenizer inside one.
 
-The mixture of a k-quant (which tensor gets how many bits) is llama.cpp's own and changes with it, so its quantiser
-does the work, through llama-cpp-python. It reads and writes local files and cannot be interrupted, so it runs as a
-program of its own (`python -m components.export_model.llama_cpp_tools SOURCE TARGET TYPE`), which ends when we do.
+Which tensor gets how many bits is llama.cpp's own and changes with it. Its quantiser reads and writes local files and
+cannot be interrupted, so it runs as a program of its own (`python -m components.export_model.llama_cpp_tools SOURCE
+TARGET TYPE`), which ends when we do.
 """
 
 import importlib.metadata

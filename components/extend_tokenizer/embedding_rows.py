@@ -1,10 +1,8 @@
-"""Rows of embed_tokens and lm_head for new pieces.
+"""Rows of embed_tokens and lm_head for new pieces, in chunks: beside the old table, 2,048 are in memory.
 
 `piece-mean`: the mean of the rows of the pieces into which the old vocabulary splits the new one, scaled to their mean
-norm (a mean of n nearly orthogonal rows is about √n shorter than each, and RMSNorm would lift its noise). `mean`: the
-mean of all old rows. `normal`: N(0, 0.02), the recipe's. Rows come in chunks: beside the old table, 2,048 new rows are
-in memory. torch's embedding_bag sums in float32 whatever the table holds: 18,000 means × 4096 take 0.3 s, gathering and
-index_add 9.
+norm (a mean of n nearly orthogonal rows is about √n shorter, and RMSNorm would lift its noise). `mean`: of all old
+rows. `normal`: N(0, 0.02), the recipe's. embedding_bag, which sums in float32, makes 18,000 means × 4096 in 0.3 s.
 """
 
 from collections.abc import Iterator

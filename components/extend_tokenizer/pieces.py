@@ -1,20 +1,13 @@
 """Which pieces are appended to LLaMA's vocabulary, and with which scores.
 
-The recipe's rule (`scores="zero"`, `pieces="all"`): in the Chinese model's order, append each piece whose text is
-absent, score 0, type unset; then `[PAD]` likewise. Nothing that is there moves, settings included.
+The recipe's rule (`zero`, `all`): each absent piece in the Chinese model's order, score 0, then `[PAD]`; settings stay.
+The defaults depart from it. Scores are one apart, below the lowest ordinary piece (LLaMA's white space at −1e9 is none:
+float32 has steps of 64 there), because engines break ties each their own way. Only pieces that no English text can hold
+are appended: others changed the ids of 113 to 327 of 3,000 English lines. Of those, ones with a character that has no
+piece stay away (`tokenizers` takes it apart into bytes), and ones with two spaces (LLaMA's own, which tie).
 
-Two departures are the defaults. Scores are distinct, one apart, below the lowest ordinary piece, because equal scores
-make merges tie and every engine breaks ties its own way; LLaMA's white-space pieces at −1e9 are no ordinary ones:
-float32 has steps of 64 there, and all would tie again. And only pieces that no English text can contain are appended (a
-Han character or full-width punctuation in them): others changed the ids of 113 to 327 of 3,000 English lines. Of those
-in turn the ones that hold a character without a piece of its own (“好 where “ is left out) stay away: SentencePiece
-merges such a character, `tokenizers` has taken it apart into bytes by then. So do those with two spaces in a row: what
-they grow from are LLaMA's own white-space pieces, which tie.
-
-A unigram model's pieces need not be the sum of two others, and merges then cannot make them (笔|记|本 without 笔记: 143
-of 6,020 pieces of a model trained on reviews, which 144 more complete). An intermediate is appended after all others,
-with a lower score, and grows from the first Chinese part outwards, so that it is Chinese too. Under the recipe's zero
-scores nothing is put in, and what cannot be made is counted.
+A unigram model's pieces need not be the sum of two others (笔|记|本 without 笔记: 143 of 6,020). The intermediates are
+appended after all others and grow from the first Chinese part outwards. Under zero scores they are only counted.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""The stage: fetch what the plan (plan.py) names, check it, publish it. The copying itself is in transfer.py.
+"""The stage: fetch what the plan names, check it, publish it.
 
-What is missing is found before the first weight is copied; a file whose sum is not the wanted one stops everything, and
-nothing is published. A pickle (.pth, .bin) is never opened here.
+What is missing is found before the first weight is copied; a file whose sum is wrong stops everything, and nothing is
+published. A pickle (.pth, .bin) is never opened here.
 """
 
 import logging

@@ -1,12 +1,8 @@
 """A file written by parts, in any order and from several threads, that goes on where a killed writer stopped.
 
-For bytes that are dear to have again (a download of hours). The parts that an earlier writer of the same place left are
-found and need not be put again. In S3 the unfinished multipart upload itself is the record of them; in a folder a
-hidden file beside the target holds the bytes, and a journal says which parts of it are on the disk. Nothing is visible
-before commit(). Memory: the parts that are being put.
-
-Resumed bytes were hashed by nobody who is still there: whoever commits a file with `kept` parts has to read it again
-before it is believed.
+In S3 the unfinished multipart upload is the record of the parts; in a folder a hidden file beside the target holds the
+bytes, and a journal says which parts of it are on the disk. Nothing is visible before commit(). Nobody who is still
+there hashed the `kept` parts: read the file again before it is believed.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Where weights come from: a folder, S3, HTTP, the Hugging Face hub, behind a few questions.
 
-`stat(name)`: is this file there, how large. `names(likely)`: what is there; HTTP has no listing, so there the likely
-names are tried one by one. `chunks(name)`: its bytes, streamed; a broken connection goes on where it broke. `ranged`:
-whether parts of it can be had, which all but simple HTTP servers give; `part(name, start, length)`: one of them.
+`stat(name)`: is this file there, how large. `names(likely)`: what is there (HTTP has no listing: the likely names are
+tried). `chunks(name)`: its bytes; a broken connection goes on where it broke. `ranged(name)`: whether it can be had by
+`part(name, start, length)`, which simple HTTP servers do not give.
 """
 
 import ipaddress

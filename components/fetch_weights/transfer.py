@@ -1,14 +1,9 @@
-"""The copying: parts of files side by side, hashed in order while they pass, going on where a killed fetch stopped.
+"""The copying: parts of 16 MiB side by side, hashed in order, going on where a killed fetch stopped.
 
-Parts of 16 MiB are fetched and put into the store by a few threads, within one file and across files; their bytes then
-pass, in order, through the hashes. Memory: `parallel + 2` parts. A file is in its place only when its sums are right.
-
-After a kill: a file that is complete is kept, and of one under way the parts that are in the store (resumable.py);
-neither is fetched again. Their bytes passed through no hash of ours, so such a file is read once from the store and
-hashed there; one that is not as it should be is dropped and fetched anew.
-
-The digests of the 8 MiB blocks are the threads' work; SHA-256 of the whole is one core's: 1.8 GB/s, or 0.5 with a
-checklist's MD5.
+Memory: `parallel + 2` parts. A file is in its place only when its sums are right. After a kill, a complete file and the
+parts of one under way (resumable.py) are kept; no hash of ours has seen them, so such a file is read once from the
+store, and dropped and fetched anew if it is not as it should be. SHA-256 of the whole is one core's: 1.8 GB/s, or 0.5
+with a checklist's MD5.
 """
 
 import hashlib

@@ -1,10 +1,8 @@
 """A LoRA adapter as peft stores it, and what it does to a tensor of the base model.
 
-W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: what peft's merge_and_unload does
-with its defaults, to the bit. A tensor in modules_to_save (or saved beside its update) replaces the base's first;
-trained token rows replace those rows. All of it is done for some rows at a time, which gives the same bits: the
-embedding of a 65B model never is in memory whole. Settings that mean another arithmetic (DoRA, biases …) are refused
-by name.
+W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: peft's merge_and_unload to the bit. A
+tensor in modules_to_save (or saved beside its update) replaces the base's first; trained token rows replace those rows.
+All of it is done for some rows at a time. Settings that mean another arithmetic (DoRA, biases …) are refused by name.
 """
 
 import math

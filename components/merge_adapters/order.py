@@ -1,9 +1,8 @@
 """Do these adapters fit this model, in this order? Pure; no weight is read.
 
-Two things tell. The vocabulary contract: each adapter has the vocabulary before it, or one that extends it and brings
-the rows of embeddings and head. The lineage: an adapter of ours names the model it was trained on and the adapters
-that had been merged into that; the list has to equal what has been merged so far. A plain peft folder names nothing
-and passes the second. When only the order is wrong, the right one is named.
+By the vocabulary contract: each adapter has the vocabulary before it, or one that extends it and brings the new rows.
+By the lineage: an adapter of ours names the model it was trained on and what had been merged into it, which must be
+what has been merged so far; a plain peft folder names nothing. When only the order is wrong, the right one is named.
 """
 
 from collections.abc import Sequence

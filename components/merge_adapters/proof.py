@@ -1,9 +1,7 @@
 """Proof of a merge: the model with its adapters beside it, and the merged model, asked the same prompts.
 
-The last adapter stays apart, as peft runs it; those before it are merged by peft in memory. Both models compute in
-float32, one after the other, so what differs is the rounding of the merged weights to the model's dtype: on a small
-float16 model, 0.03% of the logits' length. Needs room for the whole model in float32, so it is for models that are
-small enough.
+The last adapter stays apart, as peft runs it; peft merges those before it. Both compute in float32, one after the
+other, so what differs is the rounding of the merged weights: on a small float16 model, 0.03% of the logits' length.
 """
 
 import math

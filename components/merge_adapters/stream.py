@@ -1,12 +1,9 @@
 """Merging as a stream: spans of a tensor's rows are read, passed through the adapters in order, rounded after each to
-the model's dtype, and written. Some threads read and merge spans, this one hashes and writes them in order; while a
-file's last bytes are on their way (to the disk, or up to S3), the next file is merged. Memory: some spans, whatever the
-model. No local copy; files that no adapter touches are copied. A file that is whole when the process is killed is kept
-for the next start.
-
-Spans are large (several requests side by side). They are merged where they lie, in tiles whose float32 stays in the
-processor's cache, and their memory is used again: with new memory at each step the arithmetic was 1.6 times as dear. A
-GB of float16 at rank 64 now takes 1.1 CPU-seconds, 0.7 of them for the product.
+the model's dtype, and written. Some threads read and merge spans, this one hashes and writes them in order; a file's
+last bytes are on their way while the next is merged. Memory: some spans, whatever the model. Untouched files are
+copied; a file that is whole when the process is killed is kept. Spans are merged where they lie, in tiles whose float32
+stays in the processor's cache, and rooms are used again: a GB of float16 at rank 64 takes 1.1 CPU-seconds, 0.7 of them
+for the product, where new memory at each step made it 1.6 times as dear.
 """
 
 import logging

@@ -1,13 +1,9 @@
 """The tokenizer files of a published model folder, made from its SentencePiece model.
 
-`tokenizer.json` is transformers' own conversion (5.2x: normaliser, dummy prefix and merges as the model's settings
-say), not a conversion of ours: with distinct scores it gave SentencePiece's ids on every line tried. The class in
-`tokenizer_config.json` must be PreTrainedTokenizerFast, which takes tokenizer.json as it is; `LlamaTokenizer` rebuilds
-the tokenizer and then differs on white space. Where scores tie (the recipe's zero scores) no conversion can agree:
-SentencePiece merges the leftmost of equal pairs, `tokenizers` the one of the earlier merge.
-
-One exception, declared: a literal `</s>`, `<s>`, `<unk>` or `[PAD]` in a text is a special token here and text for
-SentencePiece. Training encodes with SentencePiece.
+`tokenizer.json` is transformers' own conversion: with distinct scores it gave SentencePiece's ids on every line tried.
+Its class must be PreTrainedTokenizerFast: `LlamaTokenizer` rebuilds it and then differs on white space. Where scores
+tie (the recipe's zeros) no conversion can agree: SentencePiece merges the leftmost of equal pairs, `tokenizers` the one
+of the earlier merge. A literal `</s>`, `<s>`, `<unk>` or `[PAD]` is a special token here and text for SentencePiece.
 """
 
 import json

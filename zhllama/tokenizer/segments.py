@@ -1,18 +1,12 @@
 """SentencePiece's ids of many texts at once: cut where no piece can lie, each different segment is encoded once.
 
-Why the ids are exactly SentencePiece's. Its BPE begins with single characters and merges two neighbours into one
-wherever that is a piece of the vocabulary, the best score first, the leftmost among equals. A merge across the place
-between characters a and b makes a piece that has "ab" in it. Where no piece has, nothing is ever merged across, so the
-merges on one side do not see those on the other: their order among themselves is that of scores and places, which a
-longer text does not change. So the ids of a text are those of its segments, one after another. Two more facts are
-needed, and checked when the model is read: the normaliser changes nothing but spaces (to ▁) and the mark before a text
-(▁), and a character without a piece becomes its bytes (unknown ones would be joined with their neighbours). A model
-with pieces that are not to be used (these are taken apart again, by merges seen anywhere in a text) or that a user
-defined, and one of another kind than BPE, is not cut at all.
+Why the ids are SentencePiece's: its BPE merges two neighbours wherever that is a piece, the best score first, the
+leftmost among equals. Where no piece has the characters a and b side by side, nothing is ever merged across them, so a
+text's ids are its segments', one after another. That holds where the normaliser changes nothing but spaces (to ▁) and
+the mark before a text, and a character without a piece becomes its bytes; other models are not cut at all (`fits`).
 
-Chinese comes in segments of 1.6 characters, of which nine in ten have been in the same megabyte before; Arrow's
-dictionary finds these, by content and not by hash alone. What was encoded is kept, up to KNOWN segments, some 25 MB.
-All this takes less than half of SentencePiece's processor time; `make bench ONLY=prepare_dataset` prints both.
+Chinese comes in segments of 1.6 characters, nine in ten of them seen in the same megabyte before; Arrow's dictionary
+finds these. All this takes less than half of SentencePiece's time; `make bench ONLY=prepare_dataset` prints both.
 """
 
 import threading

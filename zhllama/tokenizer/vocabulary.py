@@ -1,11 +1,9 @@
 """The vocabulary contract and the one encoder.
 
-The contract is what two artifacts must agree on before a weight is loaded: the ordered pieces (as digests of the first
-32,000, 49,953, 49,954 … pieces, so that *extends* can be told from *foreign* without the pieces at hand), the special
-ids, tying, padding of the embedding rows and dtype. It travels in every manifest from the tokenizer on.
-
-Encoding is SentencePiece's own; special ids are put in by id, never by text, so that `</s>` in a user's text stays
-text.
+The contract is what two artifacts must agree on before a weight is loaded: the ordered pieces (digests of the first
+32,000, 49,953, 49,954 …, so that *extends* can be told from *foreign*), the special ids, tying, padding and dtype. It
+travels in every manifest. Encoding is SentencePiece's own; special ids are put in by id, so that `</s>` in a user's
+text stays text.
 """
 
 import hashlib

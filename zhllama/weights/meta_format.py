@@ -1,9 +1,8 @@
 """Meta's checkpoint layout and Hugging Face's, tensor by tensor, in both directions.
 
-A Meta model is `params.json`, `tokenizer.model` and `consolidated.NN.pth`, one per rank of the model parallelism it
-was trained with. Between the two layouts lie names, the cut into shards, and the order of rows in wq and wk: Meta
-rotates neighbouring pairs (0,1), (2,3) …, Hugging Face the halves (0, d/2), (1, d/2+1) …, so the rows of each head are
-permuted. Permuting row blocks per head commutes with joining shards along axis 0, because a shard holds whole heads.
+A Meta model is `params.json`, `tokenizer.model` and `consolidated.NN.pth`, one per rank of its model parallelism. Meta
+rotates neighbouring pairs (0,1), (2,3) …, Hugging Face the halves (0, d/2), (1, d/2+1) …, so the rows of each head of
+wq and wk are permuted; a shard holds whole heads, so that commutes with joining shards along axis 0.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Hugging Face safetensors checkpoints, one tensor at a time, from S3 or a folder to S3 or a folder.
 
-Format (safetensors): eight bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
-then the tensors' bytes. The library reads from files and builds whole files in memory; models here are larger than
-memory and lie in S3, so the container is read by range and written as a stream. Memory: one tensor.
+Format: eight bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors'
+bytes. The library builds whole files in memory; here the container is read by range and written as a stream. Memory:
+one tensor.
 """
 
 import json

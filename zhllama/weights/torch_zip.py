@@ -1,12 +1,9 @@
 """PyTorch checkpoints (.pth, .bin), one tensor at a time, from S3 or a folder to S3 or a folder.
 
-torch.save writes a zip of stored (never compressed) records: a pickle that describes the tensors, then their bytes.
-Reading: the pickle is loaded under FakeTensorMode, which allocates nothing and records where each storage begins, and
-the tensors are then range-read. That moves the pickle, the zip's directory and each record's header (16 KiB a read),
-where mmap makes the resident set grow with the file and needs a local copy. Headers between tensors are read
-unverified, since a verified read is of 8 MiB; they are verified with the tensors they stand between. Always
-weights_only: a pickle that wants to run code is refused.
-Writing: torch's own zip writer on a stream, the records one by one. Memory: one tensor, each way.
+torch.save writes a zip of stored records: a pickle that describes the tensors, then their bytes. Reading: the pickle is
+loaded (always weights_only) under FakeTensorMode, which allocates nothing and records where each storage begins; then
+the tensors are range-read. Headers between them are read unverified (16 KiB a read, where a verified one is of 8 MiB),
+and verified with the tensors. Writing: torch's own zip writer on a stream. Memory: one tensor, each way.
 """
 
 import io
