@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 PAD_PIECE = "[PAD]"
 RECIPE_SIZES = (32_000, 49_953, 49_954)
 """LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
-
-
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")
 """How LLaMA 3's tokenizer.model begins: a token in Base64 and its rank."""
 
@@ -41,7 +39,7 @@ class Relation(Enum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The contract. `prefixes` maps a number of pieces (as text, for JSON) to the digest of that many pieces."""
+    """The contract. `prefixes`: a number of pieces (as text, for JSON) → the digest of that many."""
 
     size: int
     digest: str
@@ -62,8 +60,8 @@ class Vocabulary:
         """How this vocabulary stands to `other`: it *extends* other when other's pieces are its first ones."""
         if (self.bos, self.eos) != (other.bos, other.eos):
             return Relation.FOREIGN
-        if self.size == other.size:
-            return Relation.EQUAL if self.digest == other.digest else Relation.FOREIGN
+        if (self.size, self.digest) == (other.size, other.digest):
+            return Relation.EQUAL
         if self.prefixes.get(str(other.size)) == other.digest:
             return Relation.EXTENDS
         if other.prefixes.get(str(self.size)) == self.digest:
@@ -76,12 +74,8 @@ class Vocabulary:
 
 def padding_multiple(pieces: int, rows: int) -> int:
     """The smallest power of two that rounds `pieces` up to `rows`; `rows` itself where none does."""
-    multiple = 1
-    while multiple <= rows:
-        if -(-pieces // multiple) * multiple == rows:
-            return multiple
-        multiple *= 2
-    return rows
+    powers = (1 << power for power in range(rows.bit_length()))
+    return next((multiple for multiple in powers if -(-pieces // multiple) * multiple == rows), rows)
 
 
 def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:

@@ -138,21 +138,27 @@ class Checkpoint:
         room: gives the memory (uint8) for so many bytes; fresh memory by default.
         ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
         """
-        import torch
+        return read_rows(self.artifact, self.info(name), first, count, room)
 
-        info = self.info(name)
-        kind = getattr(torch, info.dtype)
-        rows = info.shape[0] if info.shape else 1
-        count = rows - first if count is None else count
-        if first < 0 or count < 0 or first + count > rows:
-            raise ValueError(f"{name}: rows {first} to {first + count} asked of {rows}")
-        row = info.length // max(rows, 1)
-        shape = (count, *info.shape[1:]) if info.shape else ()
-        if count == 0 or row == 0:
-            return torch.empty(shape, dtype=kind)
-        content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
-        self.artifact.read_into(info.file, info.start + first * row, content.numpy().data)
-        return content.view(kind).reshape(shape)
+
+def read_rows(
+    artifact: Artifact, info: TensorInfo, first: int = 0, count: int | None = None, room: "Room | None" = None
+) -> "torch.Tensor":
+    """Rows of a tensor of a file, verified; as Checkpoint.read_rows."""
+    import torch
+
+    kind = getattr(torch, info.dtype)
+    rows = info.shape[0] if info.shape else 1
+    count = rows - first if count is None else count
+    if first < 0 or count < 0 or first + count > rows:
+        raise ValueError(f"{info.name}: rows {first} to {first + count} asked of {rows}")
+    row = info.length // max(rows, 1)
+    shape = (count, *info.shape[1:]) if info.shape else ()
+    if count == 0 or row == 0:
+        return torch.empty(shape, dtype=kind)
+    content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
+    artifact.read_into(info.file, info.start + first * row, content.numpy().data)
+    return content.view(kind).reshape(shape)
 
 
 class SafetensorsStream:

@@ -8,19 +8,18 @@ and verified with the tensors. Writing: torch's own zip writer on a stream. Memo
 
 import io
 import itertools
-import math
 import pickle
 import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.weights.safetensors_io import Sink
+from zhllama.weights.safetensors_io import Sink, TensorInfo, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +29,6 @@ if TYPE_CHECKING:
 _ZIP = b"PK\x03\x04"
 _WINDOW = 16 * 2**10
 """Bytes of a read while a file is indexed."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in its file: dtype (torch's name), shape, strides in elements, first byte, bytes spanned."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    start: int
-    length: int
 
 
 def load_tensors(stream: Any, where: str) -> dict[str, Any]:
@@ -75,7 +63,8 @@ class PthFile:
         self._artifact = artifact
         self.name = name
         self.where = where = f"{artifact.root}/{name}"
-        self.tensors: dict[str, StoredTensor] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self._strides: dict[str, tuple[int, ...]] = {}
         if not is_zip(artifact, name):
             raise InputError(
                 f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
@@ -94,32 +83,24 @@ class PthFile:
             if start + length > size:
                 raise InputError(f"{where}: tensor {key} does not lie in the file; it is cut short, fetch it again")
             dtype = str(tensor.dtype).removeprefix("torch.")
-            self.tensors[str(key)] = StoredTensor(dtype, tuple(tensor.shape), tuple(tensor.stride()), start, length)
+            self.tensors[str(key)] = TensorInfo(str(key), name, dtype, tuple(tensor.shape), start, length)
+            if not tensor.is_contiguous():
+                self._strides[str(key)] = tuple(tensor.stride())
 
     def read(self, key: str) -> "torch.Tensor":
         """A tensor, verified, in its stored dtype, with memory of its own."""
         return self.read_rows(key, 0, None)
 
     def read_rows(self, key: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
-        """`count` rows of a tensor from `first` (None: to the last), without the others where rows follow one another.
-
-        room: gives the memory (uint8) for so many bytes; fresh memory by default.
-        """
+        """As Checkpoint.read_rows; what does not lie row after row is read whole for it."""
+        info, strides = self.tensors[key], self._strides.get(key)
+        if strides is None:
+            return read_rows(self._artifact, info, first, count, room)
         import torch
 
-        stored = self.tensors[key]
-        kind = getattr(torch, stored.dtype)
-        shape, start, length = stored.shape, stored.start, stored.length
-        if count is not None:
-            row = math.prod(shape[1:])
-            if not length or length != math.prod(shape) * kind.itemsize or stored.strides[0] != row:
-                return self.read(key)[first : first + count].clone()
-            shape, start, length = (count, *shape[1:]), start + first * row * kind.itemsize, count * row * kind.itemsize
-        if not length:
-            return torch.empty(shape, dtype=kind)
-        flat = room(length) if room else torch.empty(length, dtype=torch.uint8)
-        self._artifact.read_into(self.name, start, flat.numpy().data)
-        return flat.view(kind).as_strided(shape, stored.strides)
+        span = (info.length // getattr(torch, info.dtype).itemsize,)
+        whole = read_rows(self._artifact, replace(info, shape=span)).as_strided(info.shape, strides)
+        return whole if count is None else whole[first : first + count].clone()
 
 
 class _Windows(io.RawIOBase):
