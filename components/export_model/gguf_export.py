@@ -7,13 +7,14 @@ vocabulary's own pieces; the manifest says for how many its ids are not Sentence
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from components.export_model.gguf_writer import PRECISIONS, GgufModel, plan_gguf, write_gguf
-from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, quantise, tensor_types
+from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, quantise
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -28,10 +29,6 @@ log = logging.getLogger("export")
 KINDS = (*PRECISIONS, *QUANTIZATIONS)
 PROBE_LINES = 400
 _SPACES = ("", " ", "  two  spaces ", "\n\n\tindent\n", "a  b", "▁ ▁a", "\u3000全角\u00a0空格", "null \x01 and 🤗")
-
-
-def file_name(kind: str) -> str:
-    return f"model-{kind}.gguf"
 
 
 def split_kinds(value: str) -> list[str]:
@@ -58,7 +55,7 @@ def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactW
         log.warning("llama.cpp encodes %d of %d probe lines otherwise than SentencePiece", differing, PROBE_LINES)
     files: dict[str, Any] = {}
     for kind in filter(PRECISIONS.get, kinds):
-        with out.writer(file_name(kind)) as stream:
+        with out.writer(f"model-{kind}.gguf") as stream:
             write_gguf(plan, kind, stream)
         files[kind] = {"bytes": stream.size}
     if quantised:
@@ -83,6 +80,8 @@ def estimate(plan: GgufModel, kind: str) -> int:
 
 def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> dict[str, Any]:
     """Each quantised file, through one local file in the model's own precision."""
+    from gguf import GGUFReader
+
     need = plan.nbytes(plan.own_precision) + max(estimate(plan, kind) for kind in kinds)
     require_space(tempfile.gettempdir(), need, "TMPDIR, where llama.cpp quantises,")
     odd = sorted({tensor.name for tensor in plan.tensors if len(tensor.shape) > 1 and tensor.shape[1] % SUPER_BLOCK})
@@ -95,15 +94,13 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
         with open(source, "wb") as stream:
             write_gguf(plan, plan.own_precision, stream)
         for kind in kinds:
-            target = Path(folder, file_name(kind))
+            target = Path(folder, f"model-{kind}.gguf")
             quantise(source, target, kind)
             out.add_file(target.name, target)
-            files[kind] = {"bytes": target.stat().st_size, "tensors": tensor_types(target)}
+            types = Counter(tensor.tensor_type.name for tensor in GGUFReader(target).tensors)
+            files[kind] = {"bytes": target.stat().st_size, "tensors": dict(sorted(types.items()))}
             target.unlink()
     return files
-
-
-# --- the tokenizer inside ---------------------------------------------------------------------------------------------
 
 
 def tokens_differing(plan: GgufModel) -> int:

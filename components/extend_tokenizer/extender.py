@@ -45,12 +45,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
     checkpoint.refuse_quantised(f"--model {model.root}", tables)
     for table in tables:
-        rows = checkpoint.info(table).shape[0]
-        if rows < base.size:
-            raise InputError(
-                f"--model {model.root}: {table} has {rows} rows and tokenizer.model {base.size} pieces; give the "
-                "tokenizer that belongs to this model"
-            )
+        base.require_rows(checkpoint.info(table).shape[0], f"--model {model.root}", table)
     option = "--chinese-tokenizer"
     chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)

@@ -66,11 +66,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         rows = int(settings["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}/{CONFIG}: no configuration of a model ({error}); fetch another copy") from error
-    if rows < encoder.size:
-        raise InputError(
-            f"{where}: {TOKENIZER} has {encoder.size} pieces and {CONFIG} says {rows} rows; give model and tokenizer "
-            "that belong together"
-        )
+    encoder.require_rows(rows, where, f"{CONFIG} says")
     return encoder.vocabulary(
         padding_multiple=padding_multiple(encoder.size, rows),
         tied=bool(settings.get("tie_word_embeddings", False)),

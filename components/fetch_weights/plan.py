@@ -81,9 +81,6 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
     return Plan(source, kind, size, tuple(items))
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
 def canonical_size(size: str) -> str:
     """`13B` → `13b`, `33b` → `30b` (one model, two names); other names in lower case. InputError for no name."""
     name = size.lower()
@@ -118,9 +115,6 @@ def _recognised_size(source: Source) -> str:
 def _shard_count(size: str) -> int | None:
     """Shards of a published LLaMA; None for a size that the table does not know."""
     return sum(map(bool, map(_SHARD.fullmatch, table()["meta"].get(size, ())))) or None
-
-
-# --- what is there ----------------------------------------------------------------------------------------------------
 
 
 def _likely_names(source: Source, size: str) -> Iterator[str]:
@@ -208,9 +202,6 @@ def _meta(
             f"{PARAMS} and {TOKENIZER}; complete the source"
         )
     return wanted, outside
-
-
-# --- the sums beside it -----------------------------------------------------------------------------------------------
 
 
 def _sums_of(source: Source, name: str, size: str, kind: str = "sha256") -> dict[str, str]:

@@ -5,9 +5,9 @@ read. The merge itself is a stream (stream.py).
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
@@ -36,6 +36,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from components.merge_adapters.order import Step, require_fit
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")
@@ -90,7 +91,15 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
             f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
             "(untrained, or saved empty)"
         )
-    _write_tokenizer(out, last, model, settings)
+    copied = ["generation_config.json"]
+    if encoder is not None:
+        for name, content in tokenizer_files(encoder.model, int(settings.get("max_position_embeddings", 2048))).items():
+            out.add_bytes(name, content)
+    else:
+        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    for name in copied:
+        if name in model:
+            out.copy(model, name)
     vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
     rows = shapes[EMBEDDING][0]
     if vocabulary is not None:
@@ -175,20 +184,3 @@ def _other_size(adapter: "Adapter", name: str, has: tuple[int, ...], wanted: tup
         f"{adapter.where}: {name} is {has} in the adapter and {wanted} in the model; give the model that it was "
         "trained on (the same size, the same vocabulary)"
     )
-
-
-# --- the tokenizer ----------------------------------------------------------------------------------------------------
-def _write_tokenizer(out: ArtifactWriter, source: Artifact, model: Artifact, settings: Mapping[str, Any]) -> None:
-    """The tokenizer files of the last adapter that has one, made from its tokenizer.model; else the model's, as are."""
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-
-    copied = ["generation_config.json"]
-    if TOKENIZER in source:
-        length = int(settings.get("max_position_embeddings", 2048))
-        for name, content in tokenizer_files(source.read(TOKENIZER), length).items():
-            out.add_bytes(name, content)
-    else:
-        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-    for name in copied:
-        if name in model:
-            out.copy(model, name)

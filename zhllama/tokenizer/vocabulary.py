@@ -117,6 +117,14 @@ class Encoder:
         if self.bos < 0 or self.eos < 0:
             raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
 
+    def require_rows(self, rows: int, where: str, what: str) -> None:
+        """InputError for weights of too few rows: `what` has them, as `the model`."""
+        if rows < self.size:
+            raise InputError(
+                f"{where}: tokenizer.model has {self.size} pieces and {what} {rows} rows; give a model and a tokenizer "
+                "that belong together"
+            )
+
     @cached_property
     def pieces(self) -> list[str]:
         return [self._processor.id_to_piece(index) for index in range(self.size)]
@@ -146,22 +154,18 @@ class Encoder:
         """As encode, many at a time, on SentencePiece's threads."""
         return [list(ids) for ids in self._processor.encode(list(texts))] if texts else []
 
-    def encode_arrays(self, texts: Sequence[str], begin: bool = False, end: bool = False) -> list["np.ndarray"]:
-        """As encode_batch, as int32 arrays; with `begin` BOS stands before each, with `end` EOS after it."""
-        if not texts:
-            return []
-        # the ids are put in after the text was encoded, so a literal </s> stays text
-        return list(self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end))
-
     def encode_flat(
         self, texts: Sequence[str], begin: bool = False, end: bool = False
     ) -> tuple["np.ndarray", "np.ndarray"]:
-        """As encode_arrays, the ids of all texts one after another, int32, and how many each has, int64."""
+        """As encode_batch, the ids of all texts one after another, int32, and how many each has, int64; with `begin`
+        BOS stands before each, with `end` EOS after it."""
         import numpy as np
 
         if self._segments is not None:
             return self._segments.encode(texts, begin, end)
-        arrays = [np.zeros(0, np.int32), *self.encode_arrays(texts, begin, end)]
+        # the ids are put in after the text was encoded, so a literal </s> stays text
+        found = self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end) if texts else []
+        arrays = [np.zeros(0, np.int32), *found]
         return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
 
     def differing(self, texts: Sequence[str], found: Iterable[Sequence[int]]) -> int:
