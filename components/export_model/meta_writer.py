@@ -12,19 +12,8 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
-from zhllama.weights.meta_format import (
-    EMBEDDING,
-    HEAD,
-    PARAMS,
-    SUMS,
-    TOKENIZER,
-    MetaParams,
-    Place,
-    extents,
-    shard_name,
-    split,
-    unpermute,
-)
+from zhllama.weights import meta_format as meta
+from zhllama.weights.meta_format import EMBEDDING, HEAD, MetaParams, Place
 from zhllama.weights.torch_zip import PthStream
 
 META_SHARDS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
@@ -47,22 +36,22 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
         streams = []
         for index in range(count):
             declared = {place.meta: (llama.info(place).dtype, shapes[index]) for place, shapes in parts.items()}
-            streams.append(PthStream(files.enter_context(out.writer(shard_name(index))), declared))
+            streams.append(PthStream(files.enter_context(out.writer(meta.shard_name(index))), declared))
         with Progress("exporting", sum(info.length for info in llama.checkpoint.tensors.values())) as bar:
             for place in llama.places:
                 rows = llama.encoder.size if place.hf in (EMBEDDING, HEAD) else None
                 weight = llama.checkpoint.read_rows(llama.info(place).name, 0, rows)
                 if place.heads:
-                    weight = unpermute(weight, place.heads)
-                for stream, part in zip(streams, split(weight, place.axis, count, place.uneven)):
+                    weight = meta.unpermute(weight, place.heads)
+                for stream, part in zip(streams, meta.split(weight, place.axis, count, place.uneven)):
                     stream.write(place.meta, part)
                 bar.advance(weight.nbytes)
                 total += weight.nbytes
         for stream in streams:
             stream.close()
-    out.add_bytes(PARAMS, with_width(params, llama.feed_forward).to_json())
-    out.add_bytes(TOKENIZER, llama.encoder.model)
-    out.add_bytes(SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in out.files).encode())
+    out.add_bytes(meta.PARAMS, with_width(params, llama.feed_forward).to_json())
+    out.add_bytes(meta.TOKENIZER, llama.encoder.model)
+    out.add_bytes(meta.SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in out.files).encode())
 
     vocabulary = model.manifest.vocabulary or llama.encoder.vocabulary(dtype=llama.checkpoint.info(EMBEDDING).dtype)
     out.vocabulary = replace(vocabulary, tied=False, padding_multiple=1)
@@ -79,8 +68,8 @@ def _parts(llama: Llama, place: Place, count: int) -> list[tuple[int, ...]]:
         return [tuple(shape)] * count
     try:
         if place.heads:
-            extents(place.heads, count)
-        sizes = extents(shape[place.axis], count, place.uneven)
+            meta.extents(place.heads, count)
+        sizes = meta.extents(shape[place.axis], count, place.uneven)
     except ValueError as error:
         what = f"{place.heads} heads" if place.heads else f"axis {place.axis} of {place.hf}"
         where = f"--model {llama.artifact.root}"

@@ -5,6 +5,7 @@ Only the file with embed_tokens and lm_head is written, streaming; the others ar
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,9 @@ def _write_weights(
             tensors = SafetensorsStream(stream, declared)
             for name in tables:
                 old = checkpoint.read_rows(name, 0, base.size)
-                tensors.write(name, old)
-                for rows in new_rows(old, new, config.init, generator):
-                    tensors.write(name, rows)
                 # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
-                for rows in new_rows(old, filling, "mean", generator):
+                unused = new_rows(old, filling, "mean", generator)
+                for rows in chain([old], new_rows(old, new, config.init, generator), unused):
                     tensors.write(name, rows)
                 written += vocabulary.rows * old[0].nbytes
                 bar.advance(infos[name].length)

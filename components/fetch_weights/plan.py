@@ -55,7 +55,7 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
     else:
         beside = _sums_of(source, SUMS, size) if SUMS in names else {}
         checklists = _checklists(source, names, size)
-    kind, wanted, outside = _survey(source, size, names, [*expected, *beside, *checklists])
+    kind, wanted = _survey(source, size, names, [*expected, *beside, *checklists])
     published: Mapping[str, str] = {}
     if kind == "meta-weights":
         published = table()["meta"].get(size, {})
@@ -65,7 +65,7 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
         published = table()["adapters"].get(name, {})
     items = []
     for name in wanted:
-        holder = source.above() if name in outside else source
+        holder = source if name in names else source.above()
         found = holder.stat(name) if holder else None
         if holder is None or found is None:
             raise InputError(f"--source {source.address}: {name} is gone; complete the source")
@@ -139,13 +139,8 @@ def _indexed_shards(source: Source) -> list[str]:
         raise InputError(f"{where}: no index of safetensors ({error}); fetch another copy") from error
 
 
-def _survey(
-    source: Source, size: str, names: Collection[str], listed: Iterable[str]
-) -> tuple[str, list[str], tuple[str, ...]]:
-    """The kind of artifact, its files, and those of them in the folder above. InputError for what is missing.
-
-    listed: the files that have a line in files of sums.
-    """
+def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> tuple[str, list[str]]:
+    """The kind of artifact, and its files. `listed`: those of files of sums. InputError for what is missing."""
     where = f"--source {source.address}"
 
     def among(*wanted: str) -> list[str]:
@@ -155,9 +150,9 @@ def _survey(
         weights = among(*ADAPTER_WEIGHTS)[:1]
         if not weights:
             raise InputError(f"{where}: {ADAPTER_CONFIG} is there, but neither {' nor '.join(ADAPTER_WEIGHTS)}")
-        return "adapter", [ADAPTER_CONFIG, *weights, *among(*_TOKENIZER_FILES)], ()
+        return "adapter", [ADAPTER_CONFIG, *weights, *among(*_TOKENIZER_FILES)]
     if PARAMS in names or any(map(_SHARD.fullmatch, names)):
-        return "meta-weights", *_meta(source, size, names, listed)
+        return "meta-weights", _meta(source, size, names, listed)
     if CONFIG not in names:
         raise InputError(
             f"{where}: neither Meta's files ({PARAMS}), nor a Hugging Face model ({CONFIG}), nor an adapter "
@@ -173,13 +168,11 @@ def _survey(
         pickled = any(name.endswith(".bin") for name in names)
         mend = "; weights in .bin files are not taken, save the model as safetensors" if pickled else ""
         raise InputError(f"{where}: {CONFIG} is there, but no {SINGLE} and no {INDEX}{mend}")
-    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *weights], ()
+    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *weights]
 
 
-def _meta(
-    source: Source, size: str, names: Collection[str], listed: Iterable[str]
-) -> tuple[list[str], tuple[str, ...]]:
-    """Meta's files, and which of them lies above: the tokenizer may."""
+def _meta(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> list[str]:
+    """Meta's files; the tokenizer may lie in the folder above."""
 
     def greatest(names: Iterable[str]) -> int:
         return max((int(found[1]) for name in names if (found := _SHARD.fullmatch(name))), default=-1)
@@ -193,15 +186,12 @@ def _meta(
     missing = [name for name in wanted if name not in names]
     if TOKENIZER in missing and (above := source.above()) and above.stat(TOKENIZER):
         missing.remove(TOKENIZER)
-        outside: tuple[str, ...] = (TOKENIZER,)
-    else:
-        outside = ()
     if missing:
         raise InputError(
             f"{where}: {', '.join(missing)} missing; {size or 'it'} has {count} shard{'s' if count > 1 else ''}, "
             f"{PARAMS} and {TOKENIZER}; complete the source"
         )
-    return wanted, outside
+    return wanted
 
 
 def _sums_of(source: Source, name: str, size: str, kind: str = "sha256") -> dict[str, str]:

@@ -126,17 +126,13 @@ class Adapter:
             )
         return [int(row) for row in named]
 
-    def read(self, key: str) -> "torch.Tensor":
-        """A tensor of the adapter, in its stored dtype."""
-        return self.read_rows(key, 0, None)
-
-    def read_rows(self, key: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
+    def read_rows(
+        self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None
+    ) -> "torch.Tensor":
         """Rows of a tensor, in its stored dtype, as Checkpoint.read_rows."""
+        whole = isinstance(self._file, dict)
         found: torch.Tensor
-        if isinstance(self._file, dict):
-            found = self._file[key][first:][:count].clone()
-        else:
-            found = self._file.read_rows(key, first, count, room)
+        found = self._file[key][first:][:count].clone() if whole else self._file.read_rows(key, first, count, room)
         return found
 
     def _setting(self, pattern: str, weight: str, default: float) -> float:
@@ -212,7 +208,7 @@ class Change:
 
         with self._reading:
             if self._factors is None:
-                self._factors = self._adapter.read(pair.a).float(), self._adapter.read(pair.b).float()
+                self._factors = self._adapter.read_rows(pair.a).float(), self._adapter.read_rows(pair.b).float()
         a, b = self._factors
         end = first + rows.shape[0]
         if pair.embedding:

@@ -108,7 +108,13 @@ class SegmentEncoder:
         starts = np.flatnonzero(begins)
 
         entries, segments = _different(codes, starts)
-        numbers, known = self._looked_up(segments)
+        with self._lock:
+            known = self._known
+            if new := [segment for segment in segments if segment not in known.numbers]:
+                known = self._known = self._and_new(known, new)
+            numbers = np.fromiter(map(known.numbers.__getitem__, segments), np.int64, len(segments))
+            if len(known.numbers) > KNOWN or known.bytes > KNOWN_BYTES:
+                self._known = self._nothing()
         entries = numbers[entries]
         # four entries more: the break before the first text, between two, and behind the last; and a text without ids
         count = len(known.counts)
@@ -131,18 +137,6 @@ class SegmentEncoder:
         """What is known at first: the break."""
         ids = np.array([self._break_id], np.int32)
         return _Known(ids, np.array([0]), np.array([1]), {_BREAK.encode("utf-32-le"): 0})
-
-    def _looked_up(self, segments: list[bytes]) -> tuple[np.ndarray, _Known]:
-        """The numbers of different segments, int64, among the known ones, which all of them are now."""
-        with self._lock:
-            known = self._known
-            new = [segment for segment in segments if segment not in known.numbers]
-            if new:
-                known = self._known = self._and_new(known, new)
-            numbers = np.fromiter(map(known.numbers.__getitem__, segments), np.int64, len(segments))
-            if len(known.numbers) > KNOWN or known.bytes > KNOWN_BYTES:
-                self._known = self._nothing()
-        return numbers, known
 
     def _and_new(self, known: _Known, segments: list[bytes]) -> _Known:
         parted = _BREAK.encode("utf-32-le")

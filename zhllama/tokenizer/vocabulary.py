@@ -196,10 +196,9 @@ def mixtures(pieces: Sequence[str], lines: int, seed: int) -> list[str]:
 
 
 def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
-    """Where the SentencePiece model of an artifact stands (for messages), and its bytes.
+    """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes.
 
-    It is `tokenizer.model`, or the only .model file of a plain folder. `option` (as `--tokenizer`) says in the message
-    which option gave the artifact.
+    It is `tokenizer.model`, or the only .model file of a plain folder.
     """
     named = [name for name in artifact.names if name.endswith(".model")]
     name = named[0] if len(named) == 1 else "tokenizer.model"

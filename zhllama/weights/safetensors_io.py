@@ -61,25 +61,22 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     (length,) = struct.unpack("<Q", artifact.read_range(file, 0, 8))
     if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
+    found: dict[str, TensorInfo] = {}
     try:
         header = object_of(artifact.read_range(file, 8, length))
         header.pop("__metadata__", None)
-        entries = []
         for name, entry in header.items():
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = (*shape, begin, end)
             if len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
                 raise ValueError("not an entry of a safetensors header")
-            entries.append((name, dtype, shape, begin, end))
+            if dtype not in DTYPES:
+                raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
+            if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
+                raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
+            found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
-    found: dict[str, TensorInfo] = {}
-    for name, dtype, shape, begin, end in entries:
-        if dtype not in DTYPES:
-            raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
-        if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
-            raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
-        found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
     return found
 
 
@@ -190,7 +187,7 @@ class SafetensorsStream:
 
         wanted, dtype, length = self._left[0]
         content = tensor.detach().cpu().contiguous()
-        count = content.numel() * content.element_size()
+        count = content.nbytes
         if name != wanted or content.dtype != getattr(torch, dtype) or self._written + count > length:
             raise ValueError(
                 f"{name} ({content.dtype}, {count} bytes) written where {wanted} ({dtype}, {length}) was declared"

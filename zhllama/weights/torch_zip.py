@@ -170,7 +170,7 @@ class PthStream:
             )
         content = tensor.detach().cpu().contiguous()
         held = content.untyped_storage()
-        if held.nbytes() != content.numel() * content.element_size():
+        if held.nbytes() != content.nbytes:
             held = content.clone().untyped_storage()
         self._zip.write_record(f"data/{self._at}", cast(Any, held), held.nbytes())
         self._at += 1
