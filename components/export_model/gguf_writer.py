@@ -7,14 +7,12 @@ SentencePiece's pieces, scores and types as they are: it merges by score and fro
 
 import math
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.export_model.llama import Llama, open_llama
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
@@ -22,7 +20,7 @@ from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
-from zhllama.weights.safetensors_io import Sink
+from zhllama.weights.safetensors_io import Checkpoint, Sink
 
 if TYPE_CHECKING:
     import torch
@@ -147,16 +145,23 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
                 "publish or fetch the model again"
             )
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
-    return GgufModel(llama, tuple(tensors), name, _chat_template(model))
+    return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint))
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
     """Writes the whole file. InputError for a weight that is not finite, or not in this precision."""
     sink.write(plan.header(precision))
+    checkpoint = plan.llama.checkpoint
     with Progress(f"writing {precision}", plan.nbytes(precision)) as bar:
         for tensor in plan.tensors:
-            written = 0
-            for rows in _rows(plan.llama, tensor):
+            info, count, written = checkpoint.info(tensor.source), tensor.shape[0], 0
+            # whole heads at a time where rows are permuted within a head
+            head = count // tensor.heads if tensor.heads else 1
+            step = max(1, CHUNK // (info.length // info.shape[0] * head)) * head
+            for first in range(0, count, step):
+                rows = checkpoint.read_rows(tensor.source, first, min(step, count - first))
+                if tensor.heads:
+                    rows = unpermute(rows, rows.shape[0] // head)
                 content = _encoded(rows, tensor, precision, plan.llama.artifact.root)
                 sink.write(content)
                 written += len(content)
@@ -164,20 +169,14 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             sink.write(b"\0" * (_padded(written) - written))
 
 
-def _chat_template(model: Artifact) -> str:
+def _chat_template(checkpoint: Checkpoint) -> str:
     """The model's own, else the training's: every model that this project trains is asked with that."""
+    model = checkpoint.artifact
     if "chat_template.jinja" in model:
         return model.read("chat_template.jinja").decode()
-    if "tokenizer_config.json" in model:
-        try:
-            template = read_object(model, "tokenizer_config.json").get("chat_template")
-        except (ValueError, AttributeError) as error:
-            raise InputError(
-                f"--model {model.root}: tokenizer_config.json is damaged ({error}); fetch it again"
-            ) from error
-        if isinstance(template, str):
-            return template
-    return CHAT_TEMPLATE
+    settings = checkpoint.settings("tokenizer_config.json") if "tokenizer_config.json" in model else {}
+    template = settings.get("chat_template")
+    return template if isinstance(template, str) else CHAT_TEMPLATE
 
 
 def add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
@@ -202,16 +201,6 @@ def add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
 
 def _padded(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
-
-
-def _rows(llama: Llama, tensor: Tensor) -> Iterator["torch.Tensor"]:
-    """A tensor by rows, whole heads at a time where rows are permuted within a head."""
-    info, rows = llama.checkpoint.info(tensor.source), tensor.shape[0]
-    head = rows // tensor.heads if tensor.heads else 1
-    step = max(1, CHUNK // (info.length // info.shape[0] * head)) * head
-    for first in range(0, rows, step):
-        part = llama.checkpoint.read_rows(tensor.source, first, min(step, rows - first))
-        yield unpermute(part, part.shape[0] // head) if tensor.heads else part
 
 
 def _encoded(rows: "torch.Tensor", tensor: Tensor, precision: str, root: str) -> memoryview:

@@ -70,7 +70,7 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
         raise InputError(f"{where}: config.json is not a LLaMA model's ({error}); give another model") from error
     encoder = load_encoder(model, "--model")
     checkpoint = Checkpoint(model)
-    checkpoint.refuse_quantised(where)
+    checkpoint.refuse_quantised()
     encoder.require_rows(checkpoint.info(EMBEDDING).shape[0], where, "the model")
     all_places = places(numbers["layers"], heads, numbers["kv_heads"])
     wanted = tuple(place for place in all_places if place.hf == HEAD or checkpoint.info(place.hf))

@@ -7,15 +7,12 @@ Only the file with embed_tokens and lm_head is written, streaming; the others ar
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from components.extend_tokenizer.embedding_rows import new_rows
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import extended, splits, unreachable
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
@@ -32,21 +29,14 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
-    def settings_of(name: str) -> dict[str, Any]:
-        try:
-            return read_object(model, name)
-        except ValueError as error:
-            where = f"--model {model.root}: {name}"
-            raise InputError(f"{where} is no JSON object ({error}); fetch the model again") from error
-
     model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
-    settings = settings_of("config.json")
     checkpoint = Checkpoint(model)
+    settings = checkpoint.settings()
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
-    checkpoint.refuse_quantised(f"--model {model.root}", tables)
+    checkpoint.refuse_quantised(tables)
     for table in tables:
-        base.require_rows(checkpoint.info(table).shape[0], f"--model {model.root}", table)
+        base.require_rows(checkpoint.info(table).shape[0], checkpoint.where, table)
     option = "--chinese-tokenizer"
     chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
@@ -64,7 +54,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         out.add_bytes(name, content)
     special = {f"{name}_token_id": getattr(vocabulary, name) for name in ("bos", "eos", "pad")}
     out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
-    generation = settings_of("generation_config.json") if "generation_config.json" in model else {}
+    generation = checkpoint.settings("generation_config.json") if "generation_config.json" in model else {}
     out.add_json("generation_config.json", generation | special)
     _write_weights(out, checkpoint, tables, base, vocabulary, splits(base.model, extension.appended), config)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -40,12 +39,9 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")
-    try:
-        settings = read_object(model, "config.json")
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--model {model.root}: config.json is damaged ({error}); fetch the model again") from error
     checkpoint = Checkpoint(model)
-    checkpoint.refuse_quantised(f"--model {model.root}")
+    settings = checkpoint.settings()
+    checkpoint.refuse_quantised()
     adapters = [
         Adapter(artifact.require_kind("adapter", option="--adapters"), "--adapters")
         for artifact in inputs.all("adapters")

@@ -240,31 +240,17 @@ def _merge_span(
         room = work[: 3 * 4 * most].view(torch.float32).view(3, most)
         for begin, end in parts:
             tile = rows[begin:end]
-            of_model = tile if rows is before else None if before is None else before[begin:end]
-            _merge_tile(first + begin, of_model, tile, changes, room, compared)
+            old, other, product = (part[: tile.numel()].view(tile.shape) for part in room)
+            if before is not None:
+                old.copy_(before[begin:end])
+            values = old if rows is before else other.copy_(tile)
+            for change in changes:
+                change.apply(first + begin, tile, values, product)
+                if change is not changes[-1]:
+                    values = other.copy_(tile)
+            compared.compare(None if before is None else old, tile, product)
         tiles.give([work])
     return rows, compared, rooms
-
-
-def _merge_tile(
-    first: int,
-    before: torch.Tensor | None,
-    rows: torch.Tensor,
-    changes: Sequence[Change],
-    room: torch.Tensor,
-    compared: _Compared,
-) -> None:
-    """Changes `rows` where they lie; `before` are those of the model, the same memory or another. room: (3, elements
-    of rows or more), float32."""
-    old, other, product = (part[: rows.numel()].view(rows.shape) for part in room)
-    if before is not None:
-        old.copy_(before)
-    values = old if rows is before else other.copy_(rows)
-    for change in changes:
-        change.apply(first, rows, values, product)
-        if change is not changes[-1]:
-            values = other.copy_(rows)
-    compared.compare(None if before is None else old, rows, product)
 
 
 def _parts(begin: int, end: int, shape: Sequence[int], elements: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zhllama.artifacts.json_file import object_of, read_object
 from zhllama.artifacts.reader import Artifact
@@ -87,7 +87,7 @@ class Checkpoint:
         """`single`: the file to read where there is no index (an adapter's is adapter_model.safetensors)."""
         self.artifact = artifact
         self.tensors: dict[str, TensorInfo] = {}
-        where = f"{option} {artifact.root}"
+        self.where = where = f"{option} {artifact.root}"
         named: dict[str, str] = {}
         if single == SINGLE and INDEX in artifact:
             try:
@@ -107,13 +107,20 @@ class Checkpoint:
             raise InputError(f"{where}: the index names {missing[0]}, but no shard has it; fetch it again")
         self.files = files
 
+    def settings(self, name: str = "config.json") -> dict[str, Any]:
+        """A JSON file of the model; InputError when it is none."""
+        try:
+            return read_object(self.artifact, name)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.where}: {name} is no JSON object ({error}); fetch the model again") from error
+
     def info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
         return self.tensors[name]
 
-    def refuse_quantised(self, where: str, names: Iterable[str] | None = None) -> None:
-        """InputError when one of these tensors (default: all) is not of floating-point numbers; `where` begins it.
+    def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
+        """InputError when one of these tensors (default: all) is not of floating-point numbers.
 
         Integers with scales beside them, read as the numbers that they are not, would merge, export and extend without
         a complaint, to a model that is noise.
@@ -121,7 +128,7 @@ class Checkpoint:
         for name in self.tensors if names is None else names:
             if not self.info(name).dtype.startswith(("float", "bfloat")):
                 raise InputError(
-                    f"{where}: {name} is {self.info(name).dtype}, a quantised weight; give the model in float16, "
+                    f"{self.where}: {name} is {self.info(name).dtype}, a quantised weight; give the model in float16, "
                     "bfloat16 or float32"
                 )
 
