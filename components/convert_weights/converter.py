@@ -5,7 +5,8 @@ The embeddings (embed_tokens and lm_head) get a file of their own, because exten
 of training change nothing else: those stages rewrite that file and copy the others within the store.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -16,11 +17,9 @@ from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
-from zhllama.tokenizer.vocabulary import Vocabulary
+from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
-
-EMBEDDINGS_FILE = "model-embeddings.safetensors"
-
+from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SafetensorsStream, index_json
 
 FILE_LIMIT = 2 * 10**9
 """Bytes per safetensors file, embeddings apart: what changes together stays together, what fails is sent again."""
@@ -28,10 +27,10 @@ FILE_LIMIT = 2 * 10**9
 
 def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
+    import torch
+
     from components.convert_weights.meta_model import MetaModel
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-    from zhllama.tokenizer.vocabulary import load_encoder
-    from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json
 
     weights = inputs["weights"].require_kind("meta-weights", "exported", option="--weights")
     encoder = load_encoder(weights, "--weights")
@@ -43,9 +42,11 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
         )
     out.vocabulary = encoder.vocabulary(tied=False, dtype=model.dtype)
 
-    sizes = {name: _bytes(joined.dtype, joined.shape) for name, joined in model.tensors.items()}
+    elements = {name: math.prod(joined.shape) for name, joined in model.tensors.items()}
+    sizes = {name: count * getattr(torch, model.tensors[name].dtype).itemsize for name, count in elements.items()}
+    total, parameters = sum(sizes.values()), sum(elements.values())
     files = files_of(sizes)
-    with Progress("converting", sum(sizes.values())) as bar:
+    with Progress("converting", total) as bar:
         for file, names in files.items():
             declared = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}
             read = ((name, model.read(name)) for name in names)
@@ -56,30 +57,29 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
                     bar.advance(sizes[name])
                 tensors.close()
     place_of = {name: file for file, names in files.items() for name in names}
-    out.add_bytes(INDEX, index_json(place_of, sum(sizes.values())))
+    out.add_bytes(INDEX, index_json(place_of, total))
     out.add_json("config.json", hf_config(model.params, model.width, out.vocabulary, config.max_positions))
     out.add_json("generation_config.json", {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos})
     for name, content in tokenizer_files(encoder.model, config.max_positions).items():
         out.add_bytes(name, content)
 
-    parameters = sum(_elements(joined.shape) for joined in model.tensors.values())
     out.facts["parameters"] = parameters
     out.facts["shards"] = len(model.shards)
-    out.facts["summary"] = f"{parameters:,} parameters, {model.dtype}, {human(sum(sizes.values()), 'B')}"
+    out.facts["summary"] = f"{parameters:,} parameters, {model.dtype}, {human(total, 'B')}"
     return out.publish("hf-model")
 
 
 def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, list[str]]:
     """File → tensors: the embeddings apart, the rest in order, each file filled up to `limit` bytes."""
-    files: dict[str, list[str]] = {EMBEDDINGS_FILE: [name for name in sizes if name in (EMBEDDING, HEAD)]}
+    files: dict[str, list[str]] = {EMBEDDINGS_FILE: []}
     current, used = "", limit + 1
     for name, size in sizes.items():
         if name in (EMBEDDING, HEAD):
+            files[EMBEDDINGS_FILE].append(name)
             continue
         if used + size > limit:
             current, used = f"model-{len(files):05d}.safetensors", 0
-            files[current] = []
-        files[current].append(name)
+        files.setdefault(current, []).append(name)
         used += size
     return files
 
@@ -110,16 +110,3 @@ def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positi
         "dtype": vocabulary.dtype,
         "use_cache": True,
     }
-
-
-def _elements(shape: Iterable[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
-
-
-def _bytes(dtype: str, shape: Iterable[int]) -> int:
-    import torch
-
-    return _elements(shape) * int(getattr(torch, dtype).itemsize)

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.weights.meta_format import (
-    DROPPED,
-    EMBEDDING,
-    PARAMS,
-    MetaParams,
-    Place,
-    extents,
-    permute,
-    places,
-    shard_name,
-)
+from zhllama.weights.meta_format import DROPPED, EMBEDDING, PARAMS, MetaParams, Place, permute, places, shard_name
 from zhllama.weights.torch_zip import PthFile
 
 if TYPE_CHECKING:
@@ -47,63 +37,57 @@ class MetaModel:
             raise InputError(
                 f"{where}: no {PARAMS} in it; give a folder with Meta's files, or what fetch_weights wrote"
             )
-        self.params = MetaParams.from_json(weights.read(PARAMS), f"{where}/{PARAMS}")
+        self.params = params = MetaParams.from_json(weights.read(PARAMS), f"{where}/{PARAMS}")
         numbers = sorted(int(found[1]) for name in weights.names if (found := _SHARD.fullmatch(name)))
         if not numbers:
             raise InputError(f"{where}: no {shard_name(0)} in it; give a folder with Meta's files")
-        missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
-        if missing:
+        if missing := sorted(set(range(numbers[-1] + 1)) - set(numbers)):
             raise InputError(f"{where}: the shard {shard_name(missing[0])} is missing; fetch the weights again")
         self.shards = [PthFile(weights, shard_name(number)) for number in numbers]
-        self.tensors = {joined.place.hf: joined for joined in self._joined()}
-        self.vocabulary_rows = self.tensors[EMBEDDING].shape[0]
-        self.width = self.tensors["model.layers.0.mlp.gate_proj.weight"].shape[0]
-        self.dtype = self.tensors[EMBEDDING].dtype
-
-    def _joined(self) -> list[Joined]:
-        params = self.params
-        found = []
-        for place in places(params.n_layers, params.n_heads, params.kv_heads):
-            for shard in self.shards:
-                if place.meta not in shard.tensors:
-                    raise InputError(
-                        f"{shard.where}: no tensor {place.meta}, where {PARAMS} says {params.n_layers} layers; the "
-                        "files do not belong together, fetch them again"
-                    )
-            found.append(self._join(place))
-        expected = {place.place.meta for place in found}
+        self.tensors = {
+            place.hf: self._joined(place) for place in places(params.n_layers, params.n_heads, params.kv_heads)
+        }
+        expected = {joined.place.meta for joined in self.tensors.values()}
         for shard in self.shards:
-            more = sorted(name for name in set(shard.tensors) - expected if not DROPPED.search(name))
-            if more:
+            if more := sorted(name for name in set(shard.tensors) - expected if not DROPPED.search(name)):
                 raise InputError(
                     f"{shard.where}: tensor {more[0]} is none of a LLaMA model with {params.n_layers} layers; "
                     f"does {PARAMS} belong to these shards?"
                 )
-        return found
+        self.vocabulary_rows = self.tensors[EMBEDDING].shape[0]
+        self.width = self.tensors["model.layers.0.mlp.gate_proj.weight"].shape[0]
+        self.dtype = self.tensors[EMBEDDING].dtype
 
-    def _join(self, place: Place) -> Joined:
-        parts = [shard.tensors[place.meta] for shard in self.shards]
-        whole = list(parts[0].shape)
-        if place.axis is not None and len(whole) > place.axis:
-            whole[place.axis] = sum(part.shape[place.axis] for part in parts)
-        wanted = self._shape(place, whole)
-        for index, (shard, part) in enumerate(zip(self.shards, parts)):
-            shape = list(wanted)
-            if place.axis is not None and not place.uneven:
-                if shape[place.axis] % len(parts):
-                    raise InputError(
-                        f"{shard.where}: {place.meta} ({shape[place.axis]} along axis {place.axis}) cannot lie in "
-                        f"{len(parts)} equal shards; a shard is missing, or {PARAMS} belongs to other weights"
-                    )
-                shape[place.axis] = extents(shape[place.axis], len(parts))[index]
-            elif place.axis is not None and len(part.shape) == len(shape):
-                shape[place.axis] = part.shape[place.axis]
-            if part.shape != tuple(shape) or part.dtype != parts[0].dtype:
+    def _joined(self, place: Place) -> Joined:
+        for shard in self.shards:
+            if place.meta not in shard.tensors:
                 raise InputError(
-                    f"{shard.where}: tensor {place.meta} is {part.dtype} {part.shape} where {parts[0].dtype} "
-                    f"{tuple(shape)} is expected from {PARAMS} and {len(parts)} shards; fetch the weights again"
+                    f"{shard.where}: no tensor {place.meta}, where {PARAMS} says {self.params.n_layers} layers; the "
+                    "files do not belong together, fetch them again"
                 )
-        return Joined(place, parts[0].dtype, tuple(wanted))
+        parts = [shard.tensors[place.meta] for shard in self.shards]
+        axis, count, dtype = place.axis, len(parts), parts[0].dtype
+        whole = list(parts[0].shape)
+        if axis is not None:
+            whole[axis : axis + 1] = [sum(sum(part.shape[axis : axis + 1]) for part in parts)]
+        wanted = self._shape(place, whole or [0])
+        for shard, part in zip(self.shards, parts):
+            shape = list(wanted)
+            if axis is not None and place.uneven:
+                shape[axis : axis + 1] = part.shape[axis : axis + 1]
+            elif axis is not None:
+                if shape[axis] % count:
+                    raise InputError(
+                        f"{shard.where}: {place.meta} ({shape[axis]} along axis {axis}) cannot lie in {count} equal "
+                        f"shards; a shard is missing, or {PARAMS} belongs to other weights"
+                    )
+                shape[axis] //= count
+            if part.shape != tuple(shape) or part.dtype != dtype:
+                raise InputError(
+                    f"{shard.where}: tensor {place.meta} is {part.dtype} {part.shape} where {dtype} {tuple(shape)} is "
+                    f"expected from {PARAMS} and {count} shards; fetch the weights again"
+                )
+        return Joined(place, dtype, tuple(wanted))
 
     def _shape(self, place: Place, found: list[int]) -> list[int]:
         """What params.json says of a tensor. The vocabulary and the feed-forward width are the weights' own."""

@@ -1,34 +1,27 @@
-"""One model as one or several GGUF files: what is asked for, what it needs, and that the tokenizer inside is right.
+"""One model as one or several GGUF files.
 
-A file in full precision (f32, f16, bf16) goes as a stream into the store, with no local copy. A quantised one is made
-by llama.cpp from a local file in the model's own precision: room for that and for one quantised file is needed below
-TMPDIR, and is checked first. Before a weight is read, llama.cpp loads the header and encodes lines made of the
-vocabulary's own pieces; where its ids are not SentencePiece's, the manifest says for how many lines.
+f32, f16 and bf16 go as a stream into the store. A quantised file is made by llama.cpp from a local one in the model's
+own precision: room below TMPDIR is checked first. Before a weight is read, llama.cpp encodes lines made of the
+vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
 """
 
 import logging
-import random
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from components.export_model.gguf_writer import PRECISIONS, GgufModel, plan_gguf, write_gguf
-from components.export_model.llama_cpp_tools import (
-    QUANTIZATIONS,
-    SUPER_BLOCK,
-    encode,
-    quantise,
-    tensor_types,
-)
+from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, quantise
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.storage.folders import require_space
 from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.vocabulary import Encoder, mixtures
 from zhllama.weights.meta_format import TOKENIZER
 
 log = logging.getLogger("export")
@@ -36,10 +29,6 @@ log = logging.getLogger("export")
 KINDS = (*PRECISIONS, *QUANTIZATIONS)
 PROBE_LINES = 400
 _SPACES = ("", " ", "  two  spaces ", "\n\n\tindent\n", "a  b", "▁ ▁a", "\u3000全角\u00a0空格", "null \x01 and 🤗")
-
-
-def file_name(kind: str) -> str:
-    return f"model-{kind}.gguf"
 
 
 def split_kinds(value: str) -> list[str]:
@@ -54,33 +43,28 @@ def split_kinds(value: str) -> list[str]:
 def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactWriter) -> None:
     """Writes `model-<kind>.gguf` for each kind (none given: the model's own precision) and tokenizer.model."""
     plan = plan_gguf(model, name)
+    encoder = plan.llama.encoder
     kinds = list(kinds) or [plan.own_precision]
     quantised = [kind for kind in kinds if kind in QUANTIZATIONS]
     sizes = {kind: estimate(plan, kind) for kind in kinds}
-    log.info(
-        "%s parameters, %s; to write: %s",
-        f"{plan.parameters:,}",
-        plan.own_precision,
-        ", ".join(f"{kind} {human(size, 'B')}" for kind, size in sizes.items()),
-    )
+    listed = ", ".join(f"{kind} {human(size, 'B')}" for kind, size in sizes.items())
+    log.info("%s parameters, %s; to write: %s", f"{plan.parameters:,}", plan.own_precision, listed)
     require_space(out.root, sum(sizes.values()), "--store")
     differing = tokens_differing(plan)
     if differing:
         log.warning("llama.cpp encodes %d of %d probe lines otherwise than SentencePiece", differing, PROBE_LINES)
     files: dict[str, Any] = {}
-    for kind in kinds:
-        if kind in PRECISIONS:
-            with out.writer(file_name(kind)) as stream:
-                write_gguf(plan, kind, stream)
-            files[kind] = {"bytes": stream.size}
+    for kind in filter(PRECISIONS.get, kinds):
+        with out.writer(f"model-{kind}.gguf") as stream:
+            write_gguf(plan, kind, stream)
+        files[kind] = {"bytes": stream.size}
     if quantised:
         files |= _quantised(plan, quantised, out)
-    out.add_bytes(TOKENIZER, plan.encoder.model)
+    out.add_bytes(TOKENIZER, encoder.model)
     for entry in files.values():
         entry["bits_per_weight"] = round(8 * entry["bytes"] / plan.parameters, 3)
 
-    given = model.manifest.vocabulary
-    vocabulary = given or plan.encoder.vocabulary(dtype=plan.own_precision)
+    vocabulary = model.manifest.vocabulary or encoder.vocabulary(dtype=plan.own_precision)
     out.vocabulary = replace(vocabulary, padding_multiple=1)
     out.facts |= {"parameters": plan.parameters, "files": files, "tokenizer_lines_differing": differing}
     out.facts["summary"] = "GGUF, " + ", ".join(f"{kind} {human(entry['bytes'], 'B')}" for kind, entry in files.items())
@@ -96,47 +80,40 @@ def estimate(plan: GgufModel, kind: str) -> int:
 
 def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> dict[str, Any]:
     """Each quantised file, through one local file in the model's own precision."""
+    from gguf import GGUFReader
+
     need = plan.nbytes(plan.own_precision) + max(estimate(plan, kind) for kind in kinds)
     require_space(tempfile.gettempdir(), need, "TMPDIR, where llama.cpp quantises,")
     odd = sorted({tensor.name for tensor in plan.tensors if len(tensor.shape) > 1 and tensor.shape[1] % SUPER_BLOCK})
     if odd and any("_k" in kind for kind in kinds):
-        log.warning(
-            "%d tensors have rows that %d does not divide (%s): llama.cpp takes other types there",
-            len(odd),
-            SUPER_BLOCK,
-            odd[0],
-        )
+        said = "%d tensors have rows that %d does not divide (%s): llama.cpp takes other types there"
+        log.warning(said, len(odd), SUPER_BLOCK, odd[0])
     files: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         source = Path(folder, "source.gguf")
         with open(source, "wb") as stream:
             write_gguf(plan, plan.own_precision, stream)
         for kind in kinds:
-            target = Path(folder, file_name(kind))
+            target = Path(folder, f"model-{kind}.gguf")
             quantise(source, target, kind)
             out.add_file(target.name, target)
-            files[kind] = {"bytes": target.stat().st_size, "tensors": tensor_types(target)}
+            types = Counter(tensor.tensor_type.name for tensor in GGUFReader(target).tensors)
+            files[kind] = {"bytes": target.stat().st_size, "tensors": dict(sorted(types.items()))}
             target.unlink()
     return files
 
 
-# --- the tokenizer inside ---------------------------------------------------------------------------------------------
-
-
 def tokens_differing(plan: GgufModel) -> int:
     """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids."""
+    encoder = plan.llama.encoder
+    lines = probe_lines(encoder)
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         path = Path(folder, "vocabulary.gguf")
         path.write_bytes(plan.header("f32", tensors=False))
-        lines = probe_lines(plan.encoder)
-        found = encode(path, lines)
-    wanted = plan.encoder.encode_batch(lines)
-    return sum(ids != [plan.encoder.bos, *right] for ids, right in zip(found, wanted, strict=True))
+        return encoder.differing(lines, encode(path, lines))
 
 
 def probe_lines(encoder: Encoder) -> list[str]:
     """Seeded mixtures of the vocabulary's own pieces, where a wrong score or a tie shows, and odd white space."""
-    chance = random.Random(0)
     pieces = [piece.piece for piece in parse_model(encoder.model).pieces if piece.type == NORMAL]
-    made = ["".join(chance.choices(pieces, k=12)).replace("▁", " ") for _ in range(PROBE_LINES - len(_SPACES))]
-    return [*_SPACES, *made]
+    return [*_SPACES, *mixtures(pieces, PROBE_LINES - len(_SPACES), seed=0)]

@@ -1,19 +1,17 @@
 """What llama.cpp itself has to do: quantise a GGUF, and encode with the tokenizer inside one.
 
-The mixture of a k-quant (which tensor gets how many bits) is llama.cpp's own and changes with it, so its quantiser
-does the work, through llama-cpp-python. It reads and writes local files and cannot be interrupted, so it runs as a
-program of its own (`python -m components.export_model.llama_cpp_tools SOURCE TARGET TYPE`), which ends when we do.
+Which tensor gets how many bits is llama.cpp's own and changes with it. Its quantiser reads and writes local files and
+cannot be interrupted, so it runs as a program of its own (`python -m components.export_model.llama_cpp_tools SOURCE
+TARGET TYPE`), which ends when we do.
 """
 
-import importlib.metadata
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zhllama.errors import InputError, StorageFault
+from zhllama.errors import StorageFault
 from zhllama.stage.child_processes import die_with_parent
 
 QUANTIZATIONS = {
@@ -25,17 +23,6 @@ SUPER_BLOCK = 256
 """Weights of a row that a k-quant packs together; where it does not divide a row, llama.cpp takes another type."""
 
 
-def llama_cpp_version() -> str:
-    """The version of llama-cpp-python; InputError where it is not installed."""
-    try:
-        return importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(
-            "--format gguf: the package llama-cpp-python is not installed; install zhllama[gguf], with a C++ compiler "
-            "at hand"
-        ) from error
-
-
 def quantise(source: Path, target: Path, kind: str) -> None:
     """Writes `target`, the GGUF `source` quantised. StorageFault with llama.cpp's last words when it fails."""
     command = [sys.executable, "-m", "components.export_model.llama_cpp_tools", str(source), str(target), kind]
@@ -43,22 +30,6 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     if ended.returncode:
         said = [line for line in ended.stderr.splitlines() if line.strip()][-3:]
         raise StorageFault(f"llama.cpp could not quantise to {kind} (exit {ended.returncode}): {' '.join(said)}")
-
-
-def _quantise(source: str, target: str, kind: str) -> int:
-    import llama_cpp
-    from gguf import LlamaFileType
-
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.ftype = LlamaFileType[f"MOSTLY_{kind.upper()}"]
-    return int(llama_cpp.llama_model_quantize(source.encode(), target.encode(), settings))
-
-
-def tensor_types(path: Path) -> dict[str, int]:
-    """Type of llama.cpp → number of tensors of a GGUF that have it."""
-    from gguf import GGUFReader
-
-    return dict(sorted(Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors).items()))
 
 
 def encode(path: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -78,4 +49,9 @@ def load(path: Path, **settings: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(_quantise(*sys.argv[1:]))
+    import llama_cpp
+    from gguf import LlamaFileType
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = LlamaFileType[f"MOSTLY_{sys.argv[3].upper()}"]
+    sys.exit(int(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), settings)))

@@ -1,5 +1,6 @@
 """The options of export_model."""
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,6 +41,12 @@ class ExportModel(StageOptions):
 
     def more_inputs(self) -> dict[str, Input]:
         """llama.cpp decides what a GGUF holds: another version's is another work."""
-        from components.export_model.llama_cpp_tools import llama_cpp_version
-
-        return {"llama.cpp": Input("llama-cpp-python", llama_cpp_version())} if self.format == "gguf" else {}
+        if self.format != "gguf":
+            return {}
+        try:
+            return {"llama.cpp": Input("llama-cpp-python", importlib.metadata.version("llama-cpp-python"))}
+        except importlib.metadata.PackageNotFoundError as error:
+            raise InputError(
+                "--format gguf: the package llama-cpp-python is not installed; install zhllama[gguf], with a C++ "
+                "compiler at hand"
+            ) from error

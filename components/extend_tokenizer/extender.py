@@ -1,33 +1,26 @@
 """LLaMA's vocabulary and model, extended: new pieces, new rows, everything else as it was.
 
 Only the file with embed_tokens and lm_head is written, streaming; the others are copied, server-side within a store.
-32,000 → 49,954 pieces × 4096: two tables of 409 MB in a few seconds, one old table in memory. transformers'
-resize_token_embeddings took 220 s at a quarter of that width.
+32,000 → 49,954 pieces × 4096 take seconds and one old table of memory; resize_token_embeddings took minutes.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
 
 from components.extend_tokenizer.embedding_rows import new_rows
 from components.extend_tokenizer.options import ExtendTokenizer
-from components.extend_tokenizer.parity import differing, probe
 from components.extend_tokenizer.pieces import extended, splits, unreachable
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder, tokenizer_model_in
+from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
 from zhllama.weights.meta_format import EMBEDDING, HEAD
-
-EMBEDDINGS_FILE = "model-embeddings.safetensors"
-
+from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
 
 REST_FILE = "model-00000.safetensors"
 """What a single-file model keeps beside its embeddings."""
-
-
 SHOWN = 20
 """Pieces that the manifest shows of those it counts."""
 
@@ -35,22 +28,15 @@ SHOWN = 20
 def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-    from zhllama.weights.quantised import refuse_quantised
-    from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
-    settings = _json(model, "config.json")
     checkpoint = Checkpoint(model)
+    settings = checkpoint.settings()
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
-    refuse_quantised(checkpoint, f"--model {model.root}", tables)
+    checkpoint.refuse_quantised(tables)
     for table in tables:
-        rows = checkpoint.info(table).shape[0]
-        if rows < base.size:
-            raise InputError(
-                f"--model {model.root}: {table} has {rows} rows and tokenizer.model {base.size} pieces; give the "
-                "tokenizer that belongs to this model"
-            )
+        base.require_rows(checkpoint.info(table).shape[0], checkpoint.where, table)
     option = "--chinese-tokenizer"
     chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
@@ -66,7 +52,10 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048))
     for name, content in files.items():
         out.add_bytes(name, content)
-    _write_settings(out, model, settings, vocabulary)
+    special = {f"{name}_token_id": getattr(vocabulary, name) for name in ("bos", "eos", "pad")}
+    out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
+    generation = checkpoint.settings("generation_config.json") if "generation_config.json" in model else {}
+    out.add_json("generation_config.json", generation | special)
     _write_weights(out, checkpoint, tables, base, vocabulary, splits(base.model, extension.appended), config)
 
     lines = probe(extension.appended, config.seed)
@@ -81,39 +70,36 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         "unreachable": unreachable(extension),
         "parity": {"lines": len(lines), "differ": differ},
     }
-    out.facts["summary"] = f"{base.size:,} → {encoder.size:,} pieces"
-    if extension.completing:
-        out.facts["summary"] += f", {len(extension.completing)} of them so that merges reach others"
-    if extension.dropped:
-        out.facts["summary"] += f", {len(extension.dropped)} dropped that merges cannot reach"
-    if vocabulary.rows > encoder.size:
-        out.facts["summary"] += f" in {vocabulary.rows:,} rows"
-    if differ:
-        out.facts["summary"] += f", fast tokenizer differs on {differ} of {len(lines)} probe lines"
+    said = [
+        (extension.completing, f", {len(extension.completing)} of them so that merges reach others"),
+        (extension.dropped, f", {len(extension.dropped)} dropped that merges cannot reach"),
+        (vocabulary.rows > encoder.size, f" in {vocabulary.rows:,} rows"),
+        (differ, f", fast tokenizer differs on {differ} of {len(lines)} probe lines"),
+    ]
+    more = "".join(text for holds, text in said if holds)
+    out.facts["summary"] = f"{base.size:,} → {encoder.size:,} pieces{more}"
     return out.publish("hf-model")
 
 
-def _json(model: Artifact, name: str) -> dict[str, Any]:
-    try:
-        return read_object(model, name)
-    except ValueError as error:
-        raise InputError(f"--model {model.root}: {name} is no JSON object ({error}); fetch the model again") from error
+def probe(appended: Sequence[str], seed: int) -> list[str]:
+    """Of the parity: probe.txt (Chinese, English, code, white space, emoji, rare scripts), and lines made of the
+    appended pieces, where ties would show."""
+    lines = Path(__file__).with_name("probe.txt").read_text("utf-8").split("\n")
+    pieces = [piece for piece in appended if piece != PAD_PIECE]
+    return lines + (mixtures(pieces, 400, seed) if pieces else [])
 
 
-def _write_settings(out: ArtifactWriter, model: Artifact, settings: dict[str, Any], vocabulary: Vocabulary) -> None:
-    special = {
-        "bos_token_id": vocabulary.bos,
-        "eos_token_id": vocabulary.eos,
-        "pad_token_id": vocabulary.pad,
-    }
-    out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
-    generation = _json(model, "generation_config.json") if "generation_config.json" in model else {}
-    out.add_json("generation_config.json", generation | special)
+def differing(files: dict[str, bytes], encoder: Encoder, lines: Sequence[str]) -> int:
+    """How many lines the fast tokenizer of `files` encodes otherwise than BOS and SentencePiece's ids: none of them
+    with distinct scores, many with zero scores."""
+    from zhllama.tokenizer.fast_tokenizer import load_fast
+
+    return encoder.differing(lines, (found.ids for found in load_fast(files).encode_batch(list(lines))))
 
 
 def _write_weights(
     out: ArtifactWriter,
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     tables: list[str],
     base: Encoder,
     vocabulary: Vocabulary,
@@ -123,28 +109,22 @@ def _write_weights(
     """The embeddings with their new rows into a file of their own; every other tensor as it is; the index."""
     import torch
 
-    from zhllama.weights.safetensors_io import INDEX, SINGLE, SafetensorsStream, index_json
-
     generator = torch.Generator().manual_seed(config.seed)
     infos = {name: checkpoint.info(name) for name in tables}
     declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in infos.items()}
     filling: list[list[int]] = [[]] * (vocabulary.rows - vocabulary.size)
-    total = sum(info.length for info in checkpoint.tensors.values())
-    place_of: dict[str, str] = {}
+    place_of = dict.fromkeys(tables, EMBEDDINGS_FILE)
     written = 0
-    with Progress("extending", total) as bar:
+    with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
         with out.writer(EMBEDDINGS_FILE) as stream:
             tensors = SafetensorsStream(stream, declared)
             for name in tables:
                 old = checkpoint.read_rows(name, 0, base.size)
-                tensors.write(name, old)
-                for rows in new_rows(old, new, config.init, generator):
-                    tensors.write(name, rows)
                 # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
-                for rows in new_rows(old, filling, "mean", generator):
+                unused = new_rows(old, filling, "mean", generator)
+                for rows in chain([old], new_rows(old, new, config.init, generator), unused):
                     tensors.write(name, rows)
-                place_of[name] = EMBEDDINGS_FILE
-                written += vocabulary.rows * old.shape[1] * old.element_size()
+                written += vocabulary.rows * old[0].nbytes
                 bar.advance(infos[name].length)
             tensors.close()
         for file in checkpoint.files:

@@ -1,20 +1,13 @@
 """Which pieces are appended to LLaMA's vocabulary, and with which scores.
 
-The recipe's rule (`scores="zero"`, `pieces="all"`): in the Chinese model's order, append each piece whose text is
-absent, score 0, type unset; then `[PAD]` likewise. Nothing that is there moves, settings included.
+The recipe's rule (`zero`, `all`): each absent piece in the Chinese model's order, score 0, then `[PAD]`; settings stay.
+The defaults depart from it. Scores are one apart, below the lowest ordinary piece (LLaMA's white space at −1e9 is none:
+float32 has steps of 64 there), because engines break ties each their own way. Only pieces that no English text can hold
+are appended: others changed the ids of 113 to 327 of 3,000 English lines. Of those, ones with a character that has no
+piece stay away (`tokenizers` takes it apart into bytes), and ones with two spaces (LLaMA's own, which tie).
 
-Two departures are the defaults. Scores are distinct, one apart, below the lowest ordinary piece, because equal scores
-make merges tie and every engine breaks ties its own way; LLaMA's white-space pieces at −1e9 are no ordinary ones:
-float32 has steps of 64 there, and all would tie again. And only pieces that no English text can contain are appended (a
-Han character or full-width punctuation in them): others changed the ids of 113 to 327 of 3,000 English lines. Of those
-in turn the ones that hold a character without a piece of its own (“好 where “ is left out) stay away: SentencePiece
-merges such a character, `tokenizers` has taken it apart into bytes by then. So do those with two spaces in a row: what
-they grow from are LLaMA's own white-space pieces, which tie.
-
-A unigram model's pieces need not be the sum of two others, and merges then cannot make them (笔|记|本 without 笔记: 143
-of 6,020 pieces of a model trained on reviews, which 144 more complete). An intermediate is appended after all others,
-with a lower score, and grows from the first Chinese part outwards, so that it is Chinese too. Under the recipe's zero
-scores nothing is put in, and what cannot be made is counted.
+A unigram model's pieces need not be the sum of two others (笔|记|本 without 笔记: 143 of 6,020). The intermediates are
+appended after all others and grow from the first Chinese part outwards. Under zero scores they are only counted.
 """
 
 import re
@@ -24,10 +17,9 @@ from typing import Any
 
 from components.extend_tokenizer.options import Pieces, Scores
 from zhllama.errors import InputError
-from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
+from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
 
-CONTROL = 3
 SPACE = "▁"
 
 _CHINESE = re.compile(
@@ -42,11 +34,6 @@ _CHINESE = re.compile(
 def is_chinese(piece: str) -> bool:
     """Whether a piece holds a Han character or full-width punctuation, so that no English text contains it."""
     return _CHINESE.search(piece) is not None
-
-
-def _told_apart(piece: str) -> bool:
-    """Whether a piece is Chinese, and no merge on the way to it ties with one of LLaMA's white space."""
-    return is_chinese(piece) and SPACE * 2 not in piece
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,12 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
     for name, model in chinese:
         before = len(appended)
         given = [piece.piece for piece in parse_model(model, name).pieces]
-        wanted = set(given) if pieces == "all" else _spelt(filter(_told_apart, given), there)
+        wanted = set(given)
+        if pieces == "han":
+            # with two spaces, a merge on the way ties with one of LLaMA's white space
+            wanted = {piece for piece in given if is_chinese(piece) and SPACE * 2 not in piece}
+            letters = {piece for piece in wanted | there if len(piece) == 1}
+            wanted = {piece for piece in wanted if letters.issuperset(piece)}
         for piece in given:
             if piece in there:
                 present += 1
@@ -91,11 +83,10 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
     completing, dropped = ([], []) if scores == "zero" else _completed(base, appended)
     _append(proto, appended, scores)
     if pad and PAD_PIECE not in there:
-        if scores == "zero":
-            proto.pieces.add(piece=PAD_PIECE, score=0.0)
-        else:
-            # a control piece: no text is ever encoded to it
-            proto.pieces.add(piece=PAD_PIECE, score=_lowest_ordinary(proto) - 1, type=CONTROL)
+        _append(proto, [PAD_PIECE], scores)
+        if scores == "distinct":
+            # no text is ever encoded to it
+            proto.pieces[-1].type = CONTROL
         appended.append(PAD_PIECE)
     if not appended:
         raise InputError(
@@ -105,7 +96,8 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
 
 
 def _append(proto: Any, texts: Iterable[str], scores: Scores) -> None:
-    lowest = _lowest_ordinary(proto)
+    """With distinct scores, below the lowest of the pieces that merges make of text, white space apart."""
+    lowest = min(piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece.strip(SPACE))
     for index, text in enumerate(texts):
         proto.pieces.add(piece=text, score=0.0 if scores == "zero" else lowest - 1 - index)
 
@@ -122,12 +114,7 @@ def _completed(base: bytes, appended: list[str]) -> tuple[list[str], list[str]]:
     dropped: list[str] = []
     while missed := _missed(base, appended):
         have = set(appended)
-        new = []
-        for parts in missed.values():
-            for text in _steps(parts):
-                if text not in have:
-                    new.append(text)
-                    have.add(text)
+        new = list(dict.fromkeys(text for parts in missed.values() for text in _steps(parts) if text not in have))
         if not new:
             dropped += missed
             appended[:] = [text for text in appended if text not in missed]
@@ -152,18 +139,6 @@ def _steps(parts: list[str]) -> list[str]:
     right = ["".join(parts[start:end]) for end in range(start + 2, len(parts) + 1)]
     left = ["".join(parts[begin:]) for begin in range(start - 1, 0, -1)]
     return [text for text in right + left if text != "".join(parts)]
-
-
-def _spelt(pieces: Iterable[str], there: set[str]) -> set[str]:
-    """The pieces each of whose characters has a piece, among themselves or among those that are there."""
-    chosen = set(pieces)
-    letters = {piece for piece in chosen | there if len(piece) == 1}
-    return {piece for piece in chosen if letters.issuperset(piece)}
-
-
-def _lowest_ordinary(proto: Any) -> float:
-    """The lowest score of the pieces that merges make of text, white space apart."""
-    return float(min(piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece.strip(SPACE)))
 
 
 def splits(model: bytes, pieces: Iterable[str]) -> list[list[int]]:

@@ -1,14 +1,13 @@
-"""The stage: fetch what the plan (plan.py) names, check it, publish it. The copying itself is in transfer.py.
+"""The stage: fetch what the plan names, check it, publish it.
 
-What is missing is found before the first weight is copied; a file whose sum is not the wanted one stops everything, and
-nothing is published. A pickle (.pth, .bin) is never opened here.
+What is missing is found before the first weight is copied; a file whose sum is wrong stops everything, and nothing is
+published. A pickle (.pth, .bin) is never opened here.
 """
 
 import logging
 
-from components.fetch_weights.layout import CONFIG
 from components.fetch_weights.options import FetchWeights
-from components.fetch_weights.plan import Plan, make_plan
+from components.fetch_weights.plan import CONFIG, Plan, make_plan
 from components.fetch_weights.sources import read
 from components.fetch_weights.transfer import Sums, transfer
 from zhllama.artifacts.json_file import object_of
@@ -40,39 +39,34 @@ def fetch_weights(config: FetchWeights, inputs: Inputs, out: ArtifactWriter) -> 
     total = sum(file.size for file in out.files)
     verified = len(plan.items) - len(unknown)
     out.facts["summary"] = f"{len(plan.items)} files, {human(total, 'B')}, {verified} verified"
-    return out.publish(plan.layout.kind)
+    return out.publish(plan.kind)
 
 
 def _vocabulary(plan: Plan) -> Vocabulary | None:
     """The contract of the tokenizer that comes along; small files only. InputError when it does not fit the model."""
-    small = {item.name: item for item in plan.items}
+    items = {item.name: item for item in plan.items}
 
     def content(name: str) -> bytes:
-        item = small[name]
-        found = read(item.source, name)
-        sums = Sums(item.md5 is not None)
-        sums.add(found, [])
-        sums.check(item)
+        found = read(items[name].source, name)
+        sums = Sums(items[name])
+        sums.add(found)
+        sums.check()
         return found
 
     where = f"--source {plan.source.address}"
-    if plan.layout.kind == "meta-weights":
+    if plan.kind == "meta-weights":
         MetaParams.from_json(content(PARAMS), f"{where}/{PARAMS}")
-    if TOKENIZER not in small:
+    if TOKENIZER not in items:
         return None
     encoder = Encoder(content(TOKENIZER), f"{where}/{TOKENIZER}")
-    if plan.layout.kind != "hf-model":
+    if plan.kind != "hf-model":
         return encoder.vocabulary()
     try:
         settings = object_of(content(CONFIG))
         rows = int(settings["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}/{CONFIG}: no configuration of a model ({error}); fetch another copy") from error
-    if rows < encoder.size:
-        raise InputError(
-            f"{where}: {TOKENIZER} has {encoder.size} pieces and {CONFIG} says {rows} rows; give model and tokenizer "
-            "that belong together"
-        )
+    encoder.require_rows(rows, where, f"{CONFIG} says")
     return encoder.vocabulary(
         padding_multiple=padding_multiple(encoder.size, rows),
         tied=bool(settings.get("tie_word_embeddings", False)),

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from components.fetch_weights.layout import canonical_size
-from components.fetch_weights.plan import make_plan
+from components.fetch_weights.plan import canonical_size, make_plan
 from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
 from zhllama.stage.options import NotKeyed, StageOptions
@@ -33,5 +32,8 @@ class FetchWeights(StageOptions):
 
     def more_inputs(self) -> dict[str, Input]:
         plan = make_plan(self.source, self.size, self.expect)
-        listed = [[item.name, item.found.size, item.found.tag, item.sha256, item.md5] for item in plan.items]
+        listed: list[list[str | int | None]] = []
+        for item in plan.items:
+            sums = [item.sums[kind][0] if kind in item.sums else None for kind in ("sha256", "md5")]
+            listed.append([item.name, item.found.size, item.found.tag, *sums])
         return {"source": Input(plan.source.address, digest_of(listed))}

@@ -1,36 +1,42 @@
-"""What is fetched, and which sums it must have: known before the first weight is copied.
+"""What is fetched and which sums it must have, decided from names and small files before the first weight is copied.
 
 Which SHA-256 counts: `--expect` before all; then the table of Meta's weights and of the published adapters; then a
-sha256sums.txt beside the files; then what the Hugging Face hub says. Meta's checklist.chk (MD5), where the source has
-it, must agree as well, unless `--expect` has said what counts. Without any sum, a file is taken as it is, and the log
-says so.
+sha256sums.txt beside the files; then what the hub says. Meta's checklist.chk (MD5), where there is one, must agree as
+well, unless `--expect` has said what counts. Without any sum, a file is taken as it is, and the log says so.
 """
 
-from collections.abc import Collection, Mapping
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from components.fetch_weights.layout import (
-    Layout,
-    canonical_size,
-    likely_names,
-    model_folder,
-    recognised_size,
-    size_folders,
-    survey,
-)
-from components.fetch_weights.sources import Found, HubSource, Source, open_source, read
+from components.fetch_weights.sources import HubSource, Source, open_source, read
 from components.fetch_weights.sums import CHECKLISTS, SUMS, of_folder, parse_sums, read_expected, table
 from components.fetch_weights.transfer import Item
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
-from zhllama.weights.meta_format import TOKENIZER
+from zhllama.weights.meta_format import PARAMS, TOKENIZER, shard_name
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_TOKENIZER_FILES = (
+    TOKENIZER, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
+)  # fmt: skip
 _WEIGHTS = (".pth", ".bin", ".safetensors")
+_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
+_MOST_SHARDS = 64
 
 
 @dataclass(frozen=True)
 class Plan:
     source: Source
-    layout: Layout
+    kind: str
+    """Of the artifact."""
     size: str
     items: tuple[Item, ...]
 
@@ -38,32 +44,159 @@ class Plan:
 def make_plan(address: str, size: str, expect: str) -> Plan:
     """What will be fetched and checked. InputError when something is missing; no weight has been read then."""
     size = canonical_size(size)
-    source = model_folder(open_source(address), size)
-    size = size or recognised_size(source)
-    names = source.names(likely_names(source, size))
+    source = _model_folder(open_source(address), size)
+    size = size or _recognised_size(source)
+    names = source.names(_likely_names(source, size))
     expected: dict[str, str] = {}
-    if expect:
-        expected = of_folder(parse_sums(read_expected(expect), f"--expect {expect}"), size_folders(size))
     beside: dict[str, str] = {}
-    if SUMS in names and not expect:
-        beside = _sums_of(source, SUMS, size)
-    checklists = {} if expect else _checklists(source, names, size)
-    layout = survey(source, size, names, [*expected, *beside, *checklists])
+    checklists: dict[str, tuple[str, str]] = {}
+    if expect:
+        expected = of_folder(parse_sums(read_expected(expect), f"--expect {expect}"), _size_folders(size))
+    else:
+        beside = _sums_of(source, SUMS, size) if SUMS in names else {}
+        checklists = _checklists(source, names, size)
+    kind, wanted = _survey(source, size, names, [*expected, *beside, *checklists])
+    published: Mapping[str, str] = {}
+    if kind == "meta-weights":
+        published = table()["meta"].get(size, {})
+    elif kind == "adapter":
+        # the repositories' names are known, also as the last two parts of a mirror's address
+        name = source.repository if isinstance(source, HubSource) else "/".join(source.address.split("/")[-2:])
+        published = table()["adapters"].get(name, {})
     items = []
-    for name in layout.names:
-        holder = source.above() if name in layout.outside else source
-        found = holder.stat(name) if holder is not None else None
+    for name in wanted:
+        holder = source if name in names else source.above()
+        found = holder.stat(name) if holder else None
         if holder is None or found is None:
             raise InputError(f"--source {source.address}: {name} is gone; complete the source")
-        sha256, by = _wanted(expect, layout, size, source, found, expected, beside)
-        md5, checklist = checklists.get(name, (None, ""))
-        items.append(Item(holder, found, sha256, by, md5, checklist))
-    return Plan(source, layout, size, tuple(items))
+        if expect and name not in expected and name.endswith(_WEIGHTS):
+            raise InputError(f"--expect {expect}: no line for {name}; add it, or leave --expect out")
+        said = [(published, "the published table"), (beside, SUMS), ({name: found.sha256}, "the hub")]
+        said = [(expected, "--expect")] if expect else said
+        sha256 = [(digest, by) for known, by in said if (digest := known.get(name))]
+        sums = {"sha256": sha256[0]} if sha256 else {}
+        if name in checklists:
+            sums["md5"] = checklists[name]
+        items.append(Item(holder, found, sums))
+    return Plan(source, kind, size, tuple(items))
+
+
+def canonical_size(size: str) -> str:
+    """`13B` → `13b`, `33b` → `30b` (one model, two names); other names in lower case. InputError for no name."""
+    name = size.lower()
+    if name and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise InputError(f"--size {size}: not a name; give 7b, 13b, 30b (or 33b), 65b, or a name of your own")
+    return "30b" if name == "33b" else name
+
+
+def _size_folders(size: str) -> tuple[str, ...]:
+    """The folders that a size's files may lie in, below a folder of several sizes."""
+    names = ("30B", "30b", "33B", "33b") if size == "30b" else (size.upper(), size)
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def _model_folder(source: Source, size: str) -> Source:
+    """The source itself, or the folder of the size in it (`13B/`) when that is where the model lies."""
+    for folder in ("", *_size_folders(size)):
+        place = source.below(folder) if folder else source
+        if any(place.stat(name) for name in (PARAMS, CONFIG, ADAPTER_CONFIG)):
+            return place
+    return source
+
+
+def _recognised_size(source: Source) -> str:
+    """The published size whose params.json lies in the source; "" when it is none of them."""
+    if source.stat(PARAMS) is None:
+        return ""
+    digest = hashlib.sha256(read(source, PARAMS)).hexdigest()
+    return next((size for size, files in table()["meta"].items() if files[PARAMS] == digest), "")
+
+
+def _shard_count(size: str) -> int | None:
+    """Shards of a published LLaMA; None for a size that the table does not know."""
+    return sum(map(bool, map(_SHARD.fullmatch, table()["meta"].get(size, ())))) or None
+
+
+def _likely_names(source: Source, size: str) -> Iterator[str]:
+    """Names to ask for where there is no listing. Lazy: what is asked for depends on what was found."""
+    yield from (SUMS, *CHECKLISTS, CONFIG, GENERATION, PARAMS, ADAPTER_CONFIG, *ADAPTER_WEIGHTS, SINGLE)
+    yield from _TOKENIZER_FILES
+    if source.stat(INDEX) is not None:
+        yield INDEX
+        yield from _indexed_shards(source)
+    count = _shard_count(size)
+    for number in range(count or _MOST_SHARDS):
+        if count is None and number and source.stat(shard_name(number)) is None:
+            break
+        yield shard_name(number)
+
+
+def _indexed_shards(source: Source) -> list[str]:
+    try:
+        return sorted(set(object_of(read(source, INDEX))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        where = f"--source {source.address}/{INDEX}"
+        raise InputError(f"{where}: no index of safetensors ({error}); fetch another copy") from error
+
+
+def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> tuple[str, list[str]]:
+    """The kind of artifact, and its files. `listed`: those of files of sums. InputError for what is missing."""
+    where = f"--source {source.address}"
+
+    def among(*wanted: str) -> list[str]:
+        return [name for name in wanted if name in names]
+
+    if ADAPTER_CONFIG in names:
+        weights = among(*ADAPTER_WEIGHTS)[:1]
+        if not weights:
+            raise InputError(f"{where}: {ADAPTER_CONFIG} is there, but neither {' nor '.join(ADAPTER_WEIGHTS)}")
+        return "adapter", [ADAPTER_CONFIG, *weights, *among(*_TOKENIZER_FILES)]
+    if PARAMS in names or any(map(_SHARD.fullmatch, names)):
+        return "meta-weights", _meta(source, size, names, listed)
+    if CONFIG not in names:
+        raise InputError(
+            f"{where}: neither Meta's files ({PARAMS}), nor a Hugging Face model ({CONFIG}), nor an adapter "
+            f"({ADAPTER_CONFIG}) is there; give the folder that holds them"
+        )
+    if INDEX in names:
+        weights = [INDEX, *_indexed_shards(source)]
+        if missing := [name for name in weights if name not in names]:
+            raise InputError(f"{where}: {', '.join(missing)} named by {INDEX}, but missing; complete the source")
+    elif SINGLE in names:
+        weights = [SINGLE]
+    else:
+        pickled = any(name.endswith(".bin") for name in names)
+        mend = "; weights in .bin files are not taken, save the model as safetensors" if pickled else ""
+        raise InputError(f"{where}: {CONFIG} is there, but no {SINGLE} and no {INDEX}{mend}")
+    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *weights]
+
+
+def _meta(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> list[str]:
+    """Meta's files; the tokenizer may lie in the folder above."""
+
+    def greatest(names: Iterable[str]) -> int:
+        return max((int(found[1]) for name in names if (found := _SHARD.fullmatch(name))), default=-1)
+
+    where = f"--source {source.address}"
+    known, there = _shard_count(size), greatest(names)
+    if known and there >= known:
+        raise InputError(f"{where}: {there + 1} shards are there and {size} has {known}; correct --size or --source")
+    count = known or max(there, greatest(listed), 0) + 1
+    wanted = [PARAMS, *map(shard_name, range(count)), TOKENIZER]
+    missing = [name for name in wanted if name not in names]
+    if TOKENIZER in missing and (above := source.above()) and above.stat(TOKENIZER):
+        missing.remove(TOKENIZER)
+    if missing:
+        raise InputError(
+            f"{where}: {', '.join(missing)} missing; {size or 'it'} has {count} shard{'s' if count > 1 else ''}, "
+            f"{PARAMS} and {TOKENIZER}; complete the source"
+        )
+    return wanted
 
 
 def _sums_of(source: Source, name: str, size: str, kind: str = "sha256") -> dict[str, str]:
     """The lines of a file of sums in the source, for the files of this size."""
-    return of_folder(parse_sums(read(source, name), f"--source {source.address}/{name}", kind), size_folders(size))
+    return of_folder(parse_sums(read(source, name), f"--source {source.address}/{name}", kind), _size_folders(size))
 
 
 def _checklists(source: Source, names: Collection[str], size: str) -> dict[str, tuple[str, str]]:
@@ -73,33 +206,6 @@ def _checklists(source: Source, names: Collection[str], size: str) -> dict[str, 
         holder: Source | None = source
         if name not in names:
             holder = source.above() if TOKENIZER not in names and name == CHECKLISTS[1] else None
-        if holder is not None and (holder is source or holder.stat(name) is not None):
+        if holder and holder.stat(name):
             found |= {file: (md5, name) for file, md5 in _sums_of(holder, name, size, "md5").items()}
     return found
-
-
-def _wanted(
-    expect: str,
-    layout: Layout,
-    size: str,
-    source: Source,
-    found: Found,
-    expected: Mapping[str, str],
-    beside: Mapping[str, str],
-) -> tuple[str | None, str]:
-    if expect:
-        if found.name not in expected and found.name.endswith(_WEIGHTS):
-            raise InputError(f"--expect {expect}: no line for {found.name}; add it, or leave --expect out")
-        return expected.get(found.name), "--expect"
-    published: Mapping[str, str] = {}
-    if layout.kind == "meta-weights":
-        published = table()["meta"].get(size, {})
-    elif layout.kind == "adapter":
-        # the repositories' names are known, also as the last two parts of a mirror's address
-        name = source.repository if isinstance(source, HubSource) else "/".join(source.address.split("/")[-2:])
-        published = table()["adapters"].get(name, {})
-    if found.name in published:
-        return published[found.name], "the published table"
-    if found.name in beside:
-        return beside[found.name], SUMS
-    return found.sha256, "the hub"

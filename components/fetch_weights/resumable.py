@@ -1,32 +1,15 @@
 """A file written by parts, in any order and from several threads, that goes on where a killed writer stopped.
 
-For bytes that are dear to have again (a download of hours). The parts that an earlier writer of the same place left are
-found and need not be put again. In S3 the unfinished multipart upload itself is the record of them; in a folder a
-hidden file beside the target holds the bytes, and a journal says which parts of it are on the disk. Nothing is visible
-before commit(). Memory: the parts that are being put.
-
-Resumed bytes were hashed by nobody who is still there: whoever commits a file with `kept` parts has to read it again
-before it is believed.
+In S3 the unfinished multipart upload is the record of the parts; in a folder a hidden file beside the target holds the
+bytes, and a journal says which parts of it are on the disk. Nothing is visible before commit(). Nobody who is still
+there hashed the `kept` parts: read the file again before it is believed.
 """
 
 import os
 from pathlib import Path
-from typing import Protocol
 
 from zhllama import storage
 from zhllama.errors import StorageFault
-
-
-class PartsWriter(Protocol):
-    """Parts are numbered from 0, as `extents` cuts the file. put() may be called from any thread."""
-
-    kept: frozenset[int]
-
-    def put(self, number: int, content: bytes) -> None: ...
-    def commit(self) -> None: ...
-    def abort(self) -> None: ...
-    def suspend(self) -> None:
-        """Stops here; the parts stay for the next writer."""
 
 
 def extents(size: int) -> list[tuple[int, int]]:
@@ -43,35 +26,9 @@ def extents(size: int) -> list[tuple[int, int]]:
     return found
 
 
-def open_parts(uri: str, size: int, anew: bool = False) -> PartsWriter:
+def open_parts(uri: str, size: int, anew: bool = False) -> "Parts":
     """A writer for a file of `size` bytes at `uri`. `anew`: what an earlier writer left is dropped."""
-    parts = extents(size)
-    if len(parts) == 1:
-        return _OnePart(uri)
-    return _Upload(uri, parts, anew) if storage.is_s3(uri) else _PartsFile(uri, parts, anew)
-
-
-class _OnePart:
-    """A small file: nothing is put before it is committed."""
-
-    def __init__(self, uri: str) -> None:
-        self.kept: frozenset[int] = frozenset()
-        self._uri = uri
-        self._content: bytes | None = None
-
-    def put(self, number: int, content: bytes) -> None:
-        self._content = content
-
-    def commit(self) -> None:
-        if self._content is None:
-            raise ValueError(f"{self._uri}: committed without its part")
-        storage.write_bytes(self._uri, self._content)
-
-    def abort(self) -> None:
-        self._content = None
-
-    def suspend(self) -> None:
-        self._content = None
+    return (_Upload if storage.is_s3(uri) else _PartsFile)(uri, extents(size), anew)
 
 
 class _Upload:
@@ -83,15 +40,10 @@ class _Upload:
         self.kept = frozenset(number for number, (_, length) in enumerate(parts) if there.get(number) == length)
         for number in self.kept:
             self._upload.keep(number + 1)
+        self.commit, self.abort = self._upload.complete, self._upload.abort
 
     def put(self, number: int, content: bytes) -> None:
         self._upload.put(number + 1, content)
-
-    def commit(self) -> None:
-        self._upload.complete()
-
-    def abort(self) -> None:
-        self._upload.abort()
 
     def suspend(self) -> None:
         """An upload under way is a record at the server: there is nothing to let go."""
@@ -101,8 +53,7 @@ class _PartsFile:
     """A hidden file beside the target, and the journal of the parts that are in it, a number a line."""
 
     def __init__(self, uri: str, parts: list[tuple[int, int]], anew: bool) -> None:
-        self._target = Path(uri)
-        self._parts = parts
+        self._target, self._parts = Path(uri), parts
         self._path = self._target.with_name(f".{self._target.name}.parts")
         self._journal = self._target.with_name(f".{self._target.name}.parts.txt")
         self._target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,17 +63,14 @@ class _PartsFile:
             self._journal.unlink(missing_ok=True)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         self._log = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._there = self._recorded()
+        # what follows the last line end may have been cut short
+        lines = self._journal.read_bytes().split(b"\n")[:-1]
+        size = os.fstat(self._file).st_size
+        numbers = {int(line) for line in lines if line.isdigit()}
+        self._there = {number for number in numbers if number < len(parts) and sum(parts[number]) <= size}
         self.kept = frozenset(self._there)
         # what a killed writer may have begun is no beginning of our first line
         os.write(self._log, b"\n")
-
-    def _recorded(self) -> set[int]:
-        lines = os.pread(self._log, os.fstat(self._log).st_size, 0).split(b"\n")
-        # the last one has no line end: it may have been cut short
-        numbers = {int(line) for line in lines[:-1] if line.isdigit()}
-        size = os.fstat(self._file).st_size
-        return {number for number in numbers if number < len(self._parts) and sum(self._parts[number]) <= size}
 
     def put(self, number: int, content: bytes) -> None:
         view = memoryview(content)
@@ -154,3 +102,8 @@ class _PartsFile:
     def suspend(self) -> None:
         os.close(self._file)
         os.close(self._log)
+
+
+Parts = _Upload | _PartsFile
+"""Parts are numbered from 0, as `extents` cuts the file; `kept`: those of an earlier writer. put() may be called from
+any thread; suspend() stops here, and the parts stay for the next writer."""

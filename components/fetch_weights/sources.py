@@ -1,8 +1,8 @@
 """Where weights come from: a folder, S3, HTTP, the Hugging Face hub, behind a few questions.
 
-`stat(name)`: is this file there, how large. `names(likely)`: what is there; HTTP has no listing, so there the likely
-names are tried one by one. `chunks(name)`: its bytes, streamed; a broken connection goes on where it broke. `ranged`:
-whether parts of it can be had, which all but simple HTTP servers give; `part(name, start, length)`: one of them.
+`stat(name)`: is this file there, how large. `names(likely)`: what is there (HTTP has no listing: the likely names are
+tried). `chunks(name)`: its bytes; a broken connection goes on where it broke. `ranged(name)`: whether it can be had by
+`part(name, start, length)`, which simple HTTP servers do not give.
 """
 
 import ipaddress
@@ -11,15 +11,16 @@ import re
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException, HTTPMessage
-from typing import IO, Any, Protocol
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from zhllama import storage
-from zhllama.artifacts.hub_model import HUB_NAME, endpoint, hub_errors, hub_files, parse_address
+from zhllama.artifacts.hub_model import HUB_NAME, HubFiles, hub_files, parse_address
 from zhllama.errors import InputError, StorageFault
 from zhllama.retries import pause_after, with_retries
 
@@ -41,17 +42,27 @@ class Found:
     sha256: str | None = None
 
 
-class Source(Protocol):
-    @property
-    def address(self) -> str: ...
+class Source(ABC):
+    address: str
 
+    @abstractmethod
     def stat(self, name: str) -> Found | None: ...
+    @abstractmethod
     def names(self, likely: Iterable[str]) -> list[str]: ...
+    @abstractmethod
     def chunks(self, name: str) -> Iterator[bytes]: ...
-    def ranged(self, name: str) -> bool: ...
+    @abstractmethod
     def part(self, name: str, start: int, length: int) -> Iterator[bytes]: ...
-    def below(self, folder: str) -> "Source": ...
-    def above(self) -> "Source | None": ...
+
+    def ranged(self, name: str) -> bool:
+        return True
+
+    def below(self, folder: str) -> "Source":
+        return open_source(f"{self.address}/{folder}")
+
+    def above(self) -> "Source | None":
+        parent = self.address.rpartition("/")[0]
+        return open_source(parent) if parent and not parent.endswith(":/") else None
 
 
 def read(source: Source, name: str) -> bytes:
@@ -63,18 +74,20 @@ def open_source(address: str) -> Source:
     """InputError for an address of no known kind."""
     if address.startswith(("http://", "https://")):
         return HttpSource(address)
-    if address.startswith("hf://"):
-        return HubSource.parse(address)
     if re.fullmatch(HUB_NAME, address) and not os.path.isdir(address):
-        return HubSource.parse(f"hf://{address}")
-    return StoredSource(storage.normalise(address).removesuffix("/manifest.json"))
+        address = f"hf://{address}"
+    if not address.startswith("hf://"):
+        return StoredSource(storage.normalise(address).removesuffix("/manifest.json"))
+    if (found := parse_address(address)) is None:
+        raise InputError(f"--source {address}: no repository; write hf://owner/name or hf://owner/name@revision")
+    return HubSource(*found)
 
 
-@dataclass(frozen=True)
-class StoredSource:
+class StoredSource(Source):
     """A folder or an s3:// prefix."""
 
-    address: str
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     @cached_property
     def _listing(self) -> dict[str, storage.Stored]:
@@ -93,18 +106,8 @@ class StoredSource:
     def chunks(self, name: str) -> Iterator[bytes]:
         return storage.read_chunks(storage.join(self.address, name), CHUNK)
 
-    def ranged(self, name: str) -> bool:
-        return True
-
     def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
         yield storage.read_bytes(storage.join(self.address, name), start, length)
-
-    def below(self, folder: str) -> "StoredSource":
-        return StoredSource(storage.join(self.address, folder))
-
-    def above(self) -> "StoredSource | None":
-        parent = self.address.rpartition("/")[0]
-        return StoredSource(parent) if parent and not parent.endswith(":/") else None
 
 
 class _Resume(Exception):
@@ -131,15 +134,14 @@ def _resumed(name: str, connect: Callable[[int], Iterator[bytes]], end: int | No
             time.sleep(pause_after(failures, PAUSE, LONGEST_PAUSE))
 
 
-class HttpSource:
+class HttpSource(Source):
     """Files below an https:// address (http:// on this machine only)."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
         if parts.scheme == "http" and not _loopback(parts.hostname or ""):
             raise InputError(f"--source {parts.scheme}://{parts.hostname}: weights are fetched by https:// only")
-        if parts.username or parts.query or parts.fragment or not parts.hostname:
-            # it would stand in the manifest
+        if parts.username or parts.query or parts.fragment or not parts.hostname:  # it would stand in the manifest
             raise InputError("--source: give the https:// address of a folder, without user, query or fragment")
         self.address = address.rstrip("/")
         self._known: dict[str, Found | None] = {}
@@ -152,7 +154,7 @@ class HttpSource:
         request.add_header("User-Agent", "zhllama")
         if start is not None:
             request.add_header("Range", f"bytes={start}-" + ("" if end is None else str(end - 1)))
-        return _opener().open(request, timeout=TIMEOUT)
+        return urllib.request.build_opener(_OnlyHttps()).open(request, timeout=TIMEOUT)
 
     def stat(self, name: str) -> Found | None:
         if name not in self._known:
@@ -218,13 +220,6 @@ class HttpSource:
             while chunk := answer.read(CHUNK):
                 yield chunk
 
-    def below(self, folder: str) -> "HttpSource":
-        return HttpSource(f"{self.address}/{folder}")
-
-    def above(self) -> "HttpSource | None":
-        parent = self.address.rpartition("/")[0]
-        return HttpSource(parent) if urlsplit(parent).hostname else None
-
 
 def _tag(headers: HTTPMessage) -> str:
     return headers.get("ETag") or headers.get("Last-Modified") or ""
@@ -249,41 +244,22 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_OnlyHttps())
+class HubSource(Source):
+    """A repository of the Hugging Face hub, or a folder in it, at one commit; token and endpoint are the library's."""
 
-
-class HubSource:
-    """A repository of the Hugging Face hub, or a folder in it, at one commit.
-
-    Token and endpoint are taken from where the hub's own library takes them (HF_TOKEN, HF_ENDPOINT).
-    """
-
-    def __init__(self, repository: str, revision: str | None = None, folder: str = "") -> None:
-        self.repository = repository
-        self._revision = revision
-        self._folder = folder
-
-    @staticmethod
-    def parse(address: str) -> "HubSource":
-        """`hf://owner/name`, `hf://owner/name@revision`, `hf://owner/name/folder`."""
-        found = parse_address(address)
-        if found is None:
-            raise InputError(f"--source {address}: no repository; write hf://owner/name or hf://owner/name@revision")
-        return HubSource(*found)
-
-    @property
-    def address(self) -> str:
-        folder = f"/{self._folder}" if self._folder else ""
-        return f"hf://{self.repository}{folder}"
+    def __init__(self, repository: str, revision: str | None, folder: str) -> None:
+        self.repository, self._revision, self._folder = repository, revision, folder
+        self.address = f"hf://{repository}/{folder}".rstrip("/")
 
     @cached_property
-    def _listing(self) -> tuple[str, dict[str, Found]]:
-        """The commit, and the files of the folder."""
-        commit, entries = hub_files(self.repository, self._revision, self._folder, f"--source {self.address}")
-        return commit, {
+    def _listing(self) -> tuple[HubFiles, dict[str, Found]]:
+        where = f"--source {self.address}"
+        commit, entries = hub_files(self.repository, self._revision, self._folder, where)
+        files = HubFiles(where, self.repository, commit, f"{self._folder}/" if self._folder else "")
+        return files, {
             name: Found(name, entry.size, entry.blob_id or "", entry.lfs.sha256 if entry.lfs else None)
             for name, entry in entries.items()
+            if entry.size is not None
         }
 
     def stat(self, name: str) -> Found | None:
@@ -292,44 +268,16 @@ class HubSource:
     def names(self, likely: Iterable[str]) -> list[str]:
         return list(self._listing[1])
 
-    @cached_property
-    def _files(self) -> Any:
-        """The hub's files by path. One for all threads, so that a repository is listed once."""
-        from huggingface_hub import HfFileSystem
-
-        return HfFileSystem(endpoint=endpoint(), skip_instance_cache=True)
-
-    def _path(self, name: str) -> str:
-        commit, _ = self._listing
-        return f"{self.repository}@{commit}/{f'{self._folder}/' if self._folder else ''}{name}"
-
     def chunks(self, name: str) -> Iterator[bytes]:
-        size = self._listing[1][name].size
-        at = 0
-        where = f"--source {self.address}/{name}"
-        with hub_errors(where), self._files.open(self._path(name), "rb", block_size=0) as file:
-            while chunk := file.read(CHUNK):
-                at += len(chunk)
-                yield chunk
-        if size is not None and at != size:
-            raise StorageFault(f"{self.address}/{name}: {at} of {size} bytes came; try again")
-
-    def ranged(self, name: str) -> bool:
-        return True
+        """At once: what is larger than a part is asked for by parts."""
+        return self.part(name, 0, self._listing[1][name].size or 0)
 
     def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
-        with hub_errors(f"--source {self.address}/{name}"):
-            found: bytes = self._files.cat_file(
-                self._path(name), start, start + length, block_size=length, cache_type="none"
-            )
-        if len(found) != length:
-            raise StorageFault(f"{self.address}/{name}: {len(found)} of {length} bytes at {start} came; try again")
-        yield found
+        yield self._listing[0].read_bytes(name, start, length) if length else b""
 
-    def below(self, folder: str) -> "HubSource":
+    def below(self, folder: str) -> Source:
         return HubSource(self.repository, self._revision, f"{self._folder}/{folder}".strip("/"))
 
-    def above(self) -> "HubSource | None":
-        if not self._folder:
-            return None
-        return HubSource(self.repository, self._revision, self._folder.rpartition("/")[0])
+    def above(self) -> Source | None:
+        parent = self._folder.rpartition("/")[0]
+        return HubSource(self.repository, self._revision, parent) if self._folder else None

@@ -6,6 +6,7 @@ The table is data (sha256.json): Meta's files by size, the published adapters by
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,13 @@ def read_expected(reference: str) -> bytes:
     if reference.startswith(("http://", "https://")):
         base, _, name = reference.rstrip("/").rpartition("/")
         source = HttpSource(base)
-        if source.stat(name) is None:
-            raise InputError(f"--expect {reference}: nothing is there; give the address of a sha256sums file")
-        return read(source, name)
-    uri = storage.normalise(reference)
-    for place in (uri, storage.join(uri, SUMS)):
-        try:
-            return storage.read_bytes(place)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            continue
+        if source.stat(name):
+            return read(source, name)
+    else:
+        uri = storage.normalise(reference)
+        for place in (uri, storage.join(uri, SUMS)):
+            with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return storage.read_bytes(place)
     raise InputError(f"--expect {reference}: nothing is there; give a sha256sums file, or a folder with {SUMS}")
 
 

@@ -1,23 +1,21 @@
 """A LoRA adapter as peft stores it, and what it does to a tensor of the base model.
 
-W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: what peft's merge_and_unload does
-with its defaults, to the bit. A tensor in modules_to_save (or saved beside its update) replaces the base's first;
-trained token rows replace those rows. All of it is done for some rows at a time, which gives the same bits: the
-embedding of a 65B model never is in memory whole. Settings that mean another arithmetic (DoRA, biases …) are refused
-by name.
+W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: peft's merge_and_unload to the bit. A
+tensor in modules_to_save (or saved beside its update) replaces the base's first; trained token rows replace those rows.
+All of it is done for some rows at a time. Settings that mean another arithmetic (DoRA, biases …) are refused by name.
 """
 
 import math
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -51,15 +49,7 @@ _REFUSED = {
 """Fields of adapter_config.json that, when set, mean another arithmetic than W + scale·B·A."""
 
 
-class Stored(Protocol):
-    """What is known of a stored tensor without reading it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """The two factors of an update, by key. Linear: A (r, in), B (out, r). Embedding: A (r, rows), B (dim, r)."""
 
     a: str
@@ -67,16 +57,12 @@ class Pair:
     embedding: bool
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """Trained rows of an embedding or head: the key of the tensor (n, width), and which n rows it replaces."""
-
-    key: str
-    rows: Sequence[int]
-
-
 class Adapter:
-    """One adapter: its settings checked, its tensors known by name and shape, read when asked for."""
+    """One adapter: its settings checked, its tensors known by name and shape, read when asked for.
+
+    By the model's tensors: `updates`, the factors; `replaced`, the key of what comes in its place; `tokens`, the key of
+    trained rows (n, width), and which n rows they replace. `stored`: key → what has the `shape` of an adapter's tensor.
+    """
 
     def __init__(self, artifact: Artifact, option: str) -> None:
         self.artifact = artifact
@@ -88,61 +74,45 @@ class Adapter:
             self._rank, self._alpha = int(self.config["r"]), float(self.config["lora_alpha"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{where}: {CONFIG} is no LoRA configuration ({error}); fetch it again") from error
-        self._refuse()
-        self._file: Any
-        self.stored: Mapping[str, Stored]
-        if SAFE in artifact:
-            self._file = Checkpoint(artifact, option, single=SAFE)
-            self.stored = self._file.tensors
-        elif PICKLE in artifact:
-            self._file = _pickled(artifact)
-            self.stored = self._file if isinstance(self._file, dict) else self._file.tensors
-        else:
-            raise InputError(f"{where}: neither {SAFE} nor {PICKLE} in it; publish or fetch the adapter again")
+        if str(self.config.get("peft_type", "LORA")).upper() != "LORA":
+            raise InputError(f"{where}: a {self.config['peft_type']} adapter; only LoRA can be merged here")
+        refused = [f"{name} ({meaning})" for name, meaning in _REFUSED.items() if self.config.get(name)]
+        if (bias := self.config.get("bias", "none")) != "none":
+            refused.append(f"bias={bias!r}")
+        if refused:
+            raise InputError(f"{where}: {CONFIG} sets {refused[0]}; merge this adapter with peft")
+        self._file = _opened(artifact, option)
+        self.stored: dict[str, Any] = self._file if isinstance(self._file, dict) else self._file.tensors
         self.updates: dict[str, Pair] = {}
         self.replaced: dict[str, str] = {}
-        self.tokens: dict[str, TokenRows] = {}
-        self._sort_keys()
-
-    @property
-    def touched(self) -> set[str]:
-        """The tensors of the model that this adapter changes."""
-        return {*self.replaced, *self.updates, *self.tokens}
-
-    def _refuse(self) -> None:
-        if str(self.config.get("peft_type", "LORA")).upper() != "LORA":
-            raise InputError(f"{self.where}: a {self.config['peft_type']} adapter; only LoRA can be merged here")
-        for name, meaning in _REFUSED.items():
-            if self.config.get(name):
-                raise InputError(f"{self.where}: {CONFIG} sets {name} ({meaning}); merge this adapter with peft")
-        if self.config.get("bias", "none") != "none":
-            raise InputError(f"{self.where}: {CONFIG} sets bias={self.config['bias']!r}; merge this adapter with peft")
-
-    def _sort_keys(self) -> None:
+        self.tokens: dict[str, tuple[str, Sequence[int]]] = {}
         factors: dict[str, dict[str, str]] = {}
         for key in self.stored:
             if _IGNORED.search(key):
                 continue
             found = _KEY.fullmatch(key.removeprefix(_PREFIX))
             if found is None:
-                raise InputError(f"{self.where}: tensor {key} is neither a LoRA factor nor a saved module")
+                raise InputError(f"{where}: tensor {key} is neither a LoRA factor nor a saved module")
             weight = f"{found['module']}.weight"
             if found["saved"]:
                 self.replaced[weight] = key
             elif found["rows"]:
-                self.tokens[weight] = TokenRows(key, self._token_rows(found["module"]))
+                self.tokens[weight] = key, self._token_rows(found["module"])
             else:
                 factors.setdefault(weight, {})[found["part"]] = key
         for weight, parts in factors.items():
-            a, b = parts.get("lora_A"), parts.get("lora_B")
-            embedding = a is None and b is None
-            if embedding:
-                a, b = parts.get("lora_embedding_A"), parts.get("lora_embedding_B")
-            if a is None or b is None:
-                raise InputError(f"{self.where}: {weight} has one of its two LoRA factors; the adapter is cut short")
-            self.updates[weight] = Pair(a, b, embedding)
+            embedding = "lora_A" not in parts and "lora_B" not in parts
+            kind = "lora_embedding_" if embedding else "lora_"
+            if f"{kind}A" not in parts or f"{kind}B" not in parts:
+                raise InputError(f"{where}: {weight} has one of its two LoRA factors; the adapter is cut short")
+            self.updates[weight] = Pair(parts[f"{kind}A"], parts[f"{kind}B"], embedding)
         if not self.touched:
-            raise InputError(f"{self.where}: no tensor in the adapter; it was saved empty, train or fetch it again")
+            raise InputError(f"{where}: no tensor in the adapter; it was saved empty, train or fetch it again")
+
+    @property
+    def touched(self) -> set[str]:
+        """The tensors of the model that this adapter changes."""
+        return {*self.replaced, *self.updates, *self.tokens}
 
     def _token_rows(self, module: str) -> Sequence[int]:
         """The rows that trainable_token_indices name for a module: one list for the embedding, or one by module."""
@@ -156,25 +126,20 @@ class Adapter:
             )
         return [int(row) for row in named]
 
-    def read(self, key: str) -> "torch.Tensor":
-        """A tensor of the adapter, in its stored dtype."""
-        found: torch.Tensor = self._file[key] if isinstance(self._file, dict) else self._file.read(key)
-        return found
-
-    def read_rows(self, key: str, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor":
-        """`count` rows of a tensor from `first`, in its stored dtype; `room` as in Checkpoint.read_rows."""
-        if isinstance(self._file, dict):
-            return self.read(key)[first : first + count].clone()
-        found: torch.Tensor = self._file.read_rows(key, first, count, room)
+    def read_rows(
+        self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None
+    ) -> "torch.Tensor":
+        """Rows of a tensor, in its stored dtype, as Checkpoint.read_rows."""
+        whole = isinstance(self._file, dict)
+        found: torch.Tensor
+        found = self._file[key][first:][:count].clone() if whole else self._file.read_rows(key, first, count, room)
         return found
 
     def _setting(self, pattern: str, weight: str, default: float) -> float:
         """The rank or alpha of a module: the first pattern that matches the end of its name, else the default."""
         module = weight.removesuffix(".weight")
-        for key, value in (self.config.get(pattern) or {}).items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return float(value)
-        return default
+        given = (self.config.get(pattern) or {}).items()
+        return next((float(value) for key, value in given if re.match(rf"(.*\.)?({key})$", module)), default)
 
     def rank(self, weight: str) -> int:
         return int(self._setting("rank_pattern", weight, self._rank))
@@ -198,10 +163,6 @@ class Adapter:
             )
         return (a[1], b[0]) if self.transposed(weight) else (b[0], a[1])
 
-    def change(self, name: str) -> "Change":
-        """What this adapter does to a tensor."""
-        return Change(self, name)
-
 
 class Change:
     """One adapter's change of one tensor, to be applied to any of its rows, from any thread."""
@@ -213,7 +174,7 @@ class Change:
         self._pair = adapter.updates.get(name)
         if self._pair is not None:
             self._scale, self._transposed = adapter.scale(name), adapter.transposed(name)
-        self._read: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
         self._reading = threading.Lock()
 
     def brings(self, first: int) -> bool:
@@ -230,25 +191,26 @@ class Change:
 
         values: the same rows in float32. product: room for as many elements in float32.
         """
-        end = first + rows.shape[0]
         if self._pair is not None:
-            self._add_product(rows, self._pair, first, end, values, product)
+            self._add_product(rows, self._pair, first, values, product)
         if self._tokens is not None:
-            self._put_tokens(rows, self._tokens, first, end)
-
-    def _factors(self, pair: Pair) -> "tuple[torch.Tensor, torch.Tensor]":
-        """A and B in float32, read when the first rows are changed."""
-        with self._reading:
-            if self._read is None:
-                self._read = self._adapter.read(pair.a).float(), self._adapter.read(pair.b).float()
-            return self._read
+            key, tokens = self._tokens
+            places = [(place, row - first) for place, row in enumerate(tokens) if first <= row < first + rows.shape[0]]
+            if places:
+                lowest, highest = places[0][0], places[-1][0]
+                trained = self._adapter.read_rows(key, lowest, highest + 1 - lowest).to(rows.dtype)
+                rows[[row for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
     def _add_product(
-        self, rows: "torch.Tensor", pair: Pair, first: int, end: int, values: "torch.Tensor", product: "torch.Tensor"
+        self, rows: "torch.Tensor", pair: Pair, first: int, values: "torch.Tensor", product: "torch.Tensor"
     ) -> None:
         import torch
 
-        a, b = self._factors(pair)
+        with self._reading:
+            if self._factors is None:
+                self._factors = self._adapter.read_rows(pair.a).float(), self._adapter.read_rows(pair.b).float()
+        a, b = self._factors
+        end = first + rows.shape[0]
         if pair.embedding:
             # peft rounds the update of an embedding before it adds it, unlike every other
             rows.add_(((b @ a[:, first:end]).T * self._scale).to(rows.dtype))
@@ -264,19 +226,14 @@ class Change:
         else:
             rows.copy_(product.mul_(self._scale).add_(values))
 
-    def _put_tokens(self, rows: "torch.Tensor", tokens: TokenRows, first: int, end: int) -> None:
-        places = [(place, row) for place, row in enumerate(tokens.rows) if first <= row < end]
-        if not places:
-            return
-        lowest, highest = min(place for place, _ in places), max(place for place, _ in places)
-        trained = self._adapter.read_rows(tokens.key, lowest, highest + 1 - lowest).to(rows.dtype)
-        rows[[row - first for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
-
-def _pickled(artifact: Artifact) -> Any:
-    """adapter_model.bin: a file to read from, tensor by tensor, or (before torch 1.6) the tensors themselves."""
-    from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
-
+def _opened(artifact: Artifact, option: str) -> Any:
+    """A file to read from, tensor by tensor, or (torch's format before 1.6) the tensors themselves."""
+    if SAFE in artifact:
+        return Checkpoint(artifact, option, single=SAFE)
+    if PICKLE not in artifact:
+        where = f"{option} {artifact.root}"
+        raise InputError(f"{where}: neither {SAFE} nor {PICKLE} in it; publish or fetch the adapter again")
     if is_zip(artifact, PICKLE):
         return PthFile(artifact, PICKLE)
     with artifact.open(PICKLE) as stream:

@@ -5,13 +5,12 @@ read. The merge itself is a stream (stream.py).
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -22,7 +21,6 @@ from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
-from zhllama.weights.quantised import refuse_quantised
 
 if TYPE_CHECKING:
     from components.merge_adapters.lora import Adapter
@@ -34,39 +32,70 @@ log = logging.getLogger("merge")
 def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.lora import Adapter
+    from components.merge_adapters.order import Step, require_fit
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")
-    settings = _settings(model)
     checkpoint = Checkpoint(model)
-    refuse_quantised(checkpoint, f"--model {model.root}")
-    references = split_references(config.adapters)
+    settings = checkpoint.settings()
+    checkpoint.refuse_quantised()
     adapters = [
         Adapter(artifact.require_kind("adapter", option="--adapters"), "--adapters")
         for artifact in inputs.all("adapters")
     ]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
-    vocabularies = _vocabularies([model, *(adapter.artifact for adapter in adapters)])
-    last = next((adapter.artifact for adapter in reversed(adapters) if TOKENIZER in adapter.artifact), model)
+    artifacts = [model, *(adapter.artifact for adapter in adapters)]
+    vocabularies = _vocabularies(artifacts)
+    last = next((each for each in reversed(artifacts) if TOKENIZER in each), model)
     encoder = load_encoder(last, "the tokenizer of") if TOKENIZER in last else None
-    lineage = _check_order(model, adapters, references, vocabularies, tied)
+    embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
+    steps = []
+    for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):
+        facts = adapter.artifact.manifest.facts
+        trained_on = facts.get("base_lineage") or ([facts["base_digest"]] if "base_digest" in facts else None)
+        brings_rows = embeddings <= set(adapter.replaced)
+        lineage = tuple(trained_on) if trained_on else None
+        steps.append(Step(reference, adapter.artifact.digest, contract, brings_rows, lineage))
+    out.facts["lineage"] = require_fit(model, vocabularies[0], steps)
     shapes = _check_shapes(checkpoint, adapters, vocabularies, tied)
 
     if config.prove:
         require_memory(checkpoint)
         if encoder is None:
             raise InputError(f"--prove: no {TOKENIZER} in {model.root} or in an adapter; prompts cannot be encoded")
-    _say_needs(checkpoint, adapters, bytes_after(checkpoint, shapes), out)
+    read = sum(info.length for info in checkpoint.tensors.values())
+    written = bytes_after(checkpoint, shapes)
+    log.info(
+        "%d adapter%s into %s: %d of %d tensors to change, %s to read, %s to write, under 1.5 GB of memory",
+        len(adapters), "s" if len(adapters) > 1 else "", model.root,
+        len(set().union(*(adapter.touched for adapter in adapters))), len(checkpoint.tensors),
+        human(read, "B"), human(written, "B"),
+    )  # fmt: skip
+    # what a killed run has left is there already
+    require_space(out.root, max(0, written - sum(item.size for item in storage.listing(out.root))), "--store")
     report = merge_weights(checkpoint, adapters, shapes, out)
-    changed = {name: entry for name, entry in report.items() if entry["relative_change"] or entry.get("new_rows")}
-    if not changed:
+    changes = {
+        name: float(entry["relative_change"])
+        for name, entry in report.items()
+        if entry["relative_change"] or entry.get("new_rows")
+    }
+    if not changes:
         raise InputError(
             f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
             "(untrained, or saved empty)"
         )
-    _write_tokenizer(out, last, model, settings)
+    copied = ["generation_config.json"]
+    if encoder is not None:
+        for name, content in tokenizer_files(encoder.model, int(settings.get("max_position_embeddings", 2048))).items():
+            out.add_bytes(name, content)
+    else:
+        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    for name in copied:
+        if name in model:
+            out.copy(model, name)
     vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
     rows = shapes[EMBEDDING][0]
     if vocabulary is not None:
@@ -82,36 +111,22 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     out.add_json("config.json", settings)
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
-    greatest = max(changed, key=lambda name: float(changed[name]["relative_change"]))
-    changes = [float(entry["relative_change"]) for entry in changed.values()]
-    out.add_json(
-        "report.json", {"unchanged": len(checkpoint.tensors) - len(changed), "changed": report, "proof": proof}
-    )
-    out.facts["lineage"] = list(lineage)
+    count = len(checkpoint.tensors)
+    out.add_json("report.json", {"unchanged": count - len(changes), "changed": report, "proof": proof})
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
-    out.facts["changed_tensors"] = len(changed)
-    out.facts["summary"] = (
-        f"{len(changed)} of {len(checkpoint.tensors)} tensors changed, most {greatest} by "
-        f"{changed[greatest]['relative_change']:.2%}"
-    )
+    out.facts["changed_tensors"] = len(changes)
+    most = max(changes, key=changes.__getitem__)
+    out.facts["summary"] = f"{len(changes)} of {count} tensors changed, most {most} by {changes[most]:.2%}"
     if proof is not None:
         out.facts["proof"] = proof
         out.metrics["proof_relative_difference"] = proof["relative_difference"]
-    out.metrics["changed_tensors"] = float(len(changed))
-    out.metrics["mean_relative_change"] = sum(changes) / len(changes)
-    out.metrics["greatest_relative_change"] = max(changes)
+    out.metrics["changed_tensors"] = float(len(changes))
+    out.metrics["mean_relative_change"] = sum(changes.values()) / len(changes)
+    out.metrics["greatest_relative_change"] = changes[most]
     return out.publish("hf-model")
 
 
-def _settings(model: Artifact) -> dict[str, Any]:
-    try:
-        return read_object(model, "config.json")
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--model {model.root}: config.json is damaged ({error}); fetch the model again") from error
-
-
-# --- checks, before a weight is read ----------------------------------------------------------------------------------
 def _vocabularies(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
     """The contract of each: of its tokenizer.model, with prefix digests at the others' sizes, else its manifest's."""
     encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
@@ -123,40 +138,6 @@ def _vocabularies(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
     ]
 
 
-def lineage_of(model: Artifact) -> tuple[str, ...]:
-    """The model that was adapted first and the adapters merged into it since, by digest."""
-    return tuple(model.manifest.facts.get("lineage", [model.digest]))
-
-
-def _check_order(
-    model: Artifact,
-    adapters: Sequence["Adapter"],
-    references: Sequence[str],
-    vocabularies: Sequence[Vocabulary | None],
-    tied: bool,
-) -> tuple[str, ...]:
-    """Refuses what does not fit, and returns the lineage of the merged model."""
-    from components.merge_adapters.order import Base, Step, require_fit
-
-    embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
-    steps = []
-    for adapter, reference, vocabulary in zip(adapters, references, vocabularies[1:]):
-        facts = adapter.artifact.manifest.facts
-        trained_on = facts.get("base_lineage") or ([facts["base_digest"]] if "base_digest" in facts else None)
-        steps.append(
-            Step(
-                reference,
-                adapter.artifact.digest,
-                vocabulary,
-                brings_rows=embeddings <= set(adapter.replaced),
-                trained_on=tuple(trained_on) if trained_on else None,
-            )
-        )
-    base = Base(f"--model {model.root}", vocabularies[0], lineage_of(model))
-    require_fit(base, steps)
-    return (*base.lineage, *(step.digest for step in steps))
-
-
 def _check_shapes(
     checkpoint: "Checkpoint", adapters: Sequence["Adapter"], vocabularies: Sequence[Vocabulary | None], tied: bool
 ) -> dict[str, tuple[int, ...]]:
@@ -164,15 +145,12 @@ def _check_shapes(
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         for name in sorted(adapter.touched):
-            if tied and name == HEAD:
+            ties = tied and name == HEAD
+            if ties or name not in shapes:
+                why = "ties to its embedding" if ties else "does not have"
                 raise InputError(
-                    f"{adapter.where}: it changes {HEAD}, which {checkpoint.artifact.root} ties to its embedding; give "
-                    "the model that it was trained on"
-                )
-            if name not in shapes:
-                raise InputError(
-                    f"{adapter.where}: it changes {name}, which {checkpoint.artifact.root} does not have; give the "
-                    "model that it was trained on"
+                    f"{adapter.where}: it changes {name}, which {checkpoint.artifact.root} {why}; give the model that "
+                    "it was trained on"
                 )
         for name, key in adapter.replaced.items():
             brought = adapter.stored[key].shape
@@ -183,13 +161,13 @@ def _check_shapes(
         for name in adapter.updates:
             if adapter.updated_shape(name) != shapes[name]:
                 raise _other_size(adapter, name, adapter.updated_shape(name), shapes[name])
-        for name, tokens in adapter.tokens.items():
-            brought, rows = adapter.stored[tokens.key].shape, len(tokens.rows)
-            if brought != (rows, *shapes[name][1:]):
-                raise _other_size(adapter, f"the trained rows of {name}", brought, (rows, *shapes[name][1:]))
-            if max(tokens.rows) >= shapes[name][0]:
+        for name, (key, tokens) in adapter.tokens.items():
+            brought, wanted = adapter.stored[key].shape, (len(tokens), *shapes[name][1:])
+            if brought != wanted:
+                raise _other_size(adapter, f"the trained rows of {name}", brought, wanted)
+            if max(tokens) >= shapes[name][0]:
                 raise InputError(
-                    f"{adapter.where}: it trained row {max(tokens.rows)} of {name}, which has {shapes[name][0]} rows; "
+                    f"{adapter.where}: it trained row {max(tokens)} of {name}, which has {shapes[name][0]} rows; "
                     "give the model that it was trained on (with its vocabulary extended)"
                 )
         if not tied and shapes[EMBEDDING] != shapes[HEAD]:
@@ -202,39 +180,3 @@ def _other_size(adapter: "Adapter", name: str, has: tuple[int, ...], wanted: tup
         f"{adapter.where}: {name} is {has} in the adapter and {wanted} in the model; give the model that it was "
         "trained on (the same size, the same vocabulary)"
     )
-
-
-def _say_needs(checkpoint: "Checkpoint", adapters: Sequence["Adapter"], written: int, out: ArtifactWriter) -> None:
-    """What the merge reads, writes and needs, in the log; InputError when the store has not the room."""
-    read = sum(info.length for info in checkpoint.tensors.values())
-    touched = set().union(*(adapter.touched for adapter in adapters))
-    log.info(
-        "%d adapter%s into %s: %d of %d tensors to change, %s to read, %s to write, under 1.5 GB of memory",
-        len(adapters),
-        "s" if len(adapters) > 1 else "",
-        checkpoint.artifact.root,
-        len(touched),
-        len(checkpoint.tensors),
-        human(read, "B"),
-        human(written, "B"),
-    )
-    # what a killed run has left is there already
-    there = sum(item.size for item in storage.listing(out.root))
-    require_space(out.root, max(0, written - there), "--store")
-
-
-# --- the tokenizer ----------------------------------------------------------------------------------------------------
-def _write_tokenizer(out: ArtifactWriter, source: Artifact, model: Artifact, settings: Mapping[str, Any]) -> None:
-    """The tokenizer files of the last adapter that has one, made from its tokenizer.model; else the model's, as are."""
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-
-    copied = ["generation_config.json"]
-    if TOKENIZER in source:
-        length = int(settings.get("max_position_embeddings", 2048))
-        for name, content in tokenizer_files(source.read(TOKENIZER), length).items():
-            out.add_bytes(name, content)
-    else:
-        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-    for name in copied:
-        if name in model:
-            out.copy(model, name)

@@ -1,12 +1,9 @@
 """Merging as a stream: spans of a tensor's rows are read, passed through the adapters in order, rounded after each to
-the model's dtype, and written. Some threads read and merge spans, this one hashes and writes them in order; while a
-file's last bytes are on their way (to the disk, or up to S3), the next file is merged. Memory: some spans, whatever the
-model. No local copy; files that no adapter touches are copied. A file that is whole when the process is killed is kept
-for the next start.
-
-Spans are large (several requests side by side). They are merged where they lie, in tiles whose float32 stays in the
-processor's cache, and their memory is used again: with new memory at each step the arithmetic was 1.6 times as dear. A
-GB of float16 at rank 64 now takes 1.1 CPU-seconds, 0.7 of them for the product.
+the model's dtype, and written. Some threads read and merge spans, this one hashes and writes them in order; a file's
+last bytes are on their way while the next is merged. Memory: some spans, whatever the model. Untouched files are
+copied; a file that is whole when the process is killed is kept. Spans are merged where they lie, in tiles whose float32
+stays in the processor's cache, and rooms are used again: a GB of float16 at rank 64 takes 1.1 CPU-seconds, 0.7 of them
+for the product, where new memory at each step made it 1.6 times as dear.
 """
 
 import logging
@@ -14,9 +11,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from typing import Any
 
@@ -68,222 +63,6 @@ class _Pool:
             self._free += rooms
 
 
-class _Rooms:
-    """What has been taken from a pool for one piece of work, to be given back together."""
-
-    def __init__(self, pool: _Pool) -> None:
-        self._pool = pool
-        self._taken: list[torch.Tensor] = []
-
-    def take(self, length: int) -> torch.Tensor:
-        """(length,) of uint8"""
-        self._taken.append(self._pool.take(length))
-        return self._taken[-1][:length]
-
-    def give_back(self) -> None:
-        self._pool.give(self._taken)
-        self._taken = []
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Rows `first` to `first + count` of a tensor, and the changes of that tensor in order."""
-
-    info: TensorInfo
-    first: int
-    count: int
-    changes: Sequence[Change]
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """A span's rows after the merge, what changed, and the memory that is free once they are written."""
-
-    rows: torch.Tensor
-    compared: "_Compared"
-    rooms: _Rooms
-
-
-def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Shapes, out: ArtifactWriter) -> Report:
-    """Writes every file of weights, and returns the report of what the adapters touched."""
-    touched = set().union(*(adapter.touched for adapter in adapters))
-    reports: dict[str, Report] = {}
-    files = {
-        file: sorted((info for info in checkpoint.tensors.values() if info.file == file), key=lambda info: info.start)
-        for file in checkpoint.files
-    }
-    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
-        for file, infos in files.items():
-            found = out.resume_record(file)
-            if found is not None:
-                log.info("%s: kept from a run that was ended", file)
-            elif touched.isdisjoint(info.name for info in infos):
-                out.copy(checkpoint.artifact, file)
-                out.record_complete(file, found := {})
-            else:
-                continue
-            reports[file] = found
-            bar.advance(sum(info.length for info in infos))
-        left = {file: infos for file, infos in files.items() if file not in reports}
-        reports |= _merge_files(checkpoint, left, adapters, shapes, out, bar)
-    if INDEX in checkpoint.artifact:
-        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
-    return {name: entry for file in files for name, entry in reports[file].items()}
-
-
-def _merge_files(
-    checkpoint: Checkpoint,
-    files: Mapping[str, Sequence[TensorInfo]],
-    adapters: Sequence[Adapter],
-    shapes: Shapes,
-    out: ArtifactWriter,
-    bar: Progress,
-) -> dict[str, Report]:
-    """The report of each file."""
-    spans = (span for infos in files.values() for span in _spans(infos, adapters, shapes))
-    work = partial(_merge_span, checkpoint, _Pool(5 * SPAN), _Pool(5 * 4 * TILE))
-    reports: dict[str, Report] = {}
-    with (
-        _one_thread_each() as threads,
-        ThreadPoolExecutor(1) as finisher,
-        closing(map_ordered(work, spans, threads)) as merged,
-    ):
-        ending: Future[None] | None = None
-        for file, infos in files.items():
-            with ExitStack() as stack:
-                stream = stack.enter_context(out.writer(file))
-                tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
-                reports[file] = _write(tensors, infos, merged, adapters, shapes, bar)
-                tensors.close()
-                written = stack.pop_all()
-            if ending is not None:
-                ending.result()
-            ending = finisher.submit(_finish, written, out, file, reports[file])
-        if ending is not None:
-            ending.result()
-    return reports
-
-
-def _finish(written: ExitStack, out: ArtifactWriter, file: str, report: Report) -> None:
-    written.close()
-    out.record_complete(file, report)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """Spans are what is merged side by side, not the operations on them (threads that wait for each other spin); how
-    many at a time. Two at least: one may wait for the network."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield max(2, min(threads, MOST_THREADS))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _write(
-    tensors: SafetensorsStream,
-    infos: Sequence[TensorInfo],
-    merged: Iterator[_Merged],
-    adapters: Sequence[Adapter],
-    shapes: Shapes,
-    bar: Progress,
-) -> Report:
-    """Writes the tensors of a file, and returns what changed."""
-    report: Report = {}
-    for info in infos:
-        compared = _Compared()
-        rows = 0
-        while rows < shapes[info.name][0]:
-            span = next(merged)
-            tensors.write(info.name, span.rows)
-            compared.add(span.compared)
-            rows += span.rows.shape[0]
-            bar.advance(span.rows.nbytes)
-            span.rooms.give_back()
-        if any(info.name in adapter.touched for adapter in adapters):
-            report[info.name] = entry = compared.entry(shapes[info.name])
-            if not math.isfinite(entry["relative_change"]) or not compared.finite:
-                raise InputError(
-                    f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows "
-                    f"{info.dtype}, train it again"
-                )
-    return report
-
-
-def _spans(infos: Sequence[TensorInfo], adapters: Sequence[Adapter], shapes: Shapes) -> Iterator[_Span]:
-    """The tensors' rows in the order of the file, in like parts of about SPAN elements.
-
-    A part never goes over the number of rows that the model or an adapter has.
-    """
-    for info in infos:
-        rows = shapes[info.name][0]
-        changes = [adapter.change(info.name) for adapter in adapters if info.name in adapter.touched]
-        has = {info.shape[0], *(a.stored[a.replaced[info.name]].shape[0] for a in adapters if info.name in a.replaced)}
-        for begin, end in pairwise(sorted({0, rows, *(count for count in has if count < rows)})):
-            for first, last in _parts(begin, end, info.shape, SPAN):
-                yield _Span(info, first, last - first, changes)
-
-
-def _merge_span(checkpoint: Checkpoint, pool: _Pool, tiles: _Pool, span: _Span) -> _Merged:
-    rooms = _Rooms(pool)
-    before: torch.Tensor | None = None
-    if span.first < span.info.shape[0]:
-        before = checkpoint.read_rows(span.info.name, span.first, span.count, rooms.take)
-    # rows that an adapter brings make void what the adapters before it did
-    bringing = [index for index, change in enumerate(span.changes) if change.brings(span.first)]
-    changes = span.changes[bringing[-1] :] if bringing else span.changes
-    if bringing:
-        rows = changes[0].brought(span.first, span.count, rooms.take)
-        dtype: torch.dtype = getattr(torch, span.info.dtype)
-        if rows.dtype != dtype:
-            rows = rooms.take(rows.numel() * dtype.itemsize).view(dtype).view(rows.shape).copy_(rows)
-    else:
-        assert before is not None, "rows that neither the model nor an adapter has"
-        rows = before
-    compared = _Compared()
-    if changes:
-        work = _Rooms(tiles)
-        parts = _parts(0, span.count, rows.shape, TILE)
-        most = max(end - begin for begin, end in parts) * rows[0].numel()
-        room = work.take(3 * 4 * most).view(torch.float32).view(3, most)
-        for begin, end in parts:
-            tile = rows[begin:end]
-            of_model = tile if rows is before else None if before is None else before[begin:end]
-            _merge_tile(span.first + begin, of_model, tile, changes, room, compared)
-        work.give_back()
-    return _Merged(rows, compared, rooms)
-
-
-def _merge_tile(
-    first: int,
-    before: torch.Tensor | None,
-    rows: torch.Tensor,
-    changes: Sequence[Change],
-    room: torch.Tensor,
-    compared: "_Compared",
-) -> None:
-    """Changes `rows` where they lie; `before` are those of the model, the same memory or another. room: (3, elements
-    of rows or more), float32."""
-    old, other, product = (part[: rows.numel()].view(rows.shape) for part in room)
-    if before is not None:
-        old.copy_(before)
-    values = old if rows is before else other.copy_(rows)
-    for change in changes:
-        change.apply(first, rows, values, product)
-        if change is not changes[-1]:
-            values = other.copy_(rows)
-    compared.compare(None if before is None else old, rows, product)
-
-
-def _parts(begin: int, end: int, shape: Sequence[int], elements: int) -> list[tuple[int, int]]:
-    """`begin` to `end` in parts of about so many elements: multiples of FEWEST_ROWS, what is over in the last one."""
-    rows = elements // max(1, math.prod(shape[1:])) // FEWEST_ROWS * FEWEST_ROWS
-    step = max(FEWEST_ROWS, rows)
-    starts = list(range(begin, max(begin + 1, end - FEWEST_ROWS + 1), step))
-    return list(pairwise([*starts, end]))
-
-
 class _Compared:
     """‖after − before‖ / ‖before‖ (Frobenius) over the rows that both have, summed up part by part."""
 
@@ -299,28 +78,190 @@ class _Compared:
         self.finite = self.finite and other.finite
 
     def compare(self, old: torch.Tensor | None, after: torch.Tensor, room: torch.Tensor) -> None:
-        """old: the rows before, in float32. room: as large, and written over."""
+        """old: the rows before, in float32. room: as large, and written over. Parts' squares are summed in float32."""
         if old is None:
             self._new += after.shape[0]
             self.finite = self.finite and bool(torch.isfinite(after).all())
             return
-        self._whole += _square(old)
-        self._changed += _square(room.copy_(after).sub_(old))
+        before, change = old.view(-1), room.copy_(after).sub_(old).view(-1)
+        self._whole += float(torch.dot(before, before))
+        self._changed += float(torch.dot(change, change))
 
     def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """Of the report: the tensor's shape, its relative change and, where rows are new, how many."""
         relative = (self._changed / self._whole) ** 0.5 if self._whole else float(self._changed > 0)
         relative = relative if math.isfinite(self._changed) else self._changed
-        new = {"new_rows": self._new} if self._new else {}
-        return {"shape": list(shape), "relative_change": relative, **new}
+        return {"shape": list(shape), "relative_change": relative, **({"new_rows": self._new} if self._new else {})}
 
 
-def _square(values: torch.Tensor) -> float:
-    """The sum of squares: of parts in float32, of the parts' sums in float64."""
-    return float(torch.dot(values.view(-1), values.view(-1)))
+_Span = tuple[TensorInfo, int, int, Sequence[Change]]
+"""A tensor, the first of some of its rows, how many, and the changes of that tensor in order."""
+_Merged = tuple[torch.Tensor, _Compared, list[torch.Tensor]]
+"""A span's rows after the merge, what changed, and the rooms that are free once they are written."""
 
 
-def bytes_after(checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]]) -> int:
+def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Shapes, out: ArtifactWriter) -> Report:
+    """Writes every file of weights, and returns the report of what the adapters touched."""
+    touched = set().union(*(adapter.touched for adapter in adapters))
+    reports: dict[str, Report] = {}
+    left: dict[str, list[TensorInfo]] = {}
+    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
+        for file in checkpoint.files:
+            infos = [info for info in checkpoint.tensors.values() if info.file == file]
+            found = out.resume_record(file)
+            if found is not None:
+                log.info("%s: kept from a run that was ended", file)
+            elif touched.isdisjoint(info.name for info in infos):
+                out.copy(checkpoint.artifact, file)
+                out.record_complete(file, found := {})
+            else:
+                left[file] = sorted(infos, key=lambda info: info.start)
+                continue
+            reports[file] = found
+            bar.advance(sum(info.length for info in infos))
+        reports |= _merge_files(checkpoint, left, adapters, shapes, out, bar)
+    if INDEX in checkpoint.artifact:
+        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
+    return {name: entry for file in checkpoint.files for name, entry in reports[file].items()}
+
+
+def _merge_files(
+    checkpoint: Checkpoint,
+    files: Mapping[str, Sequence[TensorInfo]],
+    adapters: Sequence[Adapter],
+    shapes: Shapes,
+    out: ArtifactWriter,
+    bar: Progress,
+) -> dict[str, Report]:
+    """The report of each file."""
+    pool, tiles = _Pool(5 * SPAN), _Pool(5 * 4 * TILE)
+    spans = (span for infos in files.values() for span in _spans(infos, adapters, shapes))
+    reports: dict[str, Report] = {}
+
+    def finish(written: ExitStack, file: str) -> None:
+        written.close()
+        out.record_complete(file, reports[file])
+
+    with ExitStack() as after:
+        # spans are what is merged side by side, not the operations on them: threads that wait for each other spin
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        after.callback(torch.set_num_threads, threads)
+        finisher = after.enter_context(ThreadPoolExecutor(1))
+        # two at least: one may wait for the network
+        count = max(2, min(threads, MOST_THREADS))
+        work = map_ordered(lambda span: _merge_span(checkpoint, pool, tiles, *span), spans, count)
+        merged = after.enter_context(closing(work))
+        ending: Future[None] | None = None
+        for file, infos in files.items():
+            with ExitStack() as stack:
+                stream = stack.enter_context(out.writer(file))
+                tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
+                reports[file] = {}
+                for info in infos:
+                    compared = _write(tensors, info, shapes[info.name], merged, pool, bar)
+                    if any(info.name in adapter.touched for adapter in adapters):
+                        reports[file][info.name] = entry = compared.entry(shapes[info.name])
+                        if not math.isfinite(entry["relative_change"]) or not compared.finite:
+                            raise InputError(
+                                f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or "
+                                f"overflows {info.dtype}, train it again"
+                            )
+                tensors.close()
+                written = stack.pop_all()
+            if ending is not None:
+                ending.result()
+            ending = finisher.submit(finish, written, file)
+        if ending is not None:
+            ending.result()
+    return reports
+
+
+def _write(
+    tensors: SafetensorsStream,
+    info: TensorInfo,
+    shape: tuple[int, ...],
+    merged: Iterator[_Merged],
+    pool: _Pool,
+    bar: Progress,
+) -> _Compared:
+    """Writes a tensor, and returns what changed."""
+    compared, count = _Compared(), 0
+    while count < shape[0]:
+        rows, found, rooms = next(merged)
+        tensors.write(info.name, rows)
+        compared.add(found)
+        count += rows.shape[0]
+        bar.advance(rows.nbytes)
+        pool.give(rooms)
+    return compared
+
+
+def _spans(infos: Sequence[TensorInfo], adapters: Sequence[Adapter], shapes: Shapes) -> Iterator[_Span]:
+    """The tensors' rows in the order of the file, in like parts of about SPAN elements.
+
+    A part never goes over the number of rows that the model or an adapter has.
+    """
+    for info in infos:
+        rows = shapes[info.name][0]
+        changes = [Change(adapter, info.name) for adapter in adapters if info.name in adapter.touched]
+        has = {info.shape[0], *(a.stored[a.replaced[info.name]].shape[0] for a in adapters if info.name in a.replaced)}
+        for begin, end in pairwise(sorted({0, rows, *(count for count in has if count < rows)})):
+            for first, last in _parts(begin, end, info.shape, SPAN):
+                yield info, first, last - first, changes
+
+
+def _merge_span(
+    checkpoint: Checkpoint, pool: _Pool, tiles: _Pool, info: TensorInfo, first: int, count: int, every: Sequence[Change]
+) -> _Merged:
+    rooms: list[torch.Tensor] = []
+
+    def take(length: int) -> torch.Tensor:
+        rooms.append(pool.take(length))
+        return rooms[-1][:length]
+
+    before = checkpoint.read_rows(info.name, first, count, take) if first < info.shape[0] else None
+    # rows that an adapter brings make void what the adapters before it did
+    bringing = [index for index, change in enumerate(every) if change.brings(first)]
+    changes = every[bringing[-1] :] if bringing else every
+    if bringing:
+        rows = changes[0].brought(first, count, take)
+        dtype: torch.dtype = getattr(torch, info.dtype)
+        if rows.dtype != dtype:
+            rows = take(rows.numel() * dtype.itemsize).view(dtype).view(rows.shape).copy_(rows)
+    else:
+        assert before is not None, "rows that neither the model nor an adapter has"
+        rows = before
+    compared = _Compared()
+    if changes:
+        parts = _parts(0, count, rows.shape, TILE)
+        most = max(end - begin for begin, end in parts) * rows[0].numel()
+        work = tiles.take(3 * 4 * most)
+        room = work[: 3 * 4 * most].view(torch.float32).view(3, most)
+        for begin, end in parts:
+            tile = rows[begin:end]
+            old, other, product = (part[: tile.numel()].view(tile.shape) for part in room)
+            if before is not None:
+                old.copy_(before[begin:end])
+            values = old if rows is before else other.copy_(tile)
+            for change in changes:
+                change.apply(first + begin, tile, values, product)
+                if change is not changes[-1]:
+                    values = other.copy_(tile)
+            compared.compare(None if before is None else old, tile, product)
+        tiles.give([work])
+    return rows, compared, rooms
+
+
+def _parts(begin: int, end: int, shape: Sequence[int], elements: int) -> list[tuple[int, int]]:
+    """`begin` to `end` in parts of about so many elements: multiples of FEWEST_ROWS, what is over in the last one."""
+    rows = elements // max(1, math.prod(shape[1:])) // FEWEST_ROWS * FEWEST_ROWS
+    step = max(FEWEST_ROWS, rows)
+    starts = list(range(begin, max(begin + 1, end - FEWEST_ROWS + 1), step))
+    return list(pairwise([*starts, end]))
+
+
+def bytes_after(checkpoint: Checkpoint, shapes: Shapes) -> int:
     """Bytes of all tensors once they have these shapes."""
     return sum(
         info.length // max(1, math.prod(info.shape)) * math.prod(shapes[name])

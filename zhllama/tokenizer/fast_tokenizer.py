@@ -1,13 +1,9 @@
 """The tokenizer files of a published model folder, made from its SentencePiece model.
 
-`tokenizer.json` is transformers' own conversion (5.2x: normaliser, dummy prefix and merges as the model's settings
-say), not a conversion of ours: with distinct scores it gave SentencePiece's ids on every line tried. The class in
-`tokenizer_config.json` must be PreTrainedTokenizerFast, which takes tokenizer.json as it is; `LlamaTokenizer` rebuilds
-the tokenizer and then differs on white space. Where scores tie (the recipe's zero scores) no conversion can agree:
-SentencePiece merges the leftmost of equal pairs, `tokenizers` the one of the earlier merge.
-
-One exception, declared: a literal `</s>`, `<s>`, `<unk>` or `[PAD]` in a text is a special token here and text for
-SentencePiece. Training encodes with SentencePiece.
+`tokenizer.json` is transformers' own conversion: with distinct scores it gave SentencePiece's ids on every line tried.
+Its class must be PreTrainedTokenizerFast: `LlamaTokenizer` rebuilds it and then differs on white space. Where scores
+tie (the recipe's zeros) no conversion can agree: SentencePiece merges the leftmost of equal pairs, `tokenizers` the one
+of the earlier merge. A literal `</s>`, `<s>`, `<unk>` or `[PAD]` is a special token here and text for SentencePiece.
 """
 
 import json
@@ -18,8 +14,6 @@ from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import BPE, TOKENIZER_MODEL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
-TOKENIZER_JSON = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 LLAMA_POSITIONS = 2048
 
 
@@ -29,11 +23,24 @@ def tokenizer_files(model: bytes, model_max_length: int = LLAMA_POSITIONS) -> di
     `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model that is not
     BPE or has no BOS, EOS or unknown piece.
     """
-    encoder = Encoder(model)
-    special = {"bos_token": encoder.pieces[encoder.bos], "eos_token": encoder.pieces[encoder.eos]}
-    if encoder.pad is not None:
-        special["pad_token"] = encoder.pieces[encoder.pad]
-    tokenizer, special["unk_token"] = _fast(model, special)
+    from tokenizers import AddedToken, processors
+    from transformers.convert_slow_tokenizer import SpmConverter
+
+    encoder, proto = Encoder(model), parse_model(model)
+    if proto.trainer_spec.model_type != BPE:
+        raise InputError(f"{TOKENIZER_MODEL}: not a BPE model; LLaMA's vocabulary can only be extended as BPE")
+    if proto.trainer_spec.unk_id < 0:
+        raise InputError(f"{TOKENIZER_MODEL}: the model has no unknown piece; a LLaMA-shaped model has <unk> at 0")
+    ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.pad, "unk": proto.trainer_spec.unk_id}
+    special = {f"{name}_token": encoder.pieces[index] for name, index in ids.items() if index is not None}
+    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    # legacy: a text after a special token gets its dummy prefix, as each prompt does when it is encoded on its own
+    tokenizer = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary, legacy=True)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special.values()])
+    begin = special["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, vocabulary[begin])]
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,
@@ -45,8 +52,8 @@ def tokenizer_files(model: bytes, model_max_length: int = LLAMA_POSITIONS) -> di
     }
     return {
         TOKENIZER_MODEL: model,
-        TOKENIZER_JSON: tokenizer.to_str(pretty=False).encode(),
-        TOKENIZER_CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
     }
 
 
@@ -54,27 +61,4 @@ def load_fast(files: dict[str, bytes]) -> Any:
     """The `tokenizers.Tokenizer` of `tokenizer_files`: `.encode(text).ids` begins with BOS."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(files[TOKENIZER_JSON].decode())
-
-
-def _fast(model: bytes, special: dict[str, str]) -> tuple[Any, str]:
-    from tokenizers import AddedToken, processors
-    from transformers.convert_slow_tokenizer import SpmConverter
-
-    proto = parse_model(model)
-    if proto.trainer_spec.model_type != BPE:
-        raise InputError(f"{TOKENIZER_MODEL}: not a BPE model; LLaMA's vocabulary can only be extended as BPE")
-    if proto.trainer_spec.unk_id < 0:
-        raise InputError(f"{TOKENIZER_MODEL}: the model has no unknown piece; a LLaMA-shaped model has <unk> at 0")
-    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    # legacy: a text after a special token gets its dummy prefix, as each prompt does when it is encoded on its own
-    tokenizer = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary, legacy=True)
-    unknown = proto.pieces[proto.trainer_spec.unk_id].piece
-    tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in (*special.values(), unknown)]
-    )
-    begin = special["bos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, vocabulary[begin])]
-    )
-    return tokenizer, unknown
+    return Tokenizer.from_str(files["tokenizer.json"].decode())

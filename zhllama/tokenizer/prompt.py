@@ -1,7 +1,7 @@
 """The prompt, in one place: training, evaluation, generation and the served chat template all use this text.
 
-Stanford Alpaca's two sentences, then the instruction; the response starts after `### Response: ` with its space, as
-the recipe trains it. A non-empty input follows the instruction after a newline.
+Stanford Alpaca's two sentences and the instruction, a non-empty input after a newline; the response starts after
+`### Response: ` with its space, as the recipe trains it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,18 +1,12 @@
 """SentencePiece's ids of many texts at once: cut where no piece can lie, each different segment is encoded once.
 
-Why the ids are exactly SentencePiece's. Its BPE begins with single characters and merges two neighbours into one
-wherever that is a piece of the vocabulary, the best score first, the leftmost among equals. A merge across the place
-between characters a and b makes a piece that has "ab" in it. Where no piece has, nothing is ever merged across, so the
-merges on one side do not see those on the other: their order among themselves is that of scores and places, which a
-longer text does not change. So the ids of a text are those of its segments, one after another. Two more facts are
-needed, and checked when the model is read: the normaliser changes nothing but spaces (to ▁) and the mark before a text
-(▁), and a character without a piece becomes its bytes (unknown ones would be joined with their neighbours). A model
-with pieces that are not to be used (these are taken apart again, by merges seen anywhere in a text) or that a user
-defined, and one of another kind than BPE, is not cut at all.
+Why the ids are SentencePiece's: its BPE merges two neighbours wherever that is a piece, the best score first, the
+leftmost among equals. Where no piece has the characters a and b side by side, nothing is ever merged across them, so a
+text's ids are its segments', one after another. That holds where the normaliser changes nothing but spaces (to ▁) and
+the mark before a text, and a character without a piece becomes its bytes; other models are not cut at all (`fits`).
 
-Chinese comes in segments of 1.6 characters, of which nine in ten have been in the same megabyte before; Arrow's
-dictionary finds these, by content and not by hash alone. What was encoded is kept, up to KNOWN segments, some 25 MB.
-All this takes less than half of SentencePiece's processor time; `make bench ONLY=prepare_dataset` prints both.
+Chinese comes in segments of 1.6 characters, nine in ten of them seen in the same megabyte before; Arrow's dictionary
+finds these. All this takes less than half of SentencePiece's time; `make bench ONLY=prepare_dataset` prints both.
 """
 
 import threading
@@ -114,7 +108,13 @@ class SegmentEncoder:
         starts = np.flatnonzero(begins)
 
         entries, segments = _different(codes, starts)
-        numbers, known = self._looked_up(segments)
+        with self._lock:
+            known = self._known
+            if new := [segment for segment in segments if segment not in known.numbers]:
+                known = self._known = self._and_new(known, new)
+            numbers = np.fromiter(map(known.numbers.__getitem__, segments), np.int64, len(segments))
+            if len(known.numbers) > KNOWN or known.bytes > KNOWN_BYTES:
+                self._known = self._nothing()
         entries = numbers[entries]
         # four entries more: the break before the first text, between two, and behind the last; and a text without ids
         count = len(known.counts)
@@ -137,18 +137,6 @@ class SegmentEncoder:
         """What is known at first: the break."""
         ids = np.array([self._break_id], np.int32)
         return _Known(ids, np.array([0]), np.array([1]), {_BREAK.encode("utf-32-le"): 0})
-
-    def _looked_up(self, segments: list[bytes]) -> tuple[np.ndarray, _Known]:
-        """The numbers of different segments, int64, among the known ones, which all of them are now."""
-        with self._lock:
-            known = self._known
-            new = [segment for segment in segments if segment not in known.numbers]
-            if new:
-                known = self._known = self._and_new(known, new)
-            numbers = np.fromiter(map(known.numbers.__getitem__, segments), np.int64, len(segments))
-            if len(known.numbers) > KNOWN or known.bytes > KNOWN_BYTES:
-                self._known = self._nothing()
-        return numbers, known
 
     def _and_new(self, known: _Known, segments: list[bytes]) -> _Known:
         parted = _BREAK.encode("utf-32-le")

@@ -1,8 +1,7 @@
-"""A SentencePiece model as a protocol buffer: its pieces with scores and types, to read and to write.
+"""A SentencePiece model as a protocol buffer, by the class that transformers ships.
 
-The class is the one that transformers ships: sentencepiece's own generated module wants protobuf 7, which kfp does not
-allow, and transformers' works with every protobuf from 4 on. A model that is parsed and serialised again gives the
-same bytes.
+sentencepiece's own generated module wants protobuf 7, which kfp does not allow. Parsed and serialised again, a model
+has the same bytes.
 """
 
 import importlib.util

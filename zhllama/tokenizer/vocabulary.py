@@ -1,14 +1,13 @@
 """The vocabulary contract and the one encoder.
 
-The contract is what two artifacts must agree on before a weight is loaded: the ordered pieces (as digests of the first
-32,000, 49,953, 49,954 … pieces, so that *extends* can be told from *foreign* without the pieces at hand), the special
-ids, tying, padding of the embedding rows and dtype. It travels in every manifest from the tokenizer on.
-
-Encoding is SentencePiece's own; special ids are put in by id, never by text, so that `</s>` in a user's text stays
-text.
+The contract is what two artifacts must agree on before a weight is loaded: the ordered pieces (digests of the first
+32,000, 49,953, 49,954 …, so that *extends* can be told from *foreign*), the special ids, tying, padding and dtype. It
+travels in every manifest. Encoding is SentencePiece's own; special ids are put in by id, so that `</s>` in a user's
+text stays text.
 """
 
 import hashlib
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 PAD_PIECE = "[PAD]"
 RECIPE_SIZES = (32_000, 49_953, 49_954)
 """LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
-
-
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")
 """How LLaMA 3's tokenizer.model begins: a token in Base64 and its rank."""
 
@@ -42,7 +39,7 @@ class Relation(Enum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The contract. `prefixes` maps a number of pieces (as text, for JSON) to the digest of that many pieces."""
+    """The contract. `prefixes`: a number of pieces (as text, for JSON) → the digest of that many."""
 
     size: int
     digest: str
@@ -63,8 +60,8 @@ class Vocabulary:
         """How this vocabulary stands to `other`: it *extends* other when other's pieces are its first ones."""
         if (self.bos, self.eos) != (other.bos, other.eos):
             return Relation.FOREIGN
-        if self.size == other.size:
-            return Relation.EQUAL if self.digest == other.digest else Relation.FOREIGN
+        if (self.size, self.digest) == (other.size, other.digest):
+            return Relation.EQUAL
         if self.prefixes.get(str(other.size)) == other.digest:
             return Relation.EXTENDS
         if other.prefixes.get(str(self.size)) == self.digest:
@@ -77,12 +74,8 @@ class Vocabulary:
 
 def padding_multiple(pieces: int, rows: int) -> int:
     """The smallest power of two that rounds `pieces` up to `rows`; `rows` itself where none does."""
-    multiple = 1
-    while multiple <= rows:
-        if -(-pieces // multiple) * multiple == rows:
-            return multiple
-        multiple *= 2
-    return rows
+    powers = (1 << power for power in range(rows.bit_length()))
+    return next((multiple for multiple in powers if -(-pieces // multiple) * multiple == rows), rows)
 
 
 def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
@@ -124,6 +117,14 @@ class Encoder:
         if self.bos < 0 or self.eos < 0:
             raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
 
+    def require_rows(self, rows: int, where: str, what: str) -> None:
+        """InputError for weights of too few rows: `what` has them, as `the model`."""
+        if rows < self.size:
+            raise InputError(
+                f"{where}: tokenizer.model has {self.size} pieces and {what} {rows} rows; give a model and a tokenizer "
+                "that belong together"
+            )
+
     @cached_property
     def pieces(self) -> list[str]:
         return [self._processor.id_to_piece(index) for index in range(self.size)]
@@ -153,23 +154,24 @@ class Encoder:
         """As encode, many at a time, on SentencePiece's threads."""
         return [list(ids) for ids in self._processor.encode(list(texts))] if texts else []
 
-    def encode_arrays(self, texts: Sequence[str], begin: bool = False, end: bool = False) -> list["np.ndarray"]:
-        """As encode_batch, as int32 arrays; with `begin` BOS stands before each, with `end` EOS after it."""
-        if not texts:
-            return []
-        # the ids are put in after the text was encoded, so a literal </s> stays text
-        return list(self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end))
-
     def encode_flat(
         self, texts: Sequence[str], begin: bool = False, end: bool = False
     ) -> tuple["np.ndarray", "np.ndarray"]:
-        """As encode_arrays, the ids of all texts one after another, int32, and how many each has, int64."""
+        """As encode_batch, the ids of all texts one after another, int32, and how many each has, int64; with `begin`
+        BOS stands before each, with `end` EOS after it."""
         import numpy as np
 
         if self._segments is not None:
             return self._segments.encode(texts, begin, end)
-        arrays = [np.zeros(0, np.int32), *self.encode_arrays(texts, begin, end)]
+        # the ids are put in after the text was encoded, so a literal </s> stays text
+        found = self._processor.encode(list(texts), out_type="numpy", add_bos=begin, add_eos=end) if texts else []
+        arrays = [np.zeros(0, np.int32), *found]
         return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
+
+    def differing(self, texts: Sequence[str], found: Iterable[Sequence[int]]) -> int:
+        """How many texts another tokenizer has `found` other ids for than BOS and SentencePiece's."""
+        wanted = self.encode_batch(texts)
+        return sum(list(ids) != [self.bos, *right] for ids, right in zip(found, wanted, strict=True))
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(index) for index in ids]))
@@ -187,11 +189,16 @@ class Encoder:
         return Vocabulary(self.size, running.hexdigest(), self.bos, self.eos, self.pad, prefixes, **facts)
 
 
-def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
-    """Where the SentencePiece model of an artifact stands (for messages), and its bytes.
+def mixtures(pieces: Sequence[str], lines: int, seed: int) -> list[str]:
+    """Seeded lines of a vocabulary's own pieces, where a wrong score or a tie shows."""
+    chance = random.Random(seed)
+    return ["".join(chance.choices(pieces, k=12)).replace("▁", " ") for _ in range(lines)]
 
-    It is `tokenizer.model`, or the only .model file of a plain folder. `option` (as `--tokenizer`) says in the message
-    which option gave the artifact.
+
+def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
+    """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes.
+
+    It is `tokenizer.model`, or the only .model file of a plain folder.
     """
     named = [name for name in artifact.names if name.endswith(".model")]
     name = named[0] if len(named) == 1 else "tokenizer.model"

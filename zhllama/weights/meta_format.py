@@ -1,16 +1,15 @@
 """Meta's checkpoint layout and Hugging Face's, tensor by tensor, in both directions.
 
-A Meta model is `params.json`, `tokenizer.model` and `consolidated.NN.pth`, one per rank of the model parallelism it
-was trained with. Between the two layouts lie names, the cut into shards, and the order of rows in wq and wk: Meta
-rotates neighbouring pairs (0,1), (2,3) …, Hugging Face the halves (0, d/2), (1, d/2+1) …, so the rows of each head are
-permuted. Permuting row blocks per head commutes with joining shards along axis 0, because a shard holds whole heads.
+A Meta model is `params.json`, `tokenizer.model` and `consolidated.NN.pth`, one per rank of its model parallelism. Meta
+rotates neighbouring pairs (0,1), (2,3) …, Hugging Face the halves (0, d/2), (1, d/2+1) …, so the rows of each head of
+wq and wk are permuted; a shard holds whole heads, so that commutes with joining shards along axis 0.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
@@ -71,8 +70,7 @@ class MetaParams:
     def width(self) -> int:
         """Rows of w1: multiple_of · ceil(floor(8·dim/3) / multiple_of)."""
         hidden = 8 * self.dim // 3
-        if self.ffn_dim_multiplier is not None:
-            hidden = int(self.ffn_dim_multiplier * hidden)
+        hidden = hidden if self.ffn_dim_multiplier is None else int(self.ffn_dim_multiplier * hidden)
         return -(-hidden // self.multiple_of) * self.multiple_of
 
     @staticmethod
@@ -95,21 +93,11 @@ class MetaParams:
 
     def to_json(self) -> bytes:
         """As Meta writes it: one line, fields that LLaMA 1 does not have only where they say something."""
-        value: dict[str, Any] = {
-            "dim": self.dim,
-            "multiple_of": self.multiple_of,
-            "n_heads": self.n_heads,
-            "n_layers": self.n_layers,
-            "norm_eps": self.norm_eps,
-            "vocab_size": self.vocab_size,
-        }
-        if self.kv_heads != self.n_heads:
-            value["n_kv_heads"] = self.n_kv_heads
-        if self.ffn_dim_multiplier is not None:
-            value["ffn_dim_multiplier"] = self.ffn_dim_multiplier
-        if self.rope_theta != ROPE_THETA:
-            value["rope_theta"] = self.rope_theta
-        return json.dumps(value).encode()
+        names = ["dim", "multiple_of", "n_heads", "n_layers", "norm_eps", "vocab_size"]
+        names += ["n_kv_heads"] * (self.kv_heads != self.n_heads)
+        names += ["ffn_dim_multiplier"] * (self.ffn_dim_multiplier is not None)
+        names += ["rope_theta"] * (self.rope_theta != ROPE_THETA)
+        return json.dumps({name: getattr(self, name) for name in names}).encode()
 
 
 @dataclass(frozen=True)
@@ -168,10 +156,7 @@ def split(weight: "torch.Tensor", axis: int | None, shards: int, uneven: bool = 
 def split_to_shards(
     tensors: Mapping[str, "torch.Tensor"], n_heads: int, shards: int, kv_heads: int | None = None
 ) -> list[dict[str, "torch.Tensor"]]:
-    """A small Hugging Face state dict as the state dicts of `shards` Meta shards, each tensor its own.
-
-    In memory as a whole: for models made here and for tests. ValueError when the counts do not divide.
-    """
+    """A small Hugging Face state dict, in memory, as those of `shards` Meta shards. ValueError for odd counts."""
     layers = len({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
     cut: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
     for place in places(layers, n_heads, kv_heads or n_heads):

@@ -1,16 +1,16 @@
 """Hugging Face safetensors checkpoints, one tensor at a time, from S3 or a folder to S3 or a folder.
 
-Format (safetensors): eight bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
-then the tensors' bytes. The library reads from files and builds whole files in memory; models here are larger than
-memory and lie in S3, so the container is read by range and written as a stream. Memory: one tensor.
+Format: eight bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors'
+bytes. The library builds whole files in memory; here the container is read by range and written as a stream. Memory:
+one tensor.
 """
 
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zhllama.artifacts.json_file import object_of, read_object
 from zhllama.artifacts.reader import Artifact
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+EMBEDDINGS_FILE = "model-embeddings.safetensors"
+"""What extending the vocabulary and the first stage of training change, in a file of its own."""
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -59,28 +61,23 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     (length,) = struct.unpack("<Q", artifact.read_range(file, 0, 8))
     if length > min(_MAX_HEADER, size - 8):
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
+    found: dict[str, TensorInfo] = {}
     try:
         header = object_of(artifact.read_range(file, 8, length))
         header.pop("__metadata__", None)
-        entries = [(name, *_entry(**entry)) for name, entry in header.items()]
+        for name, entry in header.items():
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            numbers = (*shape, begin, end)
+            if len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
+                raise ValueError("not an entry of a safetensors header")
+            if dtype not in DTYPES:
+                raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
+            if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
+                raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
+            found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
-    found: dict[str, TensorInfo] = {}
-    for name, dtype, shape, begin, end in entries:
-        if dtype not in DTYPES:
-            raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
-        if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
-            raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
-        found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
     return found
-
-
-def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
-    """One entry of a header, checked; TypeError or ValueError when it is none."""
-    if type(dtype) is not str or any(type(number) is not int or number < 0 for number in [*shape, *data_offsets]):
-        raise ValueError("not an entry of a safetensors header")
-    begin, end = data_offsets
-    return dtype, tuple(shape), begin, end
 
 
 class Checkpoint:
@@ -90,36 +87,50 @@ class Checkpoint:
         """`single`: the file to read where there is no index (an adapter's is adapter_model.safetensors)."""
         self.artifact = artifact
         self.tensors: dict[str, TensorInfo] = {}
+        self.where = where = f"{option} {artifact.root}"
         named: dict[str, str] = {}
         if single == SINGLE and INDEX in artifact:
             try:
                 named = dict(read_object(artifact, INDEX)["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{option} {artifact.root}: {INDEX} is damaged ({error}); fetch it again") from error
+                raise InputError(f"{where}: {INDEX} is damaged ({error}); fetch it again") from error
             files = sorted(set(named.values()))
         elif single in artifact:
             files = [single]
         else:
-            raise InputError(
-                f"{option} {artifact.root}: no {single} and no index in it; give a folder with safetensors"
-            )
+            raise InputError(f"{where}: no {single} and no index in it; give a folder with safetensors")
         for file in files:
             if file not in artifact:
-                raise InputError(
-                    f"{option} {artifact.root}: the shard {file} is missing; publish or fetch the model again"
-                )
+                raise InputError(f"{where}: the shard {file} is missing; publish or fetch the model again")
             self.tensors.update(read_header(artifact, file))
-        missing = sorted(set(named) - set(self.tensors))
-        if missing:
-            raise InputError(
-                f"{option} {artifact.root}: the index names {missing[0]}, but no shard has it; fetch it again"
-            )
+        if missing := sorted(set(named) - set(self.tensors)):
+            raise InputError(f"{where}: the index names {missing[0]}, but no shard has it; fetch it again")
         self.files = files
+
+    def settings(self, name: str = "config.json") -> dict[str, Any]:
+        """A JSON file of the model; InputError when it is none."""
+        try:
+            return read_object(self.artifact, name)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.where}: {name} is no JSON object ({error}); fetch the model again") from error
 
     def info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
         return self.tensors[name]
+
+    def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
+        """InputError when one of these tensors (default: all) is not of floating-point numbers.
+
+        Integers with scales beside them, read as the numbers that they are not, would merge, export and extend without
+        a complaint, to a model that is noise.
+        """
+        for name in self.tensors if names is None else names:
+            if not self.info(name).dtype.startswith(("float", "bfloat")):
+                raise InputError(
+                    f"{self.where}: {name} is {self.info(name).dtype}, a quantised weight; give the model in float16, "
+                    "bfloat16 or float32"
+                )
 
     def read(self, name: str) -> "torch.Tensor":
         """A tensor, verified, in its stored dtype, with memory of its own."""
@@ -131,21 +142,27 @@ class Checkpoint:
         room: gives the memory (uint8) for so many bytes; fresh memory by default.
         ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
         """
-        import torch
+        return read_rows(self.artifact, self.info(name), first, count, room)
 
-        info = self.info(name)
-        kind = getattr(torch, info.dtype)
-        rows = info.shape[0] if info.shape else 1
-        count = rows - first if count is None else count
-        if first < 0 or count < 0 or first + count > rows:
-            raise ValueError(f"{name}: rows {first} to {first + count} asked of {rows}")
-        row = info.length // max(rows, 1)
-        shape = (count, *info.shape[1:]) if info.shape else ()
-        if count == 0 or row == 0:
-            return torch.empty(shape, dtype=kind)
-        content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
-        self.artifact.read_into(info.file, info.start + first * row, content.numpy().data)
-        return content.view(kind).reshape(shape)
+
+def read_rows(
+    artifact: Artifact, info: TensorInfo, first: int = 0, count: int | None = None, room: "Room | None" = None
+) -> "torch.Tensor":
+    """Rows of a tensor of a file, verified; as Checkpoint.read_rows."""
+    import torch
+
+    kind = getattr(torch, info.dtype)
+    rows = info.shape[0] if info.shape else 1
+    count = rows - first if count is None else count
+    if first < 0 or count < 0 or first + count > rows:
+        raise ValueError(f"{info.name}: rows {first} to {first + count} asked of {rows}")
+    row = info.length // max(rows, 1)
+    shape = (count, *info.shape[1:]) if info.shape else ()
+    if count == 0 or row == 0:
+        return torch.empty(shape, dtype=kind)
+    content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
+    artifact.read_into(info.file, info.start + first * row, content.numpy().data)
+    return content.view(kind).reshape(shape)
 
 
 class SafetensorsStream:
@@ -161,9 +178,7 @@ class SafetensorsStream:
         self._left: list[tuple[str, str, int]] = []
         at = 0
         for name, (dtype, shape) in tensors.items():
-            length = getattr(torch, dtype).itemsize
-            for extent in shape:
-                length *= extent
+            length = getattr(torch, dtype).itemsize * math.prod(shape)
             header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [at, at + length]}
             self._left.append((name, dtype, length))
             at += length
@@ -179,7 +194,7 @@ class SafetensorsStream:
 
         wanted, dtype, length = self._left[0]
         content = tensor.detach().cpu().contiguous()
-        count = content.numel() * content.element_size()
+        count = content.nbytes
         if name != wanted or content.dtype != getattr(torch, dtype) or self._written + count > length:
             raise ValueError(
                 f"{name} ({content.dtype}, {count} bytes) written where {wanted} ({dtype}, {length}) was declared"

@@ -1,26 +1,25 @@
 """PyTorch checkpoints (.pth, .bin), one tensor at a time, from S3 or a folder to S3 or a folder.
 
-torch.save writes a zip of stored (never compressed) records: a pickle that describes the tensors, then their bytes.
-Reading: the pickle is loaded under FakeTensorMode, which allocates nothing and records where each storage begins, and
-the tensors are then range-read. That moves the pickle, the zip's directory and each record's header (16 KiB a read),
-where mmap makes the resident set grow with the file and needs a local copy. Headers between tensors are read
-unverified, since a verified read is of 8 MiB; they are verified with the tensors they stand between. Always
-weights_only: a pickle that wants to run code is refused.
-Writing: torch's own zip writer on a stream, the records one by one. Memory: one tensor, each way.
+torch.save writes a zip of stored records: a pickle that describes the tensors, then their bytes. Reading: the pickle is
+loaded (always weights_only) under FakeTensorMode, which allocates nothing and records where each storage begins; then
+the tensors are range-read. Headers between them are read unverified (16 KiB a read, where a verified one is of 8 MiB),
+and verified with the tensors. Writing: torch's own zip writer on a stream. Memory: one tensor, each way.
 """
 
 import io
-import math
+import itertools
 import pickle
 import re
+import sys
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.weights.safetensors_io import Sink
+from zhllama.weights.safetensors_io import Sink, TensorInfo, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +29,6 @@ if TYPE_CHECKING:
 _ZIP = b"PK\x03\x04"
 _WINDOW = 16 * 2**10
 """Bytes of a read while a file is indexed."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in its file: dtype (torch's name), shape, strides in elements, first byte, bytes spanned."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    start: int
-    length: int
 
 
 def load_tensors(stream: Any, where: str) -> dict[str, Any]:
@@ -75,7 +63,8 @@ class PthFile:
         self._artifact = artifact
         self.name = name
         self.where = where = f"{artifact.root}/{name}"
-        self.tensors: dict[str, StoredTensor] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self._strides: dict[str, tuple[int, ...]] = {}
         if not is_zip(artifact, name):
             raise InputError(
                 f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
@@ -94,46 +83,31 @@ class PthFile:
             if start + length > size:
                 raise InputError(f"{where}: tensor {key} does not lie in the file; it is cut short, fetch it again")
             dtype = str(tensor.dtype).removeprefix("torch.")
-            self.tensors[str(key)] = StoredTensor(dtype, tuple(tensor.shape), tuple(tensor.stride()), start, length)
+            self.tensors[str(key)] = TensorInfo(str(key), name, dtype, tuple(tensor.shape), start, length)
+            if not tensor.is_contiguous():
+                self._strides[str(key)] = tuple(tensor.stride())
 
     def read(self, key: str) -> "torch.Tensor":
         """A tensor, verified, in its stored dtype, with memory of its own."""
+        return self.read_rows(key, 0, None)
+
+    def read_rows(self, key: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
+        """As Checkpoint.read_rows; what does not lie row after row is read whole for it."""
+        info, strides = self.tensors[key], self._strides.get(key)
+        if strides is None:
+            return read_rows(self._artifact, info, first, count, room)
         import torch
 
-        stored = self.tensors[key]
-        kind = getattr(torch, stored.dtype)
-        if not stored.length:
-            return torch.empty(stored.shape, dtype=kind)
-        flat = torch.empty(stored.length, dtype=torch.uint8)
-        self._artifact.read_into(self.name, stored.start, flat.numpy().data)
-        return flat.view(kind).as_strided(stored.shape, stored.strides)
-
-    def read_rows(self, key: str, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor":
-        """`count` rows of a tensor from `first`, without reading the others where rows lie one after another.
-
-        room: gives the memory (uint8) for so many bytes; fresh memory by default.
-        """
-        import torch
-
-        stored = self.tensors[key]
-        kind = getattr(torch, stored.dtype)
-        row = math.prod(stored.shape[1:])
-        if not stored.length or stored.length != math.prod(stored.shape) * kind.itemsize or stored.strides[0] != row:
-            return self.read(key)[first : first + count].clone()
-        length = count * row * kind.itemsize
-        flat = room(length) if room else torch.empty(length, dtype=torch.uint8)
-        self._artifact.read_into(self.name, stored.start + first * row * kind.itemsize, flat.numpy().data)
-        return flat.view(kind).as_strided((count, *stored.shape[1:]), stored.strides)
+        span = (info.length // getattr(torch, info.dtype).itemsize,)
+        whole = read_rows(self._artifact, replace(info, shape=span)).as_strided(info.shape, strides)
+        return whole if count is None else whole[first : first + count].clone()
 
 
 class _Windows(io.RawIOBase):
     """A file by small ranges, unverified."""
 
     def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact = artifact
-        self._name = name
-        self._size = artifact.file(name).size
-        self._at = 0
+        self._artifact, self._name, self._size, self._at = artifact, name, artifact.file(name).size, 0
 
     def readable(self) -> bool:
         return True
@@ -167,16 +141,17 @@ class PthStream:
     """
 
     def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        import sys
-
         import torch
 
         self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
         self._at = 0
-        self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], _Counting(sink)))
+        self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], sink))
+        buffer = io.BytesIO()
+        kinds = {name: getattr(torch, dtype) for name, (dtype, _) in tensors.items()}
+        _Pickler(buffer).dump({n: torch.empty(tensors[n][1], dtype=kind, device="meta") for n, kind in kinds.items()})
         # the records that torch.save writes, in its order: from them a reader computes where the tensors lie
         records = {
-            "data.pkl": _pickled(tensors),
+            "data.pkl": buffer.getvalue(),
             ".format_version": b"1",
             ".storage_alignment": str(torch.serialization._get_storage_alignment()).encode(),
             "byteorder": sys.byteorder.encode(),
@@ -195,7 +170,7 @@ class PthStream:
             )
         content = tensor.detach().cpu().contiguous()
         held = content.untyped_storage()
-        if held.nbytes() != content.numel() * content.element_size():
+        if held.nbytes() != content.nbytes:
             held = content.clone().untyped_storage()
         self._zip.write_record(f"data/{self._at}", cast(Any, held), held.nbytes())
         self._at += 1
@@ -207,60 +182,26 @@ class PthStream:
         self._zip.write_end_of_file()
 
 
-class _Counting:
-    """What torch's writer wants of a stream: write() that returns the count."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._sink.write(view)
-        return len(view)
-
-
-class _Storage:
-    """Stands for a storage in the pickle: torch's persistent id is (kind, class, key, device, elements)."""
-
-    def __init__(self, identity: tuple[str, Any, str, str, int]) -> None:
-        self.identity = identity
-
-
-class _Tensor:
-    """Pickles as a contiguous tensor over a storage of its own does."""
-
-    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
-        self._storage = storage
-        self._shape = shape
-
-    def __reduce__(self) -> Any:
-        from collections import OrderedDict
-
-        import torch
-
-        strides: list[int] = []
-        step = 1
-        for extent in reversed(self._shape):
-            strides.insert(0, step)
-            step *= max(extent, 1)
-        return torch._utils._rebuild_tensor_v2, (self._storage, 0, self._shape, tuple(strides), False, OrderedDict())
+class _Storage(tuple[str, Any, str, str, int]):
+    """Stands for a storage in the pickle: torch's persistent id, (kind, class, key, device, elements)."""
 
 
 class _Pickler(pickle.Pickler):
+    """Meta tensors, as contiguous ones over storages of their own, in their order."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer, protocol=2)
+        self._keys = map(str, itertools.count())
+
     def persistent_id(self, value: Any) -> Any:
-        return value.identity if isinstance(value, _Storage) else None
+        return tuple(value) if isinstance(value, _Storage) else None
 
+    def reducer_override(self, value: Any) -> Any:
+        import torch
 
-def _pickled(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    import torch
-
-    described = {}
-    for index, (name, (dtype, shape)) in enumerate(tensors.items()):
-        elements = 1
-        for extent in shape:
-            elements *= extent
-        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[getattr(torch, dtype)])
-        described[name] = _Tensor(_Storage(("storage", legacy, str(index), "cpu", elements)), shape)
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(described)
-    return buffer.getvalue()
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[value.dtype])
+        storage = _Storage(("storage", legacy, next(self._keys), "cpu", value.numel()))
+        strides = value.stride()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(value.shape), strides, False, OrderedDict())

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from components.extend_tokenizer.parity import differing, probe
-from components.extend_tokenizer.pieces import CONTROL, extended, is_chinese, splits, unreachable
+from components.extend_tokenizer.extender import differing, probe
+from components.extend_tokenizer.pieces import extended, is_chinese, splits, unreachable
 from zhllama.errors import InputError
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
+from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation
 
 

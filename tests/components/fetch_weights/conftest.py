@@ -94,7 +94,7 @@ class _FolderHandler(BaseHTTPRequestHandler):
 
 
 class _HubHandler(_FolderHandler):
-    """The calls of the hub that a fetch makes: a repository's files (two ways), and a file at a commit."""
+    """The calls of the hub that a fetch makes: a repository's files, and a file at a commit."""
 
     COMMIT = "c" * 40
 
@@ -102,7 +102,7 @@ class _HubHandler(_FolderHandler):
         path = self.path.partition("?")[0]
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
-            self._repository("/".join(parts[2:4]), tree="tree" in parts)
+            self._repository("/".join(parts[2:4]))
             return
         # owner/name/resolve/<commit>/file
         if parts[2:4] != ["resolve", self.COMMIT]:
@@ -111,7 +111,7 @@ class _HubHandler(_FolderHandler):
         self.path = "/" + "/".join([*parts[:2], *parts[4:]])
         super()._answer(body)
 
-    def _repository(self, name: str, tree: bool) -> None:
+    def _repository(self, name: str) -> None:
         folder = self.server.folder / name
         if not folder.is_dir():
             self.send_response(404)
@@ -119,21 +119,18 @@ class _HubHandler(_FolderHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        files, siblings = [], []
+        siblings = []
         for path in sorted(folder.iterdir()):
             content = path.read_bytes()
             git = hashlib.sha1(content).hexdigest()
-            file = {"type": "file", "path": path.name, "size": len(content), "oid": git}
             sibling = {"rfilename": path.name, "size": len(content), "blobId": git}
             if path.suffix in (".safetensors", ".bin", ".model"):
                 # what the hub recorded at upload; one repository was tampered with since
                 told = hashlib.sha256(b"another" if "told" in name else content).hexdigest()
-                file["lfs"] = {"oid": told, "size": len(content), "pointerSize": 100}
                 sibling["lfs"] = {"sha256": told, "size": len(content), "pointerSize": 100}
-            files.append(file)
             siblings.append(sibling)
         info = {"id": name, "modelId": name, "sha": self.COMMIT, "siblings": siblings}
-        answer = json.dumps(files if tree else info).encode()
+        answer = json.dumps(info).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from components.fetch_weights import fetcher, layout, plan, sources
+from components.fetch_weights import fetcher, plan, sources
 from components.fetch_weights.fetcher import fetch_weights
 from components.fetch_weights.options import FetchWeights
 from zhllama import storage
@@ -118,6 +118,13 @@ def test_an_adapter_is_fetched_unopened(tmp_path, adapter):
     manifest = fetch(tmp_path / "store", adapter, size="7b")
     assert manifest.kind == "adapter"
     assert [file.path for file in manifest.files] == ["adapter_config.json", "adapter_model.bin", "tokenizer.model"]
+
+
+@pytest.mark.parametrize("size", [0, 1, storage.PART])
+def test_a_file_of_one_part_is_fetched_whole(store, adapter, size):
+    (adapter / "adapter_model.bin").write_bytes(bytes(size))
+    fetched = open_artifact(fetch(store, adapter).reference)
+    assert fetched.read("adapter_model.bin") == bytes(size)
 
 
 def test_a_broken_connection_goes_on_where_it_broke(tmp_path, http, tiny_meta):
@@ -288,8 +295,7 @@ def test_a_published_size_is_known_by_its_params(tmp_path, weights, monkeypatch)
     params = hashlib.sha256((weights / "params.json").read_bytes()).hexdigest()
     shards = {name: "0" * 64 for name in META if name.endswith(".pth")}
     known = {"meta": {"13b": {"params.json": params, **shards}}, "adapters": {}}
-    for module in (layout, plan):
-        monkeypatch.setattr(module, "table", lambda: known)
+    monkeypatch.setattr(plan, "table", lambda: known)
     with pytest.raises(InputError, match=r"consolidated\.00\.pth: sha256 0{64} expected \(by the published table\)"):
         fetch(tmp_path / "store", weights, size="")
 

@@ -79,16 +79,6 @@ def test_a_writer_that_is_given_up_leaves_nothing(store):
     assert storage.listing(store) == []
 
 
-@pytest.mark.parametrize("size", [0, 1, storage.PART])
-def test_a_small_file_is_put_at_once(store, size):
-    uri = f"{store}/x.bin"
-    writer = open_parts(uri, size)
-    writer.put(0, bytes(size))
-    assert storage.listing(store) == []
-    writer.commit()
-    assert storage.read_bytes(uri) == bytes(size)
-
-
 def test_a_journal_that_was_cut_short_counts_for_what_is_whole_in_it(tmp_path):
     uri = str(tmp_path / "x.bin")
     writer = open_parts(uri, len(CONTENT))

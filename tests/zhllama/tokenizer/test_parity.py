@@ -101,7 +101,8 @@ def test_made_up_text_is_encoded_and_brought_back_alike(auto, encoder, text):
 def test_a_special_token_in_a_users_text_stays_text(encoder, before, special, after):
     """[PAD] too, since it is a control piece."""
     assert not {encoder.bos, encoder.eos, encoder.pad} & set(encoder.encode(before + special + after))
-    (array,) = encoder.encode_arrays([before + special + after], begin=True, end=True)
+    array, lengths = encoder.encode_flat([before + special + after], begin=True, end=True)
+    assert lengths.tolist() == [len(array)]
     assert array[0] == encoder.bos
     assert array[-1] == encoder.eos
     assert array[1:-1].tolist() == encoder.encode(before + special + after)

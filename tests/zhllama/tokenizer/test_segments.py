@@ -20,7 +20,7 @@ USER_DEFINED, UNUSED = 4, 5
 
 def plain(encoder, texts, begin=True, end=True):
     """SentencePiece's own ids of each text."""
-    return [found.tolist() for found in encoder.encode_arrays(texts, begin, end)]
+    return [[encoder.bos] * begin + ids + [encoder.eos] * end for ids in encoder.encode_batch(texts)]
 
 
 def by_segments(encoder, texts, begin=True, end=True):

@@ -1,0 +1,79 @@
+"""The model to export: what its headers and small files say, checked for either format before a weight is read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from zhllama.artifacts.json_file import read_object
+from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.weights.meta_format import EMBEDDING, HEAD, ROPE_THETA, Place, places
+from zhllama.weights.safetensors_io import Checkpoint, TensorInfo
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A LLaMA model. `stretch`: linear scaling of positions, 1 for none. `config`: config.json as it is."""
+
+    artifact: Artifact
+    checkpoint: Checkpoint
+    encoder: Encoder
+    places: tuple[Place, ...]
+    config: dict[str, Any]
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    norm_eps: float
+    positions: int
+    rope_theta: float
+    stretch: float
+
+    def info(self, place: Place) -> TensorInfo:
+        """Of a tied model's head, which is not in the file, the embedding's."""
+        tied = place.hf == HEAD and HEAD not in self.checkpoint.tensors
+        return self.checkpoint.info(EMBEDDING if tied else place.hf)
+
+
+def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
+    """InputError for what `form` (as `Meta's format`) cannot hold; ropes: the rotary positions that it can say."""
+    where = f"--model {model.root}"
+    if "config.json" not in model:
+        raise InputError(f"{where}: no config.json in it; a Hugging Face model folder is needed")
+    try:
+        config = read_object(model, "config.json")
+        if (kind := config.get("model_type")) != "llama":
+            raise InputError(f"{where}: a {kind} model; only LLaMA models are exported")
+        # transformers 5 keeps both in rope_parameters, older ones in two places
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind not in ropes:
+            raise InputError(
+                f"{where}: config.json stretches the rotary positions ({kind}), which is not exported to {form}"
+            )
+        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        numbers: dict[str, Any] = {
+            "layers": int(config["num_hidden_layers"]),
+            "width": width,
+            "feed_forward": int(config["intermediate_size"]),
+            "heads": heads,
+            "kv_heads": int(config.get("num_key_value_heads") or heads),
+            "head_width": int(config.get("head_dim") or width // heads),
+            "norm_eps": float(config["rms_norm_eps"]),
+            "positions": int(config.get("max_position_embeddings", 2048)),
+            "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
+            "stretch": float(rope["factor"]) if kind == "linear" else 1.0,
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: config.json is not a LLaMA model's ({error}); give another model") from error
+    encoder = load_encoder(model, "--model")
+    checkpoint = Checkpoint(model)
+    checkpoint.refuse_quantised()
+    encoder.require_rows(checkpoint.info(EMBEDDING).shape[0], where, "the model")
+    all_places = places(numbers["layers"], heads, numbers["kv_heads"])
+    wanted = tuple(place for place in all_places if place.hf == HEAD or checkpoint.info(place.hf))
+    if unknown := sorted(set(checkpoint.tensors) - {place.hf for place in wanted}):
+        raise InputError(f"{where}: tensor {unknown[0]} is none of a LLaMA model; {form} has no place for it")
+    return Llama(model, checkpoint, encoder, wanted, config, **numbers)
