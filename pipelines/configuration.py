@@ -249,9 +249,9 @@ def _over(size: Size, chosen: Mapping[str, Value]) -> Size:
     return size
 
 
-def _replaced(record: Any, path: Sequence[str], value: Value) -> Any:
-    inner = _replaced(getattr(record, path[0]), path[1:], value) if path[1:] else value
-    return dataclasses.replace(record, **{path[0]: inner})
+def _replaced(record: Any, path: str, value: Value) -> Any:
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(record, **{name: _replaced(getattr(record, name), rest, value) if rest else value})
 
 
 # --- for a cluster ----------------------------------------------------------------------------------------------------
