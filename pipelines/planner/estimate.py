@@ -6,15 +6,16 @@ GPU beside tensors (RESERVED, FRAGMENTATION), and a process's own memory (PROCES
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from pipelines import sizes
 from pipelines.machines import planned_options
 from pipelines.planner.gpus import Gpu
-from pipelines.planner.memory import FLOAT32, Phase, Setting, peak
+from pipelines.planner.memory import FLOAT32, Phase, Setting, part, peak
 from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import RECIPE_SIZES
 from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
@@ -26,15 +27,12 @@ PROCESS = 3 * 10**9
 """Host memory of a training process without its tensors: torch, transformers, DeepSpeed, CUDA's libraries."""
 PROCESS_WITHOUT_GPU = 10**9
 """The same where there is no GPU: without CUDA's libraries."""
-LLAMA_PIECES = 32_000
-RECIPES_OVERLAP = 2_047
-"""Pieces of the recipe's Chinese tokenizer that LLaMA has already."""
+LLAMA_PIECES = RECIPE_SIZES[0]
+RECIPES_OVERLAP = LLAMA_PIECES + 20_000 - RECIPE_SIZES[1]
+"""Pieces of the recipe's Chinese tokenizer, of 20,000, that LLaMA has already."""
 TOKENIZER_FILES = 5 * 10**6
-
-
-def pieces_of(size: Size) -> int:
-    """Rows of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
-    return LLAMA_PIECES + max(size.vocab_size - RECIPES_OVERLAP, 0) + 1
+VLLM_SHARE = 0.9
+"""Share of a GPU that vLLM takes unless told otherwise (--gpu-memory-utilization)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,8 @@ class PlanRequest:
 
     @property
     def rows(self) -> int:
-        return self.pieces or pieces_of(self.size)
+        """Of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
+        return self.pieces or LLAMA_PIECES + max(self.size.vocab_size - RECIPES_OVERLAP, 0) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +80,16 @@ class Plan:
     per_node: int
     """Processes on each node."""
     steps: int
-    phase: Phase
-    """The peak, of one process."""
-    flops_per_token: float
-    recomputed_per_token: float
     mfu: float
     dataset: int
     checkpoint_count: int
 
     # --- memory -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def phase(self) -> Phase:
+        """The peak, of one process."""
+        return peak(self.setting)
 
     @property
     def needed(self) -> int:
@@ -117,10 +117,10 @@ class Plan:
         if s.zero.stage == 3:
             loaded = s.table * s.compute_bytes
         # copies for a checkpoint, in pinned memory; what the optimizer has on the host
-        states = s.trained * 3 * FLOAT32 if s.zero.stage == 0 else -(-s.trained // s.processes) * 3 * FLOAT32
-        later = states + s.trained * FLOAT32
+        own = part(s, s.trained)
+        later = (own if s.zero.stage else s.trained) * 3 * FLOAT32 + s.trained * FLOAT32
         if s.zero.offloads_optimizer:
-            later += -(-s.trained // s.processes) * (4 * FLOAT32 + 2 * s.compute_bytes)
+            later += own * (4 * FLOAT32 + 2 * s.compute_bytes)
         return self.per_node * (PROCESS + max(loaded, later))
 
     # --- work ---------------------------------------------------------------------------------------------------------
@@ -139,9 +139,9 @@ class Plan:
         if self.gpu is None:
             return None
         # mfu is what is published of trainings that recompute activations: without, that time is saved
-        work = self.flops_per_token + self.recomputed_per_token
-        spent = work if self.setting.checkpointing else self.flops_per_token
-        seconds = spent / work * self.flops_per_token / (self.gpu.tflops * 1e12 * self.mfu)
+        own, again = flops_per_token(self.setting)
+        spent = own + again if self.setting.checkpointing else own
+        seconds = spent / (own + again) * own / (self.gpu.tflops * 1e12 * self.mfu)
         return self.setting.processes / seconds
 
     @property
@@ -214,14 +214,13 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     nodes = request.nodes or training.nodes
     per_node = request.gpus_per_node or training.processes_per_node
     block = request.block or size.block_size
-    # the recipe's Chinese-LLaMA has no [PAD]; ours has it from the extension on
-    rows = request.rows
     setting = Setting.of(
         options,
         deepspeed_settings(options),
         model=size.model,
-        pieces=rows,
-        new_rows=rows - LLAMA_PIECES,
+        # the recipe's Chinese-LLaMA has no [PAD]; ours has it from the extension on
+        pieces=request.rows,
+        new_rows=request.rows - LLAMA_PIECES,
         processes=nodes * per_node,
         block=block,
         device="cuda" if request.gpu else "cpu",
@@ -231,11 +230,7 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     if request.gpu and setting.compute_bytes == FLOAT32:
         raise InputError("--precision float32: the GPUs' speed is stated for bfloat16; leave it out, or give bfloat16")
     steps = request.steps or max(options.max_steps, 1)
-    tokens = setting.tokens * setting.accumulation * setting.processes * steps
-    stored = request.data_tokens or tokens
-    token_bytes = int(token_type(rows)[-1])
-    saves = (steps - 1) // options.save_steps if options.save_steps else 0
-    work, again = flops_per_token(setting)
+    stored = request.data_tokens or setting.tokens * setting.accumulation * setting.processes * steps
     return Plan(
         stage=stage,
         gpu=request.gpu,
@@ -244,13 +239,10 @@ def plan(stage: str, request: PlanRequest) -> Plan:
         nodes=nodes,
         per_node=per_node,
         steps=steps,
-        phase=peak(setting),
-        flops_per_token=work,
-        recomputed_per_token=again,
         mfu=request.mfu or (request.gpu.mfu if request.gpu else 0.0),
         # ids, and of each block where it begins and where its documents end
-        dataset=stored * token_bytes + -(-stored // block) * 12,
-        checkpoint_count=saves,
+        dataset=stored * int(token_type(request.rows)[-1]) + -(-stored // block) * 12,
+        checkpoint_count=(steps - 1) // options.save_steps if options.save_steps else 0,
     )
 
 
@@ -263,13 +255,60 @@ def flops_per_token(s: Setting) -> tuple[float, float]:
     return 4.0 * matrices + 6.0 * s.lora_parameters + head + rows, 2.0 * (matrices + s.lora_parameters)
 
 
-STAGES = (*sizes.STAGES, "serve")
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """A served model on the GPUs of one pod. Bytes."""
+
+    gpu: Gpu
+    gpus: int
+    context: int
+    concurrency: int
+    weights: int
+    """On each GPU."""
+    cache_per_token: int
+    """Keys and values of one token, on each GPU."""
+
+    @property
+    def cache(self) -> int:
+        """For `concurrency` requests of a whole context each, on each GPU."""
+        return self.cache_per_token * self.context * self.concurrency
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.cache + RESERVED
+
+    @property
+    def available(self) -> int:
+        return int(self.gpu.memory * VLLM_SHARE)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+    @property
+    def most(self) -> int:
+        """Requests of a whole context that fit at once."""
+        return max(self.available - self.weights - RESERVED, 0) // (self.cache_per_token * self.context)
 
 
-def checked_stage(name: str) -> str:
-    """A stage that can be planned. InputError otherwise."""
-    from zhllama.stage.command_line import nearest
-
-    if name not in STAGES:
-        raise InputError(f"--stage {name}: there is no such stage{nearest(name, STAGES)}; {', '.join(STAGES)} are")
-    return name
+def serving_plan(request: PlanRequest, context: int = 0, concurrency: int = 0, gpus: int = 0) -> ServingPlan:
+    """The plan of serving a size: weights in float16, split between the pod's GPUs, and the cache beside them."""
+    assert request.gpu is not None
+    for option, given in (("--context", context), ("--concurrency", concurrency)):
+        if given < 0:
+            raise InputError(f"{option} {given}: a number above 0 is needed")
+    size, model = request.size, request.size.model
+    split = gpus or size.serving.gpus
+    if model.heads % split:
+        raise InputError(
+            f"--gpus-per-node {split}: {model.heads} attention heads cannot be divided among them; give a divisor"
+        )
+    base = Setting(model=model, pieces=request.rows, trains="", batch=1, block=1)
+    return ServingPlan(
+        gpu=request.gpu,
+        gpus=split,
+        context=context or size.serving.context_length,
+        concurrency=concurrency or 16,
+        weights=-(-base.base_parameters * HALF // split),
+        cache_per_token=-(-2 * model.layers * model.width * HALF // split),
+    )

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import sizes
-from pipelines.planner.estimate import PlanRequest, plan
+from pipelines.planner.estimate import PlanRequest, plan, serving_plan
 from pipelines.planner.gpus import FILE, gpu_of, gpus
 from pipelines.planner.remedies import remedies, warnings
-from pipelines.planner.serving import serving_plan
 from zhllama.errors import InputError
 
 GIANTS = ("7b", "13b", "33b", "65b")
