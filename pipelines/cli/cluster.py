@@ -339,5 +339,6 @@ def render_all(given: argparse.Namespace) -> None:
     from pipelines import parameters as pipeline_parameters
     from pipelines.manifests import render, serving
 
-    for path in (*render.write_examples(), *serving.write_examples(), pipeline_parameters.write_page()):
-        print(path)
+    for module in (render, serving):
+        print(*render.replace_files(module.FOLDER, module.examples()), sep="\n")
+    print(pipeline_parameters.write_page())

@@ -111,25 +111,25 @@ def shared_memory(container: Container) -> Iterator[Finding]:
 def restricted_container(container: Container) -> Iterator[Finding]:
     own, shared = mapping(container.value, "securityContext"), mapping(container.pod.spec, "securityContext")
     profile = mapping(own.get("seccompProfile", shared.get("seccompProfile"))).get("type")
+    profiled = profile in ("RuntimeDefault", "Localhost")
     capabilities = mapping(own, "capabilities")
-    ports = sequence(container.value.get("ports"))
     added = [one for one in sequence(capabilities.get("add")) if one != "NET_BIND_SERVICE"]
-    here = "securityContext"
-    for wrong, message, *place in (
+    for wrong, message, field in (
         (own.get("runAsNonRoot", shared.get("runAsNonRoot")) is not True,
-         "runAsNonRoot must be true, here or for the pod", here),
-        (own.get("runAsUser", shared.get("runAsUser")) == 0, "runAsUser 0 is root", here, "runAsUser"),
-        (profile not in ("RuntimeDefault", "Localhost"),
-         "seccompProfile must be RuntimeDefault, here or for the pod", here),
-        (own.get("privileged"), "privileged is not allowed", here, "privileged"),
-        (own.get("allowPrivilegeEscalation") is not False, "allowPrivilegeEscalation must be false", here),
-        ("ALL" not in sequence(capabilities.get("drop")), "capabilities must drop ALL", here),
-        *((True, f"the capability {one} is not allowed", here, "capabilities") for one in added),
-        (own.get("procMount", "Default") != "Default", "procMount must be Default", here, "procMount"),
-        (any(mapping(port).get("hostPort") for port in ports), "hostPort is not allowed", "ports"),
+         "runAsNonRoot must be true, here or for the pod", ""),
+        (own.get("runAsUser", shared.get("runAsUser")) == 0, "runAsUser 0 is root", "runAsUser"),
+        (not profiled, "seccompProfile must be RuntimeDefault, here or for the pod", ""),
+        (own.get("privileged"), "privileged is not allowed", "privileged"),
+        (own.get("allowPrivilegeEscalation") is not False, "allowPrivilegeEscalation must be false", ""),
+        ("ALL" not in sequence(capabilities.get("drop")), "capabilities must drop ALL", ""),
+        *((True, f"the capability {one} is not allowed", "capabilities") for one in added),
+        (own.get("procMount", "Default") != "Default", "procMount must be Default", "procMount"),
     ):  # fmt: skip
         if wrong:
-            yield container.error("restricted", f"container {container.name}: {message}", *place)
+            place = ("securityContext", field)
+            yield container.error("restricted", f"container {container.name}: {message}", *filter(None, place))
+    if any(mapping(port).get("hostPort") for port in sequence(container.value.get("ports"))):
+        yield container.error("restricted", f"container {container.name}: hostPort is not allowed", "ports")
 
 
 def read_only_root(container: Container) -> Iterator[Finding]:
