@@ -39,7 +39,7 @@ def training_job(
     arguments: str = "",
     **nodes: int,
 ) -> TrainingJob:
-    """A stage's training as a job with the size's machines; `nodes`, `min_nodes`, `max_nodes`: other numbers of them."""
+    """A stage's training as a job on the size's machines; `nodes`, `min_nodes`, `max_nodes`: other numbers of them."""
     addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
     for option, address in addresses.items():
         if address and not storage.is_s3(storage.normalise(address)):
