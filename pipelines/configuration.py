@@ -6,7 +6,7 @@ over what an earlier one implies; two words of one layer that cannot both hold a
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,8 +35,6 @@ class Configuration:
     """Every setting, its default where nothing was said."""
     defaults: Mapping[str, Value]
     """What is written into the compiled pipeline as the defaults of its parameters."""
-    given: Mapping[str, str]
-    """Settings that were given → where: a file's name or --set."""
     arguments: Mapping[str, str]
     """What --set says of the compiled pipeline's parameters, as texts; not what this course does not read."""
     reasons: Mapping[str, str]
@@ -96,14 +94,13 @@ def configure(
     says otherwise. write: whether the values that `--set` gives to parameters are written into the pipeline, as their
     defaults there; without it they are `arguments` of one run alone, and runs share one compiled pipeline.
     InputError names the setting, the file and the nearest right name."""
-    texts = dict(settings or {})
+    plain, texts = sizes.load(size), dict(settings or {})
     layers = [
         ("", dict(defaults or {})),
         *((str(path), read_file(path)) for path in files),
         ("--set", {name: typed_value(name, text, f"--set {name}") for name, text in texts.items()}),
     ]
     chosen: dict[str, Value] = {}
-    given: dict[str, str] = {}
     reasons: dict[str, str] = {}
     before: dict[str, Value] = {}
     by: dict[str, str] = {}
@@ -113,28 +110,25 @@ def configure(
         told = dict(layer)
         _imply(told, source, reasons)
         chosen |= told
-        given |= {name: source for name in told if name in layer and source}
     words = cast(str | None, chosen.get("instructions_from"))
-    plain = sizes.load(size)
     of = _over(plain, chosen)
     values = {name: chosen.get(name, setting.default(of)) for name, setting in SETTINGS.items()}
     shape = shape_of(values, words)
     of_files = _over(plain, before)
     without = {name: before.get(name, setting.default(of_files)) for name, setting in SETTINGS.items()}
     needed = shape.reads()
+    if texts.get("instructions") in WORDS_OF_INSTRUCTIONS:
+        del texts["instructions"]
     arguments = {
         name: text
         for name, text in texts.items()
-        if not SETTINGS[name].compiled
-        and _is_read(SETTINGS[name], shape, needed)
-        and not (name == "instructions" and text in WORDS_OF_INSTRUCTIONS)
+        if not SETTINGS[name].compiled and _is_read(SETTINGS[name], shape, needed)
     }
     made = Configuration(
-        size=of, shape=shape, values=values, defaults=values if write else without, given=given, arguments=arguments,
-        reasons=reasons,
-    )  # fmt: skip
+        size=of, shape=shape, values=values, defaults=values if write else without, arguments=arguments, reasons=reasons
+    )
     _refuse_contradictions(made, by, words)
-    _refuse_unread(made)
+    _refuse_unread(made, texts)
     return made
 
 
@@ -214,12 +208,12 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
             refuse(address, "", starts, f"{made.reason('start')},")
 
 
-def _refuse_unread(made: Configuration) -> None:
+def _refuse_unread(made: Configuration, told: Iterable[str]) -> None:
     """InputError for an address that --set names and this course does not read: it would be left out in silence."""
     shape = made.shape
     read = shape.reads()
-    for name, source in made.given.items():
-        if source == "--set" and SETTINGS[name].address and made.values[name] and name not in read:
+    for name in told:
+        if SETTINGS[name].address and made.values[name] and name not in read:
             trainings = {"stage 1": shape.stage1, "stage 2": shape.stage2, "SFT": shape.sft}
             runs = ", ".join(training for training, there in trainings.items() if there) or "no training"
             raise InputError(

@@ -87,13 +87,6 @@ class Settings(dict[str, Setting]):
             # a sentence after a colon begins small, unless a name or CPU begins it
             note = f"{of}: {note if note[1:2].isupper() else note[:1].lower() + note[1:]}"
         self[name] = Setting(
-            name=name,
-            group=self._heading,
-            kind=str if choices else kind,
-            note=note,
-            default=reader,
-            compiled=compiled,
-            choices=choices,
-            address=address,
-            fields=fields,
-        )
+            name=name, group=self._heading, kind=str if choices else kind, note=note, default=reader, compiled=compiled,
+            choices=choices, address=address, fields=fields,
+        )  # fmt: skip

@@ -166,30 +166,16 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     checkpoint = s.trained * ((s.compute_bytes if s.zero.stage else FLOAT32) + (3 if s.zero.stage else 2) * FLOAT32)
     count = (steps - 1) // options.save_steps if options.save_steps else 0
     return Plan(
-        stage=stage,
-        gpu=gpu,
-        options=options,
-        setting=s,
-        nodes=nodes,
-        per_node=per_node,
-        steps=steps,
-        mfu=mfu,
-        phase=phase,
-        needed=needed,
-        host_memory=per_node * (_process_memory(s) if gpu else needed),
-        tokens_per_step=step,
-        tokens=step * steps,
-        tokens_per_second=speed,
-        seconds=step * steps / speed if speed else None,
-        exchanged=_exchanged(s),
-        artifact=artifact,
-        checkpoint=checkpoint,
-        checkpoint_count=count,
+        stage=stage, gpu=gpu, options=options, setting=s, nodes=nodes, per_node=per_node, steps=steps, mfu=mfu,
+        phase=phase, needed=needed, host_memory=per_node * (_process_memory(s) if gpu else needed),
+        tokens_per_step=step, tokens=step * steps, tokens_per_second=speed,
+        seconds=step * steps / speed if speed else None, exchanged=_exchanged(s),
+        artifact=artifact, checkpoint=checkpoint, checkpoint_count=count,
         s3_read=nodes * (model + dataset),
         s3_written=written + count * checkpoint,
         s3_kept=artifact + min(count, options.save_total_limit) * checkpoint,
         ephemeral=model + dataset + adapter + 10**9,
-    )
+    )  # fmt: skip
 
 
 def _process_memory(s: Setting) -> int:
@@ -235,28 +221,16 @@ class ServingPlan:
     """On each GPU."""
     cache_per_token: int
     """Keys and values of one token, on each GPU."""
-
-    @property
-    def cache(self) -> int:
-        """For `concurrency` requests of a whole context each, on each GPU."""
-        return self.cache_per_token * self.context * self.concurrency
-
-    @property
-    def needed(self) -> int:
-        return self.weights + self.cache + RESERVED
-
-    @property
-    def available(self) -> int:
-        return int(self.gpu.memory * VLLM_SHARE)
+    cache: int
+    """For `concurrency` requests of a whole context each, on each GPU."""
+    needed: int
+    available: int
+    most: int
+    """Requests of a whole context that fit at once."""
 
     @property
     def fits(self) -> bool:
         return self.needed <= self.available
-
-    @property
-    def most(self) -> int:
-        """Requests of a whole context that fit at once."""
-        return max(self.available - self.weights - RESERVED, 0) // (self.cache_per_token * self.context)
 
 
 def serving_plan(request: PlanRequest, context: int = 0, concurrency: int = 0, gpus: int = 0) -> ServingPlan:
@@ -271,12 +245,14 @@ def serving_plan(request: PlanRequest, context: int = 0, concurrency: int = 0, g
         raise InputError(
             f"--gpus-per-node {split}: {model.heads} attention heads cannot be divided among them; give a divisor"
         )
+    context, concurrency = context or size.serving.context_length, concurrency or 16
     base = Setting(model=model, pieces=request.rows, trains="", batch=1, block=1)
+    weights = -(-base.base_parameters * HALF // split)
+    token = -(-2 * model.layers * model.width * HALF // split)
+    available = int(request.gpu.memory * VLLM_SHARE)
+    cache = token * context * concurrency
     return ServingPlan(
-        gpu=request.gpu,
-        gpus=split,
-        context=context or size.serving.context_length,
-        concurrency=concurrency or 16,
-        weights=-(-base.base_parameters * HALF // split),
-        cache_per_token=-(-2 * model.layers * model.width * HALF // split),
-    )
+        gpu=request.gpu, gpus=split, context=context, concurrency=concurrency, weights=weights, cache_per_token=token,
+        cache=cache, needed=weights + cache + RESERVED, available=available,
+        most=max(available - weights - RESERVED, 0) // (token * context),
+    )  # fmt: skip

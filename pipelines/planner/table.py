@@ -145,50 +145,27 @@ def show(console: "Console", title: str, found: "Table", notes: Sequence[str], w
 
 def record(plan: Plan, remedies: Sequence[str], warned: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:
     """A plan as JSON: bytes, seconds, tokens."""
-    s = plan.setting
+    s, gpu = plan.setting, plan.gpu
     return {
-        "stage": plan.stage,
-        "gpu": plan.gpu.name if plan.gpu else None,
-        "nodes": plan.nodes,
-        "gpus_per_node": plan.per_node,
+        "stage": plan.stage, "gpu": gpu.name if gpu else None, "nodes": plan.nodes, "gpus_per_node": plan.per_node,
         "fits": plan.fits,
-        "memory": {
-            "needed": plan.needed,
-            "available": plan.gpu.memory if plan.gpu else None,
-            "peak_at": plan.phase.name,
-            "tensors": dict(plan.phase.parts),
-        },
+        "memory": {"needed": plan.needed, "available": gpu.memory if gpu else None, "peak_at": plan.phase.name,
+                   "tensors": dict(plan.phase.parts)},
         "parameters": {"base": s.base_parameters, "frozen": s.frozen, "trained": s.trained, "pieces": s.pieces},
-        "deepspeed": plan.options.deepspeed,
-        "gradient_checkpointing": s.checkpointing,
-        "batch": s.batch,
-        "accumulation": s.accumulation,
-        "block": s.block,
-        "steps": plan.steps,
-        "tokens_per_step": plan.tokens_per_step,
-        "tokens": plan.tokens,
-        "mfu": plan.mfu,
-        "tokens_per_second": plan.tokens_per_second,
-        "seconds": plan.seconds,
-        "sent_per_gpu_and_step": plan.exchanged,
+        "deepspeed": plan.options.deepspeed, "gradient_checkpointing": s.checkpointing,
+        "batch": s.batch, "accumulation": s.accumulation, "block": s.block,
+        "steps": plan.steps, "tokens_per_step": plan.tokens_per_step, "tokens": plan.tokens, "mfu": plan.mfu,
+        "tokens_per_second": plan.tokens_per_second, "seconds": plan.seconds, "sent_per_gpu_and_step": plan.exchanged,
         "s3": {"read": plan.s3_read, "written": plan.s3_written, "kept": plan.s3_kept, "artifact": plan.artifact},
         "checkpoint": {"bytes": plan.checkpoint, "count": plan.checkpoint_count},
         "node": {"ephemeral_storage": plan.ephemeral, "memory": plan.host_memory},
-        "fits_on": list(kinds),
-        "would_fit_with": list(remedies),
-        "warnings": list(warned),
-    }
+        "fits_on": list(kinds), "would_fit_with": list(remedies), "warnings": list(warned),
+    }  # fmt: skip
 
 
 def serving_record(plan: ServingPlan) -> dict[str, Any]:
-    memory = {name: getattr(plan, name) for name in ("needed", "available", "weights", "cache")}
     return {
-        "stage": "serve",
-        "gpu": plan.gpu.name,
-        "gpus": plan.gpus,
-        "fits": plan.fits,
-        "memory": memory,
-        "context": plan.context,
-        "concurrency": plan.concurrency,
-        "concurrency_at_most": plan.most,
-    }
+        "stage": "serve", "gpu": plan.gpu.name, "gpus": plan.gpus, "fits": plan.fits,
+        "memory": {name: getattr(plan, name) for name in ("needed", "available", "weights", "cache")},
+        "context": plan.context, "concurrency": plan.concurrency, "concurrency_at_most": plan.most,
+    }  # fmt: skip

@@ -47,14 +47,19 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What the pod of a step of the pipeline may use."""
+class Pod:
+    """What a pod may use: Kubernetes quantities."""
 
     cpu: str
-    """A Kubernetes quantity, as the next ones."""
     memory: str
     ephemeral_storage: str
-    """Size of the step's /tmp."""
+    """Of the node's disk: a step's /tmp, the copies of base model and data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Pod):
+    """The pod of a step of the pipeline."""
+
     deadline_seconds: int
     """The pod is ended after this long."""
 
@@ -80,7 +85,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Pod):
     """One training and the pods it runs on."""
 
     steps: int
@@ -102,12 +107,8 @@ class Training:
     """One per GPU."""
     gpu: str
     """The resource name of a GPU, one per process; empty for none."""
-    cpu: str
-    memory: str
     shared_memory: str
     """Size of /dev/shm."""
-    ephemeral_storage: str
-    """For the copy of base model and data on the node."""
     deadline_seconds: int
     """The job is ended after this long (waiting in a queue not counted)."""
     arguments: str
@@ -129,7 +130,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class Serving(Pod):
     """The pods that serve a model."""
 
     replicas: int
@@ -137,10 +138,7 @@ class Serving:
     """Of a pod; the model is split between them."""
     gpu: str
     """The resource name of a GPU; empty: this size is not served on a cluster."""
-    cpu: str
-    memory: str
     shared_memory: str
-    ephemeral_storage: str
     context_length: int
     """Tokens of prompt and answer together."""
 

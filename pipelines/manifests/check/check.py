@@ -8,21 +8,21 @@ from pipelines.manifests.check import job_rules, pod_rules
 from pipelines.manifests.check.documents import Document, Finding, read_documents
 from pipelines.manifests.check.pod_rules import Node
 from pipelines.manifests.check.pods import pods
-from pipelines.manifests.check.schema import NO_OBJECTS, Definitions, check_schema
+from pipelines.manifests.check.schema import NO_OBJECTS, check_schema, definitions
 from zhllama.errors import InputError
 from zhllama.kubernetes.quantity import quantity
 
 
 def check(paths: Sequence[Path], crds: Path | None = None, node: Node | None = None) -> list[Finding]:
     """Every finding of the objects in these files and folders. InputError for a path that is not there."""
-    definitions = Definitions(crds)
+    known = definitions(crds) if crds else {}
     found: list[Finding] = []
     seen: dict[tuple[str, str, str], Document] = {}
     for read in (read for file in _files(paths) for read in read_documents(file)):
         if isinstance(read, Finding):
             found.append(read)
         elif read.kind not in NO_OBJECTS:
-            wrong = list(check_schema(read, definitions))
+            wrong = list(check_schema(read, known))
             found += [*wrong, *_twice(read, seen)]
             if not any(finding.level == "error" for finding in wrong):
                 found += _check_rules(read, node or Node())

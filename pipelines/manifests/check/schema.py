@@ -6,7 +6,7 @@ files), which a cluster hands out: `kubectl get crd pytorchjobs.kubeflow.org -o 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,13 @@ NO_OBJECTS = ("Kustomization", "Component")
 """Kinds that kustomize reads and no cluster sees."""
 
 
-class Definitions:
-    """The custom resources whose definitions lie in a folder, by (group, kind)."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._found = _definitions(folder) if folder else {}
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self._found
-
-    def schema(self, group: str, kind: str, version: str) -> dict[str, Any] | None:
-        """The strict schema of a served version, or None where that version is not served."""
-        for listed in self._found[group, kind]["versions"]:
-            if listed["name"] == version and listed["served"]:
-                schema: dict[str, Any] = closed(listed["schema"]["openAPIV3Schema"])
-                # a definition leaves metadata open; the API server knows what is in it
-                schema["properties"]["metadata"] = {"type": "object"}
-                return schema
-        return None
+Definitions = Mapping[tuple[str, str], dict[str, Any]]
+"""(group, kind) → the definition's specification."""
 
 
 @functools.cache  # a folder of them takes 2 s
-def _definitions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def definitions(folder: Path) -> Definitions:
+    """The custom resources whose definitions lie in a folder."""
     import yaml
 
     if not folder.is_dir():
@@ -61,22 +46,33 @@ def _definitions(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
+def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
+    """The strict schema of a served version, or None where that version is not served."""
+    for listed in definition["versions"]:
+        if listed["name"] == version and listed["served"]:
+            schema: dict[str, Any] = closed(listed["schema"]["openAPIV3Schema"])
+            # a definition leaves metadata open; the API server knows what is in it
+            schema["properties"]["metadata"] = {"type": "object"}
+            return schema
+    return None
+
+
 def closed(schema: Any) -> Any:
     """A definition's schema, made strict: an object that lists its properties has no others."""
     if isinstance(schema, list):
         return [closed(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    strict = {name: closed(inner) for name, inner in schema.items()}
+    made = {name: closed(inner) for name, inner in schema.items()}
     if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        strict.setdefault("additionalProperties", False)
+        made.setdefault("additionalProperties", False)
     if schema.get("x-kubernetes-int-or-string"):
-        strict.pop("type", None)
-        strict["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    return strict
+        made.pop("type", None)
+        made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    return made
 
 
-def check_schema(document: Document, definitions: Definitions) -> Iterator[Finding]:
+def check_schema(document: Document, known: Definitions) -> Iterator[Finding]:
     """Everything in the object that its schema does not allow."""
     import jsonschema
 
@@ -85,10 +81,10 @@ def check_schema(document: Document, definitions: Definitions) -> Iterator[Findi
     group, _, version = api_version.rpartition("/")
     if group in BUILT_IN_GROUPS:
         yield from _built_in(document, document.value)
-    elif (group, kind) not in definitions:
+    elif (group, kind) not in known:
         wrong = "no definition at hand, so its fields are not checked; give the folder with it as --crds"
         yield document.warning("no-schema", f"{api_version} {kind}: {wrong}", "kind")
-    elif (schema := definitions.schema(group, kind, version)) is None:
+    elif (schema := strict(known[group, kind], version)) is None:
         yield document.error("schema", f"{kind} is not served as {api_version}", "apiVersion")
     else:
         # metadata is Kubernetes' own: a ConfigMap's is as good as any
