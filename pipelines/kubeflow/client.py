@@ -88,7 +88,7 @@ def _port_forward(namespace: str) -> Iterator[str]:
         forward.wait()
 
 
-def _credentials(in_cluster: bool) -> dict[str, Any]:
+def _credentials() -> dict[str, Any]:
     """What kfp.Client is given so that it is let in; nothing where nothing is set."""
     from kfp.client import ServiceAccountTokenVolumeCredentials
 
@@ -97,7 +97,7 @@ def _credentials(in_cluster: bool) -> dict[str, Any]:
     file = os.environ.get("ZHLLAMA_KFP_TOKEN_FILE", "")
     if file and not Path(file).is_file():
         raise InputError(f"ZHLLAMA_KFP_TOKEN_FILE={file}: no such file; correct or unset it")
-    if not file and in_cluster and POD_TOKEN.is_file():
+    if not file and os.environ.get("KUBERNETES_SERVICE_HOST") and POD_TOKEN.is_file():
         file = str(POD_TOKEN)
     return {"credentials": ServiceAccountTokenVolumeCredentials(path=file)} if file else {}
 
@@ -128,7 +128,6 @@ class Kubeflow:
         self._workflows = Workflows(namespace or kfp_namespace)
         self._titles: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
-        in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         try:
             with self._answers(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
@@ -145,7 +144,7 @@ class Kubeflow:
                     # its HTTP client reads neither from the environment
                     ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
                     proxy=_proxy(self.address),
-                    **_credentials(in_cluster),
+                    **_credentials(),
                 )
                 healthy = self._client.get_kfp_healthz()
                 if healthy.multi_user is None and healthy.pipeline_store is None:

@@ -232,7 +232,7 @@ def phases(s: Setting) -> list[Phase]:
     """Every phase that can be the peak."""
     h, f, c, layers, tokens = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.layers, s.tokens
     head_gradient = s.table * FLOAT32 if s.trains_head else 0
-    before = accumulated_gradients(s)
+    before, with_head, at_end, for_step = gradients(s)
     # what ZeRO gathers gradients in before it reduces them: made when the first comes; under ZeRO-3 from the start
     buffers = s.zero.reduce_bucket * c * (2 if s.zero.overlaps and s.zero.stage == 2 else 1) if s.zero.stage else 0
     always = buffers if s.zero.stage == 3 else 0
@@ -265,17 +265,16 @@ def phases(s: Setting) -> list[Phase]:
     cast_gradient = s.table * c if s.trains_head and c != FLOAT32 else 0
     begin = hidden_gradient + head_gradient + cast_gradient + other_head
 
-    gradients = max(before, after_head(s))
     layer = layer_activations(s) if s.checkpointing else 0
     work = stream + tokens * h * c + tokens * f * c * (2 if s.targets and s.dropout else 3)
     # gradients, activations, loss, buffers
     sums = {
         "loss": (before, kept + norm, loss, always),
         "head's gradient": (before, kept + norm, begin, always),
-        "last norm": (gradients, kept + norm + tokens * h * 4 * FLOAT32, 0, buffers if s.trains_head else always),
-        "last layer": (gradients, kept + layer + work, 0, buffers if s.trains_head or s.targets else always),
-        "backward's end": (end_gradients(s), around + stream, 0, buffers),
-        "optimizer": (step_gradients(s), 0, 0, always),
+        "last norm": (with_head, kept + norm + tokens * h * 4 * FLOAT32, 0, buffers if s.trains_head else always),
+        "last layer": (with_head, kept + layer + work, 0, buffers if s.trains_head or s.targets else always),
+        "backward's end": (at_end, around + stream, 0, buffers),
+        "optimizer": (for_step, 0, 0, always),
     }
     return [Phase(name, dict(zip(PARTS, (*standing(s), *parts), strict=True))) for name, parts in sums.items()]
 
@@ -303,66 +302,33 @@ def part(s: Setting, elements: int) -> int:
     return -(-elements // s.processes)
 
 
-def accumulated_gradients(s: Setting) -> int:
-    """What a pass finds of the passes before it."""
+def gradients(s: Setting) -> tuple[int, int, int, int]:
+    """What is there of gradients: before a pass, once the head's has come, when the embeddings' comes (dense), and for
+    the optimizer, which takes them in float32."""
+    c, tables = s.compute_bytes, s.trained_tables
     if s.zero.stage == 0:
-        return exchange_buffers(s) + (s.trained * FLOAT32 if s.accumulation > 1 else 0)
-    if s.zero.stage == 3:
-        return 0 if s.zero.offloads_optimizer else part(s, s.trained) * s.compute_bytes
-    return partition_gradients(s) if s.accumulation > 1 and not s.zero.offloads_optimizer else 0
-
-
-def exchange_buffers(s: Setting) -> int:
-    """Plain data parallelism exchanges gradients in buffers of its own, made once."""
-    return s.trained * FLOAT32 if s.processes > 1 else 0
-
-
-def partition_gradients(s: Setting) -> int:
-    """ZeRO-2 keeps the gradients of all parameters that reach into this process's part, whole: a part of the embeddings
-    that is a sixteenth of two matrices still holds one of them, or both where it spans their border."""
-    if not s.trained_tables:
-        return part(s, s.lora_parameters) * s.compute_bytes
-    tables = sum(s.trained_tables)
-    border = len(s.trained_tables) > 1 and s.processes % 2 == 1
-    reached = tables if border or s.processes == 1 else s.trained_tables[0]
-    return (reached + part(s, s.lora_parameters)) * s.compute_bytes
-
-
-def after_head(s: Setting) -> int:
-    """Gradients once the head's is there."""
-    before = accumulated_gradients(s)
-    if not s.trains_head:
-        return before
-    head = s.trained_tables[-1]
-    if s.zero.stage == 0:
-        return before + (head * FLOAT32 if s.accumulation == 1 else 0)
+        # plain data parallelism exchanges them in buffers of its own, made once
+        exchanged = s.trained * FLOAT32 if s.processes > 1 else 0
+        whole = exchanged + s.trained * FLOAT32
+        if s.accumulation > 1:
+            return whole, whole, whole + (s.table * FLOAT32 if tables else 0), whole
+        return exchanged, exchanged + (tables[-1] * FLOAT32 if s.trains_head else 0), whole, whole
+    own = part(s, s.trained)
+    # ZeRO-2 keeps the gradients of all parameters that reach into this process's part, whole: a part of the embeddings
+    # that is a sixteenth of two matrices still holds one of them, or both where it spans their border
+    border = len(tables) > 1 and s.processes % 2 == 1
+    reached = sum(tables if border or s.processes == 1 else tables[:1])
+    kept = (reached + part(s, s.lora_parameters)) * c
+    several = s.accumulation > 1 or s.zero.stage == 3
+    before = (own * c if s.zero.stage == 3 else kept) if several and not s.zero.offloads_optimizer else 0
     # in the reducing buffer, or where that is too small beside it
-    return before + (head * s.compute_bytes if head > s.zero.reduce_bucket else 0)
-
-
-def end_gradients(s: Setting) -> int:
-    """Gradients when the embeddings' arrives, dense."""
-    if s.zero.stage == 0:
-        # of the first pass it stays where it is, of later ones it is added
-        added = s.table * FLOAT32 if s.accumulation > 1 and s.trained_tables else 0
-        return exchange_buffers(s) + s.trained * FLOAT32 + added
-    before = accumulated_gradients(s)
-    if not s.trained_tables:
-        return before + part(s, s.trained) * s.compute_bytes
-    table = s.table * s.compute_bytes
-    if s.zero.stage == 3:
-        return before + 2 * table
-    # itself, its copy to be reduced, and what was reduced before
-    return before + 2 * table + (0 if s.zero.offloads_optimizer else partition_gradients(s))
-
-
-def step_gradients(s: Setting) -> int:
-    """Gradients as the optimizer takes them: float32, under ZeRO of this process's part."""
-    if s.zero.stage == 0:
-        return exchange_buffers(s) + s.trained * FLOAT32
+    head = tables[-1] * c if s.trains_head and tables[-1] > s.zero.reduce_bucket else 0
+    # itself, its copy to be reduced, and under ZeRO-2 what was reduced before
+    reduced = 0 if s.zero.stage == 3 or s.zero.offloads_optimizer else kept
+    end = before + (2 * s.table * c + reduced if tables else own * c)
     if s.zero.offloads_optimizer:
-        return accumulated_gradients(s)
+        return before, before + head, end, before
     # before they are cast DeepSpeed takes the norm of each piece, in float64
-    largest = min(max(s.trained_tables, default=0), part(s, sum(s.trained_tables)))
-    own = max(part(s, s.trained) * FLOAT32, largest * FLOAT64)
-    return own + (partition_gradients(s) if s.zero.stage == 2 else accumulated_gradients(s))
+    largest = min(max(tables, default=0), part(s, sum(tables)))
+    step = max(own * FLOAT32, largest * FLOAT64) + (kept if s.zero.stage == 2 else before)
+    return before, before + head, end, step
