@@ -66,13 +66,15 @@ def typed_value(name: str, value: Any, where: str) -> Value:
     if setting.choices and value not in setting.choices:
         near = nearest(str(value), setting.choices)
         raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
+    checked: Any = value
     # what is written into pods, as the sizes' files are checked
     if re.search(r"(^|_)(cpu|memory|ephemeral_storage)$", name):
-        sizes.check_quantity(value, where)
-    if name.endswith("gpu_resource") and value:
-        sizes.check_resource(value, where)
-    if name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes")) and value < 1:
-        raise InputError(f"{where}: {value}; at least 1 is needed")
+        sizes.check_quantity(checked, where)
+    if name.endswith("gpu_resource") and checked:
+        sizes.check_resource(checked, where)
+    counts = name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes"))
+    if counts and checked < 1:
+        raise InputError(f"{where}: {checked}; at least 1 is needed")
     if name == "run_as_user":
-        uid(value, where)
-    return cast(Value, value)
+        uid(checked, where)
+    return cast(Value, checked)

@@ -29,22 +29,19 @@ class Gone(InputError):
     """The server does not have it."""
 
 
-def _text(body: Any) -> str:
-    return body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-
-
-def _read(text: str) -> dict[str, Any]:
+def _read(body: Any) -> tuple[str, dict[str, Any]]:
+    """An answer's text, and what it holds where it is a JSON object."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
     try:
         found = json.loads(text)
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = None
+    return text, found if isinstance(found, dict) else {}
 
 
 def cause(body: Any) -> str:
     """An error's words in one line, its end in any case."""
-    text = _text(body)
-    found = _read(text)
+    text, found = _read(body)
     said = [str(found[key]) for key in ("message", "error_message", "error", "error_details") if found.get(key)]
     if not said and text.lstrip().startswith("<"):
         return "a page of HTML, which the API does not send: something in front of it answered"
@@ -55,7 +52,7 @@ def cause(body: Any) -> str:
 
 def refused(address: str, status: int | None, reason: Any, body: Any) -> Exception:
     """InputError for what the same request would meet again, StorageFault for what may pass."""
-    words, code = cause(body), _read(_text(body)).get("code")
+    words, code = cause(body), _read(body)[1].get("code")
     answer = f"{address}: Kubeflow Pipelines answered {status} {reason} ({words})"
     if re.search(r"incorrect string value", words, re.IGNORECASE):
         return InputError(
