@@ -6,7 +6,7 @@ over what an earlier one implies; two words of one layer that cannot both hold a
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,8 +35,6 @@ class Configuration:
     """Every setting, its default where nothing was said."""
     defaults: Mapping[str, Value]
     """What is written into the compiled pipeline as the defaults of its parameters."""
-    given: Mapping[str, str]
-    """Settings that were given → where: a file's name or --set."""
     arguments: Mapping[str, str]
     """What --set says of the compiled pipeline's parameters, as texts; not what this course does not read."""
     reasons: Mapping[str, str]
@@ -54,11 +52,8 @@ class Configuration:
 
     def machine(self, training: str) -> dict[str, Any]:
         """What launch_training is told of a training's machines: the training's own setting, else the one for all."""
-        found = {}
-        for option in MACHINE:
-            own = self[f"{training}_{option}"]
-            found[option] = own if own is not None else self[of_all(option)]
-        return found
+        own = {option: self[f"{training}_{option}"] for option in MACHINE}
+        return {option: self[of_all(option)] if value is None else value for option, value in own.items()}
 
     def parameters(self) -> Iterator[tuple[Setting, Value, bool]]:
         """The parameters of the compiled pipeline: setting, default, whether it has to be given."""
@@ -99,93 +94,86 @@ def configure(
     says otherwise. write: whether the values that `--set` gives to parameters are written into the pipeline, as their
     defaults there; without it they are `arguments` of one run alone, and runs share one compiled pipeline.
     InputError names the setting, the file and the nearest right name."""
-    of = sizes.load(size)
-    layers = [("", dict(defaults or {})), *((str(path), read_file(path)) for path in files)]
-    texts = dict(settings or {})
-    layers.append(("--set", {name: typed_value(name, text, f"--set {name}") for name, text in texts.items()}))
+    plain, texts = sizes.load(size), dict(settings or {})
+    layers = [
+        ("", dict(defaults or {})),
+        *((str(path), read_file(path)) for path in files),
+        ("--set", {name: typed_value(name, text, f"--set {name}") for name, text in texts.items()}),
+    ]
     chosen: dict[str, Value] = {}
-    given: dict[str, str] = {}
     reasons: dict[str, str] = {}
     before: dict[str, Value] = {}
     by: dict[str, str] = {}
     for source, layer in layers:
         before = dict(chosen)
-        told = dict(layer)
         by |= dict.fromkeys(layer, source)
+        told = dict(layer)
         _imply(told, source, reasons)
-        for name, value in told.items():
-            chosen[name] = value
-            if name in layer and source:
-                given[name] = source
-    words = chosen.get("instructions_from")
-    plain, of = of, _over(of, chosen)
+        chosen |= told
+    words = cast(str | None, chosen.get("instructions_from"))
+    of = _over(plain, chosen)
     values = {name: chosen.get(name, setting.default(of)) for name, setting in SETTINGS.items()}
-    shape = shape_of(values, cast(str | None, words))
-    of_files = of if write else _over(plain, before)
-    written = values if write else {name: before.get(name, one.default(of_files)) for name, one in SETTINGS.items()}
+    shape = shape_of(values, words)
+    of_files = _over(plain, before)
+    without = {name: before.get(name, setting.default(of_files)) for name, setting in SETTINGS.items()}
     needed = shape.reads()
+    if texts.get("instructions") in WORDS_OF_INSTRUCTIONS:
+        del texts["instructions"]
     arguments = {
         name: text
         for name, text in texts.items()
         if not SETTINGS[name].compiled and _is_read(SETTINGS[name], shape, needed)
     }
-    if texts.get("instructions") in WORDS_OF_INSTRUCTIONS:
-        arguments.pop("instructions", None)
     made = Configuration(
-        size=of, shape=shape, values=values, defaults=written, given=given, arguments=arguments, reasons=reasons
+        size=of, shape=shape, values=values, defaults=values if write else without, arguments=arguments, reasons=reasons
     )
-    _refuse_contradictions(made, by, cast(str | None, words))
-    _refuse_unread(made)
+    _refuse_contradictions(made, by, words)
+    _refuse_unread(made, texts)
     return made
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------
 def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> None:
     """Puts into a layer what its addresses say of the shape. InputError where the layer contradicts itself."""
-    named = [(start, address) for address, start in _STARTS if layer.get(address)]
-    if named and "start" not in layer:
-        layer["start"] = named[0][0]
-        reasons["start"] = f"{source} {named[0][1]}"
-    elif "start" in layer:
-        reasons["start"] = f"{source} start"
+
+    def imply(name: str, value: Value, by: str) -> None:
+        layer[name] = value
+        reasons[name.removesuffix("_from")] = f"{source} {by}"
+
+    for name in ("start", "tokenizer", "run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
+        if name in layer:
+            reasons[name] = f"{source} {name}"
+    starts = [(start, address) for address, start in _STARTS if layer.get(address)]
+    if starts and "start" not in layer:
+        imply("start", *starts[0])
     if layer.get("chinese_tokenizer"):
         if layer.get("tokenizer") == "train":
             raise InputError(f"{source} tokenizer=train: chinese_tokenizer is given; leave one of them out")
-        layer["tokenizer"] = "given"
-        reasons["tokenizer"] = f"{source} chinese_tokenizer"
-    elif "tokenizer" in layer:
-        reasons["tokenizer"] = f"{source} tokenizer"
-    if layer.get("instructions") in WORDS_OF_INSTRUCTIONS:
-        layer["instructions_from"] = layer.pop("instructions")
-        reasons["instructions"] = f"{source} instructions"
-    elif layer.get("instructions"):
-        layer["instructions_from"] = "given"
-        reasons["instructions"] = f"{source} instructions"
+        imply("tokenizer", "given", "chinese_tokenizer")
+    said = layer.get("instructions")
+    if said in WORDS_OF_INSTRUCTIONS:
+        imply("instructions_from", layer.pop("instructions"), "instructions")
+    elif said:
+        imply("instructions_from", "given", "instructions")
     elif layer.get("import_instructions"):
         if layer.get("generate_base_url"):
             raise InputError(
                 f"{source} generate_base_url: an import asks no model; leave import_instructions out, or it"
             )
-        layer["instructions_from"] = "import"
-        reasons["instructions"] = f"{source} import_instructions"
+        imply("instructions_from", "import", "import_instructions")
     elif layer.get("generate_base_url") or layer.get("generate_items"):
-        layer["instructions_from"] = "generate"
         by = "generate_base_url" if layer.get("generate_base_url") else "generate_items"
-        reasons["instructions"] = f"{source} {by}"
-    for name in ("run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
-        if name in layer:
-            reasons[name] = f"{source} {name}"
+        imply("instructions_from", "generate", by)
     if layer.get("lora_adapter"):
         if layer.get("run_stage1") is True:
             raise InputError(f"{source} run_stage1=true: stage 1 is left out with lora_adapter; leave one of them out")
-        layer["run_stage1"] = False
-        reasons["run_stage1"] = f"{source} lora_adapter"
+        imply("run_stage1", False, "lora_adapter")
 
 
 def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: str | None) -> None:
     """InputError for two settings of one layer of which one leaves out what the other asks for. What a wider layer says
     beside a narrower one is a default, and left out in silence. by: setting → the layer that said it last."""
-    values = made.values
+    values, shape = made.values, made.shape
 
     def refuse(name: str, shown: str, of: str, why: str) -> None:
         if by.get(of) and by.get(name) == by[of]:
@@ -193,42 +181,40 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
 
     starts = made.reasons.get("start", "").rpartition(" ")[2]
     on = [name for name in ("run_pretraining", "run_stage1", "run_sft", "check_merge") if values[name] is True]
-    leave = {"run_pretraining": ("run_stage1", "check_merge"), "run_sft": ("check_merge",)}
-    made_items = words in ("generate", "import") and made.reasons["instructions"].endswith(" instructions")
-    if made.shape.start == "adapters":
-        why = "start=adapters" if starts == "start" else "a run from adapters"
-        for name in on:
-            refuse(name, "=true", starts, why)
-        if made_items:
-            refuse("instructions", f"={words}", starts, why)
+    asked = [(name, "=true") for name in on]
+    items = []
+    if words in ("generate", "import") and made.reasons["instructions"].endswith(" instructions"):
+        items = [("instructions", f"={words}")]
+    if shape.start == "adapters":
+        for name, shown in asked + items:
+            refuse(name, shown, starts, "start=adapters" if starts == "start" else "a run from adapters")
+    leave = {"run_pretraining": ("run_stage1", "check_merge"), "run_sft": ("check_merge", "instructions")}
     for of, names in leave.items():
-        for name in names if values[of] is False else ():
-            if name in on:
-                refuse(name, "=true", of, f"{of}=false")
-    if values["run_sft"] is False and made_items:
-        refuse("instructions", f"={words}", "run_sft", "run_sft=false")
+        for name, shown in asked + items if values[of] is False else ():
+            if name in names:
+                refuse(name, shown, of, f"{of}=false")
     if values["tokenizer"] == "given":
-        of = made.reasons["tokenizer"].rpartition(" ")[2] if "tokenizer" in made.reasons else ""
+        of = made.reasons.get("tokenizer", "").rpartition(" ")[2]
         refuse("vocab_size", "", of, "tokenizer=given" if of == "tokenizer" else "chinese_tokenizer, which is given,")
-    if made.shape.instructions == "given" and words == "given" and made.shape.sft:
-        for name in sorted(by):
-            if name.startswith("generate_") and values[name] != SETTINGS[name].default(made.size):
+    if shape.instructions == "given" and words == "given" and shape.sft:
+        unused = [name for name in sorted(by) if name.startswith("generate_")]
+        for name in (*unused, "import_instructions"):
+            if values[name] != SETTINGS[name].default(made.size):
                 refuse(name, "", "instructions", "a data set given as instructions")
-        if values["import_instructions"]:
-            refuse("import_instructions", "", "instructions", "a data set given as instructions")
-    read = made.shape.reads()
+    read = shape.reads()
     for address, _ in _STARTS if starts != "start" and values["base"] is None else ():
         # of --set, _refuse_unread says it
         if by.get(starts) != "--set" and values[address] and address not in read:
             refuse(address, "", starts, f"{made.reason('start')},")
 
 
-def _refuse_unread(made: Configuration) -> None:
+def _refuse_unread(made: Configuration, told: Iterable[str]) -> None:
     """InputError for an address that --set names and this course does not read: it would be left out in silence."""
-    read = made.shape.reads()
-    for name, source in made.given.items():
-        if source == "--set" and SETTINGS[name].address and made.values[name] and name not in read:
-            trainings = {"stage 1": made.shape.stage1, "stage 2": made.shape.stage2, "SFT": made.shape.sft}
+    shape = made.shape
+    read = shape.reads()
+    for name in told:
+        if SETTINGS[name].address and made.values[name] and name not in read:
+            trainings = {"stage 1": shape.stage1, "stage 2": shape.stage2, "SFT": shape.sft}
             runs = ", ".join(training for training, there in trainings.items() if there) or "no training"
             raise InputError(
                 f"--set {name}: a run with {made.reason('start')}, and {runs}, does not read it; leave it out, or say "
@@ -249,9 +235,9 @@ def _over(size: Size, chosen: Mapping[str, Value]) -> Size:
     return size
 
 
-def _replaced(record: Any, path: Sequence[str], value: Value) -> Any:
-    inner = _replaced(getattr(record, path[0]), path[1:], value) if path[1:] else value
-    return dataclasses.replace(record, **{path[0]: inner})
+def _replaced(record: Any, path: str, value: Value) -> Any:
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(record, **{name: _replaced(getattr(record, name), rest, value) if rest else value})
 
 
 # --- for a cluster ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ manifest names is never counted, and where a manifest cannot be read, nothing of
 
 import pkgutil
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,44 +38,38 @@ class Published:
         return str(self.manifest.facts.get("summary", ""))
 
     def as_json(self) -> Mapping[str, Any]:
-        manifest = self.manifest
-        return {
-            "reference": self.reference,
-            "kind": manifest.kind,
-            "stage": manifest.stage,
-            "digest": manifest.digest,
-            "created": manifest.created,
-            "bytes": self.bytes,
-            "summary": self.summary,
-        }
-
-
-@dataclass(frozen=True)
-class Unreferenced:
-    """Data of one place that no manifest names. `modified`: when the newest of it was written (UTC)."""
-
-    where: str
-    what: str
-    modified: datetime
-    bytes: int
-    published: bool
-    """Whether it lies beside an artifact; else it may be a stage's that still runs and publishes."""
-    files: tuple[str, ...] = ()
-    uploads: tuple[storage.Unfinished, ...] = ()
-
-    def as_json(self) -> Mapping[str, Any]:
-        modified = self.modified.isoformat(timespec="seconds")
-        return {"where": self.where, "what": self.what, "modified": modified, "bytes": self.bytes}
+        own = {name: getattr(self.manifest, name) for name in ("kind", "stage", "digest", "created")}
+        return {"reference": self.reference, **own, "bytes": self.bytes, "summary": self.summary}
 
 
 @dataclass
-class _Place:
-    files: list[storage.Stored] = field(default_factory=list)
+class Unreferenced:
+    """Data of one place that no manifest names."""
+
+    where: str
+    published: bool
+    """Whether it lies beside an artifact; else it may be a stage's that still runs and publishes."""
+    files: dict[str, storage.Stored] = field(default_factory=dict)
     uploads: list[storage.Unfinished] = field(default_factory=list)
 
     @property
     def modified(self) -> datetime:
-        return max([file.modified for file in self.files] + [upload.began for upload in self.uploads])
+        """When the newest of it was written (UTC)."""
+        return max([file.modified for file in self.files.values()] + [upload.began for upload in self.uploads])
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files.values()) + sum(upload.bytes for upload in self.uploads)
+
+    @property
+    def what(self) -> str:
+        counts = {"file": len(self.files), "unfinished upload": len(self.uploads)}
+        parts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
+        return f"{' and '.join(parts)} {'beside an artifact' if self.published else 'without a manifest'}"
+
+    def as_json(self) -> Mapping[str, Any]:
+        modified = self.modified.isoformat(timespec="seconds")
+        return {"where": self.where, "what": self.what, "modified": modified, "bytes": self.bytes}
 
 
 def published(store: str) -> tuple[list[Published], list[str]]:
@@ -112,7 +105,11 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
         for path in (MANIFEST, *(file.path for file in one.manifest.files))
     }
     whole = {one.reference.removesuffix(f"/{MANIFEST}") for one in artifacts}
-    places: dict[str, _Place] = defaultdict(_Place)
+    places: dict[str, Unreferenced] = {}
+
+    def place(name: str) -> Unreferenced:
+        return places.setdefault(name, Unreferenced(f"{root}/{name}", f"{root}/{name}" in whole))
+
     unread: set[str] = set()
     for item in items:
         match = _PLACE.fullmatch(item.name)
@@ -121,35 +118,12 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
             continue
         if item.name.split("/")[-1] == MANIFEST:
             unread.add(match[1])
-        places[match[1]].files.append(item)
-    if storage.is_s3(root):
-        for upload in storage.unfinished(root):
-            match = _PLACE.fullmatch(upload.uri.removeprefix(f"{root}/"))
-            if match is not None:
-                places[match[1]].uploads.append(upload)
-    found = [
-        Unreferenced(
-            where=f"{root}/{name}",
-            what=_what(place, f"{root}/{name}" in whole),
-            modified=place.modified,
-            bytes=sum(item.size for item in place.files) + sum(upload.bytes for upload in place.uploads),
-            published=f"{root}/{name}" in whole,
-            files=tuple(f"{root}/{item.name}" for item in place.files),
-            uploads=tuple(place.uploads),
-        )
-        for name, place in places.items()
-        if name not in unread and now - place.modified >= older_than
-    ]
+        place(match[1]).files[uri] = item
+    for upload in storage.unfinished(root) if storage.is_s3(root) else ():
+        if match := _PLACE.fullmatch(upload.uri.removeprefix(f"{root}/")):
+            place(match[1]).uploads.append(upload)
+    found = [one for name, one in places.items() if name not in unread and now - one.modified >= older_than]
     return sorted(found, key=lambda one: (one.modified, one.where)), damaged
-
-
-def _what(place: _Place, whole: bool) -> str:
-    parts = []
-    if place.files:
-        parts.append(f"{len(place.files)} file{'s' if len(place.files) > 1 else ''}")
-    if place.uploads:
-        parts.append(f"{len(place.uploads)} unfinished upload{'s' if len(place.uploads) > 1 else ''}")
-    return f"{' and '.join(parts)} {'beside an artifact' if whole else 'without a manifest'}"
 
 
 def free(found: Iterable[Unreferenced]) -> int:
@@ -158,7 +132,7 @@ def free(found: Iterable[Unreferenced]) -> int:
     for one in found:
         if not one.published and storage.exists(f"{one.where}/{MANIFEST}"):
             continue
-        storage.delete_many(one.files)
+        storage.delete_many(tuple(one.files))
         for upload in one.uploads:
             storage.discard(upload)
         freed += one.bytes

@@ -16,23 +16,15 @@ from zhllama.stage.command_line import nearest
 KFP_KINDS = {
     str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"
 }  # fmt: skip
-
-
+_A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
 _NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"))
 """A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
-
-
 WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
 
 
 def read_file(path: Path) -> dict[str, Value]:
     """A team's file: names as `--set` takes them, or nested as in a size's file. InputError names file and field."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path}: not a readable YAML file ({' '.join(str(error).split())})") from error
+    value = sizes.read_yaml(path, f"--config {path}")
     if not isinstance(value, Mapping):
         raise InputError(f"--config {path}: settings by name are needed, as `lora_steps: 3000`")
     found: dict[str, Value] = {}
@@ -74,23 +66,15 @@ def typed_value(name: str, value: Any, where: str) -> Value:
     if setting.choices and value not in setting.choices:
         near = nearest(str(value), setting.choices)
         raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
-    _check_form(name, value, where)
-    return cast(Value, value)
-
-
-_A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
-
-
-_QUANTITY = re.compile(r"(^|_)(cpu|memory|shared_memory|ephemeral_storage)$")
-
-
-def _check_form(name: str, value: Any, where: str) -> None:
-    """What is written into pods, as the sizes' files are checked."""
-    if _QUANTITY.search(name):
-        sizes.check_quantity(value, where)
-    if name.endswith("gpu_resource") and value:
-        sizes.check_resource(value, where)
-    if name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes")) and value < 1:
-        raise InputError(f"{where}: {value}; at least 1 is needed")
+    checked: Any = value
+    # what is written into pods, as the sizes' files are checked
+    if re.search(r"(^|_)(cpu|memory|ephemeral_storage)$", name):
+        sizes.check_quantity(checked, where)
+    if name.endswith("gpu_resource") and checked:
+        sizes.check_resource(checked, where)
+    counts = name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes"))
+    if counts and checked < 1:
+        raise InputError(f"{where}: {checked}; at least 1 is needed")
     if name == "run_as_user":
-        uid(value, where)
+        uid(checked, where)
+    return cast(Value, checked)

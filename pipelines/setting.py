@@ -1,16 +1,18 @@
-"""One setting, and the headings under which they stand."""
+"""One setting, and how settings are declared, heading by heading."""
 
 import dataclasses
-import functools
+import operator
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.sizes import Size
-from zhllama.stage.options import Described, described
+from zhllama.stage.options import described
 
 Value = str | float | int | bool | list[Any] | dict[str, Any] | None
+
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON", list: "JSON list"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +30,34 @@ class Setting:
     choices: tuple[str, ...] = ()
     address: bool = False
     """Whether it is a reference to data (several, comma-separated)."""
-    fields: tuple[tuple[str, ...], ...] = ()
-    """Fields of the size that it stands over: (("lora", "steps"),)."""
+    fields: tuple[str, ...] = ()
+    """Fields of the size that it stands over: ("lora.steps",)."""
+
+    def described(self) -> tuple[str, str]:
+        """For people: when it is said (compile, or run: each run may say it), and what kind of value it has."""
+        return "compile" if self.compiled else "run", KINDS[self.kind]
 
 
-class Group:
-    """Settings under one heading."""
+class Settings(dict[str, Setting]):
+    """By name, in the order in which they were declared."""
 
-    def __init__(self, heading: str) -> None:
-        self.heading = heading
-        self.found: list[Setting] = []
+    _heading = ""
+
+    def heading(self, text: str) -> None:
+        """Those that follow stand under it."""
+        self._heading = text
+
+    def compiled(self, name: str, option: tuple[type, str] | None = None, /, **told: Any) -> None:
+        """What is decided when the pipeline is compiled."""
+        self._add(name, option, compiled=True, **told)
 
     def parameter(self, name: str, option: tuple[type, str] | None = None, /, **told: Any) -> None:
         """What a run of the compiled pipeline may change."""
         self._add(name, option, compiled=False, **told)
 
-    def compiled(self, name: str, option: tuple[type, str] | None = None, /, **told: Any) -> None:
-        """What is decided when the pipeline is compiled."""
-        self._add(name, option, compiled=True, **told)
+    def address(self, name: str, option: tuple[type, str] | None = None, /, note: str = "") -> None:
+        """A parameter that is a reference to data."""
+        self._add(name, option, compiled=False, address=True, default="", note=note)
 
     def _add(
         self,
@@ -57,49 +69,24 @@ class Group:
         default: Any = dataclasses.MISSING,
         note: str = "",
         of: str = "",
-        fields: tuple[tuple[str, ...], ...] = (),
+        fields: tuple[str, ...] = (),
         address: bool = False,
     ) -> None:
-        one = described(option[0])[option[1]] if option else Described(kind, "", "")
-        hint, stands, text = one.kind, one.default, one.note
-        hint = kind or hint
-        choices: tuple[str, ...] = ()
-        if typing.get_origin(hint) is Literal:
-            choices, hint = typing.get_args(hint), str
-        reader: Callable[[Size], Value]
+        """`option`: whose type, default and text are the setting's where nothing else is told; without one the type
+        follows from the default. `of`: what the text is said of."""
+        if option:
+            one = described(option[0])[option[1]]
+            kind, note = kind or one.kind, note or one.note
+            default = one.default if default is dataclasses.MISSING and not fields else default
+        kind = kind or type(default)
+        reader = default if callable(default) else lambda _: default
         if fields and default is dataclasses.MISSING:
-            reader = functools.partial(_field, path=fields[0])
-        elif callable(default):
-            reader = default
-        else:
-            reader = functools.partial(_constant, value=stands if default is dataclasses.MISSING else default)
-        text = note or text
-        self.found.append(
-            Setting(
-                name=name,
-                group=self.heading,
-                kind=hint,
-                note=f"{of}: {_within(text)}" if of else text,
-                default=reader,
-                compiled=compiled,
-                choices=choices,
-                address=address,
-                fields=fields,
-            )
-        )
-
-
-def _field(size: Size, path: tuple[str, ...]) -> Value:
-    found: Any = size
-    for name in path:
-        found = getattr(found, name)
-    return found
-
-
-def _constant(size: Size, value: Value) -> Value:
-    return value
-
-
-def _within(sentence: str) -> str:
-    """As it stands after a colon: its first letter small, unless a name or CPU begins it."""
-    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
+            reader = operator.attrgetter(fields[0])
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        if of:
+            # a sentence after a colon begins small, unless a name or CPU begins it
+            note = f"{of}: {note if note[1:2].isupper() else note[:1].lower() + note[1:]}"
+        self[name] = Setting(
+            name=name, group=self._heading, kind=str if choices else kind, note=note, default=reader, compiled=compiled,
+            choices=choices, address=address, fields=fields,
+        )  # fmt: skip

@@ -18,7 +18,7 @@ from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
-from pipelines.setting import Group, Setting
+from pipelines.setting import Settings
 from pipelines.sizes import SIZED, STAGES, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
@@ -27,25 +27,13 @@ from zhllama.training.options import EACH_RUN, FinetuneOptions, PretrainOptions
 
 OPTIONS: Mapping[str, type] = {"embeddings": PretrainOptions, "lora": PretrainOptions, "sft": FinetuneOptions}
 """Whose options each training has."""
-
-
 TRAININGS = {"embeddings": "Embeddings", "lora": "LoRA", "sft": "Instruction tuning"}
 """The three trainings → what people call them."""
-
-
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON", list: "JSON list"}
-
-
 MACHINE = (
     "processes_per_node", "gpu_resource", "cpu", "memory", "shared_memory", "ephemeral_storage", "deadline_seconds",
     "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
-
-
-_SIZE_FIELD = {"gpu_resource": "gpu"}
-
-
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
 
@@ -53,178 +41,6 @@ _SIZED = {one.name for one in dataclasses.fields(Training)}
 def of_all(option: str) -> str:
     """What the setting of an option of MACHINE is called that is for all three trainings."""
     return option if option in ("processes_per_node", "gpu_resource") else f"training_{option}"
-
-
-def _all() -> list[Setting]:
-    groups: list[Group] = []
-
-    def group(heading: str) -> Group:
-        groups.append(Group(heading))
-        return groups[-1]
-
-    first = group("")
-    first.parameter("store", kind=str, default=None, note="Where everything is put: an s3:// prefix.")
-    _model(group("The model"))
-    _data(group("What it learns from"))
-    _generated(group("Instructions that a model writes"))
-    _shape(group("Which stages run"))
-    _trainings(group("How it is trained"))
-    _jobs(group("The training jobs"))
-    for training in STAGES:
-        _own_machine(group(f"{TRAININGS[training]}: a machine of its own"), training)
-    _steps(group("The steps"))
-    _places(group("Where pods run"))
-    _secrets(group("Secrets, certificates, proxy"))
-    _served(group("The served model"))
-    _images(group("Images"))
-    return [one for made in groups for one in made.found]
-
-
-def _model(group: Group) -> None:
-    group.compiled(
-        "start", kind=Literal["weights", "model", "extended", "adapters"], default="weights",
-        note="What the run starts from: weights as they were published, a ready model, a model with its Chinese "
-        "vocabulary, or published adapters. Follows from the address that is given.",
-    )  # fmt: skip
-    group.compiled(
-        "base", kind=Literal["weights", "model", "extended"], default=None,
-        note="With start=adapters, what they are merged into; with start=extended, model is what the result is "
-        "compared with. Follows from the addresses.",
-    )  # fmt: skip
-    group.parameter(
-        "weights", (FetchWeights, "source"), default="", address=True,
-        note="The model's weights: Meta's files or a Hugging Face model; an s3://, https:// or hf:// address.",
-    )  # fmt: skip
-    group.parameter("expect", (FetchWeights, "expect"), default="", address=True)
-    group.compiled(
-        "size", kind=str, default=lambda size: size.name,
-        note="The model's size, which the weights must have; a label on what is made.",
-    )  # fmt: skip
-    group.parameter(
-        "model", kind=str, default="", address=True, note="A model that is ready (a reference), instead of `weights`."
-    )
-    group.compiled(
-        "tokenizer", kind=Literal["train", "given"], default="train",
-        note="Whether the Chinese tokenizer is trained on `text` or given. Follows from chinese_tokenizer.",
-    )  # fmt: skip
-    group.parameter("chinese_tokenizer", (ExtendTokenizer, "chinese_tokenizer"), default="", address=True)
-    group.parameter(
-        "extended_model", kind=str, default="", address=True,
-        note="A model with its Chinese vocabulary, instead of all that makes one.",
-    )  # fmt: skip
-    group.parameter(
-        "adapters", kind=str, default="", address=True,
-        note="Published adapters, in order: they are merged and measured, and nothing is trained.",
-    )  # fmt: skip
-    group.parameter(
-        "lora_adapter", kind=str, default="", address=True,
-        note="An adapter that the LoRA phase goes on from, trained on the model that comes in; the embeddings' phase "
-        "is left out.",
-    )  # fmt: skip
-    group.parameter(
-        "sft_adapter", kind=str, default="", address=True,
-        note="An adapter that instruction tuning goes on from, trained on the model that comes to it.",
-    )  # fmt: skip
-
-
-def _data(group: Group) -> None:
-    group.parameter(
-        "text", (PrepareDataset, "text"), default="", address=True,
-        note="Chinese text to learn from: folders or prefixes, with weights as in zh:0.9,en:0.1.",
-    )  # fmt: skip
-    group.parameter(
-        "text_validation", kind=str, default="", address=True,
-        note="Text that is held out; without it a share of `text` is.",
-    )  # fmt: skip
-    group.parameter(
-        "english_text", (Evaluate, "english"), default="", address=True,
-        note="English text, to measure what is forgotten.",
-    )  # fmt: skip
-    group.parameter("exams", (Evaluate, "exams"), default="", address=True)
-    group.parameter(
-        "instructions", (PrepareDataset, "instructions"), default="", address=True,
-        note="Alpaca items to learn from. Or a word, which is compiled: given, import, generate (a model writes them) "
-        "or none; it follows from what else is given.",
-    )  # fmt: skip
-    group.parameter(
-        "instructions_validation", kind=str, default="", address=True,
-        note="Items that are held out; without them a share of `instructions` is.",
-    )  # fmt: skip
-    group.parameter(
-        "import_instructions", (GenerateInstructions, "import_from"), default="", address=True,
-        note="Public data sets to take instructions from, where none are given.",
-    )  # fmt: skip
-    group.parameter(
-        "prompts", (Generate, "input"), default="", address=True, note="A file of instructions that the result answers."
-    )
-    group.parameter(
-        "prompt", (Generate, "prompt"), default="请介绍一下你自己。", note="What it answers without such a file."
-    )
-    group.parameter("vocab_size", (TrainTokenizer, "vocab_size"), fields=(("vocab_size",),))
-    group.parameter("block_size", (PrepareDataset, "block_size"), fields=(("block_size",),))
-    group.parameter("validation_fraction", (PrepareDataset, "validation_fraction"), fields=(("validation_fraction",),))
-    group.parameter("evaluation", (PrepareDataset, "evaluation"), default="", address=True)
-    group.compiled("skip_bad", (PrepareDataset, "skip_bad"))
-    group.compiled("drop_near_duplicates", (PrepareDataset, "drop_near_duplicates"))
-
-
-def _generated(group: Group) -> None:
-    for name in (
-        "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
-        "price_answer", "requests_per_minute", "tokens_per_minute",
-    ):  # fmt: skip
-        group.parameter(
-            f"generate_{name}", (GenerateInstructions, name), address=name in ("seeds", "against", "catalogue")
-        )
-    group.compiled("generate_concurrency", (GenerateInstructions, "concurrency"))
-    group.compiled("generate_batch", (GenerateInstructions, "batch"))
-    group.compiled(
-        "generate_secret", kind=str, default="zhllama-openai",
-        note="Secret with its key, under OPENAI_API_KEY; it may be absent.",
-    )  # fmt: skip
-
-
-def _shape(group: Group) -> None:
-    group.compiled(
-        "run_pretraining", kind=bool, default=True,
-        note="Whether there is continued pre-training (embeddings, then LoRA); false leaves out both of its phases.",
-    )  # fmt: skip
-    group.compiled(
-        "run_stage1", kind=bool, default=True,
-        note="Whether its first phase (the embeddings alone) runs. False with lora_adapter.",
-    )  # fmt: skip
-    group.compiled("run_sft", kind=bool, default=True, note="Whether there is instruction tuning.")
-    group.compiled(
-        "check_merge", kind=bool, default=lambda size: not size.sft.gpu,
-        note="Whether both adapters are also merged in one call, which must give the same weights.",
-    )  # fmt: skip
-    group.compiled(
-        "deploy", (Serve, "deploy"), note="Whether the result is served on the cluster: none, kubernetes or kserve."
-    )
-
-
-def _trainings(group: Group) -> None:
-    for training, called in TRAININGS.items():
-        options = OPTIONS[training]
-        for option, name in EACH_RUN.items():
-            sized = ((training, name),) if name in _SIZED else ()
-            if sized or training == "lora":
-                group.parameter(f"{training}_{name}", (options, option), of=called, fields=sized)
-        group.compiled(f"{training}_nodes", (LaunchTraining, "nodes"), of=called, fields=((training, "nodes"),))
-        for option in compiled_options(options):
-            sized = ((training, SIZED[option]),) if option in SIZED else ()
-            group.compiled(f"{training}_{option}", (options, option), of=called, fields=sized)
-        group.compiled(
-            f"{training}_arguments", (LaunchTraining, "arguments"), of=called, fields=((training, "arguments"),),
-            note="More options of the training, as one text; they come last, and win.",
-        )  # fmt: skip
-    group.compiled(
-        "sft_trains_embeddings", (FinetuneOptions, "train_embeddings"), of=TRAININGS["sft"],
-        fields=(("sft_trains_embeddings",),),
-    )  # fmt: skip
-    for name in ("rank", "alpha", "dropout"):
-        option = {"rank": "lora_r"}.get(name, f"lora_{name}")
-        group.compiled(f"lora_{name}", (PretrainOptions, option), fields=(("adapter", name),))
 
 
 def compiled_options(kind: type) -> list[str]:
@@ -235,113 +51,218 @@ def compiled_options(kind: type) -> list[str]:
     return [one for one in described(kind) if one not in {*PLUMBING, *refs, *own, *EACH_RUN}]
 
 
-def _jobs(group: Group) -> None:
-    group.parameter("backend", (LaunchTraining, "backend"))
-    group.compiled(
-        "namespace", (LaunchTraining, "namespace"), note="Where jobs and the served model are; empty, the run's own."
-    )
+def _in_size(option: str) -> str:
+    """The field of a size's training that says an option of MACHINE; "" where none does."""
+    field = "gpu" if option == "gpu_resource" else option
+    return field if field in _SIZED else ""
+
+
+SETTINGS = Settings()
+heading, compiled, parameter, address = SETTINGS.heading, SETTINGS.compiled, SETTINGS.parameter, SETTINGS.address
+
+parameter("store", kind=str, default=None, note="Where everything is put: an s3:// prefix.")
+
+heading("The model")
+compiled(
+    "start", kind=Literal["weights", "model", "extended", "adapters"], default="weights",
+    note="What the run starts from: weights as they were published, a ready model, a model with its Chinese "
+    "vocabulary, or published adapters. Follows from the address that is given.",
+)  # fmt: skip
+compiled(
+    "base", kind=Literal["weights", "model", "extended"], default=None,
+    note="With start=adapters, what they are merged into; with start=extended, model is what the result is "
+    "compared with. Follows from the addresses.",
+)  # fmt: skip
+address(
+    "weights", (FetchWeights, "source"),
+    note="The model's weights: Meta's files or a Hugging Face model; an s3://, https:// or hf:// address.",
+)  # fmt: skip
+address("expect", (FetchWeights, "expect"))
+compiled(
+    "size", kind=str, default=lambda size: size.name,
+    note="The model's size, which the weights must have; a label on what is made.",
+)  # fmt: skip
+address("model", note="A model that is ready (a reference), instead of `weights`.")
+compiled(
+    "tokenizer", kind=Literal["train", "given"], default="train",
+    note="Whether the Chinese tokenizer is trained on `text` or given. Follows from chinese_tokenizer.",
+)  # fmt: skip
+address("chinese_tokenizer", (ExtendTokenizer, "chinese_tokenizer"))
+address("extended_model", note="A model with its Chinese vocabulary, instead of all that makes one.")
+address("adapters", note="Published adapters, in order: they are merged and measured, and nothing is trained.")
+address(
+    "lora_adapter",
+    note="An adapter that the LoRA phase goes on from, trained on the model that comes in; the embeddings' phase "
+    "is left out.",
+)
+address(
+    "sft_adapter", note="An adapter that instruction tuning goes on from, trained on the model that comes to it."
+)  # fmt: skip
+
+heading("What it learns from")
+address(
+    "text", (PrepareDataset, "text"),
+    note="Chinese text to learn from: folders or prefixes, with weights as in zh:0.9,en:0.1.",
+)  # fmt: skip
+address("text_validation", note="Text that is held out; without it a share of `text` is.")
+address("english_text", (Evaluate, "english"), note="English text, to measure what is forgotten.")
+address("exams", (Evaluate, "exams"))
+address(
+    "instructions", (PrepareDataset, "instructions"),
+    note="Alpaca items to learn from. Or a word, which is compiled: given, import, generate (a model writes them) "
+    "or none; it follows from what else is given.",
+)  # fmt: skip
+address("instructions_validation", note="Items that are held out; without them a share of `instructions` is.")
+address(
+    "import_instructions", (GenerateInstructions, "import_from"),
+    note="Public data sets to take instructions from, where none are given.",
+)  # fmt: skip
+address("prompts", (Generate, "input"), note="A file of instructions that the result answers.")
+parameter("prompt", (Generate, "prompt"), default="请介绍一下你自己。", note="What it answers without such a file.")
+parameter("vocab_size", (TrainTokenizer, "vocab_size"), fields=("vocab_size",))
+parameter("block_size", (PrepareDataset, "block_size"), fields=("block_size",))
+parameter("validation_fraction", (PrepareDataset, "validation_fraction"), fields=("validation_fraction",))
+address("evaluation", (PrepareDataset, "evaluation"))
+compiled("skip_bad", (PrepareDataset, "skip_bad"))
+compiled("drop_near_duplicates", (PrepareDataset, "drop_near_duplicates"))
+
+heading("Instructions that a model writes")
+for name in (
+    "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
+    "price_answer", "requests_per_minute", "tokens_per_minute",
+):  # fmt: skip
+    declare = address if name in ("seeds", "against", "catalogue") else parameter
+    declare(f"generate_{name}", (GenerateInstructions, name))
+compiled("generate_concurrency", (GenerateInstructions, "concurrency"))
+compiled("generate_batch", (GenerateInstructions, "batch"))
+compiled(
+    "generate_secret", default="zhllama-openai", note="Secret with its key, under OPENAI_API_KEY; it may be absent."
+)
+
+heading("Which stages run")
+compiled(
+    "run_pretraining", default=True,
+    note="Whether there is continued pre-training (embeddings, then LoRA); false leaves out both of its phases.",
+)  # fmt: skip
+compiled(
+    "run_stage1", default=True,
+    note="Whether its first phase (the embeddings alone) runs. False with lora_adapter.",
+)  # fmt: skip
+compiled("run_sft", default=True, note="Whether there is instruction tuning.")
+compiled(
+    "check_merge", kind=bool, default=lambda size: not size.sft.gpu,
+    note="Whether both adapters are also merged in one call, which must give the same weights.",
+)  # fmt: skip
+compiled("deploy", (Serve, "deploy"), note="Whether the result is served on the cluster: none, kubernetes or kserve.")
+
+heading("How it is trained")
+for training, called in TRAININGS.items():
+    options = OPTIONS[training]
+    for option, name in EACH_RUN.items():
+        sized = (f"{training}.{name}",) if name in _SIZED else ()
+        if sized or training == "lora":
+            parameter(f"{training}_{name}", (options, option), of=called, fields=sized)
+    compiled(f"{training}_nodes", (LaunchTraining, "nodes"), of=called, fields=(f"{training}.nodes",))
+    for option in compiled_options(options):
+        sized = (f"{training}.{SIZED[option]}",) if option in SIZED else ()
+        compiled(f"{training}_{option}", (options, option), of=called, fields=sized)
+    compiled(
+        f"{training}_arguments", (LaunchTraining, "arguments"), of=called, fields=(f"{training}.arguments",),
+        note="More options of the training, as one text; they come last, and win.",
+    )  # fmt: skip
+compiled(
+    "sft_trains_embeddings", (FinetuneOptions, "train_embeddings"), of=TRAININGS["sft"],
+    fields=("sft_trains_embeddings",),
+)  # fmt: skip
+for name, option in (("rank", "lora_r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+    compiled(f"lora_{name}", (PretrainOptions, option), fields=(f"adapter.{name}",))
+
+heading("The training jobs")
+parameter("backend", (LaunchTraining, "backend"))
+compiled("namespace", (LaunchTraining, "namespace"), note="Where jobs and the served model are; empty, the run's own.")
+for option in MACHINE:
+    # where the sizes say it, training by training, the setting for all three has no default of its own
+    told: dict[str, Any] = {}
+    if field := _in_size(option):
+        told = {"fields": tuple(f"{training}.{field}" for training in STAGES), "default": None}
+    if option == "gpu_resource":
+        told["fields"] += ("serving.gpu",)
+        told["note"] = "What the cluster calls a GPU; empty, none is used."
+    compiled(of_all(option), (LaunchTraining, option), **told)
+compiled("training_account", (LaunchTraining, "service_account"), default="zhllama-training")
+for option in ("queue", "priority_class", "team"):
+    compiled(option, (LaunchTraining, option))
+compiled("labels", default={}, note="More labels of the jobs, the served model and their pods, as JSON.")
+compiled("annotations", default={}, note="Annotations of the jobs, as JSON.")
+
+for training in STAGES:
+    heading(f"{TRAININGS[training]}: a machine of its own")
     for option in MACHINE:
-        field = _SIZE_FIELD.get(option, option)
-        sized = tuple((training, field) for training in STAGES)
-        note = "What the cluster calls a GPU; empty, none is used." if option == "gpu_resource" else ""
-        if option == "gpu_resource":
-            sized += (("serving", "gpu"),)
-        # where the sizes say it, training by training, the setting for all three has no default of its own
-        told: dict[str, Any] = {"fields": sized, "default": None} if field in _SIZED else {}
-        group.compiled(of_all(option), (LaunchTraining, option), note=note, **told)
-    group.compiled("training_account", (LaunchTraining, "service_account"), default="zhllama-training")
-    for option in ("queue", "priority_class", "team"):
-        group.compiled(option, (LaunchTraining, option))
-    group.compiled(
-        "labels", kind=dict, default={}, note="More labels of the jobs, the served model and their pods, as JSON."
-    )
-    group.compiled("annotations", kind=dict, default={}, note="Annotations of the jobs, as JSON.")
+        field = _in_size(option)
+        told = {"fields": (f"{training}.{field}",)} if field else {"default": None}
+        compiled(f"{training}_{option}", (LaunchTraining, option), of=TRAININGS[training], **told)
 
+heading("The steps")
+for kind, whose in (
+    ("control", "Of the steps that follow jobs"),
+    ("data", "Of the steps that fetch weights, prepare data and deploy"),
+    ("weights", "Of the steps that convert, extend and merge models"),
+    ("evaluation", "Of the steps that run a model"),
+):
+    for name, called in (("cpu", "CPU"), ("memory", "memory")):
+        compiled(f"{kind}_{name}", kind=str, note=f"{whose}: {called}.", fields=(f"work.{kind}.{name}",))
+compiled(
+    "evaluation_gpus", kind=str, default=lambda size: "1" if size.work.evaluation.gpu else "0",
+    note="Of the steps that run a model: GPUs, 1 or 0; of no effect at a size whose steps have none.",
+)  # fmt: skip
+compiled("step_labels", default={}, note="More labels of the steps' pods, as JSON.")
+compiled("step_annotations", default={}, note="Annotations of the steps' pods, as JSON.")
+compiled(
+    "run_as_user", default=str(USER),
+    note="The uid of the pods of steps, jobs and the served model; none leaves it to the cluster, as OpenShift "
+    "wants it.",
+)  # fmt: skip
+compiled(
+    "pull_policy", kind=Literal["", "Always", "IfNotPresent", "Never"], default="",
+    note="When the steps' images are pulled; empty, the cluster's default.",
+)  # fmt: skip
 
-def _own_machine(group: Group, training: str) -> None:
-    for option in MACHINE:
-        field = _SIZE_FIELD.get(option, option)
-        told: dict[str, Any] = {"fields": ((training, field),)} if field in _SIZED else {"default": None}
-        group.compiled(f"{training}_{option}", (LaunchTraining, option), of=TRAININGS[training], **told)
+heading("Where pods run")
+for gpu, whose in (("", "steps without a GPU"), ("gpu_", "jobs, the served model and steps with a GPU")):
+    compiled(f"{gpu}node_selector", default={}, note=f"Labels of the nodes for {whose}, as JSON.")
+    compiled(f"{gpu}tolerations", default=[], note=f"Taints that are tolerated by {whose}, as a JSON list.")
 
+heading("Secrets, certificates, proxy")
+compiled(
+    "s3_secret", default="zhllama-s3",
+    note="Secret with the S3 settings, for steps, jobs and the served model; none, web identity.",
+)  # fmt: skip
+compiled("pull_secret", default="zhllama-pull", note="Secret to pull images with; it may be absent.")
+compiled(
+    "proxy_secret", default="zhllama-proxy",
+    note="Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY; it may be absent.",
+)  # fmt: skip
+compiled(
+    "ca_config_map", default="zhllama-ca",
+    note="ConfigMap with certificates to trust (*.crt, *.pem); it may be absent.",
+)  # fmt: skip
 
-def _steps(group: Group) -> None:
-    kinds = {
-        "control": "Of the steps that follow jobs",
-        "data": "Of the steps that fetch weights, prepare data and deploy",
-        "weights": "Of the steps that convert, extend and merge models",
-        "evaluation": "Of the steps that run a model",
-    }
-    for kind, whose in kinds.items():
-        for name, called in (("cpu", "CPU"), ("memory", "memory")):
-            note = f"{whose}: {called}."
-            group.compiled(f"{kind}_{name}", kind=str, note=note, fields=(("work", kind, name),))
-    group.compiled(
-        "evaluation_gpus", kind=str, default=lambda size: "1" if size.work.evaluation.gpu else "0",
-        note="Of the steps that run a model: GPUs, 1 or 0; of no effect at a size whose steps have none.",
-    )  # fmt: skip
-    group.compiled("step_labels", kind=dict, default={}, note="More labels of the steps' pods, as JSON.")
-    group.compiled("step_annotations", kind=dict, default={}, note="Annotations of the steps' pods, as JSON.")
-    group.compiled(
-        "run_as_user", kind=str, default=str(USER),
-        note="The uid of the pods of steps, jobs and the served model; none leaves it to the cluster, as OpenShift "
-        "wants it.",
-    )  # fmt: skip
-    group.compiled(
-        "pull_policy", kind=Literal["", "Always", "IfNotPresent", "Never"], default="",
-        note="When the steps' images are pulled; empty, the cluster's default.",
-    )  # fmt: skip
+heading("The served model")
+compiled(
+    "serve_name", kind=str, default=lambda size: f"llama-{size.name}",
+    note="What requests call the served model, and what its objects are called.",
+)  # fmt: skip
+for name in ("replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length"):
+    compiled(f"serve_{name}", (Serve, name), fields=(f"serving.{name}",))
+for name in ("stop_first", "openshift", "wait_minutes"):
+    compiled(f"serve_{name}", (Serve, name))
+compiled("serve_image", (Serve, "vllm_image"))
+compiled(
+    "serve_secret", default="zhllama-api-key",
+    note="Secret with the key that requests must give, under API_KEY.",
+)  # fmt: skip
 
-
-def _places(group: Group) -> None:
-    for gpu, whose in (
-        ("", "steps without a GPU"),
-        ("gpu_", "jobs, the served model and steps with a GPU"),
-    ):
-        group.compiled(f"{gpu}node_selector", kind=dict, default={}, note=f"Labels of the nodes for {whose}, as JSON.")
-        group.compiled(
-            f"{gpu}tolerations", kind=list, default=[], note=f"Taints that are tolerated by {whose}, as a JSON list."
-        )
-
-
-def _secrets(group: Group) -> None:
-    group.compiled(
-        "s3_secret", kind=str, default="zhllama-s3",
-        note="Secret with the S3 settings, for steps, jobs and the served model; none, web identity.",
-    )  # fmt: skip
-    group.compiled(
-        "pull_secret", kind=str, default="zhllama-pull", note="Secret to pull images with; it may be absent."
-    )
-    group.compiled(
-        "proxy_secret", kind=str, default="zhllama-proxy",
-        note="Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY; it may be absent.",
-    )  # fmt: skip
-    group.compiled(
-        "ca_config_map", kind=str, default="zhllama-ca",
-        note="ConfigMap with certificates to trust (*.crt, *.pem); it may be absent.",
-    )  # fmt: skip
-
-
-def _served(group: Group) -> None:
-    group.compiled(
-        "serve_name", kind=str, default=lambda size: f"llama-{size.name}",
-        note="What requests call the served model, and what its objects are called.",
-    )  # fmt: skip
-    for name in ("replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length"):
-        group.compiled(f"serve_{name}", (Serve, name), fields=(("serving", name),))
-    for name in ("stop_first", "openshift", "wait_minutes"):
-        group.compiled(f"serve_{name}", (Serve, name))
-    group.compiled("serve_image", (Serve, "vllm_image"))
-    group.compiled(
-        "serve_secret", kind=str, default="zhllama-api-key",
-        note="Secret with the key that requests must give, under API_KEY.",
-    )  # fmt: skip
-
-
-def _images(group: Group) -> None:
-    group.compiled("registry", kind=str, default="", note=f"Where the images are; empty: {REGISTRY}, or no registry.")
-    group.compiled("tag", kind=str, default="", note=f"Of the images; empty: {TAG}, or this version.")
-    group.compiled("digests", kind=str, default="", note=f"A file with the images' digests; empty: {DIGESTS}, or none.")
-
-
-SETTINGS: Mapping[str, Setting] = {one.name: one for one in _all()}
+heading("Images")
+compiled("registry", default="", note=f"Where the images are; empty: {REGISTRY}, or no registry.")
+compiled("tag", default="", note=f"Of the images; empty: {TAG}, or this version.")
+compiled("digests", default="", note=f"A file with the images' digests; empty: {DIGESTS}, or none.")

@@ -30,35 +30,30 @@ class Shape:
 
     def reads(self) -> dict[str, bool]:
         """The addresses that this course reads → whether it cannot do without."""
-        found = {"weights": True, "expect": False} if self.base == "weights" else {}
-        if self.base == "model":
-            found["model"] = True
-        if self.start == "extended" or self.base == "extended":
-            found["extended_model"] = True
-        if self.start == "adapters":
-            found["adapters"] = True
-        if self.extends and self.tokenizer == "given":
-            found["chinese_tokenizer"] = True
+        adapts, given = self.start == "adapters", self.instructions == "given"
         trains_tokenizer = self.extends and self.tokenizer == "train"
-        found |= {"text": self.stage2 or trains_tokenizer, "text_validation": False, "english_text": False}
-        found |= {"exams": False, "prompts": False}
-        if self.start == "adapters":
-            found["instructions"] = False
-        if self.instructions == "given":
-            found["instructions"] = True
-        if self.instructions == "import":
-            found |= {"import_instructions": True, "generate_against": False}
-        if self.instructions == "generate":
-            found |= {"generate_seeds": False, "generate_against": False, "generate_catalogue": False}
-        if self.instructions != "none" or self.start == "adapters":
-            found["instructions_validation"] = False
-        if self.stage2 or self.instructions != "none":
-            found["evaluation"] = False
-        if self.stage2 and not self.stage1:
-            found["lora_adapter"] = False
-        if self.sft:
-            found["sft_adapter"] = False
-        return found
+        made = self.instructions in ("import", "generate")
+        # whether it is read, whether it cannot be done without
+        addresses = {
+            "weights": (self.base == "weights", True),
+            "expect": (self.base == "weights", False),
+            "model": (self.base == "model", True),
+            "extended_model": ("extended" in (self.start, self.base), True),
+            "adapters": (adapts, True),
+            "chinese_tokenizer": (self.extends and self.tokenizer == "given", True),
+            "text": (True, self.stage2 or trains_tokenizer),
+            **dict.fromkeys(("text_validation", "english_text", "exams", "prompts"), (True, False)),
+            "instructions": (adapts or given, given),
+            "import_instructions": (self.instructions == "import", True),
+            "generate_seeds": (self.instructions == "generate", False),
+            "generate_against": (made, False),
+            "generate_catalogue": (self.instructions == "generate", False),
+            "instructions_validation": (adapts or self.instructions != "none", False),
+            "evaluation": (self.stage2 or self.instructions != "none", False),
+            "lora_adapter": (self.stage2 and not self.stage1, False),
+            "sft_adapter": (self.sft, False),
+        }
+        return {name: needed for name, (read, needed) in addresses.items() if read}
 
 
 def shape_of(values: Mapping[str, Value], words: str | None) -> Shape:

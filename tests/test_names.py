@@ -59,10 +59,9 @@ def stage_options() -> dict[str, list[str]]:
 
 def settings() -> list[str]:
     """What `--set` takes."""
-    from pipelines import sizes
-    from pipelines.parameters import parameters
+    from pipelines.settings import SETTINGS
 
-    return sorted(one.name for one in parameters(sizes.load("7b")))
+    return sorted(SETTINGS)
 
 
 def product_texts() -> str:

@@ -202,17 +202,17 @@ def parameters(given: argparse.Namespace) -> None:
     from rich.text import Text
 
     from pipelines import sizes
-    from pipelines.local.placeholders import text_of
-    from pipelines.parameters import parameters as parameters_of
+    from pipelines.parameters import shown_default
+    from pipelines.settings import SETTINGS
 
+    size = sizes.load(given.size)
     table = Table("setting", "of", "type", "default", "", box=None, padding=(0, 2, 0, 0))
     group = ""
-    for one in parameters_of(sizes.load(given.size)):
+    for one in SETTINGS.values():
         if one.group != group:
             group = one.group
             table.add_row(f"\n[bold]{group}")
-        default = "(required)" if one.required else text_of(one.default)
-        table.add_row(one.name, one.when, one.kind, Text(default), Text(one.note))
+        table.add_row(one.name, *one.described(), Text(shown_default(one, size)), Text(one.note))
     options.console().print(table)
 
 
@@ -339,5 +339,6 @@ def render_all(given: argparse.Namespace) -> None:
     from pipelines import parameters as pipeline_parameters
     from pipelines.manifests import render, serving
 
-    for path in (*render.write_examples(), *serving.write_examples(), pipeline_parameters.write_page()):
-        print(path)
+    for module in (render, serving):
+        print(*render.replace_files(module.FOLDER, module.examples()), sep="\n")
+    print(pipeline_parameters.write_page())

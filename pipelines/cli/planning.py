@@ -44,8 +44,10 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def plan(given: argparse.Namespace) -> None:
-    from pipelines.planner import estimate
+    from pipelines.planner.estimate import PlanRequest
     from pipelines.planner.gpus import FILE, gpu_of, gpus
+    from pipelines.sizes import STAGES
+    from zhllama.stage.command_line import nearest
 
     kinds = list(gpus(given.gpus_file or FILE).values())
     if given.gpu == "list":
@@ -53,12 +55,14 @@ def plan(given: argparse.Namespace) -> None:
         return
     told = options.configured(given)
     size, shape = told.size, told.shape
-    stage = estimate.checked_stage(given.stage) if given.stage else ""
+    stage, stages = given.stage, (*STAGES, "serve")
+    if stage not in ("", *stages):
+        raise InputError(f"--stage {stage}: there is no such stage{nearest(stage, stages)}; {', '.join(stages)} are")
     trained = [one for one, runs in (("embeddings", shape.stage1), ("lora", shape.stage2), ("sft", shape.sft)) if runs]
     trains_on_gpus = any(size.training(one).gpu for one in trained)
     if not given.gpu and (trains_on_gpus or stage == "serve"):
         raise InputError(f"--gpu: name the GPUs that are planned with: {', '.join(gpu.name for gpu in kinds)}")
-    request = estimate.PlanRequest(
+    request = PlanRequest(
         size=size,
         values=told.values,
         gpu=gpu_of(given.gpu, given.gpus_file or FILE) if given.gpu else None,
@@ -98,14 +102,15 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
         notes += table.other_batches(plans, request.size)
         lines = [line for stage in stages for line in warned[stage]]
         title = table.heading(plans, request.size.name)
-        table.show(Console(highlight=False), title, table.table(plans), notes, lines)
+        columns = {made.stage: table.figures(made) for made in plans}
+        table.show(Console(highlight=False), title, table.table(columns), notes, lines)
     short = [made for made in plans if not made.fits]
     if short:
         raise InputError(_refusal(short, remedies.remedies(short, request, kinds)))
 
 
 def _refusal(short: "list[Plan]", remedies: list[str]) -> str:
-    from pipelines.planner.units import gigabytes
+    from pipelines.planner.table import gigabytes
 
     gpu = short[0].gpu
     assert gpu is not None
@@ -117,16 +122,16 @@ def _refusal(short: "list[Plan]", remedies: list[str]) -> str:
 def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
     from rich.console import Console
 
-    from pipelines.planner import serving, table
-    from pipelines.planner.units import gigabytes
+    from pipelines.planner import estimate, table
+    from pipelines.planner.table import gigabytes
 
-    made = serving.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)
+    made = estimate.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)
     if given.json:
         _print_json({"size": request.size.name, "plans": [table.serving_record(made)]})
     else:
         title = f"{request.size.name}: a pod of {made.gpus} {made.gpu.name}"
-        notes = [f"vLLM takes {serving.VLLM_SHARE:.0%} of a GPU unless told otherwise."]
-        table.show(Console(highlight=False), title, table.serving_table(made), notes, [])
+        notes = [f"vLLM takes {estimate.VLLM_SHARE:.0%} of a GPU unless told otherwise."]
+        table.show(Console(highlight=False), title, table.table({"serve": table.serving_figures(made)}), notes, [])
     if not made.fits:
         most = f"--concurrency {made.most}" if made.most else "more --gpus-per-node"
         raise InputError(
@@ -139,7 +144,7 @@ def _list(kinds: "list[Gpu]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.planner.units import gigabytes
+    from pipelines.planner.table import gigabytes
 
     found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
     for gpu in kinds:

@@ -67,9 +67,9 @@ def _host(add: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _connected(given: argparse.Namespace) -> Iterator["Kubeflow"]:
-    from pipelines.kubeflow.client import Host, connected
+    from pipelines.kubeflow.client import connected
 
-    with connected(Host(given.host, given.kfp_namespace), given.namespace) as kubeflow:
+    with connected(given.host, given.kfp_namespace, given.namespace) as kubeflow:
         yield kubeflow
 
 

@@ -6,7 +6,6 @@ chain of sentences, which the upload's answers follow by a stack. So the words a
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ _NOT_FOUND = 5
 _PERMANENT_CODES = (3, _NOT_FOUND, 6, 7, 9, 11, 12, 16)
 """gRPC's codes for what the same request would meet again: a wrong argument, not found, not allowed, …"""
 _PERMANENT_WORDS = re.compile(
-    r"invalid input|already exist|notfounderror|incorrect string value|data too long|duplicate entry|invalidargument"
+    r"invalid input|already exist|notfounderror|data too long|duplicate entry|invalidargument"
     r"|permission ?denied|unauthenticated|is forbidden|failed to unmarshal|unknown template format",
     re.IGNORECASE,
 )
-_LATIN1 = re.compile(r"incorrect string value", re.IGNORECASE)
 _FRAME = re.compile(r"^(\s+\S+:\d+|[\w.\-/*()]+\.[\w.*()]+)$")
 """A line of a Go stack: a function, or its file and line below it."""
 
@@ -31,18 +29,19 @@ class Gone(InputError):
     """The server does not have it."""
 
 
-def _read(body: Any) -> dict[str, Any]:
+def _read(body: Any) -> tuple[str, dict[str, Any]]:
+    """An answer's text, and what it holds where it is a JSON object."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
     try:
-        found = json.loads(body)
-    except (TypeError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return text, found if isinstance(found, dict) else {}
 
 
 def cause(body: Any) -> str:
     """An error's words in one line, its end in any case."""
-    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    found = _read(text)
+    text, found = _read(body)
     said = [str(found[key]) for key in ("message", "error_message", "error", "error_details") if found.get(key)]
     if not said and text.lstrip().startswith("<"):
         return "a page of HTML, which the API does not send: something in front of it answered"
@@ -53,10 +52,9 @@ def cause(body: Any) -> str:
 
 def refused(address: str, status: int | None, reason: Any, body: Any) -> Exception:
     """InputError for what the same request would meet again, StorageFault for what may pass."""
-    words = cause(body)
-    code = _read(body.decode(errors="replace") if isinstance(body, bytes) else body).get("code")
+    words, code = cause(body), _read(body)[1].get("code")
     answer = f"{address}: Kubeflow Pipelines answered {status} {reason} ({words})"
-    if _LATIN1.search(words):
+    if re.search(r"incorrect string value", words, re.IGNORECASE):
         return InputError(
             f"{answer}; its database does not take Chinese text: convert it to utf8mb4 (ALTER DATABASE mlpipeline "
             "CHARACTER SET utf8mb4, and each of its tables), or leave Chinese out of the pipeline's values"
@@ -86,20 +84,10 @@ def beyond_latin1(package: Path) -> str:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for text in _texts(list(yaml.load_all(package.read_text(encoding="utf-8"), loader))):
+    for event in yaml.parse(package.read_text(encoding="utf-8"), loader):
+        text = getattr(event, "value", "")
         try:
             text.encode("cp1252")  # what MySQL calls latin1
         except UnicodeEncodeError:
             return text if len(text) <= 40 else f"{text[:40]}…"
     return ""
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, one in value.items():
-            yield from (*_texts(name), *_texts(one))
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)

@@ -18,9 +18,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,42 +47,27 @@ STOPS = "the API stops listing steps where a Workflow is past 1 MiB"
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 
 
-@dataclass(frozen=True)
-class Host:
-    """Where Kubeflow Pipelines is: its address, or "" for the cluster's own service, found in its namespace."""
-
-    address: str = ""
-    kfp_namespace: str = "kubeflow"
-
-
 @contextmanager
-def connected(host: Host, namespace: str | None = None) -> Iterator["Kubeflow"]:
-    """A connection for the time of the block. InputError when nobody answers there."""
-    if address := known_address(host):
-        yield Kubeflow(address, namespace, host.kfp_namespace)
+def connected(address: str = "", kfp_namespace: str = "kubeflow", namespace: str | None = None) -> Iterator["Kubeflow"]:
+    """A connection for the time of the block: to the address, or without one to the cluster's own service, found in its
+    namespace. InputError when nobody answers there."""
+    if address := known_address(address, kfp_namespace):
+        yield Kubeflow(address, namespace, kfp_namespace)
     else:
-        with _port_forward(host.kfp_namespace) as address:
-            yield Kubeflow(address, namespace, host.kfp_namespace)
+        with _port_forward(kfp_namespace) as address:
+            yield Kubeflow(address, namespace, kfp_namespace)
 
 
-def known_address(host: Host) -> str:
+def known_address(address: str, kfp_namespace: str) -> str:
     """The address that was given, or inside a cluster the service's own; "" where a port has to be forwarded."""
     in_cluster = os.environ.get("KUBERNETES_SERVICE_HOST")
-    return host.address or (f"http://ml-pipeline.{host.kfp_namespace}.svc.cluster.local:8888" if in_cluster else "")
+    return address or (f"http://ml-pipeline.{kfp_namespace}.svc.cluster.local:8888" if in_cluster else "")
 
 
 @contextmanager
 def _port_forward(namespace: str) -> Iterator[str]:
-    command = [
-        "kubectl",
-        "port-forward",
-        "--namespace",
-        namespace,
-        "--address",
-        "127.0.0.1",
-        "service/ml-pipeline",
-        ":8888",
-    ]
+    command = ["kubectl", "port-forward", "--namespace", namespace]
+    command += ["--address", "127.0.0.1", "service/ml-pipeline", ":8888"]
     try:
         forward = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
@@ -103,7 +88,7 @@ def _port_forward(namespace: str) -> Iterator[str]:
         forward.wait()
 
 
-def _credentials(in_cluster: bool) -> dict[str, Any]:
+def _credentials() -> dict[str, Any]:
     """What kfp.Client is given so that it is let in; nothing where nothing is set."""
     from kfp.client import ServiceAccountTokenVolumeCredentials
 
@@ -112,7 +97,7 @@ def _credentials(in_cluster: bool) -> dict[str, Any]:
     file = os.environ.get("ZHLLAMA_KFP_TOKEN_FILE", "")
     if file and not Path(file).is_file():
         raise InputError(f"ZHLLAMA_KFP_TOKEN_FILE={file}: no such file; correct or unset it")
-    if not file and in_cluster and POD_TOKEN.is_file():
+    if not file and os.environ.get("KUBERNETES_SERVICE_HOST") and POD_TOKEN.is_file():
         file = str(POD_TOKEN)
     return {"credentials": ServiceAccountTokenVolumeCredentials(path=file)} if file else {}
 
@@ -143,9 +128,8 @@ class Kubeflow:
         self._workflows = Workflows(namespace or kfp_namespace)
         self._titles: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
-        in_cluster = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         try:
-            with self._answers(), redirect_stdout(sys.stderr), warnings.catch_warnings():
+            with self._answers(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
                 import kfp
 
@@ -160,7 +144,7 @@ class Kubeflow:
                     # its HTTP client reads neither from the environment
                     ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
                     proxy=_proxy(self.address),
-                    **_credentials(in_cluster),
+                    **_credentials(),
                 )
                 healthy = self._client.get_kfp_healthz()
                 if healthy.multi_user is None and healthy.pipeline_store is None:
@@ -174,26 +158,28 @@ class Kubeflow:
     def upload(self, package: Path, name: str) -> tuple[str, str]:
         """(pipeline id, version id) of the package under that name. A version is named after its content, so that the
         same package is uploaded once, and a changed one becomes a new version of the same pipeline."""
+        # kfp's own get_pipeline_id looks among the pipelines that all share, and would miss a profile's own
+        place = {"namespace": self._namespace} if self._namespace else {}
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:16]
-        with self._answers(), redirect_stdout(sys.stderr):
-            # kfp's own get_pipeline_id looks among the pipelines that all share, and would miss a profile's own
-            place = {"namespace": self._namespace} if self._namespace else {}
-            pipeline = self._pipeline(name, place)
-            if pipeline is None:
-                pipeline = self._made_pipeline(name, place)
-        # not upload_pipeline, which makes a version of its own, named after the pipeline
-        with self._answers(), redirect_stdout(sys.stderr):
-            if there := self._version(pipeline, version):
-                return pipeline, there
+        client = self._client
+
+        def make_pipeline() -> Any:
+            import kfp_server_api
+
+            wanted = kfp_server_api.V2beta1Pipeline(display_name=name, name=name, **place)
+            return client._pipelines_api.pipeline_service_create_pipeline(wanted)
+
+        pipeline = self._there(
+            "pipeline_id", lambda: client.list_pipelines(filter=_named(name), **place).pipelines, make_pipeline
+        )
         try:
-            with self._answers(), redirect_stdout(sys.stderr):
-                made = self._client.upload_pipeline_version(str(package), version, pipeline_id=pipeline)
-                return pipeline, named(made, "pipeline_version_id", self.address)
+            return pipeline, self._there(
+                "pipeline_version_id",
+                lambda: client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions,
+                # not upload_pipeline, which makes a version of its own, named after the pipeline
+                lambda: client.upload_pipeline_version(str(package), version, pipeline_id=pipeline),
+            )
         except (InputError, StorageFault) as error:
-            # another submit may have been faster
-            with self._answers():
-                if there := self._version(pipeline, version):
-                    return pipeline, there
             if (text := beyond_latin1(package)) and "to create a pipeline version)" in str(error):
                 raise InputError(
                     f"{str(error).removesuffix('; try again')}. The server does not say why; the pipeline holds "
@@ -202,28 +188,23 @@ class Kubeflow:
                 ) from error
             raise
 
-    def _pipeline(self, name: str, place: Mapping[str, str]) -> str | None:
-        found = self._client.list_pipelines(filter=_named(name), **place).pipelines
-        return named(found[0], "pipeline_id", self.address) if found else None
+    def _there(self, field: str, find: Callable[[], Any], make: Callable[[], Any]) -> str:
+        """The id of what is found, or made now, or was made at the same time by another submit."""
 
-    def _version(self, pipeline: str, version: str) -> str | None:
-        found = self._client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions
-        return named(found[0], "pipeline_version_id", self.address) if found else None
+        def found() -> str:
+            with self._answers():
+                those = find()
+                return named(those[0], field, self.address) if those else ""
 
-    def _made_pipeline(self, name: str, place: Mapping[str, str]) -> str:
-        """The id of a new pipeline without a version, or of the one that another submit has just made."""
-        import kfp_server_api
-
-        wanted = kfp_server_api.V2beta1Pipeline(display_name=name, name=name, **place)
+        if there := found():
+            return there
         try:
             with self._answers():
-                made = self._client._pipelines_api.pipeline_service_create_pipeline(wanted)
-        except InputError:
-            with self._answers():
-                if there := self._pipeline(name, place):
-                    return there
+                return named(make(), field, self.address)
+        except (InputError, StorageFault):
+            if there := found():
+                return there
             raise
-        return named(made, "pipeline_id", self.address)
 
     def start(
         self, package: Path, arguments: Mapping[str, str], *, pipeline: str, run_name: str, experiment: str
@@ -231,7 +212,7 @@ class Kubeflow:
         """Starts a run of a compiled pipeline and returns its id. InputError for parameters that it does not have."""
         checked = checked_arguments(read_package(package), arguments)
         pipeline_id, version = self.upload(package, pipeline)
-        with self._answers(), redirect_stdout(sys.stderr):
+        with self._answers():
             place = self._client.create_experiment(experiment, namespace=self._namespace)
             started = self._client.run_pipeline(
                 named(place, "experiment_id", self.address),
@@ -264,24 +245,19 @@ class Kubeflow:
         if run.state == DONE and not run.stopped:
             return run
         try:
-            workflow = self._workflows.of(run.id, self._titles.get(run.id, {}))
+            steps, said = self._workflows.of(run.id, self._titles.get(run.id, {}))
         except Unreadable as error:
+            note = ""
             if run.stopped:
-                return replace(
-                    run,
-                    note=f"the steps are not known to the end: the API stopped listing them; {error}",
-                )
-            if run.state == FAILED:
-                return replace(run, note=f"why it failed stands in its Workflow; {error}")
-            if run.quiet(datetime.now(UTC)):
-                minutes = QUIET.seconds // 60
-                return replace(run, note=f"no step is listed as running for {minutes} minutes: {STOPS}; {error}")
-            if still and not run.over:
-                return replace(
-                    run, note=f"the steps stand as they did for a while: it is a long one, or {STOPS}; {error}"
-                )
-            return run
-        return settled(replace(run, steps=workflow.steps or run.steps, said=workflow.said, stopped=False))
+                note = "the steps are not known to the end: the API stopped listing them"
+            elif run.state == FAILED:
+                note = "why it failed stands in its Workflow"
+            elif run.quiet(datetime.now(UTC)):
+                note = f"no step is listed as running for {QUIET.seconds // 60} minutes: {STOPS}"
+            elif still and not run.over:
+                note = f"the steps stand as they did for a while: it is a long one, or {STOPS}"
+            return replace(run, note=f"{note}; {error}") if note else run
+        return settled(replace(run, steps=steps or run.steps, said=said, stopped=False))
 
     def _titles_of(self, answer: Any) -> dict[str, str]:
         """Task → name, by the pipeline's specification: the run's own, or its version's. None where that is gone."""
@@ -303,9 +279,7 @@ class Kubeflow:
         minutes at most) is waited for. The Workflow is read when the API shows a change, else once a minute."""
         last: Run | None = None
         shown: Run | None = None
-        answered = time.monotonic()
-        read = 0.0
-        unchanged = 0
+        answered, read, unchanged = time.monotonic(), 0.0, 0
         while True:
             try:
                 now = self.run(run_id)
@@ -346,12 +320,13 @@ class Kubeflow:
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
-        """Turns the client's exceptions into ours."""
+        """Turns the client's exceptions into ours, and what it prints away from the standard output."""
         from kfp_server_api.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
-            yield
+            with redirect_stdout(sys.stderr):
+                yield
         except ApiException as error:
             raise refused(self.address, error.status, error.reason, error.body) from error
         except (HTTPError, OSError) as error:

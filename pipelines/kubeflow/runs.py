@@ -20,6 +20,7 @@ WORDS = {CANCELLED: "cancelled", "CANCELING": "being cancelled", NOT_RUN: "not r
 _GROUP = re.compile(r"(condition(-branches)?|exit-handler|for-loop)-\d+(\.onExit)?")
 _ATTEMPT = re.compile(r"\(\d+(:\d+)?\)$")
 _DRIVER = "-driver"
+_LAST = datetime.max.replace(tzinfo=UTC)
 QUIET = timedelta(minutes=5)
 """How long a run may go on without a step that runs or waits; a driver's pod takes a minute at most to start."""
 
@@ -77,16 +78,14 @@ class Run:
     @property
     def failed_first(self) -> Step | None:
         failed = [step for step in self.steps if step.state == FAILED]
-        return min(failed, key=lambda step: (step.ended or datetime.max.replace(tzinfo=UTC), step.name), default=None)
+        return min(failed, key=lambda step: (step.ended or _LAST, step.name), default=None)
 
 
 def titles_of(spec: Any) -> dict[str, str]:
     """Task → the name that the pipeline gives it, from a pipeline's specification (alone, or with a platform's)."""
-    if not isinstance(spec, Mapping):
-        return {}
-    whole = spec.get("pipeline_spec") or spec
+    whole = (spec.get("pipeline_spec") or spec) if isinstance(spec, Mapping) else {}
     found: dict[str, str] = {}
-    for component in (whole.get("root") or {}, *(whole.get("components") or {}).values()):
+    for component in (whole.get("root"), *(whole.get("components") or {}).values()):
         found |= titles_of_component(component)
     return found
 
@@ -137,8 +136,7 @@ def settled(run: Run) -> Run:
 
 def ordered(steps: Iterable[Step]) -> list[Step]:
     """As they began; those that did not run at the end."""
-    last = datetime.max.replace(tzinfo=UTC)
-    return sorted(steps, key=lambda step: (step.started or last, step.name))
+    return sorted(steps, key=lambda step: (step.started or _LAST, step.name))
 
 
 def _steps(tasks: Iterable[Any], titles: Mapping[str, str]) -> list[Step]:
@@ -146,17 +144,12 @@ def _steps(tasks: Iterable[Any], titles: Mapping[str, str]) -> list[Step]:
     nodes = [str(child.pod_name) for task in named.values() for child in task.child_tasks or () if child.pod_name]
     others = {"root", "executor", *(node.rpartition("-")[0] for node in nodes)}
 
-    def is_step(name: str) -> bool:
-        return name in titles or not (name in others or _GROUP.fullmatch(name) or _ATTEMPT.search(name))
+    def other(name: str) -> bool:
+        return name in others or _GROUP.fullmatch(name) is not None
 
-    known = {name for name in named if is_step(name) and not _GROUP.fullmatch(name)}
-    drivers = {name for name in known if name.endswith(_DRIVER) and name not in titles}
-    steps = {name.removesuffix(_DRIVER) if name in drivers else name for name in known}
-    return [
-        _step(name, named.get(name), named.get(name + _DRIVER), titles)
-        for name in steps
-        if not _GROUP.fullmatch(name) and name not in others
-    ]
+    known = [name for name in named if name in titles or not (other(name) or _ATTEMPT.search(name))]
+    steps = {name if name in titles else name.removesuffix(_DRIVER) for name in known if not _GROUP.fullmatch(name)}
+    return [_step(name, named.get(name), named.get(name + _DRIVER), titles) for name in steps if not other(name)]
 
 
 def _step(name: str, task: Any, driver: Any, titles: Mapping[str, str]) -> Step:

@@ -62,12 +62,11 @@ class Source:
     def __init__(self, documents: list[Any], arguments: Mapping[str, Value]) -> None:
         self.pipeline = documents[0]
         self.root = self.pipeline["root"]
-        platforms = [document.get("platforms", {}).get("kubernetes", {}) for document in documents[1:]]
         self.kubernetes: dict[str, Any] = {}
-        for platform in platforms:
+        for document in documents[1:]:
+            platform = document.get("platforms", {}).get("kubernetes", {})
             self.kubernetes |= platform.get("deploymentSpec", {}).get("executors", {})
-        defaults = {name: given.get("defaultValue") for name, given in parameters_of(self.root).items()}
-        self.arguments: dict[str, Value] = {**defaults, **arguments}
+        self.arguments: dict[str, Value] = {**defaults_of(self.root), **arguments}
 
     def component(self, task: Any) -> Any:
         return self.pipeline["components"][task["componentRef"]["name"]]
@@ -77,12 +76,10 @@ class Source:
 
     def inputs(self, task: Any, graph: Any, given: Mapping[str, Value]) -> dict[str, Value]:
         """What a task passes, with a text of the usual length for what another step writes."""
-        component, found = self.component(task), {}
-        if "dag" in component:
-            found = {name: one.get("defaultValue") for name, one in parameters_of(component).items()}
-        for name, source in task.get("inputs", {}).get("parameters", {}).items():
-            found[name] = self.value(source, graph, given)
-        return found
+        component = self.component(task)
+        found = defaults_of(component) if "dag" in component else {}
+        passed = task.get("inputs", {}).get("parameters", {})
+        return {**found, **{name: self.value(source, graph, given) for name, source in passed.items()}}
 
     def value(self, source: Any, graph: Any, given: Mapping[str, Value]) -> Value:
         if "runtimeValue" in source:
@@ -166,27 +163,24 @@ class Source:
             return self.value(one[key], graph, given) if key in one else one
 
         volumes, mounts = [], []
-        for kind, what in (("secretAsVolume", "secret"), ("configMapAsVolume", "configMap")):
-            for one in settings.get(kind, []):
+        for what in ("secret", "configMap"):
+            for one in settings.get(f"{what}AsVolume", []):
                 name = named(one, what)
                 volumes.append({"name": name, what: {"name": name, "optional": bool(one.get("optional"))}})
                 mounts.append({"name": name, "mountPath": one["mountPath"]})
-        for one in settings.get("emptyDirMounts", []):
-            volumes.append({"name": one["volumeName"], "emptyDir": {"sizeLimit": one.get("sizeLimit", "")}})
-            mounts.append({"name": one["volumeName"], "mountPath": one["mountPath"]})
-        for kind, what, reference in (("secretAsEnv", "secret", "secretKeyRef"),
-                                      ("configMapAsEnv", "configMap", "configMapKeyRef")):  # fmt: skip
-            for one in settings.get(kind, []):
+            for one in settings.get(f"{what}AsEnv", []):
                 for pair in one["keyToEnv"]:
                     chosen = {
                         "name": named(one, what),
                         "key": pair[f"{what}Key"],
                         "optional": bool(one.get("optional")),
                     }
-                    main["env"].append({"name": pair["envVar"], "valueFrom": {reference: chosen}})
+                    main["env"].append({"name": pair["envVar"], "valueFrom": {f"{what}KeyRef": chosen}})
+        for one in settings.get("emptyDirMounts", []):
+            volumes.append({"name": one["volumeName"], "emptyDir": {"sizeLimit": one.get("sizeLimit", "")}})
+            mounts.append({"name": one["volumeName"], "mountPath": one["mountPath"]})
         for one in settings.get("fieldPathAsEnv", []):
-            field = {"fieldRef": {"fieldPath": one["fieldPath"]}}
-            main["env"].append({"name": one["name"], "valueFrom": field})
+            main["env"].append({"name": one["name"], "valueFrom": {"fieldRef": {"fieldPath": one["fieldPath"]}}})
         if "imagePullPolicy" in settings:
             main["imagePullPolicy"] = settings["imagePullPolicy"]
         if "securityContext" in settings:
@@ -221,17 +215,16 @@ class _Anything(Surroundings):
 
 def _resources(given: Mapping[str, Any], around: Surroundings) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {"limits": {}, "requests": {}}
-    names = {"Cpu": "cpu", "Memory": "memory"}
     for key, value in given.items():
-        for name, short in names.items():
+        for name in ("Cpu", "Memory"):
             if f"resource{name}" in key:
-                found["limits" if key.endswith("Limit") else "requests"][short] = around.driver(str(value))
+                found["limits" if key.endswith("Limit") else "requests"][name.lower()] = around.driver(str(value))
     if accelerator := given.get("accelerator"):
         name = around.driver(str(accelerator.get("resourceType", accelerator.get("type", ""))))
         found["limits"][name] = around.driver(str(accelerator.get("resourceCount", accelerator.get("count", ""))))
     return found
 
 
-def parameters_of(component: Any) -> dict[str, Any]:
-    found: dict[str, Any] = component.get("inputDefinitions", {}).get("parameters", {})
-    return found
+def defaults_of(component: Any) -> dict[str, Value]:
+    parameters = component.get("inputDefinitions", {}).get("parameters", {})
+    return {name: one.get("defaultValue") for name, one in parameters.items()}

@@ -11,28 +11,17 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pipelines.kubeflow.runs import (
-    DONE,
-    FAILED,
-    NOT_RUN,
-    PENDING,
-    RUNNING,
-    Step,
-    ordered,
-    title,
-    titles_of_component,
-)  # fmt: skip
+from pipelines.kubeflow.runs import DONE, FAILED, NOT_RUN, PENDING, RUNNING, Step, ordered, title, titles_of_component
 from zhllama.errors import InputError
 from zhllama.kubernetes.pod_state import pending_reason
 
 TIMEOUT = (5.0, 20.0)
 """Seconds to connect, and between two bytes."""
-LOG_LINES = 60
 PHASES = {"Succeeded": DONE, "Failed": FAILED, "Error": FAILED, "Running": RUNNING, "Pending": PENDING,
           "Omitted": NOT_RUN, "Skipped": NOT_RUN}  # fmt: skip
 RIGHTS = "list workflows.argoproj.io, list pods and get pods/log"
@@ -43,15 +32,6 @@ _GLOG = re.compile(r"^[IWEF]\d{4} [\d:.]+\s+\d+ [\w.\-]+:\d+\] ")
 
 class Unreadable(Exception):
     """The Workflow cannot be read. The text: why, and what would be needed."""
-
-
-@dataclass(frozen=True)
-class Workflow:
-    """What of a Workflow a run's table needs."""
-
-    name: str
-    steps: tuple[Step, ...]
-    said: str
 
 
 def last_words(message: str) -> str:
@@ -108,21 +88,23 @@ def _step(
     titles: Mapping[str, str],
 ) -> tuple[Step, dict[str, Any]]:
     began = _phase(driver)
+    shown = node
     if driver is not None and (node is None or began == FAILED):
+        shown = driver
         pod = _last_pod(nodes.values(), str(driver["name"]), r"(\(\d+\))?")
-        state = FAILED if began == FAILED else NOT_RUN if began == NOT_RUN else PENDING
+        state = began if began in (FAILED, NOT_RUN) else PENDING
     else:
         assert node is not None
         pod = _last_pod(nodes.values(), str(node["name"]), r"(\(\d+\))?\.executor(\(\d+\))?")
         state = PENDING if _phase(node) == RUNNING and _phase(pod or node) == PENDING else _phase(node)
-    shown = driver if node is None or began == FAILED else node
     assert shown is not None
+    message = str(pod.get("message") or "")
     said = ""
     if state == FAILED:
-        said = last_words(str(pod.get("message") or shown.get("message") or ""))
-    elif state == PENDING and ": " in str(pod.get("message") or ""):
-        said = " ".join(str(pod["message"]).split())
-    started = None if state == NOT_RUN else _time(shown.get("startedAt"))
+        said = last_words(message or str(shown.get("message") or ""))
+    elif state == PENDING and ": " in message:
+        said = " ".join(message.split())
+    started = _time(shown.get("startedAt")) if state != NOT_RUN else None
     ended = _time(shown.get("finishedAt")) if state in (DONE, FAILED) else None
     return Step(task, title(task, titles), state, started, ended, said), pod
 
@@ -146,13 +128,14 @@ class Workflows:
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        self._api: tuple[Any, Any] | None = None
+        self._connected = False
 
-    def of(self, run_id: str, titles: Mapping[str, str]) -> Workflow:
-        """The run's, with the words of what failed and of what waits. Unreadable where it is not to be had."""
+    def of(self, run_id: str, titles: Mapping[str, str]) -> tuple[tuple[Step, ...], str]:
+        """The run's steps, with the words of what failed and of what waits, and the Workflow's own word of a failure.
+        Unreadable where it is not to be had."""
         found = self._asked(
             "list_namespaced_custom_object", group="argoproj.io", version="v1alpha1", plural="workflows",
-            label_selector=f"pipeline/runid={run_id}", kind="custom",
+            label_selector=f"pipeline/runid={run_id}",
         ).get("items")  # fmt: skip
         if not found:
             raise Unreadable(
@@ -164,53 +147,49 @@ class Workflows:
         titles = {**_titles(workflow), **titles}
         steps = [self._told(name, step, pod) for step, pod in steps_of(nodes_of(status), titles)]
         said = " ".join(str(status.get("message") or "").split()) if status.get("phase") in ("Failed", "Error") else ""
-        return Workflow(name, tuple(ordered(steps)), said)
+        return tuple(ordered(steps)), said
 
     def _told(self, workflow: str, step: Step, node: Mapping[str, Any]) -> Step:
         """With the words that stand in no node: in the log of a pod that failed, in the state of one that waits."""
         if step.said or step.state not in (FAILED, PENDING) or not node:
             return step
         try:
-            pod = self._pod(workflow, node)
-            said = self._last_line(pod) if step.state == FAILED else " ".join(pending_reason(pod).split())
+            pods = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
+            by_node = {
+                (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id"): pod
+                for pod in reversed(pods.get("items") or ())
+            }
+            if not (pod := by_node.get(node.get("id"))):
+                raise Unreadable("its pod, whose log would say it, is gone")
+            if step.state == FAILED:
+                name = pod["metadata"]["name"]
+                said = last_line(self._asked("read_namespaced_pod_log", name=name, container="main", tail_lines=60))
+            else:
+                said = " ".join(pending_reason(pod).split())
         except Unreadable as error:
             said = f"why it failed is not known: {error}" if step.state == FAILED else ""
-        return Step(step.task, step.name, step.state, step.started, step.ended, said or _exit_code(node))
+        code = _EXIT.fullmatch(str(node.get("message") or "").strip())
+        return replace(step, said=said or (f"exit code {code[1]}" if code else ""))
 
-    def _pod(self, workflow: str, node: Mapping[str, Any]) -> dict[str, Any]:
-        pods = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
-        for pod in pods.get("items") or ():
-            if (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id") == node.get("id"):
-                return dict(pod)
-        raise Unreadable("its pod, whose log would say it, is gone")
-
-    def _last_line(self, pod: Mapping[str, Any]) -> str:
-        name = pod["metadata"]["name"]
-        log = self._asked("read_namespaced_pod_log", plain=False, name=name, container="main", tail_lines=LOG_LINES)
-        return last_line(str(log))
-
-    def _asked(self, call: str, kind: str = "core", plain: bool = True, **options: Any) -> Any:
+    def _asked(self, call: str, **options: Any) -> Any:
+        """What the API answered: a log as text, all else as it is in JSON."""
         from kubernetes import client
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         from zhllama.kubernetes.api import connect, short
 
-        needed = f"reading it needs {RIGHTS} in the namespace {self.namespace}"
         try:
-            if self._api is None:
+            if not self._connected:
                 connect()
-                self._api = client.CoreV1Api(), client.CustomObjectsApi()
-            ask: Callable[..., Any] = getattr(self._api[kind == "custom"], call)
+                self._connected = True
+            api: Any = client.CustomObjectsApi() if "custom" in call else client.CoreV1Api()
+            ask = getattr(api, call)
             answer = ask(namespace=self.namespace, _request_timeout=TIMEOUT, _preload_content=False, **options)
-            return json.loads(answer.data) if plain else answer.data.decode(errors="replace")
+            return answer.data.decode(errors="replace") if call.endswith("_log") else json.loads(answer.data)
         except (InputError, HTTPError, ApiException, OSError, ValueError) as error:
+            needed = f"reading it needs {RIGHTS} in the namespace {self.namespace}"
             raise Unreadable(f"{needed} ({short(error)})") from error
-
-
-def _exit_code(node: Mapping[str, Any]) -> str:
-    found = _EXIT.fullmatch(str(node.get("message") or "").strip())
-    return f"exit code {found[1]}" if found else ""
 
 
 def _titles(workflow: Mapping[str, Any]) -> dict[str, str]:

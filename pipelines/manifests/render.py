@@ -37,23 +37,16 @@ def training_job(
     namespace: str = "",
     queue: str = "",
     arguments: str = "",
-    nodes: int = 0,
-    min_nodes: int = 0,
-    max_nodes: int = 0,
+    **nodes: int,
 ) -> TrainingJob:
-    """A stage's training as a job with the machines of the size (`nodes`: another number of them)."""
+    """A stage's training as a job on the size's machines; `nodes`, `min_nodes`, `max_nodes`: other numbers of them."""
     addresses = {"store": store, "model": model, "dataset": dataset, "adapter": adapter}
     for option, address in addresses.items():
         if address and not storage.is_s3(storage.normalise(address)):
             raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
     words = training_arguments(size, stage, addresses, arguments)
-    settings: dict[str, str | int] = {
-        f"{stage}_nodes": nodes,
-        f"{stage}_min_nodes": min_nodes,
-        f"{stage}_max_nodes": max_nodes,
-        "namespace": namespace,
-        "queue": queue,
-    }
+    settings: dict[str, str | int] = {f"{stage}_{option}": count for option, count in nodes.items()}
+    settings |= {"namespace": namespace, "queue": queue}
     # what a pipeline's namespace may have for all of its pods (k8s/base), a job by itself has to be told
     plain: dict[str, str | int] = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
     told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
@@ -61,10 +54,9 @@ def training_job(
     # nodes: what is put to a job's Master and Workers (k8s/components) has to know whether it has them
     elastic = launch.min_nodes or launch.max_nodes
     labels = {"size": size.name, "stage": stage, "nodes": "elastic" if elastic else str(launch.nodes)}
+    command = training_command(stage, words)
     return launch.job(
-        name or f"llama-{size.name}-{stage}",
-        training_command(stage, words),
-        {f"{LABEL}{name}": value for name, value in labels.items()},
+        name or f"llama-{size.name}-{stage}", command, {f"{LABEL}{name}": value for name, value in labels.items()}
     )
 
 
@@ -89,13 +81,9 @@ def examples() -> dict[str, str]:
         if trained:
             found[f"{size.name}/kustomization.yaml"] = kustomization(f"{stage}.yaml" for stage in trained)
         for stage in trained:
-            job = training_job(
-                size,
-                stage,
-                model=f"{EXAMPLE_STORE}/models/{size.name}-{EXAMPLE_MODELS[stage]}",
-                dataset=f"{EXAMPLE_STORE}/datasets/{EXAMPLE_DATASETS[stage]}",
-                store=EXAMPLE_STORE,
-            )
+            model = f"{EXAMPLE_STORE}/models/{size.name}-{EXAMPLE_MODELS[stage]}"
+            dataset = f"{EXAMPLE_STORE}/datasets/{EXAMPLE_DATASETS[stage]}"
+            job = training_job(size, stage, model=model, dataset=dataset, store=EXAMPLE_STORE)
             found[f"{size.name}/{stage}.yaml"] = f"{_HEAD.format(size=size.name, stage=stage)}{as_yaml(job)}"
     return found
 
@@ -113,11 +101,6 @@ def kustomization(files: Iterable[str]) -> str:
         "# Written by `zhllama render all`, for kustomizations that put their own to it (k8s/overlays).\n"
         f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n{listed}"
     )
-
-
-def write_examples(folder: Path = FOLDER) -> list[Path]:
-    """Writes the examples; files of sizes that are no more are taken away."""
-    return replace_files(folder, examples())
 
 
 def replace_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:

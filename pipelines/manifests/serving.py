@@ -7,45 +7,41 @@ writes them.
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 from pipelines import sizes
-from pipelines.manifests.render import kustomization, replace_files, yaml_of
+from pipelines.manifests.render import kustomization, yaml_of
 from pipelines.sizes import Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.model_server import ModelServer
 from zhllama.kubernetes.names import LABEL
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "serving"
-NO_LABELS: Mapping[str, str] = MappingProxyType({})
 AUTOSCALED = "autoscaled"
 EXAMPLE_MODEL = "s3://zhllama/artifacts/models/{size}-chinese"
 
 
 def model_server(
-    size: Size, model: str = "", name: str = "", labels: Mapping[str, str] = NO_LABELS, **more: object
+    size: Size, model: str = "", name: str = "", labels: Mapping[str, str] | None = None, **more: Any
 ) -> ModelServer:
     """A server for a model of this size; what is empty in `more` keeps ModelServer's default, and an
     s3_secret `none` is none."""
     if not size.serving.gpu:
         raise InputError(f"size {size.name} has no GPUs to be served on; serve it here: python -m components.serve")
     machine = asdict(size.serving)
-    given: dict[str, object] = {
-        "gpu_resource": machine.pop("gpu"),
-        **machine,
-        "labels": {**labels, f"{LABEL}size": size.name},
-        **{option: value for option, value in more.items() if value},
-    }
+    given = {"gpu_resource": machine.pop("gpu"), **machine}
+    given |= {option: value for option, value in more.items() if value}
     if given.get("s3_secret") == "none":
         given["s3_secret"] = ""
     return ModelServer(
         name=name or f"llama-{size.name}",
         model=model or EXAMPLE_MODEL.format(size=size.name),
-        **given,  # type: ignore[arg-type]
+        labels={**(labels or {}), f"{LABEL}size": size.name},
+        **given,
     )
 
 
-def replicas_of(text: str) -> dict[str, object]:
+def replicas_of(text: str) -> dict[str, Any]:
     """What `--replicas` asks of model_server: a number, or "autoscaled"; nothing for "". InputError for other words."""
     if not text:
         return {}
@@ -81,8 +77,3 @@ _HEAD = """\
 # zhllama render serving --size {size}{more} --model s3://bucket/prefix
 # It needs the secrets zhllama-s3 (k8s/base/s3-secret.example.yaml) and zhllama-api-key, with the key API_KEY.
 """
-
-
-def write_examples(folder: Path = FOLDER) -> list[Path]:
-    """Writes the examples; files of sizes that are no more are taken away."""
-    return replace_files(folder, examples())

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import sizes
 from pipelines.machines import planned_options
 from pipelines.planner.gpus import Gpu
-from pipelines.planner.memory import FLOAT32, Phase, Setting, peak
+from pipelines.planner.memory import FLOAT32, Phase, Setting, part, peak
 from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
 from zhllama.stage.options import option_of
+from zhllama.tokenizer.vocabulary import RECIPE_SIZES
 from zhllama.training.options import LoraOptions, deepspeed_settings
 
 HALF = 2
@@ -27,15 +27,12 @@ PROCESS = 3 * 10**9
 """Host memory of a training process without its tensors: torch, transformers, DeepSpeed, CUDA's libraries."""
 PROCESS_WITHOUT_GPU = 10**9
 """The same where there is no GPU: without CUDA's libraries."""
-LLAMA_PIECES = 32_000
-RECIPES_OVERLAP = 2_047
-"""Pieces of the recipe's Chinese tokenizer that LLaMA has already."""
+LLAMA_PIECES = RECIPE_SIZES[0]
+RECIPES_OVERLAP = LLAMA_PIECES + 20_000 - RECIPE_SIZES[1]
+"""Pieces of the recipe's Chinese tokenizer, of 20,000, that LLaMA has already."""
 TOKENIZER_FILES = 5 * 10**6
-
-
-def pieces_of(size: Size) -> int:
-    """Rows of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
-    return LLAMA_PIECES + max(size.vocab_size - RECIPES_OVERLAP, 0) + 1
+VLLM_SHARE = 0.9
+"""Share of a GPU that vLLM takes unless told otherwise (--gpu-memory-utilization)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +64,8 @@ class PlanRequest:
 
     @property
     def rows(self) -> int:
-        return self.pieces or pieces_of(self.size)
+        """Of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
+        return self.pieces or LLAMA_PIECES + max(self.size.vocab_size - RECIPES_OVERLAP, 0) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,177 +80,125 @@ class Plan:
     per_node: int
     """Processes on each node."""
     steps: int
+    mfu: float
+
     phase: Phase
     """The peak, of one process."""
-    flops_per_token: float
-    recomputed_per_token: float
-    mfu: float
-    dataset: int
+    needed: int
+    """Of a GPU, with what is no tensor; without a GPU, of a process."""
+    host_memory: int
+    """Of a node at most."""
+
+    tokens_per_step: int
+    tokens: int
+    tokens_per_second: float | None
+    """On all GPUs; None on processors, whose speed nobody states."""
+    seconds: float | None
+    exchanged: int
+    """What each GPU sends for an optimizer step: not in the time."""
+
+    artifact: int
+    """What the training publishes: a model, or an adapter in float16."""
+    checkpoint: int
+    """One checkpoint, of all processes: weights as they are computed with, masters and AdamW's two moments."""
     checkpoint_count: int
-
-    # --- memory -------------------------------------------------------------------------------------------------------
-
-    @property
-    def needed(self) -> int:
-        """Of a GPU, with what is no tensor; without a GPU, of a process."""
-        tensors = self.phase.total
-        if self.gpu:
-            return int(tensors * (1 + FRAGMENTATION)) + RESERVED
-        # a host gives no page of a buffer before it is written to
-        buffers = self.phase.parts["buffers"]
-        used = min(buffers, self.setting.trained * self.setting.compute_bytes)
-        return tensors - buffers + used + PROCESS_WITHOUT_GPU
+    s3_read: int
+    """By all nodes."""
+    s3_written: int
+    s3_kept: int
+    ephemeral: int
+    """Of a node: model and dataset as they are fetched, and the adapter before it is sent."""
 
     @property
     def fits(self) -> bool:
         """Whether it fits a GPU; on processors the node's memory says (warnings)."""
         return self.gpu is None or self.needed <= self.gpu.memory
 
-    @property
-    def host_memory(self) -> int:
-        """Of a node at most: every process loads the model whole before it is moved, except under ZeRO-3."""
-        s = self.setting
-        if self.gpu is None:
-            return self.per_node * self.needed
-        loaded = s.frozen * s.compute_bytes + s.trained * FLOAT32
-        if s.zero.stage == 3:
-            loaded = s.table * s.compute_bytes
-        # copies for a checkpoint, in pinned memory; what the optimizer has on the host
-        states = s.trained * 3 * FLOAT32 if s.zero.stage == 0 else -(-s.trained // s.processes) * 3 * FLOAT32
-        later = states + s.trained * FLOAT32
-        if s.zero.offloads_optimizer:
-            later += -(-s.trained // s.processes) * (4 * FLOAT32 + 2 * s.compute_bytes)
-        return self.per_node * (PROCESS + max(loaded, later))
-
-    # --- work ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.setting.tokens * self.setting.accumulation * self.setting.processes
-
-    @property
-    def tokens(self) -> int:
-        return self.tokens_per_step * self.steps
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """On all GPUs; None on processors, whose speed nobody states."""
-        if self.gpu is None:
-            return None
-        # mfu is what is published of trainings that recompute activations: without, that time is saved
-        work = self.flops_per_token + self.recomputed_per_token
-        spent = work if self.setting.checkpointing else self.flops_per_token
-        seconds = spent / work * self.flops_per_token / (self.gpu.tflops * 1e12 * self.mfu)
-        return self.setting.processes / seconds
-
-    @property
-    def seconds(self) -> float | None:
-        speed = self.tokens_per_second
-        return None if speed is None else self.tokens / speed
-
-    @property
-    def exchanged(self) -> int:
-        """Bytes that each GPU sends for an optimizer step: not in the time."""
-        s = self.setting
-        if s.processes == 1:
-            return 0
-        gradients = s.trained * (s.compute_bytes if s.zero.stage else FLOAT32)
-        if s.zero.stage == 3:
-            # the weights of each layer, gathered for each pass forward and again backward
-            return 2 * s.accumulation * (s.frozen + s.trained) * s.compute_bytes + s.accumulation * gradients
-        # reduced to their owners (every pass under ZeRO-2), and the weights or sums back to all
-        return gradients * ((s.accumulation if s.zero.stage == 2 else 1) + 1)
-
-    # --- storage ------------------------------------------------------------------------------------------------------
-
-    @property
-    def model(self) -> int:
-        """Of the model in the store, float16."""
-        return self.setting.base_parameters * HALF + TOKENIZER_FILES
-
-    @property
-    def artifact(self) -> int:
-        """What the training publishes: a model, or an adapter in float16."""
-        return self.setting.trained * HALF + TOKENIZER_FILES if self.setting.targets else self.model
-
-    @property
-    def written(self) -> int:
-        """Of the artifact, by the training: of stage 1's model the file of the embeddings, the rest is copied in S3."""
-        return self.artifact if self.setting.targets else 2 * self.setting.table * HALF
-
-    @property
-    def checkpoint(self) -> int:
-        """One checkpoint, of all processes: weights as they are computed with, masters and AdamW's two moments."""
-        s = self.setting
-        weights = s.compute_bytes if s.zero.stage else FLOAT32
-        return s.trained * (weights + (3 if s.zero.stage else 2) * FLOAT32)
-
-    @property
-    def s3_read(self) -> int:
-        """By all nodes."""
-        return self.nodes * (self.model + self.dataset)
-
-    @property
-    def s3_written(self) -> int:
-        return self.written + self.checkpoint_count * self.checkpoint
-
-    @property
-    def s3_kept(self) -> int:
-        return self.artifact + min(self.checkpoint_count, self.options.save_total_limit) * self.checkpoint
-
-    @property
-    def ephemeral(self) -> int:
-        """Of a node: model and dataset as they are fetched, and the adapter before it is sent."""
-        adapter = self.setting.trained * HALF if self.setting.targets else 0
-        return self.model + self.dataset + adapter + 10**9
-
 
 def plan(stage: str, request: PlanRequest) -> Plan:
     """The plan of a training's stage. InputError for what the training itself would refuse."""
-    size = request.size
+    size, gpu = request.size, request.gpu
     training = size.training(stage)
     options = planned_options(size, stage, request.arguments, request.values)
     nodes = request.nodes or training.nodes
     per_node = request.gpus_per_node or training.processes_per_node
     block = request.block or size.block_size
-    # the recipe's Chinese-LLaMA has no [PAD]; ours has it from the extension on
-    rows = request.rows
-    setting = Setting.of(
+    s = Setting.of(
         options,
         deepspeed_settings(options),
         model=size.model,
-        pieces=rows,
-        new_rows=rows - LLAMA_PIECES,
+        # the recipe's Chinese-LLaMA has no [PAD]; ours has it from the extension on
+        pieces=request.rows,
+        new_rows=request.rows - LLAMA_PIECES,
         processes=nodes * per_node,
         block=block,
-        device="cuda" if request.gpu else "cpu",
+        device="cuda" if gpu else "cpu",
     )
-    if setting.trains == "new" and setting.zero.stage == 3:
+    if s.trains == "new" and s.zero.stage == 3:
         raise InputError("--embedding-rows new: not under ZeRO-3; give --deepspeed zero2 or none")
-    if request.gpu and setting.compute_bytes == FLOAT32:
+    if gpu and s.compute_bytes == FLOAT32:
         raise InputError("--precision float32: the GPUs' speed is stated for bfloat16; leave it out, or give bfloat16")
+
     steps = request.steps or max(options.max_steps, 1)
-    tokens = setting.tokens * setting.accumulation * setting.processes * steps
-    stored = request.data_tokens or tokens
-    token_bytes = int(token_type(rows)[-1])
-    saves = (steps - 1) // options.save_steps if options.save_steps else 0
-    work, again = flops_per_token(setting)
+    step = s.tokens * s.accumulation * s.processes
+    mfu = request.mfu or (gpu.mfu if gpu else 0.0)
+    speed = None
+    if gpu:
+        # mfu is what is published of trainings that recompute activations: without, that time is saved
+        own, again = flops_per_token(s)
+        spent = own + again if s.checkpointing else own
+        speed = s.processes / (spent / (own + again) * own / (gpu.tflops * 1e12 * mfu))
+
+    phase = peak(s)
+    needed = int(phase.total * (1 + FRAGMENTATION)) + RESERVED
+    if gpu is None:
+        # a host gives no page of a buffer before it is written to
+        unwritten = max(phase.parts["buffers"] - s.trained * s.compute_bytes, 0)
+        needed = phase.total - unwritten + PROCESS_WITHOUT_GPU
+
+    stored = request.data_tokens or step * steps
+    # ids, and of each block where it begins and where its documents end
+    dataset = stored * int(token_type(request.rows)[-1]) + -(-stored // block) * 12
+    model = s.base_parameters * HALF + TOKENIZER_FILES
+    adapter = s.trained * HALF if s.targets else 0
+    artifact = adapter + TOKENIZER_FILES if adapter else model
+    # of stage 1's model the file of the embeddings is written, the rest is copied in S3
+    written = artifact if adapter else 2 * s.table * HALF
+    checkpoint = s.trained * ((s.compute_bytes if s.zero.stage else FLOAT32) + (3 if s.zero.stage else 2) * FLOAT32)
+    count = (steps - 1) // options.save_steps if options.save_steps else 0
     return Plan(
-        stage=stage,
-        gpu=request.gpu,
-        options=options,
-        setting=setting,
-        nodes=nodes,
-        per_node=per_node,
-        steps=steps,
-        phase=peak(setting),
-        flops_per_token=work,
-        recomputed_per_token=again,
-        mfu=request.mfu or (request.gpu.mfu if request.gpu else 0.0),
-        # ids, and of each block where it begins and where its documents end
-        dataset=stored * token_bytes + -(-stored // block) * 12,
-        checkpoint_count=saves,
-    )
+        stage=stage, gpu=gpu, options=options, setting=s, nodes=nodes, per_node=per_node, steps=steps, mfu=mfu,
+        phase=phase, needed=needed, host_memory=per_node * (_process_memory(s) if gpu else needed),
+        tokens_per_step=step, tokens=step * steps, tokens_per_second=speed,
+        seconds=step * steps / speed if speed else None, exchanged=_exchanged(s),
+        artifact=artifact, checkpoint=checkpoint, checkpoint_count=count,
+        s3_read=nodes * (model + dataset),
+        s3_written=written + count * checkpoint,
+        s3_kept=artifact + min(count, options.save_total_limit) * checkpoint,
+        ephemeral=model + dataset + adapter + 10**9,
+    )  # fmt: skip
+
+
+def _process_memory(s: Setting) -> int:
+    """Of a node's memory: every process loads the model whole before it is moved, except under ZeRO-3."""
+    loaded = s.table * s.compute_bytes if s.zero.stage == 3 else s.frozen * s.compute_bytes + s.trained * FLOAT32
+    # copies for a checkpoint, in pinned memory; what the optimizer has on the host
+    own = part(s, s.trained)
+    later = (own if s.zero.stage else s.trained) * 3 * FLOAT32 + s.trained * FLOAT32
+    if s.zero.offloads_optimizer:
+        later += own * (4 * FLOAT32 + 2 * s.compute_bytes)
+    return PROCESS + max(loaded, later)
+
+
+def _exchanged(s: Setting) -> int:
+    if s.processes == 1:
+        return 0
+    gradients = s.trained * (s.compute_bytes if s.zero.stage else FLOAT32)
+    if s.zero.stage == 3:
+        # the weights of each layer, gathered for each pass forward and again backward
+        return 2 * s.accumulation * (s.frozen + s.trained) * s.compute_bytes + s.accumulation * gradients
+    # reduced to their owners (every pass under ZeRO-2), and the weights or sums back to all
+    return gradients * ((s.accumulation if s.zero.stage == 2 else 1) + 1)
 
 
 def flops_per_token(s: Setting) -> tuple[float, float]:
@@ -264,13 +210,50 @@ def flops_per_token(s: Setting) -> tuple[float, float]:
     return 4.0 * matrices + 6.0 * s.lora_parameters + head + rows, 2.0 * (matrices + s.lora_parameters)
 
 
-STAGES = (*sizes.STAGES, "serve")
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """A served model on the GPUs of one pod. Bytes."""
+
+    gpu: Gpu
+    gpus: int
+    context: int
+    concurrency: int
+    weights: int
+    """On each GPU."""
+    cache_per_token: int
+    """Keys and values of one token, on each GPU."""
+    cache: int
+    """For `concurrency` requests of a whole context each, on each GPU."""
+    needed: int
+    available: int
+    most: int
+    """Requests of a whole context that fit at once."""
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
 
 
-def checked_stage(name: str) -> str:
-    """A stage that can be planned. InputError otherwise."""
-    from zhllama.stage.command_line import nearest
-
-    if name not in STAGES:
-        raise InputError(f"--stage {name}: there is no such stage{nearest(name, STAGES)}; {', '.join(STAGES)} are")
-    return name
+def serving_plan(request: PlanRequest, context: int = 0, concurrency: int = 0, gpus: int = 0) -> ServingPlan:
+    """The plan of serving a size: weights in float16, split between the pod's GPUs, and the cache beside them."""
+    assert request.gpu is not None
+    for option, given in (("--context", context), ("--concurrency", concurrency)):
+        if given < 0:
+            raise InputError(f"{option} {given}: a number above 0 is needed")
+    size, model = request.size, request.size.model
+    split = gpus or size.serving.gpus
+    if model.heads % split:
+        raise InputError(
+            f"--gpus-per-node {split}: {model.heads} attention heads cannot be divided among them; give a divisor"
+        )
+    context, concurrency = context or size.serving.context_length, concurrency or 16
+    base = Setting(model=model, pieces=request.rows, trains="", batch=1, block=1)
+    weights = -(-base.base_parameters * HALF // split)
+    token = -(-2 * model.layers * model.width * HALF // split)
+    available = int(request.gpu.memory * VLLM_SHARE)
+    cache = token * context * concurrency
+    return ServingPlan(
+        gpu=request.gpu, gpus=split, context=context, concurrency=concurrency, weights=weights, cache_per_token=token,
+        cache=cache, needed=weights + cache + RESERVED, available=available,
+        most=max(available - weights - RESERVED, 0) // (token * context),
+    )  # fmt: skip

@@ -1,9 +1,10 @@
 """Kinds of GPU, as data: gpus.yaml, or a file of the same form."""
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.sizes import read_yaml, record
 from zhllama.errors import InputError
 from zhllama.stage.command_line import nearest
 from zhllama.training.hardware import peak_tflops
@@ -21,15 +22,14 @@ class Gpu:
     memory_mib: int
     """As NVML reports it."""
     tflops: float = 0
-    """bfloat16, dense; 0: as a training takes the device to do."""
+    """bfloat16, dense; left out: as a training takes the device to do."""
     bandwidth_tbs: float
     """Of its memory, in TB/s."""
     mfu: float
     """Assumed share of `tflops` in the model's own products."""
 
     def __post_init__(self) -> None:
-        if not self.tflops:
-            object.__setattr__(self, "tflops", peak_tflops(str(self.device)))
+        object.__setattr__(self, "tflops", self.tflops or peak_tflops(self.device))
 
     @property
     def memory(self) -> int:
@@ -39,19 +39,13 @@ class Gpu:
 
 def gpus(path: Path = FILE) -> dict[str, Gpu]:
     """The kinds in a file, by name, smallest memory first. InputError for a file that is none of them."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text())
-        found = [Gpu(name=name, **fields) for name, fields in value.items()]
-        for gpu in found:
-            for field in dataclasses.fields(Gpu):
-                given = getattr(gpu, field.name)
-                numeric = field.type in (int, float)
-                if numeric and (isinstance(given, bool) or not isinstance(given, int | float) or given <= 0):
-                    raise InputError(f"{path}: {gpu.name}: {field.name} is {given!r}, a number above 0 is needed")
-    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: no list of GPUs as pipelines/planner/gpus.yaml ({error})") from error
+    value = read_yaml(path, str(path))
+    if not isinstance(value, Mapping):
+        raise InputError(f"{path}: no list of GPUs as pipelines/planner/gpus.yaml")
+    found = [record(Gpu, fields, str(path), f"{name}.", name=name) for name, fields in value.items()]
+    for gpu in found:
+        if not gpu.tflops:
+            raise InputError(f"{path}: {gpu.name}: what a {gpu.device} does is not known; give its tflops")
     return {gpu.name: gpu for gpu in sorted(found, key=lambda gpu: (gpu.memory_mib, gpu.tflops))}
 
 

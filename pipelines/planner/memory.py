@@ -36,14 +36,13 @@ class Zero:
     """ZeRO-3: elements of weights that may be whole at once."""
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any] | None, device: str) -> "Zero":
+    def of(cls, settings: dict[str, Any] | None, device: str) -> "Zero":
         """From a configuration as `deepspeed_settings` gives it; DeepSpeed's own defaults where it says nothing."""
-        given = dict((settings or {}).get("zero_optimization") or {})
-        stage = zero_stage(dict(settings or {}))
         if settings is None:
             return cls()
+        given = settings.get("zero_optimization") or {}
         return cls(
-            stage=stage,
+            stage=(stage := zero_stage(settings)),
             offloads_optimizer=(given.get("offload_optimizer") or {}).get("device", "none") != "none",
             # on a CPU the training switches it off
             overlaps=bool(given.get("overlap_comm", stage == 3)) and device == "cuda",
@@ -81,21 +80,19 @@ class Setting:
     """Share of the tokens that have a label."""
 
     @classmethod
-    def of(cls, options: LoraOptions, settings: Mapping[str, Any] | None, **more: Any) -> "Setting":
+    def of(cls, options: LoraOptions, settings: dict[str, Any] | None, **more: Any) -> "Setting":
         """From the training's own options. `more`: model, pieces, new_rows, processes, block and where it runs."""
-        adapts = options.gives_adapter
-        precision = options.precision
-        if precision == "auto":
-            precision = "bfloat16" if more.get("device", "cuda") == "cuda" else "float32"
-        shape = new_shape(options)
+        adapts, shape = options.gives_adapter, new_shape(options)
+        device = more.get("device", "cuda")
+        whole = options.precision == "float32" or (options.precision == "auto" and device != "cuda")
         return cls(
             trains=options.trained_rows if adapts else "embed_tokens",
             head_too=isinstance(options, PretrainOptions) and options.also_lm_head,
             rank=shape.r if adapts else 0,
             targets=tuple(shape.targets) if adapts else (),
             dropout=shape.dropout if adapts else 0.0,
-            compute_bytes=FLOAT32 if precision == "float32" else 2,
-            zero=Zero.of(settings, more.get("device", "cuda")),
+            compute_bytes=FLOAT32 if whole else 2,
+            zero=Zero.of(settings, device),
             batch=options.per_device_train_batch_size,
             accumulation=options.gradient_accumulation_steps,
             checkpointing=options.gradient_checkpointing,
@@ -214,14 +211,6 @@ def layer_activations(s: Setting) -> int:
     return s.tokens * kept
 
 
-def not_kept_by_the_first(s: Setting) -> int:
-    """Where the embeddings are frozen, the first layer's input needs no gradient: what it would take is not kept."""
-    if s.trains:
-        return 0
-    masks = sum(target in ("q_proj", "k_proj", "v_proj") for target in s.targets) if s.dropout else 0
-    return s.tokens * s.model.width * (FLOAT32 + masks * dropout_mask_bytes(s))
-
-
 SOURCES = {
     "q_proj": "norm", "k_proj": "norm", "v_proj": "norm", "o_proj": "attention", "gate_proj": "second norm",
     "up_proj": "second norm", "down_proj": "product",
@@ -242,15 +231,18 @@ def dropout_mask_bytes(s: Setting) -> int:
 def phases(s: Setting) -> list[Phase]:
     """Every phase that can be the peak."""
     h, f, c, layers, tokens = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.layers, s.tokens
-    weights, optimizer = standing(s)
     head_gradient = s.table * FLOAT32 if s.trains_head else 0
-    before = accumulated_gradients(s)
-    # made when the first gradient comes; under ZeRO-3 from the start
-    buffers = reduction_buffers(s)
+    before, with_head, at_end, for_step = gradients(s)
+    # what ZeRO gathers gradients in before it reduces them: made when the first comes; under ZeRO-3 from the start
+    buffers = s.zero.reduce_bucket * c * (2 if s.zero.overlaps and s.zero.stage == 2 else 1) if s.zero.stage else 0
     always = buffers if s.zero.stage == 3 else 0
 
     stream = tokens * h * stream_bytes(s)
-    whole = layers * layer_activations(s) - not_kept_by_the_first(s)
+    whole = layers * layer_activations(s)
+    if not s.trains:
+        # the first layer's input needs no gradient: what it would take is not kept
+        masks = sum(target in ("q_proj", "k_proj", "v_proj") for target in s.targets) if s.dropout else 0
+        whole -= tokens * h * (FLOAT32 + masks * dropout_mask_bytes(s))
     kept = layers * stream if s.checkpointing else whole
     around = 2 * tokens * h // s.model.heads * (FLOAT32 if autocasts(s) else c)  # cosines and sines
     around += tokens * s.block  # the mask
@@ -269,37 +261,25 @@ def phases(s: Setting) -> list[Phase]:
         # the factors of a chunk, beside them the head's product or the next chunk's logits before they are cast
         following = min(rows - chunk, chunk) * s.pieces * c
         loss += logits * c + max(following, s.table * c if s.trains_head else 0)
-    found = [Phase("loss", _parts(weights, optimizer, before, kept + norm, loss, always))]
-
     hidden_gradient = rows * h * (FLOAT32 + (c if c != FLOAT32 else 0))
     cast_gradient = s.table * c if s.trains_head and c != FLOAT32 else 0
     begin = hidden_gradient + head_gradient + cast_gradient + other_head
-    found.append(Phase("head's gradient", _parts(weights, optimizer, before, kept + norm, begin, always)))
 
-    gradients = max(before, after_head(s))
-    norm_backward = tokens * h * 4 * FLOAT32
-    early = buffers if s.trains_head else always
-    found.append(Phase("last norm", _parts(weights, optimizer, gradients, kept + norm + norm_backward, 0, early)))
     layer = layer_activations(s) if s.checkpointing else 0
     work = stream + tokens * h * c + tokens * f * c * (2 if s.targets and s.dropout else 3)
-    early = buffers if s.trains_head or s.targets else always
-    found.append(Phase("last layer", _parts(weights, optimizer, gradients, kept + layer + work, 0, early)))
-
-    end = end_gradients(s)
-    found.append(Phase("backward's end", _parts(weights, optimizer, end, around + stream, 0, buffers)))
-    found.append(Phase("optimizer", _parts(weights, optimizer, step_gradients(s), 0, 0, always)))
-    return found
-
-
-def _parts(weights: int, optimizer: int, gradients: int, activations: int, loss: int, buffers: int) -> dict[str, int]:
-    return {
-        "weights": weights,
-        "optimizer": optimizer,
-        "gradients": gradients,
-        "activations": activations,
-        "loss": loss,
-        "buffers": buffers,
+    # gradients, activations, loss, buffers
+    sums = {
+        "loss": (before, kept + norm, loss, always),
+        "head's gradient": (before, kept + norm, begin, always),
+        "last norm": (with_head, kept + norm + tokens * h * 4 * FLOAT32, 0, buffers if s.trains_head else always),
+        "last layer": (with_head, kept + layer + work, 0, buffers if s.trains_head or s.targets else always),
+        "backward's end": (at_end, around + stream, 0, buffers),
+        "optimizer": (for_step, 0, 0, always),
     }
+    return [Phase(name, dict(zip(PARTS, (*standing(s), *parts), strict=True))) for name, parts in sums.items()]
+
+
+PARTS = ("weights", "optimizer", "gradients", "activations", "loss", "buffers")
 
 
 def standing(s: Setting) -> tuple[int, int]:
@@ -322,73 +302,33 @@ def part(s: Setting, elements: int) -> int:
     return -(-elements // s.processes)
 
 
-def accumulated_gradients(s: Setting) -> int:
-    """What a pass finds of the passes before it."""
+def gradients(s: Setting) -> tuple[int, int, int, int]:
+    """What is there of gradients: before a pass, once the head's has come, when the embeddings' comes (dense), and for
+    the optimizer, which takes them in float32."""
+    c, tables = s.compute_bytes, s.trained_tables
     if s.zero.stage == 0:
-        return exchange_buffers(s) + (s.trained * FLOAT32 if s.accumulation > 1 else 0)
-    if s.zero.stage == 3:
-        return 0 if s.zero.offloads_optimizer else part(s, s.trained) * s.compute_bytes
-    return partition_gradients(s) if s.accumulation > 1 and not s.zero.offloads_optimizer else 0
-
-
-def exchange_buffers(s: Setting) -> int:
-    """Plain data parallelism exchanges gradients in buffers of its own, made once."""
-    return s.trained * FLOAT32 if s.processes > 1 else 0
-
-
-def partition_gradients(s: Setting) -> int:
-    """ZeRO-2 keeps the gradients of all parameters that reach into this process's part, whole: a part of the embeddings
-    that is a sixteenth of two matrices still holds one of them, or both where it spans their border."""
-    if not s.trained_tables:
-        return part(s, s.lora_parameters) * s.compute_bytes
-    tables = sum(s.trained_tables)
-    border = len(s.trained_tables) > 1 and s.processes % 2 == 1
-    reached = tables if border or s.processes == 1 else s.trained_tables[0]
-    return (reached + part(s, s.lora_parameters)) * s.compute_bytes
-
-
-def after_head(s: Setting) -> int:
-    """Gradients once the head's is there."""
-    before = accumulated_gradients(s)
-    if not s.trains_head:
-        return before
-    head = s.trained_tables[-1]
-    if s.zero.stage == 0:
-        return before + (head * FLOAT32 if s.accumulation == 1 else 0)
+        # plain data parallelism exchanges them in buffers of its own, made once
+        exchanged = s.trained * FLOAT32 if s.processes > 1 else 0
+        whole = exchanged + s.trained * FLOAT32
+        if s.accumulation > 1:
+            return whole, whole, whole + (s.table * FLOAT32 if tables else 0), whole
+        return exchanged, exchanged + (tables[-1] * FLOAT32 if s.trains_head else 0), whole, whole
+    own = part(s, s.trained)
+    # ZeRO-2 keeps the gradients of all parameters that reach into this process's part, whole: a part of the embeddings
+    # that is a sixteenth of two matrices still holds one of them, or both where it spans their border
+    border = len(tables) > 1 and s.processes % 2 == 1
+    reached = sum(tables if border or s.processes == 1 else tables[:1])
+    kept = (reached + part(s, s.lora_parameters)) * c
+    several = s.accumulation > 1 or s.zero.stage == 3
+    before = (own * c if s.zero.stage == 3 else kept) if several and not s.zero.offloads_optimizer else 0
     # in the reducing buffer, or where that is too small beside it
-    return before + (head * s.compute_bytes if head > s.zero.reduce_bucket else 0)
-
-
-def reduction_buffers(s: Setting) -> int:
-    """What ZeRO gathers gradients in before it reduces them."""
-    if s.zero.stage == 0:
-        return 0
-    return s.zero.reduce_bucket * s.compute_bytes * (2 if s.zero.overlaps and s.zero.stage == 2 else 1)
-
-
-def end_gradients(s: Setting) -> int:
-    """Gradients when the embeddings' arrives, dense."""
-    if s.zero.stage == 0:
-        # of the first pass it stays where it is, of later ones it is added
-        added = s.table * FLOAT32 if s.accumulation > 1 and s.trained_tables else 0
-        return exchange_buffers(s) + s.trained * FLOAT32 + added
-    before = accumulated_gradients(s)
-    if not s.trained_tables:
-        return before + part(s, s.trained) * s.compute_bytes
-    table = s.table * s.compute_bytes
-    if s.zero.stage == 3:
-        return before + 2 * table
-    # itself, its copy to be reduced, and what was reduced before
-    return before + 2 * table + (0 if s.zero.offloads_optimizer else partition_gradients(s))
-
-
-def step_gradients(s: Setting) -> int:
-    """Gradients as the optimizer takes them: float32, under ZeRO of this process's part."""
-    if s.zero.stage == 0:
-        return exchange_buffers(s) + s.trained * FLOAT32
+    head = tables[-1] * c if s.trains_head and tables[-1] > s.zero.reduce_bucket else 0
+    # itself, its copy to be reduced, and under ZeRO-2 what was reduced before
+    reduced = 0 if s.zero.stage == 3 or s.zero.offloads_optimizer else kept
+    end = before + (2 * s.table * c + reduced if tables else own * c)
     if s.zero.offloads_optimizer:
-        return accumulated_gradients(s)
+        return before, before + head, end, before
     # before they are cast DeepSpeed takes the norm of each piece, in float64
-    largest = min(max(s.trained_tables, default=0), part(s, sum(s.trained_tables)))
-    own = max(part(s, s.trained) * FLOAT32, largest * FLOAT64)
-    return own + (partition_gradients(s) if s.zero.stage == 2 else accumulated_gradients(s))
+    largest = min(max(tables, default=0), part(s, sum(tables)))
+    step = max(own * FLOAT32, largest * FLOAT64) + (kept if s.zero.stage == 2 else before)
+    return before, before + head, end, step

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from pipelines.planner.estimate import Plan, PlanRequest, plan
 from pipelines.planner.gpus import Gpu
-from pipelines.planner.units import gigabytes, hours
+from pipelines.planner.table import gigabytes, hours
 from pipelines.sizes import Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.quantity import quantity
-from zhllama.training.options import LoraOptions
 
 
 def remedies(short: Sequence[Plan], request: PlanRequest, kinds: Sequence[Gpu], most: int = 3) -> list[str]:
@@ -39,7 +38,13 @@ def _words(command: str) -> set[str]:
 def _changes(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> Iterator[tuple[str, PlanRequest]]:
     options = made.options
     checkpointing = "" if options.gradient_checkpointing else "--gradient-checkpointing true"
-    smaller = _smaller_batches(options)
+    # the batch halved, and halved again, with as many more passes, so that the global batch stays
+    batch, passes = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    smaller = []
+    while batch > 1 and batch % 2 == 0:
+        batch, passes = batch // 2, passes * 2
+        smaller.append(f"--per-device-train-batch-size {batch} --gradient-accumulation-steps {passes}")
+    last = smaller[-1] if smaller else ""
 
     def given(*more: str) -> tuple[str, PlanRequest]:
         text = " ".join(word for word in more if word)
@@ -48,14 +53,11 @@ def _changes(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> Iterator
 
     if checkpointing:
         yield given(checkpointing)
-    for batch in smaller:
-        yield given(checkpointing, batch)
-    last = smaller[-1] if smaller else ""
+    yield from (given(checkpointing, less) for less in smaller)
     if made.setting.zero.stage == 0 and made.setting.processes > 1:
         yield given(checkpointing, "--deepspeed zero2", last)
     if made.setting.zero.stage != 3:
-        for batch in ("", last) if last else ("",):
-            yield given(checkpointing, batch, "--deepspeed zero3")
+        yield from (given(checkpointing, less, "--deepspeed zero3") for less in dict.fromkeys(("", last)))
     for gpu in kinds:
         if request.gpu and gpu.memory > request.gpu.memory:
             yield f"--gpu {gpu.name}", replace(request, gpu=gpu)
@@ -65,16 +67,6 @@ def _changes(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> Iterator
         yield f"--nodes {nodes} {zero3[0]}", replace(zero3[1], nodes=nodes)
 
 
-def _smaller_batches(options: LoraOptions) -> list[str]:
-    """The batch halved, and halved again, with as many more passes, so that the global batch stays."""
-    batch, passes = options.per_device_train_batch_size, options.gradient_accumulation_steps
-    found = []
-    while batch > 1 and batch % 2 == 0:
-        batch, passes = batch // 2, passes * 2
-        found.append(f"--per-device-train-batch-size {batch} --gradient-accumulation-steps {passes}")
-    return found
-
-
 def kinds_that_fit(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> list[str]:
     """The kinds of GPU on which this very plan fits."""
     return [gpu.name for gpu in kinds if plan(made.stage, replace(request, gpu=gpu)).fits]
@@ -82,18 +74,14 @@ def kinds_that_fit(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> li
 
 def warnings(made: Plan, size: Size) -> list[str]:
     """Where the size's file gives the job less than the plan needs."""
-    training = size.training(made.stage)
+    training, seconds = size.training(made.stage), made.seconds
     found = []
     for field, need in (("memory", made.host_memory), ("ephemeral_storage", made.ephemeral)):
-        has = quantity(getattr(training, field)) or 0
-        if need > has:
-            found.append(
-                f"{made.stage}: {field} of a node is {getattr(training, field)} ({gigabytes(has)}) in "
-                f"pipelines/sizes/{size.name}.yaml, and {gigabytes(need)} are needed"
-            )
-    if made.seconds is not None and made.seconds > training.deadline_seconds:
-        found.append(
-            f"{made.stage}: the job is ended after {hours(training.deadline_seconds)} (deadline_seconds), and "
-            f"{hours(made.seconds)} are needed"
-        )
+        told = getattr(training, field)
+        if need > (has := quantity(told) or 0):
+            place = f"{told} ({gigabytes(has)}) in pipelines/sizes/{size.name}.yaml"
+            found.append(f"{made.stage}: {field} of a node is {place}, and {gigabytes(need)} are needed")
+    if seconds is not None and seconds > training.deadline_seconds:
+        ended = f"the job is ended after {hours(training.deadline_seconds)} (deadline_seconds)"
+        found.append(f"{made.stage}: {ended}, and {hours(seconds)} are needed")
     return found

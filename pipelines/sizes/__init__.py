@@ -5,7 +5,6 @@ field or value is an InputError that names the file and the field.
 """
 
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zhllama.errors import InputError
+from zhllama.stage.command_line import nearest
 
 FOLDER = Path(__file__).parent
 STAGES = ("embeddings", "lora", "sft")
@@ -22,9 +22,6 @@ STAGES = ("embeddings", "lora", "sft")
 SIZED = {"warmup_steps": "warmup_ratio", "weight_decay": "weight_decay", "save_steps": "save_steps",
          "deepspeed": "deepspeed"}  # fmt: skip
 """Options of a training that a size says and that are written into the compiled pipeline → what sizes call them."""
-
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGT]i?)?")
-_RESOURCE = re.compile(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +47,19 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What the pod of a step of the pipeline may use."""
+class Pod:
+    """What a pod may use: Kubernetes quantities."""
 
     cpu: str
-    """A Kubernetes quantity, as the next ones."""
     memory: str
     ephemeral_storage: str
-    """Size of the step's /tmp."""
+    """Of the node's disk: a step's /tmp, the copies of base model and data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Pod):
+    """The pod of a step of the pipeline."""
+
     deadline_seconds: int
     """The pod is ended after this long."""
 
@@ -83,7 +85,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Pod):
     """One training and the pods it runs on."""
 
     steps: int
@@ -105,12 +107,8 @@ class Training:
     """One per GPU."""
     gpu: str
     """The resource name of a GPU, one per process; empty for none."""
-    cpu: str
-    memory: str
     shared_memory: str
     """Size of /dev/shm."""
-    ephemeral_storage: str
-    """For the copy of base model and data on the node."""
     deadline_seconds: int
     """The job is ended after this long (waiting in a queue not counted)."""
     arguments: str
@@ -132,7 +130,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class Serving(Pod):
     """The pods that serve a model."""
 
     replicas: int
@@ -140,10 +138,7 @@ class Serving:
     """Of a pod; the model is split between them."""
     gpu: str
     """The resource name of a GPU; empty: this size is not served on a cluster."""
-    cpu: str
-    memory: str
     shared_memory: str
-    ephemeral_storage: str
     context_length: int
     """Tokens of prompt and answer together."""
 
@@ -174,7 +169,7 @@ class Size:
     def training(self, stage: str) -> Training:
         """The training of a stage: embeddings, lora or sft."""
         if stage not in STAGES:
-            raise InputError(f"there is no training stage {stage!r}{_nearest(stage, STAGES)}; use {', '.join(STAGES)}")
+            raise InputError(f"there is no training stage {stage!r}{nearest(stage, STAGES)}; use {', '.join(STAGES)}")
         return typing.cast(Training, getattr(self, stage))
 
 
@@ -183,55 +178,61 @@ Record = TypeVar("Record")
 
 def names() -> list[str]:
     """The sizes that there are, smallest first."""
-    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (name != "tiny", _number(name), name))
 
+    def billions(name: str) -> float:
+        return float(found[0]) if (found := re.match(r"\d+", name)) else 0.0
 
-def _number(name: str) -> float:
-    found = re.match(r"\d+", name)
-    return float(found[0]) if found else 0.0
+    return sorted(
+        (path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (name != "tiny", billions(name), name)
+    )
 
 
 def load(name: str) -> Size:
     """The size of that name. InputError names the nearest when there is none."""
     wanted = "33b" if name.lower() == "30b" else name.lower()
     if wanted not in names():
-        raise InputError(f"there is no size {name!r}{_nearest(wanted, names())}; the sizes are {', '.join(names())}")
+        raise InputError(f"there is no size {name!r}{nearest(wanted, names())}; the sizes are {', '.join(names())}")
     return read(FOLDER / f"{wanted}.yaml")
 
 
 def read(path: Path) -> Size:
     """A size from a YAML file, checked. InputError names the file and the field."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path.name}: not a readable YAML file ({error})") from error
-    size = _record(Size, value, path.name, "")
+    size = record(Size, read_yaml(path, path.name), path.name)
     if size.name != path.stem:
         raise InputError(f"{path.name}: name: {size.name!r} where the file's name says {path.stem!r}")
     return size
 
 
-def _record(kind: type[Record], value: Any, file: str, prefix: str) -> Record:
-    """A dataclass from a mapping: every field there, none unknown, each of its type and in its range."""
-    where = f"{file}: {prefix.rstrip('.')}" if prefix else file
+def read_yaml(path: Path, called: str) -> Any:
+    """What is in a YAML file. InputError names it as it is `called`."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{called}: not a readable YAML file ({' '.join(str(error).split())})") from error
+
+
+def record(kind: type[Record], value: Any, file: str, prefix: str = "", **known: Any) -> Record:
+    """A dataclass from a mapping: every field there or `known`, none else, each of its type and in its range."""
     if not isinstance(value, Mapping):
+        where = f"{file}: {prefix.rstrip('.')}" if prefix else file
         raise InputError(f"{where}: {value!r} where a mapping is needed")
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
-            raise InputError(f"{file}: there is no field {prefix}{name}{_nearest(str(name), hints)}")
-    found: dict[str, Any] = {}
+            raise InputError(f"{file}: there is no field {prefix}{name}{nearest(str(name), hints)}")
     for name, hint in hints.items():
+        # a field's default is an attribute of its class
+        if name in known or (name not in value and hasattr(kind, name)):
+            continue
         if name not in value:
             raise InputError(f"{file}: the field {prefix}{name} is missing")
-        field = f"{file}: {prefix}{name}"
         if dataclasses.is_dataclass(hint):
-            found[name] = _record(typing.cast(type, hint), value[name], file, f"{prefix}{name}.")
+            known[name] = record(typing.cast(type, hint), value[name], file, f"{prefix}{name}.")
         else:
-            found[name] = _scalar(hint, name, value[name], field)
-    return kind(**found)
+            known[name] = _scalar(hint, name, value[name], f"{file}: {prefix}{name}")
+    return kind(**known)
 
 
 _RATIOS = ("validation_fraction", "warmup_ratio", "dropout", "weight_decay")
@@ -244,9 +245,7 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         if value not in typing.get_args(hint):
             raise InputError(f"{field}: {value!r}; use {' or '.join(typing.get_args(hint))}")
         return value
-    if isinstance(value, bool) and hint is bool:
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float) if hint is float else hint):
+    if isinstance(value, bool) != (hint is bool) or not isinstance(value, (int, float) if hint is float else hint):
         raise InputError(f"{field}: {value!r} where {WORDS[hint]} is needed")
     if name in _RATIOS and not 0 <= value < 1:
         raise InputError(f"{field}: {value} is not in [0, 1)")
@@ -254,21 +253,16 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         raise InputError(f"{field}: {value} where a positive number is needed")
     if name in _QUANTITIES:
         check_quantity(value, field)
-    if name == "gpu" and value:
+    if name == "gpu" and hint is str and value:
         check_resource(value, field)
     return hint(value)
 
 
 def check_quantity(value: Any, where: str) -> None:
-    if not _QUANTITY.fullmatch(str(value)):
+    if not re.fullmatch(r"\d+(\.\d+)?(m|[kMGT]i?)?", str(value)):
         raise InputError(f"{where}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
 
 
 def check_resource(value: Any, where: str) -> None:
-    if not _RESOURCE.fullmatch(str(value)):
+    if not re.fullmatch(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+", str(value)):
         raise InputError(f"{where}: {value!r} is not a resource name; write nvidia.com/gpu, or nothing for none")
-
-
-def _nearest(word: str, choices: typing.Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.4)
-    return f" (did you mean {found[0]}?)" if found else ""

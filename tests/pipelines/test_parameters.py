@@ -3,20 +3,16 @@
 import pytest
 
 from pipelines import parameters as told
-from pipelines import sizes
 from pipelines.settings import SETTINGS
 from zhllama.errors import InputError
 
 
-@pytest.mark.parametrize("size", sizes.names())
-def test_every_setting_is_explained(size):
-    found = told.parameters(sizes.load(size))
-    assert [one.name for one in found] == list(SETTINGS)
-    assert all(one.note[:1].strip() and one.note.endswith(".") for one in found)
+def test_every_setting_is_explained():
+    assert [name for name, one in SETTINGS.items() if not one.note[:1].strip() or not one.note.endswith(".")] == []
 
 
 def test_groups_stand_together():
-    groups = [one.group for one in told.parameters(sizes.load("tiny"))]
+    groups = [one.group for one in SETTINGS.values()]
     assert groups == sorted(groups, key=list(dict.fromkeys(groups)).index)
 
 

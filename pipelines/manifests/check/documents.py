@@ -7,8 +7,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 
-Step = str | int
-Place = tuple[Step, ...]
+Place = tuple[str | int, ...]
 """The way to a value: ("spec", "containers", 0, "image")."""
 
 
@@ -31,10 +30,10 @@ class Document:
     """One object of a file: plain data, and `line(place)`, the line of a field or of the nearest one around it."""
 
     file: str
-    value: Any
-    lines: dict[Place, int]
-    repeated: list[tuple[Place, int]] = field(default_factory=list)
-    """Fields that are given twice in one mapping: all but the last are lost to every reader."""
+    value: Any = None
+    lines: dict[Place, int] = field(default_factory=dict)
+    repeated: list[Finding] = field(default_factory=list)
+    """Of fields that are given twice in one mapping: all but the last are lost to every reader."""
 
     def line(self, place: Place = ()) -> int:
         while place not in self.lines:
@@ -49,10 +48,10 @@ class Document:
     def name(self) -> str:
         return str((self.value.get("metadata") or {}).get("name", ""))
 
-    def error(self, place: Place, rule: str, message: str) -> Finding:
+    def error(self, rule: str, message: str, *place: str | int) -> Finding:
         return Finding(self.file, self.line(place), "error", rule, message)
 
-    def warning(self, place: Place, rule: str, message: str) -> Finding:
+    def warning(self, rule: str, message: str, *place: str | int) -> Finding:
         return Finding(self.file, self.line(place), "warning", rule, message)
 
 
@@ -66,8 +65,7 @@ def read_documents(path: Path) -> Iterator[Document | Finding]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InputError(f"{path}: {reason}; give YAML files") from error
+        raise InputError(f"{path}: {getattr(error, 'strerror', 'not UTF-8')}; give YAML files") from error
     try:
         for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
             yield from _documents(str(path), node)
@@ -78,48 +76,46 @@ def read_documents(path: Path) -> Iterator[Document | Finding]:
 
 
 def _documents(file: str, node: Any) -> Iterator[Document | Finding]:
-    fields = {key.value: value for key, value in node.value} if node.id == "mapping" else {}
+    fields = {str(key.value): value for key, value in node.value} if node.id == "mapping" else {}
     items = fields.get("items")
     if "kind" in fields and fields["kind"].value == "List" and items is not None and items.id == "sequence":
         for item in items.value:
             yield from _documents(file, item)
         return
-    lines: dict[Place, int] = {}
-    repeated: list[tuple[Place, int]] = []
-    value = _value(node, (), lines, repeated)
-    if value is None:  # an empty document between two separators
-        return
-    line = node.start_mark.line + 1
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str) or not value.get("apiVersion"):
-        yield Finding(file, line, "error", "yaml", "not a Kubernetes object: apiVersion and kind are missing")
-        return
-    yield Document(file, value, lines, repeated)
+    document = Document(file)
+    value = document.value = _value(node, (), document)
+    if isinstance(value, dict) and isinstance(value.get("kind"), str) and value.get("apiVersion"):
+        yield document
+    elif value is not None:  # an empty document between two separators
+        yield document.error("yaml", "not a Kubernetes object: apiVersion and kind are missing")
 
 
-def _value(node: Any, place: Place, lines: dict[Place, int], repeated: list[tuple[Place, int]]) -> Any:
-    """The plain value of a composed node, as PyYAML's safe loader would have it."""
+def _value(node: Any, place: Place, document: Document) -> Any:
+    """The plain value of a composed node, as PyYAML's safe loader would have it; puts its lines into the document."""
     import yaml
 
-    lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        loader = yaml.SafeLoader("")
-        seen = {key.value for key, _ in node.value}
-        if len(seen) < len(node.value):
-            repeated.extend(_twice(node, place))
-        loader.flatten_mapping(node)  # `<<: *anchor`
-        found: dict[str, Any] = {}
-        for key, inner in node.value:
-            lines[(*place, str(key.value))] = key.start_mark.line + 1
-            found[str(key.value)] = _value(inner, (*place, str(key.value)), lines, repeated)
-        return found
+    document.lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(inner, (*place, index), lines, repeated) for index, inner in enumerate(node.value)]
-    return yaml.SafeLoader("").construct_object(node)
-
-
-def _twice(node: Any, place: Place) -> Iterator[tuple[Place, int]]:
+        return [_value(inner, (*place, index), document) for index, inner in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return yaml.SafeLoader("").construct_object(node)
     seen = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key.start_mark)
         if key.value in seen and key.value != "<<":
-            yield (*place, str(key.value)), key.start_mark.line + 1
+            wrong = f"{dotted((*place, str(key.value)))} is given twice; keep one"
+            document.repeated.append(Finding(document.file, key.start_mark.line + 1, "error", "yaml", wrong))
         seen.add(key.value)
+    yaml.SafeLoader("").flatten_mapping(node)  # `<<: *anchor`
+    found: dict[str, Any] = {}
+    for key, inner in node.value:
+        name = str(key.value)
+        document.lines[(*place, name)] = key.start_mark.line + 1
+        found[name] = _value(inner, (*place, name), document)
+    return found
+
+
+def dotted(place: Place) -> str:
+    """`spec.containers[0].image`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")

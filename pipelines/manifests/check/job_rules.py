@@ -27,18 +27,14 @@ def operator(document: Document) -> Iterator[Finding]:
         return
     name = document.name
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > LONGEST_JOB_NAME:
-        yield document.error(
-            ("metadata", "name"), "dns-name",
-            f"the job's name {name!r} becomes part of host names: lower-case letters, digits and dashes, a letter "
-            f"first, at most {LONGEST_JOB_NAME} characters",
-        )  # fmt: skip
+        form = f"lower-case letters, digits and dashes, a letter first, at most {LONGEST_JOB_NAME} characters"
+        wrong = f"the job's name {name!r} becomes part of host names: {form}"
+        yield document.error("dns-name", wrong, "metadata", "name")
     if document.kind == "PyTorchJob":
         yield from _replicas(document)
     elif not is_of_known_runtime(document):
-        yield document.warning(
-            ("spec", "runtimeRef"), "runtime",
-            f"its pods come of a runtime that is not {RUNTIME}: what they are is not known here, and not checked",
-        )  # fmt: skip
+        wrong = f"its pods come of a runtime that is not {RUNTIME}: what they are is not known here, and not checked"
+        yield document.warning("runtime", wrong, "spec", "runtimeRef")
 
 
 def _replicas(document: Document) -> Iterator[Finding]:
@@ -47,113 +43,97 @@ def _replicas(document: Document) -> Iterator[Finding]:
     if mapping(document.value, "spec").get("elasticPolicy") is not None:
         yield from _elastic(document, replicas)
     elif not masters or masters.get("replicas", 1) != 1:
+        place = ("Master", "replicas") if masters else ()
         yield document.error(
-            (*REPLICAS, "Master", "replicas") if masters else REPLICAS,
-            "one-master", "exactly one Master is needed; the other nodes are Workers",
-        )  # fmt: skip
+            "one-master", "exactly one Master is needed; the other nodes are Workers", *REPLICAS, *place
+        )
     for replica, value in replicas.items():
-        place = (*REPLICAS, replica)
         restart = mapping(value).get("restartPolicy")
         if restart is not None and restart not in RESTARTS:
-            yield document.error(
-                (*place, "restartPolicy"), "restart-policy", f"restartPolicy {restart!r}: use {', '.join(RESTARTS)}"
-            )
+            wrong = f"restartPolicy {restart!r}: use {', '.join(RESTARTS)}"
+            yield document.error("restart-policy", wrong, *REPLICAS, replica, "restartPolicy")
         containers = sequence(mapping(value, "template", "spec").get("containers"))
         if "pytorch" not in [mapping(container).get("name") for container in containers]:
-            yield document.error(
-                (*place, "template", "spec", "containers"), "container-name",
-                "no container is named pytorch: the operator sets its variables in that one alone, and refuses the job",
-            )  # fmt: skip
+            wrong = (
+                "no container is named pytorch: the operator sets its variables in that one alone, and refuses the job"
+            )
+            yield document.error("container-name", wrong, *REPLICAS, replica, "template", "spec", "containers")
 
 
 def _elastic(document: Document, replicas: Mapping[str, Any]) -> Iterator[Finding]:
     place = ("spec", "elasticPolicy")
     elastic = mapping(document.value, *place)
     if "nProcPerNode" in elastic and "nprocPerNode" in mapping(document.value, "spec"):
-        yield document.error(
-            (*place, "nProcPerNode"), "nproc-elastic", "nProcPerNode stands beside spec.nprocPerNode; keep the latter"
-        )
+        wrong = "nProcPerNode stands beside spec.nprocPerNode; keep the latter"
+        yield document.error("nproc-elastic", wrong, *place, "nProcPerNode")
     if elastic.get("rdzvBackend", "c10d") not in RENDEZVOUS:
         wrong = f"rdzvBackend {elastic['rdzvBackend']!r}: use {', '.join(RENDEZVOUS)}"
-        yield document.error((*place, "rdzvBackend"), "rendezvous", wrong)
+        yield document.error("rendezvous", wrong, *place, "rdzvBackend")
     if "Master" in replicas:
-        yield document.error(
-            (*REPLICAS, "Master"), "elastic-master",
-            "an elastic job has Workers alone: which of them leads is found by rendezvous",
-        )  # fmt: skip
+        wrong = "an elastic job has Workers alone: which of them leads is found by rendezvous"
+        yield document.error("elastic-master", wrong, *REPLICAS, "Master")
     least, most = elastic.get("minReplicas"), elastic.get("maxReplicas")
     count = mapping(replicas, "Worker").get("replicas", 1)
     if isinstance(least, int) and isinstance(most, int) and isinstance(count, int) and not least <= count <= most:
-        yield document.error(
-            (*REPLICAS, "Worker", "replicas"), "elastic-range",
-            f"{count} Workers are not between minReplicas {least} and maxReplicas {most}",
-        )  # fmt: skip
+        wrong = f"{count} Workers are not between minReplicas {least} and maxReplicas {most}"
+        yield document.error("elastic-range", wrong, *REPLICAS, "Worker", "replicas")
 
 
 def deadlines(document: Document) -> Iterator[Finding]:
     """A training that hangs is ended, a finished one goes away, and a dead pod's logs stay until then."""
-    if document.kind == "TrainJob" and "activeDeadlineSeconds" not in mapping(document.value, "spec"):
-        yield document.error(
-            ("spec",), "deadlines", "no activeDeadlineSeconds: a job that hangs holds its GPUs for ever"
-        )
-    if document.kind != "PyTorchJob":
+    if document.kind not in TRAINING_KINDS:
         return
-    place = ("spec", "runPolicy")
+    place = ("spec",) if document.kind == "TrainJob" else ("spec", "runPolicy")
     policy = mapping(document.value, *place)
-    for name, why in (
-        ("activeDeadlineSeconds", "a job that hangs holds its GPUs for ever"),
-        ("ttlSecondsAfterFinished", "finished jobs stay for ever"),
-        ("backoffLimit", "a job that cannot start is started again for ever"),
-    ):
+    why = {
+        "activeDeadlineSeconds": "a job that hangs holds its GPUs for ever",
+        "ttlSecondsAfterFinished": "finished jobs stay for ever",
+        "backoffLimit": "a job that cannot start is started again for ever",
+    }
+    for name in why if document.kind == "PyTorchJob" else ("activeDeadlineSeconds",):
         if name not in policy:
-            yield document.error(place, "deadlines", f"no {name}: {why}")
-    if policy.get("cleanPodPolicy") != "Running":
-        yield document.error(
-            (*place, "cleanPodPolicy"), "deadlines",
-            "cleanPodPolicy must be Running: with None the other pods run on after a failure, with All the logs go too",
-        )  # fmt: skip
+            yield document.error("deadlines", f"no {name}: {why[name]}", *place)
+    if document.kind == "PyTorchJob" and policy.get("cleanPodPolicy") != "Running":
+        wrong = "with None the other pods run on after a failure, with All the logs go too"
+        yield document.error("deadlines", f"cleanPodPolicy must be Running: {wrong}", *place, "cleanPodPolicy")
 
 
 def operators_pods(document: Document) -> Iterator[Finding]:
     """The operator puts an init container of its own into Workers' pods, and its default fails the standard."""
     if document.kind == "PyTorchJob" and "Worker" in mapping(document.value, *REPLICAS):
         yield document.warning(
-            (*REPLICAS, "Worker"), "operator-init",
+            "operator-init",
             "the operator adds an init container to Workers that sets no securityContext by default: in a restricted "
-            "namespace its configuration has to replace it (docs/checking-manifests.md)",
+            "namespace its configuration has to replace it (docs/checking-manifests.md)", *REPLICAS, "Worker",
         )  # fmt: skip
 
 
 def processes(document: Document) -> Iterator[Finding]:
     """One process a GPU."""
-    spec = mapping(document.value, "spec")
-    name = "numProcPerNode" if document.kind == "TrainJob" else "nprocPerNode"
-    count = (mapping(spec, "trainer") if document.kind == "TrainJob" else spec).get(name)
+    way, name = (("spec", "trainer"), "numProcPerNode") if document.kind == "TrainJob" else (("spec",), "nprocPerNode")
+    count = mapping(document.value, *way).get(name)
     if document.kind not in TRAINING_KINDS or count is None or not str(count).isdecimal():
         return
-    for pod in pods(document):
-        for container in pod.containers():
-            for kind, cards in container.gpus():
-                if not container.init and cards not in (None, float(count)):
-                    yield document.error(
-                        (*container.place, "resources", "limits", kind), "processes",
-                        f"{container.limits[kind]} GPUs for {name} {count}: one process a GPU is needed",
-                    )  # fmt: skip
+    for container in (container for pod in pods(document) for container in pod.containers() if not container.init):
+        for kind, cards in container.gpus():
+            if cards not in (None, float(count)):
+                wrong = f"{container.limits[kind]} GPUs for {name} {count}: one process a GPU is needed"
+                yield container.error("processes", wrong, "resources", "limits", kind)
 
 
 def queue_label(document: Document) -> Iterator[Finding]:
     """Kueue reads its labels on the job itself: on a pod template or as an annotation they do nothing."""
     for name in (QUEUE, PRIORITY):
         if name in mapping(document.value, "metadata", "annotations"):
-            yield document.error(
-                ("metadata", "annotations", name), "queue-label", f"{name} is a label of the job, not an annotation"
-            )
+            wrong = f"{name} is a label of the job, not an annotation"
+            yield document.error("queue-label", wrong, "metadata", "annotations", name)
         for pod in pods(document):
             if pod.at and name in mapping(pod.value, "metadata", "labels"):
-                yield document.error(
-                    (*pod.at, "metadata", "labels", name), "queue-label",
-                    f"{name} belongs to the job's own labels: here Kueue does not see it",
-                )  # fmt: skip
+                wrong = f"{name} belongs to the job's own labels: here Kueue does not see it"
+                yield document.error("queue-label", wrong, *pod.at, "metadata", "labels", name)
     labels = mapping(document.value, "metadata", "labels")
     if PRIORITY in labels and QUEUE not in labels:
-        yield document.error(("metadata", "labels", PRIORITY), "queue-label", f"a priority without {QUEUE}")
+        yield document.error("queue-label", f"a priority without {QUEUE}", "metadata", "labels", PRIORITY)
+
+
+RULES = (operator, deadlines, operators_pods, processes, queue_label)

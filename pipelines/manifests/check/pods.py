@@ -4,17 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.manifests.check.documents import Document, Place
+from pipelines.manifests.check.documents import Document, Finding, Place
 from zhllama.kubernetes.job_manifest import RUNTIME
 from zhllama.kubernetes.quantity import quantity
 
 _OF_TRAINER = {"image": "image", "command": "command", "args": "args", "env": "env", "resourcesPerNode": "resources"}
 """Fields of a TrainJob's trainer, and of the container that they are."""
-_OF_NODE = ("trainingRuntimeSpec", "template", "spec", "replicatedJobs")
-"""In a runtime patch: the jobs of a TrainJob, of which `node` is the training."""
+_TEMPLATES: Mapping[str, Place] = {
+    "Pod": (),
+    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"), ("spec", "template")),
+}
 
 
-def mapping(value: Any, *way: str) -> Mapping[str, Any]:
+def mapping(value: Any, *way: str | int) -> Mapping[str, Any]:
     """The mapping at the end of the way, or an empty one where something else stands (the schema's finding, not a
     rule's)."""
     for name in way:
@@ -26,10 +29,39 @@ def sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
+def is_gpu(kind: str) -> bool:
+    return "/" in kind and "gpu" in kind.lower()
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod template in an object: `at` is the way to its `spec`'s parent."""
+
+    document: Document
+    at: Place
+    value: Mapping[str, Any]
+    training: bool = False
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        return mapping(self.value, "spec")
+
+    def error(self, rule: str, message: str, *place: str | int) -> Finding:
+        """`place`: in its spec."""
+        place = (*self.at, "spec", *place)
+        return self.document.error(rule, message, *place)
+
+    def containers(self) -> Iterator["Container"]:
+        for kind in ("containers", "initContainers"):
+            for index, container in enumerate(sequence(self.spec.get(kind))):
+                yield Container(self, (kind, index), mapping(container), kind == "initContainers")
+
+
 @dataclass(frozen=True)
 class Container:
-    """A container of a pod: `place` is the way to it in the object."""
+    """A container of a pod: `place` is the way to it in the pod's spec."""
 
+    pod: Pod
     place: Place
     value: Mapping[str, Any]
     init: bool
@@ -48,54 +80,28 @@ class Container:
 
     def gpus(self) -> Iterator[tuple[str, float | None]]:
         """(resource, how many it may have) of every kind of GPU in its limits."""
-        for kind, count in self.limits.items():
-            if is_gpu(kind):
-                yield kind, quantity(count)
+        return ((kind, quantity(count)) for kind, count in self.limits.items() if is_gpu(kind))
 
-
-def is_gpu(kind: str) -> bool:
-    return "/" in kind and "gpu" in kind.lower()
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A pod template in an object: `at` is the way to its `spec`'s parent."""
-
-    at: Place
-    value: Mapping[str, Any]
-    training: bool = False
-
-    @property
-    def spec(self) -> Mapping[str, Any]:
-        return mapping(self.value, "spec")
-
-    def containers(self) -> Iterator[Container]:
-        for kind in ("containers", "initContainers"):
-            for index, container in enumerate(sequence(self.spec.get(kind))):
-                yield Container((*self.at, "spec", kind, index), mapping(container), kind == "initContainers")
+    def error(self, rule: str, message: str, *place: str | int) -> Finding:
+        """`place`: in the container."""
+        return self.pod.error(rule, message, *self.place, *place)
 
 
 def pods(document: Document) -> list[Pod]:
     """The pod templates of an object."""
     value, kind = document.value, document.kind
     spec = mapping(value, "spec")
-    if kind == "Pod":
-        return [Pod((), value)]
-    if kind == "CronJob":
-        way = ("spec", "jobTemplate", "spec", "template")
-        return [Pod(way, mapping(value, *way))]
-    if kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"):
-        return [Pod(("spec", "template"), mapping(spec, "template"))]
-    if kind == "TrainJob":
-        return [_trainjobs_pod(document)] if is_of_known_runtime(document) else []
+    if kind in _TEMPLATES:
+        return [Pod(document, _TEMPLATES[kind], mapping(value, *_TEMPLATES[kind]))]
+    if kind == "TrainJob" and is_of_known_runtime(document):
+        return [_trainjobs_pod(document)]
     if kind == "PyTorchJob":
-        return [
-            Pod(("spec", "pytorchReplicaSpecs", name, "template"), mapping(replica, "template"), training=True)
-            for name, replica in mapping(spec, "pytorchReplicaSpecs").items()
-        ]
+        way = ("spec", "pytorchReplicaSpecs")
+        replicas = mapping(value, *way).items()
+        return [Pod(document, (*way, name, "template"), mapping(one, "template"), True) for name, one in replicas]
     if kind == "InferenceService" and "predictor" in spec:
         # a predictor is a pod's spec with KServe's own fields beside it
-        return [Pod(("spec", "predictor"), {"spec": spec.get("predictor")})]
+        return [Pod(document, ("spec", "predictor"), {"spec": spec.get("predictor")})]
     return []
 
 
@@ -109,11 +115,12 @@ def _trainjobs_pod(document: Document) -> Pod:
     trainer = mapping(document.value, "spec", "trainer")
     at: Place = ("spec", "trainer")
     template: Mapping[str, Any] = {}
+    # in a runtime patch: the jobs of a TrainJob, of which `node` is the training
+    way = ("trainingRuntimeSpec", "template", "spec")
     for number, patch in enumerate(sequence(mapping(document.value, "spec").get("runtimePatches"))):
-        *way, last = _OF_NODE
-        for index, job in enumerate(sequence(mapping(patch, *way).get(last))):
+        for index, job in enumerate(sequence(mapping(patch, *way).get("replicatedJobs"))):
             if mapping(job).get("name") == "node":
-                at = ("spec", "runtimePatches", number, *_OF_NODE, index, "template", "spec", "template")
+                at = ("spec", "runtimePatches", number, *way, "replicatedJobs", index, "template", "spec", "template")
                 template = mapping(job, "template", "spec", "template")
     pod = mapping(template, "spec")
     containers = [dict(mapping(container)) for container in sequence(pod.get("containers"))] or [{"name": "node"}]
@@ -124,4 +131,4 @@ def _trainjobs_pod(document: Document) -> Pod:
         if place[:2] == ("spec", "trainer") and len(place) > 2 and place[2] in _OF_TRAINER:
             own = _OF_TRAINER[str(place[2])]
             document.lines.setdefault((*at, "spec", "containers", index, own, *place[3:]), line)
-    return Pod(at, {**template, "spec": {**pod, "containers": containers}}, training=True)
+    return Pod(document, at, {**template, "spec": {**pod, "containers": containers}}, training=True)

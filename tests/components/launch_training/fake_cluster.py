@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifests.check.schema import Definitions
+from pipelines.manifests.check.schema import definitions, strict
 from tests.kubernetes_server import KubernetesServer
 
 CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
@@ -31,12 +31,7 @@ def _validator(kind: str, group: str, version: str) -> Any:
     """Of a kind of job, strict; None where its definition is not at hand."""
     import jsonschema
 
-    return jsonschema.Draft7Validator(_definitions().schema(group, kind, version)) if CRDS.is_dir() else None
-
-
-@functools.cache
-def _definitions() -> Definitions:
-    return Definitions(CRDS)
+    return jsonschema.Draft7Validator(strict(definitions(CRDS)[group, kind], version)) if CRDS.is_dir() else None
 
 
 def refusal(thing: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from kfp import dsl
 from pipelines.cli.runs import _follow
 from pipelines.kubeflow import client
 from pipelines.kubeflow.answers import cause, refused
-from pipelines.kubeflow.client import Host, Kubeflow, connected, known_address
+from pipelines.kubeflow.client import Kubeflow, connected, known_address
 from tests.pipelines.kubeflow.fake_kfp import FakeKfp, fake_kfp, recorded, task
 from zhllama.errors import InputError, StorageFault
 
@@ -227,7 +227,7 @@ def test_without_a_host_kubectl_forwards_a_port_while_it_lasts(server, tmp_path,
     said = f"Forwarding from 127.0.0.1:{port} -> 8888"
     script = f'echo "$@" > {tmp_path}/asked; echo $$ > {pid}; echo "{said}"; exec sleep 600'
     monkeypatch.setenv("PATH", kubectl(tmp_path, script))
-    with connected(Host(kfp_namespace="kfp")) as there:
+    with connected(kfp_namespace="kfp") as there:
         assert there.run("r-42").state == "SUCCEEDED"
         os.kill(int(pid.read_text()), 0)
     with pytest.raises(ProcessLookupError):
@@ -239,18 +239,18 @@ def test_a_port_that_cannot_be_forwarded_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", kubectl(tmp_path, 'echo "Error: services \\"ml-pipeline\\" not found" >&2; exit 1'))
     with (
         pytest.raises(InputError, match=r"port-forward to kubeflow/ml-pipeline failed .*not found.*give --host"),
-        connected(Host()),
+        connected(),
     ):
         pass
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="kubectl is not here; give --host"), connected(Host()):
+    with pytest.raises(InputError, match="kubectl is not here; give --host"), connected():
         pass
 
 
 def test_inside_a_cluster_the_service_is_asked_by_its_name(monkeypatch):
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert known_address(Host(kfp_namespace="kfp")) == "http://ml-pipeline.kfp.svc.cluster.local:8888"
-    assert known_address(Host("https://kfp.example.com")) == "https://kfp.example.com"
+    assert known_address("", "kfp") == "http://ml-pipeline.kfp.svc.cluster.local:8888"
+    assert known_address("https://kfp.example.com", "kfp") == "https://kfp.example.com"
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def test_the_command_writes_a_manifest_to_standard_output(names):
 def test_examples_of_a_size_that_is_no_more_are_taken_away(tmp_path):
     (tmp_path / "9b").mkdir()
     (tmp_path / "9b" / "lora.yaml").touch()
-    render.write_examples(tmp_path)
+    render.replace_files(tmp_path, render.examples())
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.yaml")} == set(render.examples())
 
 

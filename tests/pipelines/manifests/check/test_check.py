@@ -42,7 +42,7 @@ def test_there_is_a_broken_manifest_for_every_rule() -> None:
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-                if name == "error":  # document.error(place, rule, message)
+                if name == "error":  # document.error(rule, message, *place)
                     rules |= set(words[:1])
                 elif name == "Finding" and "error" in words:  # Finding(file, line, "error", rule, message)
                     rules |= set(words[words.index("error") + 1 :][:1])
@@ -111,6 +111,20 @@ def test_lists_and_anchors_are_read_as_a_cluster_reads_them(tmp_path: Path) -> N
         ("ConfigMap", "a", 7), ("ConfigMap", "b", 9),
     ]  # fmt: skip
     assert check([tmp_path]) == []
+
+
+@needs_crds
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nspec: {}\n", "[schema] "),
+        ("apiVersion: v1\nkind: ConfigMap\n? [a]\n: b\n", "[yaml] not YAML: a key is no text"),
+    ],
+    ids=["no metadata", "a list as a key"],
+)
+def test_what_no_cluster_could_read_is_a_finding_too(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(text)
+    assert said in str(check([tmp_path], CRDS)[0])
 
 
 @pytest.mark.parametrize(
