@@ -85,7 +85,7 @@ def runs(packages: Packages, size: str, **settings: str) -> Iterator[tuple[Node,
     package = read(packages(size, store="s3://bucket/store", **settings))
     plan = Plan(package, checked_arguments(package, {}), {"pipeline_job_uuid": "1234"})
     ended: dict[Any, Ended] = {}
-    while ready := [path for path, state in plan.at(ended).states().items() if state is State.READY]:
+    while ready := [path for path, state in plan.at(ended).states.items() if state is State.READY]:
         moment = plan.at(ended)
         for path in ready:
             values, _ = moment.inputs(path)

@@ -46,13 +46,13 @@ def simulate(plan, order, failing=frozenset(), parallel=2):
     """Runs a plan step by step; returns the steps in the order they started, and the final states."""
     ended, running, started = {}, [], []
     while True:
-        ready = [path for path, state in plan.at(ended, frozenset(running)).states().items() if state is State.READY]
+        ready = [path for path, state in plan.at(ended, frozenset(running)).states.items() if state is State.READY]
         while ready and len(running) < parallel:
             path = ready.pop(order.randrange(len(ready)))
             running.append(path)
             started.append((path, frozenset(ended)))
         if not running:
-            return started, plan.at(ended).states()
+            return started, plan.at(ended).states
         path = running.pop(order.randrange(len(running)))
         ended[path] = Ended(path not in failing, {"ref": str(path)})
 
@@ -110,7 +110,7 @@ def test_an_output_of_a_sub_pipeline_is_that_of_the_step_in_it():
     )
     ended = {("inner", "a"): Ended(True, {"ref": "of a"}), ("inner", "b"): Ended(True, {"ref": "of b"})}
     moment = Plan(spec, {}, {}).at(ended)
-    assert moment.state(("after",)) is State.READY
+    assert moment.states[("after",)] is State.READY
     assert moment.inputs(("after",))[0]["value"] == "of b"
 
 
