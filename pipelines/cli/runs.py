@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,48 +21,41 @@ COLOURS = {
 }  # fmt: skip
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
-    options.size_option(add, None)
-    options.image_options(add)
-    options.pod_options(add)
-    options.set_option(add)
-    _host(add)
-    add.add_argument("--experiment", default="zhllama")
-    add.add_argument("--pipeline", default="", metavar="NAME", help="uploaded as this (default: adapt-llama-<size>)")
-    add.add_argument("--run-name", default="", help="default: the pipeline's name")
-    add.add_argument("--wait", action="store_true", help="follow the run, and end as it ends")
-    add.set_defaults(command=submit)
+_SERVICE = (
+    "of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service itself inside "
+    "a cluster, kubectl port-forward elsewhere"
+)
+_HOST: tuple[options.Row, ...] = (
+    ("--host URL", _SERVICE),
+    ("--ui URL", "of its pages, where that is another address"),
+    ("--kfp-namespace", "where Kubeflow Pipelines runs (without --host)", "kubeflow"),
+    ("--namespace", "the profile's namespace, where there are profiles", str),
+)
+_RUN = ("run RUN", "the run's id")
+_WAIT = ("--wait", "follow the run, and end as it ends", False)
 
-    add = commands.add_parser("status", help="a run's steps, as they stand")
-    add.add_argument("run", metavar="RUN", help="the run's id")
-    add.add_argument("--wait", action="store_true", help="follow the run, and end as it ends")
-    _host(add)
-    add.set_defaults(command=status)
 
-    add = commands.add_parser("cancel", help="end a run; its training jobs are deleted with it")
-    add.add_argument("run", metavar="RUN", help="the run's id")
-    _host(add)
-    add.set_defaults(command=cancel)
-
-    add = commands.add_parser("reap", help="delete training jobs whose run has ended or is gone")
-    add.add_argument(
-        "--older-than", default="1h", metavar="TIME", help="jobs older than 90s, 10m, 2h, 1d (default: 1h)"
+def add_to(commands: options.Commands) -> None:
+    note = "compile the pipeline and start a run on Kubeflow Pipelines"
+    add = options.command(commands, "submit", submit, note)
+    options.take_compilation(add)
+    options.take(
+        add,
+        *_HOST,
+        ("--experiment", None, "zhllama"),
+        ("--pipeline NAME", "uploaded as this (default: adapt-llama-<size>)"),
+        ("--run-name", "default: the pipeline's name"),
+        _WAIT,
     )
-    add.add_argument("--dry-run", action="store_true", help="say what would be deleted")
-    add.add_argument("--namespace", default="", help="default: the current one")
-    add.set_defaults(command=reap)
-
-
-def _host(add: argparse.ArgumentParser) -> None:
-    add.add_argument(
-        "--host", default="", metavar="URL",
-        help="of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service "
-        "itself inside a cluster, kubectl port-forward elsewhere",
-    )  # fmt: skip
-    add.add_argument("--ui", default="", metavar="URL", help="of its pages, where that is another address")
-    add.add_argument("--kfp-namespace", default="kubeflow", help="where Kubeflow Pipelines runs (without --host)")
-    add.add_argument("--namespace", default=None, help="the profile's namespace, where there are profiles")
+    options.take(options.command(commands, "status", status, "a run's steps, as they stand"), _RUN, _WAIT, *_HOST)
+    add = options.command(commands, "cancel", cancel, "end a run; its training jobs are deleted with it")
+    options.take(add, _RUN, *_HOST)
+    options.take(
+        options.command(commands, "reap", reap, "delete training jobs whose run has ended or is gone"),
+        ("--older-than TIME", "jobs older than 90s, 10m, 2h, 1d (default: 1h)", "1h"),
+        ("--dry-run", "say what would be deleted", False),
+        ("--namespace", "default: the current one"),
+    )
 
 
 @contextmanager
@@ -138,7 +131,7 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
                 print(f"{datetime.now(UTC):%H:%M:%S} note: {run.note}", file=sys.stderr, flush=True)
                 noted = True
             for step in run.steps:
-                took = f" ({_took(step.started, step.ended)})" if step.started and step.ended else ""
+                took = f" ({_took(step.ended - step.started)})" if step.started and step.ended else ""
                 line = f"{step.name}: {word(step.state)}{took}" + (f"; {step.said}" if step.said else "")
                 if step.state != NOT_RUN and shown.get(step.task) != line:
                     print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
@@ -193,13 +186,11 @@ def _show(run: "Run") -> None:
         ("the run", run.state, run.started, run.ended),
     ]:
         shown = Text(word(state), COLOURS.get(state, ""))
-        took = "" if state == "UNKNOWN" else _took(began, ended)
+        took = "" if state == "UNKNOWN" or began is None else _took((ended or datetime.now(UTC)) - began)
         table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
     Console().print(table)
 
 
-def _took(began: datetime | None, ended: datetime | None) -> str:
-    if began is None:
-        return ""
-    seconds = int(((ended or datetime.now(UTC)) - began).total_seconds())
+def _took(time: timedelta) -> str:
+    seconds = int(time.total_seconds())
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
