@@ -7,19 +7,24 @@ import argparse
 import json
 import sys
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import inventory
 from pipelines.cli import options
+from zhllama import storage
 from zhllama.artifacts.copy import copy_artifact
+from zhllama.artifacts.lineage import Ancestor, as_json, lineage, read_manifest
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.progress import human
+from zhllama.stage.durations import read_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.tree import Tree
-
-    from zhllama.artifacts.lineage import Ancestor
-    from zhllama.artifacts.manifest import Manifest
 
 
 def add_to(commands: options.Commands) -> None:
@@ -69,16 +74,12 @@ def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager
 
 def _reaching_store(given: argparse.Namespace) -> AbstractContextManager[str]:
     """As _reaching; a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
-    from zhllama import storage
-
     if given.store and not storage.is_s3(given.store) and not Path(storage.normalise(given.store)).is_dir():
         raise InputError(f"{given.store}: no such folder; give a store: a folder, or an s3:// prefix")
     return _reaching(given, given.store)
 
 
 def show(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.lineage import as_json, lineage, read_manifest
-
     if given.sample < 0:
         raise InputError(f"--sample {given.sample}: give how many blocks to show")
     with _reaching(given, given.reference):
@@ -101,11 +102,8 @@ def show(given: argparse.Namespace) -> None:
 def list_(given: argparse.Namespace) -> None:
     from rich.text import Text
 
-    from pipelines.inventory import published
-    from zhllama.progress import human
-
     with _reaching_store(given) as store:
-        found, damaged = published(store)
+        found, damaged = inventory.published(store)
     # a training has many checkpoints, and looks after them itself
     kinds = {given.kind} if given.kind else {one.manifest.kind for one in found} - {"checkpoint"}
     chosen = [one for one in found if one.manifest.kind in kinds and given.stage in ("", one.manifest.stage)]
@@ -127,28 +125,17 @@ def list_(given: argparse.Namespace) -> None:
 
 
 def verify(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.lineage import read_manifest
-    from zhllama.artifacts.reader import Artifact
-    from zhllama.progress import human
-
     with _reaching(given, given.reference):
         manifest = read_manifest(given.reference)
         damages = Artifact(manifest, verified=True).find_corruption()
     if damages:
         print("\n".join(damages))
         raise InputError(f"{given.reference}: {len(damages)} blocks are not as the manifest says; run its stage again")
-    size = human(manifest.size, "B")
-    print(f"{manifest.reference}: {len(manifest.files)} files, {size}, every block is as the manifest says")
+    print(f"{_size_of(manifest)}, every block is as the manifest says")
 
 
 def gc(given: argparse.Namespace) -> None:
-    from datetime import UTC, datetime
-
     from rich.table import Table
-
-    from pipelines import inventory
-    from zhllama.progress import human
-    from zhllama.stage.durations import read_duration
 
     older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
     with _reaching_store(given) as store:
@@ -173,27 +160,24 @@ def gc(given: argparse.Namespace) -> None:
 
 
 def copy(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.lineage import read_manifest
-    from zhllama.artifacts.reader import Artifact
-    from zhllama.progress import human
-
     with _reaching(given, given.reference), _reaching(given, given.target):
         artifact = Artifact(read_manifest(given.reference), verified=True)
         try:
             copied = copy_artifact(artifact, given.target)
         except FileExistsError as error:
             raise InputError(f"{given.target}: another artifact is there; choose another place") from error
-    size = human(copied.size, "B")
-    print(f"{copied.reference}: {len(copied.files)} files, {size}")
+    print(_size_of(copied))
 
 
-def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
+def _size_of(manifest: Manifest) -> str:
+    return f"{manifest.reference}: {len(manifest.files)} files, {human(manifest.size, 'B')}"
+
+
+def shown(manifest: Manifest, ancestor: Ancestor) -> "RenderableType":
     """An artifact as a person reads it: what it is, its files, how it was made, what it came from."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
-
-    from zhllama.progress import human
 
     def pairs(title: str, values: Any) -> list["RenderableType"]:
         if not values:
@@ -204,15 +188,11 @@ def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
             table.add_row(Text(str(name), "dim"), Text(text, overflow="fold"))
         return [Text(f"\n{title}", "bold"), table]
 
-    about: dict[str, Any] = {
-        "kind": manifest.kind,
-        "stage": manifest.stage,
-        "where": manifest.root,
-        "digest": manifest.digest,
-        "made": f"{manifest.created} on {manifest.host}",
-    }
-    if "summary" in manifest.facts:
-        about["summary"] = manifest.facts["summary"]
+    facts = dict(manifest.facts)
+    about: dict[str, Any] = {"kind": manifest.kind, "stage": manifest.stage, "where": manifest.root}
+    about |= {"digest": manifest.digest, "made": f"{manifest.created} on {manifest.host}"}
+    if "summary" in facts:
+        about["summary"] = facts.pop("summary")
     if manifest.vocabulary is not None:
         found = manifest.vocabulary
         about["vocabulary"] = f"{found}, bos {found.bos}, eos {found.eos}, pad {found.pad}, {found.rows} rows"
@@ -222,11 +202,9 @@ def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
     files.add_column("SHA-256", no_wrap=True)
     for file in manifest.files:
         files.add_row(file.path, human(file.size, "B"), file.sha256[:16])
-    total = human(manifest.size, "B")
-    facts = {name: value for name, value in manifest.facts.items() if name != "summary"}
     return Group(
         *pairs(manifest.reference, about),
-        Text(f"\nfiles: {len(manifest.files)}, {total}", "bold"),
+        Text(f"\nfiles: {len(manifest.files)}, {human(manifest.size, 'B')}", "bold"),
         files,
         *pairs("configuration", manifest.configuration),
         *pairs("facts", _rounded(facts)),
@@ -245,13 +223,13 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _tree(ancestor: "Ancestor") -> "Tree":
+def _tree(ancestor: Ancestor) -> "Tree":
     from rich.text import Text
     from rich.tree import Tree
 
     expanded: set[str] = set()
 
-    def add(node: "Ancestor", parent: Tree) -> Tree:
+    def add(node: Ancestor, parent: Tree) -> Tree:
         seen = bool(node.inputs) and node.digest in expanded
         expanded.add(node.digest)
         text = Text(overflow="fold")

@@ -5,16 +5,14 @@ import dataclasses
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.cli import options
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import lost_in_trainjob, trainjob
+from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.node_environment import pod_environment
-
-if TYPE_CHECKING:
-    from zhllama.kubernetes.network_policy import S3Network
-    from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.kubernetes.training_job import TrainingJob
 
 
 def _pods(whose: str) -> tuple[options.Row, ...]:
@@ -117,7 +115,7 @@ def add_to(commands: options.Commands) -> None:
     options.command(kinds, "all", render_all, "k8s/pytorchjob and k8s/serving again, from pipelines/sizes")
 
 
-def _training_job(given: argparse.Namespace, **addresses: Any) -> "TrainingJob":
+def _training_job(given: argparse.Namespace, **addresses: Any) -> TrainingJob:
     options.use_images(given.registry, given.tag, given.digests)
     from pipelines import sizes
     from pipelines.manifests import render
@@ -191,7 +189,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
 
 
 def _placed(given: argparse.Namespace) -> dict[str, Any]:
-    """What a job and a server take in the same way of `_pod_options`."""
+    """What a job and a server take in the same way of `_pods`."""
     return {
         "pull_secret": given.pull_secret,
         "proxy_secret": given.proxy_secret,
@@ -201,9 +199,7 @@ def _placed(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _s3(given: argparse.Namespace) -> "S3Network":
-    from zhllama.kubernetes.network_policy import S3Network
-
+def _s3(given: argparse.Namespace) -> S3Network:
     for text in given.s3_port:
         if not text.isdecimal():
             raise InputError(f"--s3-port {text}: a port is a number from 1 to 65535")
@@ -245,24 +241,10 @@ def render_serving(given: argparse.Namespace) -> None:
     from pipelines import sizes
     from pipelines.manifests import serving
 
-    same: tuple[str, ...] = (
-        "name",
-        "namespace",
-        "api_key_secret",
-        "vllm_image",
-        "stop_first",
-        "openshift",
-        "s3_secret",
-    )
-    more: dict[str, Any] = {name: getattr(given, name) for name in same} | serving.replicas_of(given.replicas)
-    server = serving.model_server(
-        sizes.load(given.size),
-        given.model,
-        labels=_pairs("label", given.label),
-        s3=_s3(given),
-        **_placed(given),
-        **more,
-    )
+    same = ("name", "namespace", "api_key_secret", "vllm_image", "stop_first", "openshift", "s3_secret")
+    more: dict[str, Any] = {**{name: getattr(given, name) for name in same}, **serving.replicas_of(given.replicas)}
+    more |= {"labels": _pairs("label", given.label), "s3": _s3(given), **_placed(given)}
+    server = serving.model_server(sizes.load(given.size), given.model, **more)
     print(serving.as_yaml(server, given.kserve, given.pod_monitor), end="")
 
 

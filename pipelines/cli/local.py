@@ -56,9 +56,8 @@ def run(given: argparse.Namespace) -> None:
 
         arguments = options.settings(given.settings)
         if given.config:
-            raise InputError(
-                f"--config {given.config[0]}: {package} is compiled, and has its configuration; leave it out"
-            )
+            wrong = f"{package} is compiled, and has its configuration; leave it out"
+            raise InputError(f"--config {given.config[0]}: {wrong}")
         refuse_compiled(list(arguments), list(read_package(package).root.parameters), str(package))
         again = f"zhllama run --package {shlex.quote(str(package))}"
     more = [("config", one) for one in given.config] + [("set", one) for one in given.settings]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_keys, check_labels
+from zhllama.kubernetes.pod_security import uid
 from zhllama.stage import images
 
 if TYPE_CHECKING:
@@ -104,7 +105,6 @@ def configured(
     """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
     can be compiled from."""
     from pipelines.configuration import configure
-    from zhllama.kubernetes.pod_security import uid
 
     texts = settings(given.settings)
     # an option of its own → what it says for the setting of that name

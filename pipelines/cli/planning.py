@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import options
+from pipelines.planner.gpus import FILE, Gpu, gpu_of, gpus
+from pipelines.planner.units import gigabytes
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
     from pipelines.planner.estimate import PlanRequest
-    from pipelines.planner.gpus import Gpu
 
 
 def add_to(commands: options.Commands) -> None:
@@ -53,14 +54,11 @@ def add_check_to(commands: options.Commands) -> None:
 
 def plan(given: argparse.Namespace) -> None:
     from pipelines.planner import estimate
-    from pipelines.planner.gpus import FILE, gpu_of, gpus
 
     kinds = list(gpus(given.gpus_file or FILE).values())
     if given.gpu == "list":
         from rich.console import Console
         from rich.table import Table
-
-        from pipelines.planner.units import gigabytes
 
         found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
         for gpu in kinds:
@@ -87,11 +85,10 @@ def plan(given: argparse.Namespace) -> None:
         _train([stage] if stage else trained, given, request, kinds)
 
 
-def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: "list[Gpu]") -> None:
+def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: list[Gpu]) -> None:
     from rich.console import Console
 
     from pipelines.planner import estimate, remedies, table
-    from pipelines.planner.units import gigabytes
 
     plans = [estimate.plan(stage, request) for stage in stages]
     mended = {made.stage: [] if made.fits else remedies.remedies([made], request, kinds) for made in plans}
@@ -124,7 +121,6 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
     from rich.console import Console
 
     from pipelines.planner import serving, table
-    from pipelines.planner.units import gigabytes
 
     made = serving.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)
     if given.json:
@@ -161,10 +157,8 @@ def check(given: argparse.Namespace) -> None:
         line.append(f" [{finding.rule}] ", "dim").append(finding.message)
         console.print(line)
     errors = sum(finding.level == "error" for finding in found)
-    console.print(
-        f"{errors} {'error' if errors == 1 else 'errors'}, {len(found) - errors} "
-        f"{'warning' if len(found) - errors == 1 else 'warnings'}",
-        style="bold red" if errors else "bold green",
-    )
+    counts = (errors, "error"), (len(found) - errors, "warning")
+    said = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
+    console.print(said, style="bold red" if errors else "bold green")
     if errors:
         sys.exit(1)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.cli import options
+from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, Run, word
+from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
-    from pipelines.kubeflow.runs import Run
 
 COLOURS = {
     "SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow",
@@ -103,8 +104,6 @@ def status(given: argparse.Namespace) -> None:
 def cancel(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         run = kubeflow.cancel(given.run)
-    from pipelines.kubeflow.runs import word
-
     print(f"run {run.id}: {word(run.state)}" + ("" if run.over else "; `zhllama status --wait` follows it"))
 
 
@@ -112,17 +111,13 @@ def reap(given: argparse.Namespace) -> None:
     from zhllama.kubernetes.reaper import reap as reap_now
 
     lines = reap_now(given.namespace, given.older_than, given.dry_run)
-    for line in lines:
-        print(line)
+    print(*lines, sep="\n", end="\n" if lines else "")
     print(f"{len(lines)} orphaned training {'job' if len(lines) == 1 else 'jobs'}", file=sys.stderr)
 
 
 def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     """A line for every change, to stderr; then the end of this process is the run's: 0, 1, 2 where the step that failed
     first found its input wrong, or 143 when cancelled."""
-    from pipelines.kubeflow.runs import CANCELLED, DONE, NOT_RUN, word
-    from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
-
     shown: dict[str, str] = {}
     noted = False
     try:
@@ -150,10 +145,8 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     sys.exit(EXIT_INPUT if first and first.said.startswith("error:") else EXIT_FAULT)
 
 
-def _last_words(run: "Run") -> list[str]:
+def _last_words(run: Run) -> list[str]:
     """How a run ended badly, in a line, and what could not be read; for one that goes on, what its steps wait for."""
-    from pipelines.kubeflow.runs import CANCELLED, FAILED, PENDING
-
     lines = [f"{step.name} waits: {step.said}" for step in run.steps if step.state == PENDING and step.said]
     if run.note:
         lines.append(f"note: {run.note}")
@@ -169,13 +162,11 @@ def _last_words(run: "Run") -> list[str]:
     return lines
 
 
-def _show(run: "Run") -> None:
+def _show(run: Run) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from pipelines.kubeflow.runs import word
 
     print(f"{run.name} ({run.id})")
     table = Table(box=box.SIMPLE_HEAD)
