@@ -3,11 +3,10 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from pipelines.cli import options
 from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, Run, word
@@ -59,12 +58,10 @@ def add_to(commands: options.Commands) -> None:
     )
 
 
-@contextmanager
-def _connected(given: argparse.Namespace) -> Iterator["Kubeflow"]:
+def _connected(given: argparse.Namespace) -> AbstractContextManager["Kubeflow"]:
     from pipelines.kubeflow.client import Host, connected
 
-    with connected(Host(given.host, given.kfp_namespace), given.namespace) as kubeflow:
-        yield kubeflow
+    return connected(Host(given.host, given.kfp_namespace), given.namespace)
 
 
 def submit(given: argparse.Namespace) -> None:
@@ -96,9 +93,7 @@ def status(given: argparse.Namespace) -> None:
         if given.wait:
             _follow(kubeflow, given.run)
         run = kubeflow.look(given.run)
-    _show(run)
-    for line in _last_words(run):
-        print(line)
+    _show(run, sys.stdout)
 
 
 def cancel(given: argparse.Namespace) -> None:
@@ -134,9 +129,7 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     except KeyboardInterrupt:
         print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
         raise
-    _show(run)
-    for line in _last_words(run):
-        print(line, file=sys.stderr)
+    _show(run, sys.stderr)
     if run.state == DONE:
         sys.exit(EXIT_DONE)
     if run.state == CANCELLED:
@@ -162,7 +155,7 @@ def _last_words(run: Run) -> list[str]:
     return lines
 
 
-def _show(run: Run) -> None:
+def _show(run: Run, last_words: TextIO) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -180,6 +173,8 @@ def _show(run: Run) -> None:
         took = "" if state == "UNKNOWN" or began is None else _took((ended or datetime.now(UTC)) - began)
         table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
     Console().print(table)
+    for line in _last_words(run):
+        print(line, file=last_words)
 
 
 def _took(time: timedelta) -> str:

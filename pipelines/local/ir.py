@@ -118,7 +118,7 @@ class Task:
     artifacts: Mapping[str, Source]
     after: tuple[str, ...]
     always: bool
-    """True: it runs when the tasks it waits for have ended, however they ended (an exit handler)."""
+    """Whether it runs when the tasks it waits for have ended, however they ended (an exit handler)."""
 
     @property
     def waits_for(self) -> tuple[str, ...]:
@@ -137,8 +137,7 @@ class Component:
     """Names of input artifacts."""
     output_parameters: Mapping[str, str]
     """Name → KFP type."""
-    output_artifacts: Mapping[str, str]
-    """Name → schema title (system.Model, …)."""
+    output_artifacts: tuple[str, ...]
     container: Container | None
     tasks: Mapping[str, Task]
     results: Mapping[str, FromTask]
@@ -186,11 +185,9 @@ def parse_package(documents: Sequence[Any], where: str) -> Package:
         raise InputError(f"{where}: IR schema {version}; this program reads 2.1")
     _check_known(spec, _PACKAGE, where)
     executors = spec.get("deploymentSpec", {}).get("executors", {})
-    components = {
-        name: _component(name, value, executors, f"{where}: {name}")
-        for name, value in spec.get("components", {}).items()
-    }
-    root = _component("root", spec.get("root", {}), executors, f"{where}: root")
+    parts = {**spec.get("components", {}), "root": spec.get("root", {})}
+    components = {name: _component(name, value, executors, f"{where}: {name}") for name, value in parts.items()}
+    root = components.pop("root")
     package = Package(str(spec["pipelineInfo"].get("name", "pipeline")), root, components)
     for component in (root, *components.values()):
         _check_component(package, component, f"{where}: {component.name}")
@@ -219,15 +216,14 @@ def _damaged(what: str) -> InputError:
 
 def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) -> Component:
     inputs, outputs, dag = (value.get(key, {}) for key in ("inputDefinitions", "outputDefinitions", "dag"))
-    container = None
+    container, results = None, {}
     if label := value.get("executorLabel"):
         spec = executors.get(label, {}).get("container", {})
         if not spec.get("command"):
             raise InputError(f"{where}: {label}: it names no command, and what its image would run is not known here")
         environment = {item["name"]: str(item.get("value", "")) for item in spec.get("env", [])}
         container = Container((*map(str, spec["command"]), *map(str, spec.get("args", []))), environment)
-    results = {}
-    for key, given in (*_of(dag.get("outputs", {}), "parameters"), *_of(dag.get("outputs", {}), "artifacts")):
+    for key, given in (one for kind in ("parameters", "artifacts") for one in _of(dag.get("outputs", {}), kind)):
         items = given.get("artifactSelectors") or [given.get("valueFromParameter")]
         if len(items) != 1 or items[0] is None:
             raise InputError(f"{where}: outputs: {key}: it is one of several outputs (dsl.OneOf), {_DECIDED}")
@@ -241,9 +237,7 @@ def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) 
         },
         artifacts=tuple(inputs.get("artifacts", {})),
         output_parameters={key: given["parameterType"] for key, given in _of(outputs, "parameters")},
-        output_artifacts={
-            key: str(given.get("artifactType", {}).get("schemaTitle", "")) for key, given in _of(outputs, "artifacts")
-        },
+        output_artifacts=tuple(outputs.get("artifacts", {})),
         container=container,
         tasks={key: _task(key, given, f"{where}: {key}") for key, given in _of(dag, "tasks")},
         results=results,

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from pipelines.local.ir import Component, Constant, FromParent, FromTask, Package, Source, Task
 from pipelines.local.placeholders import JOB, Surroundings, Value, check_once, command, is_of, text_of, value_of
@@ -202,8 +203,7 @@ class Snapshot:
                 if isinstance(source, FromParent):
                     artifacts[name] = self.inputs(path[:-1])[1][source.name]
                 else:
-                    ended, output = self._made(node, name, source)
-                    artifacts[name] = ended.artifacts[output]
+                    artifacts[name] = self._made(node, name, source, "artifacts")
             self._inputs[path] = parameters, artifacts
         return self._inputs[path]
 
@@ -240,13 +240,12 @@ class Snapshot:
                 raise InputError(f"{node.name}: parent DAG does not have input parameter {source.name}")
             value = given[source.name]
         else:
-            ended, output = self._made(node, name, source)
-            value = ended.parameters[output]
+            value = self._made(node, name, source, "parameters")
         check_once(value, f"{node.name}: {name}")
         return value
 
-    def _made(self, node: Node, name: str, source: Source) -> tuple[Ended, str]:
-        """How the step ended that makes an output, and the output's name there: down through groups."""
+    def _made(self, node: Node, name: str, source: Source, kind: str) -> Any:
+        """An output of the step that makes it: down through groups."""
         assert isinstance(source, FromTask)
         maker = self._plan.nodes[(*node.path[:-1], source.task)]
         while not maker.runs:
@@ -255,7 +254,7 @@ class Snapshot:
         ended = self._ended.get(maker.path)
         if ended is None or not ended.done:
             raise InputError(f"{node.name}: its input {name} comes from {maker.name}, which wrote none")
-        return ended, source.output
+        return getattr(ended, kind)[source.output]
 
 
 # --- unfolding --------------------------------------------------------------------------------------------------------
