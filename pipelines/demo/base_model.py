@@ -2,10 +2,8 @@
 
 Architecture exact (RMSNorm, rotary, SwiGLU, untied 32,000 pieces), about 9M parameters: 4 layers × 128. It is trained
 for a minute on English prose only, so that it knows a little English and no Chinese, as LLaMA hardly did. The loss is
-over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch.
-
-`python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`; fixed seed and steps: the same
-versions give the same weights.
+over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch. The same versions give the same
+weights: `python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`.
 """
 
 import argparse

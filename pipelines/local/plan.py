@@ -85,8 +85,6 @@ class Plan:
         self.steps = [node for node in self.nodes.values() if node.runs]
         self.wanted = {node.path for node in self.steps}
 
-    # --- choosing -----------------------------------------------------------------------------------------------------
-
     def named(self, word: str, option: str) -> list[Node]:
         """The steps called `word`: by their name, or by the stage that they run. InputError when there is none."""
         wanted = _plain(word)
@@ -120,8 +118,6 @@ class Plan:
     def after(self, path: Path) -> set[Path]:
         """The steps that need this one."""
         return {node.path for node in self.steps if path in self.before(node.path) and not node.task.always}
-
-    # --- looking ------------------------------------------------------------------------------------------------------
 
     def rehearse(self) -> None:
         """InputError for a step whose inputs or command KFP's driver could not resolve, whatever the others write."""
@@ -191,8 +187,6 @@ class Snapshot:
         if not inside <= SETTLED:
             return State.WAITING
         return next(state for state in (State.FAILED, State.NOT_RUN, State.DONE, State.LEFT_OUT) if state in inside)
-
-    # --- values -------------------------------------------------------------------------------------------------------
 
     def inputs(self, path: Path) -> tuple[dict[str, Value], dict[str, str]]:
         """The inputs of a node that may start: parameters, artifacts. InputError for what KFP's driver would refuse."""
@@ -299,9 +293,6 @@ def _names(steps: list[Path], tasks: Mapping[Path, Task]) -> dict[Path, str]:
 
 def _plain(word: str) -> str:
     return word.lower().replace("-", "_").replace(" ", "_")
-
-
-# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 def checked_arguments(package: Package, given: Mapping[str, Value]) -> dict[str, Value]:

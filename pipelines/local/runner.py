@@ -1,11 +1,9 @@
 """Runs a compiled pipeline on this machine: the same YAML, each container step a subprocess with its own command.
 
 Independent steps run side by side (two by default); a training runs alone, since its processes take every core. What a
-step did is recorded (records.py), so that a run picks up where an earlier one stopped, was killed or failed. Nothing
-is left running: see processes.py. What the IR holds beyond what our pipeline uses is refused by name (ir.py).
-
-Below the work folder: `steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3
-server's data; `cache/`, copies of artifacts.
+step did is recorded, so that a run picks up where an earlier one stopped, was killed or failed. Below the work folder:
+`steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3 server's data; `cache/`,
+copies of artifacts.
 """
 
 import asyncio
@@ -201,8 +199,6 @@ class _Run:
                 chosen.append(node)
         return chosen
 
-    # --- one step -----------------------------------------------------------------------------------------------------
-
     async def _step(self, node: Node, snapshot: planning.Snapshot) -> None:
         folder, row = self.folder(node), self._rows[node.path]
         outputs = folder / "outputs"
@@ -294,8 +290,6 @@ class _Run:
             send(process.pid, signal.SIGKILL)
             self._groups.discard(process.pid)
             self._ledger.remove(process.pid)
-
-    # --- the end ------------------------------------------------------------------------------------------------------
 
     def _told_to_stop(self) -> None:
         """First SIGTERM to all, SIGKILL after GRACE; a second Ctrl-C does not wait."""
