@@ -100,14 +100,6 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Container:
-    """A container step: its command and arguments as one list of words, and its environment."""
-
-    words: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Task:
     """A use of a component."""
 
@@ -129,7 +121,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Component:
-    """Either a container or a graph of tasks."""
+    """Either a container, with the words of its command and its environment, or a graph of tasks."""
 
     name: str
     parameters: Mapping[str, Parameter]
@@ -138,10 +130,11 @@ class Component:
     output_parameters: Mapping[str, str]
     """Name → KFP type."""
     output_artifacts: tuple[str, ...]
-    container: Container | None
+    words: tuple[str, ...]
     tasks: Mapping[str, Task]
     results: Mapping[str, FromTask]
     """Output of a graph (parameter or artifact) → where it comes from."""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -216,13 +209,14 @@ def _damaged(what: str) -> InputError:
 
 def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) -> Component:
     inputs, outputs, dag = (value.get(key, {}) for key in ("inputDefinitions", "outputDefinitions", "dag"))
-    container, results = None, {}
+    words: tuple[str, ...] = ()
+    environment, results = {}, {}
     if label := value.get("executorLabel"):
         spec = executors.get(label, {}).get("container", {})
         if not spec.get("command"):
             raise InputError(f"{where}: {label}: it names no command, and what its image would run is not known here")
         environment = {item["name"]: str(item.get("value", "")) for item in spec.get("env", [])}
-        container = Container((*map(str, spec["command"]), *map(str, spec.get("args", []))), environment)
+        words = (*map(str, spec["command"]), *map(str, spec.get("args", [])))
     for key, given in (one for kind in ("parameters", "artifacts") for one in _of(dag.get("outputs", {}), kind)):
         items = given.get("artifactSelectors") or [given.get("valueFromParameter")]
         if len(items) != 1 or items[0] is None:
@@ -238,9 +232,10 @@ def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) 
         artifacts=tuple(inputs.get("artifacts", {})),
         output_parameters={key: given["parameterType"] for key, given in _of(outputs, "parameters")},
         output_artifacts=tuple(outputs.get("artifacts", {})),
-        container=container,
+        words=words,
         tasks={key: _task(key, given, f"{where}: {key}") for key, given in _of(dag, "tasks")},
         results=results,
+        environment=environment,
     )
 
 
@@ -284,7 +279,7 @@ def _steps(package: Package, component: Component, around: tuple[str, ...], know
         raise InputError(f"{where}: {component.name} contains itself; the pipeline would never end")
     if len(around) > DEEPEST:
         raise InputError(f"{where}: {component.name} stands inside more than {DEEPEST} sub-pipelines")
-    if component.container is not None:
+    if component.words:
         return 1
     if component.name not in known:
         within = (*around, component.name)
@@ -295,11 +290,11 @@ def _steps(package: Package, component: Component, around: tuple[str, ...], know
 
 def _check_component(package: Package, component: Component, where: str) -> None:
     """Every name that is used is there: components, tasks, inputs, outputs, placeholders; and no group is empty."""
-    if component.container is None and not component.tasks:
+    if not component.words and not component.tasks:
         raise _damaged(f"{where}: neither a container nor tasks")
     for key, selector in component.results.items():
         _check_output(package, component, selector, f"{where}: output {key}")
-    for word in component.container.words if component.container else ():
+    for word in component.words:
         given, outputs = {*component.parameters, *component.artifacts}, set(component.output_parameters)
         check_word(word, given, outputs, set(component.output_artifacts), where)
     for task in component.tasks.values():
@@ -334,14 +329,13 @@ def _check_task(package: Package, parent: Component, task: Task, where: str) -> 
     # a step passes each input that its component declares, but for those whose absence it asks for; a group's defaults
     # are filled in, as KFP does it for groups alone
     component = package.components[task.component]
-    words = component.container.words if component.container else ()
-    asked = {choice_of(word, where).get("InputName") for word in words}
+    asked = {choice_of(word, where).get("InputName") for word in component.words}
     optional = {key for key, parameter in component.parameters.items() if parameter.optional}
     missing = [key for key in component.parameters if key not in task.parameters]
     for key in (*missing, *(key for key in component.artifacts if key not in task.artifacts)):
         if key not in optional:
             raise _damaged(f"{where}: its input {key} is not given")
-        if component.container and key not in asked:
+        if component.words and key not in asked:
             raise InputError(
                 f"{where}: it passes nothing for the input {key}, and KFP 2.17 looks at no default of a component: "
                 f'parameter "{key}" not found in executor input; pass {key} in the pipeline'

@@ -54,13 +54,12 @@ class Node:
     @property
     def runs(self) -> bool:
         """True for a container step, False for a group of tasks."""
-        return self.component.container is not None
+        return bool(self.component.words)
 
     @property
     def module(self) -> str:
         """The stage that the step's command runs: `train_tokenizer` of `python -m components.train_tokenizer`."""
-        words = self.component.container.words if self.component.container else ()
-        return next((word.split(".", 1)[1] for word in words if word.startswith("components.")), "")
+        return next((word.split(".", 1)[1] for word in self.component.words if word.startswith("components.")), "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Plan:
         self.arguments = arguments
         self.job = job
         found = list(_unfold(package, package.root, ()))
-        names = _names([path for path, _, component in found if component.container], {p: t for p, t, _ in found})
+        names = _names([path for path, _, component in found if component.words], {p: t for p, t, _ in found})
         self.nodes = {path: Node(path, task, component, names.get(path, task.title)) for path, task, component in found}
         self.steps = [node for node in self.nodes.values() if node.runs]
         self.wanted = {node.path for node in self.steps}
@@ -132,9 +131,8 @@ class Plan:
 
     def words(self, node: Node, around: Surroundings) -> list[str]:
         """A step's command. InputError, with the step's name, for what KFP's driver could not resolve."""
-        assert node.component.container is not None
         try:
-            return command(node.component.container.words, around)
+            return command(node.component.words, around)
         except InputError as error:
             raise InputError(f"{node.name}: failed to resolve input parameters: {error}") from error
 

@@ -253,13 +253,12 @@ class _Run:
 
     async def _process(self, node: Node, words: list[str], log: Path) -> int:
         """Runs the command; its exit code, or minus the signal that ended it."""
-        assert node.component.container is not None
         if words[0] in ("python", "python3"):
             words = [sys.executable, *words[1:]]
         # idle threads that spin would take the cores from the other step
         around = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
         # the places in a pod are no places here
-        told = node.component.container.environment.items()
+        told = node.component.environment.items()
         around |= {name: value for name, value in told if name not in (*POD_PLACES, CA_VARIABLE)}
         around.setdefault("ZHLLAMA_CACHE", str(self._work / "cache"))
         with open(log, "wb") as output:

@@ -76,8 +76,7 @@ def words_of(node: Node, values: dict[str, Any]) -> list[str]:
         output_artifacts={name: f"/out/{name}" for name in node.component.output_artifacts},
         output_file="/out/executor_output.json",
     )
-    assert node.component.container is not None
-    return command(node.component.container.words, around)
+    return command(node.component.words, around)
 
 
 def runs(packages: Packages, size: str, **settings: str) -> Iterator[tuple[Node, list[str]]]:

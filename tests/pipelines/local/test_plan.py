@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.local.ir import Component, Container, FromTask, Package, Parameter, Task
+from pipelines.local.ir import Component, FromTask, Package, Parameter, Task
 from pipelines.local.plan import SETTLED, Ended, Plan, State, checked_arguments
 from zhllama.errors import InputError
 
-STEP = Component("comp-step", {}, (), {"ref": "STRING"}, (), Container(("python",)), {}, {})
+STEP = Component("comp-step", {}, (), {"ref": "STRING"}, (), ("python",), {}, {})
 
 
 def task(name, after=(), always=False, component="comp-step", **parameters):
@@ -18,12 +18,12 @@ def task(name, after=(), always=False, component="comp-step", **parameters):
 
 
 def package(*tasks, **components):
-    root = Component("root", {}, (), {}, (), None, {item.name: item for item in tasks}, {})
+    root = Component("root", {}, (), {}, (), (), {item.name: item for item in tasks}, {})
     return Package("test", root, {"comp-step": STEP, **components})
 
 
 def graph(name, *tasks):
-    return Component(name, {}, (), {}, (), None, {item.name: item for item in tasks}, {})
+    return Component(name, {}, (), {}, (), (), {item.name: item for item in tasks}, {})
 
 
 @st.composite
@@ -99,7 +99,7 @@ def test_an_output_of_a_sub_pipeline_is_that_of_the_step_in_it():
         (),
         {"one": "STRING"},
         (),
-        None,
+        (),
         {"a": task("a"), "b": task("b")},
         {"one": FromTask("b", "ref")},
     )
@@ -147,7 +147,7 @@ PARAMETERS = {
     "steps": Parameter("NUMBER_INTEGER", 3.0, True),
     "flag": Parameter("BOOLEAN", True, True),
 }
-ARGUED = Package("test", Component("root", PARAMETERS, (), {}, (), None, {"t": task("t")}, {}), {"comp-step": STEP})
+ARGUED = Package("test", Component("root", PARAMETERS, (), {}, (), (), {"t": task("t")}, {}), {"comp-step": STEP})
 
 
 def test_arguments_are_typed_and_defaults_filled_in():
