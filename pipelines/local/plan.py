@@ -181,7 +181,8 @@ class Snapshot:
 
     def _how(self, path: Path) -> State:
         """How a step or a group stands: the worst of what is in it."""
-        inside = {state for step, state in self.states.items() if step[: len(path)] == path}
+        within = [path] if path in self.states else [step for step in self.states if step[: len(path)] == path]
+        inside = {self.states[step] for step in within}
         if not inside <= SETTLED:
             return State.WAITING
         return next(state for state in (State.FAILED, State.NOT_RUN, State.DONE, State.LEFT_OUT) if state in inside)
