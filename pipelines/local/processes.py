@@ -64,6 +64,11 @@ class Ledger:
         self._running.pop(str(pid), None)
         self._write()
 
+    def send(self, number: int) -> None:
+        """A signal to all of them."""
+        for pid in self._running:
+            send(int(pid), number)
+
     def _write(self) -> None:
         storage.write_bytes(str(self._path), json.dumps(self._running).encode())
 

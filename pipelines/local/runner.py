@@ -143,7 +143,6 @@ class _Run:
         self._ended: dict[planning.Path, Ended] = {}
         self._records: dict[planning.Path, Record] = {}
         self._tasks: dict[planning.Path, asyncio.Task[None]] = {}
-        self._groups: set[int] = set()
         self._signals = 0
         self._failures: list[tuple[Node, int, str]] = []
         self._rows = {node.path: Row(node.name, self.folder(node) / "log.txt") for node in plan.steps}
@@ -164,7 +163,7 @@ class _Run:
             with self._table:
                 await self._loop()
         finally:
-            self._stop_children(signal.SIGKILL)
+            self._ledger.send(signal.SIGKILL)
             for number, handler in before.items():
                 loop.remove_signal_handler(number)
                 signal.signal(number, handler)
@@ -275,7 +274,6 @@ class _Run:
             except OSError as error:
                 output.write(f"{words[0]}: {error.strerror}\n".encode())
                 return 127
-        self._groups.add(process.pid)
         self._ledger.add(process.pid)
         try:
             if self._signals and not node.task.always:
@@ -287,19 +285,14 @@ class _Run:
         finally:
             # whatever the step started and left behind
             send(process.pid, signal.SIGKILL)
-            self._groups.discard(process.pid)
             self._ledger.remove(process.pid)
 
     def _told_to_stop(self) -> None:
         """First SIGTERM to all, SIGKILL after GRACE; a second Ctrl-C does not wait."""
         self._signals += 1
-        self._stop_children(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
+        self._ledger.send(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
         if self._signals == 1:
-            asyncio.get_running_loop().call_later(GRACE, self._stop_children, signal.SIGKILL)
-
-    def _stop_children(self, number: int) -> None:
-        for group in list(self._groups):
-            send(group, number)
+            asyncio.get_running_loop().call_later(GRACE, self._ledger.send, signal.SIGKILL)
 
     def _result(self, seconds: float) -> RunResult:
         code, error = EXIT_DONE, ""
