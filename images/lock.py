@@ -16,7 +16,7 @@ Run it with Python 3.11, the Python of the tests; another one may need other pac
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
@@ -44,13 +44,6 @@ _GLIBC = 35
 _GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 
 
-@cache
-def _installed(name: str) -> tuple[str, tuple[Requirement, ...]]:
-    """The version of an installed package, without +cpu and the like, and what it requires."""
-    package = distribution(name)
-    return Version(package.version).public, tuple(Requirement(text) for text in package.requires or ())
-
-
 def closure(extra: str, markers: Mapping[str, str] | None = None) -> dict[str, str]:
     """Canonical package name → exact version, of everything that `zhllama[extra]` needs, zhllama left out.
 
@@ -58,44 +51,37 @@ def closure(extra: str, markers: Mapping[str, str] | None = None) -> dict[str, s
     importlib.metadata.PackageNotFoundError when one of them is not installed here.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    own = {CORE: project["dependencies"], **project["optional-dependencies"]}
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
-
-    def own(chosen: str) -> None:
-        for text in project["dependencies"] if chosen == CORE else project["optional-dependencies"][chosen]:
-            follow(Requirement(text), "")
-
-    def follow(requirement: Requirement, active: str) -> None:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": active, **(markers or {})}):
-            return
+    # a requirement, and the extra of the package that asks for it
+    left = [(Requirement(text), "") for text in (*own[CORE], *(own[extra] if extra != CORE else ()))]
+    while left:
+        requirement, active = left.pop()
         name = canonicalize_name(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": active, **(markers or {})}):
+            continue
         if name == project["name"]:
-            for inner in requirement.extras:
-                own(inner)
-            return
-        if name.startswith(_GPU_LIBRARIES):
-            return
-        for inner in ("", *requirement.extras):
-            if (name, inner) in seen:
-                continue
-            seen.add((name, inner))
+            left += [(Requirement(text), "") for inner in requirement.extras for text in own[inner]]
+        elif not name.startswith(_GPU_LIBRARIES):
             found[name], required = _installed(name)
-            for each in required:
-                follow(each, inner)
-
-    own(CORE)
-    if extra != CORE:
-        own(extra)
+            for inner in {"", *requirement.extras}:
+                if (name, inner) not in seen:
+                    seen.add((name, inner))
+                    left += [(each, inner) for each in required]
     return found
+
+
+@cache
+def _installed(name: str) -> tuple[str, tuple[Requirement, ...]]:
+    """The version of an installed package, without +cpu and the like, and what it requires."""
+    package = distribution(name)
+    return Version(package.version).public, tuple(Requirement(text) for text in package.requires or ())
 
 
 def image_pins(extra: str) -> dict[str, str]:
     """What an image of this extra installs beside torch: package → version."""
     return {name: version for name, version in closure(extra).items() if name != "torch"}
-
-
-def lines(pins: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"{name}=={version}\n" for name, version in sorted(pins))
 
 
 def constraints() -> str:
@@ -106,9 +92,9 @@ def constraints() -> str:
     )
     listed: set[str] = set()
     for section in SECTIONS:
-        new = {name: version for name, version in closure(section).items() if name not in listed}
-        listed.update(new)
-        text += f"\n# --- {section}\n{lines(new.items())}"
+        pins = {name: version for name, version in sorted(closure(section).items()) if name not in listed}
+        listed |= set(pins)
+        text += f"\n# --- {section}\n" + "".join(f"{name}=={version}\n" for name, version in pins.items())
     return text
 
 
@@ -128,36 +114,26 @@ def hashes(pins: Mapping[str, str]) -> dict[str, list[str]]:
     """
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-deps", "--universal"]
     command += ["--python-version", "3.11", "--format", "pylock.toml", "-"]
-    done = subprocess.run(command, input=lines(pins.items()), stdout=subprocess.PIPE, text=True, check=True)
+    asked = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
+    done = subprocess.run(command, input=asked, stdout=subprocess.PIPE, text=True, check=True)
     bases = {base: tags_of(*base) for base in BASES}
     found = {}
     for package in tomllib.loads(done.stdout)["packages"]:
         if package["name"] in SOURCES:
-            chosen = {package["sdist"]["hashes"]["sha256"]}
-        else:
-            chosen = set()
-            wheels = [
-                (parse_wheel_filename(PurePosixPath(wheel["url"]).name)[3], wheel["hashes"]["sha256"])
+            found[package["name"]] = [package["sdist"]["hashes"]["sha256"]]
+            continue
+        chosen = set()
+        for (python, machine), takes in bases.items():
+            fitting = {
+                wheel["hashes"]["sha256"]
                 for wheel in package.get("wheels", ())
-            ]
-            for (python, machine), takes in bases.items():
-                fitting = {sha256 for tags, sha256 in wheels if tags & takes}
-                if not fitting and not (machine == "aarch64" and package["name"] in AMD64_ONLY):
-                    place = f"Python {python[0]}.{python[1]} on {machine}"
-                    raise SystemExit(f"{package['name']}=={package['version']} has no wheel for {place}")
-                chosen |= fitting
+                if parse_wheel_filename(PurePosixPath(wheel["url"]).name)[3] & takes
+            }
+            if not fitting and not (machine == "aarch64" and package["name"] in AMD64_ONLY):
+                place = f"Python {python[0]}.{python[1]} on {machine}"
+                raise SystemExit(f"{package['name']}=={package['version']} has no wheel for {place}")
+            chosen |= fitting
         found[package["name"]] = sorted(chosen)
-    return found
-
-
-def parse(text: str) -> dict[str, tuple[str, list[str]]]:
-    """package → (version, SHA-256 of its files) of a list that `requirements` wrote."""
-    found: dict[str, tuple[str, list[str]]] = {}
-    for entry in text.replace("\\\n", " ").splitlines():
-        if not entry.startswith("#"):
-            pin, *options = entry.split()
-            name, _, version = pin.partition("==")
-            found[name] = version, [option.removeprefix("--hash=sha256:") for option in options]
     return found
 
 

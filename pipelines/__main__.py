@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pipelines.cli import admission, artifacts, cluster, local, planning, runs
+from pipelines.cli import artifacts, cluster, local, planning, runs
 from zhllama.errors import EXIT_INPUT
 from zhllama.stage.command_line import nearest
 from zhllama.stage.program import guarded
@@ -35,10 +35,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = Parser(prog="zhllama", description="Adapt a LLaMA model to Chinese, here or on Kubeflow.")
+    whole: argparse.ArgumentParser = Parser(
+        prog="zhllama", description="Adapt a LLaMA model to Chinese, here or on Kubeflow."
+    )
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (local, artifacts, cluster, planning, runs, admission):
-        module.add_to(commands)
+    for add in (local.add_to, artifacts.add_to, cluster.add_to, planning.add_to, runs.add_to, planning.add_check_to):
+        add(commands)
     return whole
 
 

@@ -7,65 +7,60 @@ import argparse
 import json
 import sys
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import inventory
 from pipelines.cli import options
+from zhllama import storage
+from zhllama.artifacts.lineage import Ancestor, as_json, lineage, read_manifest
+from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import copy_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.progress import human
+from zhllama.stage.durations import read_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.tree import Tree
 
-    from zhllama.artifacts.lineage import Ancestor
-    from zhllama.artifacts.manifest import Manifest
 
-
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser("show", help="an artifact: its manifest, and what it came from, up to the weights")
-    add.add_argument("reference", metavar="REF", help="the reference that a stage wrote, or the folder of its manifest")
-    add.add_argument(
-        "--sample", type=int, default=0, metavar="N", help="of a packed dataset: this many blocks, as text"
+def add_to(commands: options.Commands) -> None:
+    add = options.command(commands, "show", show, "an artifact: its manifest, and what it came from, up to the weights")
+    options.take(
+        add,
+        ("reference REF", "the reference that a stage wrote, or the folder of its manifest"),
+        ("--sample N", "of a packed dataset: this many blocks, as text", 0),
+        ("--split", "that --sample looks into", ("train", "validation")),
+        options.JSON,
+        options.WORK,
     )
-    add.add_argument("--split", default="train", choices=("train", "validation"), help="that --sample looks into")
-    options.json_option(add)
-    options.work_option(add)
-    add.set_defaults(command=show)
-
-    add = commands.add_parser("ls", help="the artifacts of a store, oldest first")
-    _store_argument(add)
-    add.add_argument("--kind", default="", help="only these: hf-model, adapter, packed-dataset, tokenizer, …")
-    add.add_argument("--stage", default="", help="only what this stage made")
-    options.json_option(add)
-    options.work_option(add)
-    add.set_defaults(command=list_)
-
-    add = commands.add_parser("verify", help="read every block of an artifact against its digests")
-    add.add_argument("reference", metavar="REF")
-    options.work_option(add)
-    add.set_defaults(command=verify)
-
-    add = commands.add_parser("gc", help="delete unreferenced data: aborted stages, incomplete uploads")
-    _store_argument(add)
-    add.add_argument("--dry-run", action="store_true", help="only say what it would delete")
-    add.add_argument(
-        "--older-than", default="7d", metavar="AGE", help="what was written to since is left: 12h, 7d (default), 2w"
+    store = ("store STORE", "a folder or s3:// prefix (default: of zhllama run here)", "")
+    options.take(
+        options.command(commands, "ls", list_, "the artifacts of a store, oldest first"),
+        store,
+        ("--kind", "only these: hf-model, adapter, packed-dataset, tokenizer, …"),
+        ("--stage", "only what this stage made"),
+        options.JSON,
+        options.WORK,
     )
-    options.json_option(add)
-    options.work_option(add)
-    add.set_defaults(command=gc)
-
-    add = commands.add_parser("cp", help="copy an artifact: server-side within S3, verified, its manifest last")
-    add.add_argument("reference", metavar="REF")
-    add.add_argument("target", metavar="TARGET", help="the s3:// prefix, or the folder, that will hold its files")
-    options.work_option(add)
-    add.set_defaults(command=copy)
-
-
-def _store_argument(add: argparse.ArgumentParser) -> None:
-    add.add_argument(
-        "store", nargs="?", default="", metavar="STORE", help="a folder or s3:// prefix (default: of zhllama run here)"
+    add = options.command(commands, "verify", verify, "read every block of an artifact against its digests")
+    options.take(add, ("reference REF", None), options.WORK)
+    options.take(
+        options.command(commands, "gc", gc, "delete unreferenced data: aborted stages, incomplete uploads"),
+        store,
+        ("--dry-run", "only say what it would delete", False),
+        ("--older-than AGE", "what was written to since is left: 12h, 7d (default), 2w", "7d"),
+        options.JSON,
+        options.WORK,
+    )
+    options.take(
+        options.command(commands, "cp", copy, "copy an artifact: server-side within S3, verified, its manifest last"),
+        ("reference REF", None),
+        ("target TARGET", "the s3:// prefix, or the folder, that will hold its files"),
+        options.WORK,
     )
 
 
@@ -79,82 +74,68 @@ def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager
 
 def _reaching_store(given: argparse.Namespace) -> AbstractContextManager[str]:
     """As _reaching; a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
-    from zhllama import storage
-
     if given.store and not storage.is_s3(given.store) and not Path(storage.normalise(given.store)).is_dir():
         raise InputError(f"{given.store}: no such folder; give a store: a folder, or an s3:// prefix")
     return _reaching(given, given.store)
 
 
 def show(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.lineage import as_json, lineage, read_manifest
-
-    if given.sample:
-        _show_sample(given)
-        return
+    if given.sample < 0:
+        raise InputError(f"--sample {given.sample}: give how many blocks to show")
     with _reaching(given, given.reference):
-        manifest = read_manifest(given.reference)
-        ancestor = lineage(manifest)
+        if given.sample:
+            from zhllama.artifacts.open import open_artifact
+            from zhllama.data import packed_view
+
+            view: Any = packed_view.as_json if given.json else packed_view.view
+            found = view(open_artifact(given.reference, "show"), given.sample, given.split)
+        else:
+            manifest = read_manifest(given.reference)
+            ancestor = lineage(manifest)
+            found = as_json(manifest, ancestor) if given.json else shown(manifest, ancestor)
     if given.json:
-        print(json.dumps(as_json(manifest, ancestor), indent=1, ensure_ascii=False))
-        return
-    options.console().print(shown(manifest, ancestor))
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        options.console().print(found)
 
 
 def list_(given: argparse.Namespace) -> None:
     from rich.text import Text
 
-    from pipelines.inventory import published
-    from zhllama.progress import human
-
     with _reaching_store(given) as store:
-        found, damaged = published(store)
-    chosen = [
-        one
-        for one in found
-        if given.kind in ("", one.manifest.kind)
-        and given.stage in ("", one.manifest.stage)
-        # a training has many, and looks after them itself
-        and (one.manifest.kind != "checkpoint" or given.kind)
-    ]
+        found, damaged = inventory.published(store)
+    # a training has many checkpoints, and looks after them itself
+    kinds = {given.kind} if given.kind else {one.manifest.kind for one in found} - {"checkpoint"}
+    chosen = [one for one in found if one.manifest.kind in kinds and given.stage in ("", one.manifest.stage)]
     console = options.console()
     if given.json:
         print(json.dumps([one.as_json() for one in chosen], indent=1, ensure_ascii=False))
-    for one in () if given.json else chosen:
-        size = human(one.bytes, "B")
-        line = Text().append(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
-        line.append(f"{one.manifest.kind:<14}", "bold").append(f"  {size:>9}  {one.summary or one.manifest.stage}")
-        # a terminal's line is short, and a reference has to be copied whole
-        line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
-        console.print(line, soft_wrap=True)
-    if not chosen and not given.json:
+    elif not chosen:
         print(f"{store}: no artifact is here")
-    _warn(damaged)
+    else:
+        for one in chosen:
+            line = Text().append(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
+            line.append(f"{one.manifest.kind:<14}", "bold")
+            line.append(f"  {human(one.bytes, 'B'):>9}  {one.summary or one.manifest.stage}")
+            # a terminal's line is short, and a reference has to be copied whole
+            line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
+            console.print(line, soft_wrap=True)
+    for wrong in damaged:
+        print(f"warning: {wrong}", file=sys.stderr)
 
 
 def verify(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.lineage import read_manifest
-    from zhllama.artifacts.reader import Artifact
-    from zhllama.progress import human
-
     with _reaching(given, given.reference):
         manifest = read_manifest(given.reference)
         damages = Artifact(manifest, verified=True).find_corruption()
     if damages:
         print("\n".join(damages))
         raise InputError(f"{given.reference}: {len(damages)} blocks are not as the manifest says; run its stage again")
-    size = human(manifest.size, "B")
-    print(f"{manifest.reference}: {len(manifest.files)} files, {size}, every block is as the manifest says")
+    print(f"{_size_of(manifest)}, every block is as the manifest says")
 
 
 def gc(given: argparse.Namespace) -> None:
-    from datetime import UTC, datetime
-
     from rich.table import Table
-
-    from pipelines import inventory
-    from zhllama.progress import human
-    from zhllama.stage.durations import read_duration
 
     older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
     with _reaching_store(given) as store:
@@ -174,51 +155,29 @@ def gc(given: argparse.Namespace) -> None:
         options.console().print(table)
         places = "1 place" if len(found) == 1 else f"{len(found)} places"
         print(f"{'would free' if given.dry_run else 'freed'} {human(freed, 'B')} in {places}")
-    _warn(damaged)
-
-
-def _warn(damaged: list[str]) -> None:
     for wrong in damaged:
         print(f"warning: {wrong}", file=sys.stderr)
 
 
 def copy(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.lineage import read_manifest
-    from zhllama.artifacts.reader import Artifact
-    from zhllama.progress import human
-
     with _reaching(given, given.reference), _reaching(given, given.target):
         artifact = Artifact(read_manifest(given.reference), verified=True)
         try:
             copied = copy_artifact(artifact, given.target)
         except FileExistsError as error:
             raise InputError(f"{given.target}: another artifact is there; choose another place") from error
-    size = human(copied.size, "B")
-    print(f"{copied.reference}: {len(copied.files)} files, {size}")
+    print(_size_of(copied))
 
 
-def _show_sample(given: argparse.Namespace) -> None:
-    from zhllama.artifacts.open import open_artifact
-    from zhllama.data import packed_view
-
-    if given.sample < 0:
-        raise InputError(f"--sample {given.sample}: give how many blocks to show")
-    with _reaching(given, given.reference):
-        artifact = open_artifact(given.reference, "show")
-        if given.json:
-            blocks = packed_view.as_json(artifact, given.sample, given.split)
-            print(json.dumps(blocks, indent=1, ensure_ascii=False))
-        else:
-            options.console().print(packed_view.view(artifact, given.sample, given.split))
+def _size_of(manifest: Manifest) -> str:
+    return f"{manifest.reference}: {len(manifest.files)} files, {human(manifest.size, 'B')}"
 
 
-def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
+def shown(manifest: Manifest, ancestor: Ancestor) -> "RenderableType":
     """An artifact as a person reads it: what it is, its files, how it was made, what it came from."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
-
-    from zhllama.progress import human
 
     def pairs(title: str, values: Any) -> list["RenderableType"]:
         if not values:
@@ -229,15 +188,11 @@ def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
             table.add_row(Text(str(name), "dim"), Text(text, overflow="fold"))
         return [Text(f"\n{title}", "bold"), table]
 
-    about: dict[str, Any] = {
-        "kind": manifest.kind,
-        "stage": manifest.stage,
-        "where": manifest.root,
-        "digest": manifest.digest,
-        "made": f"{manifest.created} on {manifest.host}",
-    }
-    if "summary" in manifest.facts:
-        about["summary"] = manifest.facts["summary"]
+    facts = dict(manifest.facts)
+    about: dict[str, Any] = {"kind": manifest.kind, "stage": manifest.stage, "where": manifest.root}
+    about |= {"digest": manifest.digest, "made": f"{manifest.created} on {manifest.host}"}
+    if "summary" in facts:
+        about["summary"] = facts.pop("summary")
     if manifest.vocabulary is not None:
         found = manifest.vocabulary
         about["vocabulary"] = f"{found}, bos {found.bos}, eos {found.eos}, pad {found.pad}, {found.rows} rows"
@@ -247,11 +202,9 @@ def shown(manifest: "Manifest", ancestor: "Ancestor") -> "RenderableType":
     files.add_column("SHA-256", no_wrap=True)
     for file in manifest.files:
         files.add_row(file.path, human(file.size, "B"), file.sha256[:16])
-    total = human(manifest.size, "B")
-    facts = {name: value for name, value in manifest.facts.items() if name != "summary"}
     return Group(
         *pairs(manifest.reference, about),
-        Text(f"\nfiles: {len(manifest.files)}, {total}", "bold"),
+        Text(f"\nfiles: {len(manifest.files)}, {human(manifest.size, 'B')}", "bold"),
         files,
         *pairs("configuration", manifest.configuration),
         *pairs("facts", _rounded(facts)),
@@ -270,36 +223,23 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _tree(ancestor: "Ancestor") -> "Tree":
+def _tree(ancestor: Ancestor) -> "Tree":
+    from rich.text import Text
     from rich.tree import Tree
 
     expanded: set[str] = set()
 
-    def add(node: "Ancestor", parent: Tree | None) -> Tree:
+    def add(node: Ancestor, parent: Tree) -> Tree:
         seen = bool(node.inputs) and node.digest in expanded
         expanded.add(node.digest)
-        label = _label(node, seen)
-        branch = Tree(label, guide_style="dim") if parent is None else parent.add(label)
+        text = Text(overflow="fold")
+        text.append(f"{node.name}: " if node.name else "", "dim").append(node.kind or "input", "bold")
+        text.append(f" by {node.stage}" if node.stage else "").append(f"  {node.digest[:12]}", "cyan")
+        text.append(f"  {node.summary}" if node.summary and not seen else "")
+        text.append(f"  {node.state}" if node.state else "", "bold red")
+        branch = parent.add(text.append("  (as above)" if seen else f"\n{node.reference}", "dim"), guide_style="dim")
         for given in () if seen else node.inputs:
             add(given, branch)
         return branch
 
-    return add(ancestor, None)
-
-
-def _label(node: "Ancestor", seen: bool) -> "RenderableType":
-    from rich.text import Text
-
-    text = Text(overflow="fold")
-    if node.name:
-        text.append(f"{node.name}: ", "dim")
-    text.append(node.kind or "input", "bold")
-    if node.stage:
-        text.append(f" by {node.stage}")
-    text.append(f"  {node.digest[:12]}", "cyan")
-    if node.summary and not seen:
-        text.append(f"  {node.summary}")
-    if node.state:
-        text.append(f"  {node.state}", "bold red")
-    text.append("  (as above)" if seen else f"\n{node.reference}", "dim")
-    return text
+    return add(ancestor, Tree(""))

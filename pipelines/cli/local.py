@@ -15,33 +15,23 @@ RENAMED = {"extend_by_given": "extend_tokenizer", "generate_one": "generate"}
 """Steps that had another name in the first release."""
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser("run", help="run the pipeline on this machine; going on where an earlier run stopped")
-    options.size_option(add, "tiny")
-    add.add_argument("--package", type=Path, metavar="FILE", help="a compiled pipeline, instead of a size")
-    options.set_option(add)
-    add.add_argument("--until", default="", metavar="STAGE", help="stop after this stage")
-    add.add_argument(
-        "--from", dest="start_from", default="", metavar="STAGE", help="run this stage and what follows again"
+def add_to(commands: options.Commands) -> None:
+    note = "run the pipeline on this machine; going on where an earlier run stopped"
+    add = options.command(commands, "run", run, note)
+    options.take(add, options.size("tiny"), ("--package FILE", "a compiled pipeline, instead of a size", Path))
+    options.take_settings(add)
+    options.take(add, ("--until STAGE", "stop after this stage"))
+    note = "run this stage and what follows again"
+    add.add_argument("--from", dest="start_from", default="", metavar="STAGE", help=note)
+    options.take(add, options.WORK, ("--parallel N", f"stages side by side (default: {PARALLEL})", PARALLEL))
+    options.take(
+        options.command(commands, "demo", demo, "see the whole adaptation on this machine, on real Chinese text"),
+        ("--text REF", "your own text: a folder or prefix of .txt or .jsonl files"),
+        ("--instructions REF", "your own Alpaca items: a .json or .jsonl file"),
+        options.WORK,
     )
-    options.work_option(add)
-    add.add_argument(
-        "--parallel", type=int, default=PARALLEL, metavar="N", help=f"stages side by side (default: {PARALLEL})"
-    )
-    add.set_defaults(command=run)
-
-    add = commands.add_parser("demo", help="see the whole adaptation on this machine, on real Chinese text")
-    add.add_argument(
-        "--text", default="", metavar="REF", help="your own text: a folder or prefix of .txt or .jsonl files"
-    )
-    add.add_argument("--instructions", default="", metavar="REF", help="your own Alpaca items: a .json or .jsonl file")
-    options.work_option(add)
-    add.set_defaults(command=demo)
-
-    add = commands.add_parser("chat", help="talk to the model of the last run")
-    add.add_argument("--model", default="", metavar="REF", help="another model")
-    options.work_option(add)
-    add.set_defaults(command=chat)
+    add = options.command(commands, "chat", chat, "talk to the model of the last run")
+    options.take(add, ("--model REF", "another model"), options.WORK)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -66,16 +56,15 @@ def run(given: argparse.Namespace) -> None:
 
         arguments = options.settings(given.settings)
         if given.config:
-            raise InputError(
-                f"--config {given.config[0]}: {package} is compiled, and has its configuration; leave it out"
-            )
+            wrong = f"{package} is compiled, and has its configuration; leave it out"
+            raise InputError(f"--config {given.config[0]}: {wrong}")
         refuse_compiled(list(arguments), list(read_package(package).root.parameters), str(package))
         again = f"zhllama run --package {shlex.quote(str(package))}"
-    again += "".join(f" --config {shlex.quote(str(file))}" for file in given.config)
-    again += "".join(f" --set {shlex.quote(pair)}" for pair in given.settings)
-    again += f" --until {shlex.quote(given.until)}" if given.until else ""
-    again += f" --parallel {given.parallel}" if given.parallel != PARALLEL else ""
-    again += f" --work {shlex.quote(str(given.work))}" if given.work != options.WORK else ""
+    more = [("config", one) for one in given.config] + [("set", one) for one in given.settings]
+    more += [("until", given.until)] if given.until else []
+    more += [("parallel", given.parallel)] if given.parallel != PARALLEL else []
+    more += [("work", given.work)] if given.work != options.WORK_FOLDER else []
+    again += "".join(f" --{option} {shlex.quote(str(value))}" for option, value in more)
     if "backend" in read_package(package).root.parameters:
         arguments.setdefault("backend", "local")
     result = run_pipeline(

@@ -1,15 +1,16 @@
-"""Options that several commands share, and what they mean."""
+"""What commands take: options as rows, those that several share, and what these mean."""
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_keys, check_labels
+from zhllama.kubernetes.pod_security import uid
 from zhllama.stage import images
 
 if TYPE_CHECKING:
@@ -18,40 +19,84 @@ if TYPE_CHECKING:
     from pipelines.configuration import Configuration
     from pipelines.setting import Value
 
-WORK = Path(".zhllama")
+_OF_THEIR_OWN = ("run_as_user", "pull_policy", "registry", "tag", "digests")
+"""Settings that have an option of their own, beside labels and annotations."""
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Row = tuple[Any, ...]
+"""An option: "--name|--alias METAVAR" (or a word without dashes), its note, and its default, "" where none is said:
+False for a switch, a list for what may be given several times, a tuple for its choices, the default first, a type for
+none of that type, … for what has to be given."""
+
+WORK_FOLDER = Path(".zhllama")
+WORK: Row = ("--work DIR", f"logs, records and data (default: {WORK_FOLDER})", WORK_FOLDER)
+JSON: Row = ("--json", "print JSON, for programs", False)
+IMAGES: tuple[Row, ...] = (
+    ("--registry", "where the images are: registry.example.com/team"),
+    ("--tag", "of the images (default: this version)"),
+    ("--digests FILE", "pin the images: what docker buildx bake --metadata-file wrote, or lines NAME sha256:…", Path),
+)
 
 
-def size_option(add: argparse.ArgumentParser, default: str | None) -> None:
+def command(
+    commands: Commands, name: str, does: Callable[..., None], note: str, **more: Any
+) -> argparse.ArgumentParser:
+    add = commands.add_parser(name, help=note, **more)
+    add.set_defaults(command=does)
+    return add
+
+
+def take(add: Any, *rows: Row) -> None:
+    for name, note, *rest in rows:
+        words, _, metavar = name.partition(" ")
+        default = rest[0] if rest else ""
+        more: dict[str, Any] = {"metavar": metavar} if metavar else {}
+        if default is False:
+            more["action"] = "store_true"
+        elif default is ...:
+            more["required"] = True
+        elif isinstance(default, type):
+            more["type"] = default
+        elif isinstance(default, list):
+            more |= {"action": "append", "default": default}
+        elif isinstance(default, tuple):
+            more |= {"choices": default, "default": default[0]}
+        elif isinstance(default, str):
+            if words.startswith("-") or rest:
+                more["default"] = default
+            if not words.startswith("-") and rest:
+                more["nargs"] = "?"
+        else:
+            more |= {"default": default, "type": Path if isinstance(default, Path) else type(default)}
+        add.add_argument(*words.split("|"), help=note, **more)
+
+
+def size(default: str | None = None) -> Row:
     from pipelines import sizes
 
     choices = ", ".join(sizes.names())
-    note = f"{choices} (default: {default})" if default else choices
-    add.add_argument("--size", default=default, required=default is None, help=note)
+    return "--size", f"{choices} (default: {default})" if default else choices, default or ...
 
 
-def image_options(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--registry", default="", help="where the images are: registry.example.com/team")
-    add.add_argument("--tag", default="", help="of the images (default: this version)")
-    add.add_argument(
-        "--digests", type=Path, metavar="FILE",
-        help="pin the images: what docker buildx bake --metadata-file wrote, or lines NAME sha256:…",
-    )  # fmt: skip
+def take_settings(add: argparse.ArgumentParser) -> None:
+    note = "what a run is told: its start, addresses, steps, machines … (zhllama parameters lists all)"
+    add.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=note)
+    note = "a YAML file of such settings, over the size's; --set stands over it; may be given several times"
+    add.add_argument("--config", action="append", default=[], type=Path, metavar="FILE", help=note)
 
 
-def pod_options(add: argparse.ArgumentParser) -> None:
-    """Settings of the steps' pods that have an option of their own."""
+def take_compilation(add: argparse.ArgumentParser) -> None:
+    """What a compiled pipeline is made of: its size, images, settings, and of these what has an option of its own."""
+    take(add, size(), *IMAGES)
     group = add.add_argument_group("the steps' pods", "all else: --set, --config, zhllama parameters")
-    group.add_argument(
-        "--run-as-user", default="", metavar="UID",
-        help="of the pods (default: 65532); none leaves it to the cluster, as OpenShift wants it",
-    )  # fmt: skip
-    for name in ("label", "annotation"):
-        group.add_argument(
-            f"--{name}", action="append", default=[], metavar="NAME=VALUE", help=f"one more {name} of the steps' pods"
-        )
-    group.add_argument(
-        "--pull-policy", default="", choices=("Always", "IfNotPresent", "Never"), help="default: the cluster's"
+    take(
+        group,
+        ("--run-as-user UID", "of the pods (default: 65532); none leaves it to the cluster, as OpenShift wants it"),
+        ("--label NAME=VALUE", "one more label of the steps' pods", []),
+        ("--annotation NAME=VALUE", "one more annotation of the steps' pods", []),
     )
+    policies = ("Always", "IfNotPresent", "Never")
+    group.add_argument("--pull-policy", default="", choices=policies, help="default: the cluster's")
+    take_settings(add)
 
 
 def configured(
@@ -60,54 +105,24 @@ def configured(
     """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
     can be compiled from."""
     from pipelines.configuration import configure
-    from zhllama.kubernetes.pod_security import uid
 
     texts = settings(given.settings)
-    of_pods = {name: _pairs(f"--{name}", getattr(given, name, [])) for name in ("label", "annotation")}
-    check_labels("--label", of_pods["label"])
-    check_keys("--annotation", of_pods["annotation"])
-    if user := getattr(given, "run_as_user", ""):
-        uid(user)
-    # an option of its own → its setting, and what it says
-    options = {
-        "--run-as-user": ("run_as_user", user),
-        "--pull-policy": ("pull_policy", getattr(given, "pull_policy", "")),
-        "--registry": ("registry", getattr(given, "registry", "")),
-        "--tag": ("tag", getattr(given, "tag", "")),
-        "--digests": ("digests", str(getattr(given, "digests", None) or "")),
-        **{f"--{name}": (f"step_{name}s", json.dumps(pairs) if pairs else "") for name, pairs in of_pods.items()},
-    }
-    for option, (name, text) in options.items():
+    # an option of its own → what it says for the setting of that name
+    said = {name: str(getattr(given, name, None) or "") for name in _OF_THEIR_OWN}
+    for name, check in (("label", check_labels), ("annotation", check_keys)):
+        pairs = settings(getattr(given, name, []), f"--{name}")
+        check(f"--{name}", pairs)
+        said[f"step_{name}s"] = json.dumps(pairs) if pairs else ""
+    if said["run_as_user"]:
+        uid(said["run_as_user"])
+    for name, text in said.items():
         if text and name in texts:
-            raise InputError(f"--set {name}: it is given by {option} too; keep one")
-    told = configure(
-        given.size,
-        texts | {name: text for name, text in options.values() if text},
-        given.config,
-        defaults=defaults,
-        write=write,
-    )
-    _use(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
+            option = {"step_labels": "label", "step_annotations": "annotation"}.get(name, name.replace("_", "-"))
+            raise InputError(f"--set {name}: it is given by --{option} too; keep one")
+    texts |= {name: text for name, text in said.items() if text}
+    told = configure(given.size, texts, given.config, defaults=defaults, write=write)
+    use_images(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
     return told
-
-
-def set_option(add: argparse.ArgumentParser) -> None:
-    add.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-        help="what a run is told: its start, addresses, steps, machines … (zhllama parameters lists all)",
-    )  # fmt: skip
-    add.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE",
-        help="a YAML file of such settings, over the size's; --set stands over it; may be given several times",
-    )  # fmt: skip
-
-
-def work_option(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"logs, records and data (default: {WORK})")
-
-
-def json_option(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def console() -> "Console":
@@ -117,12 +132,8 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def settings(pairs: Sequence[str]) -> dict[str, str]:
+def settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:
     """`--set` options as a mapping. InputError for one without `=` or given twice."""
-    return _pairs("--set", pairs)
-
-
-def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -134,12 +145,7 @@ def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def use_images(given: argparse.Namespace) -> None:
-    """As `_use`, of `image_options`."""
-    _use(given.registry, given.tag, given.digests)
-
-
-def _use(registry: str, tag: str, digests: Path | None) -> None:
+def use_images(registry: str, tag: str, digests: Path | None) -> None:
     """Before the components are imported: their signatures name images. InputError for what no registry or tag is
     called, and for a wrong list of digests."""
     images.check_place(registry, tag)

@@ -1,4 +1,4 @@
-"""`zhllama plan`: what a training needs, and whether it fits, before a GPU is rented."""
+"""Before a GPU is rented or a cluster asked: `zhllama plan` (does a training fit?) and `check` (of manifests)."""
 
 import argparse
 import json
@@ -7,51 +7,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import options
+from pipelines.planner.gpus import FILE, Gpu, gpu_of, gpus
+from pipelines.planner.table import gigabytes
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
-    from pipelines.planner.estimate import Plan, PlanRequest
-    from pipelines.planner.gpus import Gpu
+    from pipelines.planner.estimate import PlanRequest
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser(
-        "plan",
-        help="memory, time and storage of a training, and whether it fits",
-        description="Ends with 2 when it does not fit, and says what would. docs/planning.md has the formulae.",
+def add_to(commands: options.Commands) -> None:
+    description = "Ends with 2 when it does not fit, and says what would. docs/planning.md has the formulae."
+    note = "memory, time and storage of a training, and whether it fits"
+    add = options.command(commands, "plan", plan, note, description=description)
+    options.take(
+        add,
+        options.size(),
+        ("--gpu KIND", "a100-80gb, h100-80gb …: `--gpu list` shows them"),
+        ("--stage", "embeddings, lora, sft or serve (default: the three trainings)"),
+        ("--nodes", "default: the size's", 0),
+        ("--gpus-per-node", "default: the size's", 0),
+        ("--arguments TEXT", "more options of the training, as one text, as `render` takes"),
+        ("--pieces", "rows of the vocabulary (default: with the size's Chinese)", 0),
+        ("--block", "tokens of a block (default: the size's)", 0),
+        ("--steps", "optimizer steps (default: the size's)", 0),
+        ("--data-tokens", "of the dataset (default: as many as the steps take)", 0),
+        ("--mfu SHARE", "of the GPU's peak that the model gets, as the log says", 0.0),
+        ("--gpus-file FILE", "kinds of GPU of your own, as planner/gpus.yaml", Path),
+        ("--context", "serve: tokens of prompt and answer (default: the size's)", 0),
+        ("--concurrency", "serve: requests at once (default: 16)", 0),
     )
-    options.size_option(add, None)
-    add.add_argument("--gpu", default="", metavar="KIND", help="a100-80gb, h100-80gb …: `--gpu list` shows them")
-    add.add_argument("--stage", default="", help="embeddings, lora, sft or serve (default: the three trainings)")
-    add.add_argument("--nodes", type=int, default=0, help="default: the size's")
-    add.add_argument("--gpus-per-node", type=int, default=0, help="default: the size's")
-    add.add_argument(
-        "--arguments", default="", metavar="TEXT", help="more options of the training, as one text, as `render` takes"
+    options.take_settings(add)
+    options.take(add, options.JSON)
+
+
+def add_check_to(commands: options.Commands) -> None:
+    description = "Ends with 1 when an object would be refused or would not work, with 0 otherwise."
+    note = "check manifests without a cluster"
+    add = options.command(commands, "check", check, note, description=description)
+    add.add_argument("files", nargs="+", type=Path, metavar="FILE", help="YAML files, or folders of them")
+    options.take(
+        add,
+        ("--crds DIR", "CustomResourceDefinition files, as kubectl get crd -o yaml", Path),
+        ("--largest-node TEXT", "cpu=96,memory=1Ti,gpus=8: what a pod may need"),
     )
-    add.add_argument("--pieces", type=int, default=0, help="rows of the vocabulary (default: with the size's Chinese)")
-    add.add_argument("--block", type=int, default=0, help="tokens of a block (default: the size's)")
-    add.add_argument("--steps", type=int, default=0, help="optimizer steps (default: the size's)")
-    add.add_argument("--data-tokens", type=int, default=0, help="of the dataset (default: as many as the steps take)")
-    add.add_argument(
-        "--mfu", type=float, default=0.0, metavar="SHARE", help="of the GPU's peak that the model gets, as the log says"
-    )
-    add.add_argument("--gpus-file", type=Path, metavar="FILE", help="kinds of GPU of your own, as planner/gpus.yaml")
-    add.add_argument("--context", type=int, default=0, help="serve: tokens of prompt and answer (default: the size's)")
-    add.add_argument("--concurrency", type=int, default=0, help="serve: requests at once (default: 16)")
-    options.set_option(add)
-    options.json_option(add)
-    add.set_defaults(command=plan)
 
 
 def plan(given: argparse.Namespace) -> None:
     from pipelines.planner.estimate import PlanRequest
-    from pipelines.planner.gpus import FILE, gpu_of, gpus
     from pipelines.sizes import STAGES
     from zhllama.stage.command_line import nearest
 
     kinds = list(gpus(given.gpus_file or FILE).values())
     if given.gpu == "list":
-        _list(kinds)
+        from rich.console import Console
+        from rich.table import Table
+
+        found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
+        for gpu in kinds:
+            found.add_row(gpu.name, gpu.device, gigabytes(gpu.memory), f"{gpu.tflops:,.0f}", f"{gpu.mfu:.0%}")
+        Console(highlight=False).print(found)
         return
     told = options.configured(given)
     size, shape = told.size, told.shape
@@ -62,18 +76,12 @@ def plan(given: argparse.Namespace) -> None:
     trains_on_gpus = any(size.training(one).gpu for one in trained)
     if not given.gpu and (trains_on_gpus or stage == "serve"):
         raise InputError(f"--gpu: name the GPUs that are planned with: {', '.join(gpu.name for gpu in kinds)}")
+    asked = ("nodes", "gpus_per_node", "pieces", "block", "steps", "data_tokens", "arguments", "mfu")
     request = PlanRequest(
         size=size,
         values=told.values,
         gpu=gpu_of(given.gpu, given.gpus_file or FILE) if given.gpu else None,
-        nodes=given.nodes,
-        gpus_per_node=given.gpus_per_node,
-        pieces=given.pieces,
-        block=given.block,
-        steps=given.steps,
-        data_tokens=given.data_tokens,
-        arguments=given.arguments,
-        mfu=given.mfu,
+        **{name: getattr(given, name) for name in asked},
     )
     if stage == "serve":
         _serve(given, request)
@@ -81,7 +89,7 @@ def plan(given: argparse.Namespace) -> None:
         _train([stage] if stage else trained, given, request, kinds)
 
 
-def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: "list[Gpu]") -> None:
+def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: list[Gpu]) -> None:
     from rich.console import Console
 
     from pipelines.planner import estimate, remedies, table
@@ -106,24 +114,18 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
         table.show(Console(highlight=False), title, table.table(columns), notes, lines)
     short = [made for made in plans if not made.fits]
     if short:
-        raise InputError(_refusal(short, remedies.remedies(short, request, kinds)))
-
-
-def _refusal(short: "list[Plan]", remedies: list[str]) -> str:
-    from pipelines.planner.table import gigabytes
-
-    gpu = short[0].gpu
-    assert gpu is not None
-    needs = ", ".join(f"{made.stage} {gigabytes(made.needed)}" for made in short)
-    mend = f"fits with {', or '.join(remedies)}" if remedies else "nothing that is known here would make it fit"
-    return f"--gpu {gpu.name} has {gigabytes(gpu.memory)}, and needed are: {needs}; {mend}"
+        gpu = short[0].gpu
+        assert gpu is not None
+        needs = ", ".join(f"{made.stage} {gigabytes(made.needed)}" for made in short)
+        would = remedies.remedies(short, request, kinds)
+        mend = f"fits with {', or '.join(would)}" if would else "nothing that is known here would make it fit"
+        raise InputError(f"--gpu {gpu.name} has {gigabytes(gpu.memory)}, and needed are: {needs}; {mend}")
 
 
 def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
     from rich.console import Console
 
     from pipelines.planner import estimate, table
-    from pipelines.planner.table import gigabytes
 
     made = estimate.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)
     if given.json:
@@ -140,18 +142,28 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
         )
 
 
-def _list(kinds: "list[Gpu]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipelines.planner.table import gigabytes
-
-    found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
-    for gpu in kinds:
-        found.add_row(gpu.name, gpu.device, gigabytes(gpu.memory), f"{gpu.tflops:,.0f}", f"{gpu.mfu:.0%}")
-    Console(highlight=False).print(found)
-
-
 def _print_json(value: dict[str, Any]) -> None:
     json.dump(value, sys.stdout, indent=2)
     print()
+
+
+def check(given: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from pipelines.manifests.check.check import check as check_files
+    from pipelines.manifests.check.check import node_of
+
+    found = check_files(given.files, given.crds, node_of(given.largest_node))
+    console = Console(soft_wrap=True)
+    for finding in found:
+        line = Text(f"{finding.file}:{finding.line}: ")
+        line.append(finding.level, "bold red" if finding.level == "error" else "bold yellow")
+        line.append(f" [{finding.rule}] ", "dim").append(finding.message)
+        console.print(line)
+    errors = sum(finding.level == "error" for finding in found)
+    counts = (errors, "error"), (len(found) - errors, "warning")
+    said = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
+    console.print(said, style="bold red" if errors else "bold green")
+    if errors:
+        sys.exit(1)

@@ -3,17 +3,17 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from pipelines.cli import options
+from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, Run, word
+from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
-    from pipelines.kubeflow.runs import Run
 
 COLOURS = {
     "SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow",
@@ -21,56 +21,47 @@ COLOURS = {
 }  # fmt: skip
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    add = commands.add_parser("submit", help="compile the pipeline and start a run on Kubeflow Pipelines")
-    options.size_option(add, None)
-    options.image_options(add)
-    options.pod_options(add)
-    options.set_option(add)
-    _host(add)
-    add.add_argument("--experiment", default="zhllama")
-    add.add_argument("--pipeline", default="", metavar="NAME", help="uploaded as this (default: adapt-llama-<size>)")
-    add.add_argument("--run-name", default="", help="default: the pipeline's name")
-    add.add_argument("--wait", action="store_true", help="follow the run, and end as it ends")
-    add.set_defaults(command=submit)
+_SERVICE = (
+    "of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service itself inside "
+    "a cluster, kubectl port-forward elsewhere"
+)
+_HOST: tuple[options.Row, ...] = (
+    ("--host URL", _SERVICE),
+    ("--ui URL", "of its pages, where that is another address"),
+    ("--kfp-namespace", "where Kubeflow Pipelines runs (without --host)", "kubeflow"),
+    ("--namespace", "the profile's namespace, where there are profiles", str),
+)
+_RUN = ("run RUN", "the run's id")
+_WAIT = ("--wait", "follow the run, and end as it ends", False)
 
-    add = commands.add_parser("status", help="a run's steps, as they stand")
-    add.add_argument("run", metavar="RUN", help="the run's id")
-    add.add_argument("--wait", action="store_true", help="follow the run, and end as it ends")
-    _host(add)
-    add.set_defaults(command=status)
 
-    add = commands.add_parser("cancel", help="end a run; its training jobs are deleted with it")
-    add.add_argument("run", metavar="RUN", help="the run's id")
-    _host(add)
-    add.set_defaults(command=cancel)
-
-    add = commands.add_parser("reap", help="delete training jobs whose run has ended or is gone")
-    add.add_argument(
-        "--older-than", default="1h", metavar="TIME", help="jobs older than 90s, 10m, 2h, 1d (default: 1h)"
+def add_to(commands: options.Commands) -> None:
+    note = "compile the pipeline and start a run on Kubeflow Pipelines"
+    add = options.command(commands, "submit", submit, note)
+    options.take_compilation(add)
+    options.take(
+        add,
+        *_HOST,
+        ("--experiment", None, "zhllama"),
+        ("--pipeline NAME", "uploaded as this (default: adapt-llama-<size>)"),
+        ("--run-name", "default: the pipeline's name"),
+        _WAIT,
     )
-    add.add_argument("--dry-run", action="store_true", help="say what would be deleted")
-    add.add_argument("--namespace", default="", help="default: the current one")
-    add.set_defaults(command=reap)
+    options.take(options.command(commands, "status", status, "a run's steps, as they stand"), _RUN, _WAIT, *_HOST)
+    add = options.command(commands, "cancel", cancel, "end a run; its training jobs are deleted with it")
+    options.take(add, _RUN, *_HOST)
+    options.take(
+        options.command(commands, "reap", reap, "delete training jobs whose run has ended or is gone"),
+        ("--older-than TIME", "jobs older than 90s, 10m, 2h, 1d (default: 1h)", "1h"),
+        ("--dry-run", "say what would be deleted", False),
+        ("--namespace", "default: the current one"),
+    )
 
 
-def _host(add: argparse.ArgumentParser) -> None:
-    add.add_argument(
-        "--host", default="", metavar="URL",
-        help="of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service "
-        "itself inside a cluster, kubectl port-forward elsewhere",
-    )  # fmt: skip
-    add.add_argument("--ui", default="", metavar="URL", help="of its pages, where that is another address")
-    add.add_argument("--kfp-namespace", default="kubeflow", help="where Kubeflow Pipelines runs (without --host)")
-    add.add_argument("--namespace", default=None, help="the profile's namespace, where there are profiles")
-
-
-@contextmanager
-def _connected(given: argparse.Namespace) -> Iterator["Kubeflow"]:
+def _connected(given: argparse.Namespace) -> AbstractContextManager["Kubeflow"]:
     from pipelines.kubeflow.client import connected
 
-    with connected(given.host, given.kfp_namespace, given.namespace) as kubeflow:
-        yield kubeflow
+    return connected(given.host, given.kfp_namespace, given.namespace)
 
 
 def submit(given: argparse.Namespace) -> None:
@@ -102,16 +93,12 @@ def status(given: argparse.Namespace) -> None:
         if given.wait:
             _follow(kubeflow, given.run)
         run = kubeflow.look(given.run)
-    _show(run)
-    for line in _last_words(run):
-        print(line)
+    _show(run, sys.stdout)
 
 
 def cancel(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         run = kubeflow.cancel(given.run)
-    from pipelines.kubeflow.runs import word
-
     print(f"run {run.id}: {word(run.state)}" + ("" if run.over else "; `zhllama status --wait` follows it"))
 
 
@@ -119,17 +106,13 @@ def reap(given: argparse.Namespace) -> None:
     from zhllama.kubernetes.reaper import reap as reap_now
 
     lines = reap_now(given.namespace, given.older_than, given.dry_run)
-    for line in lines:
-        print(line)
+    print(*lines, sep="\n", end="\n" if lines else "")
     print(f"{len(lines)} orphaned training {'job' if len(lines) == 1 else 'jobs'}", file=sys.stderr)
 
 
 def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     """A line for every change, to stderr; then the end of this process is the run's: 0, 1, 2 where the step that failed
     first found its input wrong, or 143 when cancelled."""
-    from pipelines.kubeflow.runs import CANCELLED, DONE, NOT_RUN, word
-    from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
-
     shown: dict[str, str] = {}
     noted = False
     try:
@@ -138,7 +121,7 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
                 print(f"{datetime.now(UTC):%H:%M:%S} note: {run.note}", file=sys.stderr, flush=True)
                 noted = True
             for step in run.steps:
-                took = f" ({_took(step.started, step.ended)})" if step.started and step.ended else ""
+                took = f" ({_took(step.ended - step.started)})" if step.started and step.ended else ""
                 line = f"{step.name}: {word(step.state)}{took}" + (f"; {step.said}" if step.said else "")
                 if step.state != NOT_RUN and shown.get(step.task) != line:
                     print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
@@ -146,9 +129,7 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     except KeyboardInterrupt:
         print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
         raise
-    _show(run)
-    for line in _last_words(run):
-        print(line, file=sys.stderr)
+    _show(run, sys.stderr)
     if run.state == DONE:
         sys.exit(EXIT_DONE)
     if run.state == CANCELLED:
@@ -157,10 +138,8 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     sys.exit(EXIT_INPUT if first and first.said.startswith("error:") else EXIT_FAULT)
 
 
-def _last_words(run: "Run") -> list[str]:
+def _last_words(run: Run) -> list[str]:
     """How a run ended badly, in a line, and what could not be read; for one that goes on, what its steps wait for."""
-    from pipelines.kubeflow.runs import CANCELLED, FAILED, PENDING
-
     lines = [f"{step.name} waits: {step.said}" for step in run.steps if step.state == PENDING and step.said]
     if run.note:
         lines.append(f"note: {run.note}")
@@ -176,13 +155,11 @@ def _last_words(run: "Run") -> list[str]:
     return lines
 
 
-def _show(run: "Run") -> None:
+def _show(run: Run, last_words: TextIO) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from pipelines.kubeflow.runs import word
 
     print(f"{run.name} ({run.id})")
     table = Table(box=box.SIMPLE_HEAD)
@@ -193,13 +170,13 @@ def _show(run: "Run") -> None:
         ("the run", run.state, run.started, run.ended),
     ]:
         shown = Text(word(state), COLOURS.get(state, ""))
-        took = "" if state == "UNKNOWN" else _took(began, ended)
+        took = "" if state == "UNKNOWN" or began is None else _took((ended or datetime.now(UTC)) - began)
         table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
     Console().print(table)
+    for line in _last_words(run):
+        print(line, file=last_words)
 
 
-def _took(began: datetime | None, ended: datetime | None) -> str:
-    if began is None:
-        return ""
-    seconds = int(((ended or datetime.now(UTC)) - began).total_seconds())
+def _took(time: timedelta) -> str:
+    seconds = int(time.total_seconds())
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

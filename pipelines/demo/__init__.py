@@ -2,6 +2,5 @@
 
 material.py    fetches the text and makes the instructions
 base_model.py  makes the tiny LLaMA in Meta's layout that is adapted
-show.py        prints what was learnt
-run.py         does the three, around one run of the compiled pipeline
+run.py         does the two, runs the compiled pipeline once, and prints what was learnt
 """

@@ -2,10 +2,8 @@
 
 Architecture exact (RMSNorm, rotary, SwiGLU, untied 32,000 pieces), about 9M parameters: 4 layers × 128. It is trained
 for a minute on English prose only, so that it knows a little English and no Chinese, as LLaMA hardly did. The loss is
-over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch.
-
-`python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`; fixed seed and steps: the same
-versions give the same weights.
+over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch. The same versions give the same
+weights: `python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`.
 """
 
 import argparse
@@ -30,16 +28,8 @@ ROOM = 40 * 2**20
 """Bytes: twice what the files take. torch.save says of a full disk only that it failed."""
 
 
-def params() -> dict[str, float]:
-    """Meta's params.json."""
-    return {
-        "dim": DIM,
-        "multiple_of": MULTIPLE_OF,
-        "n_heads": HEADS,
-        "n_layers": LAYERS,
-        "norm_eps": NORM_EPS,
-        "vocab_size": -1,
-    }
+PARAMS = {"dim": DIM, "multiple_of": MULTIPLE_OF, "n_heads": HEADS, "n_layers": LAYERS, "norm_eps": NORM_EPS}
+"""Of Meta's params.json."""
 
 
 def make_base(english: Path, tokenizer: Path, out: Path) -> None:
@@ -89,11 +79,10 @@ def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     for number, shard in enumerate(split_to_shards(state, HEADS, SHARDS)):
         torch.save(shard, out / f"consolidated.{number:02d}.pth")
-    (out / "params.json").write_text(json.dumps(params()))
+    (out / "params.json").write_text(json.dumps({**PARAMS, "vocab_size": -1}))
     (out / "tokenizer.model").write_bytes(encoder.model)
-    sums = [
-        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(out.iterdir()) if p.suffix != ".txt"
-    ]
+    files = [path for path in sorted(out.iterdir()) if path.suffix != ".txt"]
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
     (out / "sha256sums.txt").write_text("".join(sums))
 
 

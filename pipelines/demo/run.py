@@ -1,4 +1,4 @@
-"""The demo's course: material, a tiny base model, one run of the compiled pipeline, and what was learnt.
+"""The demo's course: material, a tiny base model, one run of the compiled pipeline, and what was learnt, as tables.
 
 What has not changed is not done again: the material and the base carry the digest of what made them, the pipeline's
 steps skip themselves.
@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
 
 from pipelines.demo.material import Material, prepare_material
-from pipelines.demo.show import show_report
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from zhllama.stage.options import split_references
+from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT
 
 log = logging.getLogger("demo")
 
-SIZE = "tiny"
 LEAST_ACCURACY = 0.65
 LEAST_FEWER_TOKENS = 1.6
 """What the demo's own data has to give; less means that something in the course is broken."""
@@ -93,20 +94,21 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     with s3_for(work, "") as store:
         # side by side with the artifacts, in the same bucket
         uploads = f"{store.rsplit('/', 1)[0]}/uploads"
-        arguments = {
-            "store": store,
-            "weights": upload(base, f"{uploads}/tiny-llama"),
-            "expect": f"{uploads}/tiny-llama/sha256sums.txt",
-            "text": storage.normalise(text) if text else upload(material.text, f"{uploads}/text"),
-            "english_text": upload(material.english_held_out, f"{uploads}/english-held-out"),
-            "instructions": storage.normalise(instructions)
-            if instructions
-            else upload(material.instructions, f"{uploads}/instructions"),
-            "prompts": upload(material.prompts, f"{uploads}/prompts"),
+        own = {"text": text, "instructions": instructions}
+        folders = {
+            "weights": (base, "tiny-llama"),
+            "text": (material.text, "text"),
+            "english_text": (material.english_held_out, "english-held-out"),
+            "instructions": (material.instructions, "instructions"),
+            "prompts": (material.prompts, "prompts"),
         }
         if not instructions:
-            arguments["instructions_validation"] = upload(material.instructions_held_out, f"{uploads}/held-out")
-        told = configure(SIZE, arguments, defaults={"backend": "local"}, write=False)
+            folders["instructions_validation"] = material.instructions_held_out, "held-out"
+        arguments = {"store": store, "expect": f"{uploads}/tiny-llama/sha256sums.txt"}
+        for name, (folder, place) in folders.items():
+            theirs = own.get(name)
+            arguments[name] = storage.normalise(theirs) if theirs else upload(folder, f"{uploads}/{place}")
+        told = configure("tiny", arguments, defaults={"backend": "local"}, write=False)
         package = work / "pipeline.yaml"
         compile_pipeline(told, package)
         result = run_pipeline(package, arguments, work, again=zhllama_command("demo", work, text, instructions))
@@ -115,13 +117,13 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
         evaluation = open_artifact(result.reference("evaluate"))
         page = work / REPORT
         page.write_bytes(evaluation.read(REPORT))
-        one_by_one, in_one_call = (
-            open_artifact(result.reference(step)).manifest.facts["weights_digest"]
-            for step in ("merge_sft", "merge_both")
-        )
+        merged = [open_artifact(result.reference(step)).manifest for step in ("merge_sft", "merge_both")]
         report = json.loads(evaluation.read("report.json"))
-        show_report(report, (one_by_one, in_one_call), console)
-    _say_what_next(console, page, work, time.monotonic() - started)
+    one_by_one, in_one_call = (manifest.facts["weights_digest"] for manifest in merged)
+    show_report(report, (one_by_one, in_one_call), console)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"\nAll of it took {minutes:.1f} minutes. The report, a page for the browser: {page}")
+    console.print(f"Talk to the model: {zhllama_command('chat', work)}")
     problems = [] if text or instructions else shortfalls(report)
     if one_by_one != in_one_call:
         problems.append("merging one by one and in one call gave different weights")
@@ -143,9 +145,25 @@ def shortfalls(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _say_what_next(console: Console, page: Path, work: Path, seconds: float) -> None:
-    console.print(f"\nAll of it took {seconds / 60:.1f} minutes. The report, a page for the browser: {page}")
-    console.print(f"Talk to the model: {zhllama_command('chat', work)}")
+def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console: Console) -> None:
+    """`report` is evaluate's report.json; `merge_proof` the weights' digests of the two ways to merge."""
+    models = report["models"]
+    one_by_one, in_one_call = (digest[:12] for digest in merge_proof)
+    proof = Text(f"Merged one by one and in one call: the same weights, bit for bit ({one_by_one}).", "green")
+    if merge_proof[0] != merge_proof[1]:
+        proof = Text(f"Merged one by one ({one_by_one}) and in one call ({in_one_call}): DIFFERENT weights.", "red")
+    console.print()
+    console.print(figures_table("What was learnt", models))
+    console.print(proof)
+    for sample in report["samples"]:
+        # the fixed prompts ask for knowledge, which no model of this size has: they are in the report
+        if sample["kind"] != "prompt":
+            body = Text()
+            for label in (models[0]["label"], models[-1]["label"]):
+                body.append(f"{label}: ", "bold")
+                body.append(f"{' '.join(sample['answers'].get(label, '–').split()) or '(nothing)'}\n")
+            body.rstrip()
+            console.print(Panel(body, title=Text(sample["prompt"].replace("\n", " · ")), title_align="left"))
 
 
 def zhllama_command(name: str, work: Path, text: str = "", instructions: str = "") -> str:

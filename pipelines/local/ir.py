@@ -1,18 +1,17 @@
 """A compiled pipeline (KFP's IR, schema 2.1) as data.
 
-`read_package` takes the part of the IR that container components, sub-pipelines and exit handlers compile to.
-Everything else (conditions, loops, importers, retries …) is refused by name before anything runs: a runner that passes
-over what it does not know would say "done" of work that was not done. It also refuses what KFP 2.17.0 cannot run and
-its compiler writes: a task that leaves an input to its component's default, parts that do not fit together, a pipeline
-that contains itself.
+`read_package` takes the part of the IR that container components, sub-pipelines and exit handlers compile to. All else
+(conditions, loops, importers, retries …) is refused by name before anything runs: a runner that passes over what it
+does not know would say "done" of work that was not done. So is what KFP 2.17.0 cannot run and its compiler writes: a
+task that leaves an input to its component's default, parts that do not fit together, a pipeline that contains itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.local.placeholders import JOB, Value, asked_for, check_placeholders, check_word
+from pipelines.local.placeholders import JOB, Value, check_placeholders, check_word, choice_of
 from zhllama.errors import InputError
 
 MOST_STEPS = 1000
@@ -20,6 +19,50 @@ MOST_STEPS = 1000
 DEEPEST = 50
 """Sub-pipelines inside one another."""
 _DECIDED = "which is decided when our pipelines are compiled; run it on a cluster"
+_ALWAYS = {"": False, "ALL_UPSTREAM_TASKS_SUCCEEDED": False, "ALL_UPSTREAM_TASKS_COMPLETED": True}
+"""A task's strategy → whether it runs however the tasks before it ended."""
+
+
+def _keys(*names: str, **more: Any) -> dict[str, Any]:
+    return dict.fromkeys(names) | more
+
+
+_TASK = _keys(
+    "componentRef", "dependentTasks", "taskInfo",
+    # our pipelines switch KFP's cache off; here only the runner's own record decides
+    "cachingOptions",
+    # a condition has a refusal of its own
+    triggerPolicy=_keys("strategy", "condition"),
+    inputs={
+        "parameters": {"*": _keys("componentInputParameter", "taskOutputParameter", runtimeValue=_keys("constant"))},
+        "artifacts": {"*": _keys("componentInputArtifact", "taskOutputArtifact")},
+    },
+)  # fmt: skip
+_RESULTS = {
+    "parameters": {"*": _keys("valueFromParameter", "valueFromOneof")},
+    "artifacts": {"*": {"artifactSelectors": None}},
+}
+_COMPONENT = _keys(
+    "executorLabel",
+    dag={"tasks": {"*": _TASK}, "outputs": _RESULTS},
+    inputDefinitions={
+        "parameters": {"*": _keys("parameterType", "defaultValue", "isOptional", "description")},
+        "artifacts": {"*": _keys("artifactType", "description")},
+    },
+    outputDefinitions=_keys("parameters", "artifacts"),
+)
+# resources say what to reserve in a cluster; this machine has what it has
+_EXECUTOR = {"container": _keys("command", "args", "image", "resources", env=[_keys("name", "value")])}
+_PACKAGE = _keys(
+    "pipelineInfo", "schemaVersion", "sdkVersion", "defaultPipelineRoot",
+    components={"*": _COMPONENT}, root=_COMPONENT, deploymentSpec={"executors": {"*": _EXECUTOR}},
+)  # fmt: skip
+"""What the runner knows: the keys of a mapping (`*`: any) with what stands under them, None for all that may."""
+_MEANINGLESS = _keys(
+    "secretAsEnv", "fieldPathAsEnv", "emptyDirMounts", "podMetadata", "nodeSelector", "nodeAffinity", "tolerations",
+    "podAffinity", "imagePullSecret", "imagePullPolicy", "activeDeadlineSeconds", "securityContext",
+)  # fmt: skip
+"""Kubernetes settings: where a pod is placed means nothing here."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +100,6 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Container:
-    """A container step: its command and arguments as one list of words, and its environment."""
-
-    words: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Task:
     """A use of a component."""
 
@@ -75,7 +110,7 @@ class Task:
     artifacts: Mapping[str, Source]
     after: tuple[str, ...]
     always: bool
-    """True: it runs when the tasks it waits for have ended, however they ended (an exit handler)."""
+    """Whether it runs when the tasks it waits for have ended, however they ended (an exit handler)."""
 
     @property
     def waits_for(self) -> tuple[str, ...]:
@@ -86,7 +121,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Component:
-    """Either a container or a graph of tasks."""
+    """Either a container, with the words of its command and its environment, or a graph of tasks."""
 
     name: str
     parameters: Mapping[str, Parameter]
@@ -94,12 +129,12 @@ class Component:
     """Names of input artifacts."""
     output_parameters: Mapping[str, str]
     """Name → KFP type."""
-    output_artifacts: Mapping[str, str]
-    """Name → schema title (system.Model, …)."""
-    container: Container | None
+    output_artifacts: tuple[str, ...]
+    words: tuple[str, ...]
     tasks: Mapping[str, Task]
     results: Mapping[str, FromTask]
     """Output of a graph (parameter or artifact) → where it comes from."""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,181 +162,115 @@ def read_package(path: Path) -> Package:
 
 
 def parse_package(documents: Sequence[Any], where: str) -> Package:
+    """As `read_package`, of the file's documents."""
     if not documents or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
         raise InputError(f"{where}: not a compiled pipeline; make one with: zhllama compile")
     for document in documents[1:]:
-        _check_platform(document, where)
+        platform = document.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {})
+        for name, value in platform.get("executors", {}).items():
+            # what it mounts would be missed, unless it may be absent on a cluster too
+            mounts = {"configMapAsVolume", "secretAsVolume"} & set(value)
+            spared = _keys(*(key for key in mounts if all(mount.get("optional") for mount in value[key])))
+            _check_known(value, _MEANINGLESS | spared, f"{where}: {name}: Kubernetes settings")
     spec = documents[0]
-    known = {"pipelineInfo", "schemaVersion", "sdkVersion", "components", "deploymentSpec", "root"}
-    _only(spec, known, {"defaultPipelineRoot"}, where)
     version = str(spec.get("schemaVersion", ""))
     if not version.startswith("2.1"):
         raise InputError(f"{where}: IR schema {version}; this program reads 2.1")
+    _check_known(spec, _PACKAGE, where)
     executors = spec.get("deploymentSpec", {}).get("executors", {})
-    components = {
-        name: _component(name, value, executors, f"{where}: {name}")
-        for name, value in spec.get("components", {}).items()
-    }
-    root = _component("root", spec.get("root", {}), executors, f"{where}: root")
+    parts = {**spec.get("components", {}), "root": spec.get("root", {})}
+    components = {name: _component(name, value, executors, f"{where}: {name}") for name, value in parts.items()}
+    root = components.pop("root")
     package = Package(str(spec["pipelineInfo"].get("name", "pipeline")), root, components)
-    _check(package, where)
+    for component in (root, *components.values()):
+        _check_component(package, component, f"{where}: {component.name}")
+    if (steps := _steps(package, root, (), {}, where)) > MOST_STEPS:
+        raise InputError(f"{where}: it holds {steps} steps; at most {MOST_STEPS} can run")
     return package
 
 
-def _only(value: Any, known: set[str], ignored: set[str], where: str) -> None:
+def _check_known(value: Any, known: Any, where: str) -> None:
     """Refuses, by name, every key that is neither understood nor without meaning on one machine."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {value!r} where a mapping is needed; the compiled pipeline is damaged")
-    for key in value:
-        if key not in known | ignored:
-            raise InputError(f"{where}: it uses {key}, which the local runner does not know; run it on a cluster")
+    if isinstance(known, list):
+        for item in value:
+            _check_known(item, known[0], where)
+    elif known is not None:
+        if not isinstance(value, dict):
+            raise _damaged(f"{where}: {value!r} where a mapping is needed")
+        for key, inner in value.items():
+            if key not in known and "*" not in known:
+                raise InputError(f"{where}: it uses {key}, which the local runner does not know; run it on a cluster")
+            _check_known(inner, known.get(key, known.get("*")), where if key in known else f"{where}: {key}")
 
 
-def _check_platform(document: Any, where: str) -> None:
-    """The Kubernetes settings: where a pod is placed means nothing here, what it mounts would be missed, unless it may
-    be absent on a cluster too."""
-    executors = document.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
-    meaningless = {
-        "secretAsEnv", "fieldPathAsEnv", "emptyDirMounts", "podMetadata", "nodeSelector", "nodeAffinity", "tolerations",
-        "podAffinity", "imagePullSecret", "imagePullPolicy", "activeDeadlineSeconds", "securityContext",
-    }  # fmt: skip
-    mounts = {"configMapAsVolume", "secretAsVolume"}
-    for name, value in executors.items():
-        spared = {key for key in mounts & set(value) if all(mount.get("optional") for mount in value[key])}
-        _only(value, set(), meaningless | spared, f"{where}: {name}: Kubernetes settings")
+def _damaged(what: str) -> InputError:
+    return InputError(f"{what}; the compiled pipeline is damaged")
 
 
 def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) -> Component:
-    _only(value, {"executorLabel", "dag", "inputDefinitions", "outputDefinitions"}, set(), where)
-    inputs, outputs = value.get("inputDefinitions", {}), value.get("outputDefinitions", {})
-    _only(inputs, {"parameters", "artifacts"}, set(), f"{where}: inputs")
-    _only(outputs, {"parameters", "artifacts"}, set(), f"{where}: outputs")
-    parameters = {}
-    for key, given in inputs.get("parameters", {}).items():
-        _only(given, {"parameterType", "defaultValue", "isOptional"}, {"description"}, f"{where}: input {key}")
-        parameters[key] = Parameter(given["parameterType"], given.get("defaultValue"), bool(given.get("isOptional")))
-    artifacts = []
-    for key, given in inputs.get("artifacts", {}).items():
-        _only(given, {"artifactType"}, {"description"}, f"{where}: input artifact {key}")
-        artifacts.append(key)
-    container = None
-    if "executorLabel" in value:
-        container = _container(executors.get(value["executorLabel"], {}), f"{where}: {value['executorLabel']}")
-    dag = value.get("dag", {})
-    _only(dag, {"tasks", "outputs"}, set(), where)
-    results = dict(_results(dag.get("outputs", {}), f"{where}: outputs"))
+    inputs, outputs, dag = (value.get(key, {}) for key in ("inputDefinitions", "outputDefinitions", "dag"))
+    words: tuple[str, ...] = ()
+    environment, results = {}, {}
+    if label := value.get("executorLabel"):
+        spec = executors.get(label, {}).get("container", {})
+        if not spec.get("command"):
+            raise InputError(f"{where}: {label}: it names no command, and what its image would run is not known here")
+        environment = {item["name"]: str(item.get("value", "")) for item in spec.get("env", [])}
+        words = (*map(str, spec["command"]), *map(str, spec.get("args", [])))
+    for key, given in (one for kind in ("parameters", "artifacts") for one in _of(dag.get("outputs", {}), kind)):
+        items = given.get("artifactSelectors") or [given.get("valueFromParameter")]
+        if len(items) != 1 or items[0] is None:
+            raise InputError(f"{where}: outputs: {key}: it is one of several outputs (dsl.OneOf), {_DECIDED}")
+        output = items[0].get("outputParameterKey") or items[0]["outputArtifactKey"]
+        results[key] = FromTask(items[0]["producerSubtask"], output)
     return Component(
         name=name,
-        parameters=parameters,
-        artifacts=tuple(artifacts),
-        output_parameters={key: given["parameterType"] for key, given in outputs.get("parameters", {}).items()},
-        output_artifacts={
-            key: str(given.get("artifactType", {}).get("schemaTitle", ""))
-            for key, given in outputs.get("artifacts", {}).items()
+        parameters={
+            key: Parameter(given["parameterType"], given.get("defaultValue"), bool(given.get("isOptional")))
+            for key, given in _of(inputs, "parameters")
         },
-        container=container,
-        tasks={key: _task(key, given, f"{where}: {key}") for key, given in dag.get("tasks", {}).items()},
+        artifacts=tuple(inputs.get("artifacts", {})),
+        output_parameters={key: given["parameterType"] for key, given in _of(outputs, "parameters")},
+        output_artifacts=tuple(outputs.get("artifacts", {})),
+        words=words,
+        tasks={key: _task(key, given, f"{where}: {key}") for key, given in _of(dag, "tasks")},
         results=results,
+        environment=environment,
     )
 
 
-def _container(value: Any, where: str) -> Container:
-    _only(value, {"container"}, set(), where)
-    spec = value.get("container", {})
-    # resources say what to reserve in a cluster; this machine has what it has
-    _only(spec, {"command", "args", "env"}, {"image", "resources"}, where)
-    environment = {}
-    for item in spec.get("env", []):
-        _only(item, {"name", "value"}, set(), f"{where}: env")
-        environment[item["name"]] = str(item.get("value", ""))
-    if not spec.get("command"):
-        raise InputError(f"{where}: it names no command, and what its image would run is not known here")
-    return Container((*map(str, spec["command"]), *map(str, spec.get("args", []))), environment)
-
-
 def _task(name: str, value: Any, where: str) -> Task:
-    known = {"componentRef", "inputs", "dependentTasks", "triggerPolicy", "taskInfo"}
-    # our pipelines switch KFP's cache off; here only the runner's own record decides
-    _only(value, known, {"cachingOptions"}, where)
-    inputs = value.get("inputs", {})
-    _only(inputs, {"parameters", "artifacts"}, set(), f"{where}: inputs")
-    trigger = value.get("triggerPolicy", {})
+    trigger, inputs = value.get("triggerPolicy", {}), value.get("inputs", {})
     if "condition" in trigger:
         raise InputError(f"{where}: it has a condition (dsl.If, dsl.Elif, dsl.Else), {_DECIDED}")
-    _only(trigger, {"strategy"}, set(), f"{where}: triggerPolicy")
-    strategies = {"": False, "ALL_UPSTREAM_TASKS_SUCCEEDED": False, "ALL_UPSTREAM_TASKS_COMPLETED": True}
     strategy = str(trigger.get("strategy", ""))
-    if strategy not in strategies:
+    if strategy not in _ALWAYS:
         raise InputError(f"{where}: it uses the strategy {strategy}, which the local runner does not know")
     return Task(
         name=name,
         title=str(value.get("taskInfo", {}).get("name", name)),
         component=str(value.get("componentRef", {}).get("name", "")),
-        parameters={key: _parameter_source(given, f"{where}: {key}") for key, given in _of(inputs, "parameters")},
-        artifacts={key: _artifact_source(given, f"{where}: {key}") for key, given in _of(inputs, "artifacts")},
+        parameters={key: _source(given, "Parameter") for key, given in _of(inputs, "parameters")},
+        artifacts={key: _source(given, "Artifact") for key, given in _of(inputs, "artifacts")},
         after=tuple(value.get("dependentTasks", [])),
-        always=strategies[strategy],
+        always=_ALWAYS[strategy],
     )
 
 
-def _of(value: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
-    yield from value.get(key, {}).items()
+def _of(value: Mapping[str, Any], key: str) -> Any:
+    return value.get(key, {}).items()
 
 
-def _parameter_source(value: Any, where: str) -> Source:
-    _only(value, {"runtimeValue", "componentInputParameter", "taskOutputParameter"}, set(), where)
+def _source(value: Any, kind: str) -> Source:
     if "runtimeValue" in value:
-        _only(value["runtimeValue"], {"constant"}, set(), where)
         return Constant(value["runtimeValue"]["constant"])
-    if "componentInputParameter" in value:
-        return FromParent(value["componentInputParameter"])
-    given = value["taskOutputParameter"]
-    return FromTask(given["producerTask"], given["outputParameterKey"])
-
-
-def _artifact_source(value: Any, where: str) -> Source:
-    _only(value, {"componentInputArtifact", "taskOutputArtifact"}, set(), where)
-    if "componentInputArtifact" in value:
-        return FromParent(value["componentInputArtifact"])
-    given = value["taskOutputArtifact"]
-    return FromTask(given["producerTask"], given["outputArtifactKey"])
-
-
-def _results(outputs: Any, where: str) -> Iterator[tuple[str, FromTask]]:
-    """The outputs of a graph, each from one task in it."""
-    _only(outputs, {"parameters", "artifacts"}, set(), where)
-    for key, value in _of(outputs, "parameters"):
-        if "valueFromOneof" in value:
-            raise InputError(f"{where}: {key}: it is one of several outputs (dsl.OneOf), {_DECIDED}")
-        _only(value, {"valueFromParameter"}, set(), f"{where}: {key}")
-        item = value["valueFromParameter"]
-        yield key, FromTask(item["producerSubtask"], item["outputParameterKey"])
-    for key, value in _of(outputs, "artifacts"):
-        _only(value, {"artifactSelectors"}, set(), f"{where}: {key}")
-        if len(value["artifactSelectors"]) != 1:
-            raise InputError(f"{where}: {key}: it is one of several outputs (dsl.OneOf), {_DECIDED}")
-        (item,) = value["artifactSelectors"]
-        yield key, FromTask(item["producerSubtask"], item["outputArtifactKey"])
+    if f"componentInput{kind}" in value:
+        return FromParent(value[f"componentInput{kind}"])
+    given = value[f"taskOutput{kind}"]
+    return FromTask(given["producerTask"], given[f"output{kind}Key"])
 
 
 # --- does it fit together? --------------------------------------------------------------------------------------------
-
-
-def _check(package: Package, where: str) -> None:
-    """Every name that is used is there: components, tasks, inputs, outputs, placeholders; and no group is empty."""
-    for component in (package.root, *package.components.values()):
-        here = f"{where}: {component.name}"
-        if component.container is None and not component.tasks:
-            raise InputError(f"{here}: neither a container nor tasks; the compiled pipeline is damaged")
-        for key, selector in component.results.items():
-            _check_selector(package, component, selector, f"{here}: output {key}")
-        if component.container is not None:
-            _check_words(component, here)
-        for task in component.tasks.values():
-            _check_task(package, component, task, f"{here}: {task.name}")
-    steps = _steps(package, package.root, (), {}, where)
-    if steps > MOST_STEPS:
-        raise InputError(f"{where}: it holds {steps} steps; at most {MOST_STEPS} can run")
 
 
 def _steps(package: Package, component: Component, around: tuple[str, ...], known: dict[str, int], where: str) -> int:
@@ -310,7 +279,7 @@ def _steps(package: Package, component: Component, around: tuple[str, ...], know
         raise InputError(f"{where}: {component.name} contains itself; the pipeline would never end")
     if len(around) > DEEPEST:
         raise InputError(f"{where}: {component.name} stands inside more than {DEEPEST} sub-pipelines")
-    if component.container is not None:
+    if component.words:
         return 1
     if component.name not in known:
         within = (*around, component.name)
@@ -319,73 +288,62 @@ def _steps(package: Package, component: Component, around: tuple[str, ...], know
     return known[component.name]
 
 
+def _check_component(package: Package, component: Component, where: str) -> None:
+    """Every name that is used is there: components, tasks, inputs, outputs, placeholders; and no group is empty."""
+    if not component.words and not component.tasks:
+        raise _damaged(f"{where}: neither a container nor tasks")
+    for key, selector in component.results.items():
+        _check_output(package, component, selector, f"{where}: output {key}")
+    for word in component.words:
+        given, outputs = {*component.parameters, *component.artifacts}, set(component.output_parameters)
+        check_word(word, given, outputs, set(component.output_artifacts), where)
+    for task in component.tasks.values():
+        _check_task(package, component, task, f"{where}: {task.name}")
+
+
 def _check_task(package: Package, parent: Component, task: Task, where: str) -> None:
     if task.component not in package.components:
-        raise InputError(f"{where}: there is no component {task.component}; the compiled pipeline is damaged")
-    component = package.components[task.component]
-    others = [other for other in parent.tasks.values() if other is not task]
+        raise _damaged(f"{where}: there is no component {task.component}")
     for name in task.waits_for:
         if name not in parent.tasks or name == task.name:
-            raise InputError(f"{where}: it waits for {name}, which is not beside it; the compiled pipeline is damaged")
+            raise _damaged(f"{where}: it waits for {name}, which is not beside it")
         if parent.tasks[name].always:
             raise InputError(f"{where}: it waits for {name}, which KFP runs as an exit handler: nothing comes after it")
     if task.always and len(task.waits_for) != 1:
         raise InputError(f"{where}: an exit handler of {len(task.waits_for)} tasks; KFP would run it once for each")
-    if task.always and any(other.always and other.waits_for == task.waits_for for other in others):
+    alike = [other for other in parent.tasks.values() if other.always and other.waits_for == task.waits_for]
+    if task.always and len(alike) > 1:
         raise InputError(f"{where}: not the only exit handler of {task.waits_for[0]}; KFP would run one of them")
-    for key, source in (*task.parameters.items(), *task.artifacts.items()):
-        _check_source(package, parent, task, source, f"{where}: {key}")
-    _check_passed(component, task, where)
-
-
-def _check_source(package: Package, parent: Component, task: Task, source: Source, where: str) -> None:
-    if isinstance(source, FromParent) and source.name not in {*parent.parameters, *parent.artifacts}:
-        raise InputError(
-            f"{where} comes from an input {source.name} that {parent.name} does not have; "
-            "the compiled pipeline is damaged"
-        )
-    if isinstance(source, FromTask):
-        _check_selector(package, parent, source, where)
-    if isinstance(source, Constant) and isinstance(source.value, str):
-        whole = source.value.removeprefix("{{$.").removesuffix("}}") in JOB
-        if not whole:
-            if "{{$}}" in source.value or "$.outputs" in source.value:
-                raise InputError(f"{where}: an input names {source.value!r}, which only a command can")
-            check_placeholders(source.value, {*task.parameters, *task.artifacts}, set(), set(), where)
-
-
-def _check_passed(component: Component, task: Task, where: str) -> None:
-    """A step passes each input that its component declares, but for those whose absence it asks for; a group's
-    defaults are filled in, as KFP does it for groups alone."""
-    words = component.container.words if component.container else ()
-    asked = {asked_for(word) for word in words}
-    for key, parameter in component.parameters.items():
-        if key in task.parameters or (key in asked and parameter.optional):
-            continue
-        if component.container and parameter.optional:
+    passed = {**task.parameters, **task.artifacts}
+    for key, source in passed.items():
+        here = f"{where}: {key}"
+        if isinstance(source, FromParent) and source.name not in {*parent.parameters, *parent.artifacts}:
+            raise _damaged(f"{here} comes from an input {source.name} that {parent.name} does not have")
+        if isinstance(source, FromTask):
+            _check_output(package, parent, source, here)
+        text = source.value if isinstance(source, Constant) else None
+        if isinstance(text, str) and text.removeprefix("{{$.").removesuffix("}}") not in JOB:
+            if "{{$}}" in text or "$.outputs" in text:
+                raise InputError(f"{here}: an input names {text!r}, which only a command can")
+            check_placeholders(text, set(passed), set(), set(), here)
+    # a step passes each input that its component declares, but for those whose absence it asks for; a group's defaults
+    # are filled in, as KFP does it for groups alone
+    component = package.components[task.component]
+    asked = {choice_of(word, where).get("InputName") for word in component.words}
+    optional = {key for key, parameter in component.parameters.items() if parameter.optional}
+    missing = [key for key in component.parameters if key not in task.parameters]
+    for key in (*missing, *(key for key in component.artifacts if key not in task.artifacts)):
+        if key not in optional:
+            raise _damaged(f"{where}: its input {key} is not given")
+        if component.words and key not in asked:
             raise InputError(
                 f"{where}: it passes nothing for the input {key}, and KFP 2.17 looks at no default of a component: "
                 f'parameter "{key}" not found in executor input; pass {key} in the pipeline'
             )
-        if not parameter.optional:
-            raise InputError(f"{where}: its input {key} is not given; the compiled pipeline is damaged")
-    for key in component.artifacts:
-        if key not in task.artifacts:
-            raise InputError(f"{where}: its input {key} is not given; the compiled pipeline is damaged")
 
 
-def _check_selector(package: Package, graph: Component, selector: FromTask, where: str) -> None:
-    task = graph.tasks.get(selector.task)
+def _check_output(package: Package, graph: Component, source: FromTask, where: str) -> None:
+    task = graph.tasks.get(source.task)
     component = package.components.get(task.component) if task else None
-    if component is None or selector.output not in {*component.output_parameters, *component.output_artifacts}:
-        raise InputError(
-            f"{where}: it comes from {selector.task}'s output {selector.output}, which there is not; "
-            "the compiled pipeline is damaged"
-        )
-
-
-def _check_words(component: Component, where: str) -> None:
-    assert component.container is not None
-    given = {*component.parameters, *component.artifacts}
-    for word in component.container.words:
-        check_word(word, given, set(component.output_parameters), set(component.output_artifacts), where)
+    if component is None or source.output not in {*component.output_parameters, *component.output_artifacts}:
+        raise _damaged(f"{where}: it comes from {source.task}'s output {source.output}, which there is not")

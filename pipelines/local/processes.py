@@ -11,11 +11,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zhllama import storage
 from zhllama.errors import InputError
+
+PATIENCE = 15.0
+"""Seconds that an earlier run's processes have after SIGTERM."""
+BUSY = "another run is using this folder; wait for it, or choose another"
 
 
 def _fields(pid: str) -> list[str]:
@@ -41,10 +45,8 @@ def group_runs(group: int) -> bool:
 
 def send(group: int, number: int) -> None:
     """A signal to a process group; gone is fine."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 class Ledger:
@@ -62,15 +64,20 @@ class Ledger:
         self._running.pop(str(pid), None)
         self._write()
 
+    def send(self, number: int) -> None:
+        """A signal to all of them."""
+        for pid in self._running:
+            send(int(pid), number)
+
     def _write(self) -> None:
         storage.write_bytes(str(self._path), json.dumps(self._running).encode())
 
-    def end_leftovers(self, patience: float = 15.0) -> int:
-        """Ends what an earlier run that was killed left running. Returns how many groups that were."""
+    def end_leftovers(self) -> None:
+        """Ends what an earlier run that was killed left running."""
         try:
             listed = json.loads(self._path.read_text())
         except (FileNotFoundError, ValueError):
-            return 0
+            return
         # a group keeps its number while it has members: one without its leader is still ours
         left = [int(pid) for pid, started in listed.items() if started_at(int(pid)) in ("", started)]
         left = [pid for pid in left if group_runs(pid)]
@@ -78,28 +85,25 @@ class Ledger:
             send(pid, signal.SIGTERM)
             # a stopped one (Ctrl-Z) would not hear it
             send(pid, signal.SIGCONT)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         while any(group_runs(pid) for pid in left) and time.monotonic() < deadline:
             time.sleep(0.05)
         for pid in left:
             send(pid, signal.SIGKILL)
         self._path.unlink(missing_ok=True)
-        return len(left)
 
 
 @contextmanager
-def alone_in(work: Path) -> Iterator[None]:
-    """Two runs in one folder would write over each other: the second is refused."""
+def alone_in(folder: Path, busy: str = BUSY) -> Iterator[None]:
+    """Two in one folder would write over each other: the second is refused."""
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / ".lock", "a+")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+")
     except OSError as error:
-        raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
+        raise InputError(f"--work {folder}: {error.strerror}; choose another folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(
-                f"--work {work}: another run is using this folder; wait for it, or choose another"
-            ) from error
+            raise InputError(f"--work {folder}: {busy}") from error
         yield

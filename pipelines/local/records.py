@@ -1,4 +1,4 @@
-"""What a step did, kept beside its log, so that a later run can see that there is nothing to do.
+"""What a step did, kept beside its log, so that a later run can see that there is nothing to do; how a run ended.
 
 A stage skips itself when its work is published, in one or two seconds; fifteen stages that each say so take half a
 minute. The record answers in milliseconds, and only when it is sure: same command, same code and packages, same content
@@ -10,12 +10,14 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.local.placeholders import Value
+from pipelines.local.placeholders import Surroundings, Value, is_of, value_of
+from pipelines.local.plan import Node
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of
 from zhllama.errors import InputError
@@ -43,21 +45,26 @@ class Record:
     def manifest(self) -> Manifest | None:
         """The manifest among the step's output artifacts, as it was copied there."""
         for path in self.artifacts.values():
-            found = _manifest_in(path)
-            if found is not None and found.reference == self.reference:
-                return found
+            with suppress(OSError, InputError):
+                content = Path(path).read_bytes()
+                if content[:1] == b"{" and (found := Manifest.from_json(content, path)).reference == self.reference:
+                    return found
         return None
+
+    def still_there(self) -> bool:
+        """Whether what the step published is where it was: same manifest, every file of its size."""
+        manifest = self.manifest()
+        if manifest is None:
+            return False
+        try:
+            stored = Manifest.from_json(storage.read_bytes(manifest.reference), manifest.reference)
+        except (FileNotFoundError, NotADirectoryError, InputError):
+            return False
+        there = {item.name: item.size for item in storage.listing(manifest.root)}
+        return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.files)
 
     def write(self, folder: Path) -> None:
         storage.write_bytes(str(folder / RECORD), (json.dumps(asdict(self), ensure_ascii=False) + "\n").encode())
-
-
-def _manifest_in(path: str) -> Manifest | None:
-    try:
-        content = Path(path).read_bytes()
-        return Manifest.from_json(content, path) if content[:1] == b"{" else None
-    except (OSError, InputError):
-        return None
 
 
 def read_record(folder: Path) -> Record | None:
@@ -76,60 +83,105 @@ def forget(folder: Path) -> None:
         storage.delete(manifest.reference)
 
 
-def still_there(record: Record) -> bool:
-    """Whether what the step published is where it was: same manifest, every file of its size."""
-    manifest = record.manifest()
-    if manifest is None:
-        return False
-    try:
-        stored = Manifest.from_json(storage.read_bytes(manifest.reference), manifest.reference)
-    except (FileNotFoundError, NotADirectoryError, InputError):
-        return False
-    there = {item.name: item.size for item in storage.listing(manifest.root)}
-    return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.files)
-
-
 def key_of(words: Sequence[str], inputs: Mapping[str, Value]) -> str:
     """What decides a step's result. `words`: its command, with inputs filled in and outputs left as placeholders."""
-    behind = {name: contents(value) for name, value in inputs.items() if name != "store" and isinstance(value, str)}
-    return digest_of({"words": list(words), "code": code_digest(), "versions": versions_digest(), "behind": behind})
+    behind = {name: _contents(value) for name, value in inputs.items() if name != "store" and isinstance(value, str)}
+    return digest_of({"words": list(words), **_surroundings(), "behind": behind})
 
 
-def contents(value: str) -> list[Any]:
+def _contents(value: str) -> list[Any]:
     """What lies behind the addresses in a text now: names, sizes and tags; nothing for ordinary text."""
     found: list[Any] = []
     for part in filter(None, value.split(",")):
         address = re.sub(r":(\d+(\.\d+)?|\.\d+)$", "", part.strip())
-        if storage.is_s3(address) or (len(address) < 4096 and "\0" not in address and Path(address).exists()):
-            found.append(_behind(storage.normalise(address)))
+        local = not storage.is_s3(address)
+        if local and (len(address) >= 4096 or "\0" in address or not Path(address).exists()):
+            continue
+        uri = storage.normalise(address)
+        if uri.endswith(f"/{MANIFEST}"):
+            try:
+                found.append([hashlib.sha256(storage.read_bytes(uri)).hexdigest()])
+            except FileNotFoundError:
+                found.append(["gone"])
+        elif local and Path(uri).is_file():
+            status = Path(uri).stat()
+            found.append([status.st_size, status.st_mtime_ns])
+        else:
+            found.append([[item.name, item.size, item.tag] for item in storage.listing(uri)])
     return found
 
 
-def _behind(uri: str) -> list[Any]:
-    if uri.endswith(f"/{MANIFEST}"):
-        try:
-            return [hashlib.sha256(storage.read_bytes(uri)).hexdigest()]
-        except FileNotFoundError:
-            return ["gone"]
-    if not storage.is_s3(uri) and Path(uri).is_file():
-        status = Path(uri).stat()
-        return [status.st_size, status.st_mtime_ns]
-    return [[item.name, item.size, item.tag] for item in storage.listing(uri)]
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """SHA-256 over the library and the stages: a change anywhere makes every stage look for itself."""
+@cache
+def _surroundings() -> dict[str, str]:
+    """SHA-256 over the library and the stages (a change anywhere makes every stage look for itself), and over the
+    names and versions of all installed packages."""
     root = Path(__file__).parents[2]
-    running = hashlib.sha256()
+    code = hashlib.sha256()
     for path in sorted(path for folder in ("zhllama", "components") for path in (root / folder).rglob("*")):
         if path.is_file() and path.suffix in (".py", ".json", ".yaml", ".txt", ".html", ".jinja"):
-            running.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return running.hexdigest()
+            code.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    versions = sorted(f"{item.name}=={item.version}" for item in importlib.metadata.distributions())
+    return {"code": code.hexdigest(), "versions": hashlib.sha256("\n".join(versions).encode()).hexdigest()}
 
 
-@lru_cache(maxsize=1)
-def versions_digest() -> str:
-    """SHA-256 over the names and versions of all installed packages."""
-    found = sorted(f"{item.name}=={item.version}" for item in importlib.metadata.distributions())
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any]]:
+    """The output parameters that a step wrote, and its metrics. InputError for one missing or of another type."""
+    executor: dict[str, Any] = {}
+    if Path(around.output_file).exists():
+        try:
+            executor = json.loads(Path(around.output_file).read_text())
+        except ValueError as error:
+            raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
+    values: dict[str, Value] = {}
+    for name, kind in node.component.output_parameters.items():
+        path = Path(around.output_parameters[name])
+        if name in executor.get("parameterValues", {}):
+            values[name] = executor["parameterValues"][name]
+            if not is_of(values[name], kind):
+                raise InputError(f"{node.name}: its output {name} is {values[name]!r}, which is no {kind}")
+        elif path.exists():
+            values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
+        else:
+            raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
+    metrics: dict[str, Any] = {}
+    for listed in executor.get("artifacts", {}).values():
+        for artifact in listed.get("artifacts", []):
+            metrics |= artifact.get("metadata", {})
+    return values, metrics
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """How one step of a run ended."""
+
+    name: str
+    stage: str
+    kind: str
+    """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
+    state: str
+    """done, unchanged, failed, not run or left out."""
+    seconds: float
+    reference: str
+    """The reference that it wrote; empty when there is none."""
+    inputs: Mapping[str, Value]
+    parameters: Mapping[str, Value]
+    facts: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    log: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `error`: a line about the first failure, empty when all is well; `steps` in the plan's order."""
+
+    exit_code: int
+    error: str
+    seconds: float
+    steps: Mapping[str, StepResult] = field(default_factory=dict)
+
+    def reference(self, step: str) -> str:
+        """The reference that a step wrote in this run (or before, when nothing has changed)."""
+        found = self.steps[step].reference
+        if not found:
+            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step].state})")
+        return found

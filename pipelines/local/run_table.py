@@ -12,15 +12,7 @@ from zhllama.stage.log import mask
 TAIL = 2000
 """Bytes from the end of a log that are looked at for its last line."""
 
-_LOOKS = {
-    State.WAITING: "dim",
-    State.READY: "dim",
-    State.RUNNING: "bold yellow",
-    State.DONE: "green",
-    State.FAILED: "bold red",
-    State.NOT_RUN: "dim",
-    State.LEFT_OUT: "dim",
-}
+_LOOKS = {State.RUNNING: "bold yellow", State.DONE: "green", State.FAILED: "bold red"}
 
 
 @dataclass
@@ -98,15 +90,10 @@ class RunTable:
             row.seconds = time.monotonic() - row.started
         row.state, row.figure, row.unchanged = state, figure, unchanged
         if self._live is None and row in self._rows:
-            self._line(row)
-
-    def _line(self, row: Row) -> None:
-        text = {State.RUNNING: "started", State.DONE: f"done in {row.shown_time}"}.get(row.state, row.shown_state)
-        if row.unchanged:
-            text = "unchanged"
-        figure = f": {row.figure}" if row.figure else ""
-        stamp = time.strftime("%H:%M:%S")
-        print(f"{stamp} {row.name:<{self._width}} {text}{figure}", file=self._stream, flush=True)
+            told = {State.RUNNING: "started", State.DONE: f"done in {row.shown_time}"}
+            text = row.shown_state if unchanged else told.get(state, row.shown_state)
+            line = f"{time.strftime('%H:%M:%S')} {row.name:<{self._width}} {text}{figure and f': {figure}'}"
+            print(line, file=self._stream, flush=True)
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -118,14 +105,12 @@ class RunTable:
             table.add_column(title, no_wrap=True, min_width=width)
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for row in self._rows:
-            look = _LOOKS[row.state]
-            figure = row.figure
-            if row.state is State.RUNNING:
-                figure = "".join(last_lines(row.log, 1))
+            running = row.state is State.RUNNING
+            figure = "".join(last_lines(row.log, 1)) if running else row.figure
             table.add_row(
-                Text(row.name, style="" if row.state in (State.RUNNING, State.DONE, State.FAILED) else "dim"),
-                Text(row.shown_state, style=look),
+                Text(row.name, style="" if row.state in _LOOKS else "dim"),
+                Text(row.shown_state, style=_LOOKS.get(row.state, "dim")),
                 Text(row.shown_time),
-                Text(figure, style="dim" if row.state is State.RUNNING else ""),
+                Text(figure, style="dim" if running else ""),
             )
         return table

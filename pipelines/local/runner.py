@@ -1,11 +1,9 @@
 """Runs a compiled pipeline on this machine: the same YAML, each container step a subprocess with its own command.
 
 Independent steps run side by side (two by default); a training runs alone, since its processes take every core. What a
-step did is recorded (records.py), so that a run picks up where an earlier one stopped, was killed or failed. Nothing
-is left running: see processes.py. What the IR holds beyond what our pipeline uses is refused by name (ir.py).
-
-Below the work folder: `steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3
-server's data; `cache/`, copies of artifacts.
+step did is recorded, so that a run picks up where an earlier one stopped, was killed or failed. Below the work folder:
+`steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3 server's data; `cache/`,
+copies of artifacts.
 """
 
 import asyncio
@@ -17,17 +15,16 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.local import plan as planning
-from pipelines.local.ir import Package, read_package
+from pipelines.local.ir import read_package
 from pipelines.local.placeholders import Surroundings, Value
 from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
 from pipelines.local.processes import Ledger, alone_in, send
-from pipelines.local.records import Record, forget, key_of, read_record, still_there
-from pipelines.local.results import RunResult, StepResult, outputs_written
+from pipelines.local.records import Record, RunResult, StepResult, forget, key_of, outputs_written, read_record
 from pipelines.local.run_table import Row, RunTable, duration, last_lines
 from pipelines.local.s3_server import BUCKET, LocalS3
 from zhllama import storage
@@ -89,52 +86,36 @@ def run_pipeline(
         raise InputError(f"--parallel {parallel}: at least one step has to run")
     work = work.absolute()
     spec = read_package(package)
-    with alone_in(work):
+    with alone_in(work), ExitStack() as stack:
         ledger = Ledger(work / "running.json")
         ledger.end_leftovers()
-        if "store" not in spec.root.parameters:
-            return _prepared(spec, arguments, work, ledger, until, start_from, parallel, again)
-        given = str(arguments.get("store") or "")
-        checked_arguments(spec, {**arguments, "store": given or "s3://pending"})
-        with s3_for(work, given) as store:
+        if "store" in spec.root.parameters:
+            given = str(arguments.get("store") or "")
+            checked_arguments(spec, {**arguments, "store": given or "s3://pending"})
+            store = stack.enter_context(s3_for(work, given))
             storage.check_writable(store)
-            whole = {**arguments, "store": storage.normalise(store)}
-            return _prepared(spec, whole, work, ledger, until, start_from, parallel, again)
-
-
-def _prepared(
-    spec: Package,
-    arguments: Mapping[str, Value],
-    work: Path,
-    ledger: Ledger,
-    until: str,
-    start_from: str,
-    parallel: int,
-    again: str,
-) -> RunResult:
-    plan = Plan(spec, checked_arguments(spec, arguments), _job(work, spec.name))
-    plan.rehearse()
-    if until:
-        plan.until(plan.named(until, "--until"))
-    run = _Run(plan, work, ledger, parallel, again)
-    if start_from:
-        named = plan.named(start_from, "--from")
-        for path in {node.path for node in named}.union(*(plan.after(node.path) for node in named)):
-            forget(run.folder(plan.nodes[path]))
-    return asyncio.run(run.whole())
-
-
-def _job(work: Path, name: str) -> dict[str, str]:
-    """What the run's placeholders stand for. The id stays the same in a work folder: going on is the same run."""
-    path = work / "id"
-    if not path.exists():
-        storage.write_bytes(str(path), str(uuid.uuid4()).encode())
-    identity = path.read_text().strip()
-    return {
-        "pipeline_job_uuid": identity,
-        "pipeline_job_name": f"{name}-local",
-        "pipeline_job_resource_name": f"{name}-{identity}",
-    }
+            arguments = {**arguments, "store": storage.normalise(store)}
+        if not (work / "id").exists():
+            storage.write_bytes(str(work / "id"), str(uuid.uuid4()).encode())
+        # it stays the same in a work folder: going on is the same run
+        identity = (work / "id").read_text().strip()
+        job = {
+            "pipeline_job_uuid": identity,
+            "pipeline_job_name": f"{spec.name}-local",
+            "pipeline_job_resource_name": f"{spec.name}-{identity}",
+        }
+        plan = Plan(spec, checked_arguments(spec, arguments), job)
+        plan.rehearse()
+        if until:
+            plan.until(plan.named(until, "--until"))
+        run = _Run(plan, work, ledger, parallel)
+        if start_from:
+            named = plan.named(start_from, "--from")
+            for path in {node.path for node in named}.union(*(plan.after(node.path) for node in named)):
+                forget(run.folder(plan.nodes[path]))
+        result = asyncio.run(run.whole())
+        run.say(result, f"to go on: {again} (what is done is kept)" if again else "")
+        return result
 
 
 def last_model(work: Path) -> str:
@@ -154,50 +135,50 @@ def last_model(work: Path) -> str:
 class _Run:
     """One run: starts what the plan lets start, until nothing is left."""
 
-    def __init__(self, plan: Plan, work: Path, ledger: Ledger, parallel: int, again: str) -> None:
+    def __init__(self, plan: Plan, work: Path, ledger: Ledger, parallel: int) -> None:
         self._plan = plan
         self._work = work
         self._ledger = ledger
         self._parallel = parallel
-        self._again = again
         self._ended: dict[planning.Path, Ended] = {}
         self._records: dict[planning.Path, Record] = {}
         self._tasks: dict[planning.Path, asyncio.Task[None]] = {}
-        self._groups: set[int] = set()
         self._signals = 0
         self._failures: list[tuple[Node, int, str]] = []
         self._rows = {node.path: Row(node.name, self.folder(node) / "log.txt") for node in plan.steps}
+        # a step that tidies up is shown when it fails and not else
+        shown = [node.path for node in plan.steps if not node.task.always and node.path in plan.wanted]
+        self._table = RunTable([self._rows[path] for path in shown])
 
     def folder(self, node: Node) -> Path:
         return self._work / "steps" / node.name.replace("/", ".")
 
     async def whole(self) -> RunResult:
         started = time.monotonic()
-        shown = [self._rows[node.path] for node in self._plan.steps if self._is_shown(node)]
-        with self._listening(), RunTable(shown) as self._table:
-            try:
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            loop.add_signal_handler(number, self._told_to_stop)
+        try:
+            with self._table:
                 await self._loop()
-            finally:
-                self._stop_children(signal.SIGKILL)
+        finally:
+            self._ledger.send(signal.SIGKILL)
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
         result = self._result(time.monotonic() - started)
-        storage.write_bytes(
-            str(self._work / "run.json"), (json.dumps(asdict(result), ensure_ascii=False, indent=1)).encode()
-        )
-        self._say(result)
+        written = json.dumps(asdict(result), ensure_ascii=False, indent=1)
+        storage.write_bytes(str(self._work / "run.json"), written.encode())
         return result
-
-    def _is_shown(self, node: Node) -> bool:
-        """A step that tidies up is shown when it fails and not else."""
-        return not node.task.always and node.path in self._plan.wanted
 
     async def _loop(self) -> None:
         while True:
             snapshot = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
-            states = snapshot.states()
-            for path, state in states.items():
+            for path, state in snapshot.states.items():
                 if state in planning.SETTLED and self._rows[path].state is State.WAITING:
                     self._table.change(self._rows[path], state)
-            for node in self._may_start([path for path, state in states.items() if state is State.READY]):
+            for node in self._may_start(snapshot.states):
                 self._tasks[node.path] = asyncio.create_task(self._step(node, snapshot))
             if not self._tasks:
                 return
@@ -205,10 +186,10 @@ class _Run:
             for path in [path for path, task in self._tasks.items() if task in finished]:
                 self._tasks.pop(path).result()
 
-    def _may_start(self, ready: list[planning.Path]) -> list[Node]:
+    def _may_start(self, states: Mapping[planning.Path, State]) -> list[Node]:
         chosen: list[Node] = []
         alone = any(self._plan.nodes[path].module in ALONE for path in self._tasks)
-        for node in (self._plan.nodes[path] for path in ready):
+        for node in (self._plan.nodes[path] for path, state in states.items() if state is State.READY):
             busy = len(self._tasks) + len(chosen)
             if node.module in ALONE:
                 # it waits until everything has ended, and nothing new starts before it
@@ -217,25 +198,18 @@ class _Run:
                 chosen.append(node)
         return chosen
 
-    # --- one step -----------------------------------------------------------------------------------------------------
-
     async def _step(self, node: Node, snapshot: planning.Snapshot) -> None:
-        folder = self.folder(node)
+        folder, row = self.folder(node), self._rows[node.path]
         outputs = folder / "outputs"
         try:
             parameters, artifacts = snapshot.inputs(node.path)
-            around = Surroundings(
-                parameters=parameters,
-                artifacts=artifacts,
-                output_parameters={name: str(outputs / name) for name in node.component.output_parameters},
-                output_artifacts={name: str(outputs / name) for name in node.component.output_artifacts},
-                output_file=str(outputs / "executor_output.json"),
-            )
+            files = {name: str(outputs / name) for name in node.component.output_parameters}
+            things = {name: str(outputs / name) for name in node.component.output_artifacts}
+            around = Surroundings(parameters, artifacts, files, things, str(outputs / "executor_output.json"))
             words = self._plan.words(node, around)
         except InputError as error:
-            storage.write_bytes(str(folder / "log.txt"), f"error: {error}\n".encode())
-            self._fail(node, EXIT_INPUT, str(error).removeprefix(f"{node.name}: "))
-            return
+            storage.write_bytes(str(row.log), f"error: {error}\n".encode())
+            return self._fail(node, EXIT_INPUT, str(error).removeprefix(f"{node.name}: "))
         # what a task gets beside them is for its pod, or stands in one of them
         given = {
             name: around.launcher(value) if isinstance(value, str) else value
@@ -244,29 +218,24 @@ class _Run:
         }
         key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
         record = read_record(folder)
-        row = self._rows[node.path]
-        if record is not None and record.key == key and await asyncio.to_thread(still_there, record):
-            self._finish(node, record, unchanged=True)
-            return
+        if record is not None and record.key == key and await asyncio.to_thread(record.still_there):
+            return self._finish(node, record, unchanged=True)
         self._table.change(row, State.RUNNING)
         shutil.rmtree(outputs, ignore_errors=True)
         outputs.mkdir(parents=True)
-        code = await self._process(node, words, folder / "log.txt")
+        code = await self._process(node, words, row.log)
         if code == 0:
             try:
                 values, metrics = outputs_written(node, around)
             except InputError as error:
-                self._fail(node, EXIT_FAULT, str(error))
-                return
-            record = Record(key, given, values, dict(around.output_artifacts), metrics, time.monotonic() - row.started)
+                return self._fail(node, EXIT_FAULT, str(error))
+            record = Record(key, given, values, things, metrics, time.monotonic() - row.started)
             record.write(folder)
-            self._finish(node, record)
-            return
+            return self._finish(node, record)
         if self._signals and not node.task.always:
             self._ended[node.path] = Ended(False)
-            self._table.change(row, State.FAILED, "stopped")
-            return
-        self._fail(node, code, "".join(last_lines(folder / "log.txt", 1)))
+            return self._table.change(row, State.FAILED, "stopped")
+        return self._fail(node, code, "".join(last_lines(row.log, 1)))
 
     def _finish(self, node: Node, record: Record, unchanged: bool = False) -> None:
         self._records[node.path] = record
@@ -283,14 +252,13 @@ class _Run:
 
     async def _process(self, node: Node, words: list[str], log: Path) -> int:
         """Runs the command; its exit code, or minus the signal that ended it."""
-        assert node.component.container is not None
-        environment = node.component.container.environment
         if words[0] in ("python", "python3"):
             words = [sys.executable, *words[1:]]
         # idle threads that spin would take the cores from the other step
         around = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1"}
         # the places in a pod are no places here
-        around |= {name: value for name, value in environment.items() if name not in (*POD_PLACES, CA_VARIABLE)}
+        told = node.component.environment.items()
+        around |= {name: value for name, value in told if name not in (*POD_PLACES, CA_VARIABLE)}
         around.setdefault("ZHLLAMA_CACHE", str(self._work / "cache"))
         with open(log, "wb") as output:
             try:
@@ -306,51 +274,25 @@ class _Run:
             except OSError as error:
                 output.write(f"{words[0]}: {error.strerror}\n".encode())
                 return 127
-        self._groups.add(process.pid)
         self._ledger.add(process.pid)
         try:
             if self._signals and not node.task.always:
                 send(process.pid, signal.SIGTERM)
-            limit = GRACE if node.task.always else None
             with suppress(TimeoutError):
-                return await asyncio.wait_for(process.wait(), limit)
+                return await asyncio.wait_for(process.wait(), GRACE if node.task.always else None)
             send(process.pid, signal.SIGKILL)
             return await process.wait()
         finally:
             # whatever the step started and left behind
             send(process.pid, signal.SIGKILL)
-            self._groups.discard(process.pid)
             self._ledger.remove(process.pid)
-
-    # --- stopping -----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in before:
-            loop.add_signal_handler(number, self._told_to_stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
 
     def _told_to_stop(self) -> None:
         """First SIGTERM to all, SIGKILL after GRACE; a second Ctrl-C does not wait."""
         self._signals += 1
-        if self._signals > 1:
-            self._stop_children(signal.SIGKILL)
-            return
-        self._stop_children(signal.SIGTERM)
-        asyncio.get_running_loop().call_later(GRACE, self._stop_children, signal.SIGKILL)
-
-    def _stop_children(self, number: int) -> None:
-        for group in list(self._groups):
-            send(group, number)
-
-    # --- the end ------------------------------------------------------------------------------------------------------
+        self._ledger.send(signal.SIGTERM if self._signals == 1 else signal.SIGKILL)
+        if self._signals == 1:
+            asyncio.get_running_loop().call_later(GRACE, self._ledger.send, signal.SIGKILL)
 
     def _result(self, seconds: float) -> RunResult:
         code, error = EXIT_DONE, ""
@@ -360,38 +302,33 @@ class _Run:
             node, failed, line = self._failures[0]
             code = EXIT_INPUT if failed == EXIT_INPUT else EXIT_FAULT
             error = f"{node.name}: {line or f'it ended with {failed}'}"
-        states = self._plan.at(self._ended, stopped=True).states()
-        steps = {node.name: self._step_result(node, states[node.path]) for node in self._plan.steps}
+        steps = {}
+        for node in self._plan.steps:
+            row, record = self._rows[node.path], self._records.get(node.path)
+            manifest = record.manifest() if record else None
+            steps[node.name] = StepResult(
+                name=node.name,
+                stage=node.module,
+                kind=manifest.kind if manifest else "",
+                state=row.shown_state,
+                seconds=round(record.seconds if record else row.seconds, 2),
+                reference=record.reference if record else "",
+                inputs=record.inputs if record else {},
+                parameters=record.parameters if record else {},
+                facts=dict(manifest.facts) if manifest else {},
+                metrics=dict(manifest.metrics) if manifest else dict(record.metrics) if record else {},
+                log=str(row.log),
+            )
         return RunResult(code, error, round(seconds, 2), steps)
 
-    def _step_result(self, node: Node, state: State) -> StepResult:
-        row, record = self._rows[node.path], self._records.get(node.path)
-        manifest = record.manifest() if record else None
-        return StepResult(
-            name=node.name,
-            stage=node.module,
-            kind=manifest.kind if manifest else "",
-            state="unchanged" if row.unchanged else state.value,
-            seconds=round(record.seconds if record else row.seconds, 2),
-            reference=record.reference if record else "",
-            inputs=record.inputs if record else {},
-            parameters=record.parameters if record else {},
-            facts=dict(manifest.facts) if manifest else {},
-            metrics=dict(manifest.metrics) if manifest else dict(record.metrics) if record else {},
-            log=str(row.log),
-        )
-
-    def _say(self, result: RunResult) -> None:
-        again = f"\nto go on: {self._again} (what is done is kept)" if self._again else ""
+    def say(self, result: RunResult, again: str) -> None:
         if result.exit_code == EXIT_CANCELLED:
-            print(f"cancelled after {duration(result.seconds)}{again}", flush=True)
+            print(f"cancelled after {duration(result.seconds)}" + (f"\n{again}" if again else ""), flush=True)
             return
         for node, code, _ in self._failures:
-            log = self.folder(node) / "log.txt"
+            log = self._rows[node.path].log
             how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-            print(f"\n{node.name} {how}. Its last lines:", flush=True)
-            for line in last_lines(log, 1 if code == EXIT_INPUT else SHOWN):
-                print(f"  {line}")
-            print(f"its log: {log}", flush=True)
+            lines = [f"  {line}" for line in last_lines(log, 1 if code == EXIT_INPUT else SHOWN)]
+            print(f"\n{node.name} {how}. Its last lines:", *lines, f"its log: {log}", sep="\n", flush=True)
         if self._failures:
-            print(again.strip(), flush=True)
+            print(again, flush=True)

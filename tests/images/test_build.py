@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.images.container_builder import BASE, ContainerBuilder, missing
+from tests.images.pin_lists import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = sorted(path.parent.name for path in (ROOT / "images").glob("*/Dockerfile") if path.parent.name != "base")
@@ -91,7 +92,7 @@ def packages(stage: str) -> dict[Path, str]:
 # --- what is in an image ----------------------------------------------------------------------------------------------
 
 
-def test_an_image_holds_its_list_and_nothing_more(builder, base, lock):
+def test_an_image_holds_its_list_and_nothing_more(builder, base):
     program = (
         "import json, sys\n"
         "from importlib.metadata import distributions\n"
@@ -101,7 +102,7 @@ def test_an_image_holds_its_list_and_nothing_more(builder, base, lock):
     done = builder.run(base("control"), "-c", program, where, entrypoint="python")
     assert done.returncode == 0, done.stderr
     held = {f"{re.sub('[-_.]+', '-', name).lower()}=={version}" for name, _, version in split(json.loads(done.stdout))}
-    listed = lock.parse((ROOT / "images" / "requirements" / "control.txt").read_text())
+    listed = parse((ROOT / "images" / "requirements" / "control.txt").read_text())
     assert held == {f"{name}=={version}" for name, (version, _) in listed.items()}
 
 
@@ -127,22 +128,22 @@ def with_list(folder: Path, text: str) -> Path:
     return folder
 
 
-def entry(lock, name: str) -> str:
-    pins = lock.parse((ROOT / "images" / "requirements" / "control.txt").read_text())
+def entry(name: str) -> str:
+    pins = parse((ROOT / "images" / "requirements" / "control.txt").read_text())
     version, hashes = pins[name]
     return " ".join([f"{name}=={version}", *(f"--hash=sha256:{sha256}" for sha256 in hashes)])
 
 
-def test_a_file_with_another_hash_is_not_installed(builder, lock, tmp_path):
-    forged = re.sub(r"sha256:..", "sha256:00", entry(lock, "tenacity"))
+def test_a_file_with_another_hash_is_not_installed(builder, tmp_path):
+    forged = re.sub(r"sha256:..", "sha256:00", entry("tenacity"))
     context = with_list(tmp_path, forged + "\n")
     done = builder.build("trial", ROOT / "images/base/Dockerfile", context, EXTRA="trial", BASE_IMAGE=BASE)
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stdout + done.stderr
 
 
-def test_a_list_without_something_that_is_needed_makes_no_image(builder, lock, tmp_path):
-    context = with_list(tmp_path, entry(lock, "markdown-it-py") + "\n")
+def test_a_list_without_something_that_is_needed_makes_no_image(builder, tmp_path):
+    context = with_list(tmp_path, entry("markdown-it-py") + "\n")
     done = builder.build("trial", ROOT / "images/base/Dockerfile", context, EXTRA="trial", BASE_IMAGE=BASE)
     assert done.returncode != 0
     assert "mdurl" in done.stdout + done.stderr

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.tags import parse_tag
 from packaging.utils import canonicalize_name
 
+from tests.images.pin_lists import parse
+
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ("control", "data", "train", "generate", "serve", "gguf")
 
@@ -39,9 +41,9 @@ def text_of(extra: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def listed(lock) -> dict[str, dict[str, str]]:
+def listed() -> dict[str, dict[str, str]]:
     """extra → package → version, of the images' lists."""
-    return {extra: {name: pin[0] for name, pin in lock.parse(text_of(extra)).items()} for extra in EXTRAS}
+    return {extra: {name: pin[0] for name, pin in parse(text_of(extra)).items()} for extra in EXTRAS}
 
 
 def test_the_images_lists_are_those_of_the_extras(lock):
@@ -62,13 +64,13 @@ def test_an_images_list_is_the_closure_of_its_extra(lock, listed):
 def test_a_list_is_as_make_lock_writes_it(lock):
     """Nothing by hand: what is read and written again is the same, the hashes sorted and each once."""
     for extra in EXTRAS:
-        read = lock.parse(text_of(extra))
+        read = parse(text_of(extra))
         known = {name: sorted(set(found)) for name, (_, found) in read.items()}
         assert text_of(extra) == lock.requirements(extra, {name: version for name, (version, _) in read.items()}, known)
 
 
 def test_every_pin_of_a_list_has_the_hashes_of_its_files(lock):
-    for name, (_, found) in (pin for extra in EXTRAS for pin in lock.parse(text_of(extra)).items()):
+    for name, (_, found) in (pin for extra in EXTRAS for pin in parse(text_of(extra)).items()):
         assert found, name
         assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in found), name
         if name in lock.SOURCES:

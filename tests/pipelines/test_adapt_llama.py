@@ -77,8 +77,7 @@ def words_of(node: Node, values: dict[str, Any]) -> list[str]:
         output_artifacts={name: f"/out/{name}" for name in node.component.output_artifacts},
         output_file="/out/executor_output.json",
     )
-    assert node.component.container is not None
-    return command(node.component.container.words, around)
+    return command(node.component.words, around)
 
 
 def runs(packages: Packages, size: str, **settings: str) -> Iterator[tuple[Node, list[str]]]:
@@ -86,7 +85,7 @@ def runs(packages: Packages, size: str, **settings: str) -> Iterator[tuple[Node,
     package = read(packages(size, store="s3://bucket/store", **settings))
     plan = Plan(package, checked_arguments(package, {}), {"pipeline_job_uuid": "1234"})
     ended: dict[Any, Ended] = {}
-    while ready := [path for path, state in plan.at(ended).states().items() if state is State.READY]:
+    while ready := [path for path, state in plan.at(ended).states.items() if state is State.READY]:
         moment = plan.at(ended)
         for path in ready:
             values, _ = moment.inputs(path)

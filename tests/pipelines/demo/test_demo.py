@@ -10,8 +10,7 @@ from rich.console import Console
 
 from components.fetch_weights.__main__ import FetchWeights, fetch_weights
 from pipelines.demo import base_model, material, run
-from pipelines.demo.run import shortfalls, upload
-from pipelines.demo.show import show_report
+from pipelines.demo.run import shortfalls, show_report, upload
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage

@@ -160,7 +160,7 @@ def test_an_input_whose_absence_a_component_asks_for_may_be_left_out(compiled):
 
     plan = Plan(read_package(compiled(outer)), {}, {})
     plan.rehearse()
-    assert command(plan.steps[0].component.container.words, Surroundings({})) == ["say", "--none"]
+    assert command(plan.steps[0].component.words, Surroundings({})) == ["say", "--none"]
 
 
 @dsl.container_component

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.local.ir import Component, Container, FromTask, Package, Parameter, Task
+from pipelines.local.ir import Component, FromTask, Package, Parameter, Task
 from pipelines.local.plan import SETTLED, Ended, Plan, State, checked_arguments
 from zhllama.errors import InputError
 
-STEP = Component("comp-step", {}, (), {"ref": "STRING"}, {}, Container(("python",)), {}, {})
+STEP = Component("comp-step", {}, (), {"ref": "STRING"}, (), ("python",), {}, {})
 
 
 def task(name, after=(), always=False, component="comp-step", **parameters):
@@ -18,12 +18,12 @@ def task(name, after=(), always=False, component="comp-step", **parameters):
 
 
 def package(*tasks, **components):
-    root = Component("root", {}, (), {}, {}, None, {item.name: item for item in tasks}, {})
+    root = Component("root", {}, (), {}, (), (), {item.name: item for item in tasks}, {})
     return Package("test", root, {"comp-step": STEP, **components})
 
 
 def graph(name, *tasks):
-    return Component(name, {}, (), {}, {}, None, {item.name: item for item in tasks}, {})
+    return Component(name, {}, (), {}, (), (), {item.name: item for item in tasks}, {})
 
 
 @st.composite
@@ -46,13 +46,13 @@ def simulate(plan, order, failing=frozenset(), parallel=2):
     """Runs a plan step by step; returns the steps in the order they started, and the final states."""
     ended, running, started = {}, [], []
     while True:
-        ready = [path for path, state in plan.at(ended, frozenset(running)).states().items() if state is State.READY]
+        ready = [path for path, state in plan.at(ended, frozenset(running)).states.items() if state is State.READY]
         while ready and len(running) < parallel:
             path = ready.pop(order.randrange(len(ready)))
             running.append(path)
             started.append((path, frozenset(ended)))
         if not running:
-            return started, plan.at(ended).states()
+            return started, plan.at(ended).states
         path = running.pop(order.randrange(len(running)))
         ended[path] = Ended(path not in failing, {"ref": str(path)})
 
@@ -98,8 +98,8 @@ def test_an_output_of_a_sub_pipeline_is_that_of_the_step_in_it():
         {},
         (),
         {"one": "STRING"},
-        {},
-        None,
+        (),
+        (),
         {"a": task("a"), "b": task("b")},
         {"one": FromTask("b", "ref")},
     )
@@ -110,7 +110,7 @@ def test_an_output_of_a_sub_pipeline_is_that_of_the_step_in_it():
     )
     ended = {("inner", "a"): Ended(True, {"ref": "of a"}), ("inner", "b"): Ended(True, {"ref": "of b"})}
     moment = Plan(spec, {}, {}).at(ended)
-    assert moment.state(("after",)) is State.READY
+    assert moment.states[("after",)] is State.READY
     assert moment.inputs(("after",))[0]["value"] == "of b"
 
 
@@ -147,7 +147,7 @@ PARAMETERS = {
     "steps": Parameter("NUMBER_INTEGER", 3.0, True),
     "flag": Parameter("BOOLEAN", True, True),
 }
-ARGUED = Package("test", Component("root", PARAMETERS, (), {}, {}, None, {"t": task("t")}, {}), {"comp-step": STEP})
+ARGUED = Package("test", Component("root", PARAMETERS, (), {}, (), (), {"t": task("t")}, {}), {"comp-step": STEP})
 
 
 def test_arguments_are_typed_and_defaults_filled_in():

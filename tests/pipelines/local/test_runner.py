@@ -168,7 +168,7 @@ def test_an_artifacts_path_reaches_the_next_step(compiled, steps, work, tmp_path
     manifest = json.loads(result.reference("read"))
     assert manifest["facts"] == {"summary": "7 characters"}
     assert storage.read_bytes(f"{manifest['root']}/value.txt") == b"content"
-    assert result.steps["publish"].summary == "7 characters"
+    assert result.steps["publish"].facts["summary"] == "7 characters"
 
 
 def test_independent_steps_run_side_by_side(compiled, steps, work, tmp_path):
