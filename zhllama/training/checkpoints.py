@@ -15,6 +15,7 @@ next one's checkpoint. No torch here: the command checks a checkpoint before any
 
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -51,7 +52,7 @@ def state_of(rank: int) -> str:
 
 
 def part_of(rank: int) -> str:
-    return f"rank-{rank:05d}.part.json"
+    return f"{state_of(rank)}.part.json"
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,20 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return storage.join(storage.normalise(self.store), f"checkpoints/{self.stage}/{self.key}")
+        return f"{self._checkpoints}/{self.stage}/{self.key}"
+
+    @property
+    def _checkpoints(self) -> str:
+        return storage.join(storage.normalise(self.store), "checkpoints")
 
     def writer(self, step: int, start: str) -> ArtifactWriter:
         """The checkpoint of a step in the making; `start`: eight hexadecimal digits of this start of the training."""
         name = f"{self.key}/step-{step:08d}-{start}"
-        return ArtifactWriter(
-            storage.join(storage.normalise(self.store), "checkpoints"),
-            self.stage,
-            name,
-            self.configuration,
-            self.inputs,
-        )
+        return ArtifactWriter(self._checkpoints, self.stage, name, self.configuration, self.inputs)
+
+    def result_writer(self) -> ArtifactWriter:
+        """The result in the making; only the first process of the first node may write to it."""
+        return ArtifactWriter(self.store, self.stage, self.key, self.configuration, self.inputs)
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -241,31 +244,29 @@ def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
 # --- the time without a checkpoint ------------------------------------------------------------------------------------
 
 
-class Patience:
-    """How long uploads have failed, and whether that is too long. Not thread-safe: for the main thread."""
+class CheckpointDeadline:
+    """When a training ends for want of a checkpoint: some minutes after the first of several uploads that failed; never
+    with 0 minutes. Not thread-safe: for the main thread."""
 
     def __init__(self, minutes: float) -> None:
-        self._seconds = minutes * 60
-        self._since: float | None = None
+        self._minutes = minutes
+        self._at = math.inf
         self._why = ""
 
     def failed(self, why: str, now: float | None = None) -> None:
-        """A checkpoint could not be written. The first of several failures starts the clock."""
+        """A checkpoint could not be written."""
         self._why = why
-        if self._since is None:
-            self._since = time.monotonic() if now is None else now
+        if self._minutes:
+            self._at = min(self._at, (time.monotonic() if now is None else now) + self._minutes * 60)
 
     def succeeded(self) -> None:
-        self._since = None
+        self._at = math.inf
 
-    def over(self, now: float | None = None) -> bool:
-        """Whether no checkpoint could be written for the stated time; never with 0 minutes."""
-        if self._since is None or not self._seconds:
-            return False
-        return (time.monotonic() if now is None else now) - self._since > self._seconds
+    def passed(self, now: float | None = None) -> bool:
+        return (time.monotonic() if now is None else now) > self._at
 
     def fault(self, run: Run) -> StorageFault:
         return StorageFault(
-            f"{run.folder}: no checkpoint could be written for {self._seconds / 60:g} minutes "
+            f"{run.folder}: no checkpoint could be written for {self._minutes:g} minutes "
             f"(--max-minutes-without-checkpoint): {self._why}"
         )

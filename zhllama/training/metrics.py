@@ -11,6 +11,7 @@ work at 512 tokens) and recomputed activations are not counted. The memory is th
 import json
 import logging
 import math
+import operator
 import resource
 import statistics
 import sys
@@ -20,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -29,6 +29,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
+from zhllama.progress import duration
 
 log = logging.getLogger("training")
 
@@ -55,12 +56,8 @@ class History:
     @classmethod
     def of(cls, log_history: Sequence[Line]) -> "History":
         """What is ours of the Trainer's own log."""
-        recorded = [{name: line[name] for name in _RECORDED if name in line} for line in log_history]
-        return cls([line for line in recorded if "loss" in line or "eval_loss" in line])
-
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) wherever it was measured."""
-        return [(int(line["step"]), line[name]) for line in self.lines if name in line]
+        measured = [line for line in log_history if "loss" in line or "eval_loss" in line]
+        return cls([{name: line[name] for name in _RECORDED if name in line} for line in measured])
 
     def jsonl(self) -> bytes:
         return "".join(json.dumps(line) + "\n" for line in self.lines).encode()
@@ -71,44 +68,41 @@ class History:
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter
 
+        began = self.lines[0].get("time", 0.0) if self.lines else 0.0
+        events = [Event(wall_time=began, file_version="brain.Event:2")]
+        for line in self.lines:
+            values = []
+            for name, value in line.items():
+                if name not in ("step", "time"):
+                    tag = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+                    values.append(Summary.Value(tag=tag, simple_value=value))
+            step, at = int(line["step"]), line.get("time", 0.0)
+            events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
         with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
             path = Path(folder, "events")
             writer = RecordWriter(str(path))
-            began = self.lines[0].get("time", 0.0) if self.lines else 0.0
-            writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
-            for line in self.lines:
-                values = [
-                    Summary.Value(tag=_tag(name), simple_value=value)
-                    for name, value in line.items()
-                    if name not in ("step", "time")
-                ]
-                event = Event(wall_time=line.get("time", 0.0), step=int(line["step"]), summary=Summary(value=values))
+            for event in events:
                 writer.write(event.SerializeToString())
             writer.close()
             return path.read_bytes()
 
     def metrics(self) -> dict[str, float]:
         """The figures of a manifest: first and last loss, the last evaluation, the median speed, the peak memory."""
-        losses = self.series("loss")
-        found = {"steps": float(losses[-1][0]), "first_loss": losses[0][1], "loss": losses[-1][1]}
-        for name in ("eval_loss", "eval_perplexity", "eval_accuracy"):
-            if measured := self.series(name):
-                found[name] = measured[-1][1]
-        for name in ("tokens_per_second", "mfu"):
-            if values := [value for _, value in self.series(name)]:
-                found[name] = statistics.median(values)
-        if memory := self.series("peak_memory_gb"):
-            found["peak_memory_gb"] = max(value for _, value in memory)
+        series = {name: [line[name] for line in self.lines if name in line] for name in _RECORDED}
+        last_step = [line["step"] for line in self.lines if "loss" in line][-1]
+        found = {"steps": float(last_step), "first_loss": series["loss"][0], "loss": series["loss"][-1]}
+        for names, figure in (
+            (("eval_loss", "eval_perplexity", "eval_accuracy"), operator.itemgetter(-1)),
+            (("tokens_per_second", "mfu"), statistics.median),
+            (("peak_memory_gb",), max),
+        ):
+            found |= {name: figure(series[name]) for name in names if series[name]}
         return found
 
     def summary(self) -> str:
         """`loss 5.13 → 3.20 in 200 steps`."""
         figures = self.metrics()
         return f"loss {figures['first_loss']:.2f} → {figures['loss']:.2f} in {figures['steps']:.0f} steps"
-
-
-def _tag(name: str) -> str:
-    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
@@ -123,7 +117,8 @@ def flops_per_token(model: nn.Module, predicted: float) -> float:
     total = 0.0
     for name, parameter in model.named_parameters():
         # an embedding is looked up; a replaced original is not used
-        if _dimensions(parameter) < 2 or "embed_tokens" in name or "original_module" in name:
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        if dimensions < 2 or "embed_tokens" in name or "original_module" in name:
             continue
         share = predicted if "lm_head" in name else 1.0
         # single rows of a matrix that is counted anyway: only their gradient is left
@@ -135,10 +130,6 @@ def flops_per_token(model: nn.Module, predicted: float) -> float:
 def size_of(parameter: nn.Parameter) -> int:
     """Its elements, also where ZeRO-3 keeps a part of them here."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _dimensions(parameter: nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @dataclass(frozen=True)
@@ -153,13 +144,6 @@ class Step:
 
     def mfu(self, tokens_per_second: float) -> float | None:
         return tokens_per_second * self.flops_per_token / self.peak_flops if self.peak_flops else None
-
-
-def peak_memory_gb() -> float:
-    """Of this process so far, in GB: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 # --- while it runs ----------------------------------------------------------------------------------------------------
@@ -177,7 +161,6 @@ class MetricsUploader:
         self._newest: list[Line] | None = None
         self._changed = threading.Condition()
         self._over = False
-        self._warned = False
         self._thread = threading.Thread(target=self._run, name="live-metrics", daemon=True)
         self._thread.start()
 
@@ -196,6 +179,7 @@ class MetricsUploader:
         self._thread.join()
 
     def _run(self) -> None:
+        warned = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._newest is not None or self._over)
@@ -207,38 +191,11 @@ class MetricsUploader:
                 storage.write_bytes(storage.join(self._root, METRICS), history.jsonl())
                 storage.write_bytes(storage.join(self._root, EVENTS), history.events())
             except (StorageFault, InputError, OSError) as error:
-                if not self._warned:
+                if not warned:
                     log.warning("the metrics of the running training could not be shown: %s", error)
-                self._warned = True
+                warned = True
             with self._changed:
                 self._changed.wait_for(lambda: self._over, timeout=self._every)
-
-
-class _Bar:
-    """A progress bar on a terminal; log lines go above it."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
-        )
-        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
-        self._bar.start()
-        self._task = self._bar.add_task("training", total=steps, completed=done, shown="")
-
-    def show(self, step: int, text: str | None = None) -> None:
-        self._bar.update(self._task, completed=step)
-        if text is not None:
-            self._bar.update(self._task, shown=text)
-
-    def close(self) -> None:
-        self._bar.stop()
 
 
 class MetricsCallback(TrainerCallback):
@@ -254,34 +211,41 @@ class MetricsCallback(TrainerCallback):
         self._first_step = self._last_step = 0
         self._root = root
         self._uploader: MetricsUploader | None = None
-        self._bar: _Bar | None = None
+        self._bar: Any = None
+        """On a terminal: rich's bar, log lines go above it."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
         if self._uploader is not None:
             self._uploader.close()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = self._last = time.monotonic()
         self._first_step = self._last_step = state.global_step
-        if state.is_world_process_zero:
-            if self._root is not None:
-                self._uploader = MetricsUploader(self._root)
-            if sys.stderr.isatty():
-                self._bar = _Bar(state.max_steps, state.global_step)
+        if not state.is_world_process_zero:
+            return
+        if self._root is not None:
+            self._uploader = MetricsUploader(self._root)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}")
+            console = Console(file=sys.stderr)
+            self._bar = Progress(TextColumn("training"), *columns, console=console, transient=True)
+            self._bar.start()
+            self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             # the last step belongs to the curve; its weights are published, so no checkpoint of them is needed
             control.should_log, control.should_save = True, False
         if self._bar is not None:
-            self._bar.show(state.global_step)
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         line = state.log_history[-1]
@@ -299,16 +263,20 @@ class MetricsCallback(TrainerCallback):
             line["tokens_per_second"] = round(speed)
             if (mfu := self._step.mfu(speed)) is not None:
                 line["mfu"] = round(mfu, 4)
-            line["peak_memory_gb"] = round(peak_memory_gb(), 3)
+            # of this process so far: on the GPU where there is one, else resident
+            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else kilobytes * 1024
+            line["peak_memory_gb"] = round(peak / 1e9, 3)
             self._last_step = step
         # the time of an evaluation is no part of the training's speed
         self._last = now
         if state.is_world_process_zero:
-            self._show(line, step, state.max_steps, now)
+            left = (now - self._began) / max(step - self._first_step, 1) * (state.max_steps - step)
+            self._show(line, step, state.max_steps, left)
             if self._uploader is not None:
                 self._uploader.show(state.log_history)
 
-    def _show(self, line: Line, step: int, steps: int, now: float) -> None:
+    def _show(self, line: Line, step: int, steps: int, left: float) -> None:
         if "eval_loss" in line:
             shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
             log.info("step %d/%d: %s, next-token accuracy %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
@@ -316,19 +284,11 @@ class MetricsCallback(TrainerCallback):
         speed = f"{line.get('tokens_per_second', 0):,.0f} tokens/s"
         if "mfu" in line:
             speed += f", MFU {line['mfu']:.1%}"
-        shown = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.2e}, {speed}"
-        if self._bar is not None:
-            self._bar.show(step, f"{shown}, {line.get('peak_memory_gb', 0):.1f} GB")
-            return
-        left = (now - self._began) / max(step - self._first_step, 1) * (steps - step)
-        log.info(
-            "step %d/%d: %s, peak %.1f GB, %s left", step, steps, shown, line.get("peak_memory_gb", 0), duration(left)
+        shown, memory = (
+            f"loss {line['loss']:.3f}, lr {line['learning_rate']:.2e}, {speed}",
+            line.get("peak_memory_gb", 0),
         )
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, shown=f"{shown}, {memory:.1f} GB")
+        else:
+            log.info("step %d/%d: %s, peak %.1f GB, %s left", step, steps, shown, memory, duration(left))

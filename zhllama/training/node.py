@@ -1,10 +1,17 @@
-"""The agent of a node while it waits for others: it says what it waits for, and a cancel ends it at once.
+"""The agent of a node: while it waits for others it says so, a cancel ends it at once, and its deadline holds.
 
 In the rendezvous, and in a worker's init_process_group, the main thread is in a call of C++, where no signal handler of
 Python's runs: on a real cluster a cancelled pod stayed for the whole of its 300 seconds. The C handler writes each
 signal into a pipe, whatever the main thread does, and a thread reads it. Before the first step nothing is to be saved,
-so that thread ends the workers and the process, be it for a cancel or for the deadline (deadline.py); after it the
-agent passes SIGTERM on, and the workers write a checkpoint.
+so that thread ends the workers and the process, be it for a cancel or for the deadline; after it the agent passes
+SIGTERM on, and the workers write a checkpoint.
+
+The training operator sets no timer for activeDeadlineSeconds (seen with 1.9: a quiet job was not ended after 150 s of a
+deadline of 8): a job fails by it only when something else touches it. The launcher looks, where there is one; people
+who `kubectl apply` have none. So a pod is told the deadline (ZHLLAMA_DEADLINE_SECONDS), and at it the training does
+what it does on SIGTERM, and ends with exit code 1 and a line that says why; the end of the container wakes the
+operator, which then fails the job. A container that is started again in its pod counts from the first start (a file in
+/tmp, the pod's volume); a pod that is replaced counts anew.
 """
 
 import logging
@@ -13,18 +20,20 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT
+from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, InputError, StorageFault
+from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE
 from zhllama.stage.log import leave_last_line
 
 log = logging.getLogger("training")
 
+FIRST_START = "zhllama-started"
+"""The file with the time of a pod's first start, in seconds since 1970."""
 STARTED, TRAINING = "started-", "training-"
 """Files that a worker leaves in the agent's folder, with its process id: it is there; its first step has begun."""
 FOLDER_VARIABLE = "ZHLLAMA_AGENT_FOLDER"
@@ -33,14 +42,55 @@ SAY_EVERY = 60.0
 """Seconds between two lines about what is waited for."""
 
 
-class Node:
-    """This node, from the rendezvous on. folder: the agent's own, where its workers leave files; late: the line that
-    says that a deadline has passed, which is no cancel."""
+class Deadline:
+    """While it is open, this process is told to stop when its deadline comes. StorageFault then takes the place of the
+    cancel, and is raised at once where the deadline has passed already. InputError for a deadline that is no number."""
 
-    def __init__(
-        self, folder: Path, nodes: int, say_every: float = SAY_EVERY, late: Callable[[], str] = lambda: ""
-    ) -> None:
-        self._folder, self._nodes, self._say_every, self._late = folder, nodes, say_every, late
+    def __init__(self) -> None:
+        given = os.environ.get(DEADLINE_VARIABLE, "")
+        if given and not (given.isascii() and given.isdigit() and int(given) > 0):
+            raise InputError(f"{DEADLINE_VARIABLE}={given}: write whole seconds above 0, or unset it")
+        self._seconds = int(given or 0)
+        self._timer: threading.Timer | None = None
+        self.line = (
+            f"the training was stopped at its deadline of {given} s; raise --deadline-seconds: it goes on from its "
+            "newest checkpoint"
+        )
+        self.passed = False
+
+    def __enter__(self) -> Self:
+        if self._seconds:
+            place = Path(tempfile.gettempdir(), FIRST_START)
+            try:
+                started = float(place.read_text())
+            except (OSError, ValueError):
+                started = time.time()
+                place.write_text(str(started))
+            left = self._seconds - (time.time() - started)
+            if left <= 0:
+                raise StorageFault(self.line)
+            self._timer = threading.Timer(left, self._stop)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if error is not None and self.passed and not isinstance(error, InputError):
+            raise StorageFault(self.line) from error
+
+    def _stop(self) -> None:
+        self.passed = True
+        log.warning("the deadline of %d s is here: stopping", self._seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Node:
+    """This node, from the rendezvous on. folder: the agent's own, where its workers leave files."""
+
+    def __init__(self, folder: Path, nodes: int, deadline: Deadline, say_every: float = SAY_EVERY) -> None:
+        self._folder, self._nodes, self._deadline, self._say_every = folder, nodes, deadline, say_every
         self._begun = time.monotonic()
         self._over = threading.Event()
 
@@ -57,9 +107,7 @@ class Node:
             threading.Thread(target=self._wait, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._over.set()
         os.environ.pop(FOLDER_VARIABLE, None)
         if self._watching:
@@ -90,8 +138,8 @@ class Node:
     def _wait(self) -> None:
         while number := os.read(self._reading, 1):
             if number[0] in (signal.SIGTERM, signal.SIGINT) and not self._workers(TRAINING):
-                late = self._late()
-                leave_last_line(f"fault: {late}" if late else "cancelled")
+                late = self._deadline.passed
+                leave_last_line(f"fault: {self._deadline.line}" if late else "cancelled")
                 for worker in multiprocessing.active_children():
                     worker.kill()
                 shutil.rmtree(self._folder, ignore_errors=True)

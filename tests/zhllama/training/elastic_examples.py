@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.errors import InputError
@@ -15,7 +14,7 @@ from zhllama.training.elastic import Work
 from zhllama.training.node import training_begins
 
 
-def publish_ranks(work: Work[Any]) -> None:
+def publish_ranks(work: Work) -> None:
     """Every rank leaves a file; rank 0 publishes when all are there."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     folder = Path(work.options.store)
@@ -26,31 +25,31 @@ def publish_ranks(work: Work[Any]) -> None:
         publish(work)
 
 
-def publish(work: Work[Any]) -> Manifest:
-    out = work.writer()
+def publish(work: Work) -> Manifest:
+    out = work.run.result_writer()
     out.add_bytes("done.txt", b"done")
     return out.publish("files")
 
 
-def rank_1_has_wrong_input(work: Work[Any]) -> None:
+def rank_1_has_wrong_input(work: Work) -> None:
     if os.environ["RANK"] == "1":
         raise InputError("the file x: is wrong; mend it")
     signal.pause()
 
 
-def rank_1_fails(work: Work[Any]) -> None:
+def rank_1_fails(work: Work) -> None:
     if os.environ["RANK"] == "1":
         raise RuntimeError("a bug")
     signal.pause()
 
 
-def rank_1_is_killed(work: Work[Any]) -> None:
+def rank_1_is_killed(work: Work) -> None:
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
 
 
-def rank_1_is_stopped_and_breaks_on_its_way_out(work: Work[Any]) -> None:
+def rank_1_is_stopped_and_breaks_on_its_way_out(work: Work) -> None:
     if os.environ["RANK"] == "1":
         atexit.register(os.abort)
         print("the last words", flush=False)
@@ -58,7 +57,7 @@ def rank_1_is_stopped_and_breaks_on_its_way_out(work: Work[Any]) -> None:
     signal.pause()
 
 
-def save_when_told(work: Work[Any]) -> None:
+def save_when_told(work: Work) -> None:
     """Says that it runs; on SIGTERM takes a moment to save, then ends with 143."""
     folder, rank = Path(work.options.store), os.environ["RANK"]
 
@@ -74,11 +73,11 @@ def save_when_told(work: Work[Any]) -> None:
         signal.pause()
 
 
-def nothing(work: Work[Any]) -> None:
+def nothing(work: Work) -> None:
     pass
 
 
-def waits_for_its_peers(work: Work[Any]) -> None:
+def waits_for_its_peers(work: Work) -> None:
     """Stays in init_process_group, a call of C++: the second process never comes."""
     import torch.distributed as dist
 
@@ -89,7 +88,7 @@ def waits_for_its_peers(work: Work[Any]) -> None:
     dist.init_process_group("gloo", init_method=place, rank=0, world_size=2)
 
 
-def waits_for_rank_1(work: Work[Any]) -> None:
+def waits_for_rank_1(work: Work) -> None:
     """Rank 0 stays in init_process_group for rank 1, which loads for ever."""
     import torch.distributed as dist
 
@@ -100,7 +99,7 @@ def waits_for_rank_1(work: Work[Any]) -> None:
     dist.init_process_group("gloo")
 
 
-def loads_for_ever(work: Work[Any]) -> None:
+def loads_for_ever(work: Work) -> None:
     """Has not begun to train."""
     (Path(work.options.store) / "waiting").touch()
     while True:

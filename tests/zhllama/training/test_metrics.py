@@ -26,7 +26,6 @@ from zhllama.training.metrics import (
     MetricsCallback,
     MetricsUploader,
     Step,
-    duration,
     flops_per_token,
 )
 from zhllama.training.model import PackedLlama
@@ -119,11 +118,6 @@ def test_the_utilisation_needs_a_known_peak():
     assert Step(512, flops_per_token=1e9).mfu(4000) is None
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(45.2, "45 s"), (600, "10 min"), (12_000, "3 h 20 min")])
-def test_durations_are_readable(seconds, text):
-    assert duration(seconds) == text
-
-
 # --- while it runs ----------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +183,7 @@ def test_each_log_is_a_plain_line_where_there_is_no_terminal(caplog):
         state = run_steps(MetricsCallback(Step(512, flops_per_token=1e6, peak_flops=1e12)))
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
-    assert lines[0].startswith("step 1/3: loss 5.000, rate 1.00e-04, ")
+    assert lines[0].startswith("step 1/3: loss 5.000, lr 1.00e-04, ")
     assert all(word in lines[0] for word in ("tokens/s", "MFU", "peak", "GB", "left"))
     assert lines[3] == "step 3/3: held-out loss 2.000, perplexity 7.4, next-token accuracy 40.0%"
     assert {"time", "tokens_per_second", "mfu", "peak_memory_gb"} <= state.log_history[0].keys()
