@@ -40,7 +40,7 @@ from zhllama.training.checkpoints import (
 from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
 from zhllama.training.node import training_begins
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
-from zhllama.training.training_state import Buffers, Saved, take
+from zhllama.training.training_state import Saved, take
 from zhllama.training.uploads import Uploads
 
 log = logging.getLogger("training")
@@ -81,12 +81,12 @@ class CheckpointManager(TrainerCallback):
         self._global_batch = options.per_device_train_batch_size * options.gradient_accumulation_steps * self._world
         self._group = dist.new_group(backend="gloo") if self._world > 1 else None
         self._uploads = Uploads(run, self._rank, self._world, options.save_total_limit)
-        self._buffers = Buffers()
+        self._buffers: dict[str, torch.Tensor] = {}
         self._deadline = CheckpointDeadline(options.max_minutes_without_checkpoint)
         self._failure_seen = 0
         self._owed = False
         self._good: Manifest | None = None
-        self._saved: Saved | None = None
+        self.saved: Saved | None = None
         self._named = ""
         """On rank 0: the checkpoint that the options name."""
         self._loss: torch.Tensor | None = None
@@ -111,7 +111,7 @@ class CheckpointManager(TrainerCallback):
         """
         self._uploads.start = self._from_rank_0(secrets.token_hex(4))
         candidates = self._candidates()
-        while self._saved is None:
+        while self.saved is None:
             reference, said = None, None
             if self._rank == 0:
                 try:
@@ -126,14 +126,14 @@ class CheckpointManager(TrainerCallback):
             self._read(reference, last)
         if self._rank == 0:
             self._uploads.begin_cleaning()
-        if self._saved is None:
+        if self.saved is None:
             return None
-        self._good, self._taken = self._saved.manifest, self._saved.step
+        self._good, self._taken = self.saved.manifest, self.saved.step
         if self._rank == 0:
-            log.info("going on from step %d: %s", self._saved.step, self._good.reference)
+            log.info("going on from step %d: %s", self.saved.step, self._good.reference)
         folder = Path(str(self._arguments.output_dir)) / f"rank-{self._rank}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trainer_state.json").write_text(json.dumps(self._saved.trainer))
+        (folder / "trainer_state.json").write_text(json.dumps(self.saved.trainer))
         return str(folder)
 
     def _candidates(self) -> Iterator[str]:
@@ -151,7 +151,7 @@ class CheckpointManager(TrainerCallback):
             yield manifest.reference
 
     def _read(self, reference: str, last: bool) -> None:
-        """Sets `_saved` when every rank could read its part. All of them raise where none could go on anyway, or it is
+        """Sets `saved` when every rank could read its part. All of them raise where none could go on anyway, or it is
         the `last` that may be taken."""
         option = RESUME if self._options.resume_from_checkpoint else "the checkpoint"
         problem: Exception | None = None
@@ -170,13 +170,13 @@ class CheckpointManager(TrainerCallback):
                     facts["global_batch"],
                     self._global_batch,
                 )
-            self._saved = Saved(checkpoint, self._rank)
+            self.saved = Saved(checkpoint, self._rank)
         except (InputError, StorageFault, ValueError, KeyError, TypeError) as error:
             problem = error
         problems = [one for one in self._of_all(problem) if one is not None]
         if not problems:
             return
-        self._saved = None
+        self.saved = None
         worst = next((one for one in problems if isinstance(one, StorageFault | _Unfit)), problems[0])
         if isinstance(worst, StorageFault):
             raise worst
@@ -185,20 +185,12 @@ class CheckpointManager(TrainerCallback):
         if self._rank == 0:
             log.warning("%s cannot be read and is left aside: %s", reference, worst)
 
-    def restore(self) -> None:
-        if self._saved is not None:
-            self._saved.restore(self.trainer)
-
-    def restore_random(self) -> None:
-        if self._saved is not None:
-            self._saved.restore_random()
-
     def evaluation_is_missing(self) -> bool:
         """Whether the step that is gone on from was to be evaluated, and a cancel came first."""
-        if self._saved is None or not self._options.eval_steps or self._saved.step % self._options.eval_steps:
+        if self.saved is None or not self._options.eval_steps or self.saved.step % self._options.eval_steps:
             return False
-        lines = self._saved.trainer["log_history"]
-        return not any("eval_loss" in line and line["step"] == self._saved.step for line in lines)
+        lines = self.saved.trainer["log_history"]
+        return not any("eval_loss" in line and line["step"] == self.saved.step for line in lines)
 
     # --- at a step's end ----------------------------------------------------------------------------------------------
 
@@ -206,8 +198,8 @@ class CheckpointManager(TrainerCallback):
         # until now a cancel ended the process: there was nothing to save
         self._before = signal.signal(signal.SIGTERM, self._ask)
         training_begins()
-        if self._saved is not None:
-            self._saved.restore_loss(self.trainer)
+        if self.saved is not None:
+            self.saved.restore_loss(self.trainer)
 
     def see_loss(self, loss: torch.Tensor) -> None:
         """Counts in the loss of one forward pass: what is not finite stays so in the sum."""

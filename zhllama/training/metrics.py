@@ -132,20 +132,6 @@ def size_of(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-@dataclass(frozen=True)
-class Step:
-    """What an optimizer step is, on all processes."""
-
-    tokens: float
-    """Tokens of documents: padding is not counted."""
-    flops_per_token: float = 0.0
-    peak_flops: float = 0.0
-    """FLOP/s of all devices; 0 when it is not known."""
-
-    def mfu(self, tokens_per_second: float) -> float | None:
-        return tokens_per_second * self.flops_per_token / self.peak_flops if self.peak_flops else None
-
-
 # --- while it runs ----------------------------------------------------------------------------------------------------
 
 
@@ -201,12 +187,16 @@ class MetricsUploader:
 class MetricsCallback(TrainerCallback):
     """Measures speed, MFU and memory, shows the course, and stops a training whose loss is no number.
 
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it. `root`: where the metrics of the
-    running training are put, on rank 0. A context manager: the bar and the uploads end with it.
+    What it measures goes into the Trainer's own log, so that a checkpoint carries it. tokens: of documents (padding is
+    not counted) in an optimizer step on all processes; peak_flops: FLOP/s of all devices, 0 when it is not known. root:
+    where the metrics of the running training are put, on rank 0. A context manager: the bar and the uploads end with
+    it.
     """
 
-    def __init__(self, step: Step, root: str | None = None) -> None:
-        self._step = step
+    def __init__(
+        self, tokens: float, flops_per_token: float = 0.0, peak_flops: float = 0.0, root: str | None = None
+    ) -> None:
+        self._tokens, self._flops_per_token, self._peak_flops = tokens, flops_per_token, peak_flops
         self._began = self._last = 0.0
         self._first_step = self._last_step = 0
         self._root = root
@@ -259,10 +249,10 @@ class MetricsCallback(TrainerCallback):
             return
         line["time"] = round(time.time(), 1)
         if "loss" in line and step > self._last_step:
-            speed = (step - self._last_step) * self._step.tokens / (now - self._last)
+            speed = (step - self._last_step) * self._tokens / (now - self._last)
             line["tokens_per_second"] = round(speed)
-            if (mfu := self._step.mfu(speed)) is not None:
-                line["mfu"] = round(mfu, 4)
+            if self._peak_flops:
+                line["mfu"] = round(speed * self._flops_per_token / self._peak_flops, 4)
             # of this process so far: on the GPU where there is one, else resident
             kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else kilobytes * 1024

@@ -25,7 +25,7 @@ from zhllama.errors import InputError
 from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import peak_tflops
-from zhllama.training.metrics import History, MetricsCallback, Step, flops_per_token
+from zhllama.training.metrics import History, MetricsCallback, flops_per_token
 from zhllama.training.model import collate, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 
@@ -62,8 +62,9 @@ def precision_of(options: TrainingOptions) -> str:
 
 def start_processes(options: TrainingOptions) -> None:
     """Joins the processes. To be called before TrainingArguments, which would start torch's own and not DeepSpeed's."""
+    gpu = torch.cuda.is_available()
     # accelerate imports DeepSpeed in any case, which would say that it looked for a GPU
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     if options.deepspeed == "none":
         return
     if "RANK" not in os.environ:
@@ -77,10 +78,10 @@ def start_processes(options: TrainingOptions) -> None:
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    if not torch.cuda.is_available():
+    if not gpu:
         # compiled at first use, which takes 100 s and a compiler
         __compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
 
 
 def training_arguments(options: TrainingOptions, work: Path, blocks: int, evaluated: bool) -> TrainingArguments:
@@ -231,14 +232,16 @@ class PackedTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._manager.restore()
+        if self._manager.saved is not None:
+            self._manager.saved.restore(self)
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the model's weights are put back with the optimizer's, when both are wrapped."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        self._manager.restore_random()
+        if self._manager.saved is not None:
+            self._manager.saved.restore_random()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._manager.save()
@@ -282,12 +285,8 @@ def train(
         peak = peak_tflops(torch.cuda.get_device_name())
     facts, world = blocks.facts, arguments.world_size
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps * world
-    step = Step(
-        tokens=size * facts["tokens"] / facts["blocks"],
-        flops_per_token=flops_per_token(model, facts["learned"] / facts["tokens"]),
-        peak_flops=peak * 1e12 * world,
-    )
-    metrics = MetricsCallback(step, metrics_root)
+    flops = flops_per_token(model, facts["learned"] / facts["tokens"])
+    metrics = MetricsCallback(size * facts["tokens"] / facts["blocks"], flops, peak * 1e12 * world, metrics_root)
     trainer = PackedTrainer(
         options, manager, model=model, args=arguments, train_dataset=blocks, eval_dataset=held_out, callbacks=[metrics]
     )

@@ -76,26 +76,22 @@ class Part:
     tensors: dict[str, Tensors] = field(default_factory=dict)
 
 
-class Buffers:
-    """Host memory that is used again for each checkpoint (fresh pages cost more than the copy)."""
+def copied(tensors: Mapping[str, torch.Tensor], file: str, buffers: Tensors) -> Tensors:
+    """Copies in host memory, in buffers that are used again for each checkpoint (fresh pages cost more than the copy).
 
-    def __init__(self) -> None:
-        self._kept: Tensors = {}
-
-    def copy(self, tensors: Mapping[str, torch.Tensor], file: str) -> Tensors:
-        """Copies in host memory. From a GPU they are complete when it is synchronized."""
-        made = {}
-        for name, tensor in tensors.items():
-            key = f"{file}:{name}"
-            kept = self._kept.get(key)
-            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._kept[key] = kept
-            made[name] = kept.copy_(tensor, non_blocking=True)
-        return made
+    From a GPU they are complete when it is synchronized.
+    """
+    made = {}
+    for name, tensor in tensors.items():
+        key = f"{file}:{name}"
+        kept = buffers.get(key)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        made[name] = kept.copy_(tensor, non_blocking=True)
+    return made
 
 
-def take(trainer: Any, buffers: Buffers) -> Part:
+def take(trainer: Any, buffers: Tensors) -> Part:
     """This rank's part of a checkpoint of the step that has just ended. To be called by all ranks at once."""
     part = Part(trainer.state.global_step)
     first = trainer.args.process_index == 0
@@ -132,17 +128,17 @@ def take(trainer: Any, buffers: Buffers) -> Part:
         weights = {name: parameter.detach() for name, parameter in _trained(trainer).items()}
     if first:
         _add(part, SHARED, shared, buffers)
-        part.tensors[WEIGHTS] = buffers.copy(weights, WEIGHTS)
+        part.tensors[WEIGHTS] = copied(weights, WEIGHTS, buffers)
         part.documents[TRAINER] = asdict(trainer.state)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return part
 
 
-def _add(part: Part, name: str, tree: Tree, buffers: Buffers) -> None:
+def _add(part: Part, name: str, tree: Tree, buffers: Tensors) -> None:
     tensors: Tensors = {}
     part.documents[f"{name}.json"] = flatten(tree, tensors)
-    part.tensors[f"{name}.safetensors"] = buffers.copy(tensors, name)
+    part.tensors[f"{name}.safetensors"] = copied(tensors, name, buffers)
 
 
 def _lies_in_parts(trainer: Any) -> bool:
