@@ -1,13 +1,10 @@
 """Nothing of a training is lost: checkpoints while it goes on, a clean stop, and a stop before it goes wrong.
 
-At the end of every step the ranks agree on five numbers, by one small all-reduce over gloo (a GPU is not waited for
-but for the loss): was one asked to stop, is an upload still running, which one failed, is the loss no number or the
-gradients beyond float16 for too long, has the store been out of reach for too long. All that concerts the ranks happens
-there, in their main threads; the threads that upload hold no collective. What comes between two steps may take long:
-they agree on the first number before each pass of an evaluation, too, and after a checkpoint was taken.
-
-A checkpoint whose turn comes while the one before is still on its way is taken as soon as that has arrived: a slow
-store costs checkpoints, never time.
+At the end of every step the ranks agree on five numbers (`Agreed`), by one small all-reduce over gloo: a GPU is not
+waited for but for the loss. All that concerts the ranks happens there, in their main threads; the threads that upload
+hold no collective. What comes between two steps may take long: they agree before each pass of an evaluation, too, and
+after a checkpoint was taken. A checkpoint whose turn comes while the one before is still on its way is taken as soon as
+that has arrived: a slow store costs checkpoints, never time.
 """
 
 import json
@@ -28,15 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
-from zhllama.training.checkpoints import (
-    CheckpointDeadline,
-    Run,
-    complete,
-    of_earlier_release,
-    open_checkpoint,
-    require_same_run,
-    require_world,
-)
+from zhllama.training import checkpoints
 from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
 from zhllama.training.node import training_begins
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
@@ -50,19 +39,23 @@ OVERFLOWS = 20
 LEFT_FOR_THE_END = 5.0
 """Seconds of the grace period that are kept for the processes to end in."""
 RESUME = "--resume-from-checkpoint"
-NAN, INFINITE, OVERFLOWED = 1, 2, 3
-"""What is wrong with a training."""
+WRONG = (
+    "",
+    "the loss at step {} is nan",
+    "the loss at step {} is inf",
+    "the gradients have overflowed float16 in step after step, up to step {}",
+)
+_, NAN, INFINITE, OVERFLOWED = range(4)
 
 
 class Agreed(NamedTuple):
     """What the ranks agreed on at a step's end: of each number the greatest."""
 
-    stop: int
-    busy: int
-    failed_step: int
-    wrong: int
-    too_long: int
-    """Whether no checkpoint could be written for too long."""
+    stop: int  # whether one was asked to stop
+    busy: int  # whether an upload is still running
+    failed_step: int  # whose upload failed last
+    wrong: int  # what of WRONG
+    too_long: int  # whether no checkpoint could be written for too long
 
 
 class _Unfit(InputError):
@@ -74,32 +67,27 @@ class CheckpointManager(TrainerCallback):
 
     trainer: Trainer
 
-    def __init__(self, options: TrainingOptions, run: Run, arguments: TrainingArguments) -> None:
+    def __init__(self, options: TrainingOptions, run: checkpoints.Run, arguments: TrainingArguments) -> None:
         self._options, self._run, self._arguments = options, run, arguments
         self._rank, self._world = arguments.process_index, arguments.world_size
-        self._zero_stage = zero_stage(deepspeed_settings(options))
+        self.zero_stage = zero_stage(deepspeed_settings(options))
         self._global_batch = options.per_device_train_batch_size * options.gradient_accumulation_steps * self._world
         self._group = dist.new_group(backend="gloo") if self._world > 1 else None
         self._uploads = Uploads(run, self._rank, self._world, options.save_total_limit)
         self._buffers: dict[str, torch.Tensor] = {}
-        self._deadline = CheckpointDeadline(options.max_minutes_without_checkpoint)
+        self._deadline = checkpoints.CheckpointDeadline(options.max_minutes_without_checkpoint)
         self._failure_seen = 0
         self._owed = False
         self._good: Manifest | None = None
         self.saved: Saved | None = None
-        self._named = ""
-        """On rank 0: the checkpoint that the options name."""
+        self._named = ""  # the checkpoint that the options name, when rank 0 has told it
         self._loss: torch.Tensor | None = None
         self._wrong = 0
         self._overflows = 0
-        self._ends_at: float | None = None
-        """When what is still on its way is given up, once this process was asked to stop."""
-        self.stopping = False
-        """Whether the ranks have agreed to stop."""
-        self._taken = 0
-        """The step of the checkpoint that was taken, or gone on from, last."""
-        self._before: Any = None
-        """The handler of SIGTERM before the first step."""
+        self._ends_at: float | None = None  # once asked to stop: when what is still on its way is given up
+        self.stopping = False  # whether the ranks have agreed to stop
+        self._taken = 0  # the step of the checkpoint that was taken, or gone on from, last
+        self._before: Any = None  # the handler of SIGTERM before the first step
 
     # --- at the start -------------------------------------------------------------------------------------------------
 
@@ -112,18 +100,18 @@ class CheckpointManager(TrainerCallback):
         self._uploads.start = self._from_rank_0(secrets.token_hex(4))
         candidates = self._candidates()
         while self.saved is None:
-            reference, said = None, None
+            found: Any = None
             if self._rank == 0:
                 try:
-                    reference = next(candidates, None)
+                    found = next(candidates, None)
                 except (InputError, StorageFault) as error:
-                    said = error
-            reference, said, last = self._from_rank_0((reference, said, reference == self._named))
-            if said is not None:
-                raise said
-            if reference is None:
+                    found = error
+            found, self._named = self._from_rank_0((found, self._named))
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
                 break
-            self._read(reference, last)
+            self._read(found)
         if self._rank == 0:
             self._uploads.begin_cleaning()
         if self.saved is None:
@@ -140,27 +128,27 @@ class CheckpointManager(TrainerCallback):
         """References in the order in which they are tried. Of a checkpoint that the options name, those that came of
         it go first: a start that is repeated, as a killed pod's is, goes on where the one before was."""
         if self._options.resume_from_checkpoint:
-            self._named = open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
-        for manifest in complete(self._run.folder):
+            self._named = checkpoints.open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
+        for manifest in checkpoints.complete(self._run.folder):
             if not self._named or manifest.facts.get("came_of") == self._named:
                 yield manifest.reference
         if self._named:
             yield self._named
             return
-        for manifest in of_earlier_release(self._run):
+        for manifest in checkpoints.of_earlier_release(self._run):
             yield manifest.reference
 
-    def _read(self, reference: str, last: bool) -> None:
+    def _read(self, reference: str) -> None:
         """Sets `saved` when every rank could read its part. All of them raise where none could go on anyway, or it is
-        the `last` that may be taken."""
+        the one that was named."""
         option = RESUME if self._options.resume_from_checkpoint else "the checkpoint"
         problem: Exception | None = None
         try:
             checkpoint = open_artifact(reference, option)
             facts = checkpoint.manifest.facts
             try:
-                require_same_run(checkpoint.manifest, self._run, option)
-                require_world(checkpoint.manifest, self._world, self._zero_stage)
+                checkpoints.require_same_run(checkpoint.manifest, self._run, option)
+                checkpoints.require_world(checkpoint.manifest, self._world, self.zero_stage)
             except InputError as error:
                 raise _Unfit(str(error)) from error
             if facts["global_batch"] != self._global_batch and self._rank == 0:
@@ -170,7 +158,7 @@ class CheckpointManager(TrainerCallback):
                     facts["global_batch"],
                     self._global_batch,
                 )
-            self.saved = Saved(checkpoint, self._rank)
+            self.saved = Saved(checkpoint, self._rank, self._world)
         except (InputError, StorageFault, ValueError, KeyError, TypeError) as error:
             problem = error
         problems = [one for one in self._of_all(problem) if one is not None]
@@ -180,7 +168,7 @@ class CheckpointManager(TrainerCallback):
         worst = next((one for one in problems if isinstance(one, StorageFault | _Unfit)), problems[0])
         if isinstance(worst, StorageFault):
             raise worst
-        if isinstance(worst, _Unfit) or last:
+        if isinstance(worst, _Unfit) or reference == self._named:
             raise InputError(str(worst))
         if self._rank == 0:
             log.warning("%s cannot be read and is left aside: %s", reference, worst)
@@ -256,15 +244,15 @@ class CheckpointManager(TrainerCallback):
             return
         part = take(self.trainer, self._buffers)
         self._taken = part.step
-        facts: dict[str, object] = {
-            "step": part.step,
-            "world": self._world,
-            "zero_stage": self._zero_stage,
-            "global_batch": self._global_batch,
-            "came_of": self._named,
-            "cache_version": self._run.cache_version,
-        }
-        self._uploads.begin(part, facts)
+        self._uploads.begin(
+            part,
+            step=part.step,
+            world=self._world,
+            zero_stage=self.zero_stage,
+            global_batch=self._global_batch,
+            came_of=self._named,
+            cache_version=self._run.cache_version,
+        )
 
     def _agree(self) -> Agreed:
         """Exchanges the numbers, and on rank 0 gives up a checkpoint of which another rank's part will not come, and
@@ -291,11 +279,7 @@ class CheckpointManager(TrainerCallback):
         """What ends a training that goes wrong. All ranks at once."""
         # what is still on its way is the checkpoint that the message should name
         self._settle("the last checkpoint")
-        step = self.trainer.state.global_step
-        if wrong == OVERFLOWED:
-            text = f"the gradients have overflowed float16 in step after step, up to step {step}"
-        else:
-            text = f"the loss at step {step} is {'nan' if wrong == NAN else 'inf'}"
+        text = WRONG[wrong].format(self.trainer.state.global_step)
         good = self._from_rank_0(self._good.reference if self._good is not None else None)
         last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
         return InputError(f"{text}; lower --learning-rate, or give --precision bfloat16; {last}")

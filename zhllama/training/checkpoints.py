@@ -86,9 +86,6 @@ class Run:
         return ArtifactWriter(self.store, self.stage, self.key, self.configuration, self.inputs)
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
-
-
 def _by_folder(run_folder: str) -> dict[str, dict[str, int]]:
     """Folder → its files and their sizes, newest step first. What is none of ours is left out."""
     found: dict[str, dict[str, int]] = {}
@@ -128,27 +125,34 @@ def complete(run_folder: str) -> Iterator[Manifest]:
             yield manifest
 
 
-def of_earlier_release(run: "Run") -> Iterator[Manifest]:
+def of_earlier_release(run: Run) -> Iterator[Manifest]:
     """The complete checkpoints of the same training under another key, newest first: an earlier release gave it that
-    one, or other versions of the libraries did. Same inputs, same options (one that a release lacked has its default),
-    same cache version. Not of a training that is over: its result is there, and this one is asked for anew."""
+    one, or other versions of the libraries did. Same inputs, same options, same cache version. Not of a training that
+    is over: its result is there, and this one is asked for anew."""
     found = []
     stage_folder = run.folder.rpartition("/")[0]
     for key in sorted({item.name.partition("/")[0] for item in storage.listing(stage_folder)} - {run.key}):
         if find_published(run.store, run.stage, key) is None:
-            found += [manifest for manifest in complete(f"{stage_folder}/{key}") if _is_of(manifest, run)]
+            found += [
+                manifest
+                for manifest in complete(f"{stage_folder}/{key}")
+                if manifest.stage == run.stage
+                and manifest.facts.get("cache_version", 1) == run.cache_version
+                and not any(_differences(manifest, run))
+            ]
     return iter(sorted(found, key=lambda one: (one.facts["step"], one.created), reverse=True))
 
 
-def _is_of(checkpoint: Manifest, run: Run) -> bool:
-    if checkpoint.stage != run.stage or checkpoint.facts.get("cache_version", 1) != run.cache_version:
-        return False
-    theirs = {name: given.digest for name, given in checkpoint.inputs.items()}
-    ours = {name: given.digest for name, given in run.inputs.items()}
-    options = {*checkpoint.configuration, *run.configuration}
-    return theirs == ours and all(
-        checkpoint.configuration.get(name, run.defaults.get(name)) == run.configuration.get(name) for name in options
-    )
+def _differences(checkpoint: Manifest, run: Run) -> Iterator[tuple[str, str]]:
+    """(option, what it was) of inputs and options; one that an earlier release lacked has its default."""
+    for name in sorted({*checkpoint.inputs, *run.inputs}):
+        theirs, ours = checkpoint.inputs.get(name), run.inputs.get(name)
+        if (theirs and theirs.digest) != (ours and ours.digest):
+            yield name, "none" if theirs is None else f"{theirs.reference} ({theirs.digest[:8]})"
+    for name in sorted({*checkpoint.configuration, *run.configuration}):
+        there, here = checkpoint.configuration.get(name, run.defaults.get(name)), run.configuration.get(name)
+        if there != here:
+            yield name, f"{there}, here it is {here}"
 
 
 def clean(run_folder: str, keep: int, start: str = "") -> None:
@@ -165,9 +169,6 @@ def clean(run_folder: str, keep: int, start: str = "") -> None:
         elif whole or folder.rsplit("-", 1)[1] != start:
             storage.delete(f"{run_folder}/{folder}/{MANIFEST}")
             storage.delete_all(f"{run_folder}/{folder}")
-
-
-# --- completing -------------------------------------------------------------------------------------------------------
 
 
 def write_part(out: ArtifactWriter, rank: int) -> None:
@@ -193,9 +194,6 @@ def commit(out: ArtifactWriter, ranks: int, give_up: threading.Event) -> Manifes
     return out.publish(KIND)
 
 
-# --- what a checkpoint is good for ------------------------------------------------------------------------------------
-
-
 def open_checkpoint(reference: str, option: str) -> Artifact:
     """The checkpoint behind a reference; InputError when it is none or not complete."""
     checkpoint = open_artifact(reference, option)
@@ -208,18 +206,11 @@ def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
     """InputError when the checkpoint is of another training: other inputs or options. Another release may go on."""
     if checkpoint.stage != run.stage:
         raise InputError(f"{option} {checkpoint.root}: a checkpoint of {checkpoint.stage}; this is {run.stage}")
-    mend = "give one of its own checkpoints, or start without"
-    for name in sorted({*checkpoint.inputs, *run.inputs} - {"publish_checkpoint"}):
-        theirs, ours = checkpoint.inputs.get(name), run.inputs.get(name)
-        if (theirs and theirs.digest) != (ours and ours.digest):
-            text = "none" if theirs is None else f"{theirs.reference} ({theirs.digest[:8]})"
-            raise InputError(f"{option} {checkpoint.root}: it is of another training: its --{name} was {text}; {mend}")
-    for name in sorted({*checkpoint.configuration, *run.configuration} - {*_SPLIT_OF_THE_BATCH, "publish_checkpoint"}):
-        there, here = checkpoint.configuration.get(name), run.configuration.get(name)
-        if there != here:
+    for name, theirs in _differences(checkpoint, run):
+        if name not in (*_SPLIT_OF_THE_BATCH, "publish_checkpoint"):
             raise InputError(
-                f"{option} {checkpoint.root}: it is of another training: its --{name.replace('_', '-')} was {there}, "
-                f"here it is {here}; {mend}"
+                f"{option} {checkpoint.root}: it is of another training: its --{name.replace('_', '-')} was {theirs}; "
+                "give one of its own checkpoints, or start without"
             )
     if checkpoint.root.rsplit("/", 2)[1] != run.key and "publish_checkpoint" not in run.inputs:
         log.warning("the checkpoint is of another release or another split of the batch; the options are the same")
@@ -239,9 +230,6 @@ def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
             f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with "
             f"{saved} processes, or publish the checkpoint with --publish-checkpoint and train on from its result"
         )
-
-
-# --- the time without a checkpoint ------------------------------------------------------------------------------------
 
 
 class CheckpointDeadline:

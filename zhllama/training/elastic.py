@@ -1,11 +1,9 @@
 """The processes of a training on this node: torch's elastic launcher, in this process, from PET_* variables.
 
-torchrun as a program turns every exit code into 1 and kills workers 30 s after SIGTERM. Here the launcher runs in the
-stage's own process: a worker's 2 (wrong input, with its line) and 143 (cancelled) are the stage's too, and a SIGTERM
-is passed on to the workers, which get the grace period (TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds) to come to an end.
-Without PET_* the one process is this one.
-
-Workers are spawned, not forked: each imports torch and transformers anew (4 s), but inherits no threads or locks.
+torchrun as a program turns every exit code into 1 and kills workers 30 s after SIGTERM. Here a worker's 2 (wrong input,
+with its line) and 143 (cancelled) are the stage's too, and a SIGTERM is passed on to the workers, which get the grace
+period (TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). Workers are spawned, not forked: each imports torch and transformers
+anew (4 s), but inherits no threads or locks. Without PET_* the one process is this one.
 """
 
 import logging

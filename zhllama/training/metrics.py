@@ -2,10 +2,8 @@
 
 One list of lines is the source of all of it: metrics.jsonl, TensorBoard's events and the report page are each written
 anew from it. So a training that was killed and went on (its checkpoint carries the lines) has one unbroken curve, and
-in S3 the files of a running training are whole at every moment. They lie where the artifact's will.
-
-MFU is the share of the hardware's peak that goes into the model's own products; attention's scores (2% of a 7B model's
-work at 512 tokens) and recomputed activations are not counted. The memory is the first process's peak.
+in S3 the files of a running training are whole at every moment. MFU is the share of the hardware's peak that goes into
+the model's own products, without attention's scores (2% of a 7B model's work at 512 tokens) and recomputed activations.
 """
 
 import json
@@ -105,9 +103,6 @@ class History:
         return f"loss {figures['first_loss']:.2f} → {figures['loss']:.2f} in {figures['steps']:.0f} steps"
 
 
-# --- speed ------------------------------------------------------------------------------------------------------------
-
-
 def flops_per_token(model: nn.Module, predicted: float) -> float:
     """Floating-point operations that a token costs, forward and backward, in the model's matrices.
 
@@ -130,9 +125,6 @@ def flops_per_token(model: nn.Module, predicted: float) -> float:
 def size_of(parameter: nn.Parameter) -> int:
     """Its elements, also where ZeRO-3 keeps a part of them here."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-# --- while it runs ----------------------------------------------------------------------------------------------------
 
 
 class MetricsUploader:

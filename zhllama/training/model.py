@@ -1,15 +1,12 @@
 """The model that is trained: a LLaMA whose forward pass gives the loss, with what is not trained frozen.
 
-Attention does not cross documents. Where flash-attn is there (on a GPU, in half precision), the batch is laid out as
-one row and its kernel for sequences of varying length is told where each document begins. Elsewhere transformers makes
-a block-diagonal mask for SDPA, which it does with restarting position_ids, no attention mask and no cache (the cache
-must be off in so many words, or the documents see each other silently).
+Attention does not cross documents: flash-attn's kernel for varying lengths where it is there (on a GPU, in half
+precision); elsewhere the block-diagonal mask that transformers makes for SDPA of restarting position_ids, no attention
+mask and no cache (which must be off in so many words, or the documents see each other silently).
 
 Trainable weights are float32 whatever the base is in: after 50 AdamW steps at 2e-5 in bf16, 70% of the values of an
-embedding had not moved. DeepSpeed in bf16 and fp16 casts them for the computation and keeps the float32 masters itself.
-
-The loss is computed inside lm_head's own forward, so that whoever wraps that layer (peft's trained copy, ZeRO-3's
-gathering of a partitioned weight) does its part once a pass.
+embedding had not moved. The loss is computed inside lm_head's own forward, so that whoever wraps that layer (peft's
+trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a pass.
 """
 
 import json
@@ -101,9 +98,8 @@ class PackedLlama(LlamaForCausalLM):
 def collate(blocks: Sequence[Mapping[str, np.ndarray]], faithful: bool = False) -> dict[str, torch.Tensor]:
     """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100.
 
-    The dataset's labels stand at the tokens' own places; here they move one to the left, to the place that predicts
-    them. A segment's first token has no label, so nothing is predicted across a border. faithful: as the recipe does
-    it. Padding is cut to the longest of the batch, and positions run on to the block's end, so that nothing in it is
+    The dataset's labels stand at the tokens' own places (a segment's first token has none); here they move to the place
+    that predicts them. faithful: as the recipe does it, padding cut to the longest of the batch, and nothing in a block
     kept apart.
     """
     batch = {name: torch.from_numpy(np.stack([block[name] for block in blocks])) for name in blocks[0]}

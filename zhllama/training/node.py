@@ -1,17 +1,14 @@
 """The agent of a node: while it waits for others it says so, a cancel ends it at once, and its deadline holds.
 
 In the rendezvous, and in a worker's init_process_group, the main thread is in a call of C++, where no signal handler of
-Python's runs: on a real cluster a cancelled pod stayed for the whole of its 300 seconds. The C handler writes each
-signal into a pipe, whatever the main thread does, and a thread reads it. Before the first step nothing is to be saved,
-so that thread ends the workers and the process, be it for a cancel or for the deadline; after it the agent passes
-SIGTERM on, and the workers write a checkpoint.
+Python's runs (on a real cluster a cancelled pod stayed for 300 seconds). The C handler writes each signal into a pipe,
+whatever the main thread does, and a thread reads it. Before the first step nothing is to be saved, so that thread ends
+the workers and the process; after it the agent passes SIGTERM on, and the workers write a checkpoint.
 
-The training operator sets no timer for activeDeadlineSeconds (seen with 1.9: a quiet job was not ended after 150 s of a
-deadline of 8): a job fails by it only when something else touches it. The launcher looks, where there is one; people
-who `kubectl apply` have none. So a pod is told the deadline (ZHLLAMA_DEADLINE_SECONDS), and at it the training does
-what it does on SIGTERM, and ends with exit code 1 and a line that says why; the end of the container wakes the
-operator, which then fails the job. A container that is started again in its pod counts from the first start (a file in
-/tmp, the pod's volume); a pod that is replaced counts anew.
+The training operator (1.9) sets no timer for activeDeadlineSeconds: a job fails by it only when something else touches
+it. So a pod is told the deadline (ZHLLAMA_DEADLINE_SECONDS), and at it the training does what it does on SIGTERM, and
+ends with exit code 1 and a line that says why; that wakes the operator. A container that is started again in its pod
+counts from the first start (a file in /tmp, the pod's volume); a pod that is replaced counts anew.
 """
 
 import logging
@@ -98,21 +95,17 @@ class Node:
         os.environ[FOLDER_VARIABLE] = str(self._folder)
         if self._nodes > 1:
             threading.Thread(target=self._say, daemon=True).start()
-        # signals are the main thread's
-        self._watching = threading.current_thread() is threading.main_thread()
-        if self._watching:
-            self._reading, self._writing = os.pipe()
-            os.set_blocking(self._writing, False)
-            self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-            threading.Thread(target=self._wait, daemon=True).start()
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._wait, daemon=True).start()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._over.set()
         os.environ.pop(FOLDER_VARIABLE, None)
-        if self._watching:
-            signal.set_wakeup_fd(self._before)
-            os.close(self._writing)
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writing)
 
     def not_found(self, error: BaseException) -> str:
         """What it means that the rendezvous failed."""

@@ -20,12 +20,14 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.loss_curves import curves
 from zhllama.stage.report_page import render
 from zhllama.training.inputs import TrainingInputs
-from zhllama.training.metrics import EVENTS, METRICS
+from zhllama.training.metrics import EVENTS, METRICS, History
 from zhllama.training.model import adapter_config_json, read_back
 from zhllama.training.options import LoraOptions
 from zhllama.training.shape import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from zhllama.training.trainer import Trained
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
+
+Trained = Mapping[str, torch.Tensor]
+"""By the names of the model's parameters, float32, on the CPU."""
 
 REPORT = "report.html"
 TOKENIZER_FILES = (
@@ -45,15 +47,14 @@ FIGURES = {
 
 
 def publish(
-    options: LoraOptions, out: ArtifactWriter, inputs: TrainingInputs, model: Any, trained: Trained
+    options: LoraOptions, out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained
 ) -> Manifest:
-    """Publishes the result of a training. For rank 0."""
+    """Publishes the result of a training, from its course and the trained weights. For rank 0."""
     if options.gives_adapter:
-        _add_adapter(out, inputs, model, trained.weights)
+        _add_adapter(out, inputs, model, trained)
     else:
-        _add_model(out, inputs, trained.weights)
+        _add_model(out, inputs, trained)
     out.vocabulary = inputs.vocabulary
-    history = trained.history
     out.add_bytes(METRICS, history.jsonl())
     out.add_bytes(EVENTS, history.events())
     out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
@@ -62,9 +63,7 @@ def publish(
     return out.publish("adapter" if options.gives_adapter else "hf-model")
 
 
-def _add_adapter(
-    out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Mapping[str, torch.Tensor]
-) -> None:
+def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> None:
     weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     if len(weights) != len(trained):
         raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
@@ -91,7 +90,7 @@ def _add_adapter(
     }
 
 
-def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Mapping[str, torch.Tensor]) -> None:
+def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Trained) -> None:
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import socket
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import peak_tflops
 from zhllama.training.metrics import History, MetricsCallback, flops_per_token
 from zhllama.training.model import collate, trained_weights
-from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.options import TrainingOptions, deepspeed_settings
 
 _AS_GIVEN = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
@@ -37,15 +36,6 @@ _AS_GIVEN = (
 """Options that TrainingArguments takes as they are."""
 NO_BLOCK = -1
 """In a list of blocks: one that is not counted."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What comes of a training."""
-
-    history: History
-    weights: dict[str, torch.Tensor]
-    """By the names of the model's parameters: those that were trained, float32, on the CPU."""
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -161,14 +151,12 @@ class PackedTrainer(Trainer):
             )
         return self.optimizer
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes.
 
         A cancel ends it, without a figure, and the training with it.
         """
-        blocks: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        blocks: Any = self.eval_dataset
         model: Any = self.model
         was_training = self.model_wrapped.training
         self.model_wrapped.eval()
@@ -176,7 +164,7 @@ class PackedTrainer(Trainer):
         mine = list(range(self.args.process_index, len(blocks), self.args.world_size))
         size = self.args.per_device_eval_batch_size
         share = -(-len(blocks) // self.args.world_size)
-        if zero_stage(deepspeed_settings(self._options)) == 3 and len(mine) < share:
+        if self._manager.zero_stage == 3 and len(mine) < share:
             # all processes gather each layer together: as many passes for each, the last one without labels
             mine.append(NO_BLOCK)
         with torch.no_grad():
@@ -207,9 +195,9 @@ class PackedTrainer(Trainer):
         except OverflowError:
             perplexity = math.inf
         metrics = {
-            f"{metric_key_prefix}_loss": mean,
-            f"{metric_key_prefix}_perplexity": perplexity,
-            f"{metric_key_prefix}_accuracy": correct / max(count, 1),
+            "eval_loss": mean,
+            "eval_perplexity": perplexity,
+            "eval_accuracy": correct / max(count, 1),
         }
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -274,9 +262,10 @@ def train(
     held_out: PackedDataset | None,
     run: Run,
     metrics_root: str | None = None,
-) -> Trained:
-    """Trains `model` in place, from the newest checkpoint of the run if there is one. All processes call it.
+) -> tuple[History, dict[str, torch.Tensor]]:
+    """Its course, and the trained weights by parameters' names (float32, on the CPU). All processes call it.
 
+    Trains `model` in place, from the newest checkpoint of the run if there is one.
     metrics_root: where the metrics are put while it runs. SystemExit(143) when asked to stop.
     """
     manager = CheckpointManager(options, run, arguments)
@@ -300,4 +289,4 @@ def train(
         if held_out is not None and not evaluated and not manager.stopping:
             trainer.evaluate()
         manager.over()
-    return Trained(History.of(lines), trained_weights(model))
+    return History.of(lines), trained_weights(model)

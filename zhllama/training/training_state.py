@@ -1,9 +1,8 @@
 """All that a training is made of between two steps: taken to the host in a moment, put back to the last bit.
 
 Nothing here is pickled. A state is a tree of dictionaries, lists and numbers, written as JSON, whose tensors stand in
-a safetensors file: what is read back can hold numbers and nothing that runs. (DeepSpeed 0.19's own loader calls
-torch.load with weights_only=False, which runs whatever the file says.) Taking it costs one copy to host memory, into
-buffers that are kept for the next time; writing is for a thread (uploads.py).
+a safetensors file: nothing in it can run. (DeepSpeed 0.19's own loader calls torch.load with weights_only=False.)
+Taking it costs one copy to host memory; writing is for a thread (uploads.py).
 """
 
 import json
@@ -28,9 +27,6 @@ Tree = Any
 Tensors = dict[str, torch.Tensor]
 
 
-# --- trees ------------------------------------------------------------------------------------------------------------
-
-
 def flatten(tree: Tree, tensors: Tensors, name: str = "") -> Any:
     """The tree as JSON; its tensors go into `tensors`, by their way in the tree. ValueError for anything else."""
     if isinstance(tree, torch.Tensor):
@@ -42,8 +38,8 @@ def flatten(tree: Tree, tensors: Tensors, name: str = "") -> Any:
                 raise ValueError(f"{key!r}: a key of a checkpoint is a text or a whole number")
         return {"dict": [[key, flatten(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
-        kind = "list" if isinstance(tree, list) else "tuple"
-        return {kind: [flatten(value, tensors, f"{name}/{index}") for index, value in enumerate(tree)]}
+        content = [flatten(value, tensors, f"{name}/{index}") for index, value in enumerate(tree)]
+        return {"list" if isinstance(tree, list) else "tuple": content}
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
     raise ValueError(f"{name}: a {type(tree).__name__} has no place in a checkpoint")
@@ -62,9 +58,6 @@ def unflatten(places: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
     if kind not in ("list", "tuple"):
         raise ValueError(f"{kind}: no such kind of branch in a checkpoint")
     return made if kind == "list" else tuple(made)
-
-
-# --- taking -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -150,8 +143,6 @@ def _trained(trainer: Any) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
 
 
-# --- DeepSpeed's engine -----------------------------------------------------------------------------------------------
-
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _NOT_STATE = ("param_slice_mappings", "zero_stage", "universal_checkpoint_info", "loss_scaler")
 """Of a ZeRO optimizer's state_dict: what follows from the model and the configuration, or is an object."""
@@ -173,12 +164,9 @@ def _restore_engine(engine: Any, saved: Tree) -> None:
     state, scaler = dict(saved["zero"]), getattr(optimizer, "loss_scaler", None)
     for name, value in saved["scales"].items():
         setattr(scaler, name, value)
-    if not engine.zero_optimization():
-        optimizer.load_state_dict(state)
-    else:
-        state["loss_scaler"] = scaler
-        # by rank; no other rank's is looked at
-        optimizer.load_state_dict({dist.get_rank(): state}, load_from_fp32_weights=True)
+    state["loss_scaler"] = scaler
+    # by rank; no other rank's is looked at
+    optimizer.load_state_dict({dist.get_rank(): state}, load_from_fp32_weights=True)
     for name, value in saved["counters"].items():
         setattr(engine, name, value)
 
@@ -192,9 +180,6 @@ def _partitioned(trainer: Any) -> Iterator[None]:
     yield
     if hasattr(optimizer, "checkpoint_event_epilogue"):
         optimizer.checkpoint_event_epilogue()
-
-
-# --- random numbers ---------------------------------------------------------------------------------------------------
 
 
 def random_state() -> Tree:
@@ -227,16 +212,13 @@ def set_random_state(state: Tree) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-# --- restoring --------------------------------------------------------------------------------------------------------
-
-
 class Saved:
     """A checkpoint as this rank needs it, read and verified before anything of the training is touched.
 
     What all ranks have alike is read by rank 0 and passed on when it is put back; `Saved` holds no collective.
     """
 
-    def __init__(self, checkpoint: Artifact, rank: int) -> None:
+    def __init__(self, checkpoint: Artifact, rank: int, world: int) -> None:
         def document(name: str) -> Any:
             return json.loads(checkpoint.read(name))
 
@@ -246,25 +228,25 @@ class Saved:
         self._shared_places = document(f"{SHARED}.json")
         self._shared = _tensors(checkpoint, f"{SHARED}.safetensors", rank == 0)
         self._weights = _tensors(checkpoint, WEIGHTS, rank == 0)
-        world = checkpoint.manifest.facts["world"]
+        self._world, before = world, checkpoint.manifest.facts["world"]
         self._own: Tree = None
-        if rank < world:
+        if rank < before:
             own = _tensors(checkpoint, f"{state_of(rank)}.safetensors", True)
             self._own = unflatten(document(f"{state_of(rank)}.json"), own)
-        if world == _world():
+        if world == before:
             self._loss = self._own["loss"]
         else:
             # a mean over other ranks: what the log line that spans the restart is made of
-            states = [dict(document(f"{state_of(other)}.json")["dict"]) for other in range(world)]
+            states = [dict(document(f"{state_of(other)}.json")["dict"]) for other in range(before)]
             losses = [unflatten(places["loss"], {}) for places in states]
-            self._loss = {**losses[0], "sum": sum(one["sum"] for one in losses) / world}
+            self._loss = {**losses[0], "sum": sum(one["sum"] for one in losses) / before}
 
     def restore(self, trainer: Any) -> None:
         """Weights, optimizer, scheduler, scales. To be called by all ranks, when the Trainer has wrapped the model."""
-        shared = unflatten(self._shared_places, _passed_on(self._shared))
+        shared = unflatten(self._shared_places, self._passed_on(self._shared))
         with torch.no_grad(), _partitioned(trainer):
             if not _lies_in_parts(trainer):
-                parameters, saved = _trained(trainer), _passed_on(self._weights)
+                parameters, saved = _trained(trainer), self._passed_on(self._weights)
                 for name in sorted(parameters.keys() | saved.keys()):
                     if name not in saved or name not in parameters or saved[name].shape != parameters[name].shape:
                         where = f"the checkpoint {self.manifest.root}"
@@ -282,6 +264,16 @@ class Saved:
         if self._own is not None:
             self._own.pop("optimizer", None)
 
+    def _passed_on(self, tensors: Tensors) -> Tensors:
+        """Rank 0's tensors, on all ranks."""
+        if self._world > 1:
+            on_gpu = dist.get_backend() == "nccl"
+            for name, tensor in tensors.items():
+                sent = tensor.cuda() if on_gpu else tensor
+                dist.broadcast(sent, 0)
+                tensors[name] = sent.cpu() if on_gpu else sent
+        return tensors
+
     def restore_random(self) -> None:
         """A rank that the saved training had not keeps the seed's."""
         if self._own is not None:
@@ -293,24 +285,9 @@ class Saved:
         trainer._globalstep_last_logged = self._loss["logged"]
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _tensors(checkpoint: Artifact, file: str, read: bool) -> Tensors:
     """The tensors of a file, verified; with `read` false, empty ones of their shapes."""
     reader = Checkpoint(checkpoint, "the checkpoint", single=file)
     if read:
         return {name: reader.read(name) for name in reader.tensors}
     return {name: torch.empty(info.shape, dtype=getattr(torch, info.dtype)) for name, info in reader.tensors.items()}
-
-
-def _passed_on(tensors: Tensors) -> Tensors:
-    """Rank 0's tensors, on all ranks."""
-    if _world() > 1:
-        on_gpu = dist.get_backend() == "nccl"
-        for name, tensor in tensors.items():
-            sent = tensor.cuda() if on_gpu else tensor
-            dist.broadcast(sent, 0)
-            tensors[name] = sent.cpu() if on_gpu else sent
-    return tensors

@@ -1,10 +1,8 @@
-"""The upload of this rank's part of a checkpoint, in a thread of its own, while the training goes on.
+"""The upload of this rank's part of a checkpoint, in a thread of its own, while the training goes on. One at a time.
 
-One at a time. Rank 0's thread also waits for the parts of the others, completes the checkpoint and deletes what is
-older than the ones to keep. The threads of different ranks never speak to each other but through the store; what the
-main threads have to know (busy, failed) they read here and agree on at a step's end.
-
-The thread runs at a lower priority: on a machine without spare cores it takes what the training leaves.
+Rank 0's thread also waits for the parts of the others, completes the checkpoint and deletes what is older than the ones
+to keep. The threads of different ranks speak to each other through the store alone; what the main threads have to know
+(busy, failed) they read here. The thread runs at a lower priority: without spare cores it takes what training leaves.
 """
 
 import logging
@@ -37,22 +35,17 @@ class Uploads:
         self._run, self._rank, self._world, self._keep = run, rank, world, keep
         self._thread = threading.Thread()
         self._give_up = threading.Event()
-        self.start = ""
-        """Names this start of the training in the folders of its checkpoints; told by rank 0."""
-        self.step = 0
-        """Of the upload that runs, or ran last."""
-        self.failed_step = 0
-        """Of the last upload that failed on this rank; 0: none."""
-        self.why = ""
-        """Why it failed."""
-        self.newest: Manifest | None = None
-        """The newest checkpoint that this rank knows to be complete (rank 0: of all; the others know of none)."""
+        self.start = ""  # names this start of the training in its checkpoints' folders; told by rank 0
+        self.step = 0  # of the upload that runs, or ran last
+        self.failed_step = 0  # of the last upload that failed on this rank; 0: none
+        self.why = ""  # why it failed
+        self.newest: Manifest | None = None  # the newest complete checkpoint, on rank 0
 
     @property
     def busy(self) -> bool:
         return self._thread.is_alive()
 
-    def begin(self, part: Part, facts: dict[str, object]) -> None:
+    def begin(self, part: Part, **facts: object) -> None:
         """Starts the upload of a part; none may be running."""
         self.step = part.step
         self._give_up.clear()
@@ -70,7 +63,7 @@ class Uploads:
         self._thread.start()
 
     def give_up(self) -> None:
-        """Another rank's part will not come: the checkpoint stays incomplete."""
+        """The checkpoint stays incomplete: another rank's part will not come."""
         self._give_up.set()
 
     def join(self, seconds: float) -> None:

@@ -7,12 +7,10 @@ import shutil
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from transformers import set_seed
 
 from zhllama.artifacts.cache import cache_folder
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import TRAIN, VALIDATION
 from zhllama.data.packed_reader import PackedDataset
 from zhllama.errors import InputError
@@ -22,9 +20,8 @@ from zhllama.training.elastic import Work
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import History, size_of
 from zhllama.training.model import trainable, trained_model
-from zhllama.training.options import TrainingOptions
 from zhllama.training.publish import publish
-from zhllama.training.trainer import Trained, precision_of, start_processes, train, training_arguments
+from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("training")
@@ -47,12 +44,25 @@ def run_worker(work: Work) -> None:
     model = trained_model(options, inputs, getattr(torch, precision_of(options)))
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
-        _say_what_is_trained(options, inputs.dataset, model, arguments.world_size)
+        facts, threads, world = inputs.dataset.manifest.facts, torch.get_num_threads(), arguments.world_size
+        log.info(
+            "training %s of %s parameters on %s blocks of %d tokens: %d process%s, %s, %s, %d thread%s each",
+            f"{sum(map(size_of, trainable(model))):,}",
+            f"{sum(map(size_of, model.parameters())):,}",
+            f"{len(blocks):,}",
+            facts["block_size"],
+            world,
+            "" if world == 1 else "es",
+            f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism",
+            precision_of(options),
+            threads,
+            "" if threads == 1 else "s",
+        )
     out = work.run.result_writer()
-    trained = train(options, arguments, model, blocks, held_out, work.run, metrics_root=out.root)
+    history, weights = train(options, arguments, model, blocks, held_out, work.run, metrics_root=out.root)
     if rank == 0:
         opened.require_unchanged()
-        publish(options, out, inputs, model, trained)
+        publish(options, out, inputs, model, history, weights)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -72,21 +82,4 @@ def publish_checkpoint(work: Work, opened: Inputs, inputs: TrainingInputs) -> Ma
     out = work.run.result_writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
     opened.require_unchanged()
-    return publish(options, out, inputs, model, Trained(history, weights))
-
-
-def _say_what_is_trained(options: TrainingOptions, dataset: Artifact, model: nn.Module, world: int) -> None:
-    facts, threads = dataset.manifest.facts, torch.get_num_threads()
-    log.info(
-        "training %s of %s parameters on %s blocks of %d tokens: %d process%s, %s, %s, %d thread%s each",
-        f"{sum(map(size_of, trainable(model))):,}",
-        f"{sum(map(size_of, model.parameters())):,}",
-        f"{facts['splits']['train']['blocks']:,}",
-        facts["block_size"],
-        world,
-        "" if world == 1 else "es",
-        f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism",
-        precision_of(options),
-        threads,
-        "" if threads == 1 else "s",
-    )
+    return publish(options, out, inputs, model, history, weights)

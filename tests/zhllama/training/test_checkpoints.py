@@ -178,6 +178,15 @@ def test_another_release_or_split_of_the_batch_may_go_on(run, caplog):
     assert "another release" in caplog.text
 
 
+def test_one_of_a_release_that_lacked_an_option_may_go_on_with_its_default(run):
+    other = dataclasses.replace(run, configuration=dict(run.configuration, label=0.0), defaults={"label": 0.0})
+    manifest = checkpoint(run, 4)
+    require_same_run(manifest, other, "--resume-from-checkpoint")
+    set_otherwise = dataclasses.replace(other, configuration=dict(run.configuration, label=0.5))
+    with pytest.raises(InputError, match=r"its --label was 0\.0, here it is 0\.5"):
+        require_same_run(manifest, set_otherwise, "--resume-from-checkpoint")
+
+
 @pytest.mark.parametrize("what", ["hf-model", "files"])
 def test_what_is_no_checkpoint_is_refused(run, what):
     from zhllama.artifacts.writer import ArtifactWriter
