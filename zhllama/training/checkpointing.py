@@ -89,15 +89,13 @@ class CheckpointManager(TrainerCallback):
         self._taken = 0  # the step of the checkpoint that was taken, or gone on from, last
         self._before: Any = None  # the handler of SIGTERM before the first step
 
-    # --- at the start -------------------------------------------------------------------------------------------------
-
     def resume(self) -> str | None:
         """Reads the checkpoint to go on from, chosen by rank 0; None when there is none.
 
         What is returned is a folder for Trainer.train: its state, without a weight. InputError when the one that was
         asked for cannot be gone on from; StorageFault when the store does not answer.
         """
-        self._uploads.start = self._from_rank_0(secrets.token_hex(4))
+        self._uploads.start = self._of_all(secrets.token_hex(4))[0]
         candidates = self._candidates()
         while self.saved is None:
             found: Any = None
@@ -106,7 +104,7 @@ class CheckpointManager(TrainerCallback):
                     found = next(candidates, None)
                 except (InputError, StorageFault) as error:
                     found = error
-            found, self._named = self._from_rank_0((found, self._named))
+            found, self._named = self._of_all((found, self._named))[0]
             if isinstance(found, Exception):
                 raise found
             if found is None:
@@ -180,8 +178,6 @@ class CheckpointManager(TrainerCallback):
         lines = self.saved.trainer["log_history"]
         return not any("eval_loss" in line and line["step"] == self.saved.step for line in lines)
 
-    # --- at a step's end ----------------------------------------------------------------------------------------------
-
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # until now a cancel ended the process: there was nothing to save
         self._before = signal.signal(signal.SIGTERM, self._ask)
@@ -216,10 +212,8 @@ class CheckpointManager(TrainerCallback):
             return
         due = bool(every) and step % every == 0 and not last
         if due and agreed.busy and self._rank == 0:
-            one_before = self._uploads.step
-            log.warning(
-                "the checkpoint of step %d has to wait: the one of step %d is still on its way", step, one_before
-            )
+            said = "the checkpoint of step %d has to wait: the one of step %d is still on its way"
+            log.warning(said, step, self._uploads.step)
         self._owed = (self._owed or due) and not last
         control.should_save = self._owed and not agreed.busy
         self._owed = self._owed and not control.should_save
@@ -271,7 +265,7 @@ class CheckpointManager(TrainerCallback):
             self._failure_seen = agreed.failed_step
             if self._rank == 0:
                 if uploads.step == agreed.failed_step:
-                    uploads.give_up()
+                    uploads.give_up.set()
                 self._deadline.failed(uploads.why or "another rank could not upload its part; see its log")
         return agreed
 
@@ -280,11 +274,9 @@ class CheckpointManager(TrainerCallback):
         # what is still on its way is the checkpoint that the message should name
         self._settle("the last checkpoint")
         text = WRONG[wrong].format(self.trainer.state.global_step)
-        good = self._from_rank_0(self._good.reference if self._good is not None else None)
+        good = self._of_all(self._good.reference if self._good is not None else None)[0]
         last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
         return InputError(f"{text}; lower --learning-rate, or give --precision bfloat16; {last}")
-
-    # --- at the end ---------------------------------------------------------------------------------------------------
 
     def over(self) -> None:
         """Sees the last upload through; ends the process with 143 when it was asked to stop."""
@@ -313,14 +305,8 @@ class CheckpointManager(TrainerCallback):
             grace = float(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)
             self._ends_at = time.monotonic() + max(grace - LEFT_FOR_THE_END, grace / 2)
 
-    # --- between the ranks, in their main threads ---------------------------------------------------------------------
-
-    def _from_rank_0(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
-        return self._of_all(value)[0]
-
     def _of_all(self, value: Any) -> list[Any]:
-        """Every rank's value, on all ranks."""
+        """Every rank's value, on all ranks, in their main threads."""
         box = [value] * self._world
         if self._group is not None:
             dist.all_gather_object(box, value, group=self._group)

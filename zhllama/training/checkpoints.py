@@ -86,43 +86,33 @@ class Run:
         return ArtifactWriter(self.store, self.stage, self.key, self.configuration, self.inputs)
 
 
-def _by_folder(run_folder: str) -> dict[str, dict[str, int]]:
-    """Folder → its files and their sizes, newest step first. What is none of ours is left out."""
-    found: dict[str, dict[str, int]] = {}
+def _found(run_folder: str) -> Iterator[tuple[str, Manifest | None]]:
+    """The folders of checkpoints, newest step first, each with its manifest where the checkpoint is all there."""
+    sizes: dict[str, dict[str, int]] = {}
     for item in storage.listing(run_folder):
         folder, _, name = item.name.partition("/")
         if _FOLDER.fullmatch(folder):
-            found.setdefault(folder, {})[name] = item.size
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _complete(run_folder: str, folder: str, files: Mapping[str, int]) -> Manifest | None:
-    """The manifest of a checkpoint that is all there, else None."""
-    if MANIFEST not in files:
-        return None
-    where = f"{run_folder}/{folder}/{MANIFEST}"
-    try:
-        manifest = Manifest.from_json(storage.read_bytes(where), where)
-    except InputError as error:
-        log.warning("this checkpoint is damaged and is left aside: %s", error)
-        return None
-    except FileNotFoundError:
-        return None
-    if manifest.root != f"{run_folder}/{folder}":
-        log.warning("%s: this checkpoint was copied from %s, it is left aside", where, manifest.root)
-        return None
-    if any(files.get(file.path) != file.size for file in manifest.files):
-        log.warning("%s/%s: files of this checkpoint are missing, it is left aside", run_folder, folder)
-        return None
-    return manifest
+            sizes.setdefault(f"{run_folder}/{folder}", {})[name] = item.size
+    for where, files in sorted(sizes.items(), reverse=True):
+        manifest = None
+        try:
+            if MANIFEST in files:
+                manifest = Manifest.from_json(storage.read_bytes(f"{where}/{MANIFEST}"), f"{where}/{MANIFEST}")
+                if manifest.root != where:
+                    raise InputError(f"{where}: this checkpoint was copied from {manifest.root}")
+                if any(files.get(file.path) != file.size for file in manifest.files):
+                    raise InputError(f"{where}: files of this checkpoint are missing")
+        except FileNotFoundError:
+            manifest = None
+        except InputError as error:
+            log.warning("a checkpoint is damaged and is left aside: %s", error)
+            manifest = None
+        yield where, manifest
 
 
 def complete(run_folder: str) -> Iterator[Manifest]:
     """The complete checkpoints of a run, newest first; each is looked at when it is asked for."""
-    for folder, files in _by_folder(run_folder).items():
-        manifest = _complete(run_folder, folder, files)
-        if manifest is not None:
-            yield manifest
+    return (manifest for _, manifest in _found(run_folder) if manifest is not None)
 
 
 def of_earlier_release(run: Run) -> Iterator[Manifest]:
@@ -155,20 +145,18 @@ def _differences(checkpoint: Manifest, run: Run) -> Iterator[tuple[str, str]]:
             yield name, f"{there}, here it is {here}"
 
 
-def clean(run_folder: str, keep: int, start: str = "") -> None:
+def clean(run_folder: str, keep: int, start: str) -> None:
     """Deletes all but the `keep` newest complete checkpoints, and what was never completed.
 
     Not what `start`, this start of the training, is still writing. A manifest goes first: a checkpoint that is half
     deleted is not complete.
     """
-    kept = 0
-    for folder, files in _by_folder(run_folder).items():
-        whole = _complete(run_folder, folder, files) is not None
-        if whole and kept < keep:
-            kept += 1
-        elif whole or folder.rsplit("-", 1)[1] != start:
-            storage.delete(f"{run_folder}/{folder}/{MANIFEST}")
-            storage.delete_all(f"{run_folder}/{folder}")
+    for where, manifest in _found(run_folder):
+        if manifest is not None and keep > 0:
+            keep -= 1
+        elif manifest is not None or not where.endswith(f"-{start}"):
+            storage.delete(f"{where}/{MANIFEST}")
+            storage.delete_all(where)
 
 
 def write_part(out: ArtifactWriter, rank: int) -> None:

@@ -71,9 +71,7 @@ def run_workers(worker: Callable[[Work], None], work: Work, deadline: Deadline) 
     run = work.run
     manifest = find_published(run.store, run.stage, run.key)
     if manifest is None:
-        raise TrainingFault(
-            f"{run.result_writer().root}: the training ended, but rank 0 published nothing; see its log"
-        )
+        raise TrainingFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
     return manifest
 
 
@@ -157,11 +155,11 @@ def _in_worker(worker: Callable[[Work], None], work: Work, said: str) -> None:
     except (KeyboardInterrupt, SystemExit) as stopped:
         # without the end of the libraries: the threads between the processes still run, and now and then that aborts
         # ("terminate called without an active exception") where 143 was to be said
-        said_code = EXIT_CANCELLED if isinstance(stopped, KeyboardInterrupt) else stopped.code
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(said_code if isinstance(said_code, int) else EXIT_FAULT)
+        given = stopped.code if isinstance(stopped, SystemExit) else EXIT_CANCELLED
+        os._exit(given if isinstance(given, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
         print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
         code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]

@@ -51,51 +51,38 @@ def checked_inputs(options: LoraOptions, opened: Inputs) -> TrainingInputs:
     try:
         config = read_object(model, "config.json")
     except (ValueError, TypeError) as error:
-        raise InputError(
-            f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
-        ) from error
+        said = f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
+        raise InputError(said) from error
     if config.get("model_type") != "llama":
         raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     rows = config["vocab_size"]
     if not rows_fit(vocabulary.size, rows, model.manifest.vocabulary):
-        raise InputError(
-            f"{names[0]}: config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows; "
-            "give the tokenizer that belongs to the model, or extend the model first"
-        )
+        said = f"config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows"
+        raise InputError(f"{names[0]}: {said}; give the model's own tokenizer, or extend the model first")
     facts = dataset.manifest.facts
     if TRAIN not in facts.get("splits", {}):
         raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")
-    if facts["block_size"] > config["max_position_embeddings"]:
-        raise InputError(
-            f"{names[1]}: blocks of {facts['block_size']} tokens, but the model has "
-            f"{config['max_position_embeddings']} positions; prepare the dataset with a smaller --block-size"
-        )
-    settings = deepspeed_settings(options)
+    block, positions = facts["block_size"], config["max_position_embeddings"]
+    if block > positions:
+        said = f"blocks of {block} tokens, but the model has {positions} positions"
+        raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
+    stage = zero_stage(deepspeed_settings(options))
     tensors = Checkpoint(model).tensors
     if options.gives_adapter:
         shape = lora_shape(options, model, adapter)
         if adapter is not None and ADAPTER_WEIGHTS not in adapter and PICKLED_WEIGHTS not in adapter:
-            raise InputError(
-                f"--adapter {adapter.root}: neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch "
-                "the adapter again"
-            )
+            said = f"neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch the adapter again"
+            raise InputError(f"--adapter {adapter.root}: {said}")
         for target in shape.targets:
-            layers = (info for name, info in tensors.items() if name.endswith(f".{target}.weight"))
-            if not any(len(info.shape) == 2 for info in layers):
-                raise InputError(
-                    f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, up_proj …"
-                )
-        if shape.embeddings == "new" and zero_stage(settings) == 3:
-            raise InputError(
-                "--embedding-rows new: under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained "
-                "alone; give --deepspeed zero2 or none"
-            )
+            if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
+                raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
+        if shape.embeddings == "new" and stage == 3:
+            said = "under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained alone"
+            raise InputError(f"--embedding-rows new: {said}; give --deepspeed zero2 or none")
     packing = dataset.manifest.configuration.get("packing")
     if options.faithful and packing != "faithful":
-        raise InputError(
-            f"--faithful: {names[1]} was packed as {packing or 'nobody says what'}, several documents to a block; "
-            "prepare it with --packing faithful"
-        )
+        said = f"was packed as {packing or 'nobody says what'}, several documents to a block"
+        raise InputError(f"--faithful: {names[1]} {said}; prepare it with --packing faithful")
     if EMBEDDING not in tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
     return TrainingInputs(model, dataset, adapter, vocabulary)

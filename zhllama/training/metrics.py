@@ -33,8 +33,6 @@ log = logging.getLogger("training")
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard/events.out.tfevents.0.training"
-LIVE_EVERY = 5.0
-"""Seconds at least between two uploads of a running training's metrics."""
 
 Line = dict[str, Any]
 """One line of metrics.jsonl: `step`, `time` (Unix) and what was measured there."""
@@ -69,11 +67,9 @@ class History:
         began = self.lines[0].get("time", 0.0) if self.lines else 0.0
         events = [Event(wall_time=began, file_version="brain.Event:2")]
         for line in self.lines:
-            values = []
-            for name, value in line.items():
-                if name not in ("step", "time"):
-                    tag = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-                    values.append(Summary.Value(tag=tag, simple_value=value))
+            measured = {name: value for name, value in line.items() if name not in ("step", "time")}
+            tags = {name: f"train/{name}".replace("train/eval_", "eval/") for name in measured}
+            values = [Summary.Value(tag=tags[name], simple_value=value) for name, value in measured.items()]
             step, at = int(line["step"]), line.get("time", 0.0)
             events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
         with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
@@ -130,10 +126,11 @@ def size_of(parameter: nn.Parameter) -> int:
 class MetricsUploader:
     """Puts the newest course of a running training into the store, in a thread of its own: training waits for nothing.
 
-    A store that cannot be reached costs a warning; what is published at the end does not depend on it.
+    A store that cannot be reached costs a warning; what is published at the end does not depend on it. every: seconds
+    at least between two uploads.
     """
 
-    def __init__(self, root: str, every: float = LIVE_EVERY) -> None:
+    def __init__(self, root: str, every: float = 5.0) -> None:
         self._root = root
         self._every = every
         self._newest: list[Line] | None = None
@@ -179,10 +176,9 @@ class MetricsUploader:
 class MetricsCallback(TrainerCallback):
     """Measures speed, MFU and memory, shows the course, and stops a training whose loss is no number.
 
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it. tokens: of documents (padding is
-    not counted) in an optimizer step on all processes; peak_flops: FLOP/s of all devices, 0 when it is not known. root:
-    where the metrics of the running training are put, on rank 0. A context manager: the bar and the uploads end with
-    it.
+    What it measures goes into the Trainer's own log, so that a checkpoint carries it. tokens: of documents (no padding)
+    in an optimizer step on all processes; peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the
+    metrics of the running training are put, on rank 0. The bar and the uploads end with the context.
     """
 
     def __init__(
@@ -193,8 +189,7 @@ class MetricsCallback(TrainerCallback):
         self._first_step = self._last_step = 0
         self._root = root
         self._uploader: MetricsUploader | None = None
-        self._bar: Any = None
-        """On a terminal: rich's bar, log lines go above it."""
+        self._bar: Any = None  # on a terminal: rich's, log lines go above it
 
     def __enter__(self) -> Self:
         return self
@@ -234,9 +229,8 @@ class MetricsCallback(TrainerCallback):
         step, now = state.global_step, time.monotonic()
         for name in ("loss", "eval_loss"):
             if not math.isfinite(line.get(name, 0.0)):
-                raise InputError(
-                    f"the {name} at step {step} is {line[name]}; lower --learning-rate, or give --precision bfloat16"
-                )
+                said = f"the {name} at step {step} is {line[name]}"
+                raise InputError(f"{said}; lower --learning-rate, or give --precision bfloat16")
         if "loss" not in line and "eval_loss" not in line:
             return
         line["time"] = round(time.time(), 1)
@@ -266,10 +260,8 @@ class MetricsCallback(TrainerCallback):
         speed = f"{line.get('tokens_per_second', 0):,.0f} tokens/s"
         if "mfu" in line:
             speed += f", MFU {line['mfu']:.1%}"
-        shown, memory = (
-            f"loss {line['loss']:.3f}, lr {line['learning_rate']:.2e}, {speed}",
-            line.get("peak_memory_gb", 0),
-        )
+        memory = line.get("peak_memory_gb", 0)
+        shown = f"loss {line['loss']:.3f}, lr {line['learning_rate']:.2e}, {speed}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, shown=f"{shown}, {memory:.1f} GB")
         else:

@@ -222,15 +222,13 @@ def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     All processes call it together (DeepSpeed's masters lie in parts on all of them), before the engine is given up.
     """
     found = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        tensor: torch.Tensor = parameter
-        if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
-            from deepspeed.utils import safe_get_full_fp32_param
+    for name, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            if hasattr(tensor, "_hp_mapping") or hasattr(tensor, "ds_id"):
+                from deepspeed.utils import safe_get_full_fp32_param
 
-            tensor = safe_get_full_fp32_param(parameter)
-        found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+                tensor = safe_get_full_fp32_param(tensor)
+            found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
     return found
 
 

@@ -35,8 +35,6 @@ STARTED, TRAINING = "started-", "training-"
 """Files that a worker leaves in the agent's folder, with its process id: it is there; its first step has begun."""
 FOLDER_VARIABLE = "ZHLLAMA_AGENT_FOLDER"
 """Tells a worker that folder."""
-SAY_EVERY = 60.0
-"""Seconds between two lines about what is waited for."""
 
 
 class Deadline:
@@ -48,11 +46,9 @@ class Deadline:
         if given and not (given.isascii() and given.isdigit() and int(given) > 0):
             raise InputError(f"{DEADLINE_VARIABLE}={given}: write whole seconds above 0, or unset it")
         self._seconds = int(given or 0)
-        self._timer: threading.Timer | None = None
-        self.line = (
-            f"the training was stopped at its deadline of {given} s; raise --deadline-seconds: it goes on from its "
-            "newest checkpoint"
-        )
+        self._timer = threading.Timer(0, self._stop)
+        said = f"the training was stopped at its deadline of {self._seconds} s"
+        self.line = f"{said}; raise --deadline-seconds: it goes on from its newest checkpoint"
         self.passed = False
 
     def __enter__(self) -> Self:
@@ -66,14 +62,12 @@ class Deadline:
             left = self._seconds - (time.time() - started)
             if left <= 0:
                 raise StorageFault(self.line)
-            self._timer = threading.Timer(left, self._stop)
-            self._timer.daemon = True
+            self._timer.interval, self._timer.daemon = left, True
             self._timer.start()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if error is not None and self.passed and not isinstance(error, InputError):
             raise StorageFault(self.line) from error
 
@@ -84,9 +78,10 @@ class Deadline:
 
 
 class Node:
-    """This node, from the rendezvous on. folder: the agent's own, where its workers leave files."""
+    """This node, from the rendezvous on. folder: the agent's own, where its workers leave files; say_every: seconds
+    between two lines about what is waited for."""
 
-    def __init__(self, folder: Path, nodes: int, deadline: Deadline, say_every: float = SAY_EVERY) -> None:
+    def __init__(self, folder: Path, nodes: int, deadline: Deadline, say_every: float = 60.0) -> None:
         self._folder, self._nodes, self._deadline, self._say_every = folder, nodes, deadline, say_every
         self._begun = time.monotonic()
         self._over = threading.Event()

@@ -137,9 +137,8 @@ class LoraOptions(TrainingOptions):
         _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
         _check(self, "lora_dropout", self.lora_dropout < 1, "a share below 1 is needed")
         _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
-        for name in ("embed_tokens", "lm_head"):
-            mend = f"{name} is trained by rows, not by LoRA; leave it out"
-            _check(self, "lora_targets", name not in self.targets, mend)
+        for name in sorted({"embed_tokens", "lm_head"}.intersection(self.targets)):
+            _check(self, "lora_targets", False, f"{name} is trained by rows, not by LoRA; leave it out")
 
     @property
     def targets(self) -> list[str]:
@@ -172,14 +171,12 @@ class PretrainOptions(LoraOptions):
         super().__post_init__()
         if self.stage == "embeddings" and self.adapter:
             raise InputError(
-                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it first"
+                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it"
             )
         if self.stage == "lora" and self.also_lm_head:
             raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
         if self.stage == "embeddings" and self.embedding_rows == "new":
-            raise InputError(
-                "--embedding-rows new: --stage embeddings trains all rows; leave it out, or use --stage lora"
-            )
+            raise InputError("--embedding-rows new: --stage embeddings trains all rows; leave it out, or use lora")
 
     @property
     def gives_adapter(self) -> bool:
@@ -204,10 +201,8 @@ class FinetuneOptions(LoraOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.embedding_rows != "auto" and not self.train_embeddings and not self.adapter:
-            raise InputError(
-                f"--embedding-rows {self.embedding_rows}: nothing of the embeddings is trained without "
-                "--train-embeddings true; give both or neither"
-            )
+            said = "nothing of the embeddings is trained without --train-embeddings true; give both or neither"
+            raise InputError(f"--embedding-rows {self.embedding_rows}: {said}")
 
     @property
     def trained_rows(self) -> Literal["", "all", "new"]:
@@ -226,21 +221,20 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
     """
     if options.deepspeed == "none":
         return None
-    path = Path(options.deepspeed)
+    path, where = Path(options.deepspeed), f"--deepspeed {options.deepspeed}"
     if options.deepspeed in SHIPPED_DEEPSPEED:
         path = Path(__file__).with_name(f"{options.deepspeed}.json")
     elif not path.is_file():
-        names = ", ".join(SHIPPED_DEEPSPEED)
-        raise InputError(f"--deepspeed {path}: no such file; give a JSON file, {names} or none")
+        raise InputError(f"{where}: no such file; give a JSON file, {', '.join(SHIPPED_DEEPSPEED)} or none")
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
+        raise InputError(f"{where}: not a readable JSON file ({error})") from error
     if not isinstance(settings, dict):
-        raise InputError(f"--deepspeed {path}: a JSON object is needed; docs/training.md shows one")
+        raise InputError(f"{where}: a JSON object is needed; docs/training.md shows one")
     for name in ("zero_optimization", "fp16", "bf16"):
         if not isinstance(settings.get(name, {}), dict):
-            raise InputError(f"--deepspeed {path}: {name} is {json.dumps(settings[name])} where an object is needed")
+            raise InputError(f"{where}: {name} is {json.dumps(settings[name])} where an object is needed")
     for name, option, value in (
         ("train_micro_batch_size_per_gpu", "--per-device-train-batch-size", options.per_device_train_batch_size),
         ("gradient_accumulation_steps", "--gradient-accumulation-steps", options.gradient_accumulation_steps),
@@ -253,20 +247,14 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
         found = (settings.setdefault(section, {}) if section else settings).setdefault(field, "auto")
         meant = value == {"fp16": "float16", "bf16": "bfloat16"}[section] if section else value
         if found != "auto" and (found is not meant if section else found != meant):
-            raise InputError(
-                f"--deepspeed {path}: {name} is {json.dumps(found)}, but {option} is {value}; write auto there"
-            )
+            raise InputError(f"{where}: {name} is {json.dumps(found)}, but {option} is {value}; write auto there")
     for name in ("optimizer", "scheduler"):
         if name in settings:
-            raise InputError(
-                f"--deepspeed {path}: its {name} would take the place of --learning-rate, --embedding-lr, "
-                f"--weight-decay and --lr-scheduler-type; leave the section {name} out"
-            )
+            instead = "--learning-rate, --embedding-lr, --weight-decay and --lr-scheduler-type"
+            raise InputError(f"{where}: its {name} would take the place of {instead}; leave the section out")
     if settings.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
-        raise InputError(
-            f"--deepspeed {path}: zero_optimization names no stage of 1, 2 or 3; write one there, or give "
-            "--deepspeed none"
-        )
+        mend = "write one there, or give --deepspeed none"
+        raise InputError(f"{where}: zero_optimization names no stage of 1, 2 or 3; {mend}")
     return settings
 
 

@@ -42,10 +42,8 @@ def new_rows(model: Artifact) -> tuple[int, ...]:
     if vocabulary is not None and before is None and vocabulary.prefixes:
         before = min(map(int, vocabulary.prefixes))
     if vocabulary is None or before is None or before >= vocabulary.size:
-        raise InputError(
-            f"--embedding-rows new: --model {model.root} does not say which rows its vocabulary was extended by; "
-            "give a model that extend_tokenizer made, or --embedding-rows all"
-        )
+        said = f"--model {model.root} does not say which rows its vocabulary was extended by"
+        raise InputError(f"--embedding-rows new: {said}; give one that extend_tokenizer made, or --embedding-rows all")
     return tuple(range(before, vocabulary.size))
 
 
@@ -66,6 +64,7 @@ def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) 
     if adapter is None:
         return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
     have = _shape_of(adapter)
+    where, mend = f"the adapter {adapter.root}", "leave the option out, or start a new adapter"
     for option, given, has in (
         ("--lora-r", options.lora_r or None, have.r),
         ("--lora-alpha", options.lora_alpha or None, have.alpha),
@@ -79,14 +78,9 @@ def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) 
     ):
         if given is not None and given != has:
             said, had = (value if isinstance(value, str) else f"{value:g}" for value in (given, has))
-            raise InputError(
-                f"{option} {said}: the adapter {adapter.root} has {had}; leave the option out, or start a new adapter"
-            )
+            raise InputError(f"{option} {said}: {where} has {had}; {mend}")
     if isinstance(options, FinetuneOptions) and options.train_embeddings and not have.embeddings:
-        raise InputError(
-            f"--train-embeddings: the adapter {adapter.root} has no trained embeddings; leave the option out, "
-            "or start a new adapter"
-        )
+        raise InputError(f"--train-embeddings: {where} has no trained embeddings; {mend}")
     return have
 
 
@@ -105,24 +99,19 @@ def _shape_of(adapter: Artifact) -> LoraShape:
         raise InputError(f"{where} is no LoRA configuration ({error}); fetch it again") from error
     for name, ordinary in _NOT_KEPT.items():
         if (have.get(name) or ordinary) != ordinary:
-            raise InputError(
-                f"{where} sets {name}, which a training here would not keep; merge the adapter and start a new one"
-            )
+            mend = "merge the adapter and start a new one"
+            raise InputError(f"{where} sets {name}, which a training here would not keep; {mend}")
     saved, targets = set(have.get("modules_to_save") or ()), have["target_modules"]
     if saved not in (set(), set(EMBEDDINGS)):
-        raise InputError(
-            f"--adapter {adapter.root}: modules_to_save is {', '.join(sorted(saved))}; "
-            "embed_tokens and lm_head, or none, can be continued"
-        )
+        names = ", ".join(sorted(saved))
+        raise InputError(f"{where}: modules_to_save is {names}; embed_tokens and lm_head, or none, can be continued")
     if not isinstance(targets, list):
-        raise InputError(f"--adapter {adapter.root}: target_modules is {targets!r}; a list of names can be continued")
+        raise InputError(f"{where}: target_modules is {targets!r}; a list of names can be continued")
     single = have.get("trainable_token_indices")
     if not single:
         return LoraShape(rank, alpha, dropout, sorted(targets), "all" if saved else "")
     same = isinstance(single, dict) and set(single) == set(EMBEDDINGS) and len(set(map(tuple, single.values()))) == 1
     if saved or not same:
-        raise InputError(
-            f"--adapter {adapter.root}: trainable_token_indices must name the same rows of embed_tokens and lm_head; "
-            "start a new adapter"
-        )
+        said = "trainable_token_indices must name the same rows of embed_tokens and lm_head"
+        raise InputError(f"{where}: {said}; start a new adapter")
     return LoraShape(rank, alpha, dropout, sorted(targets), "new", tuple(single["embed_tokens"]))

@@ -38,9 +38,6 @@ NO_BLOCK = -1
 """In a list of blocks: one that is not counted."""
 
 
-# --- the processes ----------------------------------------------------------------------------------------------------
-
-
 def precision_of(options: TrainingOptions) -> str:
     """`bfloat16`, `float16` or `float32`; auto is bfloat16 on a GPU. InputError where the device cannot do it."""
     if options.precision == "float16" and not torch.cuda.is_available():
@@ -109,9 +106,6 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
     )
 
 
-# --- the loop ---------------------------------------------------------------------------------------------------------
-
-
 class PackedTrainer(Trainer):
     """A Trainer for PackedLlama: our optimizer groups, an evaluation that gathers three numbers, and the
     CheckpointManager's checkpoints."""
@@ -127,28 +121,21 @@ class PackedTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in four groups: embeddings or not, decayed (matrices) or not (norms)."""
-        if self.optimizer is None:
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            trained: Any = self.model
-            for name, parameter in trained.named_parameters():
-                if parameter.requires_grad:
-                    embedding = "embed_tokens" in name or "lm_head" in name
-                    groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
-            lr = self.args.learning_rate
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {
-                        "params": parameters,
-                        "lr": self._options.embedding_lr or lr if embedding else lr,
-                        "weight_decay": self.args.weight_decay if decayed else 0.0,
-                    }
-                    for (embedding, decayed), parameters in groups.items()
-                ],
-                lr=lr,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                fused=True,
-            )
+        if self.optimizer is not None:
+            return self.optimizer
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        trained: Any = self.model
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad:
+                embedding = "embed_tokens" in name or "lm_head" in name
+                groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
+        lr, embedding_lr = self.args.learning_rate, self._options.embedding_lr or self.args.learning_rate
+        decay, betas = self.args.weight_decay, (self.args.adam_beta1, self.args.adam_beta2)
+        given = [
+            {"params": parameters, "lr": embedding_lr if embedding else lr, "weight_decay": decay if decayed else 0.0}
+            for (embedding, decayed), parameters in groups.items()
+        ]
+        self.optimizer = torch.optim.AdamW(given, lr=lr, betas=betas, eps=self.args.adam_epsilon, fused=True)
         return self.optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -194,11 +181,7 @@ class PackedTrainer(Trainer):
             perplexity = math.exp(mean)
         except OverflowError:
             perplexity = math.inf
-        metrics = {
-            "eval_loss": mean,
-            "eval_perplexity": perplexity,
-            "eval_accuracy": correct / max(count, 1),
-        }
+        metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": correct / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -89,26 +89,17 @@ def take(trainer: Any, buffers: Tensors) -> Part:
     part = Part(trainer.state.global_step)
     first = trainer.args.process_index == 0
     scaler = trainer.accelerator.scaler
-    shared: Tree = {
-        "scheduler": trainer.lr_scheduler.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-    }
-    own: Tree = {
-        "random": random_state(),
-        # the Trainer's sum of losses since its last log line: with it, a line that spans a restart is the same
-        "loss": {
-            "sum": float(trainer._tr_loss.item()),
-            "total": float(trainer._total_loss_scalar),
-            "logged": int(trainer._globalstep_last_logged),
-        },
-    }
+    shared: Tree = {"scheduler": trainer.lr_scheduler.state_dict(), "scaler": scaler and scaler.state_dict()}
+    # the Trainer's sum of losses since its last log line: with it, a line that spans a restart is the same
+    loss = {"sum": float(trainer._tr_loss.item()), "total": float(trainer._total_loss_scalar)}
+    own: Tree = {"random": random_state(), "loss": loss | {"logged": int(trainer._globalstep_last_logged)}}
     with _partitioned(trainer):
         if trainer.is_deepspeed_enabled:
             own["optimizer"] = _of_engine(trainer.model_wrapped)
         elif first:
             shared["optimizer"] = trainer.optimizer.state_dict()
         _add(part, state_of(trainer.args.process_index), own, buffers)
-    weights: Tensors = {}
+    weights: Tensors = {name: parameter.detach() for name, parameter in _trained(trainer).items()}
     if _lies_in_parts(trainer):
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
@@ -117,8 +108,6 @@ def take(trainer: Any, buffers: Tensors) -> Part:
             with GatheredParameters([parameter]):
                 if first:
                     weights[name] = parameter.detach().to("cpu", copy=True)
-    elif first:
-        weights = {name: parameter.detach() for name, parameter in _trained(trainer).items()}
     if first:
         _add(part, SHARED, shared, buffers)
         part.tensors[WEIGHTS] = copied(weights, WEIGHTS, buffers)

@@ -21,8 +21,6 @@ from zhllama.weights.safetensors_io import SafetensorsStream
 
 log = logging.getLogger("training")
 
-NICENESS = 10
-
 
 class NotFinite(Exception):
     """A weight or a moment is not a finite number: not worth keeping, and not to be mistaken for a good checkpoint."""
@@ -34,7 +32,7 @@ class Uploads:
     def __init__(self, run: Run, rank: int, world: int, keep: int) -> None:
         self._run, self._rank, self._world, self._keep = run, rank, world, keep
         self._thread = threading.Thread()
-        self._give_up = threading.Event()
+        self.give_up = threading.Event()  # another rank's part will not come: the checkpoint stays incomplete
         self.start = ""  # names this start of the training in its checkpoints' folders; told by rank 0
         self.step = 0  # of the upload that runs, or ran last
         self.failed_step = 0  # of the last upload that failed on this rank; 0: none
@@ -48,7 +46,7 @@ class Uploads:
     def begin(self, part: Part, **facts: object) -> None:
         """Starts the upload of a part; none may be running."""
         self.step = part.step
-        self._give_up.clear()
+        self.give_up.clear()
         out = self._run.writer(part.step, self.start)
         out.facts |= facts
         self._begin(self._upload, part, out)
@@ -62,10 +60,6 @@ class Uploads:
         self._thread = threading.Thread(target=work, args=given, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def give_up(self) -> None:
-        """The checkpoint stays incomplete: another rank's part will not come."""
-        self._give_up.set()
-
     def join(self, seconds: float) -> None:
         if self.busy:
             self._thread.join(seconds)
@@ -77,7 +71,7 @@ class Uploads:
             if self._rank:
                 write_part(out, self._rank)
                 return
-            manifest = commit(out, self._world, self._give_up)
+            manifest = commit(out, self._world, self.give_up)
             if manifest is None:
                 return
             self.newest = manifest
@@ -115,6 +109,6 @@ def _write(part: Part, out: ArtifactWriter) -> None:
 
 def _lower_priority() -> None:
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
     except OSError as error:
         log.debug("the upload keeps its priority: %s", error)
