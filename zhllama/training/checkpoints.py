@@ -30,6 +30,7 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
+from zhllama.stage.options import described
 
 log = logging.getLogger("training")
 
@@ -57,7 +58,7 @@ def part_of(rank: int) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """The training that checkpoints belong to: where they lie, and what went in."""
+    """A training: where its checkpoints and its result lie, and what went in. Passed to each process of each node."""
 
     store: str
     stage: str
@@ -67,6 +68,16 @@ class Run:
     cache_version: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of the options."""
+    options: Any = None
+
+    @classmethod
+    def of(cls, options: Any, out: ArtifactWriter) -> "Run":
+        """The training whose result belongs at `out`."""
+        kind: Any = type(options)
+        defaults = {name: one.default for name, one in described(kind).items()}
+        key = out.root.rsplit("/", 1)[1]
+        given = (options.store, out.stage, key, out.configuration, out.inputs)
+        return cls(*given, kind.cache_version, defaults, options)
 
     @property
     def folder(self) -> str:

@@ -15,17 +15,14 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import find_published
-from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.log import mask, set_up_logging
-from zhllama.stage.options import described
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import allowed_cores
 from zhllama.training.node import STARTED, Deadline, Node
@@ -40,42 +37,24 @@ class TrainingFault(StorageFault):
     """A training process ended badly: one line that says which and how; exit code 1, worth another attempt."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a worker is to do, and the training that it belongs to: passed to each process of each node."""
-
-    options: Any
-    run: Run
-
-    @classmethod
-    def of(cls, options: Any, out: ArtifactWriter) -> "Work":
-        """The work whose result belongs at `out`."""
-        kind: Any = type(options)
-        defaults = {name: one.default for name, one in described(kind).items()}
-        key = out.root.rsplit("/", 1)[1]
-        given = (options.store, out.stage, key, out.configuration, out.inputs, kind.cache_version, defaults)
-        return cls(options, Run(*given))
-
-
-def run_workers(worker: Callable[[Work], None], work: Work, deadline: Deadline) -> Manifest:
-    """Runs `worker(work)` in every process of this node and returns what rank 0, on whichever node, published.
+def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> Manifest:
+    """Runs `worker(run)` in every process of this node and returns what rank 0, on whichever node, published.
 
     `worker` is a function of a module (it is pickled); deadline: the one that is open. InputError with the worker's
     line when one ends with 2, SystemExit(143) when they were cancelled, TrainingFault otherwise.
     """
     if any(name.startswith("PET_") for name in os.environ):
-        _run_elastic(worker, work, deadline)
+        _run_elastic(worker, run, deadline)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
-        worker(work)
-    run = work.run
+        worker(run)
     manifest = find_published(run.store, run.stage, run.key)
     if manifest is None:
         raise TrainingFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
     return manifest
 
 
-def _run_elastic(worker: Callable[[Work], None], work: Work, deadline: Deadline) -> None:
+def _run_elastic(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> None:
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -91,7 +70,7 @@ def _run_elastic(worker: Callable[[Work], None], work: Work, deadline: Deadline)
         node = Node(Path(said), config.max_nodes, deadline)
         try:
             with node:
-                elastic_launch(config, _in_worker)(worker, work, said)
+                elastic_launch(config, _in_worker)(worker, run, said)
         except SignalException as error:
             raise SystemExit(EXIT_CANCELLED) from error
         except ChildFailedError as error:
@@ -135,7 +114,7 @@ def _launch_config(folder: str) -> Any:
     return config
 
 
-def _in_worker(worker: Callable[[Work], None], work: Work, said: str) -> None:
+def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
     """The body of a worker process. Leaves the line of an error in `said`, and ends with the contract's code."""
     # nobody would wait for this process: a new start must not find it still at work
     die_with_parent(signal.SIGKILL)
@@ -149,7 +128,7 @@ def _in_worker(worker: Callable[[Work], None], work: Work, said: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Path(said, f"{STARTED}{os.getpid()}").touch()
     try:
-        worker(work)
+        worker(run)
     except InputError as error:
         code, line = EXIT_INPUT, str(error)
     except (KeyboardInterrupt, SystemExit) as stopped:

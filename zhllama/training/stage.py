@@ -8,8 +8,8 @@ from zhllama.artifacts.cache import materialize, require_room
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
-from zhllama.training.checkpoints import open_checkpoint, require_same_run
-from zhllama.training.elastic import Work, run_workers
+from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
+from zhllama.training.elastic import run_workers
 from zhllama.training.inputs import checked_inputs
 from zhllama.training.node import Deadline
 from zhllama.training.options import LoraOptions
@@ -22,11 +22,11 @@ def run_training(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> M
     """
     with Deadline() as deadline:
         inputs = checked_inputs(options, opened)
-        work = Work.of(options, out)
+        run = Run.of(options, out)
         for name in ("resume_from_checkpoint", "publish_checkpoint"):
             if reference := getattr(options, name):
                 option = f"--{name.replace('_', '-')}"
-                require_same_run(open_checkpoint(reference, option).manifest, work.run, option)
+                require_same_run(open_checkpoint(reference, option).manifest, run, option)
         # once a node, before its processes start: they find them there
         given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
         require_room(given)
@@ -35,12 +35,12 @@ def run_training(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> M
         if options.publish_checkpoint:
             from zhllama.training.worker import publish_checkpoint
 
-            return publish_checkpoint(work, opened, inputs)
-        return run_workers(train_worker, work, deadline)
+            return publish_checkpoint(run, opened, inputs)
+        return run_workers(train_worker, run, deadline)
 
 
-def train_worker(work: Work) -> None:
+def train_worker(run: Run) -> None:
     """One process of the training; torch is loaded there alone."""
     from zhllama.training.worker import run_worker
 
-    run_worker(work)
+    run_worker(run)

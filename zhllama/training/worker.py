@@ -15,8 +15,7 @@ from zhllama.data.packed import TRAIN, VALIDATION
 from zhllama.data.packed_reader import PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.training.checkpoints import TRAINER, WEIGHTS, open_checkpoint
-from zhllama.training.elastic import Work
+from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import History, size_of
 from zhllama.training.model import trainable, trained_model
@@ -27,17 +26,17 @@ from zhllama.weights.safetensors_io import Checkpoint
 log = logging.getLogger("training")
 
 
-def run_worker(work: Work) -> None:
+def run_worker(run: Run) -> None:
     """Loads, trains, and on rank 0 publishes. The other ranks wait, so that every node finds the result."""
-    options = work.options
+    options = run.options
     opened = Inputs.open(options)
-    opened.require_same(work.run.inputs)
+    opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
     blocks, held_out = PackedDataset(inputs.dataset, TRAIN), None
     if VALIDATION in inputs.dataset.manifest.facts["splits"]:
         held_out = PackedDataset(inputs.dataset, VALIDATION)
     # the Trainer's own small files on this node; removed after a success
-    folder = cache_folder() / "training" / work.run.key
+    folder = cache_folder() / "training" / run.key
     start_processes(options)
     arguments = training_arguments(options, folder, len(blocks), held_out is not None)
     set_seed(options.seed)
@@ -58,8 +57,8 @@ def run_worker(work: Work) -> None:
             threads,
             "" if threads == 1 else "s",
         )
-    out = work.run.result_writer()
-    history, weights = train(options, arguments, model, blocks, held_out, work.run, metrics_root=out.root)
+    out = run.result_writer()
+    history, weights = train(options, arguments, model, blocks, held_out, run, metrics_root=out.root)
     if rank == 0:
         opened.require_unchanged()
         publish(options, out, inputs, model, history, weights)
@@ -69,9 +68,9 @@ def run_worker(work: Work) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish_checkpoint(work: Work, opened: Inputs, inputs: TrainingInputs) -> Manifest:
+def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Manifest:
     """Publishes the checkpoint that the options name as the training's result would be. In one process."""
-    options = work.options
+    options = run.options
     checkpoint = open_checkpoint(options.publish_checkpoint, "--publish-checkpoint")
     model = trained_model(options, inputs, torch.float32)
     saved = Checkpoint(checkpoint, "the checkpoint", single=WEIGHTS)
@@ -79,7 +78,7 @@ def publish_checkpoint(work: Work, opened: Inputs, inputs: TrainingInputs) -> Ma
     if weights.keys() != {name for name, parameter in model.named_parameters() if parameter.requires_grad}:
         raise InputError(f"--publish-checkpoint {options.publish_checkpoint}: its weights are none of this training's")
     history = History.of(json.loads(checkpoint.read(TRAINER))["log_history"])
-    out = work.run.result_writer()
+    out = run.result_writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
     opened.require_unchanged()
     return publish(options, out, inputs, model, history, weights)

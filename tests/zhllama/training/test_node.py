@@ -30,13 +30,14 @@ import elastic_examples as examples
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.options import StageOptions
 from zhllama.stage.program import guarded
-from zhllama.training.elastic import Work, run_workers
+from zhllama.training.checkpoints import Run
+from zhllama.training.elastic import run_workers
 from zhllama.training.node import Deadline
 options = StageOptions(store=sys.argv[2])
-work = Work.of(options, ArtifactWriter(options.store, "stage", "key"))
+run = Run.of(options, ArtifactWriter(options.store, "stage", "key"))
 def training():
     with Deadline() as deadline:
-        run_workers(getattr(examples, sys.argv[3]), work, deadline)
+        run_workers(getattr(examples, sys.argv[3]), run, deadline)
 guarded(training)
 """
 WAITING = """
