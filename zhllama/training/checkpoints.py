@@ -157,11 +157,8 @@ def _differences(checkpoint: Manifest, run: Run) -> Iterator[tuple[str, str]]:
 
 
 def clean(run_folder: str, keep: int, start: str) -> None:
-    """Deletes all but the `keep` newest complete checkpoints, and what was never completed.
-
-    Not what `start`, this start of the training, is still writing. A manifest goes first: a checkpoint that is half
-    deleted is not complete.
-    """
+    """Deletes all but the `keep` newest complete checkpoints, and what was never completed, but not what `start`, this
+    start of the training, is still writing. A manifest goes first: half deleted, a checkpoint is not complete."""
     for where, manifest in _found(run_folder):
         if manifest is not None and keep > 0:
             keep -= 1
@@ -216,10 +213,8 @@ def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
 
 
 def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
-    """InputError when the optimizer's state cannot be spread over this many processes.
-
-    Plain data parallelism has all of it in one file. ZeRO has a part a process, and no process has another's.
-    """
+    """InputError when the optimizer's state cannot be spread over this many processes: plain data parallelism has all
+    of it in one file, ZeRO a part a process."""
     saved, stage = checkpoint.facts["world"], checkpoint.facts["zero_stage"]
     where = f"the checkpoint {checkpoint.root}"
     if stage != zero_stage:

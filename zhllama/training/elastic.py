@@ -149,10 +149,8 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
 
 
 def _outcome(codes: Mapping[int, int], said: Mapping[int, str]) -> BaseException:
-    """What the end of the workers means, from their exit codes and last lines (both by rank).
-
-    Wrong input wins over all else (the other ranks die of the loss of their peer), then a cancel, then a fault.
-    """
+    """What the end of the workers means, from exit codes and last lines by rank: wrong input wins over all else (the
+    other ranks die of the loss of their peer), then a cancel, then a fault."""
     for rank in sorted(codes):
         if codes[rank] == EXIT_INPUT:
             return InputError(said.get(rank, f"rank {rank} says that the input is wrong; see its log"))

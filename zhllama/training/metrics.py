@@ -124,11 +124,8 @@ def size_of(parameter: nn.Parameter) -> int:
 
 
 class MetricsUploader:
-    """Puts the newest course of a running training into the store, in a thread of its own: training waits for nothing.
-
-    A store that cannot be reached costs a warning; what is published at the end does not depend on it. every: seconds
-    at least between two uploads.
-    """
+    """Puts the newest course of a running training into the store, in a thread of its own, with `every` seconds between
+    two uploads at least. A store that cannot be reached costs a warning: what is published does not depend on it."""
 
     def __init__(self, root: str, every: float = 5.0) -> None:
         self._root = root

@@ -165,10 +165,8 @@ def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama
 
 
 def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
-    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so.
-
-    With `adapter`, its weights are put in. InputError when they do not fit this model.
-    """
+    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; with
+    `adapter`, its weights. InputError when they do not fit this model."""
     if shape.embeddings and model.config.tie_word_embeddings:
         raise InputError("the model's embeddings are tied: they cannot be trained as two; leave the embeddings out")
     config = LoraConfig(
@@ -217,10 +215,8 @@ def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies.
-
-    All processes call it together (DeepSpeed's masters lie in parts on all of them), before the engine is given up.
-    """
+    """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies, which
+    lie in parts on all processes: all call it together, before the engine is given up."""
     found = {}
     for name, tensor in model.named_parameters():
         if tensor.requires_grad:

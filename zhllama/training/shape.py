@@ -33,10 +33,7 @@ class LoraShape:
 
 
 def new_rows(model: Artifact) -> tuple[int, ...]:
-    """The rows of the embeddings that the model's vocabulary has beyond the one it was extended from.
-
-    InputError when it was not extended.
-    """
+    """The rows of the embeddings that the model's vocabulary was extended by. InputError when it was not."""
     vocabulary = model.manifest.vocabulary
     before = model.manifest.facts.get("pieces_before")
     if vocabulary is not None and before is None and vocabulary.prefixes:

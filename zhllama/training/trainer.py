@@ -34,8 +34,6 @@ _AS_GIVEN = (
     "logging_steps", "ddp_timeout",
 )  # fmt: skip
 """Options that TrainingArguments takes as they are."""
-NO_BLOCK = -1
-"""In a list of blocks: one that is not counted."""
 
 
 def precision_of(options: TrainingOptions) -> str:
@@ -151,9 +149,10 @@ class PackedTrainer(Trainer):
         mine = list(range(self.args.process_index, len(blocks), self.args.world_size))
         size = self.args.per_device_eval_batch_size
         share = -(-len(blocks) // self.args.world_size)
-        if self._manager.zero_stage == 3 and len(mine) < share:
-            # all processes gather each layer together: as many passes for each, the last one without labels
-            mine.append(NO_BLOCK)
+        filled = self._manager.zero_stage == 3 and len(mine) < share
+        if filled:
+            # all processes gather each layer together: as many passes for each, the last block without labels
+            mine.append(0)
         with torch.no_grad():
             for first in range(0, share, size):
                 # all processes ask, those too that have a block less
@@ -161,9 +160,8 @@ class PackedTrainer(Trainer):
                     break
                 if first >= len(mine):
                     continue
-                indices = mine[first : first + size]
-                batch = self.data_collator([blocks[max(index, 0)] for index in indices])
-                if indices[-1] == NO_BLOCK:
+                batch = self.data_collator([blocks[index] for index in mine[first : first + size]])
+                if filled and first + size >= len(mine):
                     batch["labels"][-1] = IGNORED
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
@@ -246,11 +244,9 @@ def train(
     run: Run,
     metrics_root: str | None = None,
 ) -> tuple[History, dict[str, torch.Tensor]]:
-    """Its course, and the trained weights by parameters' names (float32, on the CPU). All processes call it.
-
-    Trains `model` in place, from the newest checkpoint of the run if there is one.
-    metrics_root: where the metrics are put while it runs. SystemExit(143) when asked to stop.
-    """
+    """Trains `model` in place, from the newest checkpoint of the run if there is one; its course, and what was trained by
+    parameters' names (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it
+    runs. SystemExit(143) when asked to stop."""
     manager = CheckpointManager(options, run, arguments)
     peak = options.peak_tflops
     if not peak and torch.cuda.is_available():

@@ -70,10 +70,7 @@ class Part:
 
 
 def copied(tensors: Mapping[str, torch.Tensor], file: str, buffers: Tensors) -> Tensors:
-    """Copies in host memory, in buffers that are used again for each checkpoint (fresh pages cost more than the copy).
-
-    From a GPU they are complete when it is synchronized.
-    """
+    """Copies in host memory, complete when a GPU is synchronized. `buffers` are used again: fresh pages cost more."""
     made = {}
     for name, tensor in tensors.items():
         key = f"{file}:{name}"
@@ -202,10 +199,8 @@ def set_random_state(state: Tree) -> None:
 
 
 class Saved:
-    """A checkpoint as this rank needs it, read and verified before anything of the training is touched.
-
-    What all ranks have alike is read by rank 0 and passed on when it is put back; `Saved` holds no collective.
-    """
+    """A checkpoint as this rank needs it, read and verified before anything of the training is touched. What all ranks
+    have alike is read by rank 0 and passed on when it is put back; until then no collective is held."""
 
     def __init__(self, checkpoint: Artifact, rank: int, world: int) -> None:
         def document(name: str) -> Any:
