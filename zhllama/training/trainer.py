@@ -244,9 +244,9 @@ def train(
     run: Run,
     metrics_root: str | None = None,
 ) -> tuple[History, dict[str, torch.Tensor]]:
-    """Trains `model` in place, from the newest checkpoint of the run if there is one; its course, and what was trained by
-    parameters' names (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it
-    runs. SystemExit(143) when asked to stop."""
+    """Trains `model` in place, from the newest checkpoint of the run if there is one: its course, and trained weights
+    by name (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it runs.
+    SystemExit(143) when asked to stop."""
     manager = CheckpointManager(options, run, arguments)
     peak = options.peak_tflops
     if not peak and torch.cuda.is_available():
