@@ -19,7 +19,7 @@ from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, St
 from zhllama.kubernetes.node_environment import local_environments
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.child_processes import die_with_parent
-from zhllama.training.cores import allowed_cores
+from zhllama.training.hardware import allowed_cores
 
 log = logging.getLogger("launch")
 

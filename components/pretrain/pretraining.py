@@ -1,8 +1,7 @@
-"""The two stages of the recipe's continued pre-training.
+"""The two phases of the recipe's continued pre-training.
 
-Stage 1 (`embeddings`) trains embed_tokens alone, so that new pieces find their place before anything else moves: 3% of
-the parameters of a 7B model. Stage 2 (`lora`) trains LoRA on the seven projections, and embed_tokens and lm_head in
-full: 6%.
+`embeddings` trains embed_tokens alone, so that new pieces find their place before anything else moves: 3% of the
+parameters of a 7B model. `lora` trains LoRA on the seven projections, and embed_tokens and lm_head in full: 6%.
 """
 
 from components.pretrain.options import Pretrain

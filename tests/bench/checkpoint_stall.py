@@ -9,6 +9,7 @@ those cores, too.
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,39 +43,47 @@ def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     from components.pretrain.pretraining import pretrain
     from zhllama.stage.run import run_stage
     from zhllama.training.checkpointing import CheckpointManager
+    from zhllama.training.uploads import Uploads
 
     os.environ["ZHLLAMA_CACHE"] = cache
     ends: list[float] = []
     busy: list[bool] = []
-    managers: list[Any] = []
+    stalls: list[float] = []
+    uploads: list[float] = []
     on_step_end = CheckpointManager.on_step_end
 
     def recorded(self: Any, *arguments: Any, **named: Any) -> None:
         ends.append(time.perf_counter())
         busy.append(self._uploads.busy)
-        if not managers:
-            managers.append(self)
         on_step_end(self, *arguments, **named)
 
     CheckpointManager.on_step_end = recorded  # type: ignore[method-assign]
+    CheckpointManager.save = timed(CheckpointManager.save, stalls)  # type: ignore[method-assign]
+    Uploads._upload = timed(Uploads._upload, uploads)  # type: ignore[method-assign]
     run_stage(Pretrain(**_options(Material(**given), store, EVERY)), pretrain)
-    return {"ends": ends, "busy": busy, "stalls": managers[0].stalls, "uploads": managers[0]._uploads.seconds}
+    return {"ends": ends, "busy": busy, "stalls": stalls, "uploads": uploads}
+
+
+def timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The same, which notes how long it took."""
+
+    def noted(*given: Any) -> Any:
+        began = time.perf_counter()
+        result = work(*given)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    return noted
 
 
 def peer(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """The Trainer's own checkpoint in the same training: written to a local disk, the loop waiting for it."""
     from transformers import Trainer
 
-    from zhllama.training.checkpointing_trainer import CheckpointingTrainer
+    from zhllama.training.trainer import PackedTrainer
 
     stalls: list[float] = []
-
-    def written(self: Any, model: Any, trial: Any) -> None:
-        began = time.perf_counter()
-        Trainer._save_checkpoint(self, model, trial)
-        stalls.append(time.perf_counter() - began)
-
-    CheckpointingTrainer._save_checkpoint = written  # type: ignore[method-assign]
+    PackedTrainer._save_checkpoint = timed(Trainer._save_checkpoint, stalls)  # type: ignore[method-assign]
     return {**ours(given, store, cache), "stalls": stalls}
 
 

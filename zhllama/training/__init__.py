@@ -1,1 +1,1 @@
-"""What pretrain and finetune share: one file a concern. `options` and `report` are light; the rest imports torch."""
+"""What pretrain and finetune share: one file a concern. No torch where the commands and the planner look."""

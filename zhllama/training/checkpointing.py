@@ -1,13 +1,10 @@
 """Nothing of a training is lost: checkpoints while it goes on, a clean stop, and a stop before it goes wrong.
 
-At the end of every step the ranks agree on five numbers, by one small all-reduce over gloo (a GPU is not waited for
-but for the loss): was one asked to stop, is an upload still running, which one failed, is the loss no number or the
-gradients beyond float16 for too long, has the store been out of reach for too long. All that concerts the ranks happens
-there, in their main threads; the threads that upload hold no collective. What comes between two steps may take long:
-they agree on the first number before each pass of an evaluation, too, and after a checkpoint was taken.
-
-A checkpoint whose turn comes while the one before is still on its way is taken as soon as that has arrived: a slow
-store costs checkpoints, never time.
+At the end of every step the ranks agree on five numbers (`Agreed`), by one small all-reduce over gloo: a GPU is not
+waited for but for the loss. All that concerts the ranks happens there, in their main threads; the threads that upload
+hold no collective. What comes between two steps may take long: they agree before each pass of an evaluation, too, and
+after a checkpoint was taken. A checkpoint whose turn comes while the one before is still on its way is taken as soon as
+that has arrived: a slow store costs checkpoints, never time.
 """
 
 import json
@@ -17,9 +14,9 @@ import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,238 +24,196 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
-from zhllama.artifacts.reader import Artifact
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
-from zhllama.training.checkpoints import (
-    Patience,
-    Run,
-    complete,
-    of_earlier_release,
-    open_checkpoint,
-    require_same_run,
-    require_world,
-)
+from zhllama.training import checkpoints
 from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
 from zhllama.training.node import training_begins
-from zhllama.training.options import TrainingOptions
-from zhllama.training.training_state import Buffers, Saved, take, zero_stage_of
+from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.training_state import Saved, take
 from zhllama.training.uploads import Uploads
 
 log = logging.getLogger("training")
 
-
 OVERFLOWS = 20
 """Steps in a row whose gradients overflow float16 before the training stops: the scale has come down by a million."""
-
-
 LEFT_FOR_THE_END = 5.0
 """Seconds of the grace period that are kept for the processes to end in."""
-
-
 RESUME = "--resume-from-checkpoint"
+WRONG = (
+    "",
+    "the loss at step {} is nan",
+    "the loss at step {} is inf",
+    "the gradients have overflowed float16 in step after step, up to step {}",
+)
+_, NAN, INFINITE, OVERFLOWED = range(4)
 
 
-_NAN, _INFINITE, _OVERFLOWS = 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Agreed:
+class Agreed(NamedTuple):
     """What the ranks agreed on at a step's end: of each number the greatest."""
 
-    stop: int
-    busy: int
-    failed_step: int
-    wrong: int
-    out_of_patience: int
+    stop: int  # whether one was asked to stop
+    busy: int  # whether an upload is still running
+    failed_step: int  # whose upload failed last
+    wrong: int  # what of WRONG
+    too_long: int  # whether no checkpoint could be written for too long
+
+
+class _Unfit(InputError):
+    """The checkpoint is whole, but no training like this one can go on from it; nor from an older one of its kind."""
 
 
 class CheckpointManager(TrainerCallback):
-    """Takes checkpoints, finds the newest, and ends the training where it has to end."""
+    """Takes checkpoints, finds the newest, and ends the training where it has to end. `trainer` is to be set."""
 
-    def __init__(self, options: TrainingOptions, run: Run, arguments: TrainingArguments, zero_stage: int) -> None:
-        self._options, self._run, self._arguments, self._zero_stage = options, run, arguments, zero_stage
+    trainer: Trainer
+
+    def __init__(self, options: TrainingOptions, run: checkpoints.Run, arguments: TrainingArguments) -> None:
+        self._options, self._run, self._arguments = options, run, arguments
         self._rank, self._world = arguments.process_index, arguments.world_size
+        self.zero_stage = zero_stage(deepspeed_settings(options))
+        self._global_batch = options.per_device_train_batch_size * options.gradient_accumulation_steps * self._world
         self._group = dist.new_group(backend="gloo") if self._world > 1 else None
         self._uploads = Uploads(run, self._rank, self._world, options.save_total_limit)
-        self._buffers = Buffers()
-        self._patience = Patience(options.max_minutes_without_checkpoint)
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._deadline = checkpoints.CheckpointDeadline(options.max_minutes_without_checkpoint)
         self._failure_seen = 0
         self._owed = False
         self._good: Manifest | None = None
-        self._saved: Saved | None = None
-        self._named = ""
-        """On rank 0: the checkpoint that the options name."""
-        self._trainer: Trainer | None = None
+        self.saved: Saved | None = None
+        self._named = ""  # the checkpoint that the options name, when rank 0 has told it
         self._loss: torch.Tensor | None = None
         self._wrong = 0
         self._overflows = 0
-        self._asked: float | None = None
-        self.stopping = False
-        """Whether the ranks have agreed to stop."""
-        self._taken = 0
-        """The step of the checkpoint that was taken, or gone on from, last."""
-        self.stalls: list[float] = []
-        """Seconds that each checkpoint kept the training waiting."""
-        self._before: Any = None
-        """The handler of SIGTERM before the first step."""
+        self._ends_at: float | None = None  # once asked to stop: when what is still on its way is given up
+        self.stopping = False  # whether the ranks have agreed to stop
+        self._taken = 0  # the step of the checkpoint that was taken, or gone on from, last
+        self._before: Any = None  # the handler of SIGTERM before the first step
 
-    # --- at the start -------------------------------------------------------------------------------------------------
-
-    def resume(self) -> Path | None:
+    def resume(self) -> str | None:
         """Reads the checkpoint to go on from, chosen by rank 0; None when there is none.
 
         What is returned is a folder for Trainer.train: its state, without a weight. InputError when the one that was
         asked for cannot be gone on from; StorageFault when the store does not answer.
         """
-        self._uploads.start = self._broadcast_object(secrets.token_hex(4) if self._rank == 0 else None)
-        candidates = iter(self._candidates()) if self._rank == 0 else iter(())
-        while True:
-            reference, said = None, None
-            try:
-                reference = next(candidates, None)
-            except (InputError, StorageFault) as error:
-                said = error
-            reference, said, last = self._broadcast_object((reference, said, reference == self._named))
-            if said is not None:
-                raise said
-            if reference is None:
+        self._uploads.start = self._of_all(secrets.token_hex(4))[0]
+        candidates = self._candidates()
+        while self.saved is None:
+            found: Any = None
+            if self._rank == 0:
+                try:
+                    found = next(candidates, None)
+                except (InputError, StorageFault) as error:
+                    found = error
+            found, self._named = self._of_all((found, self._named))[0]
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
                 break
-            if self._read(reference, last):
-                break
+            self._read(found)
         if self._rank == 0:
             self._uploads.begin_cleaning()
-        if self._saved is None:
+        if self.saved is None:
             return None
-        self._good, self._taken = self._saved.manifest, self._saved.step
+        self._good, self._taken = self.saved.manifest, self.saved.step
         if self._rank == 0:
-            log.info("going on from step %d: %s", self._saved.step, self._good.reference)
+            log.info("going on from step %d: %s", self.saved.step, self._good.reference)
         folder = Path(str(self._arguments.output_dir)) / f"rank-{self._rank}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trainer_state.json").write_text(json.dumps(self._saved.trainer))
-        return folder
+        (folder / "trainer_state.json").write_text(json.dumps(self.saved.trainer))
+        return str(folder)
 
-    def _candidates(self) -> Any:
+    def _candidates(self) -> Iterator[str]:
         """References in the order in which they are tried. Of a checkpoint that the options name, those that came of
         it go first: a start that is repeated, as a killed pod's is, goes on where the one before was."""
         if self._options.resume_from_checkpoint:
-            self._named = open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
-        for manifest in complete(self._run.folder):
+            self._named = checkpoints.open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
+        for manifest in checkpoints.complete(self._run.folder):
             if not self._named or manifest.facts.get("came_of") == self._named:
                 yield manifest.reference
         if self._named:
             yield self._named
             return
-        for manifest in of_earlier_release(self._run):
+        for manifest in checkpoints.of_earlier_release(self._run):
             yield manifest.reference
 
-    def _read(self, reference: str, last: bool) -> bool:
-        """Whether every rank could read its part. All of them raise where none could go on anyway, or it is the `last`
-        that may be taken."""
+    def _read(self, reference: str) -> None:
+        """Sets `saved` when every rank could read its part. All of them raise where none could go on anyway, or it is
+        the one that was named."""
+        option = RESUME if self._options.resume_from_checkpoint else "the checkpoint"
         problem: Exception | None = None
         try:
-            checkpoint = open_artifact(reference, RESUME if self._options.resume_from_checkpoint else "the checkpoint")
-            self._require_fitting(checkpoint)
-            self._saved = Saved(checkpoint, self._rank)
-        except (_Unfit, InputError, StorageFault, ValueError, KeyError, TypeError) as error:
+            checkpoint = open_artifact(reference, option)
+            facts = checkpoint.manifest.facts
+            try:
+                checkpoints.require_same_run(checkpoint.manifest, self._run, option)
+                checkpoints.require_world(checkpoint.manifest, self._world, self.zero_stage)
+            except InputError as error:
+                raise _Unfit(str(error)) from error
+            if facts["global_batch"] != self._global_batch and self._rank == 0:
+                log.warning(
+                    "the checkpoint was trained with %d blocks a step, this training takes %d: its steps are counted "
+                    "on, but the order of the data changes; keep the product of processes, batch and accumulation",
+                    facts["global_batch"],
+                    self._global_batch,
+                )
+            self.saved = Saved(checkpoint, self._rank, self._world)
+        except (InputError, StorageFault, ValueError, KeyError, TypeError) as error:
             problem = error
-        problems = [one for one in self._all_gather_object(problem) if one is not None]
+        problems = [one for one in self._of_all(problem) if one is not None]
         if not problems:
-            return True
-        self._saved = None
+            return
+        self.saved = None
         worst = next((one for one in problems if isinstance(one, StorageFault | _Unfit)), problems[0])
         if isinstance(worst, StorageFault):
             raise worst
-        if isinstance(worst, _Unfit) or last:
+        if isinstance(worst, _Unfit) or reference == self._named:
             raise InputError(str(worst))
         if self._rank == 0:
             log.warning("%s cannot be read and is left aside: %s", reference, worst)
-        return False
-
-    def _require_fitting(self, checkpoint: Artifact) -> None:
-        manifest = checkpoint.manifest
-        try:
-            require_same_run(manifest, self._run, RESUME if self._options.resume_from_checkpoint else "the checkpoint")
-            require_world(manifest, self._world, self._zero_stage)
-        except InputError as error:
-            raise _Unfit(str(error)) from error
-        before, now = manifest.facts["global_batch"], self._global_batch()
-        if before != now and self._rank == 0:
-            log.warning(
-                "the checkpoint was trained with %d blocks a step, this training takes %d: its steps are counted on, "
-                "but the order of the data changes; keep the product of processes, batch and accumulation",
-                before,
-                now,
-            )
-
-    def _global_batch(self) -> int:
-        options = self._options
-        return options.per_device_train_batch_size * options.gradient_accumulation_steps * self._world
-
-    def restore(self, trainer: Trainer) -> None:
-        if self._saved is not None:
-            self._saved.restore(trainer)
-
-    def restore_random(self) -> None:
-        if self._saved is not None:
-            self._saved.restore_random()
 
     def evaluation_is_missing(self) -> bool:
         """Whether the step that is gone on from was to be evaluated, and a cancel came first."""
-        if self._saved is None or not self._options.eval_steps or self._saved.step % self._options.eval_steps:
+        if self.saved is None or not self._options.eval_steps or self.saved.step % self._options.eval_steps:
             return False
-        lines = self._saved.trainer["log_history"]
-        return not any("eval_loss" in line and line["step"] == self._saved.step for line in lines)
-
-    # --- at a step's end ----------------------------------------------------------------------------------------------
-
-    def attach(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+        lines = self.saved.trainer["log_history"]
+        return not any("eval_loss" in line and line["step"] == self.saved.step for line in lines)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # until now a cancel ended the process: there was nothing to save
         self._before = signal.signal(signal.SIGTERM, self._ask)
         training_begins()
-        if self._saved is not None and self._trainer is not None:
-            self._saved.restore_loss(self._trainer)
+        if self.saved is not None:
+            self.saved.restore_loss(self.trainer)
 
     def see_loss(self, loss: torch.Tensor) -> None:
         """Counts in the loss of one forward pass: what is not finite stays so in the sum."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        assert self._trainer is not None
         if self._loss is not None and not torch.isfinite(self._loss):
-            self._wrong = _NAN if torch.isnan(self._loss) else _INFINITE
+            self._wrong = NAN if torch.isnan(self._loss) else INFINITE
         self._loss = None
-        self._overflows = self._overflows + 1 if self._trainer.accelerator.optimizer_step_was_skipped else 0
+        self._overflows = self._overflows + 1 if self.trainer.accelerator.optimizer_step_was_skipped else 0
         if self._overflows >= OVERFLOWS:
-            self._wrong = _OVERFLOWS
+            self._wrong = OVERFLOWED
         agreed = self._agree()
-        self._see_failures(agreed)
         if agreed.wrong:
-            # what is still on its way is the checkpoint that the message should name
-            self._settle("the last checkpoint")
-            raise InputError(self._what_is_wrong(agreed.wrong, state.global_step))
-        if agreed.out_of_patience:
-            raise (
-                self._patience.fault(self._run)
-                if self._rank == 0
-                else StorageFault(f"{self._run.folder}: rank 0 could write no checkpoint for too long")
-            )
-        every = self._options.save_steps
-        last = state.global_step >= state.max_steps
+            raise self.failure(agreed.wrong)
+        if agreed.too_long:
+            if self._rank == 0:
+                raise self._deadline.fault(self._run)
+            raise StorageFault(f"{self._run.folder}: rank 0 could write no checkpoint for too long")
+        step, every = state.global_step, self._options.save_steps
+        last = step >= state.max_steps
         if agreed.stop and not last:
             self.stopping = True
             # the checkpoint is taken when the step is logged
             control.should_evaluate = control.should_save = False
             return
-        due = bool(every) and state.global_step % every == 0 and not last
+        due = bool(every) and step % every == 0 and not last
         if due and agreed.busy and self._rank == 0:
-            log.warning(
-                "the checkpoint of step %d has to wait: the one of step %d is still on its way",
-                state.global_step,
-                self._uploads.step,
-            )
+            said = "the checkpoint of step %d has to wait: the one of step %d is still on its way"
+            log.warning(said, step, self._uploads.step)
         self._owed = (self._owed or due) and not last
         control.should_save = self._owed and not agreed.busy
         self._owed = self._owed and not control.should_save
@@ -268,76 +223,60 @@ class CheckpointManager(TrainerCallback):
         self.stopping = self.stopping or bool(self._agree().stop)
         return self.stopping
 
-    def stop(self, trainer: Trainer) -> None:
+    def stop(self) -> None:
         """No step more, and a checkpoint of the last one. All ranks at once."""
-        trainer.control.should_training_stop = True
+        self.trainer.control.should_training_stop = True
         if self._options.save_steps:
-            self.save(trainer)
+            self.save()
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self) -> None:
         """Takes the checkpoint of this step, if that is not done, and starts its upload. All ranks at once."""
-        if self._taken == trainer.state.global_step:
+        if self._taken == self.trainer.state.global_step:
             return
         if self.stopping and not self._settle("the upload that is running"):
             # its buffers are still read from
             return
-        began = time.monotonic()
-        part = take(trainer, self._buffers)
+        part = take(self.trainer, self._buffers)
         self._taken = part.step
-        facts: dict[str, object] = {
-            "step": part.step,
-            "world": self._world,
-            "zero_stage": zero_stage_of(trainer),
-            "global_batch": self._global_batch(),
-            "came_of": self._named,
-            "cache_version": self._run.cache_version,
-        }
-        self._uploads.begin(part, facts)
-        self.stalls.append(time.monotonic() - began)
+        self._uploads.begin(
+            part,
+            step=part.step,
+            world=self._world,
+            zero_stage=self.zero_stage,
+            global_batch=self._global_batch,
+            came_of=self._named,
+            cache_version=self._run.cache_version,
+        )
 
     def _agree(self) -> Agreed:
-        impatient = self._rank == 0 and self._patience.over()
-        mine = [
-            int(self._asked is not None),
-            int(self._uploads.busy),
-            self._uploads.failed_step,
-            self._wrong,
-            int(impatient),
-        ]
-        if self._group is None:
-            return Agreed(*mine)
-        numbers = torch.tensor(mine, dtype=torch.int64)
-        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group)
-        return Agreed(*numbers.tolist())
-
-    def _see_failures(self, agreed: Agreed) -> None:
-        """Rank 0 gives up a checkpoint of which another rank's part will not come, and counts the time without one."""
-        newest = self._uploads.newest
-        if newest is not None and newest is not self._good:
-            self._good = newest
-            self._patience.succeeded()
+        """Exchanges the numbers, and on rank 0 gives up a checkpoint of which another rank's part will not come, and
+        counts the time without one."""
+        uploads = self._uploads
+        too_long = self._rank == 0 and self._deadline.passed()
+        mine = self._ends_at is not None, uploads.busy, uploads.failed_step, self._wrong, too_long
+        numbers = torch.tensor([int(one) for one in mine], dtype=torch.int64)
+        if self._group is not None:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._group)
+        agreed = Agreed(*numbers.tolist())
+        if uploads.newest is not None and uploads.newest is not self._good:
+            self._good = uploads.newest
+            self._deadline.succeeded()
         if agreed.failed_step > self._failure_seen:
             self._failure_seen = agreed.failed_step
             if self._rank == 0:
-                if self._uploads.step == agreed.failed_step:
-                    self._uploads.give_up()
-                self._patience.failed(self._uploads.why or "another rank could not upload its part; see its log")
+                if uploads.step == agreed.failed_step:
+                    uploads.give_up.set()
+                self._deadline.failed(uploads.why or "another rank could not upload its part; see its log")
+        return agreed
 
-    def _what_is_wrong(self, wrong: int, step: int) -> str:
-        if wrong == _OVERFLOWS:
-            text = f"the gradients have overflowed float16 in step after step, up to step {step}"
-        else:
-            text = f"the loss at step {step} is {'nan' if wrong == _NAN else 'inf'}"
-        good = self._broadcast_object(self._good.reference if self._rank == 0 and self._good is not None else None)
-        last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
-        return f"{text}; lower --learning-rate, or give --precision bfloat16; {last}"
-
-    def overflowed(self, step: int) -> str:
-        """The message when DeepSpeed gave up before we would have, on all ranks at once."""
+    def failure(self, wrong: int) -> InputError:
+        """What ends a training that goes wrong. All ranks at once."""
+        # what is still on its way is the checkpoint that the message should name
         self._settle("the last checkpoint")
-        return self._what_is_wrong(_OVERFLOWS, step)
-
-    # --- at the end ---------------------------------------------------------------------------------------------------
+        text = WRONG[wrong].format(self.trainer.state.global_step)
+        good = self._of_all(self._good.reference if self._good is not None else None)[0]
+        last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written"
+        return InputError(f"{text}; lower --learning-rate, or give --precision bfloat16; {last}")
 
     def over(self) -> None:
         """Sees the last upload through; ends the process with 143 when it was asked to stop."""
@@ -352,46 +291,23 @@ class CheckpointManager(TrainerCallback):
 
     def _settle(self, what: str) -> bool:
         """Waits until no rank uploads (true), or one's grace period is used up. The ranks look at it together."""
-        while True:
-            agreed = self._agree()
-            self._see_failures(agreed)
-            if not agreed.busy:
-                return True
-            if self._any(self._grace_is_over()):
+        while self._agree().busy:
+            if any(self._of_all(self._ends_at is not None and time.monotonic() > self._ends_at)):
                 if self._rank == 0:
                     log.warning("the grace period is over before %s has arrived", what)
                 return False
             self._uploads.join(0.1)
-
-    def _grace_is_over(self) -> bool:
-        if self._asked is None:
-            return False
-        grace = float(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)
-        return time.monotonic() - self._asked > max(grace - LEFT_FOR_THE_END, grace / 2)
+        return True
 
     def _ask(self, signum: int, frame: object) -> None:
         log.warning("asked to stop: ending after this step, evaluation or checkpoint")
-        if self._asked is None:
-            self._asked = time.monotonic()
+        if self._ends_at is None:
+            grace = float(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)
+            self._ends_at = time.monotonic() + max(grace - LEFT_FOR_THE_END, grace / 2)
 
-    # --- between the ranks, in their main threads ---------------------------------------------------------------------
-
-    def _broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
-        box = [value]
-        if self._group is not None:
-            dist.broadcast_object_list(box, 0, group=self._group)
-        return box[0]
-
-    def _all_gather_object(self, value: Any) -> list[Any]:
+    def _of_all(self, value: Any) -> list[Any]:
+        """Every rank's value, on all ranks, in their main threads."""
         box = [value] * self._world
         if self._group is not None:
             dist.all_gather_object(box, value, group=self._group)
         return box
-
-    def _any(self, mine: bool) -> bool:
-        return any(self._all_gather_object(mine))
-
-
-class _Unfit(Exception):
-    """The checkpoint is whole, but no training like this one can go on from it; nor from an older one of its kind."""

@@ -15,6 +15,7 @@ next one's checkpoint. No torch here: the command checks a checkpoint before any
 
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -29,7 +30,7 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
-from zhllama.stage.options import option_of
+from zhllama.stage.options import described, option_of
 
 log = logging.getLogger("training")
 
@@ -52,12 +53,12 @@ def state_of(rank: int) -> str:
 
 
 def part_of(rank: int) -> str:
-    return f"rank-{rank:05d}.part.json"
+    return f"{state_of(rank)}.part.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """The training that checkpoints belong to: where they lie, and what went in."""
+    """A training: where its checkpoints and its result lie, and what went in. Passed to each process of each node."""
 
     store: str
     stage: str
@@ -67,105 +68,103 @@ class Run:
     cache_version: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of the options."""
+    options: Any = None
+
+    @classmethod
+    def of(cls, options: Any, out: ArtifactWriter) -> "Run":
+        """The training whose result belongs at `out`."""
+        kind: Any = type(options)
+        defaults = {name: one.default for name, one in described(kind).items()}
+        key = out.root.rsplit("/", 1)[1]
+        given = (options.store, out.stage, key, out.configuration, out.inputs)
+        return cls(*given, kind.cache_version, defaults, options)
 
     @property
     def folder(self) -> str:
-        return storage.join(storage.normalise(self.store), f"checkpoints/{self.stage}/{self.key}")
+        return f"{self._checkpoints}/{self.stage}/{self.key}"
+
+    @property
+    def _checkpoints(self) -> str:
+        return storage.join(storage.normalise(self.store), "checkpoints")
 
     def writer(self, step: int, start: str) -> ArtifactWriter:
         """The checkpoint of a step in the making; `start`: eight hexadecimal digits of this start of the training."""
         name = f"{self.key}/step-{step:08d}-{start}"
-        return ArtifactWriter(
-            storage.join(storage.normalise(self.store), "checkpoints"),
-            self.stage,
-            name,
-            self.configuration,
-            self.inputs,
-        )
+        return ArtifactWriter(self._checkpoints, self.stage, name, self.configuration, self.inputs)
+
+    def result_writer(self) -> ArtifactWriter:
+        """The result in the making; only the first process of the first node may write to it."""
+        return ArtifactWriter(self.store, self.stage, self.key, self.configuration, self.inputs)
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
-
-
-def _by_folder(run_folder: str) -> dict[str, dict[str, int]]:
-    """Folder → its files and their sizes, newest step first. What is none of ours is left out."""
-    found: dict[str, dict[str, int]] = {}
+def _found(run_folder: str) -> Iterator[tuple[str, Manifest | None]]:
+    """The folders of checkpoints, newest step first, each with its manifest where the checkpoint is all there."""
+    sizes: dict[str, dict[str, int]] = {}
     for item in storage.listing(run_folder):
         folder, _, name = item.name.partition("/")
         if _FOLDER.fullmatch(folder):
-            found.setdefault(folder, {})[name] = item.size
-    return dict(sorted(found.items(), reverse=True))
-
-
-def _complete(run_folder: str, folder: str, files: Mapping[str, int]) -> Manifest | None:
-    """The manifest of a checkpoint that is all there, else None."""
-    if MANIFEST not in files:
-        return None
-    where = f"{run_folder}/{folder}/{MANIFEST}"
-    try:
-        manifest = Manifest.from_json(storage.read_bytes(where), where)
-    except InputError as error:
-        log.warning("this checkpoint is damaged and is left aside: %s", error)
-        return None
-    except FileNotFoundError:
-        return None
-    if manifest.root != f"{run_folder}/{folder}":
-        log.warning("%s: this checkpoint was copied from %s, it is left aside", where, manifest.root)
-        return None
-    if any(files.get(file.path) != file.size for file in manifest.files):
-        log.warning("%s/%s: files of this checkpoint are missing, it is left aside", run_folder, folder)
-        return None
-    return manifest
+            sizes.setdefault(f"{run_folder}/{folder}", {})[name] = item.size
+    for where, files in sorted(sizes.items(), reverse=True):
+        manifest = None
+        try:
+            if MANIFEST in files:
+                manifest = Manifest.from_json(storage.read_bytes(f"{where}/{MANIFEST}"), f"{where}/{MANIFEST}")
+                if manifest.root != where:
+                    raise InputError(f"{where}: this checkpoint was copied from {manifest.root}")
+                if any(files.get(file.path) != file.size for file in manifest.files):
+                    raise InputError(f"{where}: files of this checkpoint are missing")
+        except FileNotFoundError:
+            manifest = None
+        except InputError as error:
+            log.warning("a checkpoint is damaged and is left aside: %s", error)
+            manifest = None
+        yield where, manifest
 
 
 def complete(run_folder: str) -> Iterator[Manifest]:
     """The complete checkpoints of a run, newest first; each is looked at when it is asked for."""
-    for folder, files in _by_folder(run_folder).items():
-        manifest = _complete(run_folder, folder, files)
-        if manifest is not None:
-            yield manifest
+    return (manifest for _, manifest in _found(run_folder) if manifest is not None)
 
 
-def of_earlier_release(run: "Run") -> Iterator[Manifest]:
+def of_earlier_release(run: Run) -> Iterator[Manifest]:
     """The complete checkpoints of the same training under another key, newest first: an earlier release gave it that
-    one, or other versions of the libraries did. Same inputs, same options (one that a release lacked has its default),
-    same cache version. Not of a training that is over: its result is there, and this one is asked for anew."""
+    one, or other versions of the libraries did. Same inputs, same options, same cache version. Not of a training that
+    is over: its result is there, and this one is asked for anew."""
     found = []
     stage_folder = run.folder.rpartition("/")[0]
     for key in sorted({item.name.partition("/")[0] for item in storage.listing(stage_folder)} - {run.key}):
         if find_published(run.store, run.stage, key) is None:
-            found += [manifest for manifest in complete(f"{stage_folder}/{key}") if _is_of(manifest, run)]
+            found += [
+                manifest
+                for manifest in complete(f"{stage_folder}/{key}")
+                if manifest.stage == run.stage
+                and manifest.facts.get("cache_version", 1) == run.cache_version
+                and not any(_differences(manifest, run))
+            ]
     return iter(sorted(found, key=lambda one: (one.facts["step"], one.created), reverse=True))
 
 
-def _is_of(checkpoint: Manifest, run: Run) -> bool:
-    if checkpoint.stage != run.stage or checkpoint.facts.get("cache_version", 1) != run.cache_version:
-        return False
-    theirs = {name: given.digest for name, given in checkpoint.inputs.items()}
-    ours = {name: given.digest for name, given in run.inputs.items()}
-    options = {*checkpoint.configuration, *run.configuration}
-    return theirs == ours and all(
-        checkpoint.configuration.get(name, run.defaults.get(name)) == run.configuration.get(name) for name in options
-    )
+def _differences(checkpoint: Manifest, run: Run) -> Iterator[tuple[str, str]]:
+    """(option, what it was) of inputs and options; one that an earlier release lacked has its default."""
+    for name in sorted({*checkpoint.inputs, *run.inputs}):
+        theirs, ours = checkpoint.inputs.get(name), run.inputs.get(name)
+        if (theirs and theirs.digest) != (ours and ours.digest):
+            yield name, "none" if theirs is None else f"{theirs.reference} ({theirs.digest[:8]})"
+    for name in sorted({*checkpoint.configuration, *run.configuration}):
+        there, here = checkpoint.configuration.get(name, run.defaults.get(name)), run.configuration.get(name)
+        if there != here:
+            yield name, f"{there}, here it is {here}"
 
 
-def clean(run_folder: str, keep: int, start: str = "") -> None:
-    """Deletes all but the `keep` newest complete checkpoints, and what was never completed.
-
-    Not what `start`, this start of the training, is still writing. A manifest goes first: a checkpoint that is half
-    deleted is not complete.
-    """
-    kept = 0
-    for folder, files in _by_folder(run_folder).items():
-        whole = _complete(run_folder, folder, files) is not None
-        if whole and kept < keep:
-            kept += 1
-        elif whole or folder.rsplit("-", 1)[1] != start:
-            storage.delete(f"{run_folder}/{folder}/{MANIFEST}")
-            storage.delete_all(f"{run_folder}/{folder}")
-
-
-# --- completing -------------------------------------------------------------------------------------------------------
+def clean(run_folder: str, keep: int, start: str) -> None:
+    """Deletes all but the `keep` newest complete checkpoints, and what was never completed, but not what `start`, this
+    start of the training, is still writing. A manifest goes first: half deleted, a checkpoint is not complete."""
+    for where, manifest in _found(run_folder):
+        if manifest is not None and keep > 0:
+            keep -= 1
+        elif manifest is not None or not where.endswith(f"-{start}"):
+            storage.delete(f"{where}/{MANIFEST}")
+            storage.delete_all(where)
 
 
 def write_part(out: ArtifactWriter, rank: int) -> None:
@@ -191,9 +190,6 @@ def commit(out: ArtifactWriter, ranks: int, give_up: threading.Event) -> Manifes
     return out.publish(KIND)
 
 
-# --- what a checkpoint is good for ------------------------------------------------------------------------------------
-
-
 def open_checkpoint(reference: str, option: str) -> Artifact:
     """The checkpoint behind a reference; InputError when it is none or not complete."""
     checkpoint = open_artifact(reference, option)
@@ -206,28 +202,19 @@ def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
     """InputError when the checkpoint is of another training: other inputs or options. Another release may go on."""
     if checkpoint.stage != run.stage:
         raise InputError(f"{option} {checkpoint.root}: a checkpoint of {checkpoint.stage}; this is {run.stage}")
-    mend = "give one of its own checkpoints, or start without"
-    for name in sorted({*checkpoint.inputs, *run.inputs} - {"publish_checkpoint"}):
-        theirs, ours = checkpoint.inputs.get(name), run.inputs.get(name)
-        if (theirs and theirs.digest) != (ours and ours.digest):
-            text = "none" if theirs is None else f"{theirs.reference} ({theirs.digest[:8]})"
-            raise InputError(f"{option} {checkpoint.root}: it is of another training: its --{name} was {text}; {mend}")
-    for name in sorted({*checkpoint.configuration, *run.configuration} - {*_SPLIT_OF_THE_BATCH, "publish_checkpoint"}):
-        there, here = checkpoint.configuration.get(name), run.configuration.get(name)
-        if there != here:
+    for name, theirs in _differences(checkpoint, run):
+        if name not in (*_SPLIT_OF_THE_BATCH, "publish_checkpoint"):
             raise InputError(
-                f"{option} {checkpoint.root}: it is of another training: its {option_of(name)} was {there}, "
-                f"here it is {here}; {mend}"
+                f"{option} {checkpoint.root}: it is of another training: its {option_of(name)} was {theirs}; "
+                "give one of its own checkpoints, or start without"
             )
     if checkpoint.root.rsplit("/", 2)[1] != run.key and "publish_checkpoint" not in run.inputs:
         log.warning("the checkpoint is of another release or another split of the batch; the options are the same")
 
 
 def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
-    """InputError when the optimizer's state cannot be spread over this many processes.
-
-    Plain data parallelism has all of it in one file. ZeRO has a part a process, and no process has another's.
-    """
+    """InputError when the optimizer's state cannot be spread over this many processes: plain data parallelism has all
+    of it in one file, ZeRO a part a process."""
     saved, stage = checkpoint.facts["world"], checkpoint.facts["zero_stage"]
     where = f"the checkpoint {checkpoint.root}"
     if stage != zero_stage:
@@ -239,34 +226,29 @@ def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
         )
 
 
-# --- the time without a checkpoint ------------------------------------------------------------------------------------
-
-
-class Patience:
-    """How long uploads have failed, and whether that is too long. Not thread-safe: for the main thread."""
+class CheckpointDeadline:
+    """When a training ends for want of a checkpoint: some minutes after the first of several uploads that failed; never
+    with 0 minutes. Not thread-safe: for the main thread."""
 
     def __init__(self, minutes: float) -> None:
-        self._seconds = minutes * 60
-        self._since: float | None = None
+        self._minutes = minutes
+        self._at = math.inf
         self._why = ""
 
     def failed(self, why: str, now: float | None = None) -> None:
-        """A checkpoint could not be written. The first of several failures starts the clock."""
+        """A checkpoint could not be written."""
         self._why = why
-        if self._since is None:
-            self._since = time.monotonic() if now is None else now
+        if self._minutes:
+            self._at = min(self._at, (time.monotonic() if now is None else now) + self._minutes * 60)
 
     def succeeded(self) -> None:
-        self._since = None
+        self._at = math.inf
 
-    def over(self, now: float | None = None) -> bool:
-        """Whether no checkpoint could be written for the stated time; never with 0 minutes."""
-        if self._since is None or not self._seconds:
-            return False
-        return (time.monotonic() if now is None else now) - self._since > self._seconds
+    def passed(self, now: float | None = None) -> bool:
+        return (time.monotonic() if now is None else now) > self._at
 
     def fault(self, run: Run) -> StorageFault:
         return StorageFault(
-            f"{run.folder}: no checkpoint could be written for {self._seconds / 60:g} minutes "
+            f"{run.folder}: no checkpoint could be written for {self._minutes:g} minutes "
             f"(--max-minutes-without-checkpoint): {self._why}"
         )

@@ -1,11 +1,9 @@
 """The processes of a training on this node: torch's elastic launcher, in this process, from PET_* variables.
 
-torchrun as a program turns every exit code into 1 and kills workers 30 s after SIGTERM. Here the launcher runs in the
-stage's own process: a worker's 2 (wrong input, with its line) and 143 (cancelled) are the stage's too, and a SIGTERM
-is passed on to the workers, which get the grace period (TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds) to come to an end.
-Without PET_* the one process is this one.
-
-Workers are spawned, not forked: each imports torch and transformers anew (4 s), but inherits no threads or locks.
+torchrun as a program turns every exit code into 1 and kills workers 30 s after SIGTERM. Here a worker's 2 (wrong input,
+with its line) and 143 (cancelled) are the stage's too, and a SIGTERM is passed on to the workers, which get the grace
+period (TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). Workers are spawned, not forked: each imports torch and transformers
+anew (4 s), but inherits no threads or locks. Without PET_* the one process is this one.
 """
 
 import logging
@@ -17,83 +15,46 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any
 
-from zhllama.artifacts.manifest import Input, Manifest
+from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import find_published
-from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.log import mask, set_up_logging
-from zhllama.stage.options import StageOptions, described
 from zhllama.training.checkpoints import Run
-from zhllama.training.cores import allowed_cores
-from zhllama.training.deadline import Deadline
-from zhllama.training.node import STARTED, Node
-
-log = logging.getLogger("training")
+from zhllama.training.hardware import allowed_cores
+from zhllama.training.node import STARTED, Deadline, Node
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 DEFAULT_SHUTDOWN_TIMEOUT = 60
 JOIN_TIMEOUT = 3600
 """Seconds that a node waits for the others to come. PET_RDZV_CONF may say otherwise."""
 
-Options = TypeVar("Options", bound=StageOptions)
-
 
 class TrainingFault(StorageFault):
     """A training process ended badly: one line that says which and how; exit code 1, worth another attempt."""
 
 
-@dataclass(frozen=True)
-class Work(Generic[Options]):
-    """What a worker is to do, and where its result belongs: passed to each process of each node."""
-
-    options: Options
-    stage: str
-    key: str
-    configuration: Mapping[str, Any]
-    inputs: Mapping[str, Input]
-
-    @classmethod
-    def of(cls, options: Options, out: ArtifactWriter) -> "Work[Options]":
-        """The work whose result belongs at `out`."""
-        return cls(options, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
-
-    def run(self) -> Run:
-        """The same as its checkpoints know it."""
-        kind: Any = type(self.options)
-        defaults = {name: one.default for name, one in described(kind).items()}
-        given = (self.options.store, self.stage, self.key, self.configuration, self.inputs)
-        return Run(*given, cache_version=kind.cache_version, defaults=defaults)
-
-    def writer(self) -> ArtifactWriter:
-        """The artifact in the making; only the first process of the first node may use it."""
-        return ArtifactWriter(self.options.store, self.stage, self.key, self.configuration, self.inputs)
-
-
-def run_workers(
-    worker: Callable[[Work[Options]], None], work: Work[Options], deadline: Deadline | None = None
-) -> Manifest:
-    """Runs `worker(work)` in every process of this node and returns what rank 0, on whichever node, published.
+def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> Manifest:
+    """Runs `worker(run)` in every process of this node and returns what rank 0, on whichever node, published.
 
     `worker` is a function of a module (it is pickled); deadline: the one that is open. InputError with the worker's
     line when one ends with 2, SystemExit(143) when they were cancelled, TrainingFault otherwise.
     """
     if any(name.startswith("PET_") for name in os.environ):
-        _run_elastic(worker, work, deadline.late if deadline else lambda: "")
+        _run_elastic(worker, run, deadline)
     else:
         os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
-        worker(work)
-    manifest = find_published(work.options.store, work.stage, work.key)
+        worker(run)
+    manifest = find_published(run.store, run.stage, run.key)
     if manifest is None:
-        raise TrainingFault(f"{work.writer().root}: the training ended, but rank 0 published nothing; see its log")
+        raise TrainingFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
     return manifest
 
 
-def _run_elastic(worker: Callable[[Any], None], work: Work[Any], late: Callable[[], str]) -> None:
+def _run_elastic(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> None:
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -106,15 +67,16 @@ def _run_elastic(worker: Callable[[Any], None], work: Work[Any], late: Callable[
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as said:
         config = _launch_config(said)
-        node = Node(Path(said), config.max_nodes, late=late)
+        node = Node(Path(said), config.max_nodes, deadline)
         try:
             with node:
-                elastic_launch(config, _in_worker)(worker, work, said)
+                elastic_launch(config, _in_worker)(worker, run, said)
         except SignalException as error:
             raise SystemExit(EXIT_CANCELLED) from error
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            raise _outcome(codes, _said(Path(said))) from error
+            lines = {int(path.name.split("-")[1]): path.read_text() for path in Path(said).glob("rank-*")}
+            raise _outcome(codes, lines) from error
         except (RendezvousError, DistError) as error:
             raise TrainingFault(node.not_found(error)) from error
         finally:
@@ -152,7 +114,7 @@ def _launch_config(folder: str) -> Any:
     return config
 
 
-def _in_worker(worker: Callable[[Any], None], work: Work[Any], said: str) -> None:
+def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
     """The body of a worker process. Leaves the line of an error in `said`, and ends with the contract's code."""
     # nobody would wait for this process: a new start must not find it still at work
     die_with_parent(signal.SIGKILL)
@@ -162,55 +124,40 @@ def _in_worker(worker: Callable[[Any], None], work: Work[Any], said: str) -> Non
         logging.getLogger().setLevel(logging.WARNING)
     # what one library deprecates in another is no news to whoever trains
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # until the first step (keeping.py) there is nothing to save, and no handler of Python's would run in a call of C++
+    # until the first step there is nothing to save, and no handler of Python's would run in a call of C++
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Path(said, f"{STARTED}{os.getpid()}").touch()
     try:
-        worker(work)
+        worker(run)
     except InputError as error:
-        _say(said, rank, str(error))
-        sys.exit(EXIT_INPUT)
-    except KeyboardInterrupt:
-        _leave(EXIT_CANCELLED)
-    except SystemExit as stopped:
-        _leave(stopped.code if isinstance(stopped.code, int) else EXIT_FAULT)
+        code, line = EXIT_INPUT, str(error)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        # without the end of the libraries: the threads between the processes still run, and now and then that aborts
+        # ("terminate called without an active exception") where 143 was to be said
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        given = stopped.code if isinstance(stopped, SystemExit) else EXIT_CANCELLED
+        os._exit(given if isinstance(given, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
         print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
-        _say(said, rank, f"{type(error).__name__}: {error}"[:300])
-        sys.exit(EXIT_FAULT)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends a process that was stopped midway, without the end of its libraries: the threads between the processes still
-    run, and now and then that aborts ("terminate called without an active exception") where 143 was to be said."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _say(folder: str, rank: int, line: str) -> None:
-    Path(folder, f"rank-{rank}").write_text(" ".join(line.split()))
-
-
-def _said(folder: Path) -> dict[int, str]:
-    return {int(path.name.split("-")[1]): path.read_text() for path in folder.glob("rank-*")}
+        code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]
+    else:
+        return
+    Path(said, f"rank-{rank}").write_text(" ".join(line.split()))
+    sys.exit(code)
 
 
 def _outcome(codes: Mapping[int, int], said: Mapping[int, str]) -> BaseException:
-    """What the end of the workers means, from their exit codes and last lines (both by rank).
-
-    Wrong input wins over all else (the other ranks die of the loss of their peer), then a cancel, then a fault.
-    """
-    ranks = sorted(codes)
-    for rank in ranks:
+    """What the end of the workers means, from exit codes and last lines by rank: wrong input wins over all else (the
+    other ranks die of the loss of their peer), then a cancel, then a fault."""
+    for rank in sorted(codes):
         if codes[rank] == EXIT_INPUT:
             return InputError(said.get(rank, f"rank {rank} says that the input is wrong; see its log"))
-    for rank in ranks:
-        if codes[rank] in (EXIT_CANCELLED, -signal.SIGTERM):
-            return SystemExit(EXIT_CANCELLED)
+    if not {EXIT_CANCELLED, -signal.SIGTERM}.isdisjoint(codes.values()):
+        return SystemExit(EXIT_CANCELLED)
     # a rank that was killed, or that says why, tells more than one that lost its peer
-    rank = min(ranks, key=lambda rank: (codes[rank] >= 0, rank not in said, rank))
+    rank = min(codes, key=lambda rank: (codes[rank] >= 0, rank not in said, rank))
     code = codes[rank]
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return TrainingFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))

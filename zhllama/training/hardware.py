@@ -1,5 +1,8 @@
 """What hardware does, and what the training asks of it at a time: figures that planning needs too. No torch here."""
 
+import os
+from pathlib import Path
+
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 """Of the loss's chunk of logits in float32. On a CPU what still fits the caches; on a GPU what keeps it busy."""
 SMALLEST_CHUNK = 16
@@ -17,3 +20,24 @@ def peak_tflops(device: str) -> float:
     words = set(device.replace("-", " ").split())
     known = [name for name in PEAK_TFLOPS if words.issuperset(name.split())]
     return PEAK_TFLOPS[max(known, key=len)] if known else 0.0
+
+
+def allowed_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many cores a process may use, at least 1: its affinity, or its container's quota where that is less.
+
+    A pod with a limit of one CPU sees all of its node's cores: threads for each of them would take turns on the one.
+    cgroups: where the kernel shows this container's limits (version 2, or the cpu controller's of 1).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (
+        ("cpu.max",),
+        *((f"{folder}/cpu.cfs_quota_us", f"{folder}/cpu.cfs_period_us") for folder in ("cpu", "cpu,cpuacct")),
+    ):
+        try:
+            quota, period = " ".join((cgroups / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        # `max`, or -1: none
+        if quota.isdigit() and period.isdigit() and int(period):
+            return max(1, min(cores, int(quota) // int(period)))
+    return cores

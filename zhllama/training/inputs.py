@@ -5,21 +5,18 @@ that exist; an adapter that belongs to this model. Each failure is one line and 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from zhllama.artifacts.cache import materialize, require_room
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, require_equal, rows_fit
-from zhllama.training.options import LoraOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.options import LoraOptions, deepspeed_settings, zero_stage
 from zhllama.training.shape import ADAPTER_WEIGHTS, PICKLED_WEIGHTS, lora_shape
 from zhllama.weights.safetensors_io import Checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,12 @@ class TrainingInputs:
     dataset: Artifact
     adapter: Artifact | None
     vocabulary: Vocabulary
-    config: dict[str, Any]
-    """The model's config.json."""
 
 
-def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
+def checked_inputs(options: LoraOptions, opened: Inputs) -> TrainingInputs:
     """Model, dataset and adapter, checked that they belong together. InputError otherwise."""
     model = opened["model"].require_kind("hf-model", option="--model")
     dataset = opened["dataset"].require_kind(KIND, option="--dataset")
-    reference = options.adapter if isinstance(options, LoraOptions) else ""
     adapter = opened.get("adapter")
     if adapter is not None:
         adapter.require_kind("adapter", option="--adapter")
@@ -46,70 +40,52 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
     assert vocabulary is not None
     if adapter is not None:
-        require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {reference}", names[0])
+        require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {options.adapter}", names[0])
         base = adapter.manifest.facts.get("base_digest")
         if base is not None and base != model.digest:
             raise InputError(
-                f"--adapter {reference}: it was trained on another model ({str(base)[:8]}) than {names[0]} "
+                f"--adapter {options.adapter}: it was trained on another model ({str(base)[:8]}) than {names[0]} "
                 f"({model.digest[:8]}); give that model, or merge the adapter and start a new one"
             )
 
-    config = _llama_config(model)
+    try:
+        config = read_object(model, "config.json")
+    except (ValueError, TypeError) as error:
+        said = f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
+        raise InputError(said) from error
+    if config.get("model_type") != "llama":
+        raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     rows = config["vocab_size"]
     if not rows_fit(vocabulary.size, rows, model.manifest.vocabulary):
-        raise InputError(
-            f"{names[0]}: config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows; "
-            "give the tokenizer that belongs to the model, or extend the model first"
-        )
+        said = f"config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows"
+        raise InputError(f"{names[0]}: {said}; give the model's own tokenizer, or extend the model first")
     facts = dataset.manifest.facts
     if TRAIN not in facts.get("splits", {}):
         raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")
-    if facts["block_size"] > config["max_position_embeddings"]:
-        raise InputError(
-            f"{names[1]}: blocks of {facts['block_size']} tokens, but the model has "
-            f"{config['max_position_embeddings']} positions; prepare the dataset with a smaller --block-size"
-        )
-    settings = deepspeed_settings(options)
+    block, positions = facts["block_size"], config["max_position_embeddings"]
+    if block > positions:
+        said = f"blocks of {block} tokens, but the model has {positions} positions"
+        raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
+    stage = zero_stage(deepspeed_settings(options))
     tensors = Checkpoint(model).tensors
-    if isinstance(options, LoraOptions) and options.gives_adapter:
+    if options.gives_adapter:
         shape = lora_shape(options, model, adapter)
         if adapter is not None and ADAPTER_WEIGHTS not in adapter and PICKLED_WEIGHTS not in adapter:
-            raise InputError(
-                f"--adapter {adapter.root}: neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch "
-                "the adapter again"
-            )
+            said = f"neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch the adapter again"
+            raise InputError(f"--adapter {adapter.root}: {said}")
         for target in shape.targets:
-            layers = (info for name, info in tensors.items() if name.endswith(f".{target}.weight"))
-            if not any(len(info.shape) == 2 for info in layers):
-                raise InputError(
-                    f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, up_proj …"
-                )
-        if shape.embeddings == "new" and zero_stage(settings) == 3:
-            raise InputError(
-                "--embedding-rows new: under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained "
-                "alone; give --deepspeed zero2 or none"
-            )
+            if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
+                raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
+        if shape.embeddings == "new" and stage == 3:
+            said = "under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained alone"
+            raise InputError(f"--embedding-rows new: {said}; give --deepspeed zero2 or none")
     packing = dataset.manifest.configuration.get("packing")
     if options.faithful and packing != "faithful":
-        raise InputError(
-            f"--faithful: {names[1]} was packed as {packing or 'nobody says what'}, several documents to a block; "
-            "prepare it with --packing faithful"
-        )
+        said = f"was packed as {packing or 'nobody says what'}, several documents to a block"
+        raise InputError(f"--faithful: {names[1]} {said}; prepare it with --packing faithful")
     if EMBEDDING not in tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
-    return TrainingInputs(model, dataset, adapter, vocabulary, config)
-
-
-def fetch_inputs(inputs: TrainingInputs) -> None:
-    """Brings model, dataset and adapter onto this node, once, before its processes start; they find them there.
-
-    What an earlier start fetched is used again after its digests were compared. InputError, before anything is
-    fetched, where the disk has not the room for all of them.
-    """
-    given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
-    require_room(given)
-    for artifact in given:
-        materialize(artifact, recheck=True)
+    return TrainingInputs(model, dataset, adapter, vocabulary)
 
 
 def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
@@ -119,15 +95,3 @@ def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
     if "tokenizer.model" in artifact:
         return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
     return None
-
-
-def _llama_config(model: Artifact) -> dict[str, Any]:
-    try:
-        config = read_object(model, "config.json")
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
-        ) from error
-    if config.get("model_type") != "llama":
-        raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
-    return config

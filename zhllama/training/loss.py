@@ -2,13 +2,10 @@
 
 Logits of 2,048 tokens over 50,000 pieces are 400 MB in float32, and their softmax and gradient as much again. Here the
 head is applied to some rows at a time, and to labelled positions only (an instruction's answer is a few tokens of its
-block: most of the work is not done at all). The gradients of a chunk are computed while its logits are there, in the
-forward pass, so nothing is computed twice: three products with the head, where recomputing in the backward takes four.
-
-With E = exp(logits − max) and s its row sums, softmax = E/s; the division is done on [rows, hidden] and [rows, hidden]
-instead of [rows, vocabulary], which leaves four passes over the chunk: max, subtract, exp, sum.
-
-On a GPU the same is done by Liger's fused kernel where liger-kernel is installed.
+block). The gradients of a chunk are computed while its logits are there, in the forward pass: three products with the
+head, where recomputing in the backward takes four. With E = exp(logits − max) and s its row sums, softmax = E/s; the
+division is done on [rows, hidden] instead of [rows, vocabulary], which leaves four passes over the chunk: max,
+subtract, exp, sum. On a GPU the same is done by Liger's fused kernel where liger-kernel is installed.
 """
 
 import importlib.util
@@ -42,18 +39,15 @@ def loss_kernel(device: torch.device) -> Literal["liger", "chunked"]:
 def summed_loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The sum of −log softmax(hidden · headᵀ)[label], differentiable in `hidden` [n, width] and `head` [vocabulary,
     width]. The products run in hidden's dtype, sums and exponentials in float32."""
+    loss: torch.Tensor
     # a kernel over no rows at all cannot be started
     if len(labels) and loss_kernel(hidden.device) == "liger":
-        return _by_liger(hidden, head, labels)
-    loss: torch.Tensor = _SummedLoss.apply(hidden, head, labels)
-    return loss
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-
-def _by_liger(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
-    loss: torch.Tensor = fused(head.to(hidden.dtype), hidden, labels)
+        fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
+        loss = fused(head.to(hidden.dtype), hidden, labels)
+    else:
+        loss = _SummedLoss.apply(hidden, head, labels)
     return loss
 
 
@@ -90,33 +84,29 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return _SummedLoss._forward(ctx, hidden, head, labels)
-
-    @staticmethod
-    def _forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        weight = head.to(hidden.dtype)
-        # float32 here: the sums over chunks, and under float16 what loss scaling has not yet lifted
-        to_hidden = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-        to_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if head.requires_grad else None
-        for rows, logits in _chunks(hidden, weight):
-            label = labels[rows]
-            highest = logits.amax(dim=1, keepdim=True)
-            picked = logits.gather(1, label[:, None])
-            exponentials = logits.sub_(highest).exp_()
-            sums = exponentials.sum(dim=1, keepdim=True)
-            total += (sums.log() + highest - picked).sum()
-            # d loss / d logits = exponentials / sums − one-hot(label)
-            factors = exponentials.to(hidden.dtype)
-            torch.div((factors @ weight).float(), sums, out=to_hidden[rows])
-            to_hidden[rows] -= weight.index_select(0, label)
-            if to_head is not None:
-                scaled = hidden[rows] / sums
-                if scaled.dtype == factors.dtype == torch.float32:
-                    to_head.addmm_(factors.T, scaled)
-                else:
-                    to_head += factors.T @ scaled.to(hidden.dtype)
-                to_head.index_add_(0, label, hidden[rows].float(), alpha=-1)
+            total = hidden.new_zeros((), dtype=torch.float32)
+            weight = head.to(hidden.dtype)
+            # float32 here: the sums over chunks, and under float16 what loss scaling has not yet lifted
+            to_hidden = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+            to_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if head.requires_grad else None
+            for rows, logits in _chunks(hidden, weight):
+                label = labels[rows]
+                highest = logits.amax(dim=1, keepdim=True)
+                picked = logits.gather(1, label[:, None])
+                exponentials = logits.sub_(highest).exp_()
+                sums = exponentials.sum(dim=1, keepdim=True)
+                total += (sums.log() + highest - picked).sum()
+                # d loss / d logits = exponentials / sums − one-hot(label)
+                factors = exponentials.to(hidden.dtype)
+                torch.div((factors @ weight).float(), sums, out=to_hidden[rows])
+                to_hidden[rows] -= weight.index_select(0, label)
+                if to_head is not None:
+                    scaled = hidden[rows] / sums
+                    if scaled.dtype == factors.dtype == torch.float32:
+                        to_head.addmm_(factors.T, scaled)
+                    else:
+                        to_head += factors.T @ scaled.to(hidden.dtype)
+                    to_head.index_add_(0, label, hidden[rows].float(), alpha=-1)
         ctx.save_for_backward(to_hidden, to_head)
         ctx.dtypes = hidden.dtype, head.dtype
         return total

@@ -2,15 +2,14 @@
 
 One list of lines is the source of all of it: metrics.jsonl, TensorBoard's events and the report page are each written
 anew from it. So a training that was killed and went on (its checkpoint carries the lines) has one unbroken curve, and
-in S3 the files of a running training are whole at every moment. They lie where the artifact's will.
-
-MFU is the share of the hardware's peak that goes into the model's own products; attention's scores (2% of a 7B model's
-work at 512 tokens) and recomputed activations are not counted. The memory is the first process's peak.
+in S3 the files of a running training are whole at every moment. MFU is the share of the hardware's peak that goes into
+the model's own products, without attention's scores (2% of a 7B model's work at 512 tokens) and recomputed activations.
 """
 
 import json
 import logging
 import math
+import operator
 import resource
 import statistics
 import sys
@@ -20,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -29,13 +27,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
+from zhllama.progress import duration
 
 log = logging.getLogger("training")
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard/events.out.tfevents.0.training"
-LIVE_EVERY = 5.0
-"""Seconds at least between two uploads of a running training's metrics."""
 
 Line = dict[str, Any]
 """One line of metrics.jsonl: `step`, `time` (Unix) and what was measured there."""
@@ -55,12 +52,8 @@ class History:
     @classmethod
     def of(cls, log_history: Sequence[Line]) -> "History":
         """What is ours of the Trainer's own log."""
-        recorded = [{name: line[name] for name in _RECORDED if name in line} for line in log_history]
-        return cls([line for line in recorded if "loss" in line or "eval_loss" in line])
-
-    def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) wherever it was measured."""
-        return [(int(line["step"]), line[name]) for line in self.lines if name in line]
+        measured = [line for line in log_history if "loss" in line or "eval_loss" in line]
+        return cls([{name: line[name] for name in _RECORDED if name in line} for line in measured])
 
     def jsonl(self) -> bytes:
         return "".join(json.dumps(line) + "\n" for line in self.lines).encode()
@@ -71,47 +64,39 @@ class History:
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter
 
+        began = self.lines[0].get("time", 0.0) if self.lines else 0.0
+        events = [Event(wall_time=began, file_version="brain.Event:2")]
+        for line in self.lines:
+            measured = {name: value for name, value in line.items() if name not in ("step", "time")}
+            tags = {name: f"train/{name}".replace("train/eval_", "eval/") for name in measured}
+            values = [Summary.Value(tag=tags[name], simple_value=value) for name, value in measured.items()]
+            step, at = int(line["step"]), line.get("time", 0.0)
+            events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
         with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
             path = Path(folder, "events")
             writer = RecordWriter(str(path))
-            began = self.lines[0].get("time", 0.0) if self.lines else 0.0
-            writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
-            for line in self.lines:
-                values = [
-                    Summary.Value(tag=_tag(name), simple_value=value)
-                    for name, value in line.items()
-                    if name not in ("step", "time")
-                ]
-                event = Event(wall_time=line.get("time", 0.0), step=int(line["step"]), summary=Summary(value=values))
+            for event in events:
                 writer.write(event.SerializeToString())
             writer.close()
             return path.read_bytes()
 
     def metrics(self) -> dict[str, float]:
         """The figures of a manifest: first and last loss, the last evaluation, the median speed, the peak memory."""
-        losses = self.series("loss")
-        found = {"steps": float(losses[-1][0]), "first_loss": losses[0][1], "loss": losses[-1][1]}
-        for name in ("eval_loss", "eval_perplexity", "eval_accuracy"):
-            if measured := self.series(name):
-                found[name] = measured[-1][1]
-        for name in ("tokens_per_second", "mfu"):
-            if values := [value for _, value in self.series(name)]:
-                found[name] = statistics.median(values)
-        if memory := self.series("peak_memory_gb"):
-            found["peak_memory_gb"] = max(value for _, value in memory)
+        series = {name: [line[name] for line in self.lines if name in line] for name in _RECORDED}
+        last_step = [line["step"] for line in self.lines if "loss" in line][-1]
+        found = {"steps": float(last_step), "first_loss": series["loss"][0], "loss": series["loss"][-1]}
+        for names, figure in (
+            (("eval_loss", "eval_perplexity", "eval_accuracy"), operator.itemgetter(-1)),
+            (("tokens_per_second", "mfu"), statistics.median),
+            (("peak_memory_gb",), max),
+        ):
+            found |= {name: figure(series[name]) for name in names if series[name]}
         return found
 
     def summary(self) -> str:
         """`loss 5.13 → 3.20 in 200 steps`."""
         figures = self.metrics()
         return f"loss {figures['first_loss']:.2f} → {figures['loss']:.2f} in {figures['steps']:.0f} steps"
-
-
-def _tag(name: str) -> str:
-    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-
-
-# --- speed ------------------------------------------------------------------------------------------------------------
 
 
 def flops_per_token(model: nn.Module, predicted: float) -> float:
@@ -123,7 +108,8 @@ def flops_per_token(model: nn.Module, predicted: float) -> float:
     total = 0.0
     for name, parameter in model.named_parameters():
         # an embedding is looked up; a replaced original is not used
-        if _dimensions(parameter) < 2 or "embed_tokens" in name or "original_module" in name:
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        if dimensions < 2 or "embed_tokens" in name or "original_module" in name:
             continue
         share = predicted if "lm_head" in name else 1.0
         # single rows of a matrix that is counted anyway: only their gradient is left
@@ -137,47 +123,16 @@ def size_of(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _dimensions(parameter: nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
-@dataclass(frozen=True)
-class Step:
-    """What an optimizer step is, on all processes."""
-
-    tokens: float
-    """Tokens of documents: padding is not counted."""
-    flops_per_token: float = 0.0
-    peak_flops: float = 0.0
-    """FLOP/s of all devices; 0 when it is not known."""
-
-    def mfu(self, tokens_per_second: float) -> float | None:
-        return tokens_per_second * self.flops_per_token / self.peak_flops if self.peak_flops else None
-
-
-def peak_memory_gb() -> float:
-    """Of this process so far, in GB: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-# --- while it runs ----------------------------------------------------------------------------------------------------
-
-
 class MetricsUploader:
-    """Puts the newest course of a running training into the store, in a thread of its own: training waits for nothing.
+    """Puts the newest course of a running training into the store, in a thread of its own, with `every` seconds between
+    two uploads at least. A store that cannot be reached costs a warning: what is published does not depend on it."""
 
-    A store that cannot be reached costs a warning; what is published at the end does not depend on it.
-    """
-
-    def __init__(self, root: str, every: float = LIVE_EVERY) -> None:
+    def __init__(self, root: str, every: float = 5.0) -> None:
         self._root = root
         self._every = every
         self._newest: list[Line] | None = None
         self._changed = threading.Condition()
         self._over = False
-        self._warned = False
         self._thread = threading.Thread(target=self._run, name="live-metrics", daemon=True)
         self._thread.start()
 
@@ -196,6 +151,7 @@ class MetricsUploader:
         self._thread.join()
 
     def _run(self) -> None:
+        warned = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._newest is not None or self._over)
@@ -207,108 +163,93 @@ class MetricsUploader:
                 storage.write_bytes(storage.join(self._root, METRICS), history.jsonl())
                 storage.write_bytes(storage.join(self._root, EVENTS), history.events())
             except (StorageFault, InputError, OSError) as error:
-                if not self._warned:
+                if not warned:
                     log.warning("the metrics of the running training could not be shown: %s", error)
-                self._warned = True
+                warned = True
             with self._changed:
                 self._changed.wait_for(lambda: self._over, timeout=self._every)
-
-
-class _Bar:
-    """A progress bar on a terminal; log lines go above it."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
-        )
-        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
-        self._bar.start()
-        self._task = self._bar.add_task("training", total=steps, completed=done, shown="")
-
-    def show(self, step: int, text: str | None = None) -> None:
-        self._bar.update(self._task, completed=step)
-        if text is not None:
-            self._bar.update(self._task, shown=text)
-
-    def close(self) -> None:
-        self._bar.stop()
 
 
 class MetricsCallback(TrainerCallback):
     """Measures speed, MFU and memory, shows the course, and stops a training whose loss is no number.
 
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it. `root`: where the metrics of the
-    running training are put, on rank 0. A context manager: the bar and the uploads end with it.
+    What it measures goes into the Trainer's own log, so that a checkpoint carries it. tokens: of documents (no padding)
+    in an optimizer step on all processes; peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the
+    metrics of the running training are put, on rank 0. The bar and the uploads end with the context.
     """
 
-    def __init__(self, step: Step, root: str | None = None) -> None:
-        self._step = step
+    def __init__(
+        self, tokens: float, flops_per_token: float = 0.0, peak_flops: float = 0.0, root: str | None = None
+    ) -> None:
+        self._tokens, self._flops_per_token, self._peak_flops = tokens, flops_per_token, peak_flops
         self._began = self._last = 0.0
         self._first_step = self._last_step = 0
         self._root = root
         self._uploader: MetricsUploader | None = None
-        self._bar: _Bar | None = None
+        self._bar: Any = None  # on a terminal: rich's, log lines go above it
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._bar is not None:
-            self._bar.close()
+            self._bar.stop()
         if self._uploader is not None:
             self._uploader.close()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = self._last = time.monotonic()
         self._first_step = self._last_step = state.global_step
-        if state.is_world_process_zero:
-            if self._root is not None:
-                self._uploader = MetricsUploader(self._root)
-            if sys.stderr.isatty():
-                self._bar = _Bar(state.max_steps, state.global_step)
+        if not state.is_world_process_zero:
+            return
+        if self._root is not None:
+            self._uploader = MetricsUploader(self._root)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}")
+            console = Console(file=sys.stderr)
+            self._bar = Progress(TextColumn("training"), *columns, console=console, transient=True)
+            self._bar.start()
+            self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             # the last step belongs to the curve; its weights are published, so no checkpoint of them is needed
             control.should_log, control.should_save = True, False
         if self._bar is not None:
-            self._bar.show(state.global_step)
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         line = state.log_history[-1]
         step, now = state.global_step, time.monotonic()
         for name in ("loss", "eval_loss"):
             if not math.isfinite(line.get(name, 0.0)):
-                raise InputError(
-                    f"the {name} at step {step} is {line[name]}; lower --learning-rate, or give --precision bfloat16"
-                )
+                said = f"the {name} at step {step} is {line[name]}"
+                raise InputError(f"{said}; lower --learning-rate, or give --precision bfloat16")
         if "loss" not in line and "eval_loss" not in line:
             return
         line["time"] = round(time.time(), 1)
         if "loss" in line and step > self._last_step:
-            speed = (step - self._last_step) * self._step.tokens / (now - self._last)
+            speed = (step - self._last_step) * self._tokens / (now - self._last)
             line["tokens_per_second"] = round(speed)
-            if (mfu := self._step.mfu(speed)) is not None:
-                line["mfu"] = round(mfu, 4)
-            line["peak_memory_gb"] = round(peak_memory_gb(), 3)
+            if self._peak_flops:
+                line["mfu"] = round(speed * self._flops_per_token / self._peak_flops, 4)
+            # of this process so far: on the GPU where there is one, else resident
+            kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else kilobytes * 1024
+            line["peak_memory_gb"] = round(peak / 1e9, 3)
             self._last_step = step
         # the time of an evaluation is no part of the training's speed
         self._last = now
         if state.is_world_process_zero:
-            self._show(line, step, state.max_steps, now)
+            left = (now - self._began) / max(step - self._first_step, 1) * (state.max_steps - step)
+            self._show(line, step, state.max_steps, left)
             if self._uploader is not None:
                 self._uploader.show(state.log_history)
 
-    def _show(self, line: Line, step: int, steps: int, now: float) -> None:
+    def _show(self, line: Line, step: int, steps: int, left: float) -> None:
         if "eval_loss" in line:
             shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
             log.info("step %d/%d: %s, next-token accuracy %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
@@ -316,19 +257,9 @@ class MetricsCallback(TrainerCallback):
         speed = f"{line.get('tokens_per_second', 0):,.0f} tokens/s"
         if "mfu" in line:
             speed += f", MFU {line['mfu']:.1%}"
-        shown = f"loss {line['loss']:.3f}, rate {line['learning_rate']:.2e}, {speed}"
+        memory = line.get("peak_memory_gb", 0)
+        shown = f"loss {line['loss']:.3f}, lr {line['learning_rate']:.2e}, {speed}"
         if self._bar is not None:
-            self._bar.show(step, f"{shown}, {line.get('peak_memory_gb', 0):.1f} GB")
-            return
-        left = (now - self._began) / max(step - self._first_step, 1) * (steps - step)
-        log.info(
-            "step %d/%d: %s, peak %.1f GB, %s left", step, steps, shown, line.get("peak_memory_gb", 0), duration(left)
-        )
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+            self._bar.update(self._bar.task_ids[0], completed=step, shown=f"{shown}, {memory:.1f} GB")
+        else:
+            log.info("step %d/%d: %s, peak %.1f GB, %s left", step, steps, shown, memory, duration(left))

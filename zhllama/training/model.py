@@ -1,22 +1,20 @@
 """The model that is trained: a LLaMA whose forward pass gives the loss, with what is not trained frozen.
 
-Attention does not cross documents. Where flash-attn is there (on a GPU, in half precision), the batch is laid out as
-one row and its kernel for sequences of varying length is told where each document begins. Elsewhere transformers makes
-a block-diagonal mask for SDPA, which it does with restarting position_ids, no attention mask and no cache (the cache
-must be off in so many words, or the documents see each other silently).
+Attention does not cross documents: flash-attn's kernel for varying lengths where it is there (on a GPU, in half
+precision); elsewhere the block-diagonal mask that transformers makes for SDPA of restarting position_ids, no attention
+mask and no cache (which must be off in so many words, or the documents see each other silently).
 
 Trainable weights are float32 whatever the base is in: after 50 AdamW steps at 2e-5 in bf16, 70% of the values of an
-embedding had not moved. DeepSpeed in bf16 and fp16 casts them for the computation and keeps the float32 masters itself.
-
-The loss is computed inside lm_head's own forward, so that whoever wraps that layer (peft's trained copy, ZeRO-3's
-gathering of a partitioned weight) does its part once a pass.
+embedding had not moved. The loss is computed inside lm_head's own forward, so that whoever wraps that layer (peft's
+trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a pass.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import TrainableTokensWrapper
@@ -29,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.packed_reader import IGNORED
 from zhllama.errors import InputError
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.loss import Score, labelled, score, summed_loss
@@ -85,16 +84,34 @@ class PackedLlama(LlamaForCausalLM):
             input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False, **borders
         ).last_hidden_state
         rows, wanted = labelled(hidden, labels)
-        head = self.lm_head
-        if isinstance(head, TrainableTokensWrapper):
+        if isinstance(self.lm_head, TrainableTokensWrapper):
             # it hands on no labels; its weight is the base's with the trained rows put in
-            measured = measure(rows, head.weight, wanted, self.training)
+            measured = measure(rows, self.lm_head.weight, wanted, self.training)
         else:
-            measured = head(rows, wanted)
+            measured = self.lm_head(rows, wanted)
         if isinstance(measured, Score):
             return ModelOutput(**measured._asdict())
         divisor = len(wanted) if num_items_in_batch is None else num_items_in_batch
         return ModelOutput(loss=measured / divisor)
+
+
+def collate(blocks: Sequence[Mapping[str, np.ndarray]], faithful: bool = False) -> dict[str, torch.Tensor]:
+    """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100.
+
+    The dataset's labels stand at the tokens' own places (a segment's first token has none); here they move to the place
+    that predicts them. faithful: as the recipe does it, padding cut to the longest of the batch, and nothing in a block
+    kept apart.
+    """
+    batch = {name: torch.from_numpy(np.stack([block[name] for block in blocks])) for name in blocks[0]}
+    labels = torch.full_like(batch["labels"], IGNORED)
+    labels[:, :-1] = batch["labels"][:, 1:]
+    found = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "labels": labels}
+    if faithful:
+        # a sample's last token is always learned, and has no label after the move
+        length = int((batch["labels"] != IGNORED).any(dim=0).nonzero().max()) + 1
+        found["position_ids"] = torch.arange(labels.shape[1]).expand_as(labels)
+        found = {name: tensor[:, :length] for name, tensor in found.items()}
+    return found
 
 
 def in_one_row(
@@ -111,8 +128,8 @@ def in_one_row(
 
 def attention(dtype: torch.dtype) -> str:
     """transformers' name of the attention: flash-attn where it is installed and can be used, else SDPA."""
-    flash = torch.cuda.is_available() and is_flash_attn_2_available() and dtype in (torch.float16, torch.bfloat16)
-    return FLASH if flash else "sdpa"
+    half = dtype in (torch.float16, torch.bfloat16)
+    return FLASH if half and torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
 
 
 def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
@@ -140,7 +157,7 @@ def trained_model(options: LoraOptions, inputs: TrainingInputs, dtype: torch.dty
 
 
 def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama:
-    """Stage 1: everything stays frozen but embed_tokens (and lm_head)."""
+    """The embeddings' phase: everything stays frozen but embed_tokens (and lm_head)."""
     model.get_input_embeddings().requires_grad_(True)
     if also_lm_head:
         model.get_output_embeddings().requires_grad_(True)
@@ -148,10 +165,8 @@ def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama
 
 
 def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
-    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so.
-
-    With `adapter`, its weights are put in. InputError when they do not fit this model.
-    """
+    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; with
+    `adapter`, its weights. InputError when they do not fit this model."""
     if shape.embeddings and model.config.tie_word_embeddings:
         raise InputError("the model's embeddings are tied: they cannot be trained as two; leave the embeddings out")
     config = LoraConfig(
@@ -166,31 +181,26 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
     # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     if adapter is not None:
-        _put_in(adapted, _weights_of(adapter), adapter.root)
+        _put_in(adapted, adapter)
     return _with_masters(adapted)
 
 
-def _weights_of(adapter: Artifact) -> Mapping[str, torch.Tensor]:
+def _put_in(model: PeftModel, adapter: Artifact) -> None:
     if ADAPTER_WEIGHTS in adapter:
-        return load_file(materialize(adapter) / ADAPTER_WEIGHTS)
-    found = load_tensors(materialize(adapter) / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
-    # rotary frequencies are no weights; old versions of peft saved them
-    return {name: tensor for name, tensor in found.items() if not name.endswith(".inv_freq")}
-
-
-def _put_in(model: PeftModel, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    wanted = {
-        name: tensor.shape for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
-    given = {name: tensor.shape for name, tensor in weights.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            has, needs = (list(shapes[name]) if name in shapes else "nothing" for shapes in (given, wanted))
+        weights = load_file(materialize(adapter) / ADAPTER_WEIGHTS)
+    else:
+        weights = load_tensors(materialize(adapter) / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
+        # rotary frequencies are no weights; old versions of peft saved them
+        weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".inv_freq")}
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name in sorted(wanted.keys() | weights.keys()):
+        has, needs = (list(one[name].shape) if name in one else "nothing" for one in (weights, wanted))
+        if has != needs:
             raise InputError(
-                f"--adapter {where}: its weights do not fit this model: {name} is {has} there and {needs} here; "
+                f"--adapter {adapter.root}: its weights do not fit this model: {name} is {has} there and {needs} here; "
                 "give an adapter of this model"
             )
-    set_peft_model_state_dict(model, dict(weights))
+    set_peft_model_state_dict(model, weights)
 
 
 def _with_masters(model: Any) -> Any:
@@ -205,50 +215,38 @@ def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies.
-
-    All processes call it together (DeepSpeed's masters lie in parts on all of them), before the engine is given up.
-    """
+    """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies, which
+    lie in parts on all processes: all call it together, before the engine is given up."""
     found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            found[name] = _master(parameter).detach().to("cpu", torch.float32, copy=True)
+    for name, tensor in model.named_parameters():
+        if tensor.requires_grad:
+            if hasattr(tensor, "_hp_mapping") or hasattr(tensor, "ds_id"):
+                from deepspeed.utils import safe_get_full_fp32_param
+
+                tensor = safe_get_full_fp32_param(tensor)
+            found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
     return found
-
-
-def _master(parameter: nn.Parameter) -> torch.Tensor:
-    if not hasattr(parameter, "_hp_mapping") and not hasattr(parameter, "ds_id"):
-        return parameter
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    master: torch.Tensor = safe_get_full_fp32_param(parameter)
-    return master
 
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Recompute activations in the backward pass, with a gradient path through frozen embeddings."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PackedLlama)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.enable_input_require_grads()
     base.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def adapter_config_json(model: PeftModel) -> bytes:
     """adapter_config.json as peft reads it. The base is named in the manifest, by digest, not here by a path."""
-    value = model.peft_config["default"].to_dict()
-    value["inference_mode"] = True
-    value["base_model_name_or_path"] = None
-    for name, field in value.items():
-        if isinstance(field, set):
-            value[name] = sorted(field)
+    value = model.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": None}
+    value = {name: sorted(field) if isinstance(field, set) else field for name, field in value.items()}
     return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 
 def read_back(path: Path, expected: Iterable[str]) -> int:
     """The number of tensors in a saved adapter; ValueError when one is empty, not finite, missing or too many."""
-    found = load_file(path)
-    if set(found) != set(expected):
-        raise ValueError(f"{path.name}: {len(found)} tensors saved where {len(set(expected))} were trained")
+    found, names = load_file(path), set(expected)
+    if set(found) != names:
+        raise ValueError(f"{path.name}: {len(found)} tensors saved where {len(names)} were trained")
     for name, tensor in found.items():
         if tensor.numel() == 0 or not torch.isfinite(tensor).all():
             raise ValueError(f"{path.name}: tensor {name} is empty or not finite; lower --learning-rate")

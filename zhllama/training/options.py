@@ -25,6 +25,15 @@ EACH_RUN = {
 }
 """Options that a run of a compiled pipeline may change → what sizes and settings call them."""
 
+_ABOVE_0 = (
+    "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "per_device_eval_batch_size", "logging_steps", "save_total_limit", "ddp_timeout",
+)  # fmt: skip
+_AT_LEAST_0 = (
+    "embedding_lr", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps", "peak_tflops",
+    "max_minutes_without_checkpoint",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(StageOptions):
@@ -88,36 +97,13 @@ class TrainingOptions(StageOptions):
     """Seconds that a collective operation may take."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "num_train_epochs",
-            "learning_rate",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "per_device_eval_batch_size",
-            "logging_steps",
-            "save_total_limit",
-            "ddp_timeout",
-        )
-        for name in positive:
+        for name in _ABOVE_0:
             _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
-        for name in (
-            "embedding_lr",
-            "warmup_steps",
-            "weight_decay",
-            "max_grad_norm",
-            "eval_steps",
-            "save_steps",
-            "peak_tflops",
-            "max_minutes_without_checkpoint",
-        ):
+        for name in _AT_LEAST_0:
             _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
         _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
-        _check(
-            self,
-            "warmup_steps",
-            self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps),
-            "give whole steps, or a share below 1",
-        )
+        whole = self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps)
+        _check(self, "warmup_steps", whole, "give whole steps, or a share below 1")
 
     def more_inputs(self) -> dict[str, Input]:
         """What a DeepSpeed file of one's own says: edited, it is another training's."""
@@ -151,10 +137,8 @@ class LoraOptions(TrainingOptions):
         _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
         _check(self, "lora_dropout", self.lora_dropout < 1, "a share below 1 is needed")
         _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
-        for name in ("embed_tokens", "lm_head"):
-            _check(
-                self, "lora_targets", name not in self.targets, f"{name} is trained by rows, not by LoRA; leave it out"
-            )
+        for name in sorted({"embed_tokens", "lm_head"}.intersection(self.targets)):
+            _check(self, "lora_targets", False, f"{name} is trained by rows, not by LoRA; leave it out")
 
     @property
     def targets(self) -> list[str]:
@@ -165,11 +149,6 @@ class LoraOptions(TrainingOptions):
     def gives_adapter(self) -> bool:
         """Whether the result is an adapter, and not a model."""
         return True
-
-    @property
-    def asks_for_embeddings(self) -> bool:
-        """Whether the options say that the embeddings are to be trained too."""
-        return False
 
     @property
     def trained_rows(self) -> Literal["", "all", "new"]:
@@ -192,14 +171,12 @@ class PretrainOptions(LoraOptions):
         super().__post_init__()
         if self.stage == "embeddings" and self.adapter:
             raise InputError(
-                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it first"
+                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it"
             )
         if self.stage == "lora" and self.also_lm_head:
             raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
         if self.stage == "embeddings" and self.embedding_rows == "new":
-            raise InputError(
-                "--embedding-rows new: --stage embeddings trains all rows; leave it out, or use --stage lora"
-            )
+            raise InputError("--embedding-rows new: --stage embeddings trains all rows; leave it out, or use lora")
 
     @property
     def gives_adapter(self) -> bool:
@@ -224,14 +201,8 @@ class FinetuneOptions(LoraOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.embedding_rows != "auto" and not self.train_embeddings and not self.adapter:
-            raise InputError(
-                f"--embedding-rows {self.embedding_rows}: nothing of the embeddings is trained without "
-                "--train-embeddings true; give both or neither"
-            )
-
-    @property
-    def asks_for_embeddings(self) -> bool:
-        return self.train_embeddings
+            said = "nothing of the embeddings is trained without --train-embeddings true; give both or neither"
+            raise InputError(f"--embedding-rows {self.embedding_rows}: {said}")
 
     @property
     def trained_rows(self) -> Literal["", "all", "new"]:
@@ -243,69 +214,47 @@ def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
         raise InputError(f"{option_of(name)} {getattr(options, name)}: {mend}")
 
 
-def deepspeed_file(choice: str) -> Path | None:
-    """The JSON file behind `--deepspeed`; None for `none`. InputError when it is neither shipped nor there."""
-    if choice == "none":
-        return None
-    if choice in SHIPPED_DEEPSPEED:
-        return Path(__file__).with_name(f"{choice}.json")
-    path = Path(choice)
-    if not path.is_file():
-        names = ", ".join(SHIPPED_DEEPSPEED)
-        raise InputError(f"--deepspeed {choice}: no such file; give a JSON file, {names} or none")
-    return path
-
-
 def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
     """What `--deepspeed` says, what it leaves open being as the options say; None for `none`.
 
     InputError when it cannot be read or contradicts the options.
     """
-    path = deepspeed_file(options.deepspeed)
-    if path is None:
+    if options.deepspeed == "none":
         return None
+    path, where = Path(options.deepspeed), f"--deepspeed {options.deepspeed}"
+    if options.deepspeed in SHIPPED_DEEPSPEED:
+        path = Path(__file__).with_name(f"{options.deepspeed}.json")
+    elif not path.is_file():
+        raise InputError(f"{where}: no such file; give a JSON file, {', '.join(SHIPPED_DEEPSPEED)} or none")
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise InputError(f"--deepspeed {path}: not a readable JSON file ({error})") from error
+        raise InputError(f"{where}: not a readable JSON file ({error})") from error
     if not isinstance(settings, dict):
-        raise InputError(f"--deepspeed {path}: a JSON object is needed; docs/training.md shows one")
+        raise InputError(f"{where}: a JSON object is needed; docs/training.md shows one")
     for name in ("zero_optimization", "fp16", "bf16"):
         if not isinstance(settings.get(name, {}), dict):
-            raise InputError(f"--deepspeed {path}: {name} is {json.dumps(settings[name])} where an object is needed")
-    same = {
-        "train_micro_batch_size_per_gpu": ("--per-device-train-batch-size", options.per_device_train_batch_size),
-        "gradient_accumulation_steps": ("--gradient-accumulation-steps", options.gradient_accumulation_steps),
-        "gradient_clipping": ("--max-grad-norm", options.max_grad_norm),
-        "train_batch_size": ("the number of processes times their batch", "auto"),
-    }
-    found = {name: settings.get(name, "auto") for name in same}
-    for precision in ("float16", "bfloat16"):
-        section = {"float16": "fp16", "bfloat16": "bf16"}[precision]
-        name = f"{section}.enabled"
-        found[name] = settings.get(section, {}).get("enabled", "auto")
-        same[name] = ("--precision", options.precision)
-        if found[name] is (options.precision == precision):
-            found[name] = "auto"
-    for name, (option, value) in same.items():
-        if found[name] not in ("auto", value):
-            raise InputError(
-                f"--deepspeed {path}: {name} is {json.dumps(found[name])}, but {option} is {value}; write auto there"
-            )
+            raise InputError(f"{where}: {name} is {json.dumps(settings[name])} where an object is needed")
+    for name, option, value in (
+        ("train_micro_batch_size_per_gpu", "--per-device-train-batch-size", options.per_device_train_batch_size),
+        ("gradient_accumulation_steps", "--gradient-accumulation-steps", options.gradient_accumulation_steps),
+        ("gradient_clipping", "--max-grad-norm", options.max_grad_norm),
+        ("train_batch_size", "the number of processes times their batch", "auto"),
+        ("fp16.enabled", "--precision", options.precision),
+        ("bf16.enabled", "--precision", options.precision),
+    ):
+        section, _, field = name.rpartition(".")
+        found = (settings.setdefault(section, {}) if section else settings).setdefault(field, "auto")
+        meant = value == {"fp16": "float16", "bf16": "bfloat16"}[section] if section else value
+        if found != "auto" and (found is not meant if section else found != meant):
+            raise InputError(f"{where}: {name} is {json.dumps(found)}, but {option} is {value}; write auto there")
     for name in ("optimizer", "scheduler"):
         if name in settings:
-            raise InputError(
-                f"--deepspeed {path}: its {name} would take the place of --learning-rate, --embedding-lr, "
-                f"--weight-decay and --lr-scheduler-type; leave the section {name} out"
-            )
+            instead = "--learning-rate, --embedding-lr, --weight-decay and --lr-scheduler-type"
+            raise InputError(f"{where}: its {name} would take the place of {instead}; leave the section out")
     if settings.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
-        raise InputError(
-            f"--deepspeed {path}: zero_optimization names no stage of 1, 2 or 3; write one there, or give "
-            "--deepspeed none"
-        )
-    for name in same:
-        section, _, field = name.rpartition(".")
-        (settings.setdefault(section, {}) if section else settings).setdefault(field, "auto")
+        mend = "write one there, or give --deepspeed none"
+        raise InputError(f"{where}: zero_optimization names no stage of 1, 2 or 3; {mend}")
     return settings
 
 

@@ -1,11 +1,12 @@
-"""What a training gives: an adapter, or a model with new embeddings. Rank 0 alone publishes.
+"""What a training gives: an adapter, or a model with new embeddings, and its course with a report page.
 
 An adapter is peft's folder in float16, written, read back and counted (published adapters of 443 bytes have been
-seen), beside the tokenizer it was trained with. Stage 1's model is the base with one file rewritten.
+seen), beside the tokenizer it was trained with. The model of the embeddings' phase is the base with one file rewritten.
 """
 
-import logging
+import math
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +14,59 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.stage.loss_curves import curves
+from zhllama.stage.report_page import render
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.metrics import EVENTS, METRICS, History
-from zhllama.training.model import (
-    PackedLlama,
-    adapter_config_json,
-    read_back,
-)
-from zhllama.training.report import loss_report
+from zhllama.training.model import adapter_config_json, read_back
+from zhllama.training.options import LoraOptions
 from zhllama.training.shape import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from zhllama.training.trainer import Trained
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
-log = logging.getLogger("training")
+Trained = Mapping[str, torch.Tensor]
+"""By the names of the model's parameters, float32, on the CPU."""
 
 REPORT = "report.html"
 TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-_MADE_BY_A_STAGE = {METRICS, EVENTS, REPORT, MANIFEST, "blocks.json"}
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+FIGURES = {
+    "loss": ("last training loss", "{:.4f}"),
+    "eval_loss": ("held-out loss", "{:.4f}"),
+    "eval_perplexity": ("held-out perplexity", "{:,.4g}"),
+    "eval_accuracy": ("next-token accuracy", "{:.2%}"),
+    "tokens_per_second": ("tokens per second, last", "{:,.0f}"),
+    "mfu": ("of the GPUs' peak (MFU), last", "{:.1%}"),
+    "peak_memory_gb": ("peak memory of a process, GB", "{:.1f}"),
+    "step": ("steps", "{:,.0f}"),
+}
+"""Field of a line of metrics.jsonl → what the page calls it, and how it is written."""
 
 
-def publish_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> Manifest:
-    """The adapter, float16, with the tokenizer of its model."""
-    weights = get_peft_model_state_dict(model, state_dict=trained.weights, save_embedding_layers=False)
-    if len(weights) != len(trained.weights):
-        raise ValueError(f"{len(trained.weights)} tensors were trained, but the adapter would have {len(weights)}")
+def publish(
+    options: LoraOptions, out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained
+) -> Manifest:
+    """Publishes the result of a training, from its course and the trained weights. For rank 0."""
+    if options.gives_adapter:
+        _add_adapter(out, inputs, model, trained)
+    else:
+        _add_model(out, inputs, trained)
+    out.vocabulary = inputs.vocabulary
+    out.add_bytes(METRICS, history.jsonl())
+    out.add_bytes(EVENTS, history.events())
+    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
+    out.metrics |= history.metrics()
+    out.facts["summary"] = history.summary()
+    return out.publish("adapter" if options.gives_adapter else "hf-model")
+
+
+def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> None:
+    weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    if len(weights) != len(trained):
+        raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
     half = {name: weight.to(torch.float16).contiguous() for name, weight in weights.items()}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         path = Path(folder, ADAPTER_WEIGHTS)
@@ -66,41 +88,41 @@ def publish_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftMode
         "embeddings": bool(config.modules_to_save),
         "new_rows": len(next(iter((config.trainable_token_indices or {}).values()), ())),
     }
-    out.vocabulary = inputs.vocabulary
-    _add_course(out, trained.history)
-    return out.publish("adapter")
 
 
-def publish_embeddings(out: ArtifactWriter, inputs: TrainingInputs, model: PackedLlama, trained: Trained) -> Manifest:
-    """The base with its new embeddings: the file that holds them is rewritten, in the base's dtype, the rest copied."""
+def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Trained) -> None:
+    """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
-    rewritten = {checkpoint.info(name).file for name in trained.weights}
+    rewritten = {checkpoint.info(name).file for name in trained}
     for name in inputs.model.names:
-        if name not in rewritten | _MADE_BY_A_STAGE:
+        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
             out.copy(inputs.model, name)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
         with out.writer(file) as sink:
             stream = SafetensorsStream(sink, {name: (info.dtype, info.shape) for name, info in there.items()})
             for name, info in there.items():
-                tensor = trained.weights.get(name)
-                if tensor is None:
-                    stream.write(name, checkpoint.read(name))
-                else:
-                    stream.write(name, tensor.to(getattr(torch, info.dtype)))
+                kind = getattr(torch, info.dtype)
+                stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
-    out.vocabulary = inputs.vocabulary
-    out.facts["trained"] = sorted(trained.weights)
+    out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
-        # stage 2 may train the new rows alone: it has to know which they are
+        # the next phase may train the new rows alone: it has to know which they are
         out.facts["pieces_before"] = inputs.model.manifest.facts["pieces_before"]
-    _add_course(out, trained.history)
-    return out.publish("hf-model")
 
 
-def _add_course(out: ArtifactWriter, history: History) -> None:
-    out.add_bytes(METRICS, history.jsonl())
-    out.add_bytes(EVENTS, history.events())
-    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
-    out.metrics |= history.metrics()
-    out.facts["summary"] = history.summary()
+def loss_report(title: str, lines: Sequence[Mapping[str, float]], summary: str) -> str:
+    """The page for the lines of a metrics.jsonl: its loss curve and last figures; `summary` stands under the title."""
+    points = []
+    for line in lines:
+        losses = {name: line[name] for name in ("loss", "eval_loss") if math.isfinite(line.get(name, math.nan))}
+        if losses:
+            points.append({"step": line["step"], "loss": None, "eval_loss": None, **losses})
+    last = {name: value for line in lines for name, value in line.items()}
+    return render(
+        Path(__file__).with_name("loss_report.html"),
+        title=title,
+        summary=summary,
+        curves=[curves({"label": "loss per token, in nats", "points": points})] if points else [],
+        rows=[(text, form.format(last[name])) for name, (text, form) in FIGURES.items() if name in last],
+    )

@@ -1,19 +1,18 @@
 """The body of pretrain and finetune, which differ in their options alone: checked inputs, then processes that train.
 
-What is trained follows from the options: stage 1 trains the embeddings and gives a model, everything else trains LoRA
-(with the embeddings or without) and gives an adapter.
+What is trained follows from the options: of the phases, embeddings gives a model, lora and sft an adapter (with the
+embeddings or without).
 """
 
-from typing import Any
-
+from zhllama.artifacts.cache import materialize, require_room
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import option_of
-from zhllama.training.checkpoints import open_checkpoint, require_same_run
-from zhllama.training.deadline import Deadline
-from zhllama.training.elastic import Work, run_workers
-from zhllama.training.inputs import checked_inputs, fetch_inputs
+from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
+from zhllama.training.elastic import run_workers
+from zhllama.training.inputs import checked_inputs
+from zhllama.training.node import Deadline
 from zhllama.training.options import LoraOptions
 
 
@@ -23,33 +22,26 @@ def run_training(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> M
     With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.
     """
     with Deadline() as deadline:
-        return _run(options, opened, out, deadline)
+        inputs = checked_inputs(options, opened)
+        run = Run.of(options, out)
+        for name in ("resume_from_checkpoint", "publish_checkpoint"):
+            if reference := getattr(options, name):
+                option = option_of(name)
+                require_same_run(open_checkpoint(reference, option).manifest, run, option)
+        # once a node, before its processes start: they find them there
+        given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
+        require_room(given)
+        for artifact in given:
+            materialize(artifact, recheck=True)
+        if options.publish_checkpoint:
+            from zhllama.training.worker import publish_checkpoint
+
+            return publish_checkpoint(run, opened, inputs)
+        return run_workers(train_worker, run, deadline)
 
 
-def _run(options: LoraOptions, opened: Inputs, out: ArtifactWriter, deadline: Deadline) -> Manifest:
-    inputs = checked_inputs(options, opened)
-    work = Work.of(options, out)
-    for option in ("resume_from_checkpoint", "publish_checkpoint"):
-        reference = getattr(options, option)
-        if reference:
-            name = option_of(option)
-            require_same_run(open_checkpoint(reference, name).manifest, work.run(), name)
-    fetch_inputs(inputs)
-    if options.publish_checkpoint:
-        from zhllama.training.worker import publish_checkpoint
-
-        return publish_checkpoint(work, opened, inputs, _publisher(options))
-    return run_workers(train_worker, work, deadline)
-
-
-def train_worker(work: Work[Any]) -> None:
-    """One process of the training."""
+def train_worker(run: Run) -> None:
+    """One process of the training; torch is loaded there alone."""
     from zhllama.training.worker import run_worker
 
-    run_worker(work, _publisher(work.options))
-
-
-def _publisher(options: LoraOptions) -> Any:
-    from zhllama.training.publish import publish_adapter, publish_embeddings
-
-    return publish_adapter if options.gives_adapter else publish_embeddings
+    run_worker(run)

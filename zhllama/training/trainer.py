@@ -1,7 +1,7 @@
 """The training loop: transformers' Trainer with DeepSpeed or plain data parallelism, made lean.
 
-Ours are the optimizer's groups (embeddings may have a rate of their own), the evaluation (sums of losses and right
-guesses, no logits gathered), the course that is shown (course.py) and the checkpoints (keeping.py). The rest is the
+Ours are the optimizer's groups (embeddings may have an lr of their own), the evaluation (sums of losses and right
+guesses, no logits gathered), the metrics (metrics.py) and the checkpoints (checkpointing.py). The rest is the
 Trainer's: its loss is divided by the labelled tokens of the whole step on all processes, so one process or many give
 the same course.
 """
@@ -10,39 +10,30 @@ import logging
 import math
 import os
 import socket
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from zhllama.data.packed_reader import IGNORED, PackedDataset
 from zhllama.errors import InputError
-from zhllama.training.checkpointing import CheckpointManager
-from zhllama.training.checkpointing_trainer import CheckpointingTrainer
+from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run
-from zhllama.training.data import Collate
 from zhllama.training.hardware import peak_tflops
-from zhllama.training.metrics import History, MetricsCallback, Step, flops_per_token
-from zhllama.training.model import trained_weights
-from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.metrics import History, MetricsCallback, flops_per_token
+from zhllama.training.model import collate, trained_weights
+from zhllama.training.options import TrainingOptions, deepspeed_settings
 
-log = logging.getLogger("training")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What comes of a training."""
-
-    history: History
-    weights: dict[str, torch.Tensor]
-    """By the names of the model's parameters: those that were trained, float32, on the CPU."""
-
-
-# --- the processes ----------------------------------------------------------------------------------------------------
+_AS_GIVEN = (
+    "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "seed",
+    "logging_steps", "ddp_timeout",
+)  # fmt: skip
+"""Options that TrainingArguments takes as they are."""
 
 
 def precision_of(options: TrainingOptions) -> str:
@@ -54,19 +45,11 @@ def precision_of(options: TrainingOptions) -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def deepspeed_config(options: TrainingOptions) -> dict[str, Any] | None:
-    """The DeepSpeed configuration for this machine: without what a CPU cannot do."""
-    config = deepspeed_settings(options)
-    if config is not None and not torch.cuda.is_available():
-        # there are no streams to overlap with
-        config.get("zero_optimization", {})["overlap_comm"] = False
-    return config
-
-
 def start_processes(options: TrainingOptions) -> None:
     """Joins the processes. To be called before TrainingArguments, which would start torch's own and not DeepSpeed's."""
+    gpu = torch.cuda.is_available()
     # accelerate imports DeepSpeed in any case, which would say that it looked for a GPU
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpu else "cpu")
     if options.deepspeed == "none":
         return
     if "RANK" not in os.environ:
@@ -80,49 +63,40 @@ def start_processes(options: TrainingOptions) -> None:
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
-    if not torch.cuda.is_available():
+    if not gpu:
         # compiled at first use, which takes 100 s and a compiler
         __compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
 
 
 def training_arguments(options: TrainingOptions, work: Path, blocks: int, evaluated: bool) -> TrainingArguments:
     """The Trainer's arguments. `work`: for small files of its own; `blocks`: of the training split; `evaluated`: blocks
     were held out."""
     precision = precision_of(options)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    distributed = "RANK" in os.environ
+    gpu = torch.cuda.is_available()
+    deepspeed = deepspeed_settings(options)
+    if deepspeed is not None and not gpu:
+        # there are no streams to overlap with
+        deepspeed["zero_optimization"]["overlap_comm"] = False
     return TrainingArguments(
+        **{name: getattr(options, name) for name in _AS_GIVEN},
         output_dir=str(work),
-        max_steps=options.max_steps,
-        num_train_epochs=options.num_train_epochs,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.lr_scheduler_type,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        per_device_train_batch_size=options.per_device_train_batch_size,
-        per_device_eval_batch_size=options.per_device_eval_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        seed=options.seed,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
-        deepspeed=deepspeed_config(options),
-        logging_steps=options.logging_steps,
+        deepspeed=deepspeed,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if options.eval_steps and evaluated else "no",
         eval_steps=options.eval_steps or None,
         # the CheckpointManager says when
         save_strategy="no",
-        use_cpu=not torch.cuda.is_available(),
-        ddp_backend="gloo" if distributed and not torch.cuda.is_available() else None,
-        ddp_timeout=options.ddp_timeout,
+        use_cpu=not gpu,
+        ddp_backend="gloo" if "RANK" in os.environ and not gpu else None,
         ddp_find_unused_parameters=False,
         # an incomplete last batch would be filled up with blocks of the first
-        dataloader_drop_last=blocks >= options.per_device_train_batch_size * world,
+        dataloader_drop_last=blocks >= options.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1")),
         dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         log_level="warning",
@@ -130,108 +104,135 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
     )
 
 
-NO_BLOCK = -1
-"""In a list of blocks: one that is not counted."""
-
-
-# --- the loop ---------------------------------------------------------------------------------------------------------
-
-
-class PackedTrainer(CheckpointingTrainer):
-    """A Trainer for PackedLlama: our optimizer groups, and an evaluation that gathers three numbers."""
+class PackedTrainer(Trainer):
+    """A Trainer for PackedLlama: our optimizer groups, an evaluation that gathers three numbers, and the
+    CheckpointManager's checkpoints."""
 
     def __init__(self, options: TrainingOptions, manager: CheckpointManager, **settings: Any) -> None:
-        super().__init__(manager, data_collator=Collate(options.faithful), **settings)
+        super().__init__(data_collator=partial(collate, faithful=options.faithful), **settings)
         self._options = options
-        self._gathers_weights = zero_stage(deepspeed_settings(options)) == 3
+        self._manager = manager
+        manager.trainer = self
+        self.add_callback(manager)
         # labels stand where they are predicted: nothing is left to be shifted
         assert not self._loss_shifts_labels
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in four groups: embeddings or not, decayed (matrices) or not (norms)."""
-        if self.optimizer is None:
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            trained: Any = self.model
-            for name, parameter in trained.named_parameters():
-                if parameter.requires_grad:
-                    embedding = "embed_tokens" in name or "lm_head" in name
-                    groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
-            rate = self.args.learning_rate
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {
-                        "params": parameters,
-                        "lr": self._options.embedding_lr or rate if embedding else rate,
-                        "weight_decay": self.args.weight_decay if decayed else 0.0,
-                    }
-                    for (embedding, decayed), parameters in groups.items()
-                ],
-                lr=rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                fused=True,
-            )
+        if self.optimizer is not None:
+            return self.optimizer
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        trained: Any = self.model
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad:
+                embedding = "embed_tokens" in name or "lm_head" in name
+                groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
+        lr, embedding_lr = self.args.learning_rate, self._options.embedding_lr or self.args.learning_rate
+        decay, betas = self.args.weight_decay, (self.args.adam_beta1, self.args.adam_beta2)
+        given = [
+            {"params": parameters, "lr": embedding_lr if embedding else lr, "weight_decay": decay if decayed else 0.0}
+            for (embedding, decayed), parameters in groups.items()
+        ]
+        self.optimizer = torch.optim.AdamW(given, lr=lr, betas=betas, eps=self.args.adam_epsilon, fused=True)
         return self.optimizer
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes.
 
         A cancel ends it, without a figure, and the training with it.
         """
-        blocks: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        model = self.model_wrapped
-        model_of: Any = self.model
-        was_training = model.training
-        model.eval()
+        blocks: Any = self.eval_dataset
+        model: Any = self.model
+        was_training = self.model_wrapped.training
+        self.model_wrapped.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         mine = list(range(self.args.process_index, len(blocks), self.args.world_size))
         size = self.args.per_device_eval_batch_size
         share = -(-len(blocks) // self.args.world_size)
-        if self._gathers_weights and len(mine) < share:
-            # all processes gather each layer together: as many passes for each, the last one without labels
-            mine.append(NO_BLOCK)
+        filled = self._manager.zero_stage == 3 and len(mine) < share
+        if filled:
+            # all processes gather each layer together: as many passes for each, the last block without labels
+            mine.append(0)
         with torch.no_grad():
             for first in range(0, share, size):
                 # all processes ask, those too that have a block less
-                if self._checkpoint_manager.told_to_stop():
+                if self._manager.told_to_stop():
                     break
                 if first >= len(mine):
                     continue
-                batch = self._prepare_inputs(self._batch(blocks, mine[first : first + size]))
+                batch = self.data_collator([blocks[index] for index in mine[first : first + size]])
+                if filled and first + size >= len(mine):
+                    batch["labels"][-1] = IGNORED
+                batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
-                    found = model_of(**batch)
+                    found = model(**batch)
                 sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
-        model.train(was_training)
-        if self._checkpoint_manager.stopping:
-            self._checkpoint_manager.stop(self)
+        self.model_wrapped.train(was_training)
+        if self._manager.stopping:
+            self._manager.stop()
             return {}
         if self.args.world_size > 1:
             dist.all_reduce(sums)
         loss, correct, count = sums.tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss / max(count, 1),
-            f"{metric_key_prefix}_perplexity": _exp(loss / max(count, 1)),
-            f"{metric_key_prefix}_accuracy": correct / max(count, 1),
-        }
+        mean = loss / max(count, 1)
+        try:
+            perplexity = math.exp(mean)
+        except OverflowError:
+            perplexity = math.inf
+        metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": correct / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _batch(self, blocks: Any, indices: list[int]) -> dict[str, torch.Tensor]:
-        batch: dict[str, torch.Tensor] = self.data_collator([blocks[max(index, 0)] for index in indices])
-        for row, index in enumerate(indices):
-            if index == NO_BLOCK:
-                batch["labels"][row] = IGNORED
-        return batch
+    # --- what the CheckpointManager has to know or decide -------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._manager.see_loss(loss)
+        return loss
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().train(*arguments, **named)
+        except Exception as error:
+            if at_smallest_scale(error):
+                raise self._manager.failure(OVERFLOWED) from error
+            raise
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self._manager.saved is not None:
+            self._manager.saved.restore(self)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: the model's weights are put back with the optimizer's, when both are wrapped."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._manager.saved is not None:
+            self._manager.saved.restore_random()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._manager.save()
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        """What follows a step; a cancel that came meanwhile is not left waiting for the next step's end."""
+        evaluates_or_saves = self.control.should_evaluate or self.control.should_save
+        super()._maybe_log_save_evaluate(*arguments, **named)
+        # after the last step little is left: the result is published
+        more = self.state.global_step < self.state.max_steps
+        if self._manager.stopping or (evaluates_or_saves and more and self._manager.told_to_stop()):
+            self._manager.stop()
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Nothing when no step is left, as after a checkpoint of the last one: the loop would make one more."""
+        if not self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **named)
 
 
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+def at_smallest_scale(error: Exception) -> bool:
+    """Whether DeepSpeed says that its loss scale cannot come down any more (it has no class of its own for that)."""
+    return type(error) is Exception and "loss scale already at minimum" in str(error)
 
 
 def train(
@@ -242,47 +243,29 @@ def train(
     held_out: PackedDataset | None,
     run: Run,
     metrics_root: str | None = None,
-) -> Trained:
-    """Trains `model` in place, from the newest checkpoint of the run if there is one. All processes call it.
-
-    metrics_root: where the metrics are put while it runs. SystemExit(143) when asked to stop.
-    """
-    manager = CheckpointManager(options, run, arguments, zero_stage(deepspeed_settings(options)))
-    metrics = MetricsCallback(what_a_step_is(options, arguments, model, blocks), metrics_root)
+) -> tuple[History, dict[str, torch.Tensor]]:
+    """Trains `model` in place, from the newest checkpoint of the run if there is one: its course, and trained weights
+    by name (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it runs.
+    SystemExit(143) when asked to stop."""
+    manager = CheckpointManager(options, run, arguments)
+    peak = options.peak_tflops
+    if not peak and torch.cuda.is_available():
+        peak = peak_tflops(torch.cuda.get_device_name())
+    facts, world = blocks.facts, arguments.world_size
+    size = options.per_device_train_batch_size * options.gradient_accumulation_steps * world
+    flops = flops_per_token(model, facts["learned"] / facts["tokens"])
+    metrics = MetricsCallback(size * facts["tokens"] / facts["blocks"], flops, peak * 1e12 * world, metrics_root)
     trainer = PackedTrainer(
-        options,
-        manager,
-        model=model,
-        args=arguments,
-        train_dataset=blocks,
-        eval_dataset=held_out,
-        callbacks=[metrics],
+        options, manager, model=model, args=arguments, train_dataset=blocks, eval_dataset=held_out, callbacks=[metrics]
     )
     trainer.remove_callback(PrinterCallback)
     resumed = manager.resume()
     arguments.eval_on_start = held_out is not None and manager.evaluation_is_missing()
     with metrics:
-        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        trainer.train(resume_from_checkpoint=resumed)
         lines = trainer.state.log_history
         evaluated = any("eval_loss" in line and line["step"] == trainer.state.global_step for line in lines)
         if held_out is not None and not evaluated and not manager.stopping:
             trainer.evaluate()
         manager.over()
-    return Trained(History.of(lines), trained_weights(model))
-
-
-def what_a_step_is(
-    options: TrainingOptions, arguments: TrainingArguments, model: nn.Module, blocks: PackedDataset
-) -> Step:
-    """Tokens and operations of an optimizer step, and what the devices can do."""
-    world = arguments.world_size
-    size = options.per_device_train_batch_size * options.gradient_accumulation_steps * world
-    peak = options.peak_tflops
-    if not peak and torch.cuda.is_available():
-        peak = peak_tflops(torch.cuda.get_device_name())
-    facts = blocks.facts
-    return Step(
-        tokens=size * facts["tokens"] / facts["blocks"],
-        flops_per_token=flops_per_token(model, facts["learned"] / facts["tokens"]),
-        peak_flops=peak * 1e12 * world,
-    )
+    return History.of(lines), trained_weights(model)

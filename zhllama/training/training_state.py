@@ -1,15 +1,14 @@
 """All that a training is made of between two steps: taken to the host in a moment, put back to the last bit.
 
 Nothing here is pickled. A state is a tree of dictionaries, lists and numbers, written as JSON, whose tensors stand in
-a safetensors file: what is read back can hold numbers and nothing that runs. (DeepSpeed 0.19's own loader calls
-torch.load with weights_only=False, which runs whatever the file says.) Taking it costs one copy to host memory, into
-buffers that are kept for the next time; writing is for a thread (uploads.py).
+a safetensors file: nothing in it can run. (DeepSpeed 0.19's own loader calls torch.load with weights_only=False.)
+Taking it costs one copy to host memory; writing is for a thread (uploads.py).
 """
 
 import json
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,19 +16,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import Trainer
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import SHARED, TRAINER, WEIGHTS, state_of
-from zhllama.weights.safetensors_io import Checkpoint, TensorInfo
+from zhllama.weights.safetensors_io import Checkpoint
 
 Tree = Any
 """Dictionaries with texts or whole numbers as keys, lists, tuples, numbers, texts, None and tensors."""
 Tensors = dict[str, torch.Tensor]
-
-
-# --- trees ------------------------------------------------------------------------------------------------------------
 
 
 def flatten(tree: Tree, tensors: Tensors, name: str = "") -> Any:
@@ -38,19 +33,16 @@ def flatten(tree: Tree, tensors: Tensors, name: str = "") -> Any:
         tensors[name or "tensor"] = tree.detach()
         return {"tensor": name or "tensor"}
     if isinstance(tree, dict):
-        return {"dict": [[_key(key), flatten(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
+        for key in tree:
+            if type(key) not in (str, int):
+                raise ValueError(f"{key!r}: a key of a checkpoint is a text or a whole number")
+        return {"dict": [[key, flatten(value, tensors, f"{name}/{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
-        kind = "list" if isinstance(tree, list) else "tuple"
-        return {kind: [flatten(value, tensors, f"{name}/{index}") for index, value in enumerate(tree)]}
+        content = [flatten(value, tensors, f"{name}/{index}") for index, value in enumerate(tree)]
+        return {"list" if isinstance(tree, list) else "tuple": content}
     if tree is None or type(tree) in (bool, int, float, str):
         return tree
     raise ValueError(f"{name}: a {type(tree).__name__} has no place in a checkpoint")
-
-
-def _key(key: Any) -> str | int:
-    if type(key) not in (str, int):
-        raise ValueError(f"{key!r}: a key of a checkpoint is a text or a whole number")
-    return key
 
 
 def unflatten(places: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
@@ -68,9 +60,6 @@ def unflatten(places: Any, tensors: Mapping[str, torch.Tensor]) -> Tree:
     return made if kind == "list" else tuple(made)
 
 
-# --- taking -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Part:
     """One rank's share of a checkpoint, in host memory: file name → JSON, file name → tensors."""
@@ -80,102 +69,65 @@ class Part:
     tensors: dict[str, Tensors] = field(default_factory=dict)
 
 
-class Buffers:
-    """Host memory that is used again for each checkpoint (fresh pages cost more than the copy)."""
-
-    def __init__(self) -> None:
-        self._kept: Tensors = {}
-
-    def copy(self, tensors: Mapping[str, torch.Tensor], file: str) -> Tensors:
-        """Copies in host memory. From a GPU they are complete after the next `settle`."""
-        made = {}
-        for name, tensor in tensors.items():
-            key = f"{file}:{name}"
-            kept = self._kept.get(key)
-            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._kept[key] = kept
-            made[name] = kept.copy_(tensor, non_blocking=True)
-        return made
-
-    def settle(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+def copied(tensors: Mapping[str, torch.Tensor], file: str, buffers: Tensors) -> Tensors:
+    """Copies in host memory, complete when a GPU is synchronized. `buffers` are used again: fresh pages cost more."""
+    made = {}
+    for name, tensor in tensors.items():
+        key = f"{file}:{name}"
+        kept = buffers.get(key)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = buffers[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        made[name] = kept.copy_(tensor, non_blocking=True)
+    return made
 
 
-def take(trainer: Trainer, buffers: Buffers) -> Part:
+def take(trainer: Any, buffers: Tensors) -> Part:
     """This rank's part of a checkpoint of the step that has just ended. To be called by all ranks at once."""
     part = Part(trainer.state.global_step)
     first = trainer.args.process_index == 0
-    zero_stage = zero_stage_of(trainer)
-    trainable = _trained(trainer)
-    shared: Tree = {"scheduler": trainer.lr_scheduler.state_dict(), "scaler": _scaler(trainer)}  # type: ignore[union-attr]
-    own: Tree = {"random": random_state(), "loss": _loss_since_logged(trainer)}
+    scaler = trainer.accelerator.scaler
+    shared: Tree = {"scheduler": trainer.lr_scheduler.state_dict(), "scaler": scaler and scaler.state_dict()}
+    # the Trainer's sum of losses since its last log line: with it, a line that spans a restart is the same
+    loss = {"sum": float(trainer._tr_loss.item()), "total": float(trainer._total_loss_scalar)}
+    own: Tree = {"random": random_state(), "loss": loss | {"logged": int(trainer._globalstep_last_logged)}}
     with _partitioned(trainer):
         if trainer.is_deepspeed_enabled:
-            own["optimizer"] = _of_engine(_engine(trainer))
+            own["optimizer"] = _of_engine(trainer.model_wrapped)
         elif first:
-            shared["optimizer"] = trainer.optimizer.state_dict()  # type: ignore[union-attr]
+            shared["optimizer"] = trainer.optimizer.state_dict()
         _add(part, state_of(trainer.args.process_index), own, buffers)
-    if zero_stage == 3:
-        weights = _gathered(trainable, first)
-    else:
-        weights = {name: parameter.detach() for name, parameter in trainable.items()} if first else {}
+    weights: Tensors = {name: parameter.detach() for name, parameter in _trained(trainer).items()}
+    if _lies_in_parts(trainer):
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        # one after another
+        for name, parameter in _trained(trainer).items():
+            with GatheredParameters([parameter]):
+                if first:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
     if first:
         _add(part, SHARED, shared, buffers)
-        part.tensors[WEIGHTS] = buffers.copy(weights, WEIGHTS)
+        part.tensors[WEIGHTS] = copied(weights, WEIGHTS, buffers)
         part.documents[TRAINER] = asdict(trainer.state)
-    buffers.settle()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return part
 
 
-def _add(part: Part, name: str, tree: Tree, buffers: Buffers) -> None:
+def _add(part: Part, name: str, tree: Tree, buffers: Tensors) -> None:
     tensors: Tensors = {}
     part.documents[f"{name}.json"] = flatten(tree, tensors)
-    part.tensors[f"{name}.safetensors"] = buffers.copy(tensors, name)
+    part.tensors[f"{name}.safetensors"] = copied(tensors, name, buffers)
 
 
-def zero_stage_of(trainer: Trainer) -> int:
-    """0 without DeepSpeed, else its ZeRO stage."""
-    return int(_engine(trainer).zero_optimization_stage()) if trainer.is_deepspeed_enabled else 0
+def _lies_in_parts(trainer: Any) -> bool:
+    """Whether each parameter lies in pieces on all ranks, as under ZeRO-3."""
+    return bool(trainer.is_deepspeed_enabled and trainer.model_wrapped.zero_optimization_stage() == 3)
 
 
-def _engine(trainer: Trainer) -> Any:
-    return trainer.model_wrapped
+def _trained(trainer: Any) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
 
-
-def _trained(trainer: Trainer) -> dict[str, nn.Parameter]:
-    model: Any = trainer.model
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _gathered(parameters: Mapping[str, nn.Parameter], keep: bool) -> Tensors:
-    """ZeRO-3's parameters, whole, one after another: each lies in pieces on all ranks. Copies, where `keep`."""
-    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-    whole = {}
-    for name, parameter in parameters.items():
-        with GatheredParameters([parameter]):
-            if keep:
-                whole[name] = parameter.detach().to("cpu", copy=True)
-    return whole
-
-
-def _loss_since_logged(trainer: Trainer) -> Tree:
-    """The Trainer's sum of losses since its last log line: with it, a line that spans a restart is the same."""
-    return {
-        "sum": float(trainer._tr_loss.item()),
-        "total": float(trainer._total_loss_scalar),
-        "logged": int(trainer._globalstep_last_logged),
-    }
-
-
-def _scaler(trainer: Trainer) -> Tree:
-    scaler = trainer.accelerator.scaler
-    return None if scaler is None else scaler.state_dict()
-
-
-# --- DeepSpeed's engine -----------------------------------------------------------------------------------------------
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _NOT_STATE = ("param_slice_mappings", "zero_stage", "universal_checkpoint_info", "loss_scaler")
@@ -195,32 +147,25 @@ def _of_engine(engine: Any) -> Tree:
 
 def _restore_engine(engine: Any, saved: Tree) -> None:
     optimizer = engine.optimizer
-    state = dict(saved["zero"])
-    scaler = getattr(optimizer, "loss_scaler", None)
+    state, scaler = dict(saved["zero"]), getattr(optimizer, "loss_scaler", None)
     for name, value in saved["scales"].items():
         setattr(scaler, name, value)
-    if not engine.zero_optimization():
-        optimizer.load_state_dict(state)
-    else:
-        state["loss_scaler"] = scaler
-        # by rank; no other rank's is looked at
-        optimizer.load_state_dict({dist.get_rank(): state}, load_from_fp32_weights=True)
+    state["loss_scaler"] = scaler
+    # by rank; no other rank's is looked at
+    optimizer.load_state_dict({dist.get_rank(): state}, load_from_fp32_weights=True)
     for name, value in saved["counters"].items():
         setattr(engine, name, value)
 
 
 @contextmanager
-def _partitioned(trainer: Trainer) -> Iterator[None]:
+def _partitioned(trainer: Any) -> Iterator[None]:
     """ZeRO-3's parameters in their pieces, as DeepSpeed brings them to save and to load; nothing to do elsewhere."""
-    optimizer: Any = _engine(trainer).optimizer if trainer.is_deepspeed_enabled else None
+    optimizer: Any = trainer.model_wrapped.optimizer if trainer.is_deepspeed_enabled else None
     if hasattr(optimizer, "checkpoint_event_prologue"):
         optimizer.checkpoint_event_prologue()
     yield
     if hasattr(optimizer, "checkpoint_event_epilogue"):
         optimizer.checkpoint_event_epilogue()
-
-
-# --- random numbers ---------------------------------------------------------------------------------------------------
 
 
 def random_state() -> Tree:
@@ -253,48 +198,49 @@ def set_random_state(state: Tree) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-# --- restoring --------------------------------------------------------------------------------------------------------
-
-
 class Saved:
-    """A checkpoint as this rank needs it, read and verified before anything of the training is touched.
+    """A checkpoint as this rank needs it, read and verified before anything of the training is touched. What all ranks
+    have alike is read by rank 0 and passed on when it is put back; until then no collective is held."""
 
-    What all ranks have alike is read by rank 0 and passed on when it is put back; `load` holds no collective.
-    """
+    def __init__(self, checkpoint: Artifact, rank: int, world: int) -> None:
+        def document(name: str) -> Any:
+            return json.loads(checkpoint.read(name))
 
-    def __init__(self, checkpoint: Artifact, rank: int) -> None:
         self.manifest = checkpoint.manifest
         self.step: int = checkpoint.manifest.facts["step"]
-        self.trainer: dict[str, Any] = json.loads(checkpoint.read(TRAINER))
-        self._rank = rank
-        self._shared_places = json.loads(checkpoint.read(f"{SHARED}.json"))
+        self.trainer: dict[str, Any] = document(TRAINER)
+        self._shared_places = document(f"{SHARED}.json")
         self._shared = _tensors(checkpoint, f"{SHARED}.safetensors", rank == 0)
         self._weights = _tensors(checkpoint, WEIGHTS, rank == 0)
-        world = checkpoint.manifest.facts["world"]
+        self._world, before = world, checkpoint.manifest.facts["world"]
         self._own: Tree = None
-        if rank < world:
-            self._own = _tree(checkpoint, state_of(rank))
-        if world != _world():
-            # a mean over other ranks: what the log line that spans the restart is made of
-            losses = [json.loads(checkpoint.read(f"{state_of(other)}.json")) for other in range(world)]
-            sums = [unflatten(_branch(places, "loss"), {}) for places in losses]
-            self._loss = {**sums[0], "sum": sum(one["sum"] for one in sums) / world}
-        else:
+        if rank < before:
+            own = _tensors(checkpoint, f"{state_of(rank)}.safetensors", True)
+            self._own = unflatten(document(f"{state_of(rank)}.json"), own)
+        if world == before:
             self._loss = self._own["loss"]
+        else:
+            # a mean over other ranks: what the log line that spans the restart is made of
+            states = [dict(document(f"{state_of(other)}.json")["dict"]) for other in range(before)]
+            losses = [unflatten(places["loss"], {}) for places in states]
+            self._loss = {**losses[0], "sum": sum(one["sum"] for one in losses) / before}
 
-    def restore(self, trainer: Trainer) -> None:
+    def restore(self, trainer: Any) -> None:
         """Weights, optimizer, scheduler, scales. To be called by all ranks, when the Trainer has wrapped the model."""
-        shared = unflatten(self._shared_places, _passed_on(self._shared))
-        zero_stage = zero_stage_of(trainer)
-        weights = _passed_on(self._weights) if zero_stage != 3 else {}
-        with torch.no_grad(), _partitioned(trainer) if trainer.is_deepspeed_enabled else nullcontext():
-            if zero_stage != 3:
-                _copy_into(_trained(trainer), weights, self.manifest.root)
+        shared = unflatten(self._shared_places, self._passed_on(self._shared))
+        with torch.no_grad(), _partitioned(trainer):
+            if not _lies_in_parts(trainer):
+                parameters, saved = _trained(trainer), self._passed_on(self._weights)
+                for name in sorted(parameters.keys() | saved.keys()):
+                    if name not in saved or name not in parameters or saved[name].shape != parameters[name].shape:
+                        where = f"the checkpoint {self.manifest.root}"
+                        raise InputError(f"{where}: its weight {name} is none of this model's; give another")
+                    parameters[name].data.copy_(saved[name])
             if trainer.is_deepspeed_enabled:
-                _restore_engine(_engine(trainer), self._own["optimizer"])
+                _restore_engine(trainer.model_wrapped, self._own["optimizer"])
             else:
-                trainer.optimizer.load_state_dict(shared["optimizer"])  # type: ignore[union-attr]
-        trainer.lr_scheduler.load_state_dict(shared["scheduler"])  # type: ignore[union-attr]
+                trainer.optimizer.load_state_dict(shared["optimizer"])
+        trainer.lr_scheduler.load_state_dict(shared["scheduler"])
         if trainer.accelerator.scaler is not None and shared["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(shared["scaler"])
         # a copy of the optimizer's state lives on in the optimizer: this one may go
@@ -302,58 +248,30 @@ class Saved:
         if self._own is not None:
             self._own.pop("optimizer", None)
 
+    def _passed_on(self, tensors: Tensors) -> Tensors:
+        """Rank 0's tensors, on all ranks."""
+        if self._world > 1:
+            on_gpu = dist.get_backend() == "nccl"
+            for name, tensor in tensors.items():
+                sent = tensor.cuda() if on_gpu else tensor
+                dist.broadcast(sent, 0)
+                tensors[name] = sent.cpu() if on_gpu else sent
+        return tensors
+
     def restore_random(self) -> None:
         """A rank that the saved training had not keeps the seed's."""
         if self._own is not None:
             set_random_state(self._own["random"])
 
-    def restore_loss(self, trainer: Trainer) -> None:
+    def restore_loss(self, trainer: Any) -> None:
         trainer._tr_loss.fill_(self._loss["sum"])
         trainer._total_loss_scalar = self._loss["total"]
         trainer._globalstep_last_logged = self._loss["logged"]
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _branch(places: Any, name: str) -> Any:
-    return dict(places["dict"])[name]
-
-
-def _tree(checkpoint: Artifact, name: str) -> Tree:
-    tensors = _tensors(checkpoint, f"{name}.safetensors", True)
-    return unflatten(json.loads(checkpoint.read(f"{name}.json")), tensors)
-
-
 def _tensors(checkpoint: Artifact, file: str, read: bool) -> Tensors:
     """The tensors of a file, verified; with `read` false, empty ones of their shapes."""
     reader = Checkpoint(checkpoint, "the checkpoint", single=file)
-    return {name: reader.read(name) if read else _empty(info) for name, info in reader.tensors.items()}
-
-
-def _empty(info: TensorInfo) -> torch.Tensor:
-    return torch.empty(info.shape, dtype=getattr(torch, info.dtype))
-
-
-def _passed_on(tensors: Tensors) -> Tensors:
-    """Rank 0's tensors, on all ranks."""
-    if _world() > 1:
-        on_gpu = dist.get_backend() == "nccl"
-        for name, tensor in tensors.items():
-            sent = tensor.cuda() if on_gpu else tensor
-            dist.broadcast(sent, 0)
-            tensors[name] = sent.cpu() if on_gpu else sent
-    return tensors
-
-
-def _copy_into(parameters: Mapping[str, nn.Parameter], saved: Mapping[str, torch.Tensor], where: str) -> None:
-    for name in sorted(parameters.keys() | saved.keys()):
-        if name not in saved or name not in parameters or saved[name].shape != parameters[name].shape:
-            raise InputError(f"the checkpoint {where}: its weight {name} is none of this model's; give another")
-        parameters[name].data.copy_(saved[name])
-
-
-def weights_of(checkpoint: Artifact) -> Tensors:
-    """What was trained, by the names of the model's parameters."""
-    return _tensors(checkpoint, WEIGHTS, True)
+    if read:
+        return {name: reader.read(name) for name in reader.tensors}
+    return {name: torch.empty(info.shape, dtype=getattr(torch, info.dtype)) for name, info in reader.tensors.items()}

@@ -1,4 +1,4 @@
-"""Both stages of continued pre-training: what changes, what is published; processes do not change the course."""
+"""Both phases of continued pre-training: what changes, what is published; processes do not change the course."""
 
 import json
 import subprocess
@@ -21,10 +21,11 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed_reader import PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.training.data import collate
-from zhllama.training.inputs import EMBEDDING, HEAD
+from zhllama.training.inputs import EMBEDDING
+from zhllama.training.model import collate
 from zhllama.weights.safetensors_io import Checkpoint
 
+HEAD = "lm_head.weight"
 QUICK = {"max_steps": 4, "logging_steps": 1, "learning_rate": 1e-2, "eval_steps": 0, "deepspeed": "none"}
 
 
@@ -55,23 +56,23 @@ def held_out_score(model: PeftModel, dataset: str) -> tuple[float, float]:
 
 
 @pytest.fixture
-def stage_1(tiny_model, packed_text, tmp_path) -> Manifest:
+def embeddings(tiny_model, packed_text, tmp_path) -> Manifest:
     options = Pretrain(stage="embeddings", model=tiny_model, dataset=packed_text, store=str(tmp_path / "s"), **QUICK)
     return run_stage(options, pretrain)
 
 
 @pytest.fixture
-def stage_2(tiny_model, packed_text, tmp_path) -> Manifest:
+def lora(tiny_model, packed_text, tmp_path) -> Manifest:
     options = Pretrain(stage="lora", model=tiny_model, dataset=packed_text, store=str(tmp_path / "s"), **QUICK)
     return run_stage(options, pretrain)
 
 
-# --- stage 1 ----------------------------------------------------------------------------------------------------------
+# --- embeddings -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_stage_1_changes_embed_tokens_and_nothing_else(stage_1, tiny_model):
-    before, after = Checkpoint(open_artifact(tiny_model)), Checkpoint(open_artifact(stage_1.reference))
+def test_the_embeddings_phase_changes_embed_tokens_and_nothing_else(embeddings, tiny_model):
+    before, after = Checkpoint(open_artifact(tiny_model)), Checkpoint(open_artifact(embeddings.reference))
     assert before.tensors.keys() == after.tensors.keys()
     changed = [name for name in before.tensors if not torch.equal(before.read(name), after.read(name))]
     assert changed == [EMBEDDING]
@@ -79,18 +80,18 @@ def test_stage_1_changes_embed_tokens_and_nothing_else(stage_1, tiny_model):
 
 
 @pytest.mark.slow
-def test_stage_1_gives_a_model_that_transformers_reads(stage_1, tiny_model):
-    assert (stage_1.kind, stage_1.vocabulary) == ("hf-model", open_artifact(tiny_model).manifest.vocabulary)
-    model = AutoModelForCausalLM.from_pretrained(Path(stage_1.root))
-    tensor = Checkpoint(open_artifact(stage_1.reference)).read(EMBEDDING)
+def test_the_embeddings_phase_gives_a_model_that_transformers_reads(embeddings, tiny_model):
+    assert (embeddings.kind, embeddings.vocabulary) == ("hf-model", open_artifact(tiny_model).manifest.vocabulary)
+    model = AutoModelForCausalLM.from_pretrained(Path(embeddings.root))
+    tensor = Checkpoint(open_artifact(embeddings.reference)).read(EMBEDDING)
     assert torch.equal(model.get_input_embeddings().weight.half(), tensor)
-    names = {file.path for file in stage_1.files}
+    names = {file.path for file in embeddings.files}
     course = {"metrics.jsonl", "report.html", "tensorboard/events.out.tfevents.0.training"}
     assert names == {file.path for file in open_artifact(tiny_model).manifest.files} | course
 
 
 @pytest.mark.slow
-def test_stage_1_trains_lm_head_too_when_told(tiny_model, packed_text, tmp_path):
+def test_the_embeddings_phase_trains_lm_head_too_when_told(tiny_model, packed_text, tmp_path):
     options = Pretrain(
         stage="embeddings", also_lm_head=True, model=tiny_model, dataset=packed_text, store=str(tmp_path), **QUICK
     )
@@ -100,46 +101,46 @@ def test_stage_1_trains_lm_head_too_when_told(tiny_model, packed_text, tmp_path)
     assert sorted(changed) == sorted([EMBEDDING, HEAD])
 
 
-# --- stage 2 ----------------------------------------------------------------------------------------------------------
+# --- lora -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_stage_2_gives_an_adapter_that_names_its_model(stage_2, tiny_model):
+def test_the_lora_phase_gives_an_adapter_that_names_its_model(lora, tiny_model):
     base = open_artifact(tiny_model)
-    assert stage_2.kind == "adapter"
-    assert stage_2.facts["base_digest"] == base.digest
-    assert stage_2.facts["base_lineage"] == (base.manifest.facts.get("lineage") or [base.digest])
-    assert stage_2.facts["tensors"] == 2 * 2 * 7 + 2
-    assert stage_2.vocabulary == base.manifest.vocabulary
-    weights = load_file(Path(stage_2.root) / "adapter_model.safetensors")
-    assert len(weights) == stage_2.facts["tensors"]
+    assert lora.kind == "adapter"
+    assert lora.facts["base_digest"] == base.digest
+    assert lora.facts["base_lineage"] == (base.manifest.facts.get("lineage") or [base.digest])
+    assert lora.facts["tensors"] == 2 * 2 * 7 + 2
+    assert lora.vocabulary == base.manifest.vocabulary
+    weights = load_file(Path(lora.root) / "adapter_model.safetensors")
+    assert len(weights) == lora.facts["tensors"]
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
-    assert open_artifact(stage_2.reference).read("tokenizer.model") == base.read("tokenizer.model")
+    assert open_artifact(lora.reference).read("tokenizer.model") == base.read("tokenizer.model")
 
 
 @pytest.mark.slow
-def test_peft_puts_the_adapter_back_and_finds_the_held_out_loss_again(stage_2, tiny_model, packed_text):
+def test_peft_puts_the_adapter_back_and_finds_the_held_out_loss_again(lora, tiny_model, packed_text):
     model = AutoModelForCausalLM.from_pretrained(Path(tiny_model).parent, dtype=torch.float32)
-    loss, accuracy = held_out_score(PeftModel.from_pretrained(model, stage_2.root).eval(), packed_text)
+    loss, accuracy = held_out_score(PeftModel.from_pretrained(model, lora.root).eval(), packed_text)
     # float16 weights against the float32 ones that were evaluated
-    assert loss == pytest.approx(stage_2.metrics["eval_loss"], abs=2e-3)
-    assert accuracy == pytest.approx(stage_2.metrics["eval_accuracy"], abs=5e-3)
-    assert stage_2.metrics["eval_loss"] < stage_2.metrics["first_loss"]
+    assert loss == pytest.approx(lora.metrics["eval_loss"], abs=2e-3)
+    assert accuracy == pytest.approx(lora.metrics["eval_accuracy"], abs=5e-3)
+    assert lora.metrics["eval_loss"] < lora.metrics["first_loss"]
 
 
 @pytest.mark.slow
-def test_the_course_is_recorded(stage_2):
-    lines = lines_of(stage_2)
+def test_the_course_is_recorded(lora):
+    lines = lines_of(lora)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert lines[-1]["step"] == 4
     assert {"eval_loss", "eval_perplexity", "eval_accuracy"} <= lines[-1].keys()
-    assert stage_2.metrics["tokens_per_second"] > 0
-    assert stage_2.facts["summary"].endswith("in 4 steps")
-    assert b"<svg" in open_artifact(stage_2.reference).read("report.html")
+    assert lora.metrics["tokens_per_second"] > 0
+    assert lora.facts["summary"].endswith("in 4 steps")
+    assert b"<svg" in open_artifact(lora.reference).read("report.html")
 
 
 @pytest.mark.slow
-def test_nothing_of_the_work_folder_is_left(stage_2, tmp_path):
+def test_nothing_of_the_work_folder_is_left(lora, tmp_path):
     assert not list((tmp_path / "cache/training").iterdir())
 
 
@@ -192,8 +193,8 @@ def test_the_optimizer_may_lie_on_the_host(command, tiny_model, packed_text, tmp
 def test_in_bfloat16_every_backend_keeps_float32_masters(command, tiny_model, tmp_path):
     """Steps of 5e-5 on weights whose neighbours in bfloat16 lie up to 5e-4 apart: six of them move the masters."""
     before = Checkpoint(open_artifact(tiny_model)).read(HEAD).float()
-    rate = 5e-5
-    options = {**QUICK, "max_steps": 6, "stage": "lora", "precision": "bfloat16", "learning_rate": rate}
+    lr = 5e-5
+    options = {**QUICK, "max_steps": 6, "stage": "lora", "precision": "bfloat16", "learning_rate": lr}
     options |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "lora_dropout": 0.0, "weight_decay": 0.0}
     heads = []
     for backend in ("none", "zero2"):
@@ -206,15 +207,15 @@ def test_in_bfloat16_every_backend_keeps_float32_masters(command, tiny_model, tm
     # where bfloat16 stood, since the base is loaded in it
     moved = [(head - before.bfloat16().float()).abs() for head in heads]
     for distance in moved:
-        assert (distance > 0.5 * rate).float().mean() > 0.8
-        assert distance.max() < 6 * rate + 1e-4
+        assert (distance > 0.5 * lr).float().mean() > 0.8
+        assert distance.max() < 6 * lr + 1e-4
     assert (heads[0] - heads[1]).abs().mean() < 0.2 * moved[0].mean()
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def test_embeddings_may_have_a_rate_of_their_own(tiny_model, packed_text, tmp_path):
+def test_embeddings_may_have_an_lr_of_their_own(tiny_model, packed_text, tmp_path):
     options = {**QUICK, "embedding_lr": 1e-12, "weight_decay": 0.0}
     still = run_stage(
         Pretrain(stage="lora", model=tiny_model, dataset=packed_text, store=str(tmp_path), **options), pretrain
@@ -265,7 +266,7 @@ def test_an_adapter_of_new_rows_is_put_back_by_peft(extended_model, packed_chine
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 
-def test_a_rate_that_blows_up_stops_with_the_way_out(tiny_model, packed_text, tmp_path):
+def test_an_lr_that_blows_up_stops_with_the_way_out(tiny_model, packed_text, tmp_path):
     options = {**QUICK, "learning_rate": 1e30, "warmup_steps": 0.0, "max_steps": 8}
     with pytest.raises(InputError, match=r"loss at step \d is (nan|inf).*--learning-rate"):
         run_stage(

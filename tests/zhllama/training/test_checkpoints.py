@@ -13,7 +13,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import (
     KIND,
-    Patience,
+    CheckpointDeadline,
     Run,
     clean,
     commit,
@@ -178,6 +178,15 @@ def test_another_release_or_split_of_the_batch_may_go_on(run, caplog):
     assert "another release" in caplog.text
 
 
+def test_one_of_a_release_that_lacked_an_option_may_go_on_with_its_default(run):
+    other = dataclasses.replace(run, configuration=dict(run.configuration, label=0.0), defaults={"label": 0.0})
+    manifest = checkpoint(run, 4)
+    require_same_run(manifest, other, "--resume-from-checkpoint")
+    set_otherwise = dataclasses.replace(other, configuration=dict(run.configuration, label=0.5))
+    with pytest.raises(InputError, match=r"its --label was 0\.0, here it is 0\.5"):
+        require_same_run(manifest, set_otherwise, "--resume-from-checkpoint")
+
+
 @pytest.mark.parametrize("what", ["hf-model", "files"])
 def test_what_is_no_checkpoint_is_refused(run, what):
     from zhllama.artifacts.writer import ArtifactWriter
@@ -210,23 +219,23 @@ def test_the_optimizer_has_to_fit_the_processes(run, zero, world, asked, said):
         require_world(manifest, *asked)
 
 
-def test_patience_counts_from_the_first_failure_after_a_success(run):
-    patience = Patience(minutes=2)
-    assert not patience.over(now=1e9)
-    patience.failed("503", now=100.0)
-    patience.failed("still 503", now=200.0)
-    assert not patience.over(now=219.0)
-    assert patience.over(now=221.0)
-    assert "no checkpoint could be written for 2 minutes" in str(patience.fault(run))
-    assert "still 503" in str(patience.fault(run))
-    patience.succeeded()
-    assert not patience.over(now=1e9)
+def test_the_time_without_a_checkpoint_counts_from_the_first_failure_after_a_success(run):
+    deadline = CheckpointDeadline(minutes=2)
+    assert not deadline.passed(now=1e9)
+    deadline.failed("503", now=100.0)
+    deadline.failed("still 503", now=200.0)
+    assert not deadline.passed(now=219.0)
+    assert deadline.passed(now=221.0)
+    assert "no checkpoint could be written for 2 minutes" in str(deadline.fault(run))
+    assert "still 503" in str(deadline.fault(run))
+    deadline.succeeded()
+    assert not deadline.passed(now=1e9)
 
 
-def test_patience_of_0_minutes_never_ends():
-    patience = Patience(minutes=0)
-    patience.failed("503", now=0.0)
-    assert not patience.over(now=1e9)
+def test_a_deadline_of_0_minutes_never_passes():
+    deadline = CheckpointDeadline(minutes=0)
+    deadline.failed("503", now=0.0)
+    assert not deadline.passed(now=1e9)
 
 
 # --- under another key ------------------------------------------------------------------------------------------------

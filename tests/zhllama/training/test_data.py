@@ -4,11 +4,13 @@ import numpy as np
 import torch
 
 from zhllama.artifacts.open import open_artifact
-from zhllama.training.data import Collate, collate, open_splits
+from zhllama.data.packed import TRAIN, VALIDATION
+from zhllama.data.packed_reader import PackedDataset
+from zhllama.training.model import collate
 
 
 def test_each_label_is_the_token_that_follows(packed_text):
-    blocks, _ = open_splits(open_artifact(packed_text))
+    blocks = PackedDataset(open_artifact(packed_text))
     batch = collate([blocks[index] for index in range(8)])
     at = batch["labels"] != -100
     following = torch.roll(batch["input_ids"], -1, dims=1)
@@ -17,7 +19,7 @@ def test_each_label_is_the_token_that_follows(packed_text):
 
 
 def test_nothing_is_predicted_from_the_document_before(packed_text):
-    blocks, _ = open_splits(open_artifact(packed_text))
+    blocks = PackedDataset(open_artifact(packed_text))
     batch = collate([blocks[index] for index in range(8)])
     next_begins = torch.roll(batch["position_ids"], -1, dims=1) == 0
     assert (batch["labels"][next_begins] == -100).all()
@@ -29,8 +31,7 @@ def test_only_answers_are_learnt(packed_instructions, llama_tokenizer):
 
     encoder = Encoder(llama_tokenizer)
     answers = {(*encoder.encode(text), encoder.eos) for text in ("Yes", "No")}
-    blocks, held_out = open_splits(open_artifact(packed_instructions))
-    assert held_out is not None
+    blocks, held_out = (PackedDataset(open_artifact(packed_instructions), split) for split in (TRAIN, VALIDATION))
     batch = collate([blocks[0], held_out[0]])
     for labels in batch["labels"]:
         learnt = labels[labels != -100].tolist()
@@ -47,7 +48,7 @@ def test_faithful_batches_are_cut_to_their_longest_sample_and_keep_nothing_apart
         positions = np.concatenate([np.arange(end), np.arange(16 - end)])
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
-    batch = Collate(faithful=True)([block(2, 6), block(4, 11)])
+    batch = collate([block(2, 6), block(4, 11)], faithful=True)
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(2, 11)}
     assert batch["position_ids"].tolist() == [list(range(11))] * 2
     assert batch["labels"][0].tolist() == [-100, 102, 103, 104, 105] + [-100] * 6

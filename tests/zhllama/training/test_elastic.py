@@ -14,7 +14,9 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.kubernetes.node_environment import local_environments
 from zhllama.stage.options import StageOptions
-from zhllama.training.elastic import TrainingFault, Work, _outcome, run_workers
+from zhllama.training.checkpoints import Run
+from zhllama.training.elastic import TrainingFault, _outcome, run_workers
+from zhllama.training.node import Deadline
 
 FOLDER = Path(__file__).parent
 
@@ -38,7 +40,7 @@ def two(monkeypatch: pytest.MonkeyPatch):
 
 def run(worker, folder: Path):
     options = StageOptions(store=str(folder))
-    return run_workers(worker, Work.of(options, ArtifactWriter(options.store, "stage", "key")))
+    return run_workers(worker, Run.of(options, ArtifactWriter(options.store, "stage", "key")), Deadline())
 
 
 def test_without_pet_the_one_process_is_this_one(examples, tmp_path):
@@ -132,10 +134,12 @@ def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1]); import elastic_examples as examples\n"
         "from zhllama.artifacts.writer import ArtifactWriter\n"
         "from zhllama.stage.options import StageOptions\n"
-        "from zhllama.training.elastic import Work, run_workers\n"
+        "from zhllama.training.checkpoints import Run\n"
+        "from zhllama.training.elastic import run_workers\n"
+        "from zhllama.training.node import Deadline\n"
         "options = StageOptions(store=sys.argv[2])\n"
-        "work = Work.of(options, ArtifactWriter(options.store, 'stage', 'key'))\n"
-        "print(run_workers(examples.publish_ranks, work).digest)\n"
+        "run = Run.of(options, ArtifactWriter(options.store, 'stage', 'key'))\n"
+        "print(run_workers(examples.publish_ranks, run, Deadline()).digest)\n"
     )
     job = TrainingJob(name="two", command=("unused",), nodes=2)
     nodes = [

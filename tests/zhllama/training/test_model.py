@@ -14,7 +14,6 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed_reader import PackedDataset
 from zhllama.errors import InputError
-from zhllama.training.data import collate
 from zhllama.training.model import (
     FLASH,
     PackedLlama,
@@ -22,6 +21,7 @@ from zhllama.training.model import (
     add_lora,
     attention,
     checkpoint_activations,
+    collate,
     load_base,
     read_back,
     train_embeddings_only,
@@ -57,7 +57,7 @@ def batch(packed_text: str) -> dict[str, torch.Tensor]:
         (49_954, lambda model: add_lora(model, shape()), 429_211_648),
         (49_954, lambda model: add_lora(model, shape(r=64)), 569_131_008),
     ],
-    ids=["stage 1", "stage 2", "instructions", "instructions, rank 64"],
+    ids=["embeddings", "lora", "sft", "sft, rank 64"],
 )
 def test_as_many_parameters_of_a_7b_model_are_trained_as_in_the_recipe(pieces, make, count):
     config = LlamaConfig(

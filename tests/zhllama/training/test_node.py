@@ -18,8 +18,7 @@ from zhllama.errors import StorageFault
 from zhllama.kubernetes.node_environment import local_environments
 from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE
 from zhllama.kubernetes.training_job import TrainingJob
-from zhllama.training.deadline import STARTED, Deadline
-from zhllama.training.node import Node
+from zhllama.training.node import FIRST_START, Deadline, Node
 
 FOLDER = Path(__file__).parent
 WITHIN = 15.0
@@ -31,22 +30,22 @@ import elastic_examples as examples
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.options import StageOptions
 from zhllama.stage.program import guarded
-from zhllama.training.deadline import Deadline
-from zhllama.training.elastic import Work, run_workers
+from zhllama.training.checkpoints import Run
+from zhllama.training.elastic import run_workers
+from zhllama.training.node import Deadline
 options = StageOptions(store=sys.argv[2])
-work = Work.of(options, ArtifactWriter(options.store, "stage", "key"))
+run = Run.of(options, ArtifactWriter(options.store, "stage", "key"))
 def training():
     with Deadline() as deadline:
-        run_workers(getattr(examples, sys.argv[3]), work, deadline)
+        run_workers(getattr(examples, sys.argv[3]), run, deadline)
 guarded(training)
 """
 WAITING = """
 import signal, sys, time
 from pathlib import Path
-from zhllama.training.deadline import Deadline
-from zhllama.training.node import Node
+from zhllama.training.node import Deadline, Node
 signal.signal(signal.SIGTERM, lambda *_: None)
-with Deadline() as deadline, Node(Path(sys.argv[1]), 2, late=deadline.late):
+with Deadline() as deadline, Node(Path(sys.argv[1]), 2, deadline):
     while True:
         time.sleep(60)
 """
@@ -194,7 +193,7 @@ def test_the_first_process_of_a_container_takes_a_cancel_while_it_imports():
 
 
 def test_a_node_says_every_minute_that_it_waits(tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "training"), Node(tmp_path, 2, say_every=0.05):
+    with caplog.at_level(logging.INFO, "training"), Node(tmp_path, 2, Deadline(), say_every=0.05):
         end = time.monotonic() + 20
         while len(caplog.messages) < 2 and time.monotonic() < end:
             time.sleep(0.01)
@@ -219,7 +218,7 @@ def test_nodes_that_do_not_find_each_other_say_so_in_one_line(start, node):
 @pytest.mark.slow
 def test_a_training_ends_itself_at_its_deadline_after_a_checkpoint(start, tmp_path):
     """Nobody else does: the operator sets no timer, and who applied the job by hand has no launcher."""
-    (tmp_path / STARTED).write_text(str(time.time()))
+    (tmp_path / FIRST_START).write_text(str(time.time()))
     agent = start("save_when_told", PET_NPROC_PER_NODE="1", **{DEADLINE_VARIABLE: "25"})
     said = agent.communicate(timeout=90)[1].splitlines()
     assert agent.returncode == 1
@@ -265,6 +264,6 @@ def test_a_deadline_that_was_not_reached_changes_nothing(tmp_path, monkeypatch):
 def test_a_container_that_is_started_again_counts_from_the_first_start(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(DEADLINE_VARIABLE, "60")
-    (tmp_path / STARTED).write_text(str(time.time() - 61))
+    (tmp_path / FIRST_START).write_text(str(time.time() - 61))
     with pytest.raises(StorageFault, match="stopped at its deadline of 60 s"), Deadline():
         raise AssertionError("it must not begin")

@@ -9,7 +9,6 @@ from zhllama.errors import InputError
 from zhllama.training.options import (
     FinetuneOptions,
     PretrainOptions,
-    deepspeed_file,
     deepspeed_settings,
     zero_stage,
 )
@@ -45,16 +44,9 @@ def test_instruction_tuning_has_the_recipes_defaults():
     assert not options.train_embeddings
 
 
-def test_a_shipped_deepspeed_configuration_goes_by_its_name(tmp_path):
-    assert deepspeed_file("none") is None
-    shipped = deepspeed_file("zero2")
-    assert shipped is not None
-    assert shipped.is_file()
-    own = tmp_path / "mine.json"
-    own.write_text("{}")
-    assert deepspeed_file(str(own)) == own
-    with pytest.raises(InputError, match="no such file"):
-        deepspeed_file("zero9")
+def test_a_deepspeed_file_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="--deepspeed zero9: no such file; give a JSON file, zero2, zero2_offload"):
+        deepspeed_settings(FinetuneOptions(**PATHS, deepspeed="zero9"))
 
 
 def test_rows_are_chosen_only_where_embeddings_are_trained():
@@ -104,7 +96,8 @@ def test_zero2_has_every_field_of_the_recipes_configuration():
 def test_each_shipped_configuration_is_of_its_stage(name, stage):
     settings = deepspeed_settings(FinetuneOptions(**PATHS, deepspeed=name))
     assert zero_stage(settings) == stage
-    if name != "none":
+    assert (settings is None) == (name == "none")
+    if settings is not None:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
         read = DeepSpeedZeroConfig(**settings["zero_optimization"])

@@ -95,8 +95,8 @@ def test_both_languages_name_the_same_options():
 
 
 def test_the_example_of_a_line_is_one_that_is_written():
-    from zhllama.training.metrics import duration
+    from zhllama.progress import duration
 
     (line,) = re.findall(r"^    (step .+)$", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE)
-    form = r"step \d+/\d+: loss [\d.]+, rate [\d.e-]+, [\d,]+ tokens/s, MFU [\d.]+%, peak [\d.]+ GB, (.+) left"
+    form = r"step \d+/\d+: loss [\d.]+, lr [\d.e-]+, [\d,]+ tokens/s, MFU [\d.]+%, peak [\d.]+ GB, (.+) left"
     assert re.fullmatch(form, line)[1] == duration(720)

@@ -13,7 +13,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.training.checkpointing import OVERFLOWS
-from zhllama.training.checkpointing_trainer import at_smallest_scale
+from zhllama.training.trainer import at_smallest_scale
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_run_of_overflows_stops_it(pretrained, monkeypatch):
 
 @pytest.mark.slow
 def test_a_few_overflows_are_the_scalers_business(pretrained, monkeypatch):
-    # asked twice a step: by the Trainer, whether the rate goes on, and by the CheckpointManager
+    # asked twice a step: by the Trainer, whether the LR schedule goes on, and by the CheckpointManager
     skipped = itertools.cycle([True] * 2 * (OVERFLOWS - 1) + [False] * 2)
     monkeypatch.setattr("accelerate.Accelerator.optimizer_step_was_skipped", property(lambda self: next(skipped)))
     assert pretrained(save_steps=0, max_steps=OVERFLOWS + 5, lr_scheduler_type="constant").kind == "adapter"

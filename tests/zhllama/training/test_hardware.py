@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zhllama.training.cores import allowed_cores
+from zhllama.training.hardware import allowed_cores
 
 
 @pytest.fixture
