@@ -20,8 +20,8 @@ from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import read_documents
-from zhllama.data.instructions import NO_ITEMS, read_instructions
-from zhllama.data.text_stream import plain_name
+from zhllama.data.instructions import read_instructions
+from zhllama.data.text_stream import NO_ITEMS, plain_name
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs

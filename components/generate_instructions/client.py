@@ -1,12 +1,10 @@
 """One request to the server and what came of it; whether to ask again is for others to decide.
 
-Answers are streamed, so that a slow one is not taken for a dead one by a proxy, and so that what came before a
-connection broke, which was paid for, is kept. A server that answers a stream with one JSON body is read as well.
-
-Which of the optional fields (JSON schema, temperature, stream, max_tokens or max_completion_tokens) a server takes is
-found out without paying twice: the first request goes alone, and a server that does not know a field refuses it with
-400 or 422, which is never billed; then it is asked again without that field. The answer that comes is used, and what
-was learnt is kept in the journal.
+Answers are streamed, so that a proxy does not take a slow one for a dead one, and so that what came before a connection
+broke, which was paid for, is kept; one JSON body in place of a stream is read as well. Which of the optional fields
+(JSON schema, temperature, stream, max_tokens or max_completion_tokens) a server takes is found out without paying
+twice: the first request goes alone, a server refuses with 400 or 422, which is never billed, a field that it does not
+know, and is asked again without it. The answer that comes is used, and what was learnt is kept in the journal.
 """
 
 import asyncio
@@ -15,12 +13,14 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
+from components.generate_instructions.catalogue import SCHEMA, Request
 from components.generate_instructions.limits import retry_after
 from components.generate_instructions.options import GenerateInstructions
-from components.generate_instructions.request import SCHEMA, Request
+from components.generate_instructions.parse import CUT_OFF, objects_in
 from zhllama.errors import InputError
 
 log = logging.getLogger("generate_instructions")
@@ -99,7 +99,7 @@ def key_of(file: str) -> str:
 
 
 class Api:
-    """The server at one address. `async with Api(config) as api`."""
+    """The server at one address; `client` is to be closed."""
 
     def __init__(self, config: GenerateInstructions) -> None:
         import openai
@@ -111,12 +111,6 @@ class Api:
             timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 20.0)),
             max_retries=0,
         )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.client.close()
 
     def body(self, request: Request, dialect: Dialect, stream: bool) -> dict[str, Any]:
         """The request as the chat completions API wants it."""
@@ -135,57 +129,51 @@ class Api:
 
     async def ask(self, request: Request, dialect: Dialect) -> Answer:
         """One answer. Raises Refused, Failed, UnexpectedResponse, or InputError for what ends the run (key, model)."""
-        parts = _Parts()
+        create = self.client.chat.completions.with_streaming_response.create
+        body, parts = self.body(request, dialect, dialect.stream), _Parts()
         try:
-            async with asyncio.timeout(self.config.timeout):
-                return await self._read(self.body(request, dialect, dialect.stream), parts)
-        except TimeoutError:
-            return parts.rest_of(f"no answer within {self.config.timeout:g} s")
+            async with asyncio.timeout(self.config.timeout), create(**body) as response:
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for chunk in await response.parse():
+                        parts.add(chunk)
+                    return parts.answer()
+                read = bytearray()
+                async for piece in response.iter_bytes():
+                    read += piece
+                    if len(read) > LONGEST_ANSWER:
+                        raise UnexpectedResponse("an answer without end")
+                return completed(json.loads(read))
         except Exception as error:
             failure = self.told_apart(error)
             if isinstance(failure, Failed) and failure.may_be_billed:
                 return parts.rest_of(failure.reason)
             raise failure from error
 
-    async def _read(self, body: dict[str, Any], parts: "_Parts") -> Answer:
-        create = self.client.chat.completions.with_streaming_response.create
-        async with create(**body) as response:
-            if response.headers.get("content-type", "").startswith("text/event-stream"):
-                async for chunk in await response.parse():
-                    parts.add(chunk)
-                return parts.answer()
-            read = bytearray()
-            async for piece in response.iter_bytes():
-                read += piece
-                if len(read) > LONGEST_ANSWER:
-                    raise UnexpectedResponse("an answer without end")
-            return completed(json.loads(read))
-
     def told_apart(self, error: Exception) -> Exception:
         """What an exception of the client means: one of ours, or itself where it means nothing known."""
         import httpx2
         import openai
 
-        where = f"generate_instructions: {self.config.base_url}"
-        if isinstance(error, openai.APITimeoutError):
-            # a connection that was never made has cost nothing
-            return Failed("time-out", may_be_billed=type(error.__cause__).__name__ != "ConnectTimeout")
+        if isinstance(error, TimeoutError):
+            return Failed(f"no answer within {self.config.timeout:g} s", may_be_billed=True)
         if isinstance(error, openai.APIConnectionError):
+            # a connection that was never made has cost nothing
             unmade = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-            return Failed("no connection" if unmade else "connection lost", may_be_billed=not unmade)
+            reason = "no connection" if unmade else "connection lost"
+            return Failed("time-out" if isinstance(error, openai.APITimeoutError) else reason, may_be_billed=not unmade)
         if isinstance(error, httpx2.HTTPError):
             # in the middle of a body that is read as bytes
             return Failed("connection lost", may_be_billed=True)
         if isinstance(error, openai.APIStatusError):
-            return self._status(error, where)
+            return self._status(error)
         if isinstance(error, openai.APIError):
-            # an error in the middle of a stream
             return Failed(f"an error in the stream: {str(error.message)[:80]}", may_be_billed=True)
         if isinstance(error, openai.OpenAIError | ValueError | AttributeError | TypeError | KeyError):
             return UnexpectedResponse(str(error))
         return error
 
-    def _status(self, error: Any, where: str) -> Exception:
+    def _status(self, error: Any) -> Exception:
+        where = f"generate_instructions: {self.config.base_url}"
         code, said = error.status_code, whole_text(str(error.message)[:300])
         if code in (401, 403):
             return InputError(
@@ -196,11 +184,8 @@ class Api:
             return InputError(f"{where}: the account has no credit left ({code}: {said}); top it up and run this again")
         if code == 404:
             return InputError(f"{where}: not found (404: {said}); check --model and --base-url")
-        wait = retry_after({name.lower(): value for name, value in error.response.headers.items()})
-        if code in (408, 409, 425, 429):
-            return Failed(f"status {code}", may_be_billed=False, wait=wait, throttled=code == 429)
-        if code >= 500:
-            return Failed(f"status {code}", may_be_billed=False, wait=wait)
+        if code in (408, 409, 425, 429) or code >= 500:
+            return Failed(f"status {code}", False, retry_after(error.response.headers), throttled=code == 429)
         return Refused(f"{code}: {said}")
 
 
@@ -217,8 +202,7 @@ class _Parts:
     """A streamed answer as it comes."""
 
     def __init__(self) -> None:
-        self._content: list[str] = []
-        self._length = 0
+        self._content = StringIO()
         self._finish = ""
         self._usage: Any = None
         self._model = ""
@@ -232,11 +216,9 @@ class _Parts:
         for choice in (getattr(chunk, "choices", None) or [])[:1]:
             said = getattr(choice, "delta", None)
             text = getattr(said, "content", None) or getattr(said, "refusal", None) or ""
-            if isinstance(text, str):
-                self._content.append(text)
-                self._length += len(text)
+            self._content.write(text if isinstance(text, str) else "")
             self._finish = choice.finish_reason or self._finish
-        if self._length > LONGEST_ANSWER:
+        if self._content.tell() > LONGEST_ANSWER:
             raise UnexpectedResponse("an answer without end")
 
     def answer(self) -> Answer:
@@ -245,18 +227,16 @@ class _Parts:
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
             return self.rest_of("the stream broke off")
-        content = whole_text("".join(self._content))
+        content = whole_text(self._content.getvalue())
         return Answer(content, self._finish, *usage_of(self._usage, content), self._model)
 
     def rest_of(self, reason: str) -> Answer:
         """What came before it broke, when that holds an object that is whole; else Failed."""
-        from components.generate_instructions.parse import CUT_OFF, objects_in
-
-        content = whole_text("".join(self._content))
-        if any(value is not CUT_OFF for value in objects_in(content)):
-            log.info("an answer broke (%s): its whole items are kept", reason)
-            return Answer(content, "broken", None, None, self._model)
-        raise Failed(reason, may_be_billed=True)
+        content = whole_text(self._content.getvalue())
+        if all(value is CUT_OFF for value in objects_in(content)):
+            raise Failed(reason, may_be_billed=True)
+        log.info("an answer broke (%s): its whole items are kept", reason)
+        return Answer(content, "broken", None, None, self._model)
 
 
 def whole_text(text: str) -> str:

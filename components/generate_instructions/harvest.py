@@ -1,22 +1,44 @@
-"""Items out of answers, in the order of the requests' numbers, whatever order the answers came in.
+"""Items out of answers: each against the rules one after another, in the order of the requests' numbers.
 
-Which of two near duplicates is kept depends on the order they are looked at in, so that order is fixed: request by
-request, item by item. The same answers give the same items, and where a run is cut off and goes on does not show in
-the data. An answer that overtakes another waits for it.
+An item falls at the first rule that it breaks, and is counted there. The rules' lengths, phrases and script are the
+catalogue's; they are cheap and certain, and guess at nothing (a wrong answer). Which of two near duplicates is kept
+depends on the order they are looked at in, so that order is fixed, whatever order the answers came in: the same answers
+give the same items, and where a run is cut off and goes on does not show in the data.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
-from components.generate_instructions.catalogue import Catalogue
+from components.generate_instructions.catalogue import SCRIPTS, Catalogue
 from components.generate_instructions.dedup import Seen, question
-from components.generate_instructions.parse import objects_in
-from components.generate_instructions.validate import RULES, UNNAMED, judged
+from components.generate_instructions.parse import CUT_OFF, objects_in
+from zhllama.data.instructions import FIELDS
 
+RULES = {
+    "cut off": "the answer ended inside the item",
+    "unreadable": "not an object whose instruction, input and output are texts",
+    "no instruction": "the instruction is missing or empty",
+    "no output": "the output is missing or empty",
+    "instruction length": "the instruction is shorter or longer than the catalogue allows",
+    "input length": "the input is longer than the catalogue allows",
+    "output length": "the output is shorter or longer than the catalogue allows",
+    "refusal": "the output refuses",
+    "speaks as a model": "a field speaks of its author as a model",
+    "language": "too little of instruction and output is in the catalogue's script",
+    "exact duplicate": "the question was there already, token for token",
+    "near duplicate": "its question has a ROUGE-L over 0.7 to one that was there",
+}
+"""Every rule, in the order they are applied, and what it says of an item that falls at it."""
+UNNAMED = "(none named)"
+"""The topic and the task type of an item that names none of its request's."""
 SAMPLES = 3
 """Of what fell at a rule, for the card."""
+_NO_INPUT = re.compile(r"[（(<\[【]?(无|没有|无输入|none|n/?a|no ?input|null|空)[）)>\]】]?[。.]?", re.IGNORECASE)
+"""What models write into a field that they were told to leave empty."""
 
 
 @dataclass
@@ -38,41 +60,90 @@ class Harvest:
     def full(self) -> bool:
         return bool(self.wanted) and len(self.items) >= self.wanted
 
-    def take_text(self, content: str, topics: tuple[str, ...] = (), task_types: tuple[str, ...] = ()) -> int:
+    def take_text(self, content: str, topics: Sequence[str], task_types: Sequence[str]) -> int:
         """The items of one answer; topics and task types as the request numbered them. Returns how many were kept."""
         before = len(self.items)
         for value in objects_in(content):
             if self.full:
                 break
-            self.take(value, topics, task_types)
+            if self.take(value):
+                self.topics[_named(value.get("topic"), topics)] += 1
+                self.task_types[_named(value.get("task_type"), task_types)] += 1
         return len(self.items) - before
 
-    def take(self, value: Any, topics: tuple[str, ...] = (), task_types: tuple[str, ...] = ()) -> bool:
+    def take(self, value: Any) -> bool:
         """One item, kept or counted where it fell."""
-        found = judged(value, self.catalogue)
-        rule = found.rule
-        if not rule:
-            rule = {"exact": "exact duplicate", "near": "near duplicate", "": ""}[
-                self.seen.duplicate_of(question(found.item))
-            ]
+        item, rule = judged(value, self.catalogue)
+        if not rule and (known := self.seen.duplicate_of(question(item))):
+            rule = f"{known} duplicate"
         if rule:
             self.fallen[rule] += 1
             samples = self.samples.setdefault(rule, [])
             if len(samples) < SAMPLES and isinstance(value, dict):
-                samples.append(_shortened(value))
+                parts = [str(value.get(field) or "")[:120] for field in FIELDS]
+                text = " ⟶ ".join(part for part in parts if part.strip())
+                samples.append(text.encode("utf-8", "replace").decode() or str(value)[:120])
             return False
-        self.seen.add(question(found.item))
-        self.items.append(found.item)
-        if topics:
-            self.topics[_named(topics, found.topic)] += 1
-            self.task_types[_named(task_types, found.task_type)] += 1
+        self.seen.add(question(item))
+        self.items.append(item)
         return True
 
 
-def _named(names: tuple[str, ...], number: int) -> str:
-    return names[number - 1] if 1 <= number <= len(names) else UNNAMED
+def _named(number: Any, names: Sequence[str]) -> str:
+    return names[number - 1] if type(number) is int and 1 <= number <= len(names) else UNNAMED
 
 
-def _shortened(value: Mapping[Any, Any]) -> str:
-    parts = [str(value.get(field) or "")[:120] for field in ("instruction", "input", "output")]
-    return " ⟶ ".join(part.encode("utf-8", "replace").decode() for part in parts if part.strip()) or str(value)[:120]
+def judged(value: Any, catalogue: Catalogue) -> tuple[dict[str, str], str]:
+    """The item with its fields stripped, and the first rule that it breaks, but for those of duplicates."""
+    if value is CUT_OFF:
+        return {}, "cut off"
+    if not isinstance(value, dict):
+        return {}, "unreadable"
+    for name in ("instruction", "output"):
+        if value.get(name) is None:
+            return {}, f"no {name}"
+    fields = {name: value.get(name) or "" for name in FIELDS}
+    if not all(isinstance(content, str) and _is_text(content) for content in fields.values()):
+        return {}, "unreadable"
+    item = {name: content.strip() for name, content in fields.items()}
+    if _NO_INPUT.fullmatch(item["input"]):
+        item["input"] = ""
+    return item, _broken(item, catalogue)
+
+
+def _broken(item: Mapping[str, str], catalogue: Catalogue) -> str:
+    for name in ("instruction", "output"):
+        if not item[name]:
+            return f"no {name}"
+    for name in FIELDS:
+        shortest, longest = catalogue.accepted[name]
+        if not shortest <= len(item[name]) <= longest:
+            return f"{name} length"
+    if any(pattern.match(item["output"]) for pattern in catalogue.refusals):
+        return "refusal"
+    if any(pattern.search(content) for pattern in catalogue.self_mentions for content in item.values()):
+        return "speaks as a model"
+    share = share_of(catalogue.language["script"], f"{item['instruction']}\n{item['output']}")
+    return "language" if share < catalogue.language["share"] else ""
+
+
+def _is_text(content: str) -> bool:
+    """Without half a surrogate pair, which no file can hold, and without the sign for what was lost on the way."""
+    return not any("\ud800" <= sign <= "\udfff" or sign == "\ufffd" for sign in content)
+
+
+def share_of(script: str, text: str) -> float:
+    """How much of a text is of a script, 0 to 1: characters of scripts without word spaces, words of the others.
+
+    1 for a text without a letter (a sum, a table of numbers), and for the script "any".
+    """
+    units = [] if script == "any" else _units().findall(text)
+    mine = re.compile(f"[{SCRIPTS[script][0]}]") if units else None
+    return sum(1 for unit in units if mine.match(unit)) / len(units) if mine else 1.0
+
+
+@lru_cache(maxsize=1)
+def _units() -> re.Pattern[str]:
+    alone = "".join(characters for characters, word in SCRIPTS.values() if not word)
+    words = "".join(characters for characters, word in SCRIPTS.values() if word)
+    return re.compile(f"[{alone}]|[{words}]+(?:['’-][{words}]+)*|[^\\W\\d_{alone}{words}]+")

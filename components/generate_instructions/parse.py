@@ -21,11 +21,16 @@ _decoder = json.JSONDecoder(strict=False)
 def objects_in(text: str) -> Iterator[Any]:
     """Every object that does not lie in another, in order; of one that holds lists in place of an item
     ({"items": […]}), the lists' members. CUT_OFF, last, where the text ends inside an object."""
-    text, cut_off = _spoken(text)
+    cut_off = False
+    if text.lstrip().startswith("<think>"):
+        # thoughts often are drafts of items
+        _, closed, text = text.partition("</think>")
+        cut_off = not closed
     at, steps = 0, min(PASSES * len(text), MOST_STEPS)
     while (at := text.find("{", at)) >= 0 and steps > 0:
-        value, end = _read(text, at)
-        if not end:
+        try:
+            value, end = _decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
             end, taken = _closing(text, at, steps)
             steps -= taken
             if not end:
@@ -44,34 +49,15 @@ def objects_in(text: str) -> Iterator[Any]:
         yield CUT_OFF
 
 
-def _spoken(text: str) -> tuple[str, bool]:
-    """The text without the thoughts that come first (drafts of items, often), and whether it ends inside them."""
-    if not text.lstrip().startswith("<think>"):
-        return text, False
-    _, closed, spoken = text.partition("</think>")
-    return spoken, not closed
-
-
-def _read(text: str, start: int) -> tuple[Any, int]:
-    """The JSON object that begins at `start` and where it ends; (None, 0) when there is none."""
-    try:
-        return _decoder.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return None, 0
-
-
 def _mended(candidate: str) -> Any:
-    """The object that nearly is one; None for braces in talk, and the text itself for an item that cannot be mended,
-    which then is counted as what it is."""
+    """The object that nearly is one; None for braces in talk, the text itself for an item that cannot be mended."""
     from json_repair import repair_json
 
     try:
         value = repair_json(candidate, return_objects=True)
     except (ValueError, RecursionError):
         value = None
-    if isinstance(value, dict):
-        return value
-    return candidate if "instruction" in candidate else None
+    return value if isinstance(value, dict) else candidate if "instruction" in candidate else None
 
 
 def _closing(text: str, start: int, steps: int) -> tuple[int, int]:
@@ -80,8 +66,7 @@ def _closing(text: str, start: int, steps: int) -> tuple[int, int]:
     Braces in texts do not count. A text opens with a quotation mark after { [ , or : and closes with the same one
     before } ] , : or the end, so that a quotation in it, or an apostrophe, does not end it.
     """
-    depth, quote, before = 0, "", ""
-    at = start
+    depth, quote, before, at = 0, "", "", start
     while at < min(len(text), start + steps):
         sign = text[at]
         if quote:
@@ -91,10 +76,8 @@ def _closing(text: str, start: int, steps: int) -> tuple[int, int]:
                 quote = ""
         elif sign in "\"'" and before in "{[,:":
             quote = sign
-        elif sign == "{":
-            depth += 1
-        elif sign == "}":
-            depth -= 1
+        elif sign in "{}":
+            depth += 1 if sign == "{" else -1
             if depth == 0:
                 return at + 1, at + 1 - start
         if not sign.isspace():

@@ -17,7 +17,8 @@ from components.train_tokenizer.options import TrainTokenizer
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.corpus import Skipped, bytes_of_text, read_documents, total_of
+from zhllama.data.corpus import Skipped, read_documents, text_files
+from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
@@ -25,18 +26,11 @@ from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("train_tokenizer")
 
-
 LONGEST = 1000
 """Characters of a training line; UTF-8 takes at most four bytes each, and the trainer 4,192 bytes."""
-
-
 THREADS = 16
 """The trainer writes this number into the model, so it must not depend on the machine."""
-
-
 REPORT_LINES = 5000
-
-
 EXAMPLES = 10
 
 
@@ -69,7 +63,7 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
 
 def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None = None) -> Iterator[str]:
     """The texts in lines that the trainer takes, none longer than LONGEST characters."""
-    with Progress("reading", total_of([bytes_of_text(text) for text in corpus])) as bar:
+    with Progress("reading", bytes_to_read(corpus, text_files)) as bar:
         for text in corpus:
             for document in read_documents(text, skipped=skipped):
                 for line in document.text.splitlines():
@@ -114,22 +108,21 @@ def trained(lines: list[str], vocab_size: int, coverage: float, where: str) -> b
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explained(str(error), vocab_size, where) from error
+        said = str(error)
+        if found := re.search(r"too high .*<= (\d+)", said):
+            raise InputError(
+                f"{where}: the text gives {found[1]} pieces at most, {vocab_size} were asked for; lower --vocab-size, "
+                "or give more text"
+            ) from error
+        if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+            raise InputError(
+                f"{where}: the text's characters alone take {found[1]} pieces, {vocab_size} were asked for; raise "
+                "--vocab-size above that, or lower --character-coverage"
+            ) from error
+        raise InputError(
+            f"{where}: SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8"
+        ) from error
     return made.getvalue()
-
-
-def _explained(said: str, vocab_size: int, where: str) -> InputError:
-    if found := re.search(r"too high .*<= (\d+)", said):
-        return InputError(
-            f"{where}: the text gives {found[1]} pieces at most, {vocab_size} were asked for; lower --vocab-size to "
-            "that, or give more text"
-        )
-    if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
-        return InputError(
-            f"{where}: the text's characters alone take {found[1]} pieces, {vocab_size} were asked for; raise "
-            "--vocab-size above that, or lower --character-coverage"
-        )
-    return InputError(f"{where}: SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8")
 
 
 def report_on(encoder: Encoder, lines: list[str]) -> dict[str, Any]:

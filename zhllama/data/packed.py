@@ -25,31 +25,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 KIND = "packed-dataset"
-
-
 TRAIN = "train"
-
-
 VALIDATION = "validation"
-
-
 HELD_OUT_TEXT = "held-out.jsonl"
-
-
 HELD_OUT_INSTRUCTIONS = "held-out.json"
 """The validation documents as they were, for `evaluate`: `{"text"}` lines, or an Alpaca list."""
 
 
-class Segment(NamedTuple):
-    """A document, or a piece of one, as it goes into a block: its ids, and how many of them are prompt."""
-
-    ids: "np.ndarray"
-    prompt: int = 0
-
-
 @dataclass(frozen=True)
 class Segments:
-    """Many segments in three arrays, since work on arrays costs a tenth of work on one segment after another."""
+    """Many segments (documents, or pieces of them) in three arrays: a tenth of the work on one after another."""
 
     ids: "np.ndarray"
     """[tokens]: the ids of all, one segment after another."""
@@ -57,15 +42,6 @@ class Segments:
     """int64 [segments]: how many ids each has."""
     prompts: "np.ndarray"
     """int64 [segments]: how many of these are prompt."""
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Self:
-        """These segments, at least one, in arrays."""
-        import numpy as np
-
-        lengths = np.array([len(ids) for ids, _ in segments], np.int64)
-        prompts = np.array([prompt for _, prompt in segments], np.int64)
-        return cls(np.concatenate([ids for ids, _ in segments]), lengths, prompts)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -108,14 +84,6 @@ class Blocks(NamedTuple):
     segments: Segments
     counts: "np.ndarray"
     """int64 [blocks]: how many segments each has."""
-
-    @classmethod
-    def of(cls, blocks: Sequence[Sequence[Segment]]) -> Self:
-        """These blocks, of one segment at least, in arrays."""
-        import numpy as np
-
-        segments = Segments.of([segment for block in blocks for segment in block])
-        return cls(segments, np.array([len(block) for block in blocks], np.int64))
 
 
 def token_type(vocabulary_size: int) -> str:

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from zhllama.artifacts.writer import ArtifactWriter, FileStream
-from zhllama.data.packed import Blocks, Segment, Segments, place_type, shard_name, token_type
+from zhllama.data.packed import Blocks, Segments, place_type, shard_name, token_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,12 +73,6 @@ class PackedWriter:
             "fill": self.packing_efficiency,
         }
 
-    def write(self, segments: Sequence[Segment]) -> None:
-        """One block; see write_blocks."""
-        if not segments:
-            raise ValueError("a block without a segment")
-        self.write_blocks(Blocks.of([segments]))
-
     def write_blocks(self, blocks: Blocks) -> None:
         """ValueError (a bug) for segments that are empty, too long for their block, or have a prompt and should not."""
         segments, counts = blocks
@@ -142,17 +135,8 @@ class PackedWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._shard.__exit__(kind, error, trace)
-            return
-        try:
-            self._end_shard()
-        except BaseException as fault:
-            self._shard.__exit__(type(fault), fault, fault.__traceback__)
-            raise
+    def __exit__(self, *failure: Any) -> None:
+        self._shard.__exit__(*failure)
 
 
 def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Sequence[PackedWriter]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.prepare_dataset.best_fit import BestFit, cut
-from zhllama.data.packed import Segment, Segments
+from tests.packed_data import Segment, in_arrays
 
 BLOCK = 32
 lengths = st.lists(st.integers(1, BLOCK), min_size=1, max_size=80)
@@ -35,7 +35,7 @@ def listed_blocks(blocks):
 
 def packed(segments, batch=7, **options):
     packer = BestFit(BLOCK, **options)
-    batches = [Segments.of(segments[at : at + batch]) for at in range(0, len(segments), batch)]
+    batches = [in_arrays(segments[at : at + batch]) for at in range(0, len(segments), batch)]
     given_out = [blocks for some in batches for blocks in packer.add(some)]
     return [block for blocks in [*given_out, *packer.finish()] for block in listed_blocks(blocks)]
 
@@ -60,7 +60,7 @@ def plain_best_fit(segments, window, open_blocks, tokens):
         waiting.clear()
 
     for segment in segments:
-        waiting += listed(cut(Segments.of([segment]), BLOCK))
+        waiting += listed(cut(in_arrays([segment]), BLOCK))
         taken += len(segment.ids)
         if len(waiting) >= window or taken >= tokens:
             place()
@@ -119,13 +119,13 @@ def test_natural_lengths_fill_over_99_percent():
 def test_memory_is_bounded_by_the_window():
     packer, given_out = BestFit(BLOCK, window=10, open_blocks=3), 0
     for count, segment in enumerate(segments_of([BLOCK // 2 + 1] * 1000), start=1):
-        given_out += sum(len(blocks.counts) for blocks in packer.add(Segments.of([segment])))
+        given_out += sum(len(blocks.counts) for blocks in packer.add(in_arrays([segment])))
         assert count - given_out < 10 + 3 + 1
 
 
 def test_long_segments_make_a_window_shorter():
     packer = BestFit(BLOCK, window=1000, open_blocks=0, tokens=5 * BLOCK)
-    given_out = list(packer.add(Segments.of(segments_of([BLOCK] * 9))))
+    given_out = list(packer.add(in_arrays(segments_of([BLOCK] * 9))))
     assert sum(len(blocks.counts) for blocks in given_out) == 5
     assert sum(len(blocks.counts) for blocks in packer.finish()) == 4
     assert list(packer.finish()) == []
@@ -138,7 +138,7 @@ def test_the_same_stream_gives_the_same_blocks():
 
 @given(length=st.integers(1, 300))
 def test_each_token_but_the_first_is_predicted_once(length):
-    pieces = listed(cut(Segments.of([Segment(np.arange(length))]), BLOCK))
+    pieces = listed(cut(in_arrays([Segment(np.arange(length))]), BLOCK))
     assert all(len(ids) <= BLOCK for ids, _ in pieces)
     # a segment's first token is context only
     assert [int(token) for ids, _ in pieces for token in ids[1:]] == list(range(1, length))
@@ -146,7 +146,7 @@ def test_each_token_but_the_first_is_predicted_once(length):
 
 @given(length=st.integers(1, BLOCK), prompt=st.integers(0, BLOCK))
 def test_what_fits_is_not_cut(length, prompt):
-    (only,) = listed(cut(Segments.of([Segment(np.arange(length), prompt)]), BLOCK))
+    (only,) = listed(cut(in_arrays([Segment(np.arange(length), prompt)]), BLOCK))
     assert (only.ids.tolist(), only.prompt) == (list(range(length)), prompt)
 
 

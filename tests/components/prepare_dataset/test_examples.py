@@ -55,7 +55,7 @@ def test_items_are_the_recipes_samples(encoder, given_items, block_size, batch):
         assert found == ids
         assert [IGNORED] * prompt + ids[prompt:] == labels
         assert example.has_loss.tolist() == [any(label != IGNORED for label in labels)]
-        assert [json.loads(record) for record in example.records()] == [item]
+        assert [json.loads(record) for record in example.records(encoder)] == [item]
         assert example.identities == [wrap(item["instruction"], item["input"]).encode()]
 
 
@@ -67,7 +67,7 @@ def test_documents_are_bos_ids_and_eos(encoder, given_texts, batch, end):
     assert [example.segments.ids.tolist() for example in made] == [
         [encoder.bos, *encoder.encode(text), *closing] for text in given_texts
     ]
-    assert [json.loads(record)["text"] for example in made for record in example.records()] == given_texts
+    assert [json.loads(record)["text"] for example in made for record in example.records(encoder)] == given_texts
     assert [example.identities for example in made] == [[text.encode()] for text in given_texts]
     assert [example.characters.tolist() for example in made] == [[len(text)] for text in given_texts]
 

@@ -16,8 +16,9 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data import text_stream
-from zhllama.data.corpus import Document, Skipped, bytes_of_text, read_documents, total_of
+from zhllama.data.corpus import Document, Skipped, read_documents, text_files
 from zhllama.data.instructions import read_instructions
+from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 
 
@@ -113,12 +114,15 @@ def test_compressed_text_is_read_as_the_text(tmp_path, compressed, kind):
     (tmp_path / f"a.{kind}.{suffix}").write_bytes(compressed(content[:5000]) + compressed(content[5000:]))
     artifact = open_artifact(str(tmp_path))
     assert [document.text for document in read_documents(artifact)] == LINES
-    assert bytes_of_text(artifact) is None
+    assert bytes_to_read([artifact], text_files) is None
 
 
-def test_a_total_is_known_when_every_size_is():
-    assert total_of([3, 0, 4]) == 7
-    assert total_of([3, None, 4]) is None
+def test_a_total_is_known_when_every_size_is(tmp_path):
+    known = folder(tmp_path, a_txt="abc", b_txt="d")
+    (tmp_path / "table").mkdir()
+    table = folder(tmp_path / "table", a_parquet=b"")
+    assert bytes_to_read([known, known], text_files) == 8
+    assert bytes_to_read([known, table, known], text_files) is None
 
 
 @pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
