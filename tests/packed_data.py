@@ -10,8 +10,7 @@ import pytest
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, VALIDATION, Blocks, Segments
-from zhllama.data.packed_writer import PackedWriter, packed_facts
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, Blocks, PackedWriter, Segments, packed_facts
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
 

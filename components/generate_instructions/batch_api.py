@@ -1,10 +1,9 @@
 """The Batch API: many requests as one file, answered within a day, usually at half the price.
 
-The first answers are asked for one by one (scheduler.py): they show what the server takes and that the model writes
-items. Then a batch holds as many requests as are wanted at the yield seen so far and as the budget certainly holds.
-Its plan is in the journal before the file is sent, and the server keeps our name of it as metadata: killed at any
-moment, a later run finds the batch by the journal, or by asking the server for it, and never makes it twice. A batch
-is left running when we are stopped: it is paid for.
+The first answers are asked for one by one: they show what the server takes and that the model writes items. Then a
+batch holds as many requests as are wanted at the yield seen so far and as the budget certainly holds. Its plan is in
+the journal before the file is sent, and the server keeps our name of it: killed at any moment, a later run finds the
+batch, and never makes it twice. It is left running when we are stopped: it is paid for.
 """
 
 import asyncio
@@ -139,7 +138,7 @@ async def _keep(scheduler: "RequestScheduler", batch: Batch, line: str) -> None:
     if code == 200:
         try:
             answer = completed(body)
-        except (KeyError, ValueError, TypeError, AttributeError):
+        except (UnexpectedResponse, KeyError, ValueError, TypeError, AttributeError):
             await scheduler.failed(number, attempt, "no chat completion", True)
         else:
             await scheduler.answered(number, attempt, answer)

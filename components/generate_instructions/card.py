@@ -150,7 +150,6 @@ def page(content: Mapping[str, Any]) -> str:
     return render(
         Path(__file__).with_name("page.html"),
         card=content,
-        headlines=_headlines(content),
         ending=ENDINGS[content["ended"]],
         fallen=bars({rule: count for rule, count in content["fallen"].items() if count}),
         rules=RULES,
@@ -166,29 +165,3 @@ def bars(counts: Mapping[str, int], but: str = "") -> list[tuple[str, float, int
     shown = {name: count for name, count in counts.items() if name != but}
     longest = max(shown.values(), default=0) or 1
     return [(name, 100 * count / longest, count) for name, count in shown.items()]
-
-
-def _headlines(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(figure, what it is, note): what is to be seen first."""
-    items, left_out = content["items"], sum(content["fallen"].values())
-    found = [
-        (f"{items:,}", "items", f"of {content['wanted']:,} wanted" if content["wanted"] else ""),
-        (f"{left_out / max(1, items + left_out):.0%}", "left out", f"{left_out:,} of {items + left_out:,}"),
-        (f"{content['lengths']['output']['median']:,}", "characters an output", "half of them are shorter"),
-    ]
-    if content["source"] == "import":
-        return [*found, (f"{sum(content['records'].values()):,}", "records read", "")]
-    cost = content["cost"]
-    tokens = _short(sum(cost["billed"].values()))
-    if cost["billed_cost"] is None:
-        return [*found, (tokens, "tokens", f"{cost['tokens_per_item']:,.0f} an item")]
-    price = 1000 * cost["billed_cost"] / max(1, items)
-    return [*found, (f"{cost['billed_cost']:,.2f}", "cost", f"{price:,.2f} a thousand items, {tokens} tokens")]
-
-
-def _short(number: int) -> str:
-    """1,234 → 1.2 k."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:,}"

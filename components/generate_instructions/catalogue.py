@@ -1,10 +1,9 @@
 """What is asked and what is taken of the answers: catalogue.yaml, or a file of the user's in its place.
 
-Request number n is made of the seed and its number alone, so that a run that goes on asks what it would have asked. It
-is the recipe's: 20 items on 10 topics of 10 task types, short inputs and outputs, nothing that text alone cannot do.
-Topics and task types are numbered in it and each item names its own by number, for the data card. What depends on the
-language of the data is in the catalogue, but for the line before the examples of --seeds (Chinese; part of the key that
-answers are kept under) and the words that mean "no input" (harvest.py: Chinese and English).
+Request number n is made of the seed and its number alone, so that a run that goes on asks what it would have asked:
+the recipe's 20 items on 10 topics of 10 task types. Both are numbered in it and each item names its own by number, for
+the data card. What depends on the data's language is in the catalogue, but for the line before the examples of --seeds
+(Chinese; part of the answers' key) and the words that mean "no input" (harvest.py: Chinese and English).
 """
 
 import json

@@ -1,10 +1,9 @@
 """One request to the server and what came of it; whether to ask again is for others to decide.
 
-Answers are streamed, so that a proxy does not take a slow one for a dead one, and so that what came before a connection
-broke, which was paid for, is kept; one JSON body in place of a stream is read as well. Which of the optional fields
-(JSON schema, temperature, stream, max_tokens or max_completion_tokens) a server takes is found out without paying
-twice: the first request goes alone, a server refuses with 400 or 422, which is never billed, a field that it does not
-know, and is asked again without it. The answer that comes is used, and what was learnt is kept in the journal.
+Answers are streamed, so that what came before a connection broke, which was paid for, is kept; one JSON body in place
+of a stream is read as well. Which of the optional fields (JSON schema, temperature, stream, …) a server takes is found
+out without paying twice: the first request goes alone, and a server that refuses it with 400 or 422, which is never
+billed, is asked again without the field. The answer that comes is used, and what was learnt is in the journal.
 """
 
 import asyncio
@@ -68,34 +67,18 @@ class Refused(Exception):
 
 @dataclass
 class Failed(Exception):
-    """What may pass. wait: seconds that the server asks for. may_be_billed: it may have worked on it all the same.
-
-    throttled: too many requests, which says nothing against the server or the request.
-    """
+    """What may pass."""
 
     reason: str
     may_be_billed: bool
     wait: float | None = None
+    """Seconds that the server asks for."""
     throttled: bool = False
+    """Too many requests, which says nothing against the server or the request."""
 
 
 class UnexpectedResponse(Exception):
     """200, but not what a chat completions API says."""
-
-
-def key_of(file: str) -> str:
-    """The API key: of the mounted file, else of OPENAI_API_KEY, else "none" (servers of one's own want no key, but the
-    client insists on one). A key from a file is put into the environment of this process, whose values no log shows.
-    """
-    if file:
-        try:
-            key = Path(file).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api-key-file {file}: cannot be read ({error}); mount the secret there") from error
-        if not key or not key.isprintable() or not key.isascii():
-            raise InputError(f"--api-key-file {file}: holds no key; it must be one line of text")
-        os.environ["OPENAI_API_KEY"] = key
-    return os.environ.get("OPENAI_API_KEY") or "none"
 
 
 class Api:
@@ -105,9 +88,19 @@ class Api:
         import openai
 
         self.config = config
+        if file := config.api_key_file:
+            try:
+                key = Path(file).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"--api-key-file {file}: cannot be read ({error}); mount the secret there") from error
+            if not key or not key.isprintable() or not key.isascii():
+                raise InputError(f"--api-key-file {file}: holds no key; it must be one line of text")
+            # the values of this process's environment are what no log shows
+            os.environ["OPENAI_API_KEY"] = key
         self.client = openai.AsyncOpenAI(
             base_url=config.base_url,
-            api_key=key_of(config.api_key_file),
+            # servers of one's own want no key, but the client insists on one
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
             timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 20.0)),
             max_retries=0,
         )
@@ -130,13 +123,13 @@ class Api:
     async def ask(self, request: Request, dialect: Dialect) -> Answer:
         """One answer. Raises Refused, Failed, UnexpectedResponse, or InputError for what ends the run (key, model)."""
         create = self.client.chat.completions.with_streaming_response.create
-        body, parts = self.body(request, dialect, dialect.stream), _Parts()
+        body, answer = self.body(request, dialect, dialect.stream), _Answer()
         try:
             async with asyncio.timeout(self.config.timeout), create(**body) as response:
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     async for chunk in await response.parse():
-                        parts.add(chunk)
-                    return parts.answer()
+                        answer.add(chunk.model_dump(exclude_unset=True, warnings=False))
+                    return answer.whole()
                 read = bytearray()
                 async for piece in response.iter_bytes():
                     read += piece
@@ -146,7 +139,7 @@ class Api:
         except Exception as error:
             failure = self.told_apart(error)
             if isinstance(failure, Failed) and failure.may_be_billed:
-                return parts.rest_of(failure.reason)
+                return answer.rest(failure.reason)
             raise failure from error
 
     def told_apart(self, error: Exception) -> Exception:
@@ -192,45 +185,49 @@ class Api:
 def completed(value: Any) -> Answer:
     """A completion in one JSON body. Raises what reading another shape raises."""
     (choice,) = value["choices"][:1]
-    said = choice["message"].get("content") or choice["message"].get("refusal")
-    content = whole_text(said[:LONGEST_ANSWER]) if isinstance(said, str) else ""
-    usage = usage_of(value.get("usage"), content)
-    return Answer(content, choice.get("finish_reason") or "stop", *usage, str(value.get("model") or ""))
+    answer = _Answer()
+    ended = choice.get("finish_reason") or "stop"
+    answer.add({**value, "choices": [{"delta": dict(choice["message"]), "finish_reason": ended}]})
+    return answer.whole()
 
 
-class _Parts:
-    """A streamed answer as it comes."""
+class _Answer:
+    """An answer as it comes."""
 
     def __init__(self) -> None:
         self._content = StringIO()
         self._finish = ""
         self._usage: Any = None
         self._model = ""
-        self._seen = False
 
-    def add(self, chunk: Any) -> None:
+    def add(self, chunk: Mapping[str, Any]) -> None:
         """A chunk of a stream; also chunks that lack what they should have, since proxies send such."""
-        self._seen = True
-        self._usage = getattr(chunk, "usage", None) or self._usage
-        self._model = getattr(chunk, "model", None) or self._model
-        for choice in (getattr(chunk, "choices", None) or [])[:1]:
-            said = getattr(choice, "delta", None)
-            text = getattr(said, "content", None) or getattr(said, "refusal", None) or ""
+        self._usage = chunk.get("usage") or self._usage
+        self._model = str(chunk.get("model") or self._model)
+        for choice in (chunk.get("choices") or [])[:1]:
+            said = choice.get("delta") or {}
+            text = said.get("content") or said.get("refusal")
             self._content.write(text if isinstance(text, str) else "")
-            self._finish = choice.finish_reason or self._finish
+            self._finish = choice.get("finish_reason") or self._finish
         if self._content.tell() > LONGEST_ANSWER:
             raise UnexpectedResponse("an answer without end")
 
-    def answer(self) -> Answer:
-        if not self._seen:
+    def whole(self) -> Answer:
+        """Failed or UnexpectedResponse when it is not."""
+        content = whole_text(self._content.getvalue())
+        if not (content or self._finish or self._model):
             raise UnexpectedResponse("a stream without an event")
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
-            return self.rest_of("the stream broke off")
-        content = whole_text(self._content.getvalue())
-        return Answer(content, self._finish, *usage_of(self._usage, content), self._model)
+            return self.rest("the stream broke off")
+        counted = self._usage if isinstance(self._usage, Mapping) else {}
+        prompt, answer = counted.get("prompt_tokens"), counted.get("completion_tokens")
+        # a text that was made of no tokens: the server does not count
+        if type(prompt) is not int or type(answer) is not int or prompt <= 0 or answer < 0 or (content and not answer):
+            prompt = answer = None
+        return Answer(content, self._finish, prompt, answer, self._model)
 
-    def rest_of(self, reason: str) -> Answer:
+    def rest(self, reason: str) -> Answer:
         """What came before it broke, when that holds an object that is whole; else Failed."""
         content = whole_text(self._content.getvalue())
         if all(value is CUT_OFF for value in objects_in(content)):
@@ -240,17 +237,5 @@ class _Parts:
 
 
 def whole_text(text: str) -> str:
-    """The text with the two halves of a character put together, as JSON may send them, and � for a half alone, which no
-    file could hold."""
+    """The text with the two halves of a character put together, as JSON may send them, and � for a half alone."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def usage_of(usage: Any, content: str) -> tuple[int | None, int | None]:
-    """The tokens that a server counted, for prompt and answer; (None, None) for counts that cannot be."""
-    if not isinstance(usage, Mapping):
-        usage = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
-    prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    # a text that was made of no tokens: the server does not count
-    if type(prompt) is not int or type(answer) is not int or prompt <= 0 or answer < 0 or (content and not answer):
-        return None, None
-    return prompt, answer

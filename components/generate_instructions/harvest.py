@@ -1,9 +1,8 @@
 """Items out of answers: each against the rules one after another, in the order of the requests' numbers.
 
-An item falls at the first rule that it breaks, and is counted there. The rules' lengths, phrases and script are the
-catalogue's; they are cheap and certain, and guess at nothing (a wrong answer). Which of two near duplicates is kept
-depends on the order they are looked at in, so that order is fixed, whatever order the answers came in: the same answers
-give the same items, and where a run is cut off and goes on does not show in the data.
+An item falls at the first rule that it breaks, and is counted there; the rules are cheap and certain, and guess at
+nothing (a wrong answer). Which of two near duplicates is kept depends on the order they are looked at in, so that is
+fixed, whatever order the answers came in: where a run is cut off and goes on does not show in the data.
 """
 
 import re

@@ -1,9 +1,8 @@
 """Public data sets in their usual forms as Alpaca items: every record is validated and compared like an answer.
 
-Alpaca JSON and JSONL (and the same under other names: prompt and completion, question and answer, …), ShareGPT
-conversations (conversations of from/value, or messages of role/content), and Parquet of either. Of a conversation the
-first question and its answer are taken: an Alpaca item has one turn, and a later turn alone has lost what it answers.
-Files may be .gz or .zst, and `hf://datasets/OWNER/NAME` is a data set of the Hub. Records are streamed.
+Alpaca JSON and JSONL (and the same under other names: prompt and completion, …), ShareGPT conversations (from/value, or
+messages of role/content), and Parquet of either; .gz and .zst too, and data sets of the Hub, streamed. Of a
+conversation the first question and its answer are taken: a later turn alone has lost what it answers.
 """
 
 from collections import Counter

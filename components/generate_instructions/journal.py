@@ -1,10 +1,9 @@
 """What was sent and what came of it, kept line by line before anything else happens: the memory of the bill.
 
-`append` returns when its line (a JSON object) is on the disk (fsync) and, for a store in S3, in S3 too. S3 cannot
-append, so what has gathered while the last upload ran goes up as the next object, and 200 objects are put together into
-one. A run that goes on, here or on another machine, reads all of them and what is on this disk. The journal belongs to
-the requests (model, address, catalogue, seeds, …), not to how many items are wanted: more of them, or a higher limit,
-go on from the same answers.
+`append` returns when its line is on the disk (fsync) and, for a store in S3, in S3 too, which cannot append: what has
+gathered while the last upload ran is the next object, and 200 objects are put together into one. A run that goes on,
+here or on another machine, reads all of them and what is on this disk. The journal belongs to the requests (model,
+address, catalogue, seeds, …): more items, or a higher limit, go on from the same answers.
 """
 
 import asyncio

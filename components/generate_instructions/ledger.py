@@ -1,10 +1,9 @@
 """What is paid for: prices, limits, and what the journal's lines add up to.
 
 A limit holds for the data set as a whole, earlier runs included, and is never passed: a request is only sent when the
-most that it can cost (its bytes as tokens, and the longest answer) fits beside what is charged. Charged is what was
-*billed*, as the server counted; *unseen*, what was sent and whose bill never came (a lost connection, a time-out, a
-kill, a server that counts nothing), at the most that it can have cost; and *open*, what is on its way, likewise. What
-the server refused (4xx, 429) or failed to do (5xx) costs nothing.
+most that it can cost (its bytes as tokens, and the longest answer) fits beside what is charged: *billed* by the server,
+*unseen* (sent, and the bill never came: a lost connection, a kill, a server that counts nothing), at the most, or
+*open*, on its way, likewise. What the server refused (4xx, 429) or failed to do (5xx) costs nothing.
 """
 
 import math

@@ -1,9 +1,8 @@
 """Objects out of what a model wrote, leniently: a clean list costs one pass, a broken one loses what is broken.
 
-Models wrap lists in code fences and talk, write one object a line, single quotes, trailing commas, line breaks and
-quotation marks inside texts, and are cut off by their token limit. Every object that reads as JSON is taken where it
-begins; one that does not, but closes, goes through json_repair; one that never closes was cut off, and is counted and
-left: its last text would be half a sentence.
+Models wrap lists in code fences and talk, write one object a line, single quotes, trailing commas and quotation marks
+inside texts, and are cut off by their token limit. Every object that reads as JSON is taken where it begins; one that
+does not, but closes, goes through json_repair; one that never closes was cut off, and is counted and left.
 """
 
 import json

@@ -1,13 +1,10 @@
 """Requests to the model, many at a time, until a limit is reached; what comes is harvested in order.
 
-The first request goes alone (it finds out what the server understands, client.py), and until one has given an item no
-more are out than may still be fruitless, so that a model that writes only rubbish is asked exactly `fruitless` times.
-After that as many are out as `concurrency` and the limits allow and the items that are still wanted need, at the
-yield seen so far: no answer is bought only to be thrown away.
-
-A request that fails is asked again, up to ATTEMPTS times. One that fails so often while others are answered is given
-up; when nothing is answered at all, the server has failed, and a later run goes on. On SIGTERM, Ctrl-C or an error
-nothing more is sent, and answers on their way, which will be billed, are waited for, DRAIN seconds at most.
+The first request goes alone (client.py), and until one has given an item no more are out than may still be fruitless:
+a model that writes only rubbish is asked exactly `fruitless` times. After that as many are out as `concurrency`, the
+limits and the items still wanted need, at the yield seen so far: no answer is bought only to be thrown away. One that
+fails ATTEMPTS times while others are answered is given up; when nothing is answered, the server has failed. On SIGTERM,
+Ctrl-C or an error nothing more is sent, and what is on its way, which will be billed, is waited for.
 """
 
 import asyncio
@@ -129,11 +126,9 @@ class RequestScheduler:
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
         """SIGTERM or Ctrl-C cancel this task, in place of what they did before, and become Stopped."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
-        before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+        signums = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in signums}
 
         def stop(signum: int) -> None:
             # a second Ctrl-C ends at once

@@ -12,10 +12,9 @@ from components.prepare_dataset.options import PrepareDataset
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.data import packed
 from zhllama.data.corpus import Skipped, read_batches, text_files
 from zhllama.data.instructions import instruction_files, read_instructions
-from zhllama.data.packed import HELD_OUT_INSTRUCTIONS, HELD_OUT_TEXT, KIND, TRAIN, VALIDATION, Blocks
-from zhllama.data.packed_writer import PackedWriter, packed_facts
 from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 from zhllama.progress import Progress
@@ -46,7 +45,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
 
     fraction = 0.0 if config.validation else config.validation_fraction
     with ExitStack() as stack:
-        train, validation = (_Split(name, config, out, encoder, stack) for name in (TRAIN, VALIDATION))
+        train, validation = (_Split(name, config, out, encoder, stack) for name in (packed.TRAIN, packed.VALIDATION))
         if config.validation:
             for examples in _examples(config, inputs["validation"], encoder, skipped):
                 decontamination.hold_out(examples)
@@ -64,7 +63,8 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
         validation.finish()
 
     left_out = decontamination.left_out | ({"bad": skipped.count} if config.skip_bad else {})
-    why = ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in left_out.items() if count)
+    counted = ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in left_out.items() if count)
+    why = counted and f"left out: {counted}"
     if not train.examples:
         raise InputError(
             f"{config.option} {config.data}: nothing is left to train on ({why or 'all is held out'}); give more data, "
@@ -79,7 +79,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
     out.vocabulary = encoder.vocabulary(also_at=[int(size) for size in contract.prefixes] if contract else ())
     tokens = train.packed.tokens + validation.packed.tokens
     fill = train.packed.packing_efficiency
-    out.facts = packed_facts(config.block_size, encoder.size, _pad(encoder), [train.packed, validation.packed])
+    out.facts = packed.packed_facts(config.block_size, encoder.size, _pad(encoder), [train.packed, validation.packed])
     out.facts |= {
         "documents": train.examples,
         "held_out": validation.examples,
@@ -90,11 +90,11 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
             for source in sources
         ],
         "summary": f"{train.packed.blocks:,} + {validation.packed.blocks:,} blocks of {config.block_size}, "
-        f"{100 * fill:.1f}% filled, {tokens:,} tokens" + (f"; left out: {why}" if why else ""),
+        f"{100 * fill:.1f}% filled, {tokens:,} tokens" + (why and f"; {why}"),
     }
     characters = train.characters + validation.characters
     out.metrics = {"fill": fill, "tokens": float(tokens), "tokens_per_character": tokens / characters}
-    return out.publish(KIND)
+    return out.publish(packed.KIND)
 
 
 def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skipped: Skipped) -> Iterator["Examples"]:
@@ -123,13 +123,15 @@ class _Split:
 
         self._encoder, self._as_list = encoder, bool(config.instructions)
         self.packed = stack.enter_context(
-            PackedWriter(out, name, config.block_size, encoder.size, _pad(encoder), prompts=self._as_list)
+            packed.PackedWriter(out, name, config.block_size, encoder.size, _pad(encoder), prompts=self._as_list)
         )
         self.examples = self.characters = 0
         self._packer = BestFit(config.block_size) if config.packing == "best-fit" else None
         self._records = None
-        if name == VALIDATION and config.holds_out:
-            self._records = stack.enter_context(out.writer(HELD_OUT_INSTRUCTIONS if self._as_list else HELD_OUT_TEXT))
+        if name == packed.VALIDATION and config.holds_out:
+            self._records = stack.enter_context(
+                out.writer(packed.HELD_OUT_INSTRUCTIONS if self._as_list else packed.HELD_OUT_TEXT)
+            )
         self._before = "[\n"
 
     def add(self, examples: "Examples") -> None:
@@ -142,7 +144,7 @@ class _Split:
                 self._records.write((f"{self._before}{record}" if self._as_list else f"{record}\n").encode())
                 self._before = ",\n"
         if self._packer is None:
-            self.packed.write_blocks(Blocks(examples.segments, np.ones(len(examples), np.int64)))
+            self.packed.write_blocks(packed.Blocks(examples.segments, np.ones(len(examples), np.int64)))
             return
         for blocks in self._packer.add(examples.segments):
             self.packed.write_blocks(blocks)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, Blocks
-from zhllama.data.packed_writer import PackedWriter, packed_facts
+from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, packed_facts
 from zhllama.tokenizer.vocabulary import Vocabulary
 
 PIECES = 49_954

@@ -30,8 +30,7 @@ from tests.packed_data import Segment, blocks_of
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, VALIDATION
-from zhllama.data.packed_writer import PackedWriter, packed_facts
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, packed_facts
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 

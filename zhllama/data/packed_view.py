@@ -5,7 +5,6 @@ Blocks are read by range, so that a look costs the same whatever the dataset's s
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +43,15 @@ def sampled_blocks(dataset: PackedDataset, count: int) -> list[int]:
 
 def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Shown]:
     """The documents of a block, in order."""
-    ids = dataset.tokens(index).tolist()
-    places = dataset.segments(index).tolist()
-    return [_shown(ids, start, learned_from, end, encoder) for start, learned_from, end in places]
-
-
-def _shown(ids: list[int], start: int, learned_from: int, end: int, encoder: Encoder) -> Shown:
-    begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
-    body = ids[start + begins : end - ends]
-    masked = encoder.decode(body[: learned_from - start - begins])
-    whole = encoder.decode(body)
-    # a part decoded alone loses the space it begins with, so the rest is taken from the whole
-    learned = (
-        whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[learned_from - start - begins :])
-    )
-    return Shown(start, learned_from, end, masked, learned, begins, ends)
+    ids, found = dataset.tokens(index).tolist(), []
+    for start, learned_from, end in dataset.segments(index).tolist():
+        begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
+        body, prompt = ids[start + begins : end - ends], learned_from - start - begins
+        masked, whole = encoder.decode(body[:prompt]), encoder.decode(body)
+        # a part decoded alone loses the space it begins with, so the rest is taken from the whole
+        learned = whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[prompt:])
+        found.append(Shown(start, learned_from, end, masked, learned, begins, ends))
+    return found
 
 
 def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType":
@@ -106,18 +99,14 @@ def _table(found: list[Shown], encoder: Encoder) -> "RenderableType":
     table.add_column("tokens", justify="right", no_wrap=True, style="dim")
     table.add_column("learned", justify="right", no_wrap=True, style="dim")
     table.add_column("document", overflow="fold")
+    special = "bold cyan"
     for one in found:
-        text = Text.assemble(*_parts(one, encoder))
+        text = Text.assemble(
+            (encoder.pieces[encoder.bos] if one.begins else "⋯", special),
+            (f"⟦{one.masked}⟧" if one.masked else "", "dim"),
+            (one.learned, "green" if one.masked and one.begins else ""),
+            # after a thin space, where a line may be broken, so that the name stays whole
+            (f"\u2009{encoder.pieces[encoder.eos]}" if one.ends else "⋯", special),
+        )
         table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
     return table
-
-
-def _parts(one: Shown, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    """The text of a document in parts, each with its style."""
-    special = "bold cyan"
-    yield (encoder.pieces[encoder.bos], special) if one.begins else ("⋯", special)
-    if one.masked:
-        yield f"⟦{one.masked}⟧", "dim"
-    yield one.learned, "green" if one.masked and one.begins else ""
-    # after a thin space, where a line may be broken, so that the name stays whole
-    yield (f"\u2009{encoder.pieces[encoder.eos]}", special) if one.ends else ("⋯", special)

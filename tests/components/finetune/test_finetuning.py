@@ -152,8 +152,7 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
 
     from tests.packed_data import Segment, blocks_of
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.data.packed import KIND, TRAIN
-    from zhllama.data.packed_writer import PackedWriter, packed_facts
+    from zhllama.data.packed import KIND, TRAIN, PackedWriter, packed_facts
     from zhllama.tokenizer.vocabulary import Encoder
 
     encoder = Encoder(llama_tokenizer)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tests.packed_data import Segment, blocks_of, in_arrays
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, Segments, token_type
+from zhllama.data.packed import KIND, PackedWriter, Segments, packed_facts, token_type
 from zhllama.data.packed_reader import IGNORED, PackedDataset
-from zhllama.data.packed_writer import PackedWriter, packed_facts
 from zhllama.errors import InputError
 
 BLOCK = 16
