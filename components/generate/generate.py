@@ -89,7 +89,7 @@ def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
         if with_prompt:
             return [wrap_item(item) for item in items]
         return ["\n".join(filter(None, (item["instruction"], item["input"]))) for item in items]
-    lines = [document.text for document in read_documents(artifact)]
+    lines = list(read_documents(artifact))
     return [wrap(line) for line in lines] if with_prompt else lines
 
 

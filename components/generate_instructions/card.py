@@ -134,9 +134,6 @@ def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 3) if values else 0.0
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
 def page(content: Mapping[str, Any]) -> str:
     """The card as one HTML page."""
     from components.generate_instructions.harvest import RULES, UNNAMED

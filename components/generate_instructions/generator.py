@@ -27,9 +27,6 @@ from zhllama.stage.run import REPORT
 
 if TYPE_CHECKING:
     from components.generate_instructions.harvest import Harvest
-    from components.generate_instructions.journal import Journal
-    from components.generate_instructions.scheduler import RequestScheduler
-
 log = logging.getLogger("generate_instructions")
 INSTRUCTIONS = "instructions.json"
 CARD = "card.json"
@@ -75,8 +72,9 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
 
 def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Harvest") -> Mapping[str, Any]:
     """The card of what the model wrote."""
+    from components.generate_instructions.client import Api
     from components.generate_instructions.journal import Journal
-    from components.generate_instructions.scheduler import Stopped
+    from components.generate_instructions.scheduler import RequestScheduler, Stopped
 
     budget = config.budget
     requests = Requests(harvest.catalogue, config.per_request, seeds, config.seed)
@@ -93,7 +91,8 @@ def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Ha
         ledger = replayed(journal.records)
         _announce(config, requests, ledger)
         try:
-            run = asyncio.run(_run(config, requests, journal, ledger, harvest))
+            run = RequestScheduler(Api(config), requests, journal, ledger, harvest)
+            asyncio.run(run.run())
         except Stopped as stopped:
             # now that what was on its way has been kept, the signal does what it always does
             signal.raise_signal(stopped.args[0])
@@ -110,19 +109,6 @@ def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Ha
     if run.ended != "items" and config.items:
         log.warning("only %d of %d items: %s", len(harvest.items), config.items, card.ENDINGS[run.ended])
     return card.generated(config, harvest, run.ended, ledger)
-
-
-async def _run(
-    config: GenerateInstructions, requests: Requests, journal: "Journal", ledger: Ledger, harvest: "Harvest"
-) -> "RequestScheduler":
-    from components.generate_instructions.client import Api
-    from components.generate_instructions.scheduler import RequestScheduler
-
-    api = Api(config)
-    async with api.client:
-        scheduler = RequestScheduler(api, requests, journal, ledger, harvest)
-        await scheduler.run()
-    return scheduler
 
 
 def _requests_key(config: GenerateInstructions, requests: Requests) -> str:

@@ -69,10 +69,8 @@ class RequestScheduler:
 
     @property
     def known(self) -> bool:
-        """Whether the server's dialect is known."""
+        """Whether the server's dialect is."""
         return self.ledger.dialect is not None
-
-    # --- the whole ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Asks until `ended`. Stopped, InputError or StorageFault once what was on its way has been kept."""
@@ -82,13 +80,12 @@ class RequestScheduler:
                 await self._loop()
             finally:
                 await self._drain()
+                await self.api.client.close()
             if self.ended in ("max-cost", "max-tokens"):
                 # what waited for an answer that will not come
                 for number in sorted(number for number in self.ledger.settled if number >= self.taken):
                     if not self.harvest.full:
                         self._take(number)
-                if self.harvest.full:
-                    self.ended = "items"
 
     async def _loop(self) -> None:
         await batch_api.finish(self)
@@ -151,8 +148,6 @@ class RequestScheduler:
                 loop.remove_signal_handler(signum)
                 signal.signal(signum, handler)
 
-    # --- which request next -------------------------------------------------------------------------------------------
-
     def next_number(self) -> int | None:
         """The next request to send; None when none may be sent now. Sets `ended` when none ever may."""
         if self.ended or len(self._running) >= self._allowed():
@@ -196,8 +191,6 @@ class RequestScheduler:
     def most(self, request: Request) -> Tokens:
         """The most that a request can cost."""
         return Tokens(request.most_prompt_tokens, self.config.answer_tokens)
-
-    # --- one request --------------------------------------------------------------------------------------------------
 
     async def _settle(self, number: int) -> None:
         """Asks until the request is settled; returns sooner when the budget does not hold another attempt, or when
@@ -300,8 +293,6 @@ class RequestScheduler:
         line = {"event": event, **more, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         self.ledger.apply(line)
         await self.journal.append(line)
-
-    # --- harvest ------------------------------------------------------------------------------------------------------
 
     def harvest_what_came(self) -> None:
         """Takes the answers that no earlier one is missing before, and sees whether that is enough."""

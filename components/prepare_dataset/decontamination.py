@@ -135,7 +135,7 @@ def evaluation_texts(artifact: Artifact) -> Iterator[str]:
         items = isinstance(first, dict) and "instruction" in first
     if items:
         return map(_subject_of, read_instructions(artifact, answered=False))
-    return (document.text for document in read_documents(artifact))
+    return read_documents(artifact)
 
 
 def _text_of(content: str | dict[str, str]) -> str:

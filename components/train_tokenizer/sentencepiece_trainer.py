@@ -66,9 +66,9 @@ def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None = None) -
     with Progress("reading", bytes_to_read(corpus, text_files)) as bar:
         for text in corpus:
             for document in read_documents(text, skipped=skipped):
-                for line in document.text.splitlines():
+                for line in document.splitlines():
                     yield from (line[at : at + LONGEST] for at in range(0, len(line), LONGEST))
-                bar.advance(len(document.text.encode()) + 1)
+                bar.advance(len(document.encode()) + 1)
 
 
 def sampled(lines: Iterable[str], limit: int, seed: int) -> tuple[list[str], int]:

@@ -6,7 +6,7 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,21 +20,11 @@ CHARACTERS = 2**18
 """Of a table's texts, how many are given on together."""
 
 
-class Document(NamedTuple):
-    """One document, and where it stands: file and line (of a table, row), counted from 1."""
-
-    text: str
-    file: str
-    line: int
-
-
 class Documents(NamedTuple):
     """Documents of one file that were read together, in order."""
 
     texts: list[str]
     file: str
-    lines: Sequence[int]
-    """Of each, its line."""
 
 
 @dataclass
@@ -60,29 +50,25 @@ def text_files(artifact: Artifact) -> list[str]:
     return data_files(artifact, (".txt", ".jsonl", ".parquet"), HELD_OUT_TEXT, "text", missing)
 
 
-def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[Document]:
+def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[str]:
     """Every document; blank lines are left out unless `keep_blank`.
 
     InputError names file and line of bytes that are not UTF-8 or a line without text; with `skipped` such lines are
     counted there and left out.
     """
-    for texts, file, lines in read_batches(artifact, keep_blank, skipped):
-        for text, line in zip(texts, lines, strict=True):
-            yield Document(text, file, line)
+    for texts, _ in read_batches(artifact, keep_blank, skipped):
+        yield from texts
 
 
 def read_batches(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[Documents]:
     """As read_documents, many at a time: half a megabyte of text, or a thousand rows."""
     empty = True
-    for documents in _all_documents(artifact, skipped):
-        blank = any(not text or text.isspace() for text in documents.texts)
-        if blank and not keep_blank:
-            full = [(text, line) for text, line in zip(documents.texts, documents.lines, strict=True) if text.strip()]
-            documents = Documents([text for text, _ in full], documents.file, [line for _, line in full])
-        if empty:
-            empty = not any(map(str.strip, documents.texts))
-        if documents.texts:
-            yield documents
+    for texts, file in _all_documents(artifact, skipped):
+        if not keep_blank:
+            texts = [text for text in texts if text and not text.isspace()]
+        empty = empty and not any(map(str.strip, texts))
+        if texts:
+            yield Documents(texts, file)
     if empty:
         raise InputError(f"{artifact.root}: the text files are empty; give files with text in them")
 
@@ -91,21 +77,22 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
     if artifact.manifest.kind == hub_dataset.KIND:
         column = hub_dataset.column_of(artifact)
         values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
-        yield from _column(values, "", f"{artifact.root}: row", column, skipped)
+        for texts in _column(values, f"{artifact.root}: row", column, skipped):
+            yield Documents(texts, "")
     for name in text_files(artifact):
         where = f"{artifact.root}/{name}"
         if name.endswith(".parquet"):
             values = (text for batch in parquet_batches(artifact, name, "text") for text in batch.column(0).to_pylist())
-            yield from _column(values, name, f"{where}: row", "text", skipped)
+            for texts in _column(values, f"{where}: row", "text", skipped):
+                yield Documents(texts, name)
             continue
         number, json_lines = 1, plain_name(name).endswith(".jsonl")
         for block in line_blocks(artifact, name):
             lines = block.removesuffix(b"\n")
-            texts = None if json_lines else _decoded(lines, begin=number == 1)
-            if texts is None:
-                yield _line_by_line(lines.split(b"\n"), number, name, where, json_lines, skipped)
-            else:
-                yield Documents(texts, name, range(number, number + len(texts)))
+            decoded = None if json_lines else _decoded(lines, begin=number == 1)
+            if decoded is None:
+                decoded = list(_line_by_line(lines.split(b"\n"), number, where, json_lines, skipped))
+            yield Documents(decoded, name)
             number += lines.count(b"\n") + 1
 
 
@@ -121,23 +108,17 @@ def _decoded(block: bytes, begin: bool) -> list[str] | None:
 
 
 def _line_by_line(
-    raw_lines: list[bytes], first: int, name: str, where: str, json_lines: bool, skipped: Skipped | None
-) -> Documents:
-    texts, lines = [], []
-    for number, raw in enumerate(raw_lines, start=first):
+    lines: list[bytes], first: int, where: str, json_lines: bool, skipped: Skipped | None
+) -> Iterator[str]:
+    for number, line in enumerate(lines, start=first):
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-            if json_lines and text.strip():
-                text = _text_field(text, f"{where}: line {number}")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+            yield _text_field(text, f"{where}: line {number}") if json_lines and text.strip() else text
         except UnicodeDecodeError as error:
             reason = f"is not UTF-8 ({error.reason}); convert the file, or --skip-bad"
             leave_out(InputError(f"{where}: line {number} {reason}"), skipped)
         except InputError as fault:
             leave_out(fault, skipped)
-        else:
-            texts.append(text)
-            lines.append(number)
-    return Documents(texts, name, lines)
 
 
 def _text_field(line: str, where: str) -> str:
@@ -156,9 +137,8 @@ def _text_field(line: str, where: str) -> str:
     return text
 
 
-def _column(values: Iterator[Any], file: str, where: str, column: str, skipped: Skipped | None) -> Iterator[Documents]:
+def _column(values: Iterator[Any], where: str, column: str, skipped: Skipped | None) -> Iterator[list[str]]:
     texts: list[str] = []
-    lines: list[int] = []
     characters = 0
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str):
@@ -167,9 +147,8 @@ def _column(values: Iterator[Any], file: str, where: str, column: str, skipped: 
             leave_out(fault, skipped)
             continue
         texts.append(value)
-        lines.append(number)
         characters += len(value)
         if len(texts) == ROWS or characters >= CHARACTERS:
-            yield Documents(texts, file, lines)
-            texts, lines, characters = [], [], 0
-    yield Documents(texts, file, lines)
+            yield texts
+            texts, characters = [], 0
+    yield texts

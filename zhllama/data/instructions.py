@@ -7,13 +7,15 @@ are read, so that its reference is a set to evaluate on.
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
+from itertools import chain
 from typing import Any
 
 from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import Skipped, leave_out
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
-from zhllama.data.text_stream import data_files, lines_of, open_json, plain_name
+from zhllama.data.text_stream import data_files, line_blocks, open_json, plain_name
 from zhllama.errors import InputError
 
 FIELDS = ("instruction", "input", "output")
@@ -59,7 +61,8 @@ def _sources(artifact: Artifact) -> Iterator[tuple[str, Iterator[Any]]]:
 
 def json_lines(artifact: Artifact, name: str) -> Iterator[Any]:
     """The values of a file's lines; for a line that is no JSON, an InputError in its place."""
-    for number, line in enumerate(lines_of(artifact, name), start=1):
+    lines = chain.from_iterable(map(BytesIO, line_blocks(artifact, name)))
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield json.loads(line)

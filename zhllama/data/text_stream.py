@@ -79,12 +79,6 @@ def open_plain(artifact: Artifact, name: str) -> Iterator[io.BufferedReader]:
             raise InputError(f"{artifact.root}/{name}: cannot be decompressed ({error}); compress it again") from error
 
 
-def lines_of(artifact: Artifact, name: str) -> Iterator[bytes]:
-    """The file's lines with their ends."""
-    for block in line_blocks(artifact, name):
-        yield from io.BytesIO(block)
-
-
 def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes]:
     """The file in blocks of whole lines: LINES_BYTES, and what the last line has beyond them."""
     with open_plain(artifact, name) as stream:

@@ -39,7 +39,7 @@ def one_by_one(batches: list[Examples]) -> list[Examples]:
 
 
 def batched(texts: list[str], size: int) -> list[Documents]:
-    return [Documents(texts[at : at + size], "a.txt", range(at, at + size)) for at in range(0, len(texts), size)]
+    return [Documents(texts[at : at + size], "a.txt") for at in range(0, len(texts), size)]
 
 
 @settings(max_examples=60, deadline=None)

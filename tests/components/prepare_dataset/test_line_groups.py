@@ -60,11 +60,11 @@ def test_the_blocks_are_the_recipes(encoder, sizes, batch, data):
 
 
 def test_a_line_is_bos_and_ids_and_a_blank_one_bos_alone(encoder):
-    (lines,) = text_examples([Documents(["one line", ""], "a.txt", (1, 2))], encoder, end=False)
+    (lines,) = text_examples([Documents(["one line", ""], "a.txt")], encoder, end=False)
     assert ids_of([lines]) == [[encoder.bos, *encoder.encode("one line")], [encoder.bos]]
 
 
 def test_a_blocks_records_are_its_lines(encoder):
-    documents = [Documents(["first one", "", "second one"], "a.txt", range(3))]
+    documents = [Documents(["first one", "", "second one"], "a.txt")]
     (block,) = line_groups(text_examples(documents, encoder, end=False), 200)
     assert [json.loads(record)["text"] for record in block.records(encoder)] == ["first one", "second one"]
