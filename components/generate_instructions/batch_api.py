@@ -11,7 +11,8 @@ import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from components.generate_instructions.client import Failed, Refused, UnexpectedResponse, completed
 from components.generate_instructions.ledger import Batch, Tokens
@@ -25,7 +26,7 @@ log = logging.getLogger("generate_instructions")
 
 MOST_REQUESTS = 20_000
 """In a batch: OpenAI takes 50,000 and 200 MB, and one of ours has some 4 kB, twice that with long seeds."""
-ENDPOINT: Final = "/v1/chat/completions"
+ENDPOINT = "/v1/chat/completions"
 NAME = "zhllama_batch"
 """The field of a batch's metadata that holds our name of it."""
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -50,10 +51,10 @@ async def _plan(scheduler: "RequestScheduler") -> None:
     chosen: dict[int, Tokens] = {}
     charged, limit = scheduler.ledger.charged, ""
     highest = max(scheduler.ledger.settled, default=-1)
-    for number in scheduler.unsettled(MOST_REQUESTS):
+    for number in islice(scheduler.unsettled(), MOST_REQUESTS):
         if number > highest and not scheduler.wants_more(len(chosen)):
             break
-        most = scheduler.most(scheduler.requests[number])
+        most = scheduler.most(number)
         limit = scheduler.budget.stops(charged, most)
         if limit:
             break
@@ -79,11 +80,10 @@ async def _plan(scheduler: "RequestScheduler") -> None:
     content = b"".join(lines)
     client = scheduler.api.client
     file = await _call(scheduler, lambda: client.files.create(file=(f"{name}.jsonl", content), purpose="batch"))
+    what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
     # once and no more: whether a call without an answer made the batch is looked up, not tried again
     try:
-        made = await client.batches.create(
-            input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={NAME: name}
-        )
+        made = await client.batches.create(**what)
     except Exception as error:
         failure = _told_apart(scheduler, error)
         if isinstance(failure, Failed):
@@ -113,8 +113,9 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
         content = await _call(scheduler, lambda file=file: client.files.content(file))  # type: ignore[misc]
         for line in content.text.splitlines():
             await _keep(scheduler, batch, line)
-    left = f"the batch {state.status}" if state.status != "completed" else "missing from the batch"
-    await _undone(scheduler, name, left)
+    await _undone(
+        scheduler, name, "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
+    )
     if state.status == "failed":
         said = "; ".join(str(error.message) for error in (state.errors.data or [])[:3]) if state.errors else ""
         raise InputError(

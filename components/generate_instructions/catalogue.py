@@ -37,11 +37,8 @@ LISTS = ("topics", "task_types", "refusals", "self_mentions")
 MESSAGE_OVERHEAD = 64
 """Tokens that a chat template puts around one message, at most."""
 _FIELDS = {
-    "topic": {"type": "integer"},
-    "task_type": {"type": "integer"},
-    "instruction": {"type": "string"},
-    "input": {"type": "string"},
-    "output": {"type": "string"},
+    **{name: {"type": "integer"} for name in ("topic", "task_type")},
+    **{name: {"type": "string"} for name in MAPPINGS["accepted"]},
 }
 
 
@@ -117,9 +114,8 @@ def _faults(value: Any) -> Iterator[tuple[str, str]]:
             yield f"accepted.{name}", "[shortest, longest]"
     for name in LISTS:
         texts = value.get(name)
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-            yield name, "a list of texts"
-        if not texts and name in ("topics", "task_types"):
+        right = isinstance(texts, list) and (texts or name in ("refusals", "self_mentions"))
+        if not right or not all(isinstance(text, str) and text for text in texts):
             yield name, "a list of texts"
         if len(set(texts)) < len(texts):
             yield name, "a list without repetitions"
@@ -137,9 +133,8 @@ def _faults(value: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its number, messages, and the topics and task types in the order it numbers them, from 1."""
+    """One request: its messages, and the topics and task types in the order it numbers them, from 1."""
 
-    number: int
     messages: list[dict[str, str]]
     topics: tuple[str, ...]
     task_types: tuple[str, ...]
@@ -178,7 +173,7 @@ class Requests:
         )
         if shown := drawn("examples", self.seeds):
             text += "\n例子（不要照抄）：\n" + "\n".join(json.dumps(dict(one), ensure_ascii=False) for one in shown)
-        return Request(number, [{"role": "user", "content": text.strip()}], topics, types)
+        return Request([{"role": "user", "content": text.strip()}], topics, types)
 
 
 def _numbered(names: Sequence[str]) -> str:

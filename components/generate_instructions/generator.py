@@ -78,9 +78,8 @@ def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Ha
 
     budget = config.budget
     requests = Requests(harvest.catalogue, config.per_request, seeds, config.seed)
-    place = storage.join(
-        storage.normalise(config.store), f"generate_instructions/answers/{_requests_key(config, requests)}"
-    )
+    key = _requests_key(config, requests)
+    place = storage.join(storage.normalise(config.store), f"generate_instructions/answers/{key}")
     most = Tokens(requests[0].most_prompt_tokens, config.answer_tokens)
     if limit := budget.stops(Tokens(), most):
         raise InputError(
@@ -113,28 +112,19 @@ def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Ha
 
 def _requests_key(config: GenerateInstructions, requests: Requests) -> str:
     """The name of the answers: the digest of all that decides what is asked."""
-    given = {name: getattr(config, name) for name in ("model", "temperature", "answer_tokens", "per_request", "seed")}
-    catalogue = requests.catalogue
-    value = given | {
-        "base_url": config.base_url.rstrip("/"),
-        "schema": SCHEMA,
-        "request": catalogue.request,
-        "language": str(catalogue.language["name"]),
-        "asked": dict(catalogue.asked),
-        "topics": list(catalogue.topics),
-        "task_types": list(catalogue.task_types),
-        "seeds": [dict(item) for item in requests.seeds],
-        "first": requests[0].messages,
-    }
-    return digest_of(value)[:32]
+    value = {name: getattr(config, name) for name in ("model", "temperature", "answer_tokens", "per_request", "seed")}
+    value |= {name: getattr(requests.catalogue, name) for name in ("request", "asked", "topics", "task_types")}
+    language = str(requests.catalogue.language["name"])
+    value |= {"base_url": config.base_url.rstrip("/"), "schema": SCHEMA, "language": language}
+    return digest_of(value | {"seeds": requests.seeds, "first": requests[0].messages})[:32]
 
 
 def _announce(config: GenerateInstructions, requests: Requests, ledger: Ledger) -> None:
     """What it will cost, about, before anything is sent."""
     budget = config.budget
-    if ledger.settled:
-        came = len(ledger.settled), budget.said(ledger.charged)
-        log.info("%d answers are here already (%s); they are not asked for again", *came)
+    if came := len(ledger.settled):
+        charged = budget.said(ledger.charged)
+        log.info("%d answers are here already (%s); they are not asked for again", came, charged)
     size = sum(len(message["content"].encode()) for message in requests[0].messages)
     one = usual(config.per_request, size, config.answer_tokens)
     if config.items:

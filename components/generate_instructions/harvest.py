@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from components.generate_instructions.catalogue import SCRIPTS, Catalogue
@@ -38,6 +37,9 @@ SAMPLES = 3
 """Of what fell at a rule, for the card."""
 _NO_INPUT = re.compile(r"[（(<\[【]?(无|没有|无输入|none|n/?a|no ?input|null|空)[）)>\]】]?[。.]?", re.IGNORECASE)
 """What models write into a field that they were told to leave empty."""
+_LOST = re.compile("[\ud800-\udfff\ufffd]")
+_ALONE, _WORDS = ("".join(characters for characters, word in SCRIPTS.values() if word is one) for one in (False, True))
+_UNIT = re.compile(f"[{_ALONE}]|[{_WORDS}]+(?:['’-][{_WORDS}]+)*|[^\\W\\d_{_ALONE}{_WORDS}]+")
 
 
 @dataclass
@@ -102,7 +104,8 @@ def judged(value: Any, catalogue: Catalogue) -> tuple[dict[str, str], str]:
         if value.get(name) is None:
             return {}, f"no {name}"
     fields = {name: value.get(name) or "" for name in FIELDS}
-    if not all(isinstance(content, str) and _is_text(content) for content in fields.values()):
+    # half a surrogate pair, which no file can hold, and the sign for what was lost on the way
+    if not all(isinstance(content, str) and not _LOST.search(content) for content in fields.values()):
         return {}, "unreadable"
     item = {name: content.strip() for name, content in fields.items()}
     if _NO_INPUT.fullmatch(item["input"]):
@@ -126,23 +129,11 @@ def _broken(item: Mapping[str, str], catalogue: Catalogue) -> str:
     return "language" if share < catalogue.language["share"] else ""
 
 
-def _is_text(content: str) -> bool:
-    """Without half a surrogate pair, which no file can hold, and without the sign for what was lost on the way."""
-    return not any("\ud800" <= sign <= "\udfff" or sign == "\ufffd" for sign in content)
-
-
 def share_of(script: str, text: str) -> float:
     """How much of a text is of a script, 0 to 1: characters of scripts without word spaces, words of the others.
 
     1 for a text without a letter (a sum, a table of numbers), and for the script "any".
     """
-    units = [] if script == "any" else _units().findall(text)
+    units = [] if script == "any" else _UNIT.findall(text)
     mine = re.compile(f"[{SCRIPTS[script][0]}]") if units else None
     return sum(1 for unit in units if mine.match(unit)) / len(units) if mine else 1.0
-
-
-@lru_cache(maxsize=1)
-def _units() -> re.Pattern[str]:
-    alone = "".join(characters for characters, word in SCRIPTS.values() if not word)
-    words = "".join(characters for characters, word in SCRIPTS.values() if word)
-    return re.compile(f"[{alone}]|[{words}]+(?:['’-][{words}]+)*|[^\\W\\d_{alone}{words}]+")

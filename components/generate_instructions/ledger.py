@@ -14,10 +14,8 @@ from typing import Any
 
 YIELD = 0.8
 """Of the items that are asked for, how many are usually kept; the estimate's guess until answers have come."""
-TOKENS_PER_BYTE = 0.3
-"""Chinese and English prompts with today's tokenizers; the estimate's guess, never the limit's."""
-TOKENS_PER_ITEM = 220
-"""Of an answer, likewise."""
+TOKENS_PER_BYTE, TOKENS_PER_ITEM = 0.3, 220
+"""Of Chinese and English prompts and answers with today's tokenizers; the estimate's guess, never the limit's."""
 
 
 @dataclass(frozen=True)

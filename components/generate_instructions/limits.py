@@ -18,9 +18,8 @@ from email.utils import parsedate_to_datetime
 MINUTE = 60.0
 ATTEMPTS = 10
 """Of one request; a throttled one (429) does not count."""
-FIRST_WAIT = 0.5
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds."""
-LONGEST_WAIT = 60.0
 LONGEST_PAUSE = 900.0
 """Seconds of a Retry-After that are waited; a server that asks for more is for a later run."""
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from components.generate_instructions import batch_api
-from components.generate_instructions.catalogue import Request, Requests
+from components.generate_instructions.catalogue import Requests
 from components.generate_instructions.client import Answer, Api, Dialect, Failed, Refused, UnexpectedResponse
 from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.journal import Journal
@@ -55,12 +55,9 @@ class RequestScheduler:
         self.limits = Limits(self.config.requests_per_minute, self.config.tokens_per_minute)
         self.ended = ""
         """Why no more is asked: "items", "max-cost", "max-tokens" or "fruitless"; "" while it goes on."""
-        self.taken = 0
-        """Answers that were harvested: requests 0 to taken − 1."""
-        self.empty_responses = 0
-        """Of them, how many of the last gave nothing new."""
-        self.last_answer = ""
-        self._first_refusal = ""
+        self.taken = self.empty_responses = 0
+        """Answers that were harvested (requests 0 to taken − 1), and how many of the last gave nothing new."""
+        self.last_answer = self._first_refusal = ""
         self._answered_at = 0.0
         self._closing = False
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -152,21 +149,20 @@ class RequestScheduler:
         """The next request to send; None when none may be sent now. Sets `ended` when none ever may."""
         if self.ended or len(self._running) >= self._allowed():
             return None
-        (number,) = self.unsettled(1)
+        number = next(self.unsettled())
         # an answer that others wait for is always wanted
         if not self.wants_more(len(self._running)) and number > max(self.ledger.settled, default=-1):
             return None
         not_yet_sent = len(self._running.keys() - self._on_the_wire)
-        limit = self.budget.stops(self.ledger.charged, self.most(self.requests[number]) * (1 + not_yet_sent))
+        limit = self.budget.stops(self.ledger.charged, self.most(number) * (1 + not_yet_sent))
         if limit and not self._running:
             self.ended = limit
         return None if limit else number
 
-    def unsettled(self, count: int) -> list[int]:
-        """The lowest numbers of requests that are neither settled nor out."""
-        settled, running = self.ledger.settled, self._running
-        free = (number for number in itertools.count(self.taken) if number not in settled and number not in running)
-        return list(itertools.islice(free, count))
+    def unsettled(self) -> Iterator[int]:
+        """The numbers of the requests that are neither settled nor out, the lowest first."""
+        out = self.ledger.settled, self._running
+        return (number for number in itertools.count(self.taken) if not any(number in some for some in out))
 
     def _allowed(self) -> int:
         if not self.known or self.config.batch:
@@ -176,8 +172,7 @@ class RequestScheduler:
         return max(1, min(self.config.concurrency, self.config.fruitless - self.empty_responses - self._waiting()))
 
     def _waiting(self) -> int:
-        """Answers that came before one with a lower number."""
-        # requests 0 to taken − 1 are all settled, so that none needs to be looked at
+        """Answers that came before one with a lower number: requests 0 to taken − 1 are all settled."""
         return len(self.ledger.settled) - self.taken
 
     def wants_more(self, out: int) -> bool:
@@ -188,16 +183,15 @@ class RequestScheduler:
         yielded = (len(self.harvest.items) + YIELD * self.requests.count) / (self.taken + 1)
         return (out + self._waiting()) * yielded < self.harvest.wanted - len(self.harvest.items)
 
-    def most(self, request: Request) -> Tokens:
+    def most(self, number: int) -> Tokens:
         """The most that a request can cost."""
-        return Tokens(request.most_prompt_tokens, self.config.answer_tokens)
+        return Tokens(self.requests[number].most_prompt_tokens, self.config.answer_tokens)
 
     async def _settle(self, number: int) -> None:
-        """Asks until the request is settled; returns sooner when the budget does not hold another attempt, or when
-        the run ends."""
-        request, failures, throttled = self.requests[number], 0, 0
+        """Asks until the request is settled, the budget does not hold another attempt, or the run ends."""
+        failures = throttled = 0
         began = halfway = time.monotonic()
-        most = self.most(request)
+        most = self.most(number)
         while number not in self.ledger.settled:
             correct = await self.limits.turn(most.total)
             if self._closing or self.budget.stops(self.ledger.charged, most):
@@ -205,7 +199,7 @@ class RequestScheduler:
             attempt = self.ledger.attempts[number] + 1
             self._on_the_wire.add(number)
             try:
-                failure = await self._attempt(request, attempt, most, correct)
+                failure = await self._attempt(number, attempt, most, correct)
             finally:
                 self._on_the_wire.discard(number)
             if failure is None:
@@ -237,13 +231,12 @@ class RequestScheduler:
                     self.limits.pause(wait)
 
     async def _attempt(
-        self, request: Request, attempt: int, most: Tokens, correct: Callable[[float], None]
+        self, number: int, attempt: int, most: Tokens, correct: Callable[[float], None]
     ) -> Failed | None:
         """Asks once and keeps what came; what may pass is returned, and None after an answer or a refusal."""
-        number = request.number
         await self.record("sent", request=number, attempt=attempt, prompt_tokens=most.prompt, answer_tokens=most.answer)
         try:
-            answer = await self.api.ask(request, self.dialect)
+            answer = await self.api.ask(self.requests[number], self.dialect)
         except Failed as failure:
             await self.failed(number, attempt, failure.reason, failure.may_be_billed)
             return failure
@@ -278,7 +271,6 @@ class RequestScheduler:
         return None
 
     async def failed(self, number: int, attempt: int, reason: str, may_be_billed: bool) -> None:
-        """Keeps an attempt that brought no answer."""
         await self.record("failed", request=number, attempt=attempt, reason=reason, may_be_billed=may_be_billed)
 
     async def answered(self, number: int, attempt: int, answer: Answer) -> None:
