@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from components.generate_instructions.catalogue import SCHEMA, Request
+from components.generate_instructions.harvest import CUT_OFF, objects_in
 from components.generate_instructions.limits import retry_after
 from components.generate_instructions.options import GenerateInstructions
-from components.generate_instructions.parse import CUT_OFF, objects_in
 from zhllama.errors import InputError
 
 log = logging.getLogger("generate_instructions")

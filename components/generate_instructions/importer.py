@@ -99,18 +99,13 @@ def _json(artifact: Artifact, name: str) -> Iterator[Any]:
         # a list first: all of it may be one line, which is not read to see that it is none
         if begin == b"[":
             yield from ijson.items(stream, "item", use_float=True)
-        elif _holds_lines(list(islice(json_lines(artifact, name), 2))):
+            return
+        first = list(islice(json_lines(artifact, name), 2))
+        like_one = len(first) == 2 or (first and alpaca_of(first[0])[1] != "unknown")
+        if like_one and all(isinstance(value, dict) for value in first):
             yield from json_lines(artifact, name)
         elif begin == b"{":
             for _, value in ijson.kvitems(stream, "", use_float=True):
                 yield from value if isinstance(value, list) else ()
         else:
             raise InputError(f"{artifact.root}/{name}: not JSON; {needed}")
-
-
-def _holds_lines(first: list[Any]) -> bool:
-    """Whether a .json file that begins with these lines is JSON lines, as many data sets have it: there are two
-    records, or one that is like one."""
-    return all(isinstance(value, dict) for value in first) and (
-        len(first) == 2 or (len(first) == 1 and alpaca_of(first[0])[1] != "unknown")
-    )

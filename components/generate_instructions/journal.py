@@ -11,7 +11,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -79,8 +79,13 @@ class Journal:
             self._file.truncate(whole)
         lines = content[:whole].splitlines()
         if self._s3:
+            self._objects = [item.name for item in storage.listing(self._s3) if item.name.endswith(".jsonl")]
+            self._next = 1 + max((int(name.split(".")[0]) for name in self._objects), default=-1)
+            with ThreadPoolExecutor(8) as pool:
+                contents = pool.map(lambda name: storage.read_bytes(storage.join(self._s3, name)), self._objects)
+                # once each: an object and those that it was put together of may both be there
+                theirs = dict.fromkeys(line for some in contents for line in some.splitlines())
             # one order everywhere: S3's, then what a process that was killed had not sent there yet
-            theirs = self._fetched()
             only_here = [line for line in lines if line not in theirs]
             only_there = theirs.keys() - set(lines)
             lines = [*theirs, *only_here]
@@ -90,15 +95,15 @@ class Journal:
                 self._file.truncate(0)
                 self._write(lines)
             self._put_together()
-        self.records = list(_records(lines, self._s3 or self._file.name))
-
-    def _fetched(self) -> dict[bytes, None]:
-        """The lines in S3, once each: an object and those that it was put together of may both be there."""
-        self._objects = [item.name for item in storage.listing(self._s3) if item.name.endswith(".jsonl")]
-        self._next = 1 + max((int(name.split(".")[0]) for name in self._objects), default=-1)
-        with ThreadPoolExecutor(8) as pool:
-            contents = pool.map(lambda name: storage.read_bytes(storage.join(self._s3, name)), self._objects)
-            return dict.fromkeys(line for content in contents for line in content.splitlines())
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("event"), str):
+                self.records.append(record)
+            else:
+                log.warning("%s: line %d is damaged, and left out", self._s3 or self._file.name, number)
 
     async def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line and returns when it will survive. StorageFault when S3 cannot be written."""
@@ -156,15 +161,3 @@ class Journal:
 
 def _joined(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
-
-
-def _records(lines: list[bytes], where: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("event"), str):
-            yield record
-        else:
-            log.warning("%s: line %d is damaged, and left out", where, number)

@@ -147,7 +147,12 @@ class RequestScheduler:
 
     def next_number(self) -> int | None:
         """The next request to send; None when none may be sent now. Sets `ended` when none ever may."""
-        if self.ended or len(self._running) >= self._allowed():
+        allowed = self.config.concurrency
+        if not self.known or self.config.batch:
+            allowed = 1
+        elif not self.harvest.items:
+            allowed = max(1, min(allowed, self.config.fruitless - self.empty_responses - self._waiting()))
+        if self.ended or len(self._running) >= allowed:
             return None
         number = next(self.unsettled())
         # an answer that others wait for is always wanted
@@ -163,13 +168,6 @@ class RequestScheduler:
         """The numbers of the requests that are neither settled nor out, the lowest first."""
         out = self.ledger.settled, self._running
         return (number for number in itertools.count(self.taken) if not any(number in some for some in out))
-
-    def _allowed(self) -> int:
-        if not self.known or self.config.batch:
-            return 1
-        if self.harvest.items:
-            return self.config.concurrency
-        return max(1, min(self.config.concurrency, self.config.fruitless - self.empty_responses - self._waiting()))
 
     def _waiting(self) -> int:
         """Answers that came before one with a lower number: requests 0 to taken − 1 are all settled."""

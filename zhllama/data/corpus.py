@@ -89,22 +89,20 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
         number, json_lines = 1, plain_name(name).endswith(".jsonl")
         for block in line_blocks(artifact, name):
             lines = block.removesuffix(b"\n")
-            decoded = None if json_lines else _decoded(lines, begin=number == 1)
-            if decoded is None:
-                decoded = list(_line_by_line(lines.split(b"\n"), number, where, json_lines, skipped))
-            yield Documents(decoded, name)
+            try:
+                texts = [] if json_lines else lines.decode(_encoding(number)).split("\n")
+                texts = [one.rstrip("\r") for one in texts] if b"\r" in lines else texts
+            except UnicodeDecodeError:
+                texts = []
+            # a plain block has one text at least
+            texts = texts or list(_line_by_line(lines.split(b"\n"), number, where, json_lines, skipped))
+            yield Documents(texts, name)
             number += lines.count(b"\n") + 1
 
 
-def _decoded(block: bytes, begin: bool) -> list[str] | None:
-    """The texts of lines, without their ends; None when they are not UTF-8, one of them at least. At the `begin` of a
-    file a byte order mark may stand, which is no text."""
-    try:
-        text = block.decode("utf-8-sig" if begin else "utf-8")
-    except UnicodeDecodeError:
-        return None
-    texts = text.split("\n")
-    return [one.rstrip("\r") for one in texts] if "\r" in text else texts
+def _encoding(line: int) -> str:
+    """At the begin of a file a byte order mark may stand, which is no text."""
+    return "utf-8-sig" if line == 1 else "utf-8"
 
 
 def _line_by_line(
@@ -112,7 +110,7 @@ def _line_by_line(
 ) -> Iterator[str]:
     for number, line in enumerate(lines, start=first):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+            text = line.decode(_encoding(number)).rstrip("\r")
             yield _text_field(text, f"{where}: line {number}") if json_lines and text.strip() else text
         except UnicodeDecodeError as error:
             reason = f"is not UTF-8 ({error.reason}); convert the file, or --skip-bad"

@@ -118,7 +118,6 @@ class PackedWriter:
         block_size: int,
         vocabulary_size: int,
         pad_id: int,
-        max_shard: int = MAX_SHARD,
         prompts: bool = True,
     ) -> None:
         """`prompts`: whether any segment has one; else two bytes a segment are saved."""
@@ -126,7 +125,7 @@ class PackedWriter:
         self._columns = 2 if prompts else 1
         self._type = token_type(vocabulary_size)
         block_bytes = block_size * int(self._type[-1])
-        self._per_shard = max(1, max_shard // block_bytes)
+        self._per_shard = max(1, MAX_SHARD // block_bytes)
         self._at_once = max(1, _AT_ONCE // block_bytes)
         self._shard = ExitStack()
         self._streams: list[FileStream] = []

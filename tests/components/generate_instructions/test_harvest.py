@@ -7,8 +7,7 @@ import pytest
 
 from components.generate_instructions.catalogue import load_catalogue
 from components.generate_instructions.dedup import Seen
-from components.generate_instructions.harvest import RULES, UNNAMED, Harvest, judged, share_of
-from components.generate_instructions.parse import CUT_OFF
+from components.generate_instructions.harvest import CUT_OFF, RULES, UNNAMED, Harvest, judged, share_of
 
 CATALOGUE = load_catalogue()
 

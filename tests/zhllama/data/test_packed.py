@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.packed_data import Segment, blocks_of, in_arrays
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.data import packed
 from zhllama.data.packed import KIND, PackedWriter, Segments, packed_facts, token_type
 from zhllama.data.packed_reader import IGNORED, PackedDataset
 from zhllama.errors import InputError
@@ -21,9 +22,11 @@ PAD = 2
 
 def publish(store, blocks, vocabulary_size=1000, block_size=BLOCK, max_shard=10**9, key="key"):
     out = ArtifactWriter(str(store), "prepare_dataset", key)
-    with PackedWriter(out, "train", block_size, vocabulary_size, PAD, max_shard) as split:
-        for block in blocks:
-            split.write_blocks(blocks_of([Segment(np.array(ids), prompt) for ids, prompt in block]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "MAX_SHARD", max_shard)
+        with PackedWriter(out, "train", block_size, vocabulary_size, PAD) as split:
+            for block in blocks:
+                split.write_blocks(blocks_of([Segment(np.array(ids), prompt) for ids, prompt in block]))
     out.facts.update(packed_facts(block_size, vocabulary_size, PAD, [split]))
     return open_artifact(out.publish(KIND).reference)
 
