@@ -107,28 +107,24 @@ class Api:
 
     def body(self, request: Request, dialect: Dialect, stream: bool) -> dict[str, Any]:
         """The request as the chat completions API wants it."""
-        config = self.config
-        body: dict[str, Any] = {"model": config.model, "messages": request.messages}
-        body[dialect.limit] = config.answer_tokens
-        if dialect.temperature:
-            body["temperature"] = config.temperature
-        if dialect.structure == "schema":
-            body["response_format"] = {"type": "json_schema", "json_schema": SCHEMA}
-        elif dialect.structure == "json":
-            body["response_format"] = {"type": "json_object"}
-        if stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return body
+        body = {"model": self.config.model, "messages": request.messages, dialect.limit: self.config.answer_tokens}
+        forms = {"schema": {"type": "json_schema", "json_schema": SCHEMA}, "json": {"type": "json_object"}}
+        body |= {"temperature": self.config.temperature} if dialect.temperature else {}
+        body |= {"response_format": forms[dialect.structure]} if dialect.structure in forms else {}
+        return body | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
 
     async def ask(self, request: Request, dialect: Dialect) -> Answer:
         """One answer. Raises Refused, Failed, UnexpectedResponse, or InputError for what ends the run (key, model)."""
+        import openai
+
         create = self.client.chat.completions.with_streaming_response.create
         body, answer = self.body(request, dialect, dialect.stream), _Answer()
         try:
             async with asyncio.timeout(self.config.timeout), create(**body) as response:
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     async for chunk in await response.parse():
-                        answer.add(chunk.model_dump(exclude_unset=True, warnings=False))
+                        if isinstance(chunk, openai.BaseModel):
+                            answer.add(chunk.model_dump(exclude_unset=True, warnings=False))
                     return answer.whole()
                 read = bytearray()
                 async for piece in response.iter_bytes():
@@ -205,8 +201,8 @@ class _Answer:
         self._usage = chunk.get("usage") or self._usage
         self._model = str(chunk.get("model") or self._model)
         for choice in (chunk.get("choices") or [])[:1]:
-            said = choice.get("delta") or {}
-            text = said.get("content") or said.get("refusal")
+            said = choice.get("delta")
+            text = said.get("content") or said.get("refusal") if isinstance(said, Mapping) else ""
             self._content.write(text if isinstance(text, str) else "")
             self._finish = choice.get("finish_reason") or self._finish
         if self._content.tell() > LONGEST_ANSWER:

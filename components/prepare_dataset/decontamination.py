@@ -41,7 +41,7 @@ class Decontamination:
     def __init__(self, near_duplicates: bool = False) -> None:
         self._validation: set[bytes] = set()
         self._near = NearDuplicates() if near_duplicates else None
-        self._overlap: Overlap | None = None
+        self._evaluated: set[bytes] = set()
         self.left_out = {"fully_masked": 0, "in_validation_too": 0}
         """Why → how many, of what was read: of a mixture, some behind its end too."""
         if near_duplicates:
@@ -56,17 +56,15 @@ class Decontamination:
 
     def add_eval_set(self, texts: Iterable[str]) -> None:
         """Texts that the model will be scored on."""
-        self._overlap = self._overlap or Overlap()
         self.left_out["in_evaluation"] = 0
-        for text in texts:
-            self._overlap.add(text)
+        self._evaluated.update(run for text in texts for run in runs(text))
 
     def kept(self, batches: Iterable[Examples]) -> Iterator[Examples]:
         """The examples that are neither masked altogether nor known from elsewhere, batch by batch."""
         for batch in batches:
             examples = batch.where(batch.has_loss)
             self.left_out["fully_masked"] += len(batch) - len(examples)
-            if self._validation or self._overlap is not None or self._near is not None:
+            if self._validation or self._evaluated or self._near is not None:
                 known = map(self._known, examples.identities, examples.contents)
                 examples = examples.where(~np.fromiter(known, bool, len(examples)))
             if len(examples):
@@ -76,7 +74,7 @@ class Decontamination:
         """Whether something speaks against training on it, which then is counted."""
         if self._validation and _fingerprint(identity) in self._validation:
             why = "in_validation_too"
-        elif self._overlap is not None and self._overlap.is_in(_subject_of(content)):
+        elif self._evaluated and not self._evaluated.isdisjoint(runs(_subject_of(content))):
             why = "in_evaluation"
         elif self._near is not None and self._near.is_one(_text_of(content)):
             why = "near_duplicates"
@@ -103,22 +101,8 @@ class NearDuplicates:
         return not self._index.add_pairs([(str(self._count), list(runs))])[0]
 
 
-class Overlap:
-    """Runs of words of texts that the model will be scored on."""
-
-    def __init__(self) -> None:
-        self._runs: set[bytes] = set()
-
-    def add(self, text: str) -> None:
-        self._runs.update(_runs(text))
-
-    def is_in(self, text: str) -> bool:
-        """Whether it has a run of words in common with one of them, or is one of the shorter ones."""
-        return any(run in self._runs for run in _runs(text))
-
-
-def _runs(text: str) -> Iterator[bytes]:
-    """Its runs of words; of a text with fewer, all of it. Both are told apart by their number of words."""
+def runs(text: str) -> Iterator[bytes]:
+    """The runs of words of a text, of which two texts that overlap have one in common; of a shorter text, all of it."""
     words = _WORD.findall(text.lower())
     for at in range(max(bool(words), len(words) - RUN + 1)):
         yield _fingerprint("\n".join(words[at : at + RUN]).encode())

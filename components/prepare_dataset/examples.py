@@ -32,6 +32,7 @@ AHEAD = 4
 """Batches that wait, encoded or being so."""
 LINES = 1000
 """That the recipe concatenates and cuts into blocks."""
+_LISTS = ("identities", "contents", "characters")
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -45,8 +46,7 @@ class Examples:
     """The content of each, which decides its side of the split; of an item, the prompt."""
     contents: list[Any]
     """Each as it was: a text, an item, the ids of a block."""
-    characters: np.ndarray
-    """int64 [examples]"""
+    characters: list[int]
     file: str = ""
 
     def __len__(self) -> int:
@@ -72,38 +72,24 @@ class Examples:
 
     def part(self, begin: int, end: int) -> Self:
         """The examples from `begin` to `end`."""
-        return replace(
-            self,
-            segments=self.segments.part(begin, end),
-            identities=self.identities[begin:end],
-            contents=self.contents[begin:end],
-            characters=self.characters[begin:end],
-        )
+        return self._picked(self.segments.part(begin, end), lambda some: some[begin:end])
 
     def where(self, kept: np.ndarray) -> Self:
         """The examples for which `kept` is true."""
-        if kept.all():
-            return self
-        return replace(
-            self,
-            segments=self.segments.where(kept),
-            identities=list(compress(self.identities, kept)),
-            contents=list(compress(self.contents, kept)),
-            characters=self.characters[kept],
-        )
+        return self if kept.all() else self._picked(self.segments.where(kept), lambda some: list(compress(some, kept)))
+
+    def _picked(self, segments: Segments, pick: Callable[[list[Any]], list[Any]]) -> Self:
+        lists: dict[str, Any] = {name: pick(getattr(self, name)) for name in _LISTS}
+        return replace(self, segments=segments, **lists)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The examples of all parts, at least one, in order. They are of one kind."""
         if len(parts) == 1:
             return parts[0]
-        return replace(
-            parts[0],
-            segments=Segments.joined([part.segments for part in parts]),
-            identities=[identity for part in parts for identity in part.identities],
-            contents=[content for part in parts for content in part.contents],
-            characters=np.concatenate([part.characters for part in parts]),
-        )
+        segments = Segments.joined([part.segments for part in parts])
+        lists: dict[str, Any] = {name: [one for part in parts for one in getattr(part, name)] for name in _LISTS}
+        return replace(parts[0], segments=segments, **lists)
 
 
 def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = True) -> Iterator[Examples]:
@@ -117,7 +103,7 @@ def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = Tr
             Segments(ids.astype(id_type), lengths, np.zeros_like(lengths)),
             [text.encode() for text in texts],
             texts,
-            np.fromiter(map(len, texts), np.int64, len(texts)),
+            list(map(len, texts)),
             documents.file,
         )
 
@@ -142,7 +128,7 @@ def instruction_examples(items: Iterable[dict[str, str]], encoder: Encoder, bloc
             Segments(ids.astype(id_type), lengths.sum(axis=0), kept),
             [prompt.encode() for prompt in prompts],
             batch,
-            np.array([len(prompt) + len(item["output"]) for prompt, item in zip(prompts, batch, strict=True)]),
+            [len(prompt) + len(item["output"]) for prompt, item in zip(prompts, batch, strict=True)],
         )
 
     return _ahead(made, _batches(items))
@@ -193,7 +179,7 @@ def line_groups(lines: Iterable[Examples], block_size: int) -> Iterator[Examples
                 Segments(joined[:whole], lengths, np.zeros_like(lengths)),
                 [ids.tobytes() for ids in blocks],
                 blocks,
-                np.rint(group.characters.sum() / len(joined) * lengths).astype(np.int64),
+                np.rint(sum(group.characters) / len(joined) * lengths).astype(int).tolist(),
             )
 
 

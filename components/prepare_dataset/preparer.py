@@ -138,7 +138,7 @@ class _Split:
         import numpy as np
 
         self.examples += len(examples)
-        self.characters += int(examples.characters.sum())
+        self.characters += sum(examples.characters)
         if self._records is not None:
             for record in examples.records(self._encoder):
                 self._records.write((f"{self._before}{record}" if self._as_list else f"{record}\n").encode())

@@ -56,10 +56,13 @@ def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Sh
 
 def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType":
     """Some blocks of a packed dataset, for a terminal. InputError when it is none or its tokenizer is gone."""
+    from rich.box import MINIMAL
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     dataset, encoder = _opened(artifact, split)
+    special = "bold cyan"
     tables: list[RenderableType] = []
     for index in sampled_blocks(dataset, count):
         found = shown_block(dataset, index, encoder)
@@ -67,7 +70,20 @@ def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType"
         title = f"{split} block {index:,} of {len(dataset):,}: {len(found)} documents, {filled} tokens"
         if filled < dataset.block_size:
             title += f", {dataset.block_size - filled} places of padding"
-        tables += [Text(f"\n{title}", "bold"), _table(found, encoder)]
+        table = Table(box=MINIMAL, show_lines=True, header_style="dim", padding=(0, 1))
+        for name in ("tokens", "learned"):
+            table.add_column(name, justify="right", no_wrap=True, style="dim")
+        table.add_column("document", overflow="fold")
+        for one in found:
+            text = Text.assemble(
+                (encoder.pieces[encoder.bos] if one.begins else "⋯", special),
+                (f"⟦{one.masked}⟧" if one.masked else "", "dim"),
+                (one.learned, "green" if one.masked and one.begins else ""),
+                # after a thin space, where a line may be broken, so that the name stays whole
+                (f"\u2009{encoder.pieces[encoder.eos]}" if one.ends else "⋯", special),
+            )
+            table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
+        tables += [Text(f"\n{title}", "bold"), table]
     return Group(*tables)
 
 
@@ -88,25 +104,3 @@ def _opened(artifact: Artifact, split: str) -> tuple[PackedDataset, Encoder]:
     if contract is None or encoder.vocabulary().digest != contract.digest:
         raise InputError(f"{made_with}: the tokenizer there is not the one that this dataset was made with any more")
     return dataset, encoder
-
-
-def _table(found: list[Shown], encoder: Encoder) -> "RenderableType":
-    from rich.box import MINIMAL
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=MINIMAL, show_lines=True, header_style="dim", padding=(0, 1))
-    table.add_column("tokens", justify="right", no_wrap=True, style="dim")
-    table.add_column("learned", justify="right", no_wrap=True, style="dim")
-    table.add_column("document", overflow="fold")
-    special = "bold cyan"
-    for one in found:
-        text = Text.assemble(
-            (encoder.pieces[encoder.bos] if one.begins else "⋯", special),
-            (f"⟦{one.masked}⟧" if one.masked else "", "dim"),
-            (one.learned, "green" if one.masked and one.begins else ""),
-            # after a thin space, where a line may be broken, so that the name stays whole
-            (f"\u2009{encoder.pieces[encoder.eos]}" if one.ends else "⋯", special),
-        )
-        table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
-    return table

@@ -36,7 +36,7 @@ def examples_of(lines, file):
     """Lines of ids as one batch of a file."""
     segments = in_arrays([Segment(np.array(ids)) for ids in lines])
     texts = [""] * len(lines)
-    return Examples(segments, [b""] * len(lines), texts, np.ones(len(lines), np.int64), file)
+    return Examples(segments, [b""] * len(lines), texts, [1] * len(lines), file)
 
 
 def ids_of(batches):

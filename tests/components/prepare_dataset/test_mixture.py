@@ -23,7 +23,7 @@ def source(name, sizes, weight, batch=7):
                 Segments(np.zeros(some.sum()), some, np.zeros_like(some)),
                 [b""] * len(some),
                 [f"{name}{number}" for number in numbers[at : at + batch]],
-                some,
+                some.tolist(),
             )
             for at in range(0, len(sizes), batch)
             if len(some := sizes[at : at + batch])
