@@ -79,7 +79,7 @@ async def _plan(scheduler: "RequestScheduler") -> None:
         lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     content = b"".join(lines)
     client = scheduler.api.client
-    file = await _call(scheduler, lambda: client.files.create(file=(f"{name}.jsonl", content), purpose="batch"))
+    file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
     what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
     # once and no more: whether a call without an answer made the batch is looked up, not tried again
     try:
@@ -100,18 +100,17 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
     """Waits for a batch and keeps what it brought."""
     client = scheduler.api.client
     if not batch.identity:
-        found = await _call(scheduler, lambda: _found(client, name))
+        found = await _call(scheduler, _found, client, name)
         if found is None:
             await _undone(scheduler, name, "the batch was never made")
             return
         await scheduler.record("batch created", batch=name, id=found)
-    while (state := await _call(scheduler, lambda: client.batches.retrieve(batch.identity))).status not in ENDED:
+    while (state := await _call(scheduler, client.batches.retrieve, batch.identity)).status not in ENDED:
         if counts := state.request_counts:
             log.info("batch %s: %s, %d of %d answered", batch.identity, state.status, counts.completed, counts.total)
         await asyncio.sleep(scheduler.config.batch_poll_seconds)
     for file in filter(None, (state.output_file_id, state.error_file_id)):
-        content = await _call(scheduler, lambda file=file: client.files.content(file))  # type: ignore[misc]
-        for line in content.text.splitlines():
+        for line in (await _call(scheduler, client.files.content, file)).text.splitlines():
             await _keep(scheduler, batch, line)
     await _undone(
         scheduler, name, "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
@@ -166,12 +165,12 @@ async def _found(client: Any, name: str) -> str | None:
     return None
 
 
-async def _call(scheduler: "RequestScheduler", call: Callable[[], Awaitable[Any]]) -> Any:
+async def _call(scheduler: "RequestScheduler", call: Callable[..., Awaitable[Any]], *given: Any, **named: Any) -> Any:
     """A call that may be made again without a second bill: files and looks at a batch. InputError, StorageFault."""
     failures = 0
     while True:
         try:
-            return await call()
+            return await call(*given, **named)
         except Exception as error:
             failure = _told_apart(scheduler, error)
             if not isinstance(failure, Failed):

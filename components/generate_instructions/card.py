@@ -30,7 +30,6 @@ ENDINGS = {
     "fruitless": "the model gave nothing new any more",
     "all records": "every record was read",
 }
-"""Why it ended."""
 
 
 def imported(config: GenerateInstructions, harvest: "Harvest", records: Mapping[str, int]) -> dict[str, Any]:

@@ -43,11 +43,11 @@ class Seen:
     def tokens(self, text: str) -> str:
         """The token sequence, a character a token; of a text without any (marks alone), the text itself."""
         found = _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
-        return "".join([one if len(one) == 1 and one >= "\u3040" else self._numbered(one) for one in found]) or text
-
-    def _numbered(self, word: str) -> str:
-        # past the last free code point two words share one: of 850,000 words, that is no matter
-        return self._words.setdefault(word, chr(_FIRST_WORD + len(self._words) % _WORDS))
+        for at, one in enumerate(found):
+            if len(one) > 1 or one < "\u3040":
+                # past the last free code point two words share one: of 850,000 words, that is no matter
+                found[at] = self._words.setdefault(one, chr(_FIRST_WORD + len(self._words) % _WORDS))
+        return "".join(found) or text
 
     def add(self, text: str) -> None:
         """Puts a question in; one that is there already, token for token, changes nothing."""
