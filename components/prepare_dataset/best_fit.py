@@ -45,11 +45,8 @@ def _pieces(lengths: np.ndarray, block_size: int) -> np.ndarray:
 class BestFit:
     """Takes documents, gives full blocks; `finish` gives the rest."""
 
-    def __init__(
-        self, block_size: int, window: int = WINDOW, open_blocks: int = OPEN_BLOCKS, tokens: int = WINDOW_TOKENS
-    ) -> None:
-        self._block_size, self._window, self._window_tokens = block_size, window, tokens
-        self._limit = open_blocks
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
         self._open = np.zeros(0, np.int64)
         """How many segments each open block holds."""
         self._held: list[Segments] = []
@@ -62,7 +59,7 @@ class BestFit:
         while len(documents):
             pieces = self._pieces + _pieces(documents.lengths, self._block_size).cumsum()
             tokens = self._tokens + documents.lengths.cumsum()
-            full = (pieces >= self._window) | (tokens >= self._window_tokens)
+            full = (pieces >= WINDOW) | (tokens >= WINDOW_TOKENS)
             # the document that fills the window is the last one in it
             end = int(full.argmax()) + 1 if full[-1] else len(documents)
             self._held.append(cut(documents.part(0, end), self._block_size))
@@ -88,7 +85,7 @@ class BestFit:
         rank[ranked] = np.arange(len(ranked))
         order = order[np.argsort(rank[block_of], kind="stable")]
         counts = np.bincount(block_of)[ranked]
-        done = max(int((used == self._block_size).sum()), len(used) - self._limit)
+        done = max(int((used == self._block_size).sum()), len(used) - OPEN_BLOCKS)
         last = int(counts[:done].sum())
         self._held, self._open = [segments.take(order[last:])], counts[done:]
         yield from self._in_parts(segments, order[:last], counts[:done])

@@ -30,8 +30,12 @@ def read_instructions(
     Items have exactly the three fields, as text; `input` may be missing, and `output` too, or be empty, unless
     `answered`. InputError names file, item and field; with `skipped` such items are counted there and left out.
     """
-    empty = True
-    for where, items in _sources(artifact):
+    empty, hub = True, artifact.manifest.kind == hub_dataset.KIND
+    sources = [(artifact.root, hub_dataset.hub_rows(artifact))] if hub else []
+    for name in instruction_files(artifact):
+        of_lines = plain_name(name).endswith(".jsonl")
+        sources.append((f"{artifact.root}/{name}", (json_lines if of_lines else _of_list)(artifact, name)))
+    for where, items in sources:
         for number, item in enumerate(items, start=1):
             empty = False
             try:
@@ -48,15 +52,6 @@ def instruction_files(artifact: Artifact) -> list[str]:
     """The names of the artifact's files of items (see data_files)."""
     missing = "no .json or .jsonl file in it; give Alpaca items in one"
     return data_files(artifact, (".json", ".jsonl"), HELD_OUT_INSTRUCTIONS, "instructions", missing)
-
-
-def _sources(artifact: Artifact) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Each file's place, for messages, and its items."""
-    if artifact.manifest.kind == hub_dataset.KIND:
-        yield artifact.root, hub_dataset.hub_rows(artifact)
-    for name in instruction_files(artifact):
-        of_lines = plain_name(name).endswith(".jsonl")
-        yield f"{artifact.root}/{name}", json_lines(artifact, name) if of_lines else _of_list(artifact, name)
 
 
 def json_lines(artifact: Artifact, name: str) -> Iterator[Any]:
