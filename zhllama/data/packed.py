@@ -105,7 +105,7 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}"
 
 
-class PackedWriter:
+class PackedWriter(ExitStack):
     """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write_blocks(…)`.
 
     Memory: 1 MB of blocks beyond those it is given, however much is written.
@@ -121,15 +121,15 @@ class PackedWriter:
         prompts: bool = True,
     ) -> None:
         """`prompts`: whether any segment has one; else two bytes a segment are saved."""
+        super().__init__()
         self._out, self.split, self._block_size, self._pad_id = out, split, block_size, pad_id
         self._columns = 2 if prompts else 1
         self._type = token_type(vocabulary_size)
         block_bytes = block_size * int(self._type[-1])
         self._per_shard = max(1, MAX_SHARD // block_bytes)
         self._at_once = max(1, _AT_ONCE // block_bytes)
-        self._shard = ExitStack()
         self._streams: list[FileStream] = []
-        """Of the shard in the making: ids, offsets, segments."""
+        """Of the shard in the making, which the stack closes: ids, offsets, segments."""
         self._segments_before = 0
         """Segments of the shard that are written already."""
         self.shards: list[int] = []
@@ -165,7 +165,7 @@ class PackedWriter:
             if not self._streams:
                 name = shard_name(self.split, len(self.shards))
                 for kind in ("bin", "offsets.bin", "segments.bin"):
-                    self._streams.append(self._shard.enter_context(self._out.writer(f"{name}.{kind}")))
+                    self._streams.append(self.enter_context(self._out.writer(f"{name}.{kind}")))
                 self._streams[1].write(bytes(4))
                 self.shards.append(0)
                 self._segments_before = 0
@@ -173,7 +173,7 @@ class PackedWriter:
             last = first + int(counts[begin:end].sum())
             self._write(segments.part(first, last), counts[begin:end])
             if self.shards[-1] == self._per_shard:
-                self._shard.close()
+                self.close()
                 self._streams = []
             begin, first = end, last
 
@@ -208,12 +208,6 @@ class PackedWriter:
         self.segments += len(segments)
         self.tokens += int(used.sum())
         self.loss_tokens += int((ends - loss_start).sum())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *failure: Any) -> None:
-        self._shard.__exit__(*failure)
 
 
 def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Sequence[PackedWriter]) -> dict[str, Any]:

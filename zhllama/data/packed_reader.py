@@ -42,8 +42,6 @@ class PackedDataset:
             )
         self.split = split
         self.block_size: int = facts["block_size"]
-        self.pad_id: int = facts["pad_id"]
-        self.vocabulary = artifact.manifest.vocabulary
         self.facts: dict[str, Any] = facts["splits"][split]
         if "columns" not in self.facts:
             raise InputError(
