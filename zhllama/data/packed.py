@@ -112,17 +112,11 @@ class PackedWriter(ExitStack):
     """
 
     def __init__(
-        self,
-        out: "ArtifactWriter",
-        split: str,
-        block_size: int,
-        vocabulary_size: int,
-        pad_id: int,
-        prompts: bool = True,
+        self, out: "ArtifactWriter", split: str, block_size: int, vocabulary_size: int, pad: int, prompts: bool = True
     ) -> None:
         """`prompts`: whether any segment has one; else two bytes a segment are saved."""
         super().__init__()
-        self._out, self.split, self._block_size, self._pad_id = out, split, block_size, pad_id
+        self._out, self.split, self._block_size, self._pad_id = out, split, block_size, pad
         self._columns = 2 if prompts else 1
         self._type = token_type(vocabulary_size)
         block_bytes = block_size * int(self._type[-1])
