@@ -138,10 +138,8 @@ def _broken(item: Mapping[str, str], catalogue: Catalogue) -> str:
 
 
 def share_of(script: str, text: str) -> float:
-    """How much of a text is of a script, 0 to 1: characters of scripts without word spaces, words of the others.
-
-    1 for a text without a letter (a sum, a table of numbers), and for the script "any".
-    """
+    """How much of a text is of a script, 0 to 1, in characters of scripts without word spaces and words of the others;
+    1 for a text without a letter (a sum, a table of numbers), and for the script "any"."""
     units = [] if script == "any" else _UNIT.findall(text)
     mine = re.compile(f"[{SCRIPTS[script][0]}]") if units else None
     return sum(1 for unit in units if mine.match(unit)) / len(units) if mine else 1.0
@@ -190,11 +188,9 @@ def _mended(candidate: str) -> Any:
 
 
 def _closing(text: str, start: int, steps: int) -> tuple[int, int]:
-    """Past the brace that closes the one at `start` (0 where none does within so many steps), and the steps taken.
-
-    Braces in texts do not count. A text opens with a quotation mark after { [ , or : and closes with the same one
-    before } ] , : or the end, so that a quotation in it, or an apostrophe, does not end it.
-    """
+    """Past the brace that closes the one at `start` (0 where none does within so many steps), and the steps taken."""
+    # braces in texts do not count: one opens with a quotation mark after { [ , or : and closes with the same one before
+    # } ] , : or the end, so that a quotation in it, or an apostrophe, does not end it
     depth, quote, before, at = 0, "", "", start
     while at < min(len(text), start + steps):
         sign = text[at]

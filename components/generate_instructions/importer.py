@@ -32,11 +32,8 @@ ROLES = {
 
 
 def import_items(artifact: Artifact, harvest: Harvest) -> Mapping[str, int]:
-    """Takes every record of the artifact's files, in order of name and place, into the harvest.
-
-    Returns how many records there were, by form ("alpaca", "conversation", "unknown"). InputError for a file that
-    cannot be read as what its name says; a record in it that is broken is counted, not fatal.
-    """
+    """Takes every record of the artifact's files, in order of name and place, into the harvest; how many there were, by
+    form. InputError for a file that cannot be read as what its name says; a broken record is counted, not fatal."""
     forms = Counter({"alpaca": 0, "conversation": 0, "unknown": 0})
     with Progress("importing", None, "records") as bar:
         for record in _all_records(artifact):

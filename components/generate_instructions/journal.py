@@ -29,10 +29,8 @@ MOST_OBJECTS = 200
 
 
 class Journal:
-    """The lines of one place, and an append. `with Journal(place) as journal`: `journal.records` holds what was there.
-
-    place: a folder or an s3:// prefix that belongs to this journal alone.
-    """
+    """The lines of one folder or s3:// prefix of its own, and an append. `with Journal(place) as journal`:
+    `journal.records` holds what was there."""
 
     def __init__(self, place: str) -> None:
         self._s3 = place if storage.is_s3(place) else ""

@@ -81,10 +81,9 @@ def bought(budget: Budget, per_request: int, one: Tokens) -> int:
 
 @dataclass
 class Batch:
-    """A batch of the Batch API: the attempts in it, the server's name for it once known."""
+    """A batch of the Batch API: request → attempt, and the server's name for it once known."""
 
     attempts: Mapping[int, int]
-    """Request → attempt."""
     identity: str = ""
 
 
@@ -101,7 +100,6 @@ class Ledger:
     open: dict[tuple[int, int], Tokens] = field(default_factory=dict)
     """(request, attempt) → the most that it can cost."""
     failures: Counter[str] = field(default_factory=Counter)
-    """Why attempts failed → how often."""
     dialect: Mapping[str, Any] | None = None
     batches: dict[str, Batch] = field(default_factory=dict)
     """Those that have not ended."""

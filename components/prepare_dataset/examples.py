@@ -148,11 +148,8 @@ def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 
 
 def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`work(item)` for each item, which threads do for the next ones meanwhile (SentencePiece and numpy free the lock).
-
-    The items are read here, not in the thread: the bad lines that are counted while reading must not depend on how far
-    ahead a thread has come when a mixture ends.
-    """
+    """`work(item)` for each item, done by threads for the next ones meanwhile (SentencePiece and numpy free the lock)."""
+    # the items are read here: the bad lines that are counted while reading must not depend on how far ahead a thread is
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as threads:
         for item in items:
@@ -164,11 +161,9 @@ def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made
 
 
 def line_groups(lines: Iterable[Examples], block_size: int) -> Iterator[Examples]:
-    """The recipe's blocks of a corpus's lines (BOS + ids, without EOS), given in order, file after file.
-
-    1,000 lines of a file at a time are concatenated and cut; the remainder beyond whole blocks is dropped, unless it is
-    all there is. Lines are not kept apart: a block is one segment, and what is held out is blocks.
-    """
+    """The recipe's blocks of a corpus's lines (BOS + ids, without EOS): 1,000 of a file at a time are concatenated and
+    cut; the remainder beyond whole blocks is dropped, unless it is all there is. A block is one segment, and held out
+    as one."""
     for _, of_file in groupby(lines, key=lambda some: some.file):
         for group in _in_groups(of_file):
             joined = group.segments.ids

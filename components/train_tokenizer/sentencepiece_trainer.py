@@ -1,9 +1,8 @@
 """SentencePiece BPE on Chinese text, with settings that suit an extension of LLaMA's vocabulary.
 
 Identity normalisation, since LLaMA's own normaliser encodes later: nmt_nfkc would fold ，：；！？（） into ASCII and
-leave no pieces for them. The trainer skips lines over 4,192 bytes without a word, so long ones are split. 7.4 MB of
-reviews: 8,000 pieces in a second. The trainer holds its text in memory; of a larger corpus it gets a seeded sample, and
-the report says so. Equal text gives equal bytes on every machine.
+leave no pieces for them. 7.4 MB of reviews: 8,000 pieces in a second. The trainer holds its text in memory; of a larger
+corpus it gets a seeded sample, and the report says so. Equal text gives equal bytes on every machine.
 """
 
 import io
@@ -27,7 +26,7 @@ from zhllama.tokenizer.vocabulary import Encoder
 log = logging.getLogger("train_tokenizer")
 
 LONGEST = 1000
-"""Characters of a training line; UTF-8 takes at most four bytes each, and the trainer 4,192 bytes."""
+"""Characters of a training line; UTF-8 takes at most four bytes each, and the trainer skips lines over 4,192 bytes."""
 THREADS = 16
 """The trainer writes this number into the model, so it must not depend on the machine."""
 REPORT_LINES = 5000
@@ -61,7 +60,7 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
     return out.publish("tokenizer")
 
 
-def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None = None) -> Iterator[str]:
+def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None) -> Iterator[str]:
     """The texts in lines that the trainer takes, none longer than LONGEST characters."""
     with Progress("reading", bytes_to_read(corpus, text_files)) as bar:
         for text in corpus:
@@ -109,19 +108,16 @@ def trained(lines: list[str], vocab_size: int, coverage: float, where: str) -> b
         )
     except RuntimeError as error:
         said = str(error)
+        why = f"SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8"
+        asked = f"{vocab_size} were asked for"
         if found := re.search(r"too high .*<= (\d+)", said):
-            raise InputError(
-                f"{where}: the text gives {found[1]} pieces at most, {vocab_size} were asked for; lower --vocab-size, "
-                "or give more text"
-            ) from error
-        if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
-            raise InputError(
-                f"{where}: the text's characters alone take {found[1]} pieces, {vocab_size} were asked for; raise "
-                "--vocab-size above that, or lower --character-coverage"
-            ) from error
-        raise InputError(
-            f"{where}: SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8"
-        ) from error
+            why = f"the text gives {found[1]} pieces at most, {asked}; lower --vocab-size to that, or give more text"
+        elif found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+            why = (
+                f"the text's characters alone take {found[1]} pieces, {asked}; raise --vocab-size above that, or lower "
+            )
+            why += "--character-coverage"
+        raise InputError(f"{where}: {why}") from error
     return made.getvalue()
 
 
