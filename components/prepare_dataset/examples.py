@@ -148,7 +148,7 @@ def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 
 
 def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`work(item)` for each item, done by threads for the next ones meanwhile (SentencePiece and numpy free the lock)."""
+    """`work(item)` for each item, done ahead by threads (SentencePiece and numpy free the lock)."""
     # the items are read here: the bad lines that are counted while reading must not depend on how far ahead a thread is
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as threads:
