@@ -2,19 +2,39 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, VALIDATION, Segment
-from zhllama.data.packed_writer import PackedWriter, packed_facts
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, Blocks, PackedWriter, Segments, packed_facts
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
 
 BLOCK = 64
+
+
+class Segment(NamedTuple):
+    """A document, or a piece of one, as it goes into a block: its ids, and how many of them are prompt."""
+
+    ids: np.ndarray
+    prompt: int = 0
+
+
+def in_arrays(segments: Sequence[Segment]) -> Segments:
+    """These segments in arrays."""
+    ids = np.concatenate([np.zeros(0, np.int64), *(ids for ids, _ in segments)])
+    lengths = np.array([len(ids) for ids, _ in segments], np.int64)
+    return Segments(ids, lengths, np.array([prompt for _, prompt in segments], np.int64))
+
+
+def blocks_of(*blocks: Sequence[Segment]) -> Blocks:
+    """These blocks in arrays."""
+    segments = in_arrays([segment for block in blocks for segment in block])
+    return Blocks(segments, np.array([len(block) for block in blocks], np.int64))
 
 
 def quantise(model: Path) -> None:
@@ -37,10 +57,10 @@ def packed(store: str, key: str, segments: Sequence[Segment], vocabulary: Vocabu
     out = ArtifactWriter(store, "prepare_dataset", key)
     with PackedWriter(out, TRAIN, BLOCK, vocabulary.size, 0) as train:
         for block in blocks[held_out:]:
-            train.write(block)
+            train.write_blocks(blocks_of(block))
     with PackedWriter(out, VALIDATION, BLOCK, vocabulary.size, 0) as validation:
         for block in blocks[:held_out]:
-            validation.write(block)
+            validation.write_blocks(blocks_of(block))
     out.vocabulary = vocabulary
     out.facts = packed_facts(BLOCK, vocabulary.size, 0, [train, validation])
     return out.publish(KIND)
@@ -57,8 +77,6 @@ def packed_text(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes, english_text: list[str]
 ) -> str:
     """The reference of 200 English lines in blocks of 64, five of them held out."""
-    import numpy as np
-
     encoder = Encoder(llama_tokenizer)
     ids = [[encoder.bos, *encoder.encode(line), encoder.eos][:BLOCK] for line in english_text[:200]]
     segments = [Segment(np.array(one)) for one in ids]
@@ -69,8 +87,6 @@ def packed_text(
 @pytest.fixture(scope="session")
 def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes) -> str:
     """The reference of 120 questions that have the answer Yes or No."""
-    import numpy as np
-
     encoder = Encoder(llama_tokenizer)
     whole: list[Any] = []
     for number in range(120):
@@ -85,8 +101,6 @@ def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: st
 @pytest.fixture(scope="session")
 def packed_chinese(tmp_path_factory: pytest.TempPathFactory, extended_model: str, chinese_text: list[str]) -> str:
     """The reference of 200 Chinese sentences in the extended model's vocabulary, four blocks held out."""
-    import numpy as np
-
     encoder = Encoder(open_artifact(extended_model).read("tokenizer.model"))
     ids = [[encoder.bos, *encoder.encode(line), encoder.eos][:BLOCK] for line in chinese_text[:200]]
     store = str(tmp_path_factory.mktemp("packed"))

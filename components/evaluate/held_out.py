@@ -57,7 +57,7 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
         artifact = inputs.get(option)
         if artifact is None:
             continue
-        chosen = choose_texts((document.text for document in read_documents(artifact)), config.max_bytes)
+        chosen = choose_texts(read_documents(artifact), config.max_bytes)
         texts[language] = chosen
         said[language] = {
             "reference": getattr(config, option),
@@ -96,7 +96,7 @@ def fixed_prompts(artifact: Artifact | None, count: int) -> list[Sample]:
         lines = (Path(__file__).parent / "prompts.txt").read_text("utf-8").splitlines()
         return [Sample("prompt", wrap(line), line, "") for line in lines[:count]]
     if any(name.endswith(".txt") for name in artifact.names):
-        texts = (document.text for document in read_documents(artifact))
+        texts = read_documents(artifact)
         return [Sample("prompt", wrap(text), text, "") for text in itertools.islice(texts, count)]
     return [_sample("prompt", item) for item in itertools.islice(read_instructions(artifact, answered=False), count)]
 

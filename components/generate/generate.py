@@ -20,8 +20,8 @@ from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.corpus import read_documents
-from zhllama.data.instructions import NO_ITEMS, read_instructions
-from zhllama.data.text_stream import plain_name
+from zhllama.data.instructions import read_instructions
+from zhllama.data.text_stream import NO_ITEMS, plain_name
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
@@ -89,7 +89,7 @@ def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
         if with_prompt:
             return [wrap_item(item) for item in items]
         return ["\n".join(filter(None, (item["instruction"], item["input"]))) for item in items]
-    lines = [document.text for document in read_documents(artifact)]
+    lines = list(read_documents(artifact))
     return [wrap(line) for line in lines] if with_prompt else lines
 
 

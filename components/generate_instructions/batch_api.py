@@ -1,10 +1,9 @@
 """The Batch API: many requests as one file, answered within a day, usually at half the price.
 
-The first answers are asked for one by one (scheduler.py): they show what the server takes and that the model writes
-items. Then a batch holds as many requests as are wanted at the yield seen so far and as the budget certainly holds.
-Its plan is in the journal before the file is sent, and the server keeps our name of it as metadata: killed at any
-moment, a later run finds the batch by the journal, or by asking the server for it, and never makes it twice. A batch
-is left running when we are stopped: it is paid for.
+The first answers are asked for one by one: they show what the server takes and that the model writes items. Then a
+batch holds as many requests as are wanted at the yield seen so far and as the budget certainly holds. Its plan is in
+the journal before the file is sent, and the server keeps our name of it: killed at any moment, a later run finds the
+batch, and never makes it twice. It is left running when we are stopped: it is paid for.
 """
 
 import asyncio
@@ -12,13 +11,12 @@ import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from components.generate_instructions.budget import Tokens
 from components.generate_instructions.client import Failed, Refused, UnexpectedResponse, completed
-from components.generate_instructions.ledger import Batch
+from components.generate_instructions.ledger import Batch, Tokens
 from components.generate_instructions.limits import ATTEMPTS, LONGEST_PAUSE, backoff
-from components.generate_instructions.request import Request
 from zhllama.errors import InputError, StorageFault
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ log = logging.getLogger("generate_instructions")
 
 MOST_REQUESTS = 20_000
 """In a batch: OpenAI takes 50,000 and 200 MB, and one of ours has some 4 kB, twice that with long seeds."""
-ENDPOINT: Final = "/v1/chat/completions"
+ENDPOINT = "/v1/chat/completions"
 NAME = "zhllama_batch"
 """The field of a batch's metadata that holds our name of it."""
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -50,59 +48,49 @@ async def ask(scheduler: "RequestScheduler") -> None:
 
 async def _plan(scheduler: "RequestScheduler") -> None:
     """Makes the next batch, or sets `scheduler.ended` when the budget holds no more."""
-    chosen: list[tuple[Request, Tokens]] = []
+    chosen: dict[int, Tokens] = {}
     charged, limit = scheduler.ledger.charged, ""
     highest = max(scheduler.ledger.settled, default=-1)
-    for number in scheduler.unsettled(MOST_REQUESTS):
+    for number in islice(scheduler.unsettled(), MOST_REQUESTS):
         if number > highest and not scheduler.wants_more(len(chosen)):
             break
-        request = scheduler.requests[number]
-        most = scheduler.most(request)
+        most = scheduler.most(number)
         limit = scheduler.budget.stops(charged, most)
         if limit:
             break
         charged += most
-        chosen.append((request, most))
+        chosen[number] = most
     if not chosen:
         scheduler.ended = limit
         return
     name = uuid.uuid4().hex
-    attempts = {request.number: scheduler.ledger.attempts.get(request.number, 0) + 1 for request, _ in chosen}
-    if (most_attempts := max(attempts.values())) > ATTEMPTS:
+    made_before = {number: scheduler.ledger.attempts[number] for number in chosen}
+    if (most_attempts := max(made_before.values())) >= ATTEMPTS:
         raise StorageFault(
-            f"generate_instructions: {scheduler.config.base_url} did not answer a request in {most_attempts - 1} "
-            "batches; what came is kept, run this again without --batch"
+            f"{scheduler.where} did not answer a request in {most_attempts} batches; what came is kept, run this again "
+            "without --batch"
         )
-    planned = [[request.number, attempts[request.number], most.prompt, most.answer] for request, most in chosen]
+    planned = [[number, made_before[number] + 1, most.prompt, most.answer] for number, most in chosen.items()]
     await scheduler.record("batch planned", batch=name, requests=planned)
-    lines = [
-        json.dumps(
-            {
-                "custom_id": str(request.number),
-                "method": "POST",
-                "url": ENDPOINT,
-                "body": scheduler.api.body(request, scheduler.dialect, stream=False),
-            },
-            ensure_ascii=False,
-        )
-        for request, _ in chosen
-    ]
-    content = "\n".join(lines).encode() + b"\n"
+    lines = []
+    for number in chosen:
+        body = scheduler.api.body(scheduler.requests[number], scheduler.dialect, stream=False)
+        line = {"custom_id": str(number), "method": "POST", "url": ENDPOINT, "body": body}
+        lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    content = b"".join(lines)
     client = scheduler.api.client
-    file = await _call(scheduler, lambda: client.files.create(file=(f"{name}.jsonl", content), purpose="batch"))
+    file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
+    what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
     # once and no more: whether a call without an answer made the batch is looked up, not tried again
     try:
-        made = await client.batches.create(
-            input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={NAME: name}
-        )
+        made = await client.batches.create(**what)
     except Exception as error:
         failure = _told_apart(scheduler, error)
         if isinstance(failure, Failed):
             log.info("whether the batch was made is not known (%s): asking the server", failure.reason)
             return
-        if isinstance(failure, Refused | UnexpectedResponse):
+        if isinstance(failure, NoBatches):
             await _undone(scheduler, name, "the batch was refused")
-            raise _no_batches(scheduler, failure) from error
         raise failure from error
     await scheduler.record("batch created", batch=name, id=made.id)
     log.info("batch %s: %d requests", made.id, len(chosen))
@@ -112,29 +100,25 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
     """Waits for a batch and keeps what it brought."""
     client = scheduler.api.client
     if not batch.identity:
-        found = await _call(scheduler, lambda: _found(client, name))
+        found = await _call(scheduler, _found, client, name)
         if found is None:
             await _undone(scheduler, name, "the batch was never made")
             return
         await scheduler.record("batch created", batch=name, id=found)
-    identity = batch.identity
-    while (state := await _call(scheduler, lambda: client.batches.retrieve(identity))).status not in ENDED:
-        counts = state.request_counts
-        if counts is not None:
-            log.info("batch %s: %s, %d of %d answered", identity, state.status, counts.completed, counts.total)
+    while (state := await _call(scheduler, client.batches.retrieve, batch.identity)).status not in ENDED:
+        if counts := state.request_counts:
+            log.info("batch %s: %s, %d of %d answered", batch.identity, state.status, counts.completed, counts.total)
         await asyncio.sleep(scheduler.config.batch_poll_seconds)
-    for file in (state.output_file_id, state.error_file_id):
-        if file:
-            content = await _call(scheduler, lambda file=file: client.files.content(file))  # type: ignore[misc]
-            for line in content.text.splitlines():
-                await _keep(scheduler, batch, line)
-    left = f"the batch {state.status}" if state.status != "completed" else "missing from the batch"
-    await _undone(scheduler, name, left)
+    for file in filter(None, (state.output_file_id, state.error_file_id)):
+        for line in (await _call(scheduler, client.files.content, file)).text.splitlines():
+            await _keep(scheduler, batch, line)
+    await _undone(
+        scheduler, name, "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
+    )
     if state.status == "failed":
         said = "; ".join(str(error.message) for error in (state.errors.data or [])[:3]) if state.errors else ""
         raise InputError(
-            f"generate_instructions: {scheduler.config.base_url} refuses the batch ({said or 'no reason given'}); mend "
-            "that, or run this without --batch"
+            f"{scheduler.where} refuses the batch ({said or 'no reason given'}); mend that, or run this without --batch"
         )
 
 
@@ -154,7 +138,7 @@ async def _keep(scheduler: "RequestScheduler", batch: Batch, line: str) -> None:
     if code == 200:
         try:
             answer = completed(body)
-        except (KeyError, ValueError, TypeError, AttributeError):
+        except (UnexpectedResponse, KeyError, ValueError, TypeError, AttributeError):
             await scheduler.failed(number, attempt, "no chat completion", True)
         else:
             await scheduler.answered(number, attempt, answer)
@@ -181,38 +165,36 @@ async def _found(client: Any, name: str) -> str | None:
     return None
 
 
-async def _call(scheduler: "RequestScheduler", call: Callable[[], Awaitable[Any]]) -> Any:
+async def _call(scheduler: "RequestScheduler", call: Callable[..., Awaitable[Any]], *given: Any, **named: Any) -> Any:
     """A call that may be made again without a second bill: files and looks at a batch. InputError, StorageFault."""
     failures = 0
     while True:
         try:
-            return await call()
+            return await call(*given, **named)
         except Exception as error:
             failure = _told_apart(scheduler, error)
-            if isinstance(failure, Refused | UnexpectedResponse):
-                raise _no_batches(scheduler, failure) from error
             if not isinstance(failure, Failed):
                 raise failure from error
         failures += 1
         wait = backoff(failures) if failure.wait is None else failure.wait
-        if failures >= ATTEMPTS or wait > LONGEST_PAUSE:
+        if failures == ATTEMPTS or wait > LONGEST_PAUSE:
             raise StorageFault(
-                f"generate_instructions: {scheduler.config.base_url} failed {failures} times, the last time with: "
-                f"{failure.reason}; the batch goes on, run this again to go on with it"
+                f"{scheduler.where} failed {failures} times, the last time with: {failure.reason}; the batch goes on, "
+                "run this again to go on with it"
             )
         log.info("%s: next attempt in %.1f s", failure.reason, wait)
         await asyncio.sleep(wait)
 
 
+class NoBatches(InputError):
+    """The server has no Batch API, or takes no batch of ours."""
+
+
 def _told_apart(scheduler: "RequestScheduler", error: Exception) -> Exception:
     """As the client tells errors apart, but a page that is not there is the Batch API's."""
+    failure = scheduler.api.told_apart(error)
     if getattr(error, "status_code", 0) in (404, 405, 501):
-        return Refused(str(error)[:200])
-    return scheduler.api.told_apart(error)
-
-
-def _no_batches(scheduler: "RequestScheduler", reason: Exception) -> InputError:
-    return InputError(
-        f"generate_instructions: {scheduler.config.base_url} has no Batch API as OpenAI's ({reason}); run this without "
-        "--batch"
-    )
+        failure = Refused(str(error)[:200])
+    if isinstance(failure, Refused | UnexpectedResponse):
+        return NoBatches(f"{scheduler.where} has no Batch API as OpenAI's ({failure}); run this without --batch")
+    return failure

@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.generate_instructions.catalogue import Catalogue
-from components.generate_instructions.validate import RULES, UNNAMED, share_of
+from components.generate_instructions.ledger import Ledger
+from components.generate_instructions.options import GenerateInstructions
 from zhllama.data.instructions import FIELDS
 from zhllama.stage.options import configuration_of
 from zhllama.stage.report_page import render
+
+if TYPE_CHECKING:
+    from components.generate_instructions.harvest import Harvest
 
 EDGES = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 """Characters: the lower ends of a histogram's bars. The last is open."""
@@ -27,19 +30,48 @@ ENDINGS = {
     "fruitless": "the model gave nothing new any more",
     "all records": "every record was read",
 }
-"""Why it ended."""
 
 
-def card(config: Any, catalogue: Catalogue, harvest: Any, made: Mapping[str, Any]) -> dict[str, Any]:
-    """The card as a JSON value. made: what the generator says of how the items came about."""
-    items: Sequence[Mapping[str, str]] = harvest.items
-    found: dict[str, Any] = {
+def imported(config: GenerateInstructions, harvest: "Harvest", records: Mapping[str, int]) -> dict[str, Any]:
+    """The card, a JSON value, of items that were imported from so many records by form."""
+    ended = "items" if harvest.full else "all records"
+    return {**_card(config, harvest, ended, "import"), "records": records}
+
+
+def generated(config: GenerateInstructions, harvest: "Harvest", ended: str, ledger: Ledger) -> dict[str, Any]:
+    """The card of items that a model wrote."""
+    budget, billed, charged = config.budget, ledger.billed, ledger.charged
+    return _card(config, harvest, ended, "model") | {
+        "model": {"name": config.model, "base_url": config.base_url, "says_it_is": sorted(ledger.models)},
+        "began": ledger.first,
+        "date": ledger.last,
+        "requests": {
+            "answered": len(ledger.settled),
+            "sent": ledger.attempts.total(),
+            "failures": dict(sorted(ledger.failures.items())),
+        },
+        "understood": dict(ledger.dialect or {}),
+        "cost": {
+            "billed": asdict(billed),
+            "at_most": asdict(charged),
+            "billed_cost": round(budget.cost(billed), 6) if budget.priced else None,
+            "at_most_cost": round(budget.cost(charged), 6) if budget.priced else None,
+            "tokens_per_item": round(billed.total / max(1, len(harvest.items)), 1),
+        },
+    }
+
+
+def _card(config: GenerateInstructions, harvest: "Harvest", ended: str, source: str) -> dict[str, Any]:
+    from components.generate_instructions.harvest import RULES, share_of
+
+    items, language = harvest.items, harvest.catalogue.language
+    return {
         "items": len(items),
         "wanted": config.items,
-        "ended": made["ended"],
-        "source": made["source"],
-        "language": catalogue.language,
-        "share_of_script": _rounded(_mean([share_of(catalogue.script, "\n".join(item.values())) for item in items])),
+        "ended": ended,
+        "source": source,
+        "language": str(language["name"]),
+        "share_of_script": _mean([share_of(language["script"], "\n".join(item.values())) for item in items]),
         "with_input": sum(1 for item in items if item["input"]),
         "fallen": dict(harvest.fallen),
         "samples_of_fallen": {rule: harvest.samples[rule] for rule in RULES if rule in harvest.samples},
@@ -49,28 +81,6 @@ def card(config: Any, catalogue: Catalogue, harvest: Any, made: Mapping[str, Any
         "task_types": dict(sorted(harvest.task_types.items(), key=lambda named: (-named[1], named[0]))),
         "examples": [dict(item) for item in spread(items, EXAMPLES)],
         "settings": configuration_of(config),
-    }
-    if made["source"] == "import":
-        return found | {"records": dict(made["records"])}
-    budget, ledger = config.budget, made["ledger"]
-    billed, charged = ledger.billed, ledger.charged
-    return found | {
-        "model": {"name": config.model, "base_url": config.base_url, "says_it_is": sorted(ledger.models)},
-        "began": ledger.first,
-        "date": ledger.last,
-        "requests": {
-            "answered": len(ledger.settled),
-            "sent": sum(ledger.attempts.values()),
-            "failures": dict(sorted(ledger.failures.items())),
-        },
-        "understood": dict(ledger.dialect or {}),
-        "cost": {
-            "billed": asdict(billed),
-            "at_most": asdict(charged),
-            "billed_cost": round(budget.cost(billed), 6) if budget.priced else None,
-            "at_most_cost": round(budget.cost(charged), 6) if budget.priced else None,
-            "tokens_per_item": round(billed.total / max(1, len(items)), 1),
-        },
     }
 
 
@@ -102,16 +112,14 @@ def metrics(content: Mapping[str, Any]) -> dict[str, float]:
 def lengths(texts: Sequence[str]) -> dict[str, Any]:
     """Characters of the texts that are not empty: mean, median, 95th percentile, longest, and counts by EDGES."""
     found = sorted(len(text) for text in texts if text)
-    counts = [0] * len(EDGES)
-    for length in found:
-        counts[sum(1 for edge in EDGES if edge <= length) - 1] += 1
+    counts = Counter(max(edge for edge in EDGES if edge <= length) for length in found)
     return {
         "texts": len(found),
-        "mean": _rounded(_mean(found)),
+        "mean": _mean(found),
         "median": found[len(found) // 2] if found else 0,
         "p95": found[min(len(found) - 1, len(found) * 95 // 100)] if found else 0,
         "longest": found[-1] if found else 0,
-        "histogram": dict(zip(map(str, EDGES), counts)),
+        "histogram": {str(edge): counts[edge] for edge in EDGES},
     }
 
 
@@ -122,79 +130,34 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _rounded(value: float) -> float:
-    return round(value, 3)
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
+    return round(sum(values) / len(values), 3) if values else 0.0
 
 
 def page(content: Mapping[str, Any]) -> str:
     """The card as one HTML page."""
+    from components.generate_instructions.harvest import RULES, UNNAMED
+
+    histograms = []
+    for field, found in content["lengths"].items():
+        # columns of (from, height in percent, count), the empty ends left off
+        columns = bars(found["histogram"])
+        if filled := [index for index, (_, _, count) in enumerate(columns) if count]:
+            histograms.append({"field": field, "columns": columns[filled[0] : filled[-1] + 1], **found})
     return render(
         Path(__file__).with_name("page.html"),
         card=content,
-        headlines=_headlines(content),
         ending=ENDINGS[content["ended"]],
         fallen=bars({rule: count for rule, count in content["fallen"].items() if count}),
         rules=RULES,
-        histograms=[
-            _histogram(field, content["lengths"][field]) for field in FIELDS if content["lengths"][field]["texts"]
-        ],
-        topics=bars(_named(content["topics"])),
-        task_types=bars(_named(content["task_types"])),
+        histograms=histograms,
+        **{name: bars(content[name], but=UNNAMED) for name in ("topics", "task_types", "openings")},
         unnamed=content["topics"].get(UNNAMED, 0),
-        openings=bars(content["openings"]),
         settings={name: value for name, value in content["settings"].items() if value not in ("", 0, -1)},
     )
 
 
-def _named(counts: Mapping[str, int]) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if name != UNNAMED}
-
-
-def bars(counts: Mapping[str, int]) -> list[tuple[str, float, int]]:
+def bars(counts: Mapping[str, int], but: str = "") -> list[tuple[str, float, int]]:
     """(name, length in percent of the longest, count) of each."""
-    longest = max(counts.values(), default=0)
-    return [(name, 100 * count / longest, count) for name, count in counts.items()]
-
-
-def _headlines(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(figure, what it is, note): what is to be seen first."""
-    left_out = sum(content["fallen"].values())
-    looked_at = content["items"] + left_out
-    wanted = f"of {content['wanted']:,} wanted" if content["wanted"] else ""
-    found = [(f"{content['items']:,}", "items", wanted)]
-    found.append((f"{left_out / max(1, looked_at):.0%}", "left out", f"{left_out:,} of {looked_at:,}"))
-    found.append((f"{content['lengths']['output']['median']:,}", "characters an output", "half of them are shorter"))
-    if content["source"] == "model":
-        cost = content["cost"]
-        tokens = sum(cost["billed"].values())
-        if cost["billed_cost"] is None:
-            found.append((_short(tokens), "tokens", f"{cost['tokens_per_item']:,.0f} an item"))
-        else:
-            price = 1000 * cost["billed_cost"] / max(1, content["items"])
-            found.append(
-                (f"{cost['billed_cost']:,.2f}", "cost", f"{price:,.2f} a thousand items, {_short(tokens)} tokens")
-            )
-    else:
-        found.append((f"{sum(content['records'].values()):,}", "records read", ""))
-    return found
-
-
-def _short(number: int) -> str:
-    """1,234 → 1.2 k."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:,}"
-
-
-def _histogram(field: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """A field's lengths as columns: (from, height in percent, count), the empty ends left off."""
-    columns = bars(found["histogram"])
-    filled = [index for index, (_, _, count) in enumerate(columns) if count]
-    return {"field": field, "columns": columns[filled[0] : filled[-1] + 1], **found}
+    shown = {name: count for name, count in counts.items() if name != but}
+    longest = max(shown.values(), default=0) or 1
+    return [(name, 100 * count / longest, count) for name, count in shown.items()]

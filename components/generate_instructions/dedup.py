@@ -1,14 +1,10 @@
 """Which questions have been seen: the same one, or one whose ROUGE-L to it is over 0.7, exactly.
 
 ROUGE-L's F-measure of token sequences a and b is 2·LCS / (|a| + |b|), so "over 0.7" says that their insert-delete
-distance |a| + |b| − 2·LCS is under 0.3·(|a| + |b|). A Chinese character is a token, and so is a word of another script
-(Stanford's rule reads words alone, and finds none in Chinese); instruction and input count together, or else all
-translation tasks would be one.
-
-Comparing with 100,000 questions one by one is what makes the plain loop slow. Each question's tokens are hashed into a
-bit set (the k-th occurrence of a token is an element of its own), and the number of bits in which two sets differ is
-never more than the distance: a scan of XOR and popcount over all rows of comparable length leaves a handful to
-RapidFuzz. No true match is lost, so the answer is the plain loop's, at thousands of items a second.
+distance |a| + |b| − 2·LCS is under 0.3·(|a| + |b|). A Chinese character is a token, and so is a word of another
+script. Each question's tokens are hashed into a bit set (the k-th occurrence of a token is an element of its own); two
+sets differ in no more bits than the distance: XOR and popcount over all rows of comparable length leave a handful to
+RapidFuzz. The answer is the plain loop's, at thousands of items a second.
 """
 
 import re
@@ -32,7 +28,7 @@ NOT_OVER = 3, 10
 
 
 def question(item: Mapping[str, str]) -> str:
-    """What two items are compared by."""
+    """What two items are compared by: with the input, or else all translation tasks would be one."""
     return f"{item['instruction']}\n{item['input']}" if item["input"] else item["instruction"]
 
 
@@ -41,29 +37,27 @@ class Seen:
 
     def __init__(self) -> None:
         self._words: dict[str, str] = {}
-        self._exact: dict[str, int] = {}
+        self._exact: set[str] = set()
         self._bands: dict[int, _Band] = {}
-
-    def __len__(self) -> int:
-        return len(self._exact)
 
     def tokens(self, text: str) -> str:
         """The token sequence, a character a token; of a text without any (marks alone), the text itself."""
         found = _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
-        return "".join([one if _alone(one) else self._numbered(one) for one in found]) or text
-
-    def _numbered(self, word: str) -> str:
-        # past the last free code point two words share one: of 850,000 words, that is no matter
-        return self._words.setdefault(word, chr(_FIRST_WORD + len(self._words) % _WORDS))
+        for at, one in enumerate(found):
+            if len(one) > 1 or one < "\u3040":
+                # past the last free code point two words share one: of 850,000 words, that is no matter
+                found[at] = self._words.setdefault(one, chr(_FIRST_WORD + len(self._words) % _WORDS))
+        return "".join(found) or text
 
     def add(self, text: str) -> None:
         """Puts a question in; one that is there already, token for token, changes nothing."""
         tokens = self.tokens(text)
         if tokens not in self._exact:
-            self._exact[tokens] = len(self._exact)
+            self._exact.add(tokens)
             band = _band(len(tokens))
             if band not in self._bands:
-                self._bands[band] = _Band(_bits(band))
+                # four bits and more for every token, so that few of them share one
+                self._bands[band] = _Band(min(4096, 128 << band))
             self._bands[band].add(tokens)
 
     def duplicate_of(self, text: str) -> str:
@@ -71,12 +65,9 @@ class Seen:
         tokens = self.tokens(text)
         if tokens in self._exact:
             return "exact"
-        length = len(tokens)
-        # of all texts, only those can match whose length alone does not make them differ too much: 7/13 to 13/7 of it
-        for band in range(_band(length * 7 // 13), _band(length * 13 // 7 + 1) + 1):
-            if band in self._bands and self._bands[band].matches(tokens):
-                return "near"
-        return ""
+        # only texts can match whose length alone does not make them differ too much: 7/13 to 13/7 of it
+        bands = range(_band(len(tokens) * 7 // 13), _band(len(tokens) * 13 // 7 + 1) + 1)
+        return "near" if any(band in self._bands and self._bands[band].matches(tokens) for band in bands) else ""
 
 
 class _Band:
@@ -100,9 +91,8 @@ class _Band:
     def matches(self, tokens: str) -> bool:
         """Whether a question here has a ROUGE-L over 0.7 to these tokens."""
         rows = len(self._texts)
-        wanted = bit_set(tokens, self._bits)
         differing = np.zeros(rows, np.int32)
-        for word, mine in zip(self._sets, wanted):
+        for word, mine in zip(self._sets, bit_set(tokens, self._bits)):
             differing += np.bitwise_count(word[:rows] ^ mine)
         near, whole = NOT_OVER
         likely = np.flatnonzero(whole * differing < near * (self._lengths[:rows] + len(tokens)))
@@ -124,16 +114,6 @@ def bit_set(tokens: str, bits: int) -> Any:
     return np.frombuffer(found.to_bytes(bits // 8, "little"), np.uint64)
 
 
-def _alone(token: str) -> bool:
-    """Whether a token stands for itself: a character of a script that is read by the character."""
-    return len(token) == 1 and token >= "\u3040"
-
-
 def _band(length: int) -> int:
     """Bands double from 16 tokens on."""
     return max(0, length.bit_length() - 4)
-
-
-def _bits(band: int) -> int:
-    """Of a band's sets: four bits and more for every token, so that few of them share one; at most 4096."""
-    return min(4096, 128 << band) if band else 128

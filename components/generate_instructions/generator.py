@@ -6,19 +6,19 @@ requests. So `--items 1000`, a look at the card, and `--items 50000` pay for 50,
 
 import asyncio
 import logging
+import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from components.generate_instructions import card
-from components.generate_instructions.budget import Tokens, bought, estimated
-from components.generate_instructions.catalogue import Catalogue, load_catalogue
-from components.generate_instructions.ledger import Ledger, replayed
+from components.generate_instructions.catalogue import SCHEMA, Requests, load_catalogue
+from components.generate_instructions.ledger import YIELD, Ledger, Tokens, bought, replayed, usual
 from components.generate_instructions.options import GenerateInstructions
-from components.generate_instructions.request import SCHEMA, Requests
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
-from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
@@ -26,8 +26,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import REPORT
 
 if TYPE_CHECKING:
-    from components.generate_instructions.scheduler import RequestScheduler
-
+    from components.generate_instructions.harvest import Harvest
 log = logging.getLogger("generate_instructions")
 INSTRUCTIONS = "instructions.json"
 CARD = "card.json"
@@ -37,19 +36,32 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
     """Asks the model, or reads the data sets, and publishes the items, the card and its page."""
     from components.generate_instructions.dedup import Seen, question
     from components.generate_instructions.harvest import Harvest
+    from components.generate_instructions.importer import import_items
 
-    catalogue = _catalogue(config, inputs.get("catalogue"))
-    seeds = list(_items_of(inputs.all("seeds")))
+    catalogue = load_catalogue()
+    if own := inputs.get("catalogue"):
+        names = [name for name in own.names if name.endswith((".yaml", ".yml"))]
+        if len(names) != 1:
+            raise InputError(f"--catalogue {config.catalogue}: {len(names)} YAML files there; give one")
+        catalogue = load_catalogue(own.read(names[0]), f"--catalogue {config.catalogue}")
+    seeds, against = (list(chain.from_iterable(map(read_instructions, inputs.all(of)))) for of in ("seeds", "against"))
     seen = Seen()
-    for item in (*seeds, *_items_of(inputs.all("against"))):
+    for item in (*seeds, *against):
         seen.add(question(item))
     harvest = Harvest(catalogue, seen, config.items)
-    made: Mapping[str, Any]
     if config.import_from:
-        made = _import(config, inputs.all("import_from"), harvest)
+        records: Counter[str] = Counter()
+        for source in inputs.all("import_from"):
+            records.update(import_items(source, harvest))
+        if not harvest.items:
+            fell = ", ".join(f"{count:,} {rule}" for rule, count in harvest.fallen.items() if count)
+            raise InputError(
+                f"generate_instructions: --import-from {config.import_from}: no item is left "
+                f"({fell or 'there are no records'})"
+            )
+        content: Mapping[str, Any] = card.imported(config, harvest, dict(records))
     else:
-        made = _ask(config, catalogue, seeds, harvest)
-    content = card.card(config, catalogue, harvest, made)
+        content = _ask(config, seeds, harvest)
     out.add_json(INSTRUCTIONS, harvest.items)
     out.add_json(CARD, content)
     out.add_bytes(REPORT, card.page(content).encode())
@@ -58,46 +70,16 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
     return out.publish("instructions")
 
 
-def _catalogue(config: GenerateInstructions, artifact: Artifact | None) -> Catalogue:
-    if artifact is None:
-        return load_catalogue()
-    names = [name for name in artifact.names if name.endswith((".yaml", ".yml"))]
-    if len(names) != 1:
-        raise InputError(f"--catalogue {config.catalogue}: {len(names)} YAML files there; give one")
-    return load_catalogue(artifact.read(names[0]), f"--catalogue {config.catalogue}")
-
-
-def _items_of(artifacts: Sequence[Artifact]) -> Iterator[dict[str, str]]:
-    for artifact in artifacts:
-        yield from read_instructions(artifact)
-
-
-def _import(config: GenerateInstructions, sources: Sequence[Artifact], harvest: Any) -> Mapping[str, Any]:
-    from components.generate_instructions.importer import import_items
-
-    forms: dict[str, int] = {}
-    for source in sources:
-        for form, count in import_items(source, harvest).items():
-            forms[form] = forms.get(form, 0) + count
-    if not harvest.items:
-        fell = (
-            ", ".join(f"{count:,} {rule}" for rule, count in harvest.fallen.items() if count) or "there are no records"
-        )
-        raise InputError(f"generate_instructions: --import-from {config.import_from}: no item is left ({fell})")
-    return {"source": "import", "records": forms, "ended": "items" if harvest.full else "all records"}
-
-
-def _ask(
-    config: GenerateInstructions, catalogue: Catalogue, seeds: list[dict[str, str]], harvest: Any
-) -> Mapping[str, Any]:
+def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Harvest") -> Mapping[str, Any]:
+    """The card of what the model wrote."""
+    from components.generate_instructions.client import Api
     from components.generate_instructions.journal import Journal
-    from components.generate_instructions.scheduler import Stopped
+    from components.generate_instructions.scheduler import RequestScheduler, Stopped
 
     budget = config.budget
-    requests = Requests(catalogue, config.per_request, seeds, config.seed)
-    place = storage.join(
-        storage.normalise(config.store), f"generate_instructions/answers/{_requests_key(config, requests)}"
-    )
+    requests = Requests(harvest.catalogue, config.per_request, seeds, config.seed)
+    key = _requests_key(config, requests)
+    place = storage.join(storage.normalise(config.store), f"generate_instructions/answers/{key}")
     most = Tokens(requests[0].most_prompt_tokens, config.answer_tokens)
     if limit := budget.stops(Tokens(), most):
         raise InputError(
@@ -108,76 +90,49 @@ def _ask(
         ledger = replayed(journal.records)
         _announce(config, requests, ledger)
         try:
-            run = asyncio.run(_run(config, requests, journal, ledger, harvest))
+            run = RequestScheduler(Api(config), requests, journal, ledger, harvest)
+            asyncio.run(run.run())
         except Stopped as stopped:
             # now that what was on its way has been kept, the signal does what it always does
-            signal.raise_signal(stopped.signum)
+            signal.raise_signal(stopped.args[0])
             raise
         finally:
             log.info("the answers are in %s: %s so far", place, budget.said(ledger.charged))
     if not harvest.items:
-        samples = "; ".join(f"{rule}: {texts[0]!r}" for rule, texts in harvest.samples.items() if texts)
+        samples = "".join(f"; {rule}: {texts[0]!r}" for rule, texts in harvest.samples.items() if texts)
         raise InputError(
             f"generate_instructions: {config.model} gave no usable item in {run.taken} requests; its last answer "
-            f"begins {run.last_answer[:120]!r}{'; ' + samples if samples else ''}; choose another --model, or, if "
-            f"the server has been mended, another --seed: these answers are kept in {place}"
+            f"begins {run.last_answer[:120]!r}{samples}; choose another --model, or, if the server has been mended, "
+            f"another --seed: these answers are kept in {place}"
         )
     if run.ended != "items" and config.items:
-        log.warning(
-            "only %d of %d items: %s", len(harvest.items), config.items,
-            f"{config.fruitless} answers in a row gave nothing new" if run.ended == "fruitless"
-            else f"--{run.ended} holds no further request",
-        )  # fmt: skip
-    return {"source": "model", "ended": run.ended, "ledger": ledger}
-
-
-async def _run(
-    config: GenerateInstructions, requests: Requests, journal: Any, ledger: Ledger, harvest: Any
-) -> "RequestScheduler":
-    from components.generate_instructions.client import Api
-    from components.generate_instructions.scheduler import RequestScheduler
-
-    async with Api(config) as api:
-        scheduler = RequestScheduler(config, api, requests, journal, ledger, harvest)
-        await scheduler.run()
-    return scheduler
+        log.warning("only %d of %d items: %s", len(harvest.items), config.items, card.ENDINGS[run.ended])
+    return card.generated(config, harvest, run.ended, ledger)
 
 
 def _requests_key(config: GenerateInstructions, requests: Requests) -> str:
     """The name of the answers: the digest of all that decides what is asked."""
-    given = {name: getattr(config, name) for name in ("model", "temperature", "answer_tokens", "per_request", "seed")}
-    catalogue = requests.catalogue
-    value = given | {
-        "base_url": config.base_url.rstrip("/"),
-        "schema": SCHEMA,
-        "request": catalogue.request,
-        "language": catalogue.language,
-        "asked": dict(catalogue.asked),
-        "topics": list(catalogue.topics),
-        "task_types": list(catalogue.task_types),
-        "seeds": [dict(item) for item in requests.seeds],
-        "first": requests[0].messages,
-    }
-    return digest_of(value)[:32]
+    value = {name: getattr(config, name) for name in ("model", "temperature", "answer_tokens", "per_request", "seed")}
+    value |= {name: getattr(requests.catalogue, name) for name in ("request", "asked", "topics", "task_types")}
+    language = str(requests.catalogue.language["name"])
+    value |= {"base_url": config.base_url.rstrip("/"), "schema": SCHEMA, "language": language}
+    return digest_of(value | {"seeds": requests.seeds, "first": requests[0].messages})[:32]
 
 
 def _announce(config: GenerateInstructions, requests: Requests, ledger: Ledger) -> None:
     """What it will cost, about, before anything is sent."""
     budget = config.budget
-    if ledger.settled:
-        log.info(
-            "%d answers are here already (%s); they are not asked for again",
-            len(ledger.settled), budget.said(ledger.charged),
-        )  # fmt: skip
+    if came := len(ledger.settled):
+        charged = budget.said(ledger.charged)
+        log.info("%d answers are here already (%s); they are not asked for again", came, charged)
     size = sum(len(message["content"].encode()) for message in requests[0].messages)
-    shape = config.per_request, size, config.answer_tokens
+    one = usual(config.per_request, size, config.answer_tokens)
     if config.items:
-        count, tokens = estimated(config.items, *shape)
-        priced = "" if budget.priced else " (give --price-prompt and --price-answer for a cost)"
-        log.info(
-            "estimate for %s items: %s requests, %s%s", f"{config.items:,}", f"{count:,}", budget.said(tokens), priced
-        )
-    elif items := bought(budget, *shape):
+        count = math.ceil(config.items / (config.per_request * YIELD))
+        said = budget.said(one * count)
+        said += "" if budget.priced else " (give --price-prompt and --price-answer for a cost)"
+        log.info("estimate for %s items: %s requests, %s", f"{config.items:,}", f"{count:,}", said)
+    elif items := bought(budget, config.per_request, one):
         log.info("estimate: the limits buy about %s items", f"{items:,}")
     limits = [f"cost {config.max_cost:g}"] if config.max_cost else []
     limits += [f"{config.max_tokens:,} tokens"] if config.max_tokens else []

@@ -1,42 +1,105 @@
-"""What the journal's lines add up to: which requests are settled, what was charged, and what is still open.
+"""What is paid for: prices, limits, and what the journal's lines add up to.
 
-One fold, over old lines when a run begins and over new ones as they are written, so that a run that goes on counts
-exactly as the one before it. Three kinds of charge: *billed*, as the server counted; *unseen*, requests that were sent
-and whose bill never came (a lost connection, a time-out, a process that was killed, a server that counts nothing),
-taken at the most they can have cost; *open*, on their way right now, likewise. What the server refused (4xx, 429) or
-failed to do (5xx) costs nothing.
+A limit holds for the data set as a whole, earlier runs included, and is never passed: a request is only sent when the
+most that it can cost (its bytes as tokens, and the longest answer) fits beside what is charged: *billed* by the server,
+*unseen* (sent, and the bill never came: a lost connection, a kill, a server that counts nothing), at the most, or
+*open*, on its way, likewise. What the server refused (4xx, 429) or failed to do (5xx) costs nothing.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.generate_instructions.budget import Tokens
+YIELD = 0.8
+"""Of the items that are asked for, how many are usually kept; the estimate's guess until answers have come."""
+TOKENS_PER_BYTE, TOKENS_PER_ITEM = 0.3, 220
+"""Of Chinese and English prompts and answers with today's tokenizers; the estimate's guess, never the limit's."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of prompts and of answers."""
+
+    prompt: int = 0
+    answer: int = 0
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.answer + other.answer)
+
+    def __mul__(self, times: int) -> "Tokens":
+        return Tokens(self.prompt * times, self.answer * times)
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.answer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Prices per million tokens, in any currency, negative when unknown; limits, 0 for none."""
+
+    price_prompt: float = -1
+    price_answer: float = -1
+    max_cost: float = 0
+    max_tokens: int = 0
+
+    @property
+    def priced(self) -> bool:
+        return self.price_prompt >= 0 and self.price_answer >= 0
+
+    def cost(self, tokens: Tokens) -> float:
+        """In the prices' currency; 0 where there are none."""
+        return (tokens.prompt * self.price_prompt + tokens.answer * self.price_answer) / 1e6 if self.priced else 0.0
+
+    def stops(self, charged: Tokens, more: Tokens) -> str:
+        """Which limit `more` would pass on top of what is charged: "max-cost", "max-tokens", or "" for neither."""
+        after = charged + more
+        if self.max_cost and self.cost(after) > self.max_cost:
+            return "max-cost"
+        return "max-tokens" if self.max_tokens and after.total > self.max_tokens else ""
+
+    def said(self, tokens: Tokens) -> str:
+        """`12,345 + 67,890 tokens, cost 0.1234`."""
+        text = f"{tokens.prompt:,} + {tokens.answer:,} tokens"
+        return f"{text}, cost {self.cost(tokens):.4f}" if self.priced else text
+
+
+def usual(per_request: int, prompt_bytes: int, most_answer: int) -> Tokens:
+    """What one request takes, about."""
+    return Tokens(math.ceil(prompt_bytes * TOKENS_PER_BYTE), min(most_answer, per_request * TOKENS_PER_ITEM))
+
+
+def bought(budget: Budget, per_request: int, one: Tokens) -> int:
+    """Items that the budget's limits will buy at so many tokens a request, about; 0 where there is none."""
+    requests = [budget.max_tokens / one.total] if budget.max_tokens else []
+    if budget.max_cost and budget.cost(one):
+        requests.append(budget.max_cost / budget.cost(one))
+    return int(min(requests, default=0) * per_request * YIELD)
 
 
 @dataclass
 class Batch:
-    """A batch of the Batch API: the attempts in it, the server's name for it once known."""
+    """A batch of the Batch API: request → attempt, and the server's name for it once known."""
 
     attempts: Mapping[int, int]
-    """Request → attempt."""
     identity: str = ""
 
 
 @dataclass
 class Ledger:
-    """The state that the lines make. `apply` takes one line."""
+    """The state that the journal's lines make, old ones when a run begins and new ones as they are written."""
 
     settled: dict[int, str] = field(default_factory=dict)
     """Requests that need asking no more → what came; nothing of one that was refused."""
-    attempts: dict[int, int] = field(default_factory=dict)
+    attempts: Counter[int] = field(default_factory=Counter)
     """Request → how often it was sent."""
     billed: Tokens = field(default_factory=Tokens)
     unseen: Tokens = field(default_factory=Tokens)
     open: dict[tuple[int, int], Tokens] = field(default_factory=dict)
     """(request, attempt) → the most that it can cost."""
-    failures: dict[str, int] = field(default_factory=dict)
-    """Why attempts failed → how often."""
+    failures: Counter[str] = field(default_factory=Counter)
     dialect: Mapping[str, Any] | None = None
     batches: dict[str, Batch] = field(default_factory=dict)
     """Those that have not ended."""
@@ -55,53 +118,49 @@ class Ledger:
         """One line, as this program writes it."""
         self.first = self.first or str(record.get("time", ""))
         self.last = str(record.get("time", self.last))
-        event = record["event"]
-        if event == "dialect":
-            self.dialect = record["dialect"]
-        elif event == "batch planned":
-            self.batches[record["batch"]] = Batch({number: attempt for number, attempt, *_ in record["requests"]})
-            for number, attempt, prompt, answer in record["requests"]:
-                self._sent(number, attempt, Tokens(prompt, answer))
-        elif event == "batch created":
-            self.batches[record["batch"]].identity = record["id"]
-        elif event == "batch ended":
-            self.batches.pop(record["batch"], None)
-        elif event == "sent":
-            most = Tokens(record["prompt_tokens"], record["answer_tokens"])
-            self._sent(record["request"], record["attempt"], most)
-        else:
-            self._ended(event, record["request"], record["attempt"], record)
+        match record["event"]:
+            case "dialect":
+                self.dialect = record["dialect"]
+            case "batch planned":
+                self.batches[record["batch"]] = Batch({number: attempt for number, attempt, *_ in record["requests"]})
+                for sent in record["requests"]:
+                    self._sent(*sent)
+            case "batch created":
+                self.batches[record["batch"]].identity = record["id"]
+            case "batch ended":
+                self.batches.pop(record["batch"], None)
+            case "sent":
+                self._sent(*(record[name] for name in ("request", "attempt", "prompt_tokens", "answer_tokens")))
+            case event:
+                self._ended(event, record, self.open.pop((record["request"], record["attempt"]), Tokens()))
 
-    def _sent(self, number: int, attempt: int, most: Tokens) -> None:
-        self.attempts[number] = max(attempt, self.attempts.get(number, 0))
-        self.open[number, attempt] = most
+    def _sent(self, number: int, attempt: int, prompt: int, answer: int) -> None:
+        self.attempts[number] = max(attempt, self.attempts[number])
+        self.open[number, attempt] = Tokens(prompt, answer)
 
-    def _ended(self, event: str, number: int, attempt: int, record: Mapping[str, Any]) -> None:
-        most = self.open.pop((number, attempt), Tokens())
+    def _ended(self, event: str, record: Mapping[str, Any], most: Tokens) -> None:
         if event == "failed":
-            self.failures[record["reason"]] = self.failures.get(record["reason"], 0) + 1
-            if record["may_be_billed"]:
-                self.unseen += most
+            self.failures[record["reason"]] += 1
+            self.unseen += most * bool(record["may_be_billed"])
         elif event == "answered":
             if record["prompt_tokens"] is None:
                 self.unseen += most
             else:
                 self.billed += Tokens(record["prompt_tokens"], record["answer_tokens"])
-            if record.get("model"):
-                self.models.add(record["model"])
-            self.settled.setdefault(number, record["content"])
+            self.models.update(filter(None, [record.get("model")]))
+            self.settled.setdefault(record["request"], record["content"])
         elif event == "given up":
-            self.settled.setdefault(number, "")
+            self.settled.setdefault(record["request"], "")
         else:
             raise ValueError(f"a journal line of an unknown event {event!r}")
 
 
 def replayed(records: list[dict[str, Any]]) -> Ledger:
-    """The ledger of a journal. What was open when its process ended stays open: charged, and never to be seen."""
+    """The ledger of a journal. What was open when its process ended stays charged, and will never be seen."""
     ledger = Ledger()
     for record in records:
         ledger.apply(record)
-    in_batches = {(number, attempt) for batch in ledger.batches.values() for number, attempt in batch.attempts.items()}
-    for key in [key for key in ledger.open if key not in in_batches]:
-        ledger.unseen += ledger.open.pop(key)
+    in_batches = {sent for batch in ledger.batches.values() for sent in batch.attempts.items()}
+    for sent in ledger.open.keys() - in_batches:
+        ledger.unseen += ledger.open.pop(sent)
     return ledger

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from components.generate_instructions.budget import Budget
+from components.generate_instructions.ledger import Budget
 from zhllama.errors import InputError
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
 
@@ -81,11 +81,7 @@ class GenerateInstructions(StageOptions):
             ("--answer-tokens", self.answer_tokens >= 1, "1 or more"),
             ("--fruitless", self.fruitless >= 1, "1 or more"),
             ("--concurrency", 1 <= self.concurrency <= 1000, "between 1 and 1000"),
-            (
-                "--requests-per-minute",
-                self.requests_per_minute == 0 or self.requests_per_minute >= 1,
-                "0 or 1 and more",
-            ),
+            ("--requests-per-minute", (pace := self.requests_per_minute) == 0 or pace >= 1, "0 or 1 and more"),
             ("--tokens-per-minute", self.tokens_per_minute >= 0, "0 or more"),
             ("--timeout", self.timeout > 0, "above 0"),
             ("--temperature", 0 <= self.temperature <= 2, "between 0 and 2"),
@@ -95,16 +91,13 @@ class GenerateInstructions(StageOptions):
             if not right:
                 value = getattr(self, option[2:].replace("-", "_"))
                 raise InputError(f"generate_instructions: {option} is {value}; it must be {rule}")
-        if self.import_from:
-            if self.base_url or self.model:
-                raise InputError(
-                    "generate_instructions: --import-from asks no model; leave out --base-url and --model, or import "
-                    "first and give the result as --against"
-                )
-            return
-        self._check_asking()
+        if wrong := self._wrong_together():
+            raise InputError(f"generate_instructions: {wrong}")
 
-    def _check_asking(self) -> None:
+    def _wrong_together(self) -> str:
+        if self.import_from:
+            wrong = "--import-from asks no model; leave out --base-url and --model, or import first and give --against"
+            return wrong if self.base_url or self.model else ""
         try:
             parts = urlsplit(self.base_url)
             # reading the port is what finds one that is no number, or none that there can be
@@ -112,23 +105,16 @@ class GenerateInstructions(StageOptions):
         except ValueError:
             whole = False
         if not whole:
-            raise InputError(
-                f"generate_instructions: --base-url {self.base_url} is no address; write http(s)://host/v1, or give "
-                "--import-from"
-            )
+            return f"--base-url {self.base_url} is no address; write http(s)://host/v1, or give --import-from"
         if parts.username or parts.password or parts.query:
-            raise InputError(
-                "generate_instructions: --base-url holds a user, a password or a query; put the key into "
-                "OPENAI_API_KEY or a file"
-            )
+            return "--base-url holds a user, a password or a query; put the key into OPENAI_API_KEY or a file"
         if not self.model:
-            raise InputError("generate_instructions: --model is missing; name the model as the server does")
+            return "--model is missing; name the model as the server does"
         if not (self.items or self.max_cost or self.max_tokens):
-            raise InputError(
-                "generate_instructions: nothing says when to stop; give --items, --max-cost or --max-tokens"
-            )
-        # it refuses a cost limit without prices
-        _ = self.budget
+            return "nothing says when to stop; give --items, --max-cost or --max-tokens"
+        if self.max_cost and not self.budget.priced:
+            return "--max-cost needs prices; give --price-prompt and --price-answer, per million tokens"
+        return ""
 
     @property
     def budget(self) -> Budget:

@@ -1,13 +1,10 @@
 """Requests to the model, many at a time, until a limit is reached; what comes is harvested in order.
 
-The first request goes alone (it finds out what the server understands, client.py), and until one has given an item no
-more are out than may still be fruitless, so that a model that writes only rubbish is asked exactly `fruitless` times.
-After that as many are out as `concurrency` and the limits allow and the items that are still wanted need, at the
-yield seen so far: no answer is bought only to be thrown away.
-
-A request that fails is asked again, up to ATTEMPTS times. One that fails so often while others are answered is given
-up; when nothing is answered at all, the server has failed, and a later run goes on. On SIGTERM, Ctrl-C or an error
-nothing more is sent, and answers on their way, which will be billed, are waited for, DRAIN seconds at most.
+The first request goes alone (client.py), and until one has given an item no more are out than may still be fruitless:
+a model that writes only rubbish is asked exactly `fruitless` times. After that as many are out as `concurrency`, the
+limits and the items still wanted need, at the yield seen so far: no answer is bought only to be thrown away. One that
+fails ATTEMPTS times while others are answered is given up; when nothing is answered, the server has failed. On SIGTERM,
+Ctrl-C or an error nothing more is sent, and what is on its way, which will be billed, is waited for.
 """
 
 import asyncio
@@ -17,20 +14,18 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from components.generate_instructions import batch_api
-from components.generate_instructions.budget import YIELD, Tokens
+from components.generate_instructions.catalogue import Requests
 from components.generate_instructions.client import Answer, Api, Dialect, Failed, Refused, UnexpectedResponse
 from components.generate_instructions.harvest import Harvest
 from components.generate_instructions.journal import Journal
-from components.generate_instructions.ledger import Ledger
+from components.generate_instructions.ledger import YIELD, Ledger, Tokens
 from components.generate_instructions.limits import ATTEMPTS, LONGEST_PAUSE, Limits, backoff
-from components.generate_instructions.options import GenerateInstructions
-from components.generate_instructions.request import Request, Requests
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import Progress
 
@@ -47,66 +42,47 @@ DRAIN = 20.0
 class Stopped(Exception):
     """SIGTERM or Ctrl-C came: this signal."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
 
 class RequestScheduler:
     """One run over a journal: what is settled in it is harvested first, then the model is asked for the rest."""
 
-    def __init__(
-        self,
-        config: GenerateInstructions,
-        api: Api,
-        requests: Requests,
-        journal: Journal,
-        ledger: Ledger,
-        harvest: Harvest,
-    ) -> None:
-        self.config, self.api, self.requests = config, api, requests
-        self.journal, self.ledger, self.harvest, self.budget = journal, ledger, harvest, config.budget
-        structure = "schema" if config.structured == "auto" else config.structured
-        self.dialect = Dialect(**(ledger.dialect or {"structure": structure, "stream": config.stream}))
-        self.limits = Limits(config.requests_per_minute, config.tokens_per_minute)
+    def __init__(self, api: Api, requests: Requests, journal: Journal, ledger: Ledger, harvest: Harvest) -> None:
+        self.config, self.api, self.requests = api.config, api, requests
+        self.journal, self.ledger, self.harvest, self.budget = journal, ledger, harvest, api.config.budget
+        self.where = f"generate_instructions: {self.config.base_url}"
+        structure = "schema" if self.config.structured == "auto" else self.config.structured
+        self.dialect = Dialect(**(ledger.dialect or {"structure": structure, "stream": self.config.stream}))
+        self.limits = Limits(self.config.requests_per_minute, self.config.tokens_per_minute)
         self.ended = ""
         """Why no more is asked: "items", "max-cost", "max-tokens" or "fruitless"; "" while it goes on."""
-        self.taken = 0
-        """Answers that were harvested: requests 0 to taken − 1."""
-        self.empty_responses = 0
-        """Of them, how many of the last gave nothing new."""
-        self.last_answer = ""
-        self._first_refusal = ""
+        self.taken = self.empty_responses = 0
+        """Answers that were harvested (requests 0 to taken − 1), and how many of the last gave nothing new."""
+        self.last_answer = self._first_refusal = ""
         self._answered_at = 0.0
         self._closing = False
         self._running: dict[int, asyncio.Task[None]] = {}
         self._on_the_wire: set[int] = set()
-        self._bar: Progress | None = None
+        self._bar = Progress("generating", harvest.wanted or None, "items")
 
     @property
     def known(self) -> bool:
-        """Whether the server's dialect is known."""
+        """Whether the server's dialect is."""
         return self.ledger.dialect is not None
 
-    # --- the whole ----------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
-        """Asks until `ended`."""
-        with Progress("generating", self.harvest.wanted or None, "items") as self._bar, _signals() as stopped:
+        """Asks until `ended`. Stopped, InputError or StorageFault once what was on its way has been kept."""
+        with self._bar, self._stopped_by_signals():
             self.harvest_what_came()
-            task: asyncio.Future[Any] = asyncio.ensure_future(self._loop())
             try:
-                await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
-                if not task.done():
-                    raise Stopped(stopped.result())
-                task.result()
-            except BaseException:
-                task.cancel()
-                await asyncio.wait([task])
+                await self._loop()
+            finally:
                 await self._drain()
-                raise
-            await self._drain()
-            self._harvest_the_rest()
+                await self.api.client.close()
+            if self.ended in ("max-cost", "max-tokens"):
+                # what waited for an answer that will not come
+                for number in sorted(number for number in self.ledger.settled if number >= self.taken):
+                    if not self.harvest.full:
+                        self._take(number)
 
     async def _loop(self) -> None:
         await batch_api.finish(self)
@@ -133,48 +109,68 @@ class RequestScheduler:
                 task.cancel()
         if out := len(self._on_the_wire - set(self.ledger.settled)):
             log.info("waiting for %d answers on their way, up to %.0f s", out, DRAIN)
-        for timeout in (DRAIN, None) if self._running else ():
-            await asyncio.wait(self._running.values(), timeout=timeout)
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=DRAIN)
             for task in self._running.values():
                 task.cancel()
-        for task in self._running.values():
-            if not task.cancelled() and task.exception() is not None:
-                log.debug("while ending: %s", task.exception())
-        self._running = {}
+            for outcome in await asyncio.gather(*self._running.values(), return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    log.debug("while ending: %s", outcome)
 
-    # --- which request next -------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """SIGTERM or Ctrl-C cancel this task, in place of what they did before, and become Stopped."""
+        loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
+        signums = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in signums}
+
+        def stop(signum: int) -> None:
+            # a second Ctrl-C ends at once
+            signal.signal(signum, before[signum])
+            if task is not None and not (came or self._closing):
+                log.warning("%s: nothing more is sent", signal.Signals(signum).name)
+                came.append(signum)
+                task.cancel()
+
+        for signum in before:
+            loop.add_signal_handler(signum, stop, signum)
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if came:
+                raise Stopped(came[0]) from error
+            raise
+        finally:
+            for signum, handler in before.items():
+                loop.remove_signal_handler(signum)
+                signal.signal(signum, handler)
 
     def next_number(self) -> int | None:
         """The next request to send; None when none may be sent now. Sets `ended` when none ever may."""
-        if self.ended or len(self._running) >= self._allowed():
+        allowed = self.config.concurrency
+        if not self.known or self.config.batch:
+            allowed = 1
+        elif not self.harvest.items:
+            allowed = max(1, min(allowed, self.config.fruitless - self.empty_responses - self._waiting()))
+        if self.ended or len(self._running) >= allowed:
             return None
-        (number,) = self.unsettled(1)
+        number = next(self.unsettled())
         # an answer that others wait for is always wanted
         if not self.wants_more(len(self._running)) and number > max(self.ledger.settled, default=-1):
             return None
-        most = self.most(self.requests[number])
-        not_yet_sent = sum(1 for running in self._running if running not in self._on_the_wire)
-        limit = self.budget.stops(self.ledger.charged, most * (1 + not_yet_sent))
+        not_yet_sent = len(self._running.keys() - self._on_the_wire)
+        limit = self.budget.stops(self.ledger.charged, self.most(number) * (1 + not_yet_sent))
         if limit and not self._running:
             self.ended = limit
         return None if limit else number
 
-    def unsettled(self, count: int) -> list[int]:
-        """The lowest numbers of requests that are neither settled nor out."""
-        settled, running = self.ledger.settled, self._running
-        free = (number for number in itertools.count(self.taken) if number not in settled and number not in running)
-        return list(itertools.islice(free, count))
-
-    def _allowed(self) -> int:
-        if not self.known or self.config.batch:
-            return 1
-        if not self.harvest.items:
-            return max(1, min(self.config.concurrency, self.config.fruitless - self.empty_responses - self._waiting()))
-        return self.config.concurrency
+    def unsettled(self) -> Iterator[int]:
+        """The numbers of the requests that are neither settled nor out, the lowest first."""
+        out = self.ledger.settled, self._running
+        return (number for number in itertools.count(self.taken) if not any(number in some for some in out))
 
     def _waiting(self) -> int:
-        """Answers that came before one with a lower number."""
-        # requests 0 to taken − 1 are all settled, so that none needs to be looked at
+        """Answers that came before one with a lower number: requests 0 to taken − 1 are all settled."""
         return len(self.ledger.settled) - self.taken
 
     def wants_more(self, out: int) -> bool:
@@ -185,39 +181,27 @@ class RequestScheduler:
         yielded = (len(self.harvest.items) + YIELD * self.requests.count) / (self.taken + 1)
         return (out + self._waiting()) * yielded < self.harvest.wanted - len(self.harvest.items)
 
-    def most(self, request: Request) -> Tokens:
+    def most(self, number: int) -> Tokens:
         """The most that a request can cost."""
-        return Tokens(request.most_prompt_tokens, self.config.answer_tokens)
-
-    # --- one request --------------------------------------------------------------------------------------------------
+        return Tokens(self.requests[number].most_prompt_tokens, self.config.answer_tokens)
 
     async def _settle(self, number: int) -> None:
-        """Asks until the request is settled; returns sooner when the budget does not hold another attempt, or when
-        the run ends."""
-        request, began, failures, throttled = self.requests[number], time.monotonic(), 0, 0
-        halfway = began
-        most = self.most(request)
+        """Asks until the request is settled, the budget does not hold another attempt, or the run ends."""
+        failures = throttled = 0
+        began = halfway = time.monotonic()
+        most = self.most(number)
         while number not in self.ledger.settled:
             correct = await self.limits.turn(most.total)
             if self._closing or self.budget.stops(self.ledger.charged, most):
                 return
-            attempt = self.ledger.attempts.get(number, 0) + 1
+            attempt = self.ledger.attempts[number] + 1
             self._on_the_wire.add(number)
             try:
-                await self.record(
-                    "sent", request=number, attempt=attempt, prompt_tokens=most.prompt, answer_tokens=most.answer
-                )
-                answer = await self._attempt(request, attempt)
-                if answer is not None:
-                    await self.answered(number, attempt, answer)
-                    if answer.prompt_tokens is not None and answer.answer_tokens is not None:
-                        correct(answer.prompt_tokens + answer.answer_tokens)
-                continue
-            except Failed as caught:
-                failure = caught
-                await self.failed(number, attempt, failure.reason, failure.may_be_billed)
+                failure = await self._attempt(number, attempt, most, correct)
             finally:
                 self._on_the_wire.discard(number)
+            if failure is None:
+                continue
             failures, throttled = failures + (not failure.throttled), throttled + failure.throttled
             if self._closing:
                 return
@@ -225,21 +209,35 @@ class RequestScheduler:
                 halfway = time.monotonic()
             # in an outage nothing is answered between a request's fifth failure and its tenth
             alone = self._answered_at >= halfway or attempt >= MOST_ATTEMPTS
+            wait = backoff(failures + throttled) if failure.wait is None else failure.wait
             if failures >= ATTEMPTS and alone:
                 await self.record("given up", request=number, attempt=attempt, reason=failure.reason)
             elif failures >= ATTEMPTS or (throttled and time.monotonic() - max(began, self._answered_at) > PATIENCE):
                 raise StorageFault(
-                    f"generate_instructions: {self.config.base_url} failed {failures + throttled} times, the last time "
-                    f"with: {failure.reason}; what came is kept, run this again to go on"
+                    f"{self.where} failed {failures + throttled} times, the last time with: {failure.reason}; what "
+                    "came is kept, run this again to go on"
+                )
+            elif wait > LONGEST_PAUSE:
+                raise StorageFault(
+                    f"{self.where} asks to wait {wait:.0f} s ({failure.reason}); what came is kept, run this again then"
                 )
             else:
-                await self._wait(failure, failures + throttled)
+                log.info("%s: next attempt in %.1f s", failure.reason, wait)
+                if failure.wait is None:
+                    await asyncio.sleep(wait)
+                else:
+                    self.limits.pause(wait)
 
-    async def _attempt(self, request: Request, attempt: int) -> Answer | None:
-        """The answer; None for a refusal, after which the dialect is plainer or the request is settled. Failed."""
-        number = request.number
+    async def _attempt(
+        self, number: int, attempt: int, most: Tokens, correct: Callable[[float], None]
+    ) -> Failed | None:
+        """Asks once and keeps what came; what may pass is returned, and None after an answer or a refusal."""
+        await self.record("sent", request=number, attempt=attempt, prompt_tokens=most.prompt, answer_tokens=most.answer)
         try:
-            return await self.api.ask(request, self.dialect)
+            answer = await self.api.ask(self.requests[number], self.dialect)
+        except Failed as failure:
+            await self.failed(number, attempt, failure.reason, failure.may_be_billed)
+            return failure
         except Refused as refusal:
             await self.failed(number, attempt, f"refused: {str(refusal)[:80]}", False)
             if self.known:
@@ -249,49 +247,34 @@ class RequestScheduler:
             plainer = self.dialect.weaker(str(refusal))
             if plainer is None:
                 raise InputError(
-                    f"generate_instructions: {self.config.base_url} refuses the request ({self._first_refusal}); check "
-                    "--model, --base-url and --answer-tokens"
+                    f"{self.where} refuses the request ({self._first_refusal}); check --model, --base-url and "
+                    "--answer-tokens"
                 ) from refusal
             log.info("%s: asking again without what it does not take: %s", refusal, plainer)
             self.dialect = plainer
             return None
         except UnexpectedResponse as error:
-            if not self.known:
-                await self.failed(number, attempt, "no chat completion", True)
-                raise InputError(
-                    f"generate_instructions: {self.config.base_url} does not answer as a chat completions API "
-                    f"({error}); check --base-url"
-                ) from error
-            raise Failed("no chat completion", may_be_billed=True) from error
+            await self.failed(number, attempt, "no chat completion", True)
+            if self.known:
+                return Failed("no chat completion", may_be_billed=True)
+            raise InputError(
+                f"{self.where} does not answer as a chat completions API ({error}); check --base-url"
+            ) from error
         except InputError:
             await self.failed(number, attempt, "the key, the model or the account", False)
             raise
+        await self.answered(number, attempt, answer)
+        if answer.prompt_tokens is not None and answer.answer_tokens is not None:
+            correct(answer.prompt_tokens + answer.answer_tokens)
+        return None
 
     async def failed(self, number: int, attempt: int, reason: str, may_be_billed: bool) -> None:
-        """Keeps an attempt that brought no answer."""
         await self.record("failed", request=number, attempt=attempt, reason=reason, may_be_billed=may_be_billed)
-
-    async def _wait(self, failure: Failed, failures: int) -> None:
-        if failure.wait is None:
-            wait = backoff(failures)
-            log.info("%s: next attempt in %.1f s", failure.reason, wait)
-            await asyncio.sleep(wait)
-            return
-        if failure.wait > LONGEST_PAUSE:
-            raise StorageFault(
-                f"generate_instructions: {self.config.base_url} asks to wait {failure.wait:.0f} s ({failure.reason}); "
-                "what came is kept, run this again then"
-            )
-        log.info("%s: next attempt in %.1f s", failure.reason, failure.wait)
-        self.limits.pause(failure.wait)
 
     async def answered(self, number: int, attempt: int, answer: Answer) -> None:
         """Keeps an answer, and, of the first, what the server understood."""
         self._answered_at = time.monotonic()
-        await self.record(
-            "answered", request=number, attempt=attempt, content=answer.content, finish=answer.finish,
-            prompt_tokens=answer.prompt_tokens, answer_tokens=answer.answer_tokens, model=answer.model,
-        )  # fmt: skip
+        await self.record("answered", request=number, attempt=attempt, **asdict(answer))
         if not self.known:
             await self.record("dialect", dialect=asdict(self.dialect))
 
@@ -301,22 +284,11 @@ class RequestScheduler:
         self.ledger.apply(line)
         await self.journal.append(line)
 
-    # --- harvest ------------------------------------------------------------------------------------------------------
-
     def harvest_what_came(self) -> None:
         """Takes the answers that no earlier one is missing before, and sees whether that is enough."""
         while not self.ended and self.taken in self.ledger.settled:
             self._take(self.taken)
             self.taken += 1
-
-    def _harvest_the_rest(self) -> None:
-        """At the end of the budget: what waited for an answer that will not come."""
-        if self.ended in ("max-cost", "max-tokens"):
-            for number in sorted(number for number in self.ledger.settled if number >= self.taken):
-                if not self.harvest.full:
-                    self._take(number)
-            if self.harvest.full:
-                self.ended = "items"
 
     def _take(self, number: int) -> None:
         request, content = self.requests[number], self.ledger.settled[number]
@@ -327,33 +299,5 @@ class RequestScheduler:
             self.ended = "items"
         elif self.empty_responses >= self.config.fruitless:
             self.ended = "fruitless"
-        if self._bar is not None:
-            self._bar.note = self.budget.said(self.ledger.charged)
-            self._bar.advance(new)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator["asyncio.Future[Any]"]:
-    """A future that SIGTERM or Ctrl-C completes with its number, in place of what they did before."""
-    loop = asyncio.get_running_loop()
-    stopped: asyncio.Future[int] = loop.create_future()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(signum: int) -> None:
-        # a second Ctrl-C ends at once
-        signal.signal(signum, before[signum])
-        if not stopped.done():
-            log.warning("%s: nothing more is sent", signal.Signals(signum).name)
-            stopped.set_result(signum)
-
-    for signum in before:
-        loop.add_signal_handler(signum, stop, signum)
-    try:
-        yield stopped
-    finally:
-        for signum, handler in before.items():
-            loop.remove_signal_handler(signum)
-            signal.signal(signum, handler)
+        self._bar.note = self.budget.said(self.ledger.charged)
+        self._bar.advance(new)

@@ -1,10 +1,8 @@
 """Best-fit packing: documents into blocks, none cut that fits in one.
 
 Segments are taken a window at a time, the longest first, each into the block with the least room that still holds it
-(best-fit decreasing). 35,123 reviews, 51 tokens on average: 99.95% of the places filled at 512, 99.9% at 256; one
-review a block would fill 10%, and plain concatenation would cut one in ten. Blocks that stay open are carried into the
-next window, so a stream of any length is packed in the memory of one window.
-
+(best-fit decreasing). 35,123 reviews, 51 tokens on average: 99.95% of the places filled at 512; one review a block
+would fill 10%, and plain concatenation would cut one in ten. Blocks that stay open are carried into the next window.
 Which block a segment goes to depends on lengths alone, so only these pass through Python; the ids follow as arrays.
 """
 
@@ -47,13 +45,8 @@ def _pieces(lengths: np.ndarray, block_size: int) -> np.ndarray:
 class BestFit:
     """Takes documents, gives full blocks; `finish` gives the rest."""
 
-    def __init__(
-        self, block_size: int, window: int = WINDOW, open_blocks: int = OPEN_BLOCKS, tokens: int = WINDOW_TOKENS
-    ) -> None:
+    def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._window = window
-        self._window_tokens = tokens
-        self._limit = open_blocks
         self._open = np.zeros(0, np.int64)
         """How many segments each open block holds."""
         self._held: list[Segments] = []
@@ -66,7 +59,7 @@ class BestFit:
         while len(documents):
             pieces = self._pieces + _pieces(documents.lengths, self._block_size).cumsum()
             tokens = self._tokens + documents.lengths.cumsum()
-            full = (pieces >= self._window) | (tokens >= self._window_tokens)
+            full = (pieces >= WINDOW) | (tokens >= WINDOW_TOKENS)
             # the document that fills the window is the last one in it
             end = int(full.argmax()) + 1 if full[-1] else len(documents)
             self._held.append(cut(documents.part(0, end), self._block_size))
@@ -92,7 +85,7 @@ class BestFit:
         rank[ranked] = np.arange(len(ranked))
         order = order[np.argsort(rank[block_of], kind="stable")]
         counts = np.bincount(block_of)[ranked]
-        done = max(int((used == self._block_size).sum()), len(used) - self._limit)
+        done = max(int((used == self._block_size).sum()), len(used) - OPEN_BLOCKS)
         last = int(counts[:done].sum())
         self._held, self._open = [segments.take(order[last:])], counts[done:]
         yield from self._in_parts(segments, order[:last], counts[:done])
@@ -114,26 +107,19 @@ class BestFit:
         before = len(block_of)
         room = self._block_size - np.bincount(block_of, segments.lengths[:before]).astype(np.int64)
         order = before + np.argsort(-segments.lengths[before:], kind="stable")
-        placed = _best_fit(segments.lengths[order].tolist(), room.tolist(), self._block_size)
-        return (
-            segments,
-            np.concatenate([np.arange(before), order]),
-            np.concatenate([block_of, np.array(placed, np.int64)]),
-        )
+        placed = np.array(_best_fit(segments.lengths[order].tolist(), room.tolist(), self._block_size), np.int64)
+        return segments, np.concatenate([np.arange(before), order]), np.concatenate([block_of, placed])
 
 
 def _best_fit(lengths: list[int], room_of: list[int], block_size: int) -> list[int]:
-    """The block of each segment, the longest given first. `room_of` says how many places are left in the blocks that
-    are open; new ones are numbered after these.
-
-    `blocks[r]` holds the blocks with r places left, `rooms` has bit r set when there are any: the least room that is
-    enough is the lowest bit at or above the length."""
+    """The block of each segment, the longest given first; new ones are numbered after the open ones."""
+    # blocks[r] holds the blocks with r places left, and rooms has bit r set when there are any: the least room that is
+    # enough is the lowest bit at or above the length
     blocks: dict[int, list[int]] = {}
-    rooms = 0
+    rooms, count = 0, len(room_of)
     for number, left in enumerate(room_of):
         blocks.setdefault(left, []).append(number)
         rooms |= 1 << left
-    count = len(room_of)
     found = []
     for length in lengths:
         enough = rooms >> length

@@ -2,29 +2,25 @@
 request what is nearly a duplicate, or was seen in an evaluation.
 
 Near-duplicates are found by MinHash (rensa, in Rust): the sets of five-character runs of two texts, estimated from 128
-hashes, share over 70%. The first one stays. 24,000 reviews a second; 3 KB a document that stays, which is the one thing
-in this stage whose memory grows with the corpus: ten million documents take 30 GB, so a larger corpus is taken in
-parts.
-
-An overlap is a run of 13 words, or of 13 Han characters, since a Chinese word has no border to see (GPT-3 took 13 words
-too), that stands in a text of the evaluation; of a shorter text, all of it. Case, punctuation and white space do not
-count. Memory: 60 bytes a word of the evaluation.
+hashes, share over 70%. The first one stays. 24,000 reviews a second; 3 KB a document that stays, the one thing in this
+stage whose memory grows with the corpus (ten million documents take 30 GB: a larger corpus is taken in parts). An
+overlap is a run of 13 words, or of 13 Han characters (GPT-3 took 13 words too), that stands in a text of the
+evaluation; of a shorter text, all of it. Case, punctuation and white space do not count. 60 bytes a word of it.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from components.prepare_dataset.examples import Examples, Kind, subject_of
+from components.prepare_dataset.examples import Examples
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import read_documents
-from zhllama.data.instructions import NO_ITEMS, read_instructions
+from zhllama.data.instructions import json_lines, read_instructions
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
-from zhllama.data.text_stream import lines_of, plain_name
+from zhllama.data.text_stream import NO_ITEMS, plain_name
 from zhllama.errors import InputError
 
 SHINGLE = 5
@@ -45,7 +41,7 @@ class Decontamination:
     def __init__(self, near_duplicates: bool = False) -> None:
         self._validation: set[bytes] = set()
         self._near = NearDuplicates() if near_duplicates else None
-        self._overlap: Overlap | None = None
+        self._evaluated: set[bytes] = set()
         self.left_out = {"fully_masked": 0, "in_validation_too": 0}
         """Why → how many, of what was read: of a mixture, some behind its end too."""
         if near_duplicates:
@@ -56,43 +52,36 @@ class Decontamination:
         self._validation.update(map(_fingerprint, examples.identities))
         if self._near is not None:
             for content in examples.contents:
-                self._near.is_one(examples.kind.text(content))
+                self._near.is_one(_text_of(content))
 
     def add_eval_set(self, texts: Iterable[str]) -> None:
         """Texts that the model will be scored on."""
-        if self._overlap is None:
-            self._overlap = Overlap()
-            self.left_out["in_evaluation"] = 0
-        for text in texts:
-            self._overlap.add(text)
+        self.left_out["in_evaluation"] = 0
+        self._evaluated.update(run for text in texts for run in runs(text))
 
     def kept(self, batches: Iterable[Examples]) -> Iterator[Examples]:
         """The examples that are neither masked altogether nor known from elsewhere, batch by batch."""
-        careful = bool(self._validation) or self._overlap is not None or self._near is not None
         for batch in batches:
             examples = batch.where(batch.has_loss)
             self.left_out["fully_masked"] += len(batch) - len(examples)
-            if careful:
-                examples = examples.where(np.fromiter(self._are_new(examples), bool, len(examples)))
+            if self._validation or self._evaluated or self._near is not None:
+                known = map(self._known, examples.identities, examples.contents)
+                examples = examples.where(~np.fromiter(known, bool, len(examples)))
             if len(examples):
                 yield examples
 
-    def _are_new(self, examples: Examples) -> Iterator[bool]:
-        """Of each example, whether nothing speaks against training on it; else what does is counted."""
-        for identity, content in zip(examples.identities, examples.contents, strict=True):
-            why = self._known(identity, content, examples.kind)
-            if why is not None:
-                self.left_out[why] += 1
-            yield why is None
-
-    def _known(self, identity: bytes, content: Any, kind: Kind) -> str | None:
+    def _known(self, identity: bytes, content: Any) -> bool:
+        """Whether something speaks against training on it, which then is counted."""
         if self._validation and _fingerprint(identity) in self._validation:
-            return "in_validation_too"
-        if self._overlap is not None and self._overlap.is_in(kind.subject(content)):
-            return "in_evaluation"
-        if self._near is not None and self._near.is_one(kind.text(content)):
-            return "near_duplicates"
-        return None
+            why = "in_validation_too"
+        elif self._evaluated and not self._evaluated.isdisjoint(runs(_subject_of(content))):
+            why = "in_evaluation"
+        elif self._near is not None and self._near.is_one(_text_of(content)):
+            why = "near_duplicates"
+        else:
+            return False
+        self.left_out[why] += 1
+        return True
 
 
 class NearDuplicates:
@@ -112,55 +101,36 @@ class NearDuplicates:
         return not self._index.add_pairs([(str(self._count), list(runs))])[0]
 
 
-class Overlap:
-    """Runs of words of texts that the model will be scored on."""
-
-    def __init__(self) -> None:
-        self._runs: set[bytes] = set()
-        self._whole: set[bytes] = set()
-
-    def add(self, text: str) -> None:
-        words = _words(text)
-        self._runs.update(_runs(words))
-        if 0 < len(words) < RUN:
-            self._whole.add(_fingerprint("\n".join(words).encode()))
-
-    def is_in(self, text: str) -> bool:
-        """Whether it has a run of words in common with one of them, or is one of the shorter ones."""
-        words = _words(text)
-        if len(words) < RUN:
-            return _fingerprint("\n".join(words).encode()) in self._whole
-        return any(run in self._runs for run in _runs(words))
+def runs(text: str) -> Iterator[bytes]:
+    """The runs of words of a text, of which two texts that overlap have one in common; of a shorter text, all of it."""
+    words = _WORD.findall(text.lower())
+    for at in range(max(bool(words), len(words) - RUN + 1)):
+        yield _fingerprint("\n".join(words[at : at + RUN]).encode())
 
 
 def evaluation_texts(artifact: Artifact) -> Iterator[str]:
     """The texts of an evaluation: of Alpaca items (a .json file, or lines with an instruction), or text as it is."""
-    if _holds_items(artifact):
-        return (subject_of(item) for item in read_instructions(artifact, answered=False))
-    return (document.text for document in read_documents(artifact))
+    names = [plain_name(name) for name in artifact.names if name not in NO_ITEMS]
+    items = HELD_OUT_INSTRUCTIONS in artifact or any(name.endswith(".json") for name in names)
+    if not items and names and all(name.endswith(".jsonl") for name in names):
+        first = next(json_lines(artifact, next(name for name in artifact.names if name not in NO_ITEMS)), None)
+        if isinstance(first, InputError):
+            raise first
+        items = isinstance(first, dict) and "instruction" in first
+    if items:
+        return map(_subject_of, read_instructions(artifact, answered=False))
+    return read_documents(artifact)
 
 
-def _holds_items(artifact: Artifact) -> bool:
-    names = [name for name in artifact.names if name not in NO_ITEMS]
-    if HELD_OUT_INSTRUCTIONS in artifact or any(plain_name(name).endswith(".json") for name in names):
-        return True
-    lines = [name for name in names if plain_name(name).endswith(".jsonl")]
-    if not lines or len(lines) < len(names):
-        return False
-    try:
-        value = json.loads(next(lines_of(artifact, lines[0]), b"null"))
-    except ValueError as error:
-        raise InputError(f"{artifact.root}/{lines[0]}: line 1 is not JSON ({error}); mend or remove it") from error
-    return isinstance(value, dict) and "instruction" in value
+def _text_of(content: str | dict[str, str]) -> str:
+    """What near-duplicates are found by: the text; of an item, all of it."""
+    return content if isinstance(content, str) else "\n".join(content.values())
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _runs(words: list[str]) -> Iterator[bytes]:
-    for at in range(len(words) - RUN + 1):
-        yield _fingerprint("\n".join(words[at : at + RUN]).encode())
+def _subject_of(content: str | dict[str, str]) -> str:
+    """What must not be seen before an evaluation: the text; of an item, its input, without which its instruction (many
+    items share one, so that it says nothing), and its answer."""
+    return content if isinstance(content, str) else f"{content['input'] or content['instruction']}\n{content['output']}"
 
 
 def _fingerprint(content: bytes) -> bytes:

@@ -1,11 +1,9 @@
-"""Documents and Alpaca items as segments of ids, encoded in batches, a few of them ahead of the packing.
+"""Documents, Alpaca items and the recipe's blocks as segments of ids, encoded in batches, a few ahead of the packing.
 
 A document is BOS + ids + EOS (the recipe's line sample has no EOS). An item is the prompt with BOS, not learned, then
 answer + EOS, encoded on its own and learned; cut on the right at the block size. Special ids are put in by id, so a
-literal `</s>` in a text stays text.
-
-Batches go through the stage as arrays, since what is done in Python to one document after another costs more than the
-encoding: of a review of 75 characters, 11 µs against 8 (4 by segments, zhllama/tokenizer/segments.py).
+literal `</s>` in a text stays text. Batches go through the stage as arrays, since what is done in Python to one
+document after another costs more than the encoding: of a review of 75 characters, 11 µs against 8.
 """
 
 import json
@@ -13,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import compress
-from typing import Any, NamedTuple, Self, TypeVar
+from itertools import compress, groupby
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -32,19 +30,11 @@ THREADS = 2
 """That encode, while earlier batches are packed."""
 AHEAD = 4
 """Batches that wait, encoded or being so."""
+LINES = 1000
+"""That the recipe concatenates and cuts into blocks."""
+_LISTS = ("identities", "contents", "characters")
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-
-
-class Kind(NamedTuple):
-    """What is made of a content, when it is asked for."""
-
-    records: Callable[[Any], list[str]]
-    """What goes into the held-out file, as JSON."""
-    text: Callable[[Any], str]
-    """What near-duplicates are found by; of an item, all of it."""
-    subject: Callable[[Any], str]
-    """What must not be seen before an evaluation: the text; of an item, the input (else the instruction) and answer."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +46,7 @@ class Examples:
     """The content of each, which decides its side of the split; of an item, the prompt."""
     contents: list[Any]
     """Each as it was: a text, an item, the ids of a block."""
-    characters: np.ndarray
-    """int64 [examples]"""
-    kind: Kind
+    characters: list[int]
     file: str = ""
 
     def __len__(self) -> int:
@@ -69,45 +57,39 @@ class Examples:
         """Whether any of each is predicted: not when a prompt fills its whole segment."""
         return self.segments.prompts < self.segments.lengths
 
-    def records(self) -> Iterator[str]:
-        """What goes into the held-out file."""
+    def records(self, encoder: Encoder) -> Iterator[str]:
+        """What goes into the held-out file, as JSON; of a block of the recipe, its lines."""
         for content in self.contents:
-            yield from self.kind.records(content)
+            if isinstance(content, dict):
+                yield json.dumps(content, ensure_ascii=False)
+                continue
+            texts = [content]
+            if not isinstance(content, str):
+                lines = np.split(content, np.flatnonzero(content == encoder.bos))
+                texts = [text for ids in lines if (text := encoder.decode(ids[ids != encoder.bos])).strip()]
+            for text in texts:
+                yield json.dumps({"text": text}, ensure_ascii=False)
 
     def part(self, begin: int, end: int) -> Self:
         """The examples from `begin` to `end`."""
-        return replace(
-            self,
-            segments=self.segments.part(begin, end),
-            identities=self.identities[begin:end],
-            contents=self.contents[begin:end],
-            characters=self.characters[begin:end],
-        )
+        return self._picked(self.segments.part(begin, end), lambda some: some[begin:end])
 
     def where(self, kept: np.ndarray) -> Self:
         """The examples for which `kept` is true."""
-        if kept.all():
-            return self
-        return replace(
-            self,
-            segments=self.segments.where(kept),
-            identities=list(compress(self.identities, kept)),
-            contents=list(compress(self.contents, kept)),
-            characters=self.characters[kept],
-        )
+        return self if kept.all() else self._picked(self.segments.where(kept), lambda some: list(compress(some, kept)))
+
+    def _picked(self, segments: Segments, pick: Callable[[list[Any]], list[Any]]) -> Self:
+        lists: dict[str, Any] = {name: pick(getattr(self, name)) for name in _LISTS}
+        return replace(self, segments=segments, **lists)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The examples of all parts, at least one, in order. They are of one kind."""
         if len(parts) == 1:
             return parts[0]
-        return replace(
-            parts[0],
-            segments=Segments.joined([part.segments for part in parts]),
-            identities=[identity for part in parts for identity in part.identities],
-            contents=[content for part in parts for content in part.contents],
-            characters=np.concatenate([part.characters for part in parts]),
-        )
+        segments = Segments.joined([part.segments for part in parts])
+        lists: dict[str, Any] = {name: [one for part in parts for one in getattr(part, name)] for name in _LISTS}
+        return replace(parts[0], segments=segments, **lists)
 
 
 def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = True) -> Iterator[Examples]:
@@ -121,19 +103,11 @@ def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = Tr
             Segments(ids.astype(id_type), lengths, np.zeros_like(lengths)),
             [text.encode() for text in texts],
             texts,
-            np.fromiter(map(len, texts), np.int64, len(texts)),
-            TEXT,
+            list(map(len, texts)),
             documents.file,
         )
 
     return _ahead(made, batches)
-
-
-def _text_record(text: str) -> list[str]:
-    return [json.dumps({"text": text}, ensure_ascii=False)]
-
-
-TEXT = Kind(_text_record, str, str)
 
 
 def instruction_examples(items: Iterable[dict[str, str]], encoder: Encoder, block_size: int) -> Iterator[Examples]:
@@ -154,28 +128,10 @@ def instruction_examples(items: Iterable[dict[str, str]], encoder: Encoder, bloc
             Segments(ids.astype(id_type), lengths.sum(axis=0), kept),
             [prompt.encode() for prompt in prompts],
             batch,
-            np.array([len(prompt) + len(item["output"]) for prompt, item in zip(prompts, batch, strict=True)]),
-            ITEM,
+            [len(prompt) + len(item["output"]) for prompt, item in zip(prompts, batch, strict=True)],
         )
 
     return _ahead(made, _batches(items))
-
-
-def subject_of(item: dict[str, str]) -> str:
-    """What an item is about: its input, without which its instruction, and its answer. Instructions are shared by many
-    items, so one alone says nothing."""
-    return f"{item['input'] or item['instruction']}\n{item['output']}"
-
-
-def _item_record(item: dict[str, str]) -> list[str]:
-    return [json.dumps(item, ensure_ascii=False)]
-
-
-def _item_text(item: dict[str, str]) -> str:
-    return "\n".join(item.values())
-
-
-ITEM = Kind(_item_record, _item_text, subject_of)
 
 
 def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
@@ -192,11 +148,8 @@ def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 
 
 def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`work(item)` for each item, which threads do for the next ones meanwhile (SentencePiece and numpy free the lock).
-
-    The items are read here, not in the thread (as prefetch.py does): the bad lines that are counted while reading
-    must not depend on how far ahead a thread has come when a mixture ends.
-    """
+    """`work(item)` for each item, done ahead by threads (SentencePiece and numpy free the lock)."""
+    # the items are read here: the bad lines that are counted while reading must not depend on how far ahead a thread is
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as threads:
         for item in items:
@@ -205,3 +158,36 @@ def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def line_groups(lines: Iterable[Examples], block_size: int) -> Iterator[Examples]:
+    """The recipe's blocks of a corpus's lines (BOS + ids, without EOS): 1,000 of a file at a time are concatenated and
+    cut; the remainder beyond whole blocks is dropped, unless it is all there is. A block is one segment, and held out
+    as one."""
+    for _, of_file in groupby(lines, key=lambda some: some.file):
+        for group in _in_groups(of_file):
+            joined = group.segments.ids
+            whole = len(joined) // block_size * block_size or len(joined)
+            blocks = [joined[start : start + block_size] for start in range(0, whole, block_size)]
+            lengths = np.array([len(ids) for ids in blocks])
+            yield Examples(
+                Segments(joined[:whole], lengths, np.zeros_like(lengths)),
+                [ids.tobytes() for ids in blocks],
+                blocks,
+                np.rint(sum(group.characters) / len(joined) * lengths).astype(int).tolist(),
+            )
+
+
+def _in_groups(batches: Iterable[Examples]) -> Iterator[Examples]:
+    """The same lines, LINES together and in the end the rest."""
+    waiting: list[Examples] = []
+    room = LINES
+    for batch in batches:
+        while len(batch) >= room:
+            yield Examples.joined([*waiting, batch.part(0, room)])
+            waiting, batch, room = [], batch.part(room, len(batch)), LINES
+        if len(batch):
+            waiting.append(batch)
+            room -= len(batch)
+    if waiting:
+        yield Examples.joined(waiting)

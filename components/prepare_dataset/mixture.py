@@ -9,7 +9,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 
@@ -72,15 +71,15 @@ def mixed(sources: Sequence[Source]) -> Iterator[Examples]:
 
 def _next(sources: Sequence[Source]) -> Examples | None:
     """Some examples of the source that is behind, as many as it has to give before another one is."""
-    (until, other), *_ = (*sorted((source.behind, number) for number, source in enumerate(sources))[1:], (math.inf, -1))
-    number = min(range(len(sources)), key=lambda number: sources[number].behind)
+    (_, number), (until, other), *_ = (*sorted((one.behind, at) for at, one in enumerate(sources)), (math.inf, -1))
     return sources[number].take(until, inclusive=number < other)
 
 
 def held_out(identities: Sequence[bytes], fraction: float, seed: int) -> np.ndarray:
     """Whether each content belongs to the validation split, bool [contents]: the same content always does, in any
     corpus and order."""
-    keyed = _keyed(seed)
+    # a hash that has taken the seed already: half of what a short text's hash costs
+    keyed = hashlib.blake2b(digest_size=8, key=str(seed).encode())
 
     def drawn(identity: bytes) -> bytes:
         taken = keyed.copy()
@@ -91,9 +90,3 @@ def held_out(identities: Sequence[bytes], fraction: float, seed: int) -> np.ndar
     # as whole numbers, since 64 bits are more than a float has
     limit = math.ceil(fraction * 2**64)
     return numbers <= np.uint64(limit - 1) if limit else np.zeros(len(numbers), bool)
-
-
-@cache
-def _keyed(seed: int) -> "hashlib.blake2b":
-    """A hash that has taken the seed already: half of what a short text's hash costs."""
-    return hashlib.blake2b(digest_size=8, key=str(seed).encode())

@@ -1,9 +1,8 @@
 """SentencePiece BPE on Chinese text, with settings that suit an extension of LLaMA's vocabulary.
 
 Identity normalisation, since LLaMA's own normaliser encodes later: nmt_nfkc would fold ，：；！？（） into ASCII and
-leave no pieces for them. The trainer skips lines over 4,192 bytes without a word, so long ones are split. 7.4 MB of
-reviews: 8,000 pieces in a second. The trainer holds its text in memory; of a larger corpus it gets a seeded sample, and
-the report says so. Equal text gives equal bytes on every machine.
+leave no pieces for them. 7.4 MB of reviews: 8,000 pieces in a second. The trainer holds its text in memory; of a larger
+corpus it gets a seeded sample, and the report says so. Equal text gives equal bytes on every machine.
 """
 
 import io
@@ -17,7 +16,8 @@ from components.train_tokenizer.options import TrainTokenizer
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.corpus import Skipped, bytes_of_text, read_documents, total_of
+from zhllama.data.corpus import Skipped, read_documents, text_files
+from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
@@ -25,18 +25,11 @@ from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("train_tokenizer")
 
-
 LONGEST = 1000
-"""Characters of a training line; UTF-8 takes at most four bytes each, and the trainer 4,192 bytes."""
-
-
+"""Characters of a training line; UTF-8 takes at most four bytes each, and the trainer skips lines over 4,192 bytes."""
 THREADS = 16
 """The trainer writes this number into the model, so it must not depend on the machine."""
-
-
 REPORT_LINES = 5000
-
-
 EXAMPLES = 10
 
 
@@ -67,14 +60,14 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
     return out.publish("tokenizer")
 
 
-def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None = None) -> Iterator[str]:
+def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None) -> Iterator[str]:
     """The texts in lines that the trainer takes, none longer than LONGEST characters."""
-    with Progress("reading", total_of([bytes_of_text(text) for text in corpus])) as bar:
+    with Progress("reading", bytes_to_read(corpus, text_files)) as bar:
         for text in corpus:
             for document in read_documents(text, skipped=skipped):
-                for line in document.text.splitlines():
+                for line in document.splitlines():
                     yield from (line[at : at + LONGEST] for at in range(0, len(line), LONGEST))
-                bar.advance(len(document.text.encode()) + 1)
+                bar.advance(len(document.encode()) + 1)
 
 
 def sampled(lines: Iterable[str], limit: int, seed: int) -> tuple[list[str], int]:
@@ -114,22 +107,18 @@ def trained(lines: list[str], vocab_size: int, coverage: float, where: str) -> b
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explained(str(error), vocab_size, where) from error
+        said = str(error)
+        why = f"SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8"
+        asked = f"{vocab_size} were asked for"
+        if found := re.search(r"too high .*<= (\d+)", said):
+            why = f"the text gives {found[1]} pieces at most, {asked}; lower --vocab-size to that, or give more text"
+        elif found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+            why = (
+                f"the text's characters alone take {found[1]} pieces, {asked}; raise --vocab-size above that, or lower "
+            )
+            why += "--character-coverage"
+        raise InputError(f"{where}: {why}") from error
     return made.getvalue()
-
-
-def _explained(said: str, vocab_size: int, where: str) -> InputError:
-    if found := re.search(r"too high .*<= (\d+)", said):
-        return InputError(
-            f"{where}: the text gives {found[1]} pieces at most, {vocab_size} were asked for; lower --vocab-size to "
-            "that, or give more text"
-        )
-    if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
-        return InputError(
-            f"{where}: the text's characters alone take {found[1]} pieces, {vocab_size} were asked for; raise "
-            "--vocab-size above that, or lower --character-coverage"
-        )
-    return InputError(f"{where}: SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8")
 
 
 def report_on(encoder: Encoder, lines: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.bench.small_llama import (
     random_ids,
     usual_training,
 )
-from zhllama.data.packed import Segment, Segments
+from tests.packed_data import Segment, in_arrays
 from zhllama.data.packed_reader import IGNORED
 
 SAMPLES = 2000
@@ -44,7 +44,7 @@ def prepare(store: str) -> dict[str, str]:
     from components.prepare_dataset.best_fit import BestFit
 
     packer = BestFit(BLOCK)
-    blocks = [*packer.add(Segments.of(samples())), *packer.finish()]
+    blocks = [*packer.add(in_arrays(samples())), *packer.finish()]
     return {"model": make_model(Path(store)), "dataset": make_dataset(Path(store), "packed", blocks)}
 
 

@@ -17,7 +17,7 @@ from tests.bench.small_llama import (
     random_ids,
     usual_training,
 )
-from zhllama.data.packed import Blocks, Segment
+from tests.packed_data import Segment, blocks_of
 
 BATCH = 4
 STEPS = 8
@@ -32,7 +32,7 @@ def blocks() -> list[Segment]:
 
 
 def prepare(store: str) -> dict[str, str]:
-    packed = make_dataset(Path(store), "packed", [Blocks.of([[block] for block in blocks()])])
+    packed = make_dataset(Path(store), "packed", [blocks_of(*([block] for block in blocks()))])
     return {"model": make_model(Path(store)), "dataset": packed}
 
 

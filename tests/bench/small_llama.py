@@ -11,8 +11,7 @@ import numpy as np
 
 from tests.folders import add_folder
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, Blocks
-from zhllama.data.packed_writer import PackedWriter, packed_facts
+from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, packed_facts
 from zhllama.tokenizer.vocabulary import Vocabulary
 
 PIECES = 49_954

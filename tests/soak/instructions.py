@@ -24,10 +24,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from components.generate_instructions.catalogue import load_catalogue
+from components.generate_instructions.catalogue import Requests, load_catalogue
 from components.generate_instructions.journal import Journal
 from components.generate_instructions.ledger import Ledger
-from components.generate_instructions.request import Requests
 from pipelines.local.s3_server import LocalS3
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer
 from zhllama import storage

@@ -27,11 +27,11 @@ import numpy as np
 
 from pipelines.local.s3_server import LocalS3
 from tests.folders import add_folder
+from tests.packed_data import Segment, blocks_of
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, TRAIN, VALIDATION, Segment
-from zhllama.data.packed_writer import PackedWriter, packed_facts
+from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, packed_facts
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -114,10 +114,10 @@ def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400, h
     segments = [Segment(np.array([encoder.bos, *encoder.encode(line)][:BLOCK])) for line in lines[:165]]
     with PackedWriter(data_out, TRAIN, BLOCK, encoder.size, 0) as train:
         for segment in segments[5:]:
-            train.write([segment])
+            train.write_blocks(blocks_of([segment]))
     with PackedWriter(data_out, VALIDATION, BLOCK, encoder.size, 0) as held_out:
         for number in range(held_out_blocks):
-            held_out.write([segments[number % 5]])
+            held_out.write_blocks(blocks_of([segments[number % 5]]))
     data_out.vocabulary = encoder.vocabulary()
     data_out.facts = packed_facts(BLOCK, encoder.size, 0, [train, held_out])
     return Material(model.reference, data_out.publish(KIND).reference)

@@ -6,28 +6,18 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed import HELD_OUT_TEXT, KIND
-from zhllama.data.text_stream import line_blocks, plain_name
+from zhllama.data.packed import HELD_OUT_TEXT
+from zhllama.data.text_stream import ROWS, data_files, line_blocks, parquet_batches, plain_name
 from zhllama.errors import InputError
 
-ROWS = 1000
-"""Rows of a table in memory at a time."""
 CHARACTERS = 2**18
-"""Of their texts, how many are given on together."""
-
-
-class Document(NamedTuple):
-    """One document, and where it stands: file and line (of a table, row), counted from 1."""
-
-    text: str
-    file: str
-    line: int
+"""Of a table's texts, how many are given on together."""
 
 
 class Documents(NamedTuple):
@@ -35,8 +25,6 @@ class Documents(NamedTuple):
 
     texts: list[str]
     file: str
-    lines: Sequence[int]
-    """Of each, its line."""
 
 
 @dataclass
@@ -46,137 +34,89 @@ class Skipped:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, fault: InputError) -> None:
-        self.count += 1
-        if len(self.first) < 10:
-            self.first.append(str(fault))
+
+def leave_out(fault: InputError, skipped: Skipped | None) -> None:
+    """Counts what is left out; raises the fault where nothing may be."""
+    if skipped is None:
+        raise fault
+    skipped.count += 1
+    if len(skipped.first) < 10:
+        skipped.first.append(str(fault))
 
 
 def text_files(artifact: Artifact) -> list[str]:
-    """The names of the artifact's text files, sorted; none for a dataset of the Hub. InputError when it has none."""
-    if artifact.manifest.kind == hub_dataset.KIND:
-        return []
-    if artifact.manifest.kind == KIND:
-        if HELD_OUT_TEXT not in artifact:
-            raise InputError(
-                f"{artifact.root}: this packed dataset holds no text back; prepare it from --text with "
-                "--validation-fraction or --validation"
-            )
-        return [HELD_OUT_TEXT]
-    names = sorted(name for name in artifact.names if plain_name(name).endswith((".txt", ".jsonl", ".parquet")))
-    if not names:
-        raise InputError(
-            f"{artifact.root}: no .txt or .jsonl file in it (.gz and .zst too), and no .parquet; give a folder or "
-            "prefix of text files"
-        )
-    return names
+    """The names of the artifact's text files (see data_files)."""
+    missing = "no .txt or .jsonl file in it (.gz and .zst too), and no .parquet; give a folder or prefix of text files"
+    return data_files(artifact, (".txt", ".jsonl", ".parquet"), HELD_OUT_TEXT, "text", missing)
 
 
-def bytes_of_text(artifact: Artifact) -> int | None:
-    """How much text there is; None where that is known only when it has been read."""
-    names = text_files(artifact)
-    if not names or any(plain_name(name) != name or name.endswith(".parquet") for name in names):
-        return None
-    return sum(artifact.file(name).size for name in names)
-
-
-def total_of(sizes: Sequence[int | None]) -> int | None:
-    """The sum of what `bytes_of_text` said of several artifacts; None where one of them is not known."""
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
-
-
-def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[Document]:
+def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[str]:
     """Every document; blank lines are left out unless `keep_blank`.
 
     InputError names file and line of bytes that are not UTF-8 or a line without text; with `skipped` such lines are
     counted there and left out.
     """
-    for texts, file, lines in read_batches(artifact, keep_blank, skipped):
-        for text, line in zip(texts, lines, strict=True):
-            yield Document(text, file, line)
+    for texts, _ in read_batches(artifact, keep_blank, skipped):
+        yield from texts
 
 
 def read_batches(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[Documents]:
     """As read_documents, many at a time: half a megabyte of text, or a thousand rows."""
     empty = True
-    for documents in _all_documents(artifact, skipped):
-        some = documents if keep_blank else _without_blank(documents)
-        if empty:
-            empty = not any(map(str.strip, some.texts))
-        if some.texts:
-            yield some
+    for texts, file in _all_documents(artifact, skipped):
+        if not keep_blank:
+            texts = [text for text in texts if text and not text.isspace()]
+        empty = empty and not any(map(str.strip, texts))
+        if texts:
+            yield Documents(texts, file)
     if empty:
         raise InputError(f"{artifact.root}: the text files are empty; give files with text in them")
-
-
-def _without_blank(documents: Documents) -> Documents:
-    texts = [text for text in documents.texts if text and not text.isspace()]
-    if len(texts) == len(documents.texts):
-        return documents
-    lines = [line for text, line in zip(documents.texts, documents.lines, strict=True) if text.strip()]
-    return Documents(texts, documents.file, lines)
 
 
 def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Documents]:
     if artifact.manifest.kind == hub_dataset.KIND:
         column = hub_dataset.HubDataset.parse(artifact.root).column
         values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
-        yield from _column(values, "", f"{artifact.root}: row", column, skipped)
+        for texts in _column(values, f"{artifact.root}: row", column, skipped):
+            yield Documents(texts, "")
     for name in text_files(artifact):
+        where = f"{artifact.root}/{name}"
         if name.endswith(".parquet"):
-            yield from _column(_parquet(artifact, name), name, f"{artifact.root}/{name}: row", "text", skipped)
-        else:
-            yield from _lines(artifact, name, skipped)
+            values = (text for batch in parquet_batches(artifact, name, "text") for text in batch.column(0).to_pylist())
+            for texts in _column(values, f"{where}: row", "text", skipped):
+                yield Documents(texts, name)
+            continue
+        number, json_lines = 1, plain_name(name).endswith(".jsonl")
+        for block in line_blocks(artifact, name):
+            lines = block.removesuffix(b"\n")
+            try:
+                texts = [] if json_lines else lines.decode(_encoding(number)).split("\n")
+                texts = [one.rstrip("\r") for one in texts] if b"\r" in lines else texts
+            except UnicodeDecodeError:
+                texts = []
+            # a plain block has one text at least
+            texts = texts or list(_line_by_line(lines.split(b"\n"), number, where, json_lines, skipped))
+            yield Documents(texts, name)
+            number += lines.count(b"\n") + 1
 
 
-def _lines(artifact: Artifact, name: str, skipped: Skipped | None) -> Iterator[Documents]:
-    where = f"{artifact.root}/{name}"
-    json_lines = plain_name(name).endswith(".jsonl")
-    number = 1
-    for block in line_blocks(artifact, name):
-        block = block.removesuffix(b"\n")
-        texts = None if json_lines else _decoded(block, begin=number == 1)
-        if texts is not None:
-            yield Documents(texts, name, range(number, number + len(texts)))
-        else:
-            yield _line_by_line(block.split(b"\n"), number, name, where, json_lines, skipped)
-        number += block.count(b"\n") + 1
-
-
-def _decoded(block: bytes, begin: bool) -> list[str] | None:
-    """The texts of lines, without their ends; None when they are not UTF-8, one of them at least. At the `begin` of a
-    file a byte order mark may stand, which is no text."""
-    try:
-        text = block.decode("utf-8-sig" if begin else "utf-8")
-    except UnicodeDecodeError:
-        return None
-    texts = text.split("\n")
-    return [one.rstrip("\r") for one in texts] if "\r" in text else texts
+def _encoding(line: int) -> str:
+    """At the begin of a file a byte order mark may stand, which is no text."""
+    return "utf-8-sig" if line == 1 else "utf-8"
 
 
 def _line_by_line(
-    raw_lines: list[bytes], first: int, name: str, where: str, json_lines: bool, skipped: Skipped | None
-) -> Documents:
-    texts, lines = [], []
-    for number, raw in enumerate(raw_lines, start=first):
+    lines: list[bytes], first: int, where: str, json_lines: bool, skipped: Skipped | None
+) -> Iterator[str]:
+    for number, line in enumerate(lines, start=first):
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-            if json_lines and text.strip():
-                text = _text_field(text, f"{where}: line {number}")
+            text = line.decode(_encoding(number)).rstrip("\r")
+            yield _text_field(text, f"{where}: line {number}") if json_lines and text.strip() else text
         except UnicodeDecodeError as error:
-            fault = InputError(f"{where}: line {number} is not UTF-8 ({error.reason}); convert the file, or --skip-bad")
-            if skipped is None:
-                raise fault from error
-            skipped.add(fault)
+            reason = f"is not UTF-8 ({error.reason}); convert the file, or --skip-bad"
+            leave_out(InputError(f"{where}: line {number} {reason}"), skipped)
         except InputError as fault:
-            if skipped is None:
-                raise
-            skipped.add(fault)
-        else:
-            texts.append(text)
-            lines.append(number)
-    return Documents(texts, name, lines)
+            leave_out(fault, skipped)
 
 
 def _text_field(line: str, where: str) -> str:
@@ -195,40 +135,18 @@ def _text_field(line: str, where: str) -> str:
     return text
 
 
-def _parquet(artifact: Artifact, name: str) -> Iterator[Any]:
-    """The values of the column `text`."""
-    import pyarrow
-    from pyarrow import parquet
-
-    where = f"{artifact.root}/{name}"
-    try:
-        with artifact.open(name) as stream:
-            table = parquet.ParquetFile(pyarrow.PythonFile(stream, mode="r"), buffer_size=2**20)
-            if "text" not in table.schema_arrow.names:
-                has = ", ".join(table.schema_arrow.names)
-                raise InputError(f"{where}: no column text (it has {has}); rename the one that holds the text")
-            for batch in table.iter_batches(ROWS, columns=["text"]):
-                yield from batch.column(0).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{where}: not a Parquet file, or a damaged one ({error}); write it again") from error
-
-
-def _column(values: Iterator[Any], file: str, where: str, column: str, skipped: Skipped | None) -> Iterator[Documents]:
+def _column(values: Iterator[Any], where: str, column: str, skipped: Skipped | None) -> Iterator[list[str]]:
     texts: list[str] = []
-    lines: list[int] = []
     characters = 0
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str):
             what = "nothing" if value is None else f"a {type(value).__name__}"
             fault = InputError(f"{where} {number} has {what} in the column {column!r}; text is needed, or --skip-bad")
-            if skipped is None:
-                raise fault
-            skipped.add(fault)
+            leave_out(fault, skipped)
             continue
         texts.append(value)
-        lines.append(number)
         characters += len(value)
         if len(texts) == ROWS or characters >= CHARACTERS:
-            yield Documents(texts, file, lines)
-            texts, lines, characters = [], [], 0
-    yield Documents(texts, file, lines)
+            yield texts
+            texts, characters = [], 0
+    yield texts

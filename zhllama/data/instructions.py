@@ -7,18 +7,18 @@ are read, so that its reference is a set to evaluate on.
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
+from itertools import chain
 from typing import Any
 
 from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.corpus import Skipped
-from zhllama.data.packed import HELD_OUT_INSTRUCTIONS, KIND
-from zhllama.data.text_stream import lines_of, open_plain, plain_name
+from zhllama.data.corpus import Skipped, leave_out
+from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
+from zhllama.data.text_stream import data_files, line_blocks, open_json, plain_name
 from zhllama.errors import InputError
 
 FIELDS = ("instruction", "input", "output")
-NO_ITEMS = ("manifest.json", "blocks.json", "report.json", "card.json")
-"""What may lie beside the items in an artifact."""
 _NEEDED = f"a list of objects with {', '.join(FIELDS)} is needed"
 
 
@@ -30,18 +30,18 @@ def read_instructions(
     Items have exactly the three fields, as text; `input` may be missing, and `output` too, or be empty, unless
     `answered`. InputError names file, item and field; with `skipped` such items are counted there and left out.
     """
-    empty = True
-    for where, items in _sources(artifact):
+    empty, hub = True, artifact.manifest.kind == hub_dataset.KIND
+    sources = [(artifact.root, hub_dataset.hub_rows(artifact))] if hub else []
+    for name in instruction_files(artifact):
+        of_lines = plain_name(name).endswith(".jsonl")
+        sources.append((f"{artifact.root}/{name}", (json_lines if of_lines else _of_list)(artifact, name)))
+    for where, items in sources:
         for number, item in enumerate(items, start=1):
             empty = False
             try:
-                if isinstance(item, InputError):
-                    raise item
-                checked = checked_item(item, f"{where}: item {number}", answered)
+                checked = _checked(item, f"{where}: item {number}", answered)
             except InputError as fault:
-                if skipped is None:
-                    raise
-                skipped.add(fault)
+                leave_out(fault, skipped)
             else:
                 yield checked
     if empty:
@@ -49,93 +49,39 @@ def read_instructions(
 
 
 def instruction_files(artifact: Artifact) -> list[str]:
-    """The names of the artifact's files of items, sorted; none for a dataset of the Hub. InputError without any."""
-    if artifact.manifest.kind == hub_dataset.KIND:
-        return []
-    if artifact.manifest.kind == KIND:
-        if HELD_OUT_INSTRUCTIONS not in artifact:
-            raise InputError(
-                f"{artifact.root}: this packed dataset holds no instructions back; prepare it from --instructions with "
-                "--validation-fraction or --validation"
-            )
-        return [HELD_OUT_INSTRUCTIONS]
-    names = [name for name in sorted(artifact.names) if plain_name(name).endswith((".json", ".jsonl"))]
-    names = [name for name in names if name not in NO_ITEMS]
-    if not names:
-        raise InputError(f"{artifact.root}: no .json or .jsonl file in it; give Alpaca items in one")
-    return names
+    """The names of the artifact's files of items (see data_files)."""
+    missing = "no .json or .jsonl file in it; give Alpaca items in one"
+    return data_files(artifact, (".json", ".jsonl"), HELD_OUT_INSTRUCTIONS, "instructions", missing)
 
 
-def bytes_of_instructions(artifact: Artifact) -> int | None:
-    """How much there is to read; None where that is known only when it has been read."""
-    names = instruction_files(artifact)
-    if not names or any(plain_name(name) != name for name in names):
-        return None
-    return sum(artifact.file(name).size for name in names)
-
-
-def _sources(artifact: Artifact) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Each file's place, for messages, and its items; a line that is no JSON is an InputError in place of its item."""
-    if artifact.manifest.kind == hub_dataset.KIND:
-        yield artifact.root, hub_dataset.hub_rows(artifact)
-    for name in instruction_files(artifact):
-        where = f"{artifact.root}/{name}"
-        of_lines = plain_name(name).endswith(".jsonl")
-        yield where, _of_lines(artifact, name, where) if of_lines else _of_list(artifact, name, where)
-
-
-def _of_lines(artifact: Artifact, name: str, where: str) -> Iterator[Any]:
-    for number, line in enumerate(lines_of(artifact, name), start=1):
+def json_lines(artifact: Artifact, name: str) -> Iterator[Any]:
+    """The values of a file's lines; for a line that is no JSON, an InputError in its place."""
+    lines = chain.from_iterable(map(BytesIO, line_blocks(artifact, name)))
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
-                yield InputError(f"{where}: line {number} is not JSON ({error}); mend or remove it")
+            except (ValueError, RecursionError) as error:
+                yield InputError(f"{artifact.root}/{name}: line {number} is not JSON ({error}); mend or remove it")
 
 
-def _of_list(artifact: Artifact, name: str, where: str) -> Iterator[Any]:
+def _of_list(artifact: Artifact, name: str) -> Iterator[Any]:
     import ijson
 
-    with open_plain(artifact, name) as stream:
-        if stream.peek(3).startswith(b"\xef\xbb\xbf"):
-            stream.read(3)
-        try:
-            begin = stream.read(1)
-            while begin.isspace():
-                begin = stream.read(1)
-            if begin == b"{":
-                raise InputError(f"{where}: a dict where {_NEEDED}")
-            if begin != b"[":
-                raise InputError(f"{where}: not JSON; {_NEEDED}")
-            yield from ijson.items(_Before(begin, stream), "item", use_float=True)
-        except ijson.JSONError as error:
-            raise InputError(f"{where}: not JSON ({error}); {_NEEDED}") from error
-        except OSError as error:
-            if plain_name(name) == name:
-                raise
-            raise InputError(f"{where}: cannot be decompressed ({error}); compress it again") from error
+    with open_json(artifact, name, _NEEDED) as (stream, begin):
+        if begin != b"[":
+            what = "a dict where" if begin == b"{" else "not JSON;"
+            raise InputError(f"{artifact.root}/{name}: {what} {_NEEDED}")
+        yield from ijson.items(stream, "item", use_float=True)
 
 
-class _Before:
-    """A stream with some bytes put before it again."""
-
-    def __init__(self, begin: bytes, stream: Any) -> None:
-        self._begin = begin
-        self._stream = stream
-
-    def read(self, size: int = -1) -> bytes:
-        if size == 0:
-            return b""
-        begin, self._begin = self._begin, b""
-        return begin or bytes(self._stream.read(size))
-
-
-def checked_item(item: Any, where: str, answered: bool = True) -> dict[str, str]:
-    """The item with its three fields; InputError for a missing, empty or non-text one (see read_instructions), and for
-    text that has no UTF-8."""
-    optional = ("input",) if answered else ("input", "output")
+def _checked(item: Any, where: str, answered: bool) -> dict[str, str]:
+    """The item with its three fields, as text that has UTF-8."""
+    if isinstance(item, InputError):
+        raise item
     if not isinstance(item, dict):
         raise InputError(f"{where}: a {type(item).__name__} where an object with {', '.join(FIELDS)} is needed")
+    optional = ("input",) if answered else ("input", "output")
     found = {}
     for field in FIELDS:
         value = item.get(field)

@@ -16,40 +16,31 @@ that is 2.04 bytes a token. Splits: `train`, and `validation` unless nothing was
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from zhllama.tokenizer.spans import spans
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from zhllama.artifacts.writer import ArtifactWriter, FileStream
+
 KIND = "packed-dataset"
-
-
 TRAIN = "train"
-
-
 VALIDATION = "validation"
-
-
 HELD_OUT_TEXT = "held-out.jsonl"
-
-
 HELD_OUT_INSTRUCTIONS = "held-out.json"
 """The validation documents as they were, for `evaluate`: `{"text"}` lines, or an Alpaca list."""
-
-
-class Segment(NamedTuple):
-    """A document, or a piece of one, as it goes into a block: its ids, and how many of them are prompt."""
-
-    ids: "np.ndarray"
-    prompt: int = 0
+MAX_SHARD = 10**9
+_AT_ONCE = 2**20
+"""Bytes of blocks that are laid out together."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Many segments in three arrays, since work on arrays costs a tenth of work on one segment after another."""
+    """Many segments (documents, or pieces of them) in three arrays: a tenth of the work on one after another."""
 
     ids: "np.ndarray"
     """[tokens]: the ids of all, one segment after another."""
@@ -57,15 +48,6 @@ class Segments:
     """int64 [segments]: how many ids each has."""
     prompts: "np.ndarray"
     """int64 [segments]: how many of these are prompt."""
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Self:
-        """These segments, at least one, in arrays."""
-        import numpy as np
-
-        lengths = np.array([len(ids) for ids, _ in segments], np.int64)
-        prompts = np.array([prompt for _, prompt in segments], np.int64)
-        return cls(np.concatenate([ids for ids, _ in segments]), lengths, prompts)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -109,14 +91,6 @@ class Blocks(NamedTuple):
     counts: "np.ndarray"
     """int64 [blocks]: how many segments each has."""
 
-    @classmethod
-    def of(cls, blocks: Sequence[Sequence[Segment]]) -> Self:
-        """These blocks, of one segment at least, in arrays."""
-        import numpy as np
-
-        segments = Segments.of([segment for block in blocks for segment in block])
-        return cls(segments, np.array([len(block) for block in blocks], np.int64))
-
 
 def token_type(vocabulary_size: int) -> str:
     """numpy's name of the ids' type in a file: `<u2` up to 65,536 pieces, else `<u4`."""
@@ -129,3 +103,112 @@ def place_type(block_size: int) -> str:
 
 def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}"
+
+
+class PackedWriter(ExitStack):
+    """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write_blocks(…)`.
+
+    Memory: 1 MB of blocks beyond those it is given, however much is written.
+    """
+
+    def __init__(
+        self, out: "ArtifactWriter", split: str, block_size: int, vocabulary_size: int, pad: int, prompts: bool = True
+    ) -> None:
+        """`prompts`: whether any segment has one; else two bytes a segment are saved."""
+        super().__init__()
+        self._out, self.split, self._block_size, self._pad_id = out, split, block_size, pad
+        self._columns = 2 if prompts else 1
+        self._type = token_type(vocabulary_size)
+        block_bytes = block_size * int(self._type[-1])
+        self._per_shard = max(1, MAX_SHARD // block_bytes)
+        self._at_once = max(1, _AT_ONCE // block_bytes)
+        self._streams: list[FileStream] = []
+        """Of the shard in the making, which the stack closes: ids, offsets, segments."""
+        self._segments_before = 0
+        """Segments of the shard that are written already."""
+        self.shards: list[int] = []
+        """Blocks in each shard."""
+        self.segments = self.tokens = self.loss_tokens = 0
+
+    @property
+    def blocks(self) -> int:
+        return sum(self.shards)
+
+    @property
+    def packing_efficiency(self) -> float:
+        """The share of the blocks' places that hold tokens, 0 to 1, to five digits."""
+        return round(self.tokens / (self.blocks * self._block_size), 5) if self.shards else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """What the reader needs to know of this split, and its figures."""
+        return {
+            "shards": self.shards,
+            "blocks": self.blocks,
+            "segments": self.segments,
+            "columns": self._columns,
+            "tokens": self.tokens,
+            "learned": self.loss_tokens,
+            "fill": self.packing_efficiency,
+        }
+
+    def write_blocks(self, blocks: Blocks) -> None:
+        """ValueError (a bug) for segments that are empty, too long for their block, or have a prompt and should not."""
+        segments, counts = blocks
+        begin = first = 0
+        while begin < len(counts):
+            if not self._streams:
+                name = shard_name(self.split, len(self.shards))
+                for kind in ("bin", "offsets.bin", "segments.bin"):
+                    self._streams.append(self.enter_context(self._out.writer(f"{name}.{kind}")))
+                self._streams[1].write(bytes(4))
+                self.shards.append(0)
+                self._segments_before = 0
+            end = begin + min(self._at_once, self._per_shard - self.shards[-1], len(counts) - begin)
+            last = first + int(counts[begin:end].sum())
+            self._write(segments.part(first, last), counts[begin:end])
+            if self.shards[-1] == self._per_shard:
+                self.close()
+                self._streams = []
+            begin, first = end, last
+
+    def _write(self, segments: Segments, counts: "np.ndarray") -> None:
+        """Blocks that go into the shard in the making."""
+        import numpy as np
+
+        if counts.min() < 1:
+            raise ValueError("a block without a segment")
+        last_ones = counts.cumsum() - 1
+        ends = segments.lengths.cumsum()
+        used = np.diff(ends[last_ones], prepend=0)
+        if segments.lengths.min() < 1 or used.max() > self._block_size:
+            raise ValueError(f"an empty segment, or segments of {used.max()} tokens in a block of {self._block_size}")
+        prompts = np.minimum(segments.prompts, segments.lengths)
+        if self._columns == 1 and prompts.max() > 1:
+            raise ValueError(f"a prompt of {prompts.max()} tokens in a split that was to have none")
+
+        blocks = np.full((len(counts), self._block_size), self._pad_id, self._type)
+        blocks[np.arange(self._block_size) < used[:, None]] = segments.ids
+        ends -= np.repeat(ends[last_ones] - used, counts)
+        # a segment's first token is never predicted
+        loss_start = ends - segments.lengths + np.maximum(prompts, 1)
+        places = np.stack([loss_start, ends], axis=1) if self._columns == 2 else ends
+        ids, offsets, marks = self._streams
+        ids.write(blocks.tobytes())
+        offsets.write((self._segments_before + last_ones + 1).astype("<u4").tobytes())
+        marks.write(places.astype(place_type(self._block_size)).tobytes())
+
+        self._segments_before += len(segments)
+        self.shards[-1] += len(counts)
+        self.segments += len(segments)
+        self.tokens += int(used.sum())
+        self.loss_tokens += int((ends - loss_start).sum())
+
+
+def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Sequence[PackedWriter]) -> dict[str, Any]:
+    """The manifest's facts that make a packed dataset readable. Splits that got no block are left out."""
+    return {
+        "block_size": block_size,
+        "token_type": token_type(vocabulary_size),
+        "pad_id": pad_id,
+        "splits": {split.split: split.facts() for split in splits if split.shards},
+    }

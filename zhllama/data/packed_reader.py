@@ -42,8 +42,6 @@ class PackedDataset:
             )
         self.split = split
         self.block_size: int = facts["block_size"]
-        self.pad_id: int = facts["pad_id"]
-        self.vocabulary = artifact.manifest.vocabulary
         self.facts: dict[str, Any] = facts["splits"][split]
         if "columns" not in self.facts:
             raise InputError(
@@ -62,16 +60,17 @@ class PackedDataset:
         # a memory map would be pickled whole; a DataLoader's worker opens its own
         return {**self.__dict__, "_open": {}}
 
-    def _map(self, name: str, kind: str) -> Any:
-        """The numbers of a file, to be sliced."""
+    def _numbers(self, name: str, kind: str, begin: int, end: int) -> "np.ndarray":
+        """Some of the numbers of a file; those that are read by range are verified."""
         import numpy as np
 
+        if isinstance(self._source, Artifact):
+            width = np.dtype(kind).itemsize
+            return np.frombuffer(self._source.read_range(name, begin * width, (end - begin) * width), kind)
         if name not in self._open:
-            if isinstance(self._source, Artifact):
-                self._open[name] = _Ranges(self._source, name, kind)
-            else:
-                self._open[name] = np.memmap(self._source / name, dtype=kind, mode="r")
-        return self._open[name]
+            self._open[name] = np.memmap(self._source / name, dtype=kind, mode="r")
+        some: np.ndarray = self._open[name][begin:end]
+        return some
 
     def _locate(self, index: int) -> tuple[str, int]:
         """The shard of a block and the block's number in it."""
@@ -83,17 +82,16 @@ class PackedDataset:
     def tokens(self, index: int) -> "np.ndarray":
         """The ids of a block as they are stored, [block_size]."""
         name, at = self._locate(index)
-        ids: np.ndarray = self._map(f"{name}.bin", self._token_type)[at * self.block_size : (at + 1) * self.block_size]
-        return ids
+        return self._numbers(f"{name}.bin", self._token_type, at * self.block_size, (at + 1) * self.block_size)
 
     def segments(self, index: int) -> "np.ndarray":
         """The places of a block's segments: int64 [segments, 3], columns start, loss_start, end."""
         import numpy as np
 
         name, at = self._locate(index)
-        first, end = self._map(f"{name}.offsets.bin", "<u4")[at : at + 2].tolist()
-        places = self._map(f"{name}.segments.bin", place_type(self.block_size))
-        rows = places[self._columns * first : self._columns * end].astype("int64").reshape(-1, self._columns)
+        first, end = (self._columns * self._numbers(f"{name}.offsets.bin", "<u4", at, at + 2).astype("int64")).tolist()
+        places = self._numbers(f"{name}.segments.bin", place_type(self.block_size), first, end)
+        rows = places.astype("int64").reshape(-1, self._columns)
         ends = rows[:, -1]
         found = np.zeros((len(rows), 3), np.int64)
         found[1:, 0] = ends[:-1]
@@ -115,19 +113,3 @@ class PackedDataset:
             position_ids[start:end] -= start
         position_ids[end:] -= end
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
-
-
-class _Ranges:
-    """The numbers of an artifact's file, read (and verified) slice by slice."""
-
-    def __init__(self, artifact: Artifact, name: str, kind: str) -> None:
-        self._artifact = artifact
-        self._name = name
-        self._kind = kind
-
-    def __getitem__(self, chosen: slice) -> "np.ndarray":
-        import numpy as np
-
-        width = np.dtype(self._kind).itemsize
-        content = self._artifact.read_range(self._name, chosen.start * width, (chosen.stop - chosen.start) * width)
-        return np.frombuffer(content, self._kind)

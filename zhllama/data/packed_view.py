@@ -5,7 +5,6 @@ Blocks are read by range, so that a look costs the same whatever the dataset's s
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,29 +43,26 @@ def sampled_blocks(dataset: PackedDataset, count: int) -> list[int]:
 
 def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Shown]:
     """The documents of a block, in order."""
-    ids = dataset.tokens(index).tolist()
-    places = dataset.segments(index).tolist()
-    return [_shown(ids, start, learned_from, end, encoder) for start, learned_from, end in places]
-
-
-def _shown(ids: list[int], start: int, learned_from: int, end: int, encoder: Encoder) -> Shown:
-    begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
-    body = ids[start + begins : end - ends]
-    masked = encoder.decode(body[: learned_from - start - begins])
-    whole = encoder.decode(body)
-    # a part decoded alone loses the space it begins with, so the rest is taken from the whole
-    learned = (
-        whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[learned_from - start - begins :])
-    )
-    return Shown(start, learned_from, end, masked, learned, begins, ends)
+    ids, found = dataset.tokens(index).tolist(), []
+    for start, learned_from, end in dataset.segments(index).tolist():
+        begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
+        body, prompt = ids[start + begins : end - ends], learned_from - start - begins
+        masked, whole = encoder.decode(body[:prompt]), encoder.decode(body)
+        # a part decoded alone loses the space it begins with, so the rest is taken from the whole
+        learned = whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[prompt:])
+        found.append(Shown(start, learned_from, end, masked, learned, begins, ends))
+    return found
 
 
 def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType":
     """Some blocks of a packed dataset, for a terminal. InputError when it is none or its tokenizer is gone."""
+    from rich.box import MINIMAL
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     dataset, encoder = _opened(artifact, split)
+    special = "bold cyan"
     tables: list[RenderableType] = []
     for index in sampled_blocks(dataset, count):
         found = shown_block(dataset, index, encoder)
@@ -74,7 +70,20 @@ def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType"
         title = f"{split} block {index:,} of {len(dataset):,}: {len(found)} documents, {filled} tokens"
         if filled < dataset.block_size:
             title += f", {dataset.block_size - filled} places of padding"
-        tables += [Text(f"\n{title}", "bold"), _table(found, encoder)]
+        table = Table(box=MINIMAL, show_lines=True, header_style="dim", padding=(0, 1))
+        for name in ("tokens", "learned"):
+            table.add_column(name, justify="right", no_wrap=True, style="dim")
+        table.add_column("document", overflow="fold")
+        for one in found:
+            text = Text.assemble(
+                (encoder.pieces[encoder.bos] if one.begins else "⋯", special),
+                (f"⟦{one.masked}⟧" if one.masked else "", "dim"),
+                (one.learned, "green" if one.masked and one.begins else ""),
+                # after a thin space, where a line may be broken, so that the name stays whole
+                (f"\u2009{encoder.pieces[encoder.eos]}" if one.ends else "⋯", special),
+            )
+            table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
+        tables += [Text(f"\n{title}", "bold"), table]
     return Group(*tables)
 
 
@@ -95,29 +104,3 @@ def _opened(artifact: Artifact, split: str) -> tuple[PackedDataset, Encoder]:
     if contract is None or encoder.vocabulary().digest != contract.digest:
         raise InputError(f"{made_with}: the tokenizer there is not the one that this dataset was made with any more")
     return dataset, encoder
-
-
-def _table(found: list[Shown], encoder: Encoder) -> "RenderableType":
-    from rich.box import MINIMAL
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=MINIMAL, show_lines=True, header_style="dim", padding=(0, 1))
-    table.add_column("tokens", justify="right", no_wrap=True, style="dim")
-    table.add_column("learned", justify="right", no_wrap=True, style="dim")
-    table.add_column("document", overflow="fold")
-    for one in found:
-        text = Text.assemble(*_parts(one, encoder))
-        table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
-    return table
-
-
-def _parts(one: Shown, encoder: Encoder) -> Iterator[tuple[str, str]]:
-    """The text of a document in parts, each with its style."""
-    special = "bold cyan"
-    yield (encoder.pieces[encoder.bos], special) if one.begins else ("⋯", special)
-    if one.masked:
-        yield f"⟦{one.masked}⟧", "dim"
-    yield one.learned, "green" if one.masked and one.begins else ""
-    # after a thin space, where a line may be broken, so that the name stays whole
-    yield (f"\u2009{encoder.pieces[encoder.eos]}", special) if one.ends else ("⋯", special)

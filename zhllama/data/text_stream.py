@@ -1,19 +1,30 @@
-"""A file of an artifact as a stream of plain bytes: `.gz` and `.zst` are decompressed on the way.
+"""An artifact's files of data, and each as a stream of plain bytes: `.gz` and `.zst` are decompressed on the way.
 
 pyarrow decompresses (it reads Parquet anyway) since it notices a file that ends too early, which other readers of zstd
 pass over in silence. Memory: some buffers, whatever the size of the file.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.packed import KIND
 from zhllama.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 """Suffix → pyarrow's name of the compression."""
 LINES_BYTES = 2**20
 """Of a file, what is read as one block of lines."""
+ROWS = 1000
+"""Rows of a table in memory at a time."""
+NO_ITEMS = ("manifest.json", "blocks.json", "report.json", "card.json")
+"""What may lie beside the data in an artifact."""
 
 
 def plain_name(name: str) -> str:
@@ -23,37 +34,87 @@ def plain_name(name: str) -> str:
     return name
 
 
-def open_plain(artifact: Artifact, name: str) -> io.BufferedReader:
-    """A stream over the file's plain bytes. What is compressed badly raises OSError while it is read."""
-    stream = artifact.open(name)
-    if plain_name(name) == name:
-        return stream
-    import pyarrow
+def data_files(artifact: Artifact, endings: tuple[str, ...], held_out: str, option: str, missing: str) -> list[str]:
+    """The names of the artifact's files with these endings, sorted; of a packed dataset, what it holds back; none for a
+    dataset of the Hub. InputError, which says what is `missing`, or how `option` is held back, when it has none."""
+    if artifact.manifest.kind == hub_dataset.KIND:
+        return []
+    if artifact.manifest.kind == KIND:
+        if held_out not in artifact:
+            raise InputError(
+                f"{artifact.root}: this packed dataset holds no {option} back; prepare it from --{option} with "
+                "--validation-fraction or --validation"
+            )
+        return [held_out]
+    names = [name for name in sorted(artifact.names) if plain_name(name).endswith(endings) and name not in NO_ITEMS]
+    if not names:
+        raise InputError(f"{artifact.root}: {missing}")
+    return names
 
-    codec = COMPRESSED["." + name.rsplit(".", 1)[1]]
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), codec), 2**20)
+
+def bytes_to_read(artifacts: Sequence[Artifact], files: Callable[[Artifact], list[str]]) -> int | None:
+    """How much data they hold; None where that of one is known only when it has been read."""
+    total = 0
+    for artifact in artifacts:
+        names = files(artifact)
+        if not names or any(plain_name(name) != name or name.endswith(".parquet") for name in names):
+            return None
+        total += sum(artifact.file(name).size for name in names)
+    return total
 
 
-def lines_of(artifact: Artifact, name: str) -> Iterator[bytes]:
-    """The file's lines with their ends. InputError when it is not compressed as its name says, or truncated."""
-    for block in line_blocks(artifact, name):
-        yield from io.BytesIO(block)
+@contextmanager
+def open_plain(artifact: Artifact, name: str) -> Iterator[io.BufferedReader]:
+    """A stream over the file's plain bytes. InputError when it is not compressed as its name says, or truncated."""
+    with artifact.open(name) as stream:
+        if plain_name(name) == name:
+            yield stream
+            return
+        import pyarrow
+
+        codec = COMPRESSED["." + name.rsplit(".", 1)[1]]
+        try:
+            yield io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), codec), 2**20)
+        except OSError as error:
+            raise InputError(f"{artifact.root}/{name}: cannot be decompressed ({error}); compress it again") from error
 
 
 def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes]:
-    """The file in blocks of whole lines: LINES_BYTES, and what the last line has beyond them. See lines_of."""
+    """The file in blocks of whole lines: LINES_BYTES, and what the last line has beyond them."""
     with open_plain(artifact, name) as stream:
-        while True:
-            try:
-                block = stream.read(LINES_BYTES)
-                if block and not block.endswith(b"\n"):
-                    block += stream.readline()
-            except OSError as error:
-                if plain_name(name) == name:
-                    raise
-                raise InputError(
-                    f"{artifact.root}/{name}: cannot be decompressed ({error}); compress it again"
-                ) from error
-            if not block:
-                return
-            yield block
+        while block := stream.read(LINES_BYTES):
+            yield block if block.endswith(b"\n") else block + stream.readline()
+
+
+@contextmanager
+def open_json(artifact: Artifact, name: str, needed: str) -> Iterator[tuple[io.BufferedReader, bytes]]:
+    """The stream of open_plain behind a byte order mark and its first sign that is no white space. InputError with what
+    is `needed` when ijson, reading it, finds no JSON."""
+    import ijson
+
+    with open_plain(artifact, name) as stream:
+        if stream.peek(3).startswith(b"\xef\xbb\xbf"):
+            stream.read(3)
+        while (ahead := stream.peek()) and not ahead.strip():
+            stream.read(len(ahead))
+        try:
+            yield stream, ahead.lstrip()[:1]
+        except ijson.JSONError as error:
+            raise InputError(f"{artifact.root}/{name}: not JSON ({error}); {needed}") from error
+
+
+def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator["pyarrow.RecordBatch"]:
+    """The rows of a table, ROWS at a time, of all columns or one. InputError for a damaged one, or without `column`."""
+    import pyarrow
+    from pyarrow import parquet
+
+    where = f"{artifact.root}/{name}"
+    try:
+        with artifact.open(name) as stream:
+            table = parquet.ParquetFile(pyarrow.PythonFile(stream, mode="r"), buffer_size=2**20)
+            if column and column not in table.schema_arrow.names:
+                has = ", ".join(table.schema_arrow.names)
+                raise InputError(f"{where}: no column {column} (it has {has}); rename the one that holds the {column}")
+            yield from table.iter_batches(ROWS, columns=[column] if column else None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{where}: not a Parquet file, or a damaged one ({error}); write it again") from error

@@ -150,9 +150,9 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
     """The reference of 40 questions, each padded to a block of its own, as prepare_dataset packs them faithfully."""
     import numpy as np
 
+    from tests.packed_data import Segment, blocks_of
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.data.packed import KIND, TRAIN, Segment
-    from zhllama.data.packed_writer import PackedWriter, packed_facts
+    from zhllama.data.packed import KIND, TRAIN, PackedWriter, packed_facts
     from zhllama.tokenizer.vocabulary import Encoder
 
     encoder = Encoder(llama_tokenizer)
@@ -161,7 +161,7 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
         for number in range(40):
             prompt = [encoder.bos, *encoder.encode(f"Is {number * 37} even?")]
             answer = [*encoder.encode("No" if number % 2 else "Yes"), encoder.eos]
-            split.write([Segment(np.array(prompt + answer), prompt=len(prompt))])
+            split.write_blocks(blocks_of([Segment(np.array(prompt + answer), prompt=len(prompt))]))
     out.vocabulary = open_artifact(tiny_model).manifest.vocabulary
     out.facts = packed_facts(64, encoder.size, 0, [split])
     return out.publish(KIND).reference

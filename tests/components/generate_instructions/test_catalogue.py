@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from components.generate_instructions import catalogue as module
-from components.generate_instructions.catalogue import load_catalogue
-from components.generate_instructions.request import Requests
+from components.generate_instructions.catalogue import Requests, load_catalogue
 from zhllama.errors import InputError
 
 OWN = yaml.safe_load((Path(module.__file__).parent / "catalogue.yaml").read_text())
@@ -18,7 +17,7 @@ def test_the_catalogue_is_as_broad_as_the_recipes() -> None:
     catalogue = load_catalogue()
     assert len(set(catalogue.topics)) >= 82
     assert len(set(catalogue.task_types)) >= 14
-    assert catalogue.language == "中文"
+    assert catalogue.language["name"] == "中文"
 
 
 def test_a_request_is_made_of_its_number_and_the_seed_alone() -> None:

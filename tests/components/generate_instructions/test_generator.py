@@ -398,13 +398,13 @@ def test_no_minute_has_more_than_the_accounts_limit(
     model: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, Any], most: int
 ) -> None:
     sent: list[float] = []
-    real = limits.Window.take
+    real = limits.Limits.take
 
-    def take(window: limits.Window, now: float, amount: float) -> Any:
-        sent.extend([now] if amount == 1 else [])
-        return real(window, now, amount)
+    def take(pace: limits.Limits, now: float, tokens: float) -> Any:
+        sent.append(now)
+        return real(pace, now, tokens)
 
-    monkeypatch.setattr(limits.Window, "take", take)
+    monkeypatch.setattr(limits.Limits, "take", take)
     monkeypatch.setattr(limits, "MINUTE", 0.4)
     run(model, tmp_path, items=30, concurrency=8, **limit)
     assert len(sent) == len(model.asked) > 6
@@ -506,7 +506,8 @@ def test_a_limit_that_holds_no_request_is_refused_before_one_is_sent(
         (["--items", "0"], "nothing says when to stop; give --items, --max-cost or --max-tokens"),
         (["--per-request", "500"], "--per-request is 500"),
         (["--requests-per-minute", "0.5"], "--requests-per-minute is 0.5; it must be 0 or 1 and more"),
-        (["--max-cost", "1"], "--max-cost needs prices"),
+        (["--max-cost", "1"], "--max-cost needs prices; give --price-prompt and --price-answer"),
+        (["--max-cost", "1", "--price-prompt", "0.1"], "--max-cost needs prices"),
         (["--structured", "xml"], "--structured is xml; it must be one of auto"),
         (["--model", ""], "--model is missing"),
         (["--import-from", "somewhere"], "--import-from asks no model"),

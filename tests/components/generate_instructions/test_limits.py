@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.generate_instructions import limits
-from components.generate_instructions.limits import MINUTE, Limits, Window, backoff, retry_after
+from components.generate_instructions.limits import MINUTE, Limits, backoff, retry_after
 
 
 @given(
@@ -17,7 +17,7 @@ from components.generate_instructions.limits import MINUTE, Limits, Window, back
     st.lists(st.tuples(st.floats(0, 30), st.floats(0.5, 20), st.floats(0, 30)), min_size=1, max_size=40),
 )
 def test_no_minute_holds_more_than_the_limit(limit: float, asked: list[tuple[float, float, float]]) -> None:
-    window, now, sent = Window(limit), 0.0, []
+    window, now, sent = Limits(0, limit), 0.0, []
     for pause, amount, truly in asked:
         now += pause
         while (wait := window.wait(now, amount)) > 0:
@@ -33,14 +33,14 @@ def test_no_minute_holds_more_than_the_limit(limit: float, asked: list[tuple[flo
 
 
 def test_without_a_limit_nothing_waits() -> None:
-    window = Window(0)
+    window = Limits(0, 0)
     for _ in range(1000):
         window.take(0.0, 1e9)
     assert window.wait(0.0, 1e9) == 0
 
 
 def test_a_window_waits_just_as_long_as_it_must() -> None:
-    window = Window(10)
+    window = Limits(0, 10)
     window.take(0.0, 6)
     window.take(20.0, 4)
     assert window.wait(30.0, 1) == pytest.approx(30.0)

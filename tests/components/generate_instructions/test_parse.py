@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.generate_instructions.parse import CUT_OFF, objects_in
+from components.generate_instructions.harvest import CUT_OFF, objects_in
 
 ITEMS = [
     {"instruction": "写一句话。", "input": "", "output": "今天{天气}好。"},

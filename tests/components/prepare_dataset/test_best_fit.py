@@ -1,13 +1,16 @@
 """Packing loses nothing, cuts nothing that fits, and fills the blocks."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.prepare_dataset import best_fit
 from components.prepare_dataset.best_fit import BestFit, cut
-from zhllama.data.packed import Segment, Segments
+from tests.packed_data import Segment, in_arrays
 
 BLOCK = 32
 lengths = st.lists(st.integers(1, BLOCK), min_size=1, max_size=80)
@@ -33,11 +36,21 @@ def listed_blocks(blocks):
     return [[next(found) for _ in range(count)] for count in blocks.counts]
 
 
+@contextmanager
+def limits(window=best_fit.WINDOW, open_blocks=best_fit.OPEN_BLOCKS, tokens=best_fit.WINDOW_TOKENS):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_fit, "WINDOW", window)
+        patch.setattr(best_fit, "OPEN_BLOCKS", open_blocks)
+        patch.setattr(best_fit, "WINDOW_TOKENS", tokens)
+        yield
+
+
 def packed(segments, batch=7, **options):
-    packer = BestFit(BLOCK, **options)
-    batches = [Segments.of(segments[at : at + batch]) for at in range(0, len(segments), batch)]
-    given_out = [blocks for some in batches for blocks in packer.add(some)]
-    return [block for blocks in [*given_out, *packer.finish()] for block in listed_blocks(blocks)]
+    packer = BestFit(BLOCK)
+    batches = [in_arrays(segments[at : at + batch]) for at in range(0, len(segments), batch)]
+    with limits(**options):
+        given_out = [blocks for some in batches for blocks in packer.add(some)]
+        return [block for blocks in [*given_out, *packer.finish()] for block in listed_blocks(blocks)]
 
 
 def plain_best_fit(segments, window, open_blocks, tokens):
@@ -60,7 +73,7 @@ def plain_best_fit(segments, window, open_blocks, tokens):
         waiting.clear()
 
     for segment in segments:
-        waiting += listed(cut(Segments.of([segment]), BLOCK))
+        waiting += listed(cut(in_arrays([segment]), BLOCK))
         taken += len(segment.ids)
         if len(waiting) >= window or taken >= tokens:
             place()
@@ -117,15 +130,17 @@ def test_natural_lengths_fill_over_99_percent():
 
 
 def test_memory_is_bounded_by_the_window():
-    packer, given_out = BestFit(BLOCK, window=10, open_blocks=3), 0
-    for count, segment in enumerate(segments_of([BLOCK // 2 + 1] * 1000), start=1):
-        given_out += sum(len(blocks.counts) for blocks in packer.add(Segments.of([segment])))
-        assert count - given_out < 10 + 3 + 1
+    packer, given_out = BestFit(BLOCK), 0
+    with limits(window=10, open_blocks=3):
+        for count, segment in enumerate(segments_of([BLOCK // 2 + 1] * 1000), start=1):
+            given_out += sum(len(blocks.counts) for blocks in packer.add(in_arrays([segment])))
+            assert count - given_out < 10 + 3 + 1
 
 
 def test_long_segments_make_a_window_shorter():
-    packer = BestFit(BLOCK, window=1000, open_blocks=0, tokens=5 * BLOCK)
-    given_out = list(packer.add(Segments.of(segments_of([BLOCK] * 9))))
+    packer = BestFit(BLOCK)
+    with limits(window=1000, open_blocks=0, tokens=5 * BLOCK):
+        given_out = list(packer.add(in_arrays(segments_of([BLOCK] * 9))))
     assert sum(len(blocks.counts) for blocks in given_out) == 5
     assert sum(len(blocks.counts) for blocks in packer.finish()) == 4
     assert list(packer.finish()) == []
@@ -138,7 +153,7 @@ def test_the_same_stream_gives_the_same_blocks():
 
 @given(length=st.integers(1, 300))
 def test_each_token_but_the_first_is_predicted_once(length):
-    pieces = listed(cut(Segments.of([Segment(np.arange(length))]), BLOCK))
+    pieces = listed(cut(in_arrays([Segment(np.arange(length))]), BLOCK))
     assert all(len(ids) <= BLOCK for ids, _ in pieces)
     # a segment's first token is context only
     assert [int(token) for ids, _ in pieces for token in ids[1:]] == list(range(1, length))
@@ -146,7 +161,7 @@ def test_each_token_but_the_first_is_predicted_once(length):
 
 @given(length=st.integers(1, BLOCK), prompt=st.integers(0, BLOCK))
 def test_what_fits_is_not_cut(length, prompt):
-    (only,) = listed(cut(Segments.of([Segment(np.arange(length), prompt)]), BLOCK))
+    (only,) = listed(cut(in_arrays([Segment(np.arange(length), prompt)]), BLOCK))
     assert (only.ids.tolist(), only.prompt) == (list(range(length)), prompt)
 
 

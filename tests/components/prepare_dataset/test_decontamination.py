@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prepare_dataset.decontamination import RUN, NearDuplicates, Overlap, evaluation_texts
+from components.prepare_dataset.decontamination import RUN, NearDuplicates, evaluation_texts, runs
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 
@@ -55,10 +55,9 @@ def test_different_texts_are_no_duplicates_and_every_one_is_its_own(chinese_text
     ],
 )
 def test_thirteen_words_in_a_row_are_an_overlap(text, seen):
-    overlap = Overlap()
-    for evaluated in (LONG, "the quick brown fox jumps over the lazy dog and runs away from", "短句。", ""):
-        overlap.add(evaluated)
-    assert overlap.is_in(text) is seen
+    evaluated = (LONG, "the quick brown fox jumps over the lazy dog and runs away from", "短句。", "")
+    overlaps = {run for one in evaluated for run in runs(one)}
+    assert overlaps.isdisjoint(runs(text)) is not seen
 
 
 @settings(max_examples=100, deadline=None)
@@ -69,9 +68,8 @@ def test_thirteen_words_in_a_row_are_an_overlap(text, seen):
 )
 def test_any_run_of_an_evaluated_text_is_found_wherever_it_stands(words, before, data):
     start = data.draw(st.integers(0, len(words) - RUN))
-    overlap = Overlap()
-    overlap.add("，".join(words))
-    assert overlap.is_in(before + " ".join(words[start : start + RUN]) + before)
+    overlaps = set(runs("，".join(words)))
+    assert not overlaps.isdisjoint(runs(before + " ".join(words[start : start + RUN]) + before))
 
 
 ITEM = {"instruction": "判断", "input": "房间很干净", "output": "正面"}

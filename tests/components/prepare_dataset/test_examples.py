@@ -39,7 +39,7 @@ def one_by_one(batches: list[Examples]) -> list[Examples]:
 
 
 def batched(texts: list[str], size: int) -> list[Documents]:
-    return [Documents(texts[at : at + size], "a.txt", range(at, at + size)) for at in range(0, len(texts), size)]
+    return [Documents(texts[at : at + size], "a.txt") for at in range(0, len(texts), size)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,7 +55,7 @@ def test_items_are_the_recipes_samples(encoder, given_items, block_size, batch):
         assert found == ids
         assert [IGNORED] * prompt + ids[prompt:] == labels
         assert example.has_loss.tolist() == [any(label != IGNORED for label in labels)]
-        assert [json.loads(record) for record in example.records()] == [item]
+        assert [json.loads(record) for record in example.records(encoder)] == [item]
         assert example.identities == [wrap(item["instruction"], item["input"]).encode()]
 
 
@@ -67,9 +67,9 @@ def test_documents_are_bos_ids_and_eos(encoder, given_texts, batch, end):
     assert [example.segments.ids.tolist() for example in made] == [
         [encoder.bos, *encoder.encode(text), *closing] for text in given_texts
     ]
-    assert [json.loads(record)["text"] for example in made for record in example.records()] == given_texts
+    assert [json.loads(record)["text"] for example in made for record in example.records(encoder)] == given_texts
     assert [example.identities for example in made] == [[text.encode()] for text in given_texts]
-    assert [example.characters.tolist() for example in made] == [[len(text)] for text in given_texts]
+    assert [example.characters for example in made] == [[len(text)] for text in given_texts]
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,7 +87,7 @@ def test_parts_joined_are_the_whole_and_some_are_those_chosen(encoder, given_tex
             token for text in wanted for token in (encoder.bos, *encoder.encode(text), encoder.eos)
         ]
         assert one.identities == [text.encode() for text in wanted]
-        assert one.characters.tolist() == [len(text) for text in wanted]
+        assert one.characters == [len(text) for text in wanted]
         assert len(one.segments) == len(one) == len(wanted)
 
 

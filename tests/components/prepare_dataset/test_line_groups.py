@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.prepare_dataset.examples import TEXT, Examples, text_examples
-from components.prepare_dataset.line_groups import line_groups
+from components.prepare_dataset.examples import Examples, line_groups, text_examples
+from tests.packed_data import Segment, in_arrays
 from zhllama.data.corpus import Documents
-from zhllama.data.packed import Segment, Segments
 from zhllama.tokenizer.vocabulary import Encoder
 
 BLOCK = 16
@@ -35,9 +34,9 @@ def recipes_blocks(lines, block_size):
 
 def examples_of(lines, file):
     """Lines of ids as one batch of a file."""
-    segments = Segments.of([Segment(np.array(ids)) for ids in lines])
+    segments = in_arrays([Segment(np.array(ids)) for ids in lines])
     texts = [""] * len(lines)
-    return Examples(segments, [b""] * len(lines), texts, np.ones(len(lines), np.int64), TEXT, file)
+    return Examples(segments, [b""] * len(lines), texts, [1] * len(lines), file)
 
 
 def ids_of(batches):
@@ -56,16 +55,16 @@ def test_the_blocks_are_the_recipes(encoder, sizes, batch, data):
         for at in range(0, len(of_file), batch)
     ]
     expected = recipes_blocks(lines[:border], BLOCK) + recipes_blocks(lines[border:], BLOCK)
-    made = list(line_groups(batches, BLOCK, encoder))
+    made = list(line_groups(batches, BLOCK))
     assert ids_of(made) == expected
 
 
 def test_a_line_is_bos_and_ids_and_a_blank_one_bos_alone(encoder):
-    (lines,) = text_examples([Documents(["one line", ""], "a.txt", (1, 2))], encoder, end=False)
+    (lines,) = text_examples([Documents(["one line", ""], "a.txt")], encoder, end=False)
     assert ids_of([lines]) == [[encoder.bos, *encoder.encode("one line")], [encoder.bos]]
 
 
 def test_a_blocks_records_are_its_lines(encoder):
-    documents = [Documents(["first one", "", "second one"], "a.txt", range(3))]
-    (block,) = line_groups(text_examples(documents, encoder, end=False), 200, encoder)
-    assert [json.loads(record)["text"] for record in block.records()] == ["first one", "second one"]
+    documents = [Documents(["first one", "", "second one"], "a.txt")]
+    (block,) = line_groups(text_examples(documents, encoder, end=False), 200)
+    assert [json.loads(record)["text"] for record in block.records(encoder)] == ["first one", "second one"]

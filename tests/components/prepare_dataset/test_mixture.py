@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.prepare_dataset import mixture
-from components.prepare_dataset.examples import TEXT, Examples
+from components.prepare_dataset.examples import Examples
 from components.prepare_dataset.mixture import Source, held_out, mixed
 from zhllama.data.packed import Segments
 
@@ -23,8 +23,7 @@ def source(name, sizes, weight, batch=7):
                 Segments(np.zeros(some.sum()), some, np.zeros_like(some)),
                 [b""] * len(some),
                 [f"{name}{number}" for number in numbers[at : at + batch]],
-                some,
-                TEXT,
+                some.tolist(),
             )
             for at in range(0, len(sizes), batch)
             if len(some := sizes[at : at + batch])

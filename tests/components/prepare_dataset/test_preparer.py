@@ -78,7 +78,7 @@ def documents_of(dataset, encoder):
 
 def test_every_document_is_in_the_dataset_once(store, tokenizer, encoder, english):
     artifact = prepare(store, tokenizer, text=english, block_size=512)
-    texts = [document.text for document in read_documents(open_artifact(english))]
+    texts = list(read_documents(open_artifact(english)))
     whole = [text for text in texts if len(encoder.encode(text)) + 2 <= 512]
     found = [
         text for split in ("train", "validation") for text in documents_of(PackedDataset(artifact, split), encoder)
@@ -107,7 +107,7 @@ def test_blocks_are_full_and_take_two_bytes_a_token(tmp_path, tokenizer, english
 
 def test_the_held_out_documents_are_the_validation_split(store, tokenizer, encoder, english):
     artifact = prepare(store, tokenizer, text=english, block_size=512)
-    held = [document.text for document in read_documents(artifact)]
+    held = list(read_documents(artifact))
     assert len(held) == artifact.manifest.facts["held_out"] > 10
     validation = documents_of(PackedDataset(artifact, "validation"), encoder)
     assert set(validation) <= set(held)
@@ -118,7 +118,7 @@ def test_a_document_stays_on_its_side_whatever_stands_beside_it(tmp_path, tokeni
     before = prepare(tmp_path / "store", tokenizer, text=english)
     (tmp_path / "more.txt").write_text("\n".join(reversed(english_text[:600])))
     after = prepare(tmp_path / "store", tokenizer, text=str(tmp_path / "more.txt"))
-    held_before, held_after = ({document.text for document in read_documents(one)} for one in (before, after))
+    held_before, held_after = (set(read_documents(one)) for one in (before, after))
     common = set(english_text[:290])
     assert held_before & common == held_after & common
 
@@ -182,7 +182,7 @@ def test_faithful_text_is_the_recipes_blocks(tmp_path, tokenizer, encoder):
 
 def test_faithful_text_holds_blocks_out(tmp_path, tokenizer, encoder, english):
     artifact = prepare(tmp_path / "store", tokenizer, text=english, packing="faithful")
-    held = " ".join(document.text for document in read_documents(artifact))
+    held = " ".join(read_documents(artifact))
     block = PackedDataset(artifact, "validation").tokens(0).tolist()
     line = block[block.index(encoder.bos) + 1 :]
     assert encoder.decode(line[: line.index(encoder.bos)] if encoder.bos in line else line) in held

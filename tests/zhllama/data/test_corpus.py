@@ -16,8 +16,9 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data import text_stream
-from zhllama.data.corpus import Document, Skipped, bytes_of_text, read_documents, total_of
+from zhllama.data.corpus import Skipped, read_documents, text_files
 from zhllama.data.instructions import read_instructions
+from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 
 
@@ -40,23 +41,17 @@ def test_documents_come_in_order_of_file_name_and_line(tmp_path):
         c_jsonl='{"text": "四\\n五"}\n\n{"text": "六", "x": 1}\n',
         d_md="no",
     )
-    assert list(read_documents(artifact)) == [
-        Document("一", "a.txt", 1),
-        Document("二", "a.txt", 4),
-        Document("三", "b.txt", 1),
-        Document("四\n五", "c.jsonl", 1),
-        Document("六", "c.jsonl", 3),
-    ]
+    assert list(read_documents(artifact)) == ["一", "二", "三", "四\n五", "六"]
 
 
 def test_blank_lines_are_kept_when_asked_for(tmp_path):
     artifact = folder(tmp_path, a_txt="一\n\n二\n")
-    assert [document.text for document in read_documents(artifact, keep_blank=True)] == ["一", "", "二"]
+    assert list(read_documents(artifact, keep_blank=True)) == ["一", "", "二"]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
     artifact = folder(tmp_path, a_txt=b"\xef\xbb\xbf" + "一\r\n二\r\n".encode())
-    assert [document.text for document in read_documents(artifact)] == ["一", "二"]
+    assert list(read_documents(artifact)) == ["一", "二"]
 
 
 @given(
@@ -68,7 +63,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
 def test_every_line_is_a_document_whatever_it_holds(tmp_path_factory, lines):
     artifact = folder(tmp_path_factory.mktemp("text"), a_txt="\n".join(lines))
     lines[0] = lines[0].removeprefix("\ufeff")
-    assert [document.text for document in read_documents(artifact)] == [line for line in lines if line.strip()]
+    assert list(read_documents(artifact)) == [line for line in lines if line.strip()]
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 2**19])
@@ -78,10 +73,9 @@ def test_a_fault_in_one_block_of_lines_does_not_move_the_numbers_of_others(tmp_p
     raw = [line.encode() if line != "bad" else b"bad \xff" for line in lines]
     artifact = folder(tmp_path, a_txt=b"\n".join(raw), b_txt=b"\xef\xbb\xbf\n" + b"\n".join(raw) + b"\n\n")
     skipped = Skipped()
-    found = [tuple(one) for one in read_documents(artifact, keep_blank=True, skipped=skipped)]
-    plain = [(line.rstrip("\r"), number) for number, line in enumerate(lines, start=1) if line != "bad"]
-    after = [("", 1), *((line, number + 1) for line, number in plain), ("", len(lines) + 2)]
-    assert found == [(line, "a.txt", n) for line, n in plain] + [(line, "b.txt", n) for line, n in after]
+    found = list(read_documents(artifact, keep_blank=True, skipped=skipped))
+    plain = [line.rstrip("\r") for line in lines if line != "bad"]
+    assert found == [*plain, "", *plain, ""]
     assert [fault.split(": ")[1][:14] for fault in skipped.first] == ["line 7 is not ", "line 8 is not "]
 
 
@@ -112,13 +106,16 @@ def test_compressed_text_is_read_as_the_text(tmp_path, compressed, kind):
     # two frames, one after the other, as parallel compressors write them
     (tmp_path / f"a.{kind}.{suffix}").write_bytes(compressed(content[:5000]) + compressed(content[5000:]))
     artifact = open_artifact(str(tmp_path))
-    assert [document.text for document in read_documents(artifact)] == LINES
-    assert bytes_of_text(artifact) is None
+    assert list(read_documents(artifact)) == LINES
+    assert bytes_to_read([artifact], text_files) is None
 
 
-def test_a_total_is_known_when_every_size_is():
-    assert total_of([3, 0, 4]) == 7
-    assert total_of([3, None, 4]) is None
+def test_a_total_is_known_when_every_size_is(tmp_path):
+    known = folder(tmp_path, a_txt="abc", b_txt="d")
+    (tmp_path / "table").mkdir()
+    table = folder(tmp_path / "table", a_parquet=b"")
+    assert bytes_to_read([known, known], text_files) == 8
+    assert bytes_to_read([known, table, known], text_files) is None
 
 
 @pytest.mark.parametrize("compressed", [gzip.compress, zstd], ids=["gz", "zst"])
@@ -135,14 +132,13 @@ def test_a_damaged_compressed_file_is_named(tmp_path, compressed, broken):
 def test_a_parquet_file_is_read_row_by_row(tmp_path):
     table(tmp_path / "a.parquet", number=list(range(2500)), text=LINES)
     found = list(read_documents(open_artifact(str(tmp_path))))
-    assert [document.text for document in found] == LINES
-    assert found[1700] == Document(LINES[1700], "a.parquet", 1701)
+    assert found == LINES
 
 
 def test_a_parquet_file_in_s3_is_read_by_range(s3_store, tmp_path):
     content = table(tmp_path / "a.parquet", text=LINES).read_bytes()
     storage.write_bytes(f"{s3_store}/a.parquet", content)
-    assert [document.text for document in read_documents(open_artifact(s3_store))] == LINES
+    assert list(read_documents(open_artifact(s3_store))) == LINES
 
 
 def test_a_table_without_text_says_what_it_has(tmp_path):
@@ -172,7 +168,7 @@ def test_lines_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
         b_jsonl='{"text": "三"}\n{\n{"content": "x"}\n\n{"text": 4}\n{"text": "五"}\n',
     )
     skipped = Skipped()
-    assert [document.text for document in read_documents(artifact, skipped=skipped)] == ["一", "二", "三", "五", "七"]
+    assert list(read_documents(artifact, skipped=skipped)) == ["一", "二", "三", "五", "七"]
     assert skipped.count == 5
     assert "a.txt: line 2 is not UTF-8" in skipped.first[0]
 

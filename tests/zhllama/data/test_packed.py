@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packed_data import Segment, blocks_of, in_arrays
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import KIND, Segment, Segments, token_type
+from zhllama.data import packed
+from zhllama.data.packed import KIND, PackedWriter, Segments, packed_facts, token_type
 from zhllama.data.packed_reader import IGNORED, PackedDataset
-from zhllama.data.packed_writer import PackedWriter, packed_facts
 from zhllama.errors import InputError
 
 BLOCK = 16
@@ -21,9 +22,11 @@ PAD = 2
 
 def publish(store, blocks, vocabulary_size=1000, block_size=BLOCK, max_shard=10**9, key="key"):
     out = ArtifactWriter(str(store), "prepare_dataset", key)
-    with PackedWriter(out, "train", block_size, vocabulary_size, PAD, max_shard) as split:
-        for block in blocks:
-            split.write([Segment(np.array(ids), prompt) for ids, prompt in block])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "MAX_SHARD", max_shard)
+        with PackedWriter(out, "train", block_size, vocabulary_size, PAD) as split:
+            for block in blocks:
+                split.write_blocks(blocks_of([Segment(np.array(ids), prompt) for ids, prompt in block]))
     out.facts.update(packed_facts(block_size, vocabulary_size, PAD, [split]))
     return open_artifact(out.publish(KIND).reference)
 
@@ -102,7 +105,7 @@ def test_text_without_prompts_takes_two_bytes_a_document(tmp_path):
     out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
     with PackedWriter(out, "train", BLOCK, 1000, PAD, prompts=False) as split:
         for _ in range(100):
-            split.write([Segment(np.full(6, 7)), Segment(np.full(10, 8))])
+            split.write_blocks(blocks_of([Segment(np.full(6, 7)), Segment(np.full(10, 8))]))
     out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
     artifact = open_artifact(out.publish(KIND).reference)
     assert artifact.file("train-00000.segments.bin").size == 200 * 2
@@ -111,7 +114,7 @@ def test_text_without_prompts_takes_two_bytes_a_document(tmp_path):
         pytest.raises(ValueError, match="a prompt of 3 tokens"),
         PackedWriter(ArtifactWriter(str(tmp_path), "s", "k"), "train", BLOCK, 1000, PAD, prompts=False) as split,
     ):
-        split.write([Segment(np.full(6, 7), 3)])
+        split.write_blocks(blocks_of([Segment(np.full(6, 7), 3)]))
 
 
 @given(
@@ -121,7 +124,7 @@ def test_text_without_prompts_takes_two_bytes_a_document(tmp_path):
 )
 def test_parts_of_many_segments_are_those_segments(lengths, chosen, cuts):
     single = [Segment(np.full(length, number), number % 3) for number, length in enumerate(lengths)]
-    whole = Segments.of(single)
+    whole = in_arrays(single)
     begin, end = sorted(cuts)
     numbers = [number for number in chosen if number < len(lengths)]
     kept = np.isin(np.arange(len(lengths)), numbers)
@@ -141,7 +144,7 @@ def test_parts_of_many_segments_are_those_segments(lengths, chosen, cuts):
 def test_a_dataset_of_an_older_version_is_refused(tmp_path):
     out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
     with PackedWriter(out, "train", BLOCK, 1000, PAD) as split:
-        split.write([Segment(np.full(6, 7))])
+        split.write_blocks(blocks_of([Segment(np.full(6, 7))]))
     out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
     del out.facts["splits"]["train"]["columns"]
     with pytest.raises(InputError, match="an older version of zhllama wrote it; run prepare_dataset again"):
@@ -191,7 +194,7 @@ def test_memory_does_not_grow_with_what_is_written(tmp_path):
     tracemalloc.start()
     with PackedWriter(out, "train", 512, 1000, PAD) as split:
         for count in range(1, 12 * flush + 1):
-            split.write(block)
+            split.write_blocks(blocks_of(block))
             if count in (4 * flush, 12 * flush):
                 held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
@@ -206,7 +209,7 @@ def test_a_failing_store_leaves_no_shard(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     split = PackedWriter(out, "train", BLOCK, 1000, PAD)
-    split.write([Segment(np.full(2, 7))])
+    split.write_blocks(blocks_of([Segment(np.full(2, 7))]))
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         split.__exit__(None, None, None)

@@ -7,15 +7,13 @@ import pytest
 
 from components.generate_instructions.catalogue import load_catalogue
 from components.generate_instructions.dedup import Seen
-from components.generate_instructions.harvest import Harvest
-from components.generate_instructions.parse import CUT_OFF
-from components.generate_instructions.validate import RULES, UNNAMED, judged, share_of
+from components.generate_instructions.harvest import CUT_OFF, RULES, UNNAMED, Harvest, judged, share_of
 
 CATALOGUE = load_catalogue()
 
 
 def rule_of(instruction: Any, output: Any, given: Any = "") -> str:
-    return judged({"instruction": instruction, "input": given, "output": output}, CATALOGUE).rule
+    return judged({"instruction": instruction, "input": given, "output": output}, CATALOGUE)[1]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +37,7 @@ def rule_of(instruction: Any, output: Any, given: Any = "") -> str:
     ],
 )  # fmt: skip
 def test_what_is_no_item_falls(value: Any, rule: str) -> None:
-    assert judged(value, CATALOGUE).rule == rule
+    assert judged(value, CATALOGUE)[1] == rule
     assert rule in RULES
 
 
@@ -125,11 +123,9 @@ def test_shares_are_of_characters_and_words() -> None:
 
 @pytest.mark.parametrize("said", ["无", "（无）", "N/A", "None", "<noinput>", "无输入。", None, " "])
 def test_an_input_that_says_that_there_is_none_is_empty(said: Any) -> None:
-    found = judged(
-        {"instruction": " 写诗。\n", "input": said, "output": " 好诗 ", "topic": 3, "task_type": "x"}, CATALOGUE
-    )
-    assert found.item == {"instruction": "写诗。", "input": "", "output": "好诗"}
-    assert (found.topic, found.task_type) == (3, 0)
+    item, rule = judged({"instruction": " 写诗。\n", "input": said, "output": " 好诗 "}, CATALOGUE)
+    assert item == {"instruction": "写诗。", "input": "", "output": "好诗"}
+    assert rule == ""
 
 
 def test_the_harvest_counts_each_item_once_and_stops_when_it_is_full() -> None:
@@ -138,7 +134,7 @@ def test_the_harvest_counts_each_item_once_and_stops_when_it_is_full() -> None:
         {"topic": 2, "task_type": 1, "instruction": "写一首关于春天的短诗", "input": "", "output": "春天来了。"},
         {"topic": 9, "instruction": "写一首关于春天的短诗。", "input": "", "output": "花开了。"},
         {"topic": 1, "instruction": "写一首关于春天的小短诗", "input": "", "output": "花开了。"},
-        {"topic": 9, "instruction": "列出三种水果的名字", "input": "", "output": "苹果、梨、桃。"},
+        {"topic": 9, "task_type": "x", "instruction": "列出三种水果的名字", "input": "", "output": "苹果、梨、桃。"},
         {"topic": 1, "instruction": "早上好", "input": "", "output": ""},
         {
             "topic": 1,
