@@ -11,7 +11,7 @@ log-likelihood is the model's answer. Examples that do not fit the model's posit
 import csv
 import io
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zhllama.artifacts.reader import Artifact
@@ -107,18 +107,14 @@ def prompts(subject: Subject, question: Question, shots: int) -> list[str]:
     The text ends where the letter is to follow.
     """
     head = f"以下是关于{subject.name.replace('_', ' ')}的单项选择题，请选出正确答案。\n\n"
-    examples = [f"{_asked(example)}{letter(example.answer)}\n\n" for example in subject.examples[:shots]]
+    examples = [f"{_asked(one)}{letters(one)[one.answer]}\n\n" for one in subject.examples[:shots]]
     return [head + "".join(examples[start:]) + _asked(question) for start in range(len(examples) + 1)]
 
 
 def _asked(question: Question) -> str:
-    choices = "".join(f"{letter(index)}. {choice}\n" for index, choice in enumerate(question.choices))
+    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip(letters(question), question.choices))
     return f"{question.text}\n{choices}答案："
 
 
-def letter(index: int) -> str:
-    return string.ascii_uppercase[index]
-
-
-def letters(question: Question) -> Sequence[str]:
-    return [letter(index) for index in range(len(question.choices))]
+def letters(question: Question) -> str:
+    return string.ascii_uppercase[: len(question.choices)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.selection import chance, choose_items, choose_texts
+from components.evaluate.held_out import chance, choose_items, choose_texts
 
 texts = st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()), max_size=40)
 
