@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.inference.generate import TextStream, answer, stream
+from zhllama.inference.generate import TextStream, answer, rope_alpha_of, stream, stretch, stretched_base
 from zhllama.inference.load import LoadedModel, choose_precision, load_model
-from zhllama.inference.rope import rope_alpha_of, stretch, stretched_base
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
