@@ -4,9 +4,11 @@ Answers are shown as they come, in whole characters. When the conversation outgr
 turns are left out. An empty line is ignored; Ctrl-C stops the answer, Ctrl-D ends.
 """
 
+import itertools
 import sys
 from typing import TYPE_CHECKING
 
+from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.prompt import wrap
 
@@ -36,12 +38,12 @@ class Conversation:
         When `text` alone is longer than the model's positions allow, it is the result, which whoever answers refuses,
         and nothing is forgotten for it.
         """
-        asked = self._asked(text)
+        asked, bos = self._asked(text), self._loaded.encoder.bos
         if 1 + len(asked) >= self._loaded.positions:
-            return [self._loaded.encoder.bos, *asked]
+            return [bos, *asked]
         while self._turns and 1 + sum(map(len, self._turns)) + len(asked) + self._room > self._loaded.positions:
             self._turns.pop(0)
-        return [self._loaded.encoder.bos, *(index for turn in self._turns for index in turn), *asked]
+        return [bos, *itertools.chain(*self._turns), *asked]
 
     def add(self, text: str, answer: list[int]) -> None:
         self._turns.append([*self._asked(text), *answer, self._loaded.encoder.eos])
@@ -56,6 +58,8 @@ def chat(config: "Generate", inputs: Inputs) -> None:
 
     import torch
 
+    from zhllama.inference.generate import stream
+
     torch.manual_seed(config.seed)
     at_terminal = sys.stdin.isatty()
     if at_terminal:
@@ -63,8 +67,8 @@ def chat(config: "Generate", inputs: Inputs) -> None:
 
         print("Ctrl-C stops an answer, Ctrl-D ends.", file=sys.stderr)
     # a terminal may hand over anything; what is no UTF-8 becomes a replacement character
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for file in (sys.stdin, sys.stdout):
+        file.reconfigure(errors="replace")  # type: ignore[union-attr]
     conversation = Conversation(loaded, config.with_prompt, config.max_new_tokens)
     while True:
         try:
@@ -75,22 +79,16 @@ def chat(config: "Generate", inputs: Inputs) -> None:
         except KeyboardInterrupt:
             print("\n(Ctrl-D ends)")
             continue
-        if text:
-            _turn(loaded, conversation, text, config)
-
-
-def _turn(loaded: "LoadedModel", conversation: Conversation, text: str, config: "Generate") -> None:
-    from zhllama.errors import InputError
-    from zhllama.inference.generate import stream
-
-    before = len(conversation)
-    prompt = conversation.prompt(text)
-    if len(conversation) < before:
-        print("(the beginning of the conversation does not fit any more and is left out)", file=sys.stderr)
-    try:
-        answer = stream(loaded, prompt, config.sampling(), lambda piece: print(piece, end="", flush=True))
-    except InputError as error:
-        print(f"({error})", file=sys.stderr)
-        return
-    print(flush=True)
-    conversation.add(text, answer)
+        if not text:
+            continue
+        before = len(conversation)
+        prompt = conversation.prompt(text)
+        if len(conversation) < before:
+            print("(the beginning of the conversation does not fit any more and is left out)", file=sys.stderr)
+        try:
+            answer = stream(loaded, prompt, config.sampling(), lambda piece: print(piece, end="", flush=True))
+        except InputError as error:
+            print(f"({error})", file=sys.stderr)
+            continue
+        print(flush=True)
+        conversation.add(text, answer)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from components.generate.journal import FileJournal, Journal, StoreJournal
+from components.generate.journal import FileJournal, StoreJournal
 from components.generate.options import Generate
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
@@ -29,7 +29,6 @@ from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap, wrap_item
 
 log = logging.getLogger("generate")
-
 
 SAMPLES = "samples.json"
 
@@ -55,12 +54,14 @@ def run() -> None:
 def generate(config: Generate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Answers `--prompt` or `--input` and publishes samples.json."""
     # the artifact's place is named by all that decides the answers: what is there is this run's
-    with StoreJournal(out.root) as journal:
-        said = samples(config, inputs, questions(config, inputs), journal)
-        out.add_json(SAMPLES, said)
-        out.facts["summary"] = f"{len(said):,} answers"
-        out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
-        return out.publish("samples")
+    journal = StoreJournal(out.root)
+    said = samples(config, inputs, questions(config, inputs), journal)
+    out.add_json(SAMPLES, said)
+    out.facts["summary"] = f"{len(said):,} answers"
+    out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
+    manifest = out.publish("samples")
+    journal.delete()
+    return manifest
 
 
 def answer_into_file(config: Generate, inputs: Inputs) -> None:
@@ -76,25 +77,25 @@ def answer_into_file(config: Generate, inputs: Inputs) -> None:
 
 def questions(config: Generate, inputs: Inputs) -> list[str]:
     """What is asked, as the model reads it. InputError for a file without questions."""
-    if not config.input:
-        prompt = config.prompt or config.default_prompt
-        return [wrap(prompt) if config.with_prompt else prompt]
-    return read_questions(inputs["input"], config.with_prompt)
+    if config.input:
+        return read_questions(inputs["input"], config.with_prompt)
+    prompt = config.prompt or config.default_prompt
+    return [wrap(prompt) if config.with_prompt else prompt]
 
 
 def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
     """Of every Alpaca item where there is a .json or .jsonl file, else of every line of the .txt files."""
     if any(plain_name(name).endswith((".json", ".jsonl")) for name in artifact.names if name not in NO_ITEMS):
-        items = list(read_instructions(artifact, answered=False))
+        items = read_instructions(artifact, answered=False)
         if with_prompt:
             return [wrap_item(item) for item in items]
         return ["\n".join(filter(None, (item["instruction"], item["input"]))) for item in items]
-    lines = [document.text for document in read_documents(artifact)]
-    return [wrap(line) for line in lines] if with_prompt else lines
+    lines = (document.text for document in read_documents(artifact))
+    return [wrap(line) for line in lines] if with_prompt else list(lines)
 
 
 def samples(
-    config: Generate, inputs: Inputs, asked: Sequence[str], journal: Journal | None = None
+    config: Generate, inputs: Inputs, asked: Sequence[str], journal: StoreJournal | FileJournal | None = None
 ) -> list[dict[str, str]]:
     """[{"Input": what the model read, "Output": its answer}], in order. InputError names a prompt that is too long.
 
@@ -123,8 +124,7 @@ def samples(
         for start in range(len(said), len(prompts), BATCH):
             sampling = replace(config.sampling(), seed=config.seed + start)
             made = answer(loaded, prompts[start : start + BATCH], sampling, bar.advance)
-            texts = [loaded.encoder.decode(ids) for ids in made]
-            batch = [{"Input": text, "Output": told} for text, told in zip(asked[start:], texts)]
+            batch = [{"Input": text, "Output": loaded.encoder.decode(ids)} for text, ids in zip(asked[start:], made)]
             if journal:
                 journal.write(batch)
             said += batch
