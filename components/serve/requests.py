@@ -52,9 +52,13 @@ class Limits:
 
 def parse_json(content: bytes) -> dict[str, Any]:
     """The body as an object; ApiError 400 for anything else."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
     try:
         # JSON has no NaN; Python's reader has
-        body = json.loads(content, parse_constant=_no_constant)
+        body = json.loads(content, parse_constant=refuse)
         # a lone surrogate is no text that could be sent on
         json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -62,10 +66,6 @@ def parse_json(content: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a {type(body).__name__}; a JSON object is needed")
     return body
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
 
 
 def chat(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
@@ -110,18 +110,15 @@ def checked_messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
         role = "system" if message.get("role") == "developer" else message.get("role")
         if role not in ("system", "user", "assistant"):
             raise ApiError(400, f"{where}.role must be system, user or assistant, not {role!r}", "messages")
-        found.append({"role": role, "content": _text(message.get("content"), where)})
+        content = message.get("content")
+        parts: list[Any] = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in parts:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ApiError(400, f"{where}.content must be text; this model reads nothing else", "messages")
+        found.append({"role": role, "content": "".join(part["text"] for part in parts)})
     if found[-1]["role"] != "user":
         raise ApiError(400, "the last message must be the user's", "messages")
     return found
-
-
-def _text(content: Any, where: str) -> str:
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ApiError(400, f"{where}.content must be text; this model reads nothing else", "messages")
-    return "".join(part["text"] for part in parts)
 
 
 def check_model(body: Mapping[str, Any], limits: Limits) -> None:
@@ -129,9 +126,8 @@ def check_model(body: Mapping[str, Any], limits: Limits) -> None:
     if not isinstance(name, str):
         raise ApiError(400, "model must be the name of a model", "model")
     if name != limits.name:
-        raise ApiError(
-            404, f"the model {name!r} does not exist; this server has {limits.name!r}", "model", "model_not_found"
-        )
+        said = f"the model {name!r} does not exist; this server has {limits.name!r}"
+        raise ApiError(404, said, "model", "model_not_found")
 
 
 def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> ValidatedRequest:
@@ -142,12 +138,8 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> ValidatedReq
     wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
     if room < 1 or (wanted or 1) > room:
         asks = f"{len(ids)} in the prompt" + (f" and {wanted} for the answer" if wanted else "")
-        raise ApiError(
-            400,
-            f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it",
-            "prompt" if "prompt" in body else "messages",
-            "context_length_exceeded",
-        )
+        said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
+        raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
     body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
     return ValidatedRequest(ids, bool(body.get("stream")), body)
 

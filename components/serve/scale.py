@@ -39,21 +39,15 @@ def managers(found: dict[str, Any] | None, path: Sequence[str]) -> list[str]:
     return others
 
 
-def owners(found: dict[str, Any] | None, kind: str) -> dict[str, list[str]]:
-    """The fields of the object's scale that are another's, and whose."""
-    place, fields = SCALE.get(kind, ((), ()))
-    found_owners = {field: managers(found, [*place, field]) for field in fields}
-    return {field: names for field, names in found_owners.items() if names}
-
-
-def without_anothers_scale(
+def with_anothers_scale(
     wanted: dict[str, Any], found: dict[str, Any] | None, autoscaler: str = ""
-) -> dict[str, Any]:
-    """The object as it is to be applied over what was found. `autoscaler`: the name of one that targets it."""
-    theirs = owners(found, wanted["kind"])
+) -> tuple[dict[str, Any], str]:
+    """The object as it is to be applied over what was found, and what of its scale stays as it is, in words ("" where
+    it is ours). `autoscaler`: the name of one that targets it."""
+    place, fields = SCALE.get(wanted["kind"], ((), ()))
+    theirs = {field: names for field in fields if (names := managers(found, [*place, field]))}
     if not theirs and not autoscaler:
-        return wanted
-    place, fields = SCALE[wanted["kind"]]
+        return wanted, ""
     made = deepcopy(wanted)
     there, scale = found or {}, made
     for step in place:
@@ -62,31 +56,17 @@ def without_anothers_scale(
         scale.pop(field, None)
         if field not in theirs and field in there:
             scale[field] = there[field]
-    return made
-
-
-def left(wanted: dict[str, Any], found: dict[str, Any] | None, autoscaler: str = "") -> str:
-    """What of the scale stays as it is, and whose it is, in words; "" where it is ours."""
-    if wanted["kind"] not in SCALE:
-        return ""
-    place, _ = SCALE[wanted["kind"]]
-    there = found or {}
-    for step in place:
-        there = there.get(step, {})
     said = [
-        f"{field} stays {there.get(field)}: it is set by {' and '.join(names)}"
-        for field, names in owners(found, wanted["kind"]).items()
-    ]
-    if not said and autoscaler:
-        said = [f"the HorizontalPodAutoscaler {autoscaler} says how many pods there are"]
-    return "; ".join(said)
+        f"{field} stays {there.get(field)}: it is set by {' and '.join(names)}" for field, names in theirs.items()
+    ] or [f"the HorizontalPodAutoscaler {autoscaler} says how many pods there are"]
+    return made, "; ".join(said)
 
 
 def check_not_at_zero(name: str, found: dict[str, Any] | None) -> None:
     """InputError for a Deployment that another has scaled to nothing: no pod could be tried."""
-    if found is None or found["kind"] != "Deployment" or found["spec"].get("replicas", 1) > 0:
-        return
-    raise InputError(
-        f"{name} is scaled to 0{''.join(f' by {one}' for one in managers(found, ['spec', 'replicas'])[:1])}: no pod of "
-        f"it could be tried; scale it up first (kubectl scale deployment {found['metadata']['name']} --replicas 1)"
-    )
+    if found is not None and found["kind"] == "Deployment" and found["spec"].get("replicas", 1) < 1:
+        by = "".join(f" by {one}" for one in managers(found, ["spec", "replicas"])[:1])
+        raise InputError(
+            f"{name} is scaled to 0{by}: no pod of it could be tried; scale it up first "
+            f"(kubectl scale deployment {found['metadata']['name']} --replicas 1)"
+        )
