@@ -10,17 +10,28 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.serve.served_folder import check_sizes, check_tokenizer, positions_of
+from zhllama import storage
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.check import check_model
 from zhllama.stage.options import Ref
+from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("check")
 
 TOKENIZER_FILES = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+LINES = (
+    "你好，世界！今天天气不错。",
+    "The quick brown fox, 3.14 and more.",
+    "  两个  空格，制表\t和换行\n之后",
+    "全角１２３，生僻字𠀀，表情🀄，重音é",
+    "for i in range(10):\n    print(i)",
+    "",
+)
+"""What the served tokenizer is tried on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +44,11 @@ class Check:
     """Tokens of prompt and answer together that it will be served with; 0: as many as it has."""
 
 
-def check(config: Check) -> None:
-    """InputError, in one line, when it is not."""
-    artifact, encoder = checked(config.model, config.context_length)
-    log.info("%s is fit to be served: %d files, %d pieces", artifact.root, len(artifact.names), encoder.size)
-
-
 def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
     """The model and its encoder; InputError when it is not fit to be served."""
     artifact = open_artifact(model, "--model").require_kind("hf-model", option="--model")
     where = f"--model {artifact.root}"
-    check_sizes(artifact, where)
-    encoder, _ = check_model(artifact, "--model")
-    positions = positions_of(artifact)
+    encoder, positions = check_weights(artifact)
     if context_length > positions:
         raise InputError(f"{where}: the model has {positions} positions; --context-length {context_length} is more")
     with tempfile.TemporaryDirectory(prefix="zhllama-check-") as folder:
@@ -54,10 +57,56 @@ def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
     return artifact, encoder
 
 
-if __name__ == "__main__":
+def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
+    """The model's encoder, and its tokens of prompt and answer together. InputError when a file is not as the manifest
+    says, config.json does not say how many those are, and as check_model."""
+    where = f"--model {artifact.root}"
+    if artifact.verified:
+        there = {item.name: item.size for item in storage.listing(artifact.root)}
+        for name in artifact.names:
+            size = artifact.file(name).size
+            if there.get(name) != size:
+                found = f"{there[name]} bytes" if name in there else "not there"
+                raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
+    encoder, _ = check_model(artifact, "--model")
+    try:
+        return encoder, int(read_object(artifact, "config.json")["max_position_embeddings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: config.json has no max_position_embeddings ({error}); publish it again") from error
+
+
+def check_tokenizer(folder: Path, encoder: Encoder, where: str) -> None:
+    """InputError unless the folder's tokenizer gives SentencePiece's ids, for text and for a question."""
+    from transformers import AutoTokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).exists():
+            raise InputError(f"{where}: no {name} in it; serve a model that was published with its tokenizer files")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    mend = "publish the model again; with tied scores (--scores zero) no served tokenizer can agree"
+    for line in LINES:
+        if tokenizer(line)["input_ids"] != [encoder.bos, *encoder.encode(line)]:
+            raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
+    if not tokenizer.chat_template:
+        raise InputError(f"{where}: tokenizer_config.json has no chat template; {mend}")
+    for line in LINES[:2]:
+        asked = [{"role": "user", "content": line}]
+        ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False)
+        if list(ids) != [encoder.bos, *encoder.encode(wrap(line))]:
+            raise InputError(f"{where}: its chat template is not the training prompt; {mend}")
+
+
+def main() -> None:
     import sys
 
     from zhllama.stage.command_line import parse
+
+    config = parse(Check, sys.argv[1:])
+    artifact, encoder = checked(config.model, config.context_length)
+    log.info("%s is fit to be served: %d files, %d pieces", artifact.root, len(artifact.names), encoder.size)
+
+
+if __name__ == "__main__":
     from zhllama.stage.program import guarded
 
-    guarded(lambda: check(parse(Check, sys.argv[1:])))
+    guarded(main)

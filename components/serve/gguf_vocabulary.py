@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.serve.served_folder import LINES
+from components.serve.check import LINES
 from zhllama.errors import InputError
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model

@@ -6,9 +6,8 @@ may be Ready for a minute more.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from zhllama.errors import EXIT_INPUT
 from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
@@ -24,8 +23,7 @@ class State(Enum):
     """A pod's check says that the model is not fit to be served: no other try will mend it."""
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     state: State
     reason: str = ""
     address: str = ""
@@ -34,8 +32,7 @@ class Progress:
     """The new ones that answer, when it is ready."""
 
 
-@dataclass(frozen=True)
-class Rollout:
+class Rollout(NamedTuple):
     """A Deployment, and the pods of its newest ReplicaSet."""
 
     deployment: dict[str, Any]
@@ -44,13 +41,11 @@ class Rollout:
 
 def controlled_by(things: Sequence[dict[str, Any]], uid: str) -> list[dict[str, Any]]:
     """Those whose controller has that uid."""
-    return [
-        thing
-        for thing in things
-        if any(
-            owner.get("controller") and owner["uid"] == uid for owner in thing["metadata"].get("ownerReferences", ())
-        )
-    ]
+
+    def own(owner: dict[str, Any]) -> bool:
+        return bool(owner.get("controller")) and owner["uid"] == uid
+
+    return [thing for thing in things if any(map(own, thing["metadata"].get("ownerReferences", ())))]
 
 
 def newest_replica_set(deployment: dict[str, Any], sets: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -65,8 +60,7 @@ def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]])
     spec, status = deployment["spec"], deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 1):
         return Progress(State.WAITING, "the controller has not seen it yet")
-    wrong = _wrong_input(pods)
-    if wrong:
+    if wrong := _wrong_input(pods):
         return Progress(State.WRONG_INPUT, wrong)
     wanted = spec.get("replicas", 1)
     counted = [status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")]
@@ -89,15 +83,11 @@ def judge_inference_service(service: dict[str, Any], rollouts: Sequence[Rollout]
     status = service.get("status", {})
     complaints = _complaints(status.get("conditions", ()))
     wanted = service["spec"]["predictor"].get("labels", {})
-    seen = [
-        one
-        for one in rollouts
-        if wanted.items() <= one.deployment["spec"]["template"]["metadata"].get("labels", {}).items()
-    ]
-    if not seen or len(seen) < len(rollouts):
+    labels = [one.deployment["spec"]["template"]["metadata"].get("labels", {}) for one in rollouts]
+    if not rollouts or not all(wanted.items() <= each.items() for each in labels):
         return Progress(State.WAITING, _joined("KServe has made no Deployment of it yet", *complaints))
     ready: list[dict[str, Any]] = []
-    for one in seen:
+    for one in rollouts:
         progress = judge_deployment(one.deployment, one.pods)
         if progress.state is State.WRONG_INPUT:
             return progress
@@ -120,18 +110,14 @@ def answers(pod: dict[str, Any]) -> bool:
 
 def _complaints(conditions: Sequence[dict[str, Any]]) -> list[str]:
     """What an object's conditions say is wrong; refused pods first, since they are why the rest is."""
-    bad = [
-        one
-        for one in conditions
-        if (one["status"] == "True") == (one["type"] == "ReplicaFailure") and one["status"] != "Unknown"
-        if one.get("reason") or one.get("message")
-    ]
-    bad.sort(key=lambda one: one["type"] != "ReplicaFailure")
-    return [
-        f"{one['type']}={one['status']}" + (f" ({one['reason']})" if one.get("reason") else "")
-        + (f": {one['message']}" if one.get("message") else "")
-        for one in bad
-    ]  # fmt: skip
+    said = []
+    for one in sorted(conditions, key=lambda one: one["type"] != "ReplicaFailure"):
+        wrong = "True" if one["type"] == "ReplicaFailure" else "False"
+        reason, message = one.get("reason"), one.get("message")
+        if one["status"] == wrong and (reason or message):
+            in_brackets = f" ({reason})" if reason else ""
+            said.append(f"{one['type']}={wrong}{in_brackets}" + (f": {message}" if message else ""))
+    return said
 
 
 def _joined(*parts: str) -> str:
@@ -142,8 +128,7 @@ def _joined(*parts: str) -> str:
 def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
     for pod in pods:
         for container in containers(pod, "initContainerStatuses"):
-            end = crash(container)
-            if end is not None and end["exitCode"] == EXIT_INPUT:
+            if (end := crash(container)) and end["exitCode"] == EXIT_INPUT:
                 message = (end.get("message") or "").strip().splitlines()
                 return message[-1].removeprefix("error: ") if message else "the model is not fit to be served"
     return ""
@@ -151,20 +136,18 @@ def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
 
 def _why(pods: Sequence[dict[str, Any]]) -> str:
     """What keeps a pod: no node, no image, no secret, how its server ended, or what it says of itself."""
-    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    for pod in staying:
-        name = pod["metadata"]["name"]
+    staying = {pod["metadata"]["name"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+    for name, pod in staying.items():
         if reason := unschedulable(pod):
             return f"{name}: {reason}"
         for container in containers(pod):
-            end = crash(container)
-            if end is not None:
+            if end := crash(container):
                 last = (end.get("message") or end.get("reason") or "").strip().splitlines()[-1:]
                 return f"{name}: {container['name']} ended with {end['exitCode']}: {''.join(last)}"
             if reason := waiting_reason(container):
                 return f"{name}: {container['name']}: {reason}"
-    for pod in staying:
+    for name, pod in staying.items():
         for condition in pod.get("status", {}).get("conditions", ()):
             if condition["type"] == "Ready" and condition["status"] == "False" and condition.get("message"):
-                return f"{pod['metadata']['name']} is not ready: {condition['message']}"
+                return f"{name} is not ready: {condition['message']}"
     return ""
