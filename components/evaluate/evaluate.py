@@ -120,14 +120,11 @@ def measure(
         language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)
         for language, texts in held_out.texts.items()
     }
-    selection = held_out.selection
     figures = {
         "pieces": loaded.encoder.size,
         "parameters": sum(tensor.numel() for tensor in loaded.model.parameters()),
         **{name: {language: score[name] for language, score in texts.items()} for name in TEXT_FIGURES},
-        "instructions": score_items(loaded, selection, f"{label}: instructions")
-        if selection.choice or selection.free
-        else None,
+        "instructions": score_items(loaded, items, f"{label}: instructions") if (items := held_out.items) else None,
         "exams": [
             score_exam(loaded, exam, shots, f"{label}: {exam.name}, {shots} shots")
             for exam in held_out.exams

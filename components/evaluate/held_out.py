@@ -11,6 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,13 @@ RECURRENCE = 2
 
 
 @dataclass(frozen=True)
-class ChoiceItem:
-    """An item whose answer is one of its instruction's `choices` (sorted); `answer` is the index of the right one."""
+class HeldOutItem:
+    """An item, and what is scored: of multiple choice its instruction's answers (sorted), else its own answer alone."""
 
     item: Mapping[str, str]
     choices: tuple[str, ...]
     answer: int
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The items to score: as multiple choice, and by their one answer."""
-
-    choice: tuple[ChoiceItem, ...]
-    free: tuple[Mapping[str, str], ...]
+    """The index of the right one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class HeldOut:
 
     texts: Mapping[str, Sequence[str]]
     """Language → documents; empty where none was given."""
-    selection: Selection
+    items: Sequence[HeldOutItem]
     exams: Sequence[Exam]
     prompts: Sequence[Sample]
     task_folder: Path | None
@@ -88,9 +82,9 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
             "bytes": sum(len(text.encode()) for text in chosen),
             "characters": sum(map(len, chosen)),
         }
-    selection = Selection((), ())
+    items: list[HeldOutItem] = []
     if artifact := inputs.get("instructions_validation") or inputs.get("instructions"):
-        selection = choose_items(read_instructions(artifact), config.max_items)
+        items = choose_items(read_instructions(artifact), config.max_items)
     exams = [read_exam(exam, config.max_questions) for exam in inputs.all("exams")]
     task_folder = None
     if config.lm_eval:
@@ -100,8 +94,8 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
             task_folder = materialize(folder)
         check_tasks(split(config.lm_eval), task_folder)
     prompts = fixed_prompts(inputs.get("prompts"), config.max_prompts)
-    prompts += choose_samples(texts["zh"], selection, config.samples)
-    return HeldOut(texts, selection, exams, prompts, task_folder), said
+    prompts += choose_samples(texts["zh"], items, config.samples)
+    return HeldOut(texts, items, exams, prompts, task_folder), said
 
 
 def content_hash(text: str) -> str:
@@ -132,29 +126,28 @@ def choose_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
     return [text for text in chosen if text]
 
 
-def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> Selection:
-    """Up to `max_items` items as multiple choice, and a fifth of that by their one answer; duplicates are left out.
+def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> list[HeldOutItem]:
+    """Up to `max_items` items as multiple choice, then a fifth of that by their one answer; duplicates are left out.
 
     Multiple choice: the instruction has 2 to 8 distinct answers, each twice or more on average.
     """
     groups: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
     for item in items:
         groups[item["instruction"]][content_hash(json.dumps(dict(item), sort_keys=True, ensure_ascii=False))] = item
-    choice: list[tuple[str, ChoiceItem]] = []
-    free: list[tuple[str, Mapping[str, str]]] = []
+    choice: list[tuple[str, HeldOutItem]] = []
+    free: list[tuple[str, HeldOutItem]] = []
     for group in groups.values():
         choices = tuple(sorted({item["output"] for item in group.values()}))
         if 2 <= len(choices) <= MAX_CHOICES and len(group) >= RECURRENCE * len(choices):
-            choice += [(rank, ChoiceItem(item, choices, choices.index(item["output"]))) for rank, item in group.items()]
+            found = [HeldOutItem(item, choices, choices.index(item["output"])) for item in group.values()]
+            choice += zip(group, found)
         else:
-            free += group.items()
-    return Selection(
-        tuple(item for _, item in heapq.nsmallest(max_items, choice, key=lambda pair: pair[0])),
-        tuple(item for _, item in heapq.nsmallest(-(-max_items // 5), free, key=lambda pair: pair[0])),
-    )
+            free += zip(group, [HeldOutItem(item, (item["output"],), 0) for item in group.values()])
+    best = heapq.nsmallest(max_items, choice, key=itemgetter(0))
+    return [item for _, item in best + heapq.nsmallest(-(-max_items // 5), free, key=itemgetter(0))]
 
 
-def chance(items: Iterable[ChoiceItem]) -> float:
+def chance(items: Iterable[HeldOutItem]) -> float:
     """The accuracy of always giving each instruction's commonest answer; 0 without items."""
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for item in items:
@@ -179,11 +172,11 @@ def _sample(kind: str, item: Mapping[str, str]) -> Sample:
     return Sample(kind, wrap_item(item), asked, item["output"])
 
 
-def choose_samples(texts: Sequence[str], selection: Selection, count: int) -> list[Sample]:
+def choose_samples(texts: Sequence[str], held_out: Sequence[HeldOutItem], count: int) -> list[Sample]:
     """Half instructions (each in turn, the commonest first), half texts to continue; or all of what there is."""
     groups: dict[str, list[Mapping[str, str]]] = defaultdict(list)
-    for item in [*(choice.item for choice in selection.choice), *selection.free]:
-        groups[item["instruction"]].append(item)
+    for one in held_out:
+        groups[one.item["instruction"]].append(one.item)
     commonest = sorted(groups, key=lambda name: (-len(groups[name]), content_hash(name)))
     rounds = itertools.zip_longest(*(groups[name] for name in commonest))
     items = [item for each in rounds for item in each if item is not None][:count]

@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: turns report.json into what `page.html` draws, lengths in percent."""
+"""`report.html` of an evaluation: turns report.json into what `page.html` draws."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,18 +20,17 @@ class Headline(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One model's bar: length and marks in percent of the track, the text at its end."""
+    """A model's bar: length and marks in percent of the track, the text at its end."""
 
     label: str
     length: float
     text: str
     note: str
-    model: bool
     margin: tuple[float, float] | None = None
 
 
 class Bars(NamedTuple):
-    """Bars under one heading, and where chance stands in percent of the track, if it has a place there."""
+    """The models' bars under one heading, and where chance stands in percent of the track, if it has a place there."""
 
     title: str
     note: str
@@ -104,13 +103,7 @@ def bits_bars(report: Mapping[str, Any], language: str) -> Bars | None:
     if None in values:
         return None
     bars = [
-        Bar(
-            model["label"],
-            100 * value / max(values),
-            number(value),
-            change(values[0], value) if index else "",
-            model is models[-1],
-        )
+        Bar(model["label"], 100 * value / max(values), number(value), change(values[0], value) if index else "")
         for index, (model, value) in enumerate(zip(models, values))
     ]
     text = report["texts"][language]
@@ -126,7 +119,7 @@ def share_bars(
         value, margin = each["accuracy"], each.get("margin")
         span = None if margin is None else (100 * max(0.0, value - margin), 100 * min(1.0, value + margin))
         ends = "" if margin is None else f"±{100 * margin:.1f}"
-        bars.append(Bar(model["label"], 100 * value, percent(value), ends, model is models[-1], span))
+        bars.append(Bar(model["label"], 100 * value, percent(value), ends, span))
     return Bars(title, note, bars, 100 * figures[-1]["chance"])
 
 

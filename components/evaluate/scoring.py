@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.evaluate.exams import Exam, letters, prompts
-from components.evaluate.held_out import ChoiceItem, Selection, chance
+from components.evaluate.held_out import HeldOutItem, chance
 from zhllama.inference.load import LoadedModel
 from zhllama.progress import Progress
 from zhllama.tokenizer.prompt import wrap_item
@@ -64,13 +64,12 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[st
     }
 
 
-def score_items(loaded: LoadedModel, selection: Selection, title: str) -> dict[str, Any]:
-    """The figures of held-out instructions: every choice of a choice item is scored, the one answer of the others."""
+def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -> dict[str, Any]:
+    """The figures of held-out instructions."""
     import torch
 
-    asked = [*selection.choice, *(ChoiceItem(item, (item["output"],), 0) for item in selection.free)]
     fitting, rows = [], []
-    for item in asked:
+    for item in items:
         prompt = loaded.prompt_ids(wrap_item(item.item))
         answers = [[*loaded.encoder.encode(text), loaded.encoder.eos] for text in item.choices]
         if len(prompt) + max(map(len, answers)) <= loaded.positions:
@@ -83,7 +82,7 @@ def score_items(loaded: LoadedModel, selection: Selection, title: str) -> dict[s
         right[index] = int(sums.argmax()) == answer
         exact += bool(hits[answer])
         losses[index] = -sums[answer]
-    groups: dict[str, list[tuple[ChoiceItem, bool]]] = {}
+    groups: dict[str, list[tuple[HeldOutItem, bool]]] = {}
     for item, hit in zip(fitting, right):
         if len(item.choices) > 1:
             groups.setdefault(item.item["instruction"], []).append((item, hit))
@@ -95,7 +94,7 @@ def score_items(loaded: LoadedModel, selection: Selection, title: str) -> dict[s
         "exact_match": exact / len(rows) if rows else None,
         "exact_match_items": len(rows),
         "answer_bits_per_byte": losses.sum().item() / math.log(2) / size if size else None,
-        "too_long": len(asked) - len(rows),
+        "too_long": len(items) - len(rows),
         "groups": [
             {
                 "instruction": instruction,

@@ -16,16 +16,19 @@ from urllib3.exceptions import HTTPError
 
 from components.serve.port_forward import forwarded
 from components.serve.rollout import (
+    MANAGER,
     Progress,
     Rollout,
     State,
     answers,
+    check_not_at_zero,
     controlled_by,
     judge_deployment,
     judge_inference_service,
     newest_replica_set,
+    targets,
+    with_anothers_scale,
 )
-from components.serve.scale import MANAGER, check_not_at_zero, targets, with_anothers_scale
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
 from zhllama.kubernetes.model_server import OURS

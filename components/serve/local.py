@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.serve.check import check_tokenizer, check_weights
+from components.serve.check import check_gguf, check_tokenizer, check_weights
 from components.serve.engines import EngineProcess, choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
 from components.serve.options import KEY_VARIABLE, Serve
@@ -106,11 +106,9 @@ def served(config: Serve) -> Iterator[Server]:
             else:
                 engine = transformers_engine(folder, config.name)
         else:
-            from components.serve.gguf_vocabulary import checked_vocabulary
-
             path = materialize(artifact) / file
             where = f"--model {artifact.root}/{file}"
-            encoder, positions = checked_vocabulary(path, artifact.manifest.vocabulary, where)
+            encoder, positions = check_gguf(path, artifact.manifest.vocabulary, where)
             engine = llama_cpp_engine(path, config.name, positions)
         limits = Limits(config.name, encoder, positions, engine.refuses)
         with EngineProcess(engine) as process:

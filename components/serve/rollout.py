@@ -1,17 +1,29 @@
-"""How a deployment stands, judged from what the API server says of it and of its new pods. Pure: no clock, no I/O.
+"""How a deployment stands, and whose it is to say how many pods it has. Pure: no clock, no I/O.
 
 The new pods are those of the Deployment's newest ReplicaSet. Labels do not tell them: two versions that differ in a
 label alone have the same version label. Nor do counts: `status.replicas` leaves out a pod that is terminating, which
 may be Ready for a minute more.
+
+How many pods there are is ours, until another manager or an autoscaler says it. A forced apply takes a field from its
+manager without a word: an autoscaler's ten pods were one after the next deployment. So these fields are left out of
+what is applied where they are another's. Where an autoscaler has not set them yet they are applied as they stand: a
+field that its only manager leaves out falls back to the API's default, one pod.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from enum import Enum
 from typing import Any, NamedTuple
 
-from zhllama.errors import EXIT_INPUT
+from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
 
+MANAGER = "zhllama"
+SCALE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "Deployment": (("spec",), ("replicas",)),
+    "InferenceService": (("spec", "predictor"), ("minReplicas", "maxReplicas")),
+}
+"""Of each kind that has pods: where it says how many, and in which fields."""
 REVISION = "deployment.kubernetes.io/revision"
 
 
@@ -151,3 +163,56 @@ def _why(pods: Sequence[dict[str, Any]]) -> str:
             if condition["type"] == "Ready" and condition["status"] == "False" and condition.get("message"):
                 return f"{name} is not ready: {condition['message']}"
     return ""
+
+
+# --- how many pods ----------------------------------------------------------------------------------------------------
+def targets(autoscaler: dict[str, Any], thing: dict[str, Any]) -> bool:
+    """Whether a HorizontalPodAutoscaler of the object's namespace scales it."""
+    target = autoscaler["spec"]["scaleTargetRef"]
+    groups = [value.get("apiVersion", "").rpartition("/")[0] for value in (target, thing)]
+    return (target["kind"], target["name"], groups[0]) == (thing["kind"], thing["metadata"]["name"], groups[1])
+
+
+def managers(found: dict[str, Any] | None, path: Sequence[str]) -> list[str]:
+    """Who else has set the field at that path."""
+    others = []
+    for entry in (found or {}).get("metadata", {}).get("managedFields", ()):
+        fields: Any = entry.get("fieldsV1", {})
+        for step in path:
+            fields = fields.get(f"f:{step}") if isinstance(fields, dict) else None
+        if fields is not None and entry["manager"] != MANAGER:
+            others.append(str(entry["manager"]))
+    return others
+
+
+def with_anothers_scale(
+    wanted: dict[str, Any], found: dict[str, Any] | None, autoscaler: str = ""
+) -> tuple[dict[str, Any], str]:
+    """The object as it is to be applied over what was found, and what of its scale stays as it is, in words ("" where
+    it is ours). `autoscaler`: the name of one that targets it."""
+    place, fields = SCALE.get(wanted["kind"], ((), ()))
+    theirs = {field: names for field in fields if (names := managers(found, [*place, field]))}
+    if not theirs and not autoscaler:
+        return wanted, ""
+    made = deepcopy(wanted)
+    there, scale = found or {}, made
+    for step in place:
+        there, scale = there.get(step, {}), scale[step]
+    for field in fields:
+        scale.pop(field, None)
+        if field not in theirs and field in there:
+            scale[field] = there[field]
+    said = [
+        f"{field} stays {there.get(field)}: it is set by {' and '.join(names)}" for field, names in theirs.items()
+    ] or [f"the HorizontalPodAutoscaler {autoscaler} says how many pods there are"]
+    return made, "; ".join(said)
+
+
+def check_not_at_zero(name: str, found: dict[str, Any] | None) -> None:
+    """InputError for a Deployment that another has scaled to nothing: no pod could be tried."""
+    if found is not None and found["kind"] == "Deployment" and found["spec"].get("replicas", 1) < 1:
+        by = "".join(f" by {one}" for one in managers(found, ["spec", "replicas"])[:1])
+        raise InputError(
+            f"{name} is scaled to 0{by}: no pod of it could be tried; scale it up first "
+            f"(kubectl scale deployment {found['metadata']['name']} --replicas 1)"
+        )

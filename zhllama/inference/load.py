@@ -118,19 +118,17 @@ def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes:
     """
     if wanted == "auto":
         return ("bfloat16" if bfloat16 else "float16") if gpu else "float32"
-    where = f"--precision {wanted}"
-    if wanted == "float32":
-        return wanted
-    if not gpu:
-        raise InputError(
-            f"{where}: there is no GPU here, and a processor runs float32 alone; leave it out, or export the model as "
-            "GGUF, which llama.cpp runs quantised"
-        )
-    if wanted == "bfloat16" and not bfloat16:
-        raise InputError(f"{where}: this GPU has no bfloat16; give float16")
-    if wanted in ("int8", "4bit"):
-        if not bitsandbytes:
-            raise InputError(f"{where}: the package bitsandbytes is not installed; pip install bitsandbytes")
-        if adapters:
-            raise InputError(f"{where}: adapters cannot be merged into quantised weights; use merge_adapters first")
+    quantised = wanted in ("int8", "4bit")
+    said = ""
+    if not gpu and wanted != "float32":
+        said = "there is no GPU here, and a processor runs float32 alone; leave it out, or export the model as GGUF, "
+        said += "which llama.cpp runs quantised"
+    elif wanted == "bfloat16" and not bfloat16:
+        said = "this GPU has no bfloat16; give float16"
+    elif quantised and not bitsandbytes:
+        said = "the package bitsandbytes is not installed; pip install bitsandbytes"
+    elif quantised and adapters:
+        said = "adapters cannot be merged into quantised weights; use merge_adapters first"
+    if said:
+        raise InputError(f"--precision {wanted}: {said}")
     return wanted

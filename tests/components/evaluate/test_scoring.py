@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components.evaluate import scoring
-from components.evaluate.held_out import Selection, choose_items
+from components.evaluate.held_out import choose_items
 from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
@@ -86,7 +86,7 @@ def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dic
     learnt = load_model(str(judge))
     selection = choose_items([*reviews[:20], {"instruction": "别的。", "input": "", "output": "答案"}], 500)
     greedy = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
-    items = [*(choice.item for choice in selection.choice), *selection.free]
+    items = [each.item for each in selection]
     said = answer(learnt, [learnt.prompt_ids(wrap_item(item)) for item in items], greedy)
     expected = [ids == learnt.encoder.encode(item["output"]) for ids, item in zip(said, items)]
     assert any(expected)
@@ -122,6 +122,6 @@ def test_items_that_do_not_fit_are_counted_not_scored(loaded: LoadedModel, revie
 
 
 def test_no_items_give_no_figures(loaded: LoadedModel) -> None:
-    score = scoring.score_items(loaded, Selection((), ()), "items")
+    score = scoring.score_items(loaded, [], "items")
     assert score["items"] == score["exact_match_items"] == 0
     assert score["accuracy"] is score["exact_match"] is score["answer_bits_per_byte"] is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.serve.cluster import Cluster, as_it_was
-from components.serve.scale import targets, with_anothers_scale
+from components.serve.rollout import targets, with_anothers_scale
 from tests.kubernetes_server import KubernetesServer
 from tests.server_side_apply import applied, scaled
 from zhllama.errors import InputError
