@@ -14,21 +14,8 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from components.serve import rollout
 from components.serve.port_forward import forwarded
-from components.serve.rollout import (
-    MANAGER,
-    Progress,
-    Rollout,
-    State,
-    answers,
-    check_not_at_zero,
-    controlled_by,
-    judge_deployment,
-    judge_inference_service,
-    newest_replica_set,
-    targets,
-    with_anothers_scale,
-)
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
 from zhllama.kubernetes.model_server import OURS
@@ -77,7 +64,7 @@ class Cluster:
             if found is not None and any(labels.get(name) != value for name, value in OURS.items()):
                 raise InputError(f"{name_of(wanted)} is there and is not zhllama's; give another --name")
             before.append((wanted, found))
-        check_not_at_zero(name_of(objects[-1]), before[-1][1])
+        rollout.check_not_at_zero(name_of(objects[-1]), before[-1][1])
         try:
             for wanted in objects[:-1]:
                 self.apply(wanted)
@@ -117,9 +104,9 @@ class Cluster:
                 # KServe makes its own from what it is told
                 listing = client.AutoscalingV2Api(self._api).list_namespaced_horizontal_pod_autoscaler
                 scaling = self._items(listing, namespace=wanted["metadata"]["namespace"])
-                autoscaler = next((one["metadata"]["name"] for one in scaling if targets(one, wanted)), "")
-            asked, said = with_anothers_scale(wanted, found, autoscaler)
-            options = [("fieldManager", MANAGER)]
+                autoscaler = next((one["metadata"]["name"] for one in scaling if rollout.targets(one, wanted)), "")
+            asked, said = rollout.with_anothers_scale(wanted, found, autoscaler)
+            options = [("fieldManager", rollout.MANAGER)]
             if found is not None:
                 version = {"resourceVersion": found["metadata"]["resourceVersion"]}
                 asked = asked | {"metadata": asked["metadata"] | version}
@@ -165,7 +152,7 @@ class Cluster:
             **more,
         )
 
-    def wait(self, applied: dict[str, Any], seconds: float, since: float | None = None) -> Progress:
+    def wait(self, applied: dict[str, Any], seconds: float, since: float | None = None) -> rollout.Progress:
         """Until the object's new pods are ready: which, and its address where it says one. At most so many seconds,
         from now or from `since` (of time.monotonic) on.
 
@@ -181,23 +168,23 @@ class Cluster:
             if progress.reason != said:
                 said = progress.reason
                 log.info("%s: %s", name_of(applied), said or progress.state.value)
-            if progress.state is State.READY:
+            if progress.state is rollout.State.READY:
                 return progress
-            if progress.state is State.WRONG_INPUT:
+            if progress.state is rollout.State.WRONG_INPUT:
                 raise InputError(progress.reason)
             left = until - monotonic()
-            if progress.state is State.FAILED or left <= 0:
+            if progress.state is rollout.State.FAILED or left <= 0:
                 late = f"is not ready after {seconds / 60:.0f} minutes"
-                why = "failed" if progress.state is State.FAILED else late
+                why = "failed" if progress.state is rollout.State.FAILED else late
                 raise StorageFault(f"{name_of(applied)} {why}: {progress.reason or 'no pod says why'}")
             self._until_changed(seen, min(left, LOOK_EVERY))
 
-    def _judge(self, seen: dict[str, Any]) -> Progress:
+    def _judge(self, seen: dict[str, Any]) -> rollout.Progress:
         if seen["kind"] == "Deployment":
-            return judge_deployment(seen, self._new_pods(seen))
+            return rollout.judge_deployment(seen, self._new_pods(seen))
         deployments = self._items(self._apps.list_namespaced_deployment, namespace=seen["metadata"]["namespace"])
-        own = controlled_by(deployments, seen["metadata"]["uid"])
-        return judge_inference_service(seen, [Rollout(one, self._new_pods(one)) for one in own])
+        own = rollout.controlled_by(deployments, seen["metadata"]["uid"])
+        return rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
 
     def _new_pods(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
         """Those of the Deployment's newest ReplicaSet, ready or not."""
@@ -206,10 +193,10 @@ class Cluster:
             "namespace": deployment["metadata"]["namespace"],
             "label_selector": ",".join(f"{key}={value}" for key, value in labels.items()),
         }
-        newest = newest_replica_set(deployment, self._items(self._apps.list_namespaced_replica_set, **where))
+        newest = rollout.newest_replica_set(deployment, self._items(self._apps.list_namespaced_replica_set, **where))
         if newest is None:
             return []
-        return controlled_by(self._items(self._pods.list_namespaced_pod, **where), newest["metadata"]["uid"])
+        return rollout.controlled_by(self._items(self._pods.list_namespaced_pod, **where), newest["metadata"]["uid"])
 
     def _items(self, listing: Any, **where: str) -> list[dict[str, Any]]:
         try:
@@ -253,7 +240,7 @@ class Cluster:
             if error.status == 404:
                 return False
             raise unanswered(error) from error
-        return bool(now["metadata"]["uid"] == metadata["uid"]) and answers(now)
+        return bool(now["metadata"]["uid"] == metadata["uid"]) and rollout.answers(now)
 
     @contextmanager
     def way_to(self, pod: dict[str, Any]) -> Iterator[str]:

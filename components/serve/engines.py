@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -44,11 +44,11 @@ QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISA
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine on one model. `command(host, port)` is what starts it, in `folder`."""
+    """One engine on one model. `command` with `--host` and `--port` is what starts it, in `folder`."""
 
     name: str
     folder: Path
-    command: Callable[[str, int], list[str]]
+    command: Sequence[str]
     health: str
     """The path that answers 200 once the model is loaded."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -65,24 +65,18 @@ class Engine:
 
 def transformers_engine(folder: Path, name: str) -> Engine:
     """transformers' server on `folder/name`, as `lay_out` made it."""
-
-    def command(host: str, port: int) -> list[str]:
-        words = [sys.executable, "-m", "components.serve.transformers_server", name]
-        words += ["--host", host, "--port", str(port)]
-        return words if _has_gpu() else [*words, "--device", "cpu", "--dtype", "float32"]
-
+    command = [sys.executable, "-m", "components.serve.transformers_server", name]
+    if not _has_gpu():
+        command += ["--device", "cpu", "--dtype", "float32"]
     refuses = ("logprobs", "top_logprobs", "presence_penalty", "logit_bias", "response_format", "best_of", "echo")
     return Engine("transformers", folder, command, "/health", refuses=refuses)
 
 
 def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
     """llama.cpp's server on a GGUF file."""
-
-    def command(host: str, port: int) -> list[str]:
-        # verbose, it says three hundred lines of tensors and graphs before it serves; a fault it says all the same
-        options = {"model": file, "model_alias": name, "host": host, "port": port, "n_ctx": positions, "verbose": False}
-        return [sys.executable, "-m", "llama_cpp.server", *(f"--{option}={value}" for option, value in options.items())]
-
+    # verbose, it says three hundred lines of tensors and graphs before it serves; a fault it says all the same
+    options = {"model": file, "model_alias": name, "n_ctx": positions, "verbose": False}
+    command = [sys.executable, "-m", "llama_cpp.server", *(f"--{option}={value}" for option, value in options.items())]
     defaults = _recipe()
     defaults["repeat_penalty"] = defaults.pop("repetition_penalty")
     return Engine("llama.cpp", file.parent, command, "/v1/models", defaults)
@@ -90,12 +84,8 @@ def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
 
 def vllm_engine(folder: Path, name: str, positions: int) -> Engine:
     """vLLM's server on `folder/name`, in the Python that vLLM is installed in."""
-
-    def command(host: str, port: int) -> list[str]:
-        words = [vllm_program() or "vllm", "serve", str(folder / name)]
-        words += ["--served-model-name", name, "--host", host, "--port", str(port), "--max-model-len", str(positions)]
-        return [*words, *vllm_sampling()]
-
+    command = [vllm_program() or "vllm", "serve", str(folder / name), "--served-model-name", name]
+    command += ["--max-model-len", str(positions), *vllm_sampling()]
     return Engine("vllm", folder, command, "/health", metrics="/metrics")
 
 
@@ -168,7 +158,7 @@ class EngineProcess:
             port = probe.getsockname()[1]
         self.address = f"http://{LOOPBACK}:{port}"
         self._process = subprocess.Popen(
-            self._engine.command(LOOPBACK, port),
+            [*self._engine.command, "--host", LOOPBACK, "--port", str(port)],
             cwd=self._engine.folder,
             # passive: idle threads leave the cores to others (zhllama/inference/load.py)
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **QUIET, "PYTHONUNBUFFERED": "1"},

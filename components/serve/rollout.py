@@ -44,13 +44,6 @@ class Progress(NamedTuple):
     """The new ones that answer, when it is ready."""
 
 
-class Rollout(NamedTuple):
-    """A Deployment, and the pods of its newest ReplicaSet."""
-
-    deployment: dict[str, Any]
-    pods: Sequence[dict[str, Any]]
-
-
 def controlled_by(things: Sequence[dict[str, Any]], uid: str) -> list[dict[str, Any]]:
     """Those whose controller has that uid."""
 
@@ -85,9 +78,11 @@ def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]])
     return Progress(State.FAILED if late else State.WAITING, _joined(why, *_complaints(conditions)))
 
 
-def judge_inference_service(service: dict[str, Any], rollouts: Sequence[Rollout]) -> Progress:
-    """Ready when KServe says so, and its Deployments have brought what was applied last. Its address is the cluster's
-    own where there is one.
+def judge_inference_service(
+    service: dict[str, Any], rollouts: Sequence[tuple[dict[str, Any], Sequence[dict[str, Any]]]]
+) -> Progress:
+    """Ready when KServe says so, and its Deployments have brought what was applied last. `rollouts`: each of them, and
+    its new pods. Its address is the cluster's own where there is one.
 
     In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods while they
     serve, so that neither says whether the new version stands: the Deployments do.
@@ -95,12 +90,12 @@ def judge_inference_service(service: dict[str, Any], rollouts: Sequence[Rollout]
     status = service.get("status", {})
     complaints = _complaints(status.get("conditions", ()))
     wanted = service["spec"]["predictor"].get("labels", {})
-    labels = [one.deployment["spec"]["template"]["metadata"].get("labels", {}) for one in rollouts]
+    labels = [one["spec"]["template"]["metadata"].get("labels", {}) for one, _ in rollouts]
     if not rollouts or not all(wanted.items() <= each.items() for each in labels):
         return Progress(State.WAITING, _joined("KServe has made no Deployment of it yet", *complaints))
     ready: list[dict[str, Any]] = []
-    for one in rollouts:
-        progress = judge_deployment(one.deployment, one.pods)
+    for deployment, pods in rollouts:
+        progress = judge_deployment(deployment, pods)
         if progress.state is State.WRONG_INPUT:
             return progress
         if progress.state is not State.READY:
