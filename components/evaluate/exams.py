@@ -1,11 +1,9 @@
 """Exams in the style of C-Eval and CMMLU: questions with lettered choices, read from CSV files that the user has.
 
-The files of an exam are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the
-worked examples of the few-shot prompt; `val` is scored where it is there (C-Eval keeps the answers of its `test` to
-itself), else `test`. Columns, in any case: question, A, B, C and so on, answer; others are ignored.
-
-A question is asked in plain text, the same for every model, examples first; the letter with the greatest
-log-likelihood is the model's answer. Examples that do not fit the model's positions are left out, the first ones first.
+Files are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the worked examples;
+`val` is scored where it is there (C-Eval keeps the answers of its `test`), else `test`. Columns, in any case: question,
+A, B, C and so on, answer; others are ignored. A question is asked in plain text, examples first (those that do not fit
+are left out, the first ones first); the letter with the greatest log-likelihood is the model's answer.
 """
 
 import csv

@@ -1,15 +1,12 @@
-"""Log-losses of a model: of text, and of the answers to instructions and to an exam's questions, as report.json has
-them.
+"""Log-losses of a model: of text, and of the answers to instructions and exams, as report.json has them.
 
-Text: a document is BOS + its ids; every id but BOS is scored, EOS is not there. A document longer than the model's
-positions is cut into windows, each beginning with BOS again, so that every id is scored exactly once. Bits per byte =
-summed log-loss / UTF-8 bytes / ln 2, comparable across vocabularies (with byte fallback: an unknown piece would hide
-bytes). Next-token accuracy is not: a bigger vocabulary has harder tokens.
+Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not there. One longer than the model's
+positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
+across vocabularies (byte fallback: no unknown piece hides bytes); next-token accuracy is not.
 
-Answers: the training prompt, then the answer's ids and EOS, as training encodes them. An instruction with few distinct
-answers is multiple choice: the greatest summed log-likelihood wins. All its choices are scored in one row behind one
-prompt, each seeing the prompt and itself: half the work of a row a choice, for two. The letters of an exam's question
-are scored in the same way, without EOS: text goes on behind them.
+Answers: the training prompt, then the ids of the answer and EOS. The greatest summed log-likelihood wins; all choices
+are scored in one row behind one prompt, each seeing the prompt and itself: half the work of a row a choice, for two.
+The letters of an exam are scored in the same way, without EOS: text goes on behind them.
 
 Rows of like length run together, padded on the right (a causal model never looks there), and the output layer, which
 is most of a small model's work, runs at the scored positions alone, in chunks that stay in cache reach.

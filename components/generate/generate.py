@@ -1,15 +1,11 @@
-"""Answers in batch, and the choice between batch and conversation.
+"""Answers in batch, and a conversation in the terminal.
 
-The sampling defaults are the recipe's. Prompts are encoded as in training (BOS + SentencePiece's ids) and answered in
-batches; an answer ends at EOS, after `--max-new-tokens`, or where the context ends.
+Prompts are encoded as in training (BOS + SentencePiece's ids); an answer ends at EOS, after `--max-new-tokens`, or
+where the context ends. Answers are kept as they come (journal.py), so that a run that is killed goes on after its last
+one: a batch is the next prompts in order, not those of like length, and each draws from a seed of its own.
 
-Answers are kept as they come (journal.py), so that a run that is killed goes on after its last answer. For that a batch
-is the next prompts in order, not those of like length, and each draws from a seed of its own: what a run says does not
-depend on where an earlier one stopped.
-
-A conversation in the terminal is prompt + answer + EOS, repeated, as the chat template has it. Answers are shown as
-they come, in whole characters. When it outgrows the model's positions the oldest turns are left out. An empty line is
-ignored; Ctrl-C stops the answer, Ctrl-D ends.
+A conversation is prompt + answer + EOS, repeated, as the chat template has it, shown in whole characters. When it
+outgrows the model's positions the oldest turns are left out.
 """
 
 import itertools

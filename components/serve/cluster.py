@@ -29,15 +29,12 @@ LOOK_EVERY = 10
 APPLIED_WITHIN = 20
 """Attempts to apply an object that others change at the same time: its status, mostly, which is a moment's matter."""
 SERVER_SET = ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink")
-PLURALS = {
-    "Deployment": "deployments",
-    "Service": "services",
-    "NetworkPolicy": "networkpolicies",
-    "PodMonitor": "podmonitors",
-    "InferenceService": "inferenceservices",
-}
 OPTIONAL = ("PodMonitor",)
 """Kinds that a cluster may do without."""
+
+
+def _plural(kind: str) -> str:
+    return f"{kind.lower()}s".replace("ys", "ies")
 
 
 def name_of(wanted: dict[str, Any]) -> str:
@@ -142,7 +139,7 @@ class Cluster:
         return call(
             plain,
             call=self._api.call_api,
-            resource_path=f"/{root}/{about['apiVersion']}/namespaces/{namespace}/{PLURALS[about['kind']]}/{name}",
+            resource_path=f"/{root}/{about['apiVersion']}/namespaces/{namespace}/{_plural(about['kind'])}/{name}",
             method=method,
             header_params={"Accept": "application/json", "Content-Type": kind},
             body=body,
@@ -217,7 +214,7 @@ class Cluster:
                 client.CustomObjectsApi(self._api).list_namespaced_custom_object,
                 group=group,
                 version=version,
-                plural=PLURALS[seen["kind"]],
+                plural=_plural(seen["kind"]),
                 namespace=seen["metadata"]["namespace"],
                 field_selector=f"metadata.name={seen['metadata']['name']}",
                 resource_version=seen["metadata"]["resourceVersion"],

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serve import requests
 from components.serve.engines import Engine
-from components.serve.requests import ApiError, Limits, ValidatedRequest
+from components.serve.requests import ApiError, Limits, Validated
 
 log = logging.getLogger("serve")
 
@@ -188,12 +188,12 @@ class Gateway:
     async def _tokenize(self, request: Request) -> Response:
         return JSONResponse(requests.tokenized(await _body(request), self.limits))
 
-    async def _answer(self, request: Request, check: Callable[[Any, Limits], ValidatedRequest]) -> Response:
+    async def _answer(self, request: Request, check: Callable[[Any, Limits], Validated]) -> Response:
         record = _Record(self.metrics, request.url.path)
         with record.of_failures():
             asked = check(await _body(request), self.limits)
             upstream = await self._send(request.url.path, asked, record)
-            if asked.stream:
+            if asked[1].get("stream"):
                 return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
             try:
                 value = json.loads(await upstream.aread())
@@ -218,12 +218,14 @@ class Gateway:
                 if piece := choice.get("delta", {}).get("content"):
                     yield piece
 
-    async def _send(self, path: str, asked: ValidatedRequest, record: "_Record") -> httpx2.Response:
+    async def _send(self, path: str, asked: Validated, record: "_Record") -> httpx2.Response:
         """The engine's answer, its head read. ApiError when it has none, or refuses."""
-        record.prompt_tokens = len(asked.ids)
-        body = self._engine.request(asked.body)
+        ids, body = asked
+        record.prompt_tokens = len(ids)
         try:
-            upstream = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
+            upstream = await self._client.send(
+                self._client.build_request("POST", path, json=self._engine.request(body)), stream=True
+            )
         except httpx2.HTTPError as error:
             raise ApiError(503, "the engine does not answer") from error
         if upstream.status_code == 200:

@@ -4,16 +4,15 @@
 SentencePiece: ids in are the ids of training.
 """
 
-import json
-import logging
 import socket
 import tempfile
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import httpx2
 
 from components.serve.check import check_gguf, check_tokenizer, check_weights
 from components.serve.engines import EngineProcess, choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
@@ -28,8 +27,6 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-
-log = logging.getLogger("serve")
 
 SAMPLES = "samples.json"
 STOP_SECONDS = 5
@@ -70,14 +67,11 @@ def serve_and_ask(config: Serve, inputs: Inputs, out: ArtifactWriter) -> Manifes
 def ask(config: Serve) -> str:
     """Starts the server, asks `--ask` through the API, and ends it."""
     body = {"model": config.name, "messages": [{"role": "user", "content": config.ask}]}
-    headers = {"Content-Type": "application/json"}
-    if key := config.api_key():
-        headers["Authorization"] = f"Bearer {key}"
+    headers = {"Authorization": f"Bearer {key}"} if (key := config.api_key()) else {}
     with served(config) as server:
         address = f"{server.address}/v1/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request) as answer:
-            return str(json.load(answer)["choices"][0]["message"]["content"])
+        answer = httpx2.post(address, json=body, headers=headers, timeout=None, trust_env=False).raise_for_status()
+        return str(answer.json()["choices"][0]["message"]["content"])
 
 
 @contextmanager

@@ -1,11 +1,8 @@
 """The chat page: Shiny's chat component, on the gateway's own answers.
 
 The component (shinychat: streaming, Markdown, phone width, keyboard) is a library's, 5 MB from PyPI with no build step
-and nothing fetched at run time; what is here is what it says, in Chinese and English, and what it asks. Looked at
-instead: gradio (its pins exclude this server's starlette and pydantic, and it brings pandas), nicegui (no chat input,
-twice the packages), a component from npm (a laptop that has pip may have no node).
-
-A turn that no longer fits the context is forgotten, oldest first, as in the terminal.
+and nothing fetched at run time. Looked at instead: gradio (its pins exclude this server's starlette and pydantic),
+nicegui (no chat input, twice the packages), a component from npm (a laptop that has pip may have no node).
 """
 
 import os

@@ -28,13 +28,8 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-@dataclass(frozen=True)
-class ValidatedRequest:
-    """A request that is in order: its prompt's ids, whether the answer streams, and what the engine is sent."""
-
-    ids: list[int]
-    stream: bool
-    body: dict[str, Any]
+Validated = tuple[list[int], dict[str, Any]]
+"""A request that is in order: its prompt's ids, and what the engine is sent."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +63,13 @@ def parse_json(content: bytes) -> dict[str, Any]:
     return body
 
 
-def chat(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
+def chat(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/chat/completions."""
     messages = checked_messages(body)
     return _asked({**body, "messages": messages}, chat_ids(limits.encoder, messages), limits)
 
 
-def completion(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
+def completion(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/completions: the model reads the prompt as it is."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -130,7 +125,7 @@ def check_model(body: Mapping[str, Any], limits: Limits) -> None:
         raise ApiError(404, said, "model", "model_not_found")
 
 
-def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> ValidatedRequest:
+def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     check_model(body, limits)
     body = {name: value for name, value in body.items() if value is not None}
     _check_fields(body, limits)
@@ -141,7 +136,7 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> ValidatedReq
         said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
         raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
     body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
-    return ValidatedRequest(ids, bool(body.get("stream")), body)
+    return ids, body
 
 
 _NUMBERS = {

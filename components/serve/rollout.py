@@ -1,13 +1,11 @@
 """How a deployment stands, and whose it is to say how many pods it has. Pure: no clock, no I/O.
 
-The new pods are those of the Deployment's newest ReplicaSet. Labels do not tell them: two versions that differ in a
-label alone have the same version label. Nor do counts: `status.replicas` leaves out a pod that is terminating, which
-may be Ready for a minute more.
+The new pods are those of the newest ReplicaSet: labels do not tell them (two versions may differ in a label alone), nor
+do counts (`status.replicas` leaves out a pod that is terminating, which may be Ready for a minute more).
 
-How many pods there are is ours, until another manager or an autoscaler says it. A forced apply takes a field from its
-manager without a word: an autoscaler's ten pods were one after the next deployment. So these fields are left out of
-what is applied where they are another's. Where an autoscaler has not set them yet they are applied as they stand: a
-field that its only manager leaves out falls back to the API's default, one pod.
+How many there are is ours, until another manager or an autoscaler says it: a forced apply takes a field from its
+manager without a word, so what is another's is left out of what is applied. Where an autoscaler has not set it yet it
+is applied as it stands: a field that its only manager leaves out falls back to the API's default, one pod.
 """
 
 from collections.abc import Sequence

@@ -237,8 +237,9 @@ def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: d
         except ApiError as error:
             assert error.status in (400, 404)  # noqa: PT017 - either is right
         else:
-            assert found.ids[0] == 1
-            assert 1 <= found.body["max_tokens"] <= 256 - len(found.ids)
+            ids, checked = found
+            assert ids[0] == 1
+            assert 1 <= checked["max_tokens"] <= 256 - len(ids)
 
 
 # --- an engine that misbehaves ----------------------------------------------------------------------------------------
