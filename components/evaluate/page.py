@@ -11,30 +11,13 @@ from zhllama.stage.report_page import number, percent
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 
 
-class Headline(NamedTuple):
-    """A figure to be seen first, what it is, and what it was."""
-
-    figure: str
-    title: str
-    note: str
-
-
-class Bar(NamedTuple):
-    """A model's bar: length and marks in percent of the track, the text at its end."""
-
-    label: str
-    length: float
-    text: str
-    note: str
-    margin: tuple[float, float] | None = None
-
-
 class Bars(NamedTuple):
     """The models' bars under one heading, and where chance stands in percent of the track, if it has a place there."""
 
     title: str
     note: str
-    bars: Sequence[Bar]
+    bars: Sequence[tuple[str, float, str, str, tuple[float, float] | None]]
+    """Label; length in percent of the track; the text at its end, and the note on that; the marks of its margin."""
     chance: float | None = None
 
 
@@ -56,8 +39,8 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
     )
 
 
-def headlines(report: Mapping[str, Any]) -> list[Headline]:
-    """What changed from the first model to the last, in up to four figures."""
+def headlines(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What changed from the first model to the last: up to four figures, what each is, and what it was."""
     first, last = report["models"][0], report["models"][-1]
     compared = len(report["models"]) > 1
     found = []
@@ -67,20 +50,20 @@ def headlines(report: Mapping[str, Any]) -> list[Headline]:
         times, _, direction = ratio(before, after).partition(" ")
         if compared and direction in ("fewer", "more"):
             title = f"{direction} tokens for the same Chinese"
-            found.append(Headline(times, title, f"{before:.2f} → {after:.2f} per character"))
+            found.append((times, title, f"{before:.2f} → {after:.2f} per character"))
         else:
-            found.append(Headline(number(after), title, "the same as before" if compared else ""))
+            found.append((number(after), title, "the same as before" if compared else ""))
     for language, name in LANGUAGE_NAMES.items():
         before, after = (model["bits_per_byte"][language] for model in (first, last))
         if after is not None:
             note = f"from {before:.2f} ({change(before, after)})" if compared else "lower is better"
-            found.append(Headline(number(after), f"bits per byte, {name}", note))
+            found.append((number(after), f"bits per byte, {name}", note))
     scored, was = last["instructions"], first["instructions"]
     if scored and scored["accuracy"] is not None:
         note = f"chance {percent(scored['chance'], 0)}"
         if compared and was and was["accuracy"] is not None:
             note = f"from {percent(was['accuracy'], 0)}; {note}"
-        found.append(Headline(percent(scored["accuracy"], 0), "accuracy, held-out instructions", note))
+        found.append((percent(scored["accuracy"], 0), "accuracy, held-out instructions", note))
     return found
 
 
@@ -103,7 +86,7 @@ def bits_bars(report: Mapping[str, Any], language: str) -> Bars | None:
     if None in values:
         return None
     bars = [
-        Bar(model["label"], 100 * value / max(values), number(value), change(values[0], value) if index else "")
+        (model["label"], 100 * value / max(values), number(value), change(values[0], value) if index else "", None)
         for index, (model, value) in enumerate(zip(models, values))
     ]
     text = report["texts"][language]
@@ -119,7 +102,7 @@ def share_bars(
         value, margin = each["accuracy"], each.get("margin")
         span = None if margin is None else (100 * max(0.0, value - margin), 100 * min(1.0, value + margin))
         ends = "" if margin is None else f"±{100 * margin:.1f}"
-        bars.append(Bar(model["label"], 100 * value, percent(value), ends, span))
+        bars.append((model["label"], 100 * value, percent(value), ends, span))
     return Bars(title, note, bars, 100 * figures[-1]["chance"])
 
 

@@ -161,7 +161,13 @@ class Cluster:
             seen = self._asked("GET", applied)
             if seen is None:
                 raise StorageFault(f"{name_of(applied)} was deleted while it was waited for")
-            progress = self._judge(seen)
+            if seen["kind"] == "Deployment":
+                progress = rollout.judge_deployment(seen, self._new_pods(seen))
+            else:
+                listing = self._apps.list_namespaced_deployment
+                deployments = self._items(listing, namespace=seen["metadata"]["namespace"])
+                own = rollout.controlled_by(deployments, seen["metadata"]["uid"])
+                progress = rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
             if progress.reason != said:
                 said = progress.reason
                 log.info("%s: %s", name_of(applied), said or progress.state.value)
@@ -175,13 +181,6 @@ class Cluster:
                 why = "failed" if progress.state is rollout.State.FAILED else late
                 raise StorageFault(f"{name_of(applied)} {why}: {progress.reason or 'no pod says why'}")
             self._until_changed(seen, min(left, LOOK_EVERY))
-
-    def _judge(self, seen: dict[str, Any]) -> rollout.Progress:
-        if seen["kind"] == "Deployment":
-            return rollout.judge_deployment(seen, self._new_pods(seen))
-        deployments = self._items(self._apps.list_namespaced_deployment, namespace=seen["metadata"]["namespace"])
-        own = rollout.controlled_by(deployments, seen["metadata"]["uid"])
-        return rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
 
     def _new_pods(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
         """Those of the Deployment's newest ReplicaSet, ready or not."""

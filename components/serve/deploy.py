@@ -105,16 +105,14 @@ def _tried(
         stands = cluster.wait(applied, config.wait_minutes * 60, since)
         if config.address:
             return stands.address, ask(config.address)
-        fresh = [pod for pod in stands.pods if pod["metadata"]["uid"] not in given_up]
-        pod = (fresh or stands.pods)[0]
+        pod = next((one for one in stands.pods if one["metadata"]["uid"] not in given_up), stands.pods[0])
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         try:
             with cluster.way_to(pod) as address:
                 return stands.address, ask(address, there=partial(cluster.answers, pod))
         except (InputError, StorageFault) as error:
             # a pod that came back and fails again is no accident
-            if cluster.answers(pod) or pod["metadata"]["uid"] in given_up:
+            if cluster.answers(pod) or uid in given_up:
                 raise
-            given_up.add(pod["metadata"]["uid"])
-            log.warning(
-                "pod %s went away while it was asked (%s); another one is", pod["metadata"]["name"], mask(str(error))
-            )
+            given_up.add(uid)
+            log.warning("pod %s went away while it was asked (%s); another one is", name, mask(str(error)))
