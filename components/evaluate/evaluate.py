@@ -9,22 +9,24 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
+from components.evaluate.page import render
 from components.evaluate.report import REPORT_JSON
+from components.evaluate.scoring import score_exam, score_items, score_text
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.inference.generate import answer
+from zhllama.inference.load import LoadedModel, load_model
+from zhllama.inference.sampling import Sampling
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT
-
-if TYPE_CHECKING:
-    from zhllama.inference.load import LoadedModel
 
 log = logging.getLogger("evaluate")
 
@@ -62,9 +64,6 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
         ],
         "trainings": trainings,
     }
-
-    from components.evaluate.page import render
-
     out.add_json(REPORT_JSON, report)
     out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
     out.metrics = metrics_of(report)
@@ -111,9 +110,6 @@ def measure(
     config: Evaluate, held_out: HeldOut, model: Artifact, label: str, option: str
 ) -> tuple[dict[str, Any], list[str | None]]:
     """A model's figures, as report.json has them, and its answers to the samples."""
-    from components.evaluate.scoring import score_exam, score_items, score_text
-    from zhllama.inference.load import load_model
-
     log.info("%s: loading %s", label, model.root)
     loaded = load_model(model, option=option)
     texts = {
@@ -140,11 +136,8 @@ def measure(
     return figures, say(loaded, held_out.prompts)
 
 
-def say(loaded: "LoadedModel", samples: Sequence[Sample]) -> list[str | None]:
+def say(loaded: LoadedModel, samples: Sequence[Sample]) -> list[str | None]:
     """The model's answers to the samples, greedy, so that they can be had again; None where the prompt does not fit."""
-    from zhllama.inference.generate import answer
-    from zhllama.inference.sampling import Sampling
-
     greedy = Sampling(do_sample=False, max_new_tokens=ANSWER_TOKENS)
     prompts = [loaded.prompt_ids(sample.prompt) for sample in samples]
     said = iter(answer(loaded, [ids for ids in prompts if len(ids) < loaded.positions], greedy))

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from components.generate.journal import FileJournal, StoreJournal
 from components.generate.options import Generate
@@ -25,13 +24,13 @@ from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import NO_ITEMS, read_instructions
 from zhllama.data.text_stream import plain_name
 from zhllama.errors import InputError
+from zhllama.inference.generate import BATCH, answer, stream
+from zhllama.inference.load import LoadedModel, load_model
+from zhllama.progress import Progress
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap, wrap_item
-
-if TYPE_CHECKING:
-    from zhllama.inference.load import LoadedModel
 
 log = logging.getLogger("generate")
 
@@ -98,6 +97,11 @@ def read_questions(artifact: Artifact, with_prompt: bool) -> list[str]:
     return [wrap(line) for line in lines] if with_prompt else list(lines)
 
 
+def load(config: Generate, inputs: Inputs) -> LoadedModel:
+    more = {name: getattr(config, name) for name in ("precision", "context_length", "rope_alpha")}
+    return load_model(inputs["model"], inputs.all("adapters"), **more)
+
+
 def samples(
     config: Generate, inputs: Inputs, asked: Sequence[str], journal: StoreJournal | FileJournal | None = None
 ) -> list[dict[str, str]]:
@@ -105,15 +109,12 @@ def samples(
 
     What `journal` already holds is not asked again, and each batch is written to it as it is answered.
     """
-    from zhllama.inference.generate import BATCH, answer
-    from zhllama.progress import Progress
-
     said = journal.read(asked) if journal else []
     if len(said) == len(asked):
         return said
     if said:
         log.info("going on after %d of %d answers", len(said), len(asked))
-    loaded = config.load(inputs)
+    loaded = load(config, inputs)
     prompts = [loaded.prompt_ids(text) for text in asked]
     for number, ids in enumerate(prompts, start=1):
         if len(ids) >= loaded.positions:
@@ -139,7 +140,7 @@ def samples(
 class Conversation:
     """The turns so far, as ids: each a prompt, its answer and EOS."""
 
-    def __init__(self, loaded: "LoadedModel", with_prompt: bool, max_new_tokens: int) -> None:
+    def __init__(self, loaded: LoadedModel, with_prompt: bool, max_new_tokens: int) -> None:
         self._loaded = loaded
         self._with_prompt = with_prompt
         self._turns: list[list[int]] = []
@@ -171,11 +172,9 @@ class Conversation:
 
 def chat(config: Generate, inputs: Inputs) -> None:
     """Talks until the input ends. InputError where the model cannot be loaded."""
-    loaded = config.load(inputs)
+    loaded = load(config, inputs)
 
     import torch
-
-    from zhllama.inference.generate import stream
 
     torch.manual_seed(config.seed)
     at_terminal = sys.stdin.isatty()

@@ -2,15 +2,11 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
-from zhllama.stage.inputs import Inputs
+from zhllama.inference.sampling import Sampling
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
-
-if TYPE_CHECKING:
-    from zhllama.inference.load import LoadedModel
-    from zhllama.inference.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +83,5 @@ class Generate(StageOptions):
                 value = getattr(self, option)
                 raise InputError(f"generate: --{option.replace('_', '-')} is {value}; it must be {rule}")
 
-    def sampling(self) -> "Sampling":
-        from zhllama.inference.sampling import Sampling
-
+    def sampling(self) -> Sampling:
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
-
-    def load(self, inputs: Inputs) -> "LoadedModel":
-        from zhllama.inference.load import load_model
-
-        more = {name: getattr(self, name) for name in ("precision", "context_length", "rope_alpha")}
-        return load_model(inputs["model"], inputs.all("adapters"), **more)

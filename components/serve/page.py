@@ -7,15 +7,13 @@ nicegui (no chat input, twice the packages), a component from npm (a laptop that
 
 import os
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
+from components.serve.gateway import Gateway
 from components.serve.requests import ApiError
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import chat_ids
-
-if TYPE_CHECKING:
-    from components.serve.gateway import Gateway
 
 WORDS = {
     "zh": {
@@ -62,7 +60,7 @@ def language_of(query: str, accepted: str) -> str:
     return "en" if first and not first.startswith("zh") else "zh"
 
 
-def fitting(messages: list[dict[str, str]], gateway: "Gateway") -> list[dict[str, str]]:
+def fitting(messages: list[dict[str, str]], gateway: Gateway) -> list[dict[str, str]]:
     """The newest messages that leave room for an answer; the last one stays, whatever its length."""
     limits = gateway.limits
     room = min(Sampling().max_new_tokens, limits.positions // 2)
@@ -72,7 +70,7 @@ def fitting(messages: list[dict[str, str]], gateway: "Gateway") -> list[dict[str
     return messages
 
 
-def chat_page(gateway: "Gateway") -> Any:
+def chat_page(gateway: Gateway) -> Any:
     """The page as an ASGI application."""
     # the component would ask a service elsewhere for the icons of sites that an answer names
     os.environ.setdefault("SHINYCHAT_ASIDE_FAVICON", "false")
