@@ -46,10 +46,8 @@ class Exam:
 
 
 def read_exam(artifact: Artifact, max_questions: int = 0) -> Exam:
-    """The exam, or the first `max_questions` of each subject.
-
-    InputError names what is wrong: no split, no column, an answer that is none of the choices.
-    """
+    """The exam, or the first `max_questions` of each subject. InputError names what is wrong: no split, no column, an
+    answer that is none of the choices."""
     found: dict[str, dict[str, str]] = {}
     for name in sorted(artifact.names):
         *folders, file = name.split("/")
@@ -100,10 +98,8 @@ def _questions(artifact: Artifact, name: str) -> Iterator[Question]:
 
 
 def prompts(subject: Subject, question: Question, shots: int) -> list[str]:
-    """The prompt with `shots` examples, then with one fewer each time: the first that fits is asked.
-
-    The text ends where the letter is to follow.
-    """
+    """The prompt with `shots` examples, then with one fewer each time: the first that fits is asked. The text ends
+    where the letter is to follow."""
     head = f"以下是关于{subject.name.replace('_', ' ')}的单项选择题，请选出正确答案。\n\n"
     examples = [f"{_asked(one)}{letters(one)[one.answer]}\n\n" for one in subject.examples[:shots]]
     return [head + "".join(examples[start:]) + _asked(question) for start in range(len(examples) + 1)]

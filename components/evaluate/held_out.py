@@ -128,9 +128,7 @@ def choose_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
 
 def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> list[HeldOutItem]:
     """Up to `max_items` items as multiple choice, then a fifth of that by their one answer; duplicates are left out.
-
-    Multiple choice: the instruction has 2 to 8 distinct answers, each twice or more on average.
-    """
+    Multiple choice: the instruction has 2 to 8 distinct answers, each twice or more on average."""
     groups: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
     for item in items:
         groups[item["instruction"]][content_hash(json.dumps(dict(item), sort_keys=True, ensure_ascii=False))] = item

@@ -142,11 +142,9 @@ def _shares(right: int, count: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt with answers behind it: the input of one row, and what is scored in it.
-
-    ids, places: (length,), the tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers.
-    at: positions whose next token is scored; targets: that token; owner: which answer it belongs to.
-    """
+    """A prompt with answers behind it: the input of one row, and what is scored in it. ids, places: (length,), the
+    tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers. at: positions whose next
+    token is scored; targets: that token; owner: which answer it belongs to."""
 
     ids: list[int]
     places: list[int]
@@ -247,9 +245,7 @@ def _log_probs(
     loaded: LoadedModel, hidden: "torch.Tensor", targets: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
     """hidden: (n, hidden); targets: (n,). Natural log-probability (float64) and likeliest-token hit of each, on CPU.
-
-    Rows of the output layer that only pad it are no pieces, and take no part.
-    """
+    Rows of the output layer that only pad it are no pieces, and take no part."""
     import torch
 
     weight = loaded.model.get_output_embeddings().weight[: loaded.encoder.size]

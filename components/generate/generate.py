@@ -106,9 +106,7 @@ def samples(
     config: Generate, inputs: Inputs, asked: Sequence[str], journal: StoreJournal | FileJournal | None = None
 ) -> list[dict[str, str]]:
     """[{"Input": what the model read, "Output": its answer}], in order. InputError names a prompt that is too long.
-
-    What `journal` already holds is not asked again, and each batch is written to it as it is answered.
-    """
+    What `journal` already holds is not asked again, and each batch is written to it as it is answered."""
     said = journal.read(asked) if journal else []
     if len(said) == len(asked):
         return said
@@ -151,11 +149,9 @@ class Conversation:
         return len(self._turns)
 
     def prompt(self, text: str) -> list[int]:
-        """BOS, the turns that still fit, and what is asked now; turns that do not fit are forgotten.
-
-        When `text` alone is longer than the model's positions allow, it is the result, which whoever answers refuses,
-        and nothing is forgotten for it.
-        """
+        """BOS, the turns that still fit, and what is asked now; turns that do not fit are forgotten. When `text` alone
+        is longer than the model's positions allow, it is the result, which whoever answers refuses, and nothing is
+        forgotten for it."""
         asked, bos = self._asked(text), self._loaded.encoder.bos
         if 1 + len(asked) >= self._loaded.positions:
             return [bos, *asked]

@@ -59,10 +59,8 @@ class StoreJournal:
 
 
 class FileJournal:
-    """A .jsonl file that grows, or what becomes a .json file at the end; `key` is all that decides the answers.
-
-    The key is kept beside it until all is answered: a file that other settings began is refused, not gone on with.
-    """
+    """A .jsonl file that grows, or what becomes a .json file at the end; `key` is all that decides the answers. The key
+    is kept beside it until all is answered: a file that other settings began is refused, not gone on with."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path = path

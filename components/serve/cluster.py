@@ -151,10 +151,8 @@ class Cluster:
 
     def wait(self, applied: dict[str, Any], seconds: float, since: float | None = None) -> rollout.Progress:
         """Until the object's new pods are ready: which, and its address where it says one. At most so many seconds,
-        from now or from `since` (of time.monotonic) on.
-
-        InputError when a pod says that its input is wrong, StorageFault when it fails or the time is over.
-        """
+        from now or from `since` (of time.monotonic) on. InputError when a pod says that its input is wrong,
+        StorageFault when it fails or the time is over."""
         until = (monotonic() if since is None else since) + seconds
         said = ""
         while True:

@@ -52,10 +52,8 @@ def server_of(config: Serve) -> ModelServer:
 
 def deploy(config: Serve) -> str:
     """Deploys `--model`, and returns the address at which it answered; `--output` gets what was asked and answered.
-
     InputError for a model that is not fit to be served, a refusal of the cluster, a server that tokenises otherwise;
-    StorageFault when it does not answer in time. The cluster is then as it was.
-    """
+    StorageFault when it does not answer in time. The cluster is then as it was."""
     server = server_of(config)
     api_key = config.api_key()
     if not api_key:

@@ -120,11 +120,9 @@ def _recipe() -> dict[str, Any]:
 
 
 def lay_out(source: Path, target: Path, encoder: Encoder) -> Path:
-    """Links the files of a model folder into `target`, with generation settings of our own; returns `target`.
-
-    A published model says nothing of sampling, and the server takes what it does not find in a request from the model's
-    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature.
-    """
+    """Links the files of a model folder into `target`, with generation settings of our own; returns `target`. A
+    published model says nothing of sampling, and the server takes what it does not find in a request from the model's
+    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature."""
     target.mkdir()
     for file in source.iterdir():
         if file.name != GENERATION:

@@ -32,9 +32,7 @@ def try_out(
     there: Callable[[], bool] = lambda: True,
 ) -> list[dict[str, str]]:
     """What was asked and answered, as {"Input", "Output"}. `there`: whether it is worth another try to reach it.
-
-    InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should.
-    """
+    InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should."""
     answered = []
     with _client(address) as client:
         tried = _Tried(client, address, api_key, there)

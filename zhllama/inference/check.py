@@ -16,10 +16,8 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
-    """The tokenizer of a model and its contract, after every shard's header was read.
-
-    InputError when a shard is missing or damaged, or the embedding's rows are not the tokenizer's pieces.
-    """
+    """The tokenizer of a model and its contract, after every shard's header was read. InputError when a shard is
+    missing or damaged, or the embedding's rows are not the tokenizer's pieces."""
     encoder, vocabulary = open_encoder(artifact, option)
     if "config.json" not in artifact:
         raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")

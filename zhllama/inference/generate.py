@@ -75,10 +75,8 @@ def _until_eos(ids: list[int], eos: int) -> list[int]:
 
 def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> list[int]:
     """Answers one prompt, passing the text on as it comes, and returns the answer's ids (without EOS).
-
     KeyboardInterrupt (Ctrl-C) stops the answer: the ids so far are returned. InputError for a prompt that fills the
-    context.
-    """
+    context."""
     import torch
 
     ids = torch.tensor([list(prompt)])
@@ -122,11 +120,9 @@ def _generate(
 
 
 class TextStream:
-    """Text out of ids, never half a character, for transformers' generate, which calls `put` with the prompt first.
-
-    A character may be spread over several byte pieces: the decoded text then ends in replacement characters, which are
-    held back until the rest has come, or the end.
-    """
+    """Text out of ids, never half a character, for transformers' generate, which calls `put` with the prompt first. A
+    character may be spread over several byte pieces: the decoded text then ends in replacement characters, which are
+    held back until the rest has come, or the end."""
 
     def __init__(self, encoder: Encoder, write: Callable[[str], None]) -> None:
         self.ids: list[int] = []
@@ -155,11 +151,8 @@ class TextStream:
 
 def stretch(loaded: LoadedModel, length: int) -> None:
     """Makes the model read and say `length` tokens, by its rotary base: base·α^(d/(d−2)), so that the slowest frequency
-    falls by α and the fastest stays (NTK-aware stretching).
-
-    α is the model's `rope_alpha`, or the recipe's `auto`: (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being
-    half of LLaMA's positions.
-    """
+    falls by α and the fastest stays (NTK-aware stretching). α is the model's `rope_alpha`, or the recipe's `auto`:
+    (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions."""
     import torch
 
     config = loaded.model.config

@@ -112,10 +112,8 @@ def load_model(
 
 
 def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes: bool, adapters: bool) -> Precision:
-    """What `auto` is on this machine. InputError for a precision that it has not.
-
-    bfloat16: whether the GPU has it. bitsandbytes: whether it is installed. adapters: whether some are to be merged.
-    """
+    """What `auto` is on this machine. InputError for a precision that it has not. bfloat16: whether the GPU has it.
+    bitsandbytes: whether it is installed. adapters: whether some are to be merged."""
     if wanted == "auto":
         return ("bfloat16" if bfloat16 else "float16") if gpu else "float32"
     quantised = wanted in ("int8", "4bit")
