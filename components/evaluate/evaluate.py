@@ -15,7 +15,6 @@ from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
 from components.evaluate.report import REPORT_JSON
-from components.evaluate.scoring import score_exam, score_items, score_text
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -112,6 +111,9 @@ def measure(
     """A model's figures, as report.json has them, and its answers to the samples."""
     log.info("%s: loading %s", label, model.root)
     loaded = load_model(model, option=option)
+    # imports torch, which load_model has set up by now
+    from components.evaluate.scoring import score_exam, score_items, score_text
+
     texts = {
         language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)
         for language, texts in held_out.texts.items()

@@ -15,16 +15,15 @@ is most of a small model's work, runs at the scored positions alone, in chunks t
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from components.evaluate.exams import Exam, letters, prompts
 from components.evaluate.held_out import HeldOutItem, chance
 from zhllama.inference.load import LoadedModel
 from zhllama.progress import Progress
 from zhllama.tokenizer.prompt import wrap_item
-
-if TYPE_CHECKING:
-    import torch
 
 BATCH_TOKENS = 4096
 """Positions that run together."""
@@ -34,8 +33,6 @@ CHUNK = 128
 
 def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[str, float]:
     """The figures of texts that have a character at least."""
-    import torch
-
     encoded = loaded.encoder.encode_batch(texts)
     room = loaded.positions - 1
     windows = [
@@ -63,8 +60,6 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[st
 
 def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -> dict[str, Any]:
     """The figures of held-out instructions."""
-    import torch
-
     fitting, rows = [], []
     for item in items:
         prompt = loaded.prompt_ids(wrap_item(item.item))
@@ -182,10 +177,8 @@ def _fitting_rows(loaded: LoadedModel, texts: Sequence[str], answers: Sequence[s
 
 def _scored_rows(
     loaded: LoadedModel, rows: Sequence[_Row], title: str, unit: str
-) -> Iterator[tuple[int, "torch.Tensor", "torch.Tensor"]]:
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(index of the row, log-likelihood of each of its answers, whether greedy decoding gives it), in any order."""
-    import torch
-
     with torch.inference_mode(), Progress(title, len(rows), unit) as bar:
         for batch in _batches([row.ids for row in rows]):
             for index, (log_probs, hit) in zip(batch, _score_rows(loaded, [rows[index] for index in batch])):
@@ -197,10 +190,8 @@ def _scored_rows(
             bar.advance(len(batch))
 
 
-def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """For each row (log-probabilities, whether the target was the likeliest token), along its `targets`."""
-    import torch
-
     device, kind = loaded.device, loaded.model.dtype
     ids = _padded([row.ids for row in rows], loaded.padding)
     places = _padded([row.places for row in rows], 0)
@@ -234,20 +225,14 @@ def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> "torch.Tensor":
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
     """(rows, longest)."""
-    import torch
-
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
 
 
-def _log_probs(
-    loaded: LoadedModel, hidden: "torch.Tensor", targets: "torch.Tensor"
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _log_probs(loaded: LoadedModel, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden: (n, hidden); targets: (n,). Natural log-probability (float64) and likeliest-token hit of each, on CPU.
     Rows of the output layer that only pad it are no pieces, and take no part."""
-    import torch
-
     weight = loaded.model.get_output_embeddings().weight[: loaded.encoder.size]
     log_probs = torch.empty(len(targets), dtype=torch.float64)
     hits = torch.zeros(len(targets), dtype=torch.bool)
