@@ -14,7 +14,6 @@ from typing import Any
 from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
-from components.evaluate.report import REPORT_JSON
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -63,7 +62,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
         ],
         "trainings": trainings,
     }
-    out.add_json(REPORT_JSON, report)
+    out.add_json("report.json", report)
     out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
     out.metrics = metrics_of(report)
     out.facts["summary"] = summary(report)

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 
-EXAMPLES = "dev"
-SCORED = ("val", "test")
-
 
 @dataclass(frozen=True)
 class Question:
@@ -54,13 +51,13 @@ def read_exam(artifact: Artifact, max_questions: int = 0) -> Exam:
         if file.lower().endswith(".csv") and folders:
             split = folders[-1]
             found.setdefault(split, {})[file[: -len(".csv")].removesuffix(f"_{split}")] = name
-    scored = next((split for split in SCORED if found.get(split)), None)
+    scored = next((split for split in ("val", "test") if found.get(split)), None)
     if scored is None:
         raise InputError(
             f"{artifact.root}: no questions in it; an exam has val/<subject>.csv or test/<subject>.csv, and "
             "dev/<subject>.csv for examples"
         )
-    examples = found.get(EXAMPLES, {})
+    examples = found.get("dev", {})
     subjects = [
         Subject(
             subject,

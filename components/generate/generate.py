@@ -41,7 +41,7 @@ PROMPT = "» "
 def run() -> None:
     """The command: a conversation, answers for the store, for a file, or for the screen."""
     config = parse(Generate, sys.argv[1:])
-    if config.store and not config.interactive:
+    if config.store:
         run_stage(config, generate)
         return
     inputs = Inputs.open(config)

@@ -5,7 +5,6 @@ are those of a run that was never stopped. In a store each batch is an object of
 beside the artifact and deleted once that is published; a file of one's own grows line by line.
 """
 
-import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -21,12 +20,13 @@ Sample = dict[str, str]
 
 def _answered(samples: Sequence[Any], asked: Sequence[str]) -> list[Sample]:
     """The samples up to the first that is none, or no answer to the question at its place; whole batches, or all."""
-
-    def answers(sample: Any, question: str) -> bool:
-        whole = isinstance(sample, dict) and set(sample) == {"Input", "Output"} and isinstance(sample["Output"], str)
-        return whole and sample["Input"] == question
-
-    count = sum(1 for _ in itertools.takewhile(lambda pair: answers(*pair), zip(samples, asked)))
+    count = 0
+    for sample, question in zip(samples, asked):
+        if not isinstance(sample, dict) or not isinstance(sample.get("Output"), str):
+            break
+        if sample != {"Input": question, "Output": sample["Output"]}:
+            break
+        count += 1
     return list(samples[: count if count == len(asked) else count - count % BATCH])
 
 

@@ -29,8 +29,6 @@ LOOK_EVERY = 10
 APPLIED_WITHIN = 20
 """Attempts to apply an object that others change at the same time: its status, mostly, which is a moment's matter."""
 SERVER_SET = ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink")
-OPTIONAL = ("PodMonitor",)
-"""Kinds that a cluster may do without."""
 
 
 def _plural(kind: str) -> str:
@@ -114,8 +112,8 @@ class Cluster:
                 if error.status == 409 and attempt < APPLIED_WITHIN:
                     # it is another than it was a moment ago
                     continue
-                if error.status == 404 and wanted["kind"] in OPTIONAL:
-                    log.warning("this cluster has no %s: its metrics are not collected by that", wanted["kind"])
+                if error.status == 404 and wanted["kind"] == "PodMonitor":
+                    log.warning("this cluster has no PodMonitor: its metrics are not collected by that")
                     return wanted
                 raise _refused(wanted, error) from error
             if said:

@@ -39,7 +39,6 @@ WORDS = {
         "note": "The model's answers may be wrong; check them.",
     },
 }
-OTHER = {"zh": "en", "en": "zh"}
 STYLE = """
 html, body { height: 100%; margin: 0; overflow: hidden; }
 shiny-chat-container { flex: 1 1 0 !important; min-height: 0; }
@@ -87,7 +86,7 @@ def chat_page(gateway: Gateway) -> Any:
                 ui.h1(gateway.limits.name),
                 *key,
                 ui.input_action_button("new", words["new"], class_="btn-sm"),
-                ui.a(words["other"], href=f"?lang={OTHER[language]}"),
+                ui.a(words["other"], href=f"?lang={'en' if language == 'zh' else 'zh'}"),
                 class_="bar",
             ),
             chat_ui("chat", greeting=words["hello"], placeholder=words["placeholder"], show_history=False),

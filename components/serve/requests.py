@@ -125,20 +125,6 @@ def check_model(body: Mapping[str, Any], limits: Limits) -> None:
         raise ApiError(404, said, "model", "model_not_found")
 
 
-def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
-    check_model(body, limits)
-    body = {name: value for name, value in body.items() if value is not None}
-    _check_fields(body, limits)
-    room = limits.positions - len(ids)
-    wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
-    if room < 1 or (wanted or 1) > room:
-        asks = f"{len(ids)} in the prompt" + (f" and {wanted} for the answer" if wanted else "")
-        said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
-        raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
-    body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
-    return ids, body
-
-
 _NUMBERS = {
     "temperature": (0, 2),
     "top_p": (0, 1),
@@ -151,8 +137,10 @@ _NUMBERS = {
 _WHOLE = ("max_tokens", "max_completion_tokens", "seed")
 
 
-def _check_fields(body: dict[str, Any], limits: Limits) -> None:
-    """ApiError 400 for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
+def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
+    """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
+    check_model(body, limits)
+    body = {name: value for name, value in body.items() if value is not None}
     for name, (lowest, highest) in _NUMBERS.items():
         value = body.get(name)
         if value is None:
@@ -179,3 +167,11 @@ def _check_fields(body: dict[str, Any], limits: Limits) -> None:
     for name in limits.refuses:
         if body.pop(name, None):
             raise ApiError(400, f"{name} is not something that this engine can do", name)
+    room = limits.positions - len(ids)
+    wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
+    if room < 1 or (wanted or 1) > room:
+        asks = f"{len(ids)} in the prompt" + (f" and {wanted} for the answer" if wanted else "")
+        said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
+        raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
+    body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
+    return ids, body

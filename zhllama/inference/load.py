@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
@@ -19,9 +19,6 @@ from zhllama.errors import InputError
 from zhllama.inference.check import check_model, plan_adapters
 from zhllama.stage.options import split_references
 from zhllama.tokenizer.vocabulary import Encoder
-
-if TYPE_CHECKING:
-    import torch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"]
 
@@ -38,7 +35,7 @@ class LoadedModel:
     """Of the rotary base; None: by the length of what is read and said, 1 up to the model's own positions."""
 
     @property
-    def device(self) -> "torch.device":
+    def device(self) -> Any:
         return self.model.device
 
     @property
