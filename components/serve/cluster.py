@@ -51,15 +51,23 @@ class Cluster:
 
     @contextmanager
     def whole_or_not_at_all(self, objects: Sequence[dict[str, Any]], seconds: float) -> Iterator[None]:
-        """Applies all but the last of the objects, runs the block, and takes everything back if that fails."""
+        """Applies all but the last of the objects, runs the block, and takes everything back if that fails. InputError
+        for what is not ours, and for a Deployment that another has scaled to nothing: no pod could be tried."""
         before = []
         for wanted in objects:
             found = self._asked("GET", wanted)
-            labels = (found or {}).get("metadata", {}).get("labels", {})
-            if found is not None and any(labels.get(name) != value for name, value in OURS.items()):
-                raise InputError(f"{name_of(wanted)} is there and is not zhllama's; give another --name")
             before.append((wanted, found))
-        rollout.check_not_at_zero(name_of(objects[-1]), before[-1][1])
+            if found is None:
+                continue
+            labels, name = found["metadata"].get("labels", {}), name_of(wanted)
+            if not OURS.items() <= labels.items():
+                raise InputError(f"{name} is there and is not zhllama's; give another --name")
+            if found["kind"] == "Deployment" and found["spec"].get("replicas", 1) < 1:
+                by = "".join(f" by {one}" for one in rollout.managers(found, ["spec", "replicas"])[:1])
+                raise InputError(
+                    f"{name} is scaled to 0{by}: no pod of it could be tried; scale it up first "
+                    f"(kubectl scale deployment {found['metadata']['name']} --replicas 1)"
+                )
         try:
             for wanted in objects[:-1]:
                 self.apply(wanted)

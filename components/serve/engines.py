@@ -33,8 +33,6 @@ from zhllama.tokenizer.vocabulary import Encoder
 log = logging.getLogger("engine")
 
 GENERATION = "generation_config.json"
-HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
-"""Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
 START_SECONDS = 900.0
 """For reading a large model from a slow disk."""
 STOP_SECONDS = 10.0
@@ -57,10 +55,6 @@ class Engine:
     """The path of the engine's own Prometheus metrics, if it has any."""
     refuses: tuple[str, ...] = ()
     """Request fields that it cannot honour."""
-
-    def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A checked request (requests.py) as this engine takes it."""
-        return {**self.defaults, **{name: value for name, value in body.items() if name not in HARMLESS}}
 
 
 def transformers_engine(folder: Path, name: str) -> Engine:

@@ -223,9 +223,8 @@ class Gateway:
         ids, body = asked
         record.prompt_tokens = len(ids)
         try:
-            upstream = await self._client.send(
-                self._client.build_request("POST", path, json=self._engine.request(body)), stream=True
-            )
+            request = self._client.build_request("POST", path, json={**self._engine.defaults, **body})
+            upstream = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise ApiError(503, "the engine does not answer") from error
         if upstream.status_code == 200:

@@ -17,6 +17,9 @@ from zhllama.tokenizer.vocabulary import Encoder
 LONGEST_BODY = 4 * 2**20
 """Bytes: some hundred times what a context of 4,096 tokens takes."""
 
+HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
+"""Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
+
 
 class ApiError(Exception):
     """An answer that is an error: its status and OpenAI's body."""
@@ -140,7 +143,7 @@ _WHOLE = ("max_tokens", "max_completion_tokens", "seed")
 def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
     check_model(body, limits)
-    body = {name: value for name, value in body.items() if value is not None}
+    body = {name: value for name, value in body.items() if value is not None and name not in HARMLESS}
     for name, (lowest, highest) in _NUMBERS.items():
         value = body.get(name)
         if value is None:

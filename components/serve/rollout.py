@@ -13,7 +13,7 @@ from copy import deepcopy
 from enum import Enum
 from typing import Any, NamedTuple
 
-from zhllama.errors import EXIT_INPUT, InputError
+from zhllama.errors import EXIT_INPUT
 from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
 
 MANAGER = "zhllama"
@@ -199,13 +199,3 @@ def with_anothers_scale(
         f"{field} stays {there.get(field)}: it is set by {' and '.join(names)}" for field, names in theirs.items()
     ] or [f"the HorizontalPodAutoscaler {autoscaler} says how many pods there are"]
     return made, "; ".join(said)
-
-
-def check_not_at_zero(name: str, found: dict[str, Any] | None) -> None:
-    """InputError for a Deployment that another has scaled to nothing: no pod could be tried."""
-    if found is not None and found["kind"] == "Deployment" and found["spec"].get("replicas", 1) < 1:
-        by = "".join(f" by {one}" for one in managers(found, ["spec", "replicas"])[:1])
-        raise InputError(
-            f"{name} is scaled to 0{by}: no pod of it could be tried; scale it up first "
-            f"(kubectl scale deployment {found['metadata']['name']} --replicas 1)"
-        )
