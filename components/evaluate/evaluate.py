@@ -4,27 +4,39 @@ Models of equal digest (a stage that was skipped) are scored once. Measured at 4
 Chinese, 100 kB of English and 500 two-way items: 8 to 10 CPU seconds a model, the output layer being most of them.
 """
 
+import json
+import logging
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.evaluate.held_out import LANGUAGES, select
-from components.evaluate.measure import ANSWER_TOKENS, measure
-from components.evaluate.options import Evaluate, labels_of
-from components.evaluate.report import REPORT_JSON
-from components.evaluate.trainings import read_trainings
+from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
+from components.evaluate.options import Evaluate, labels_of, shots_of, split
+from components.evaluate.page import render
 from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.errors import InputError
+from zhllama.inference.generate import answer
+from zhllama.inference.load import LoadedModel, load_model
+from zhllama.inference.sampling import Sampling
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT
 
+log = logging.getLogger("evaluate")
+
+METRICS = "metrics.jsonl"
+ANSWER_TOKENS = 96
+"""Of a sample: enough to judge it, short enough to stand beside the others."""
+TEXT_FIGURES = ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy")
+
 
 def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Writes report.json and report.html. InputError before a model is loaded where a reference is wrong."""
     references = [*split_references(config.baseline), config.model]
-    labels = labels_of(config)
     artifacts = [*inputs.all("baseline"), inputs["model"]]
     trainings = read_trainings(split_references(config.trainings), inputs.all("trainings"))
     held_out, texts = select(config, inputs)
@@ -32,10 +44,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     models: list[dict[str, Any]] = []
     answers: list[dict[str, str]] = [{} for _ in held_out.prompts]
     measured: dict[str, tuple[dict[str, Any], list[str | None]]] = {}
-    for label, reference, artifact in zip(labels, references, artifacts):
+    for label, reference, artifact in zip(labels_of(config), references, artifacts):
         if artifact.digest not in measured:
             option = "--model" if artifact is artifacts[-1] else "--baseline"
-            measured[artifact.digest] = measure(artifact, held_out, label, option)
+            measured[artifact.digest] = measure(config, held_out, artifact, label, option)
         figures, said = measured[artifact.digest]
         models.append({"label": label, "reference": reference, "digest": artifact.digest, **figures})
         for sample, text in zip(answers, said):
@@ -50,10 +62,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
         ],
         "trainings": trainings,
     }
-
-    from components.evaluate.page import render
-
-    out.add_json(REPORT_JSON, report)
+    out.add_json("report.json", report)
     out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
     out.metrics = metrics_of(report)
     out.facts["summary"] = summary(report)
@@ -64,18 +73,89 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     return out.publish("report")
 
 
+def read_trainings(references: Sequence[str], artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """The loss curves of what `--trainings` names; what holds no metrics.jsonl (a skipped stage) is left out."""
+    found = []
+    for reference, artifact in zip(references, artifacts, strict=True):
+        if METRICS not in artifact:
+            log.info("%s: no %s in it, so no loss curve is shown", artifact.root, METRICS)
+            continue
+        points = []
+        for count, line in enumerate(artifact.read(METRICS).decode().splitlines(), start=1):
+            try:
+                value = json.loads(line)
+                step = int(value["step"])
+                losses = {name: _finite(value.get(name)) for name in ("loss", "eval_loss")}
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise InputError(
+                    f"--trainings {artifact.root}/{METRICS}: line {count} is not a training's metrics ({error}); give "
+                    "what a training published"
+                ) from error
+            if any(loss is not None for loss in losses.values()):
+                points.append({"step": step, **losses})
+        stage = str(artifact.manifest.configuration.get("stage", ""))
+        label = f"{artifact.manifest.stage} {stage}".strip() or artifact.root.rsplit("/", 1)[-1]
+        found.append({"label": label, "reference": reference, "points": points})
+    return found
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(float(value)) else None
+
+
+# --- one model --------------------------------------------------------------------------------------------------------
+def measure(
+    config: Evaluate, held_out: HeldOut, model: Artifact, label: str, option: str
+) -> tuple[dict[str, Any], list[str | None]]:
+    """A model's figures, as report.json has them, and its answers to the samples."""
+    log.info("%s: loading %s", label, model.root)
+    loaded = load_model(model, option=option)
+    # imports torch, which load_model has set up by now
+    from components.evaluate.scoring import score_exam, score_items, score_text
+
+    texts = {
+        language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)
+        for language, texts in held_out.texts.items()
+    }
+    figures = {
+        "pieces": loaded.encoder.size,
+        "parameters": sum(tensor.numel() for tensor in loaded.model.parameters()),
+        **{name: {language: score[name] for language, score in texts.items()} for name in TEXT_FIGURES},
+        "instructions": score_items(loaded, items, f"{label}: instructions") if (items := held_out.items) else None,
+        "exams": [
+            score_exam(loaded, exam, shots, f"{label}: {exam.name}, {shots} shots")
+            for exam in held_out.exams
+            for shots in shots_of(config.shots)
+        ],
+        "lm_eval": {},
+    }
+    if config.lm_eval:
+        from components.evaluate.harness import run_tasks
+
+        tasks = split(config.lm_eval)
+        figures["lm_eval"] = run_tasks(loaded, tasks, held_out.task_folder, config.max_questions)
+    return figures, say(loaded, held_out.prompts)
+
+
+def say(loaded: LoadedModel, samples: Sequence[Sample]) -> list[str | None]:
+    """The model's answers to the samples, greedy, so that they can be had again; None where the prompt does not fit."""
+    greedy = Sampling(do_sample=False, max_new_tokens=ANSWER_TOKENS)
+    prompts = [loaded.prompt_ids(sample.prompt) for sample in samples]
+    said = iter(answer(loaded, [ids for ids in prompts if len(ids) < loaded.positions], greedy))
+    return [loaded.encoder.decode(next(said)) if len(ids) < loaded.positions else None for ids in prompts]
+
+
 # --- what is said of it -----------------------------------------------------------------------------------------------
 def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the model, and of the first baseline with `_baseline` behind their names."""
     found: dict[str, float | None] = {}
-    models = report["models"]
-    for model, suffix in [(models[-1], ""), *([(models[0], "_baseline")] if len(models) > 1 else [])]:
+    first, last = report["models"][0], report["models"][-1]
+    for model, suffix in [(last, ""), *([(first, "_baseline")] if first is not last else [])]:
         found[f"tokens_per_character{suffix}"] = model["tokens_per_character"]["zh"]
         found[f"tokens_per_character_en{suffix}"] = model["tokens_per_character"]["en"]
         for language in LANGUAGES:
-            found[f"bits_per_byte_{language}{suffix}"] = model["bits_per_byte"][language]
-            found[f"perplexity_{language}{suffix}"] = model["perplexity"][language]
-            found[f"next_token_accuracy_{language}{suffix}"] = model["next_token_accuracy"][language]
+            for name in TEXT_FIGURES[1:]:
+                found[f"{name}_{language}{suffix}"] = model[name][language]
         for name in ("accuracy", "chance", "exact_match", "items"):
             found[f"{name}{suffix}"] = (model["instructions"] or {}).get(name)
         for exam in model["exams"]:

@@ -1,24 +1,19 @@
 """Exams in the style of C-Eval and CMMLU: questions with lettered choices, read from CSV files that the user has.
 
-The files of an exam are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the
-worked examples of the few-shot prompt; `val` is scored where it is there (C-Eval keeps the answers of its `test` to
-itself), else `test`. Columns, in any case: question, A, B, C and so on, answer; others are ignored.
-
-A question is asked in plain text, the same for every model, examples first; the letter with the greatest
-log-likelihood is the model's answer. Examples that do not fit the model's positions are left out, the first ones first.
+Files are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the worked examples;
+`val` is scored where it is there (C-Eval keeps the answers of its `test`), else `test`. Columns, in any case: question,
+A, B, C and so on, answer; others are ignored. A question is asked in plain text, examples first (those that do not fit
+are left out, the first ones first); the letter with the greatest log-likelihood is the model's answer.
 """
 
 import csv
 import io
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-
-EXAMPLES = "dev"
-SCORED = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -48,23 +43,21 @@ class Exam:
 
 
 def read_exam(artifact: Artifact, max_questions: int = 0) -> Exam:
-    """The exam, or the first `max_questions` of each subject.
-
-    InputError names what is wrong: no split, no column, an answer that is none of the choices.
-    """
+    """The exam, or the first `max_questions` of each subject. InputError names what is wrong: no split, no column, an
+    answer that is none of the choices."""
     found: dict[str, dict[str, str]] = {}
     for name in sorted(artifact.names):
         *folders, file = name.split("/")
         if file.lower().endswith(".csv") and folders:
             split = folders[-1]
             found.setdefault(split, {})[file[: -len(".csv")].removesuffix(f"_{split}")] = name
-    scored = next((split for split in SCORED if found.get(split)), None)
+    scored = next((split for split in ("val", "test") if found.get(split)), None)
     if scored is None:
         raise InputError(
             f"{artifact.root}: no questions in it; an exam has val/<subject>.csv or test/<subject>.csv, and "
             "dev/<subject>.csv for examples"
         )
-    examples = found.get(EXAMPLES, {})
+    examples = found.get("dev", {})
     subjects = [
         Subject(
             subject,
@@ -102,23 +95,17 @@ def _questions(artifact: Artifact, name: str) -> Iterator[Question]:
 
 
 def prompts(subject: Subject, question: Question, shots: int) -> list[str]:
-    """The prompt with `shots` examples, then with one fewer each time: the first that fits is asked.
-
-    The text ends where the letter is to follow.
-    """
+    """The prompt with `shots` examples, then with one fewer each time: the first that fits is asked. The text ends
+    where the letter is to follow."""
     head = f"以下是关于{subject.name.replace('_', ' ')}的单项选择题，请选出正确答案。\n\n"
-    examples = [f"{_asked(example)}{letter(example.answer)}\n\n" for example in subject.examples[:shots]]
+    examples = [f"{_asked(one)}{letters(one)[one.answer]}\n\n" for one in subject.examples[:shots]]
     return [head + "".join(examples[start:]) + _asked(question) for start in range(len(examples) + 1)]
 
 
 def _asked(question: Question) -> str:
-    choices = "".join(f"{letter(index)}. {choice}\n" for index, choice in enumerate(question.choices))
+    choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip(letters(question), question.choices))
     return f"{question.text}\n{choices}答案："
 
 
-def letter(index: int) -> str:
-    return string.ascii_uppercase[index]
-
-
-def letters(question: Question) -> Sequence[str]:
-    return [letter(index) for index in range(len(question.choices))]
+def letters(question: Question) -> str:
+    return string.ascii_uppercase[: len(question.choices)]

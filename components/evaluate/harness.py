@@ -8,14 +8,10 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from zhllama.errors import InputError
-
-if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
-
-    from zhllama.inference.load import LoadedModel
+from zhllama.inference.load import LoadedModel
 
 INSTALL = "pip install 'zhllama[lm-eval]'"
 
@@ -37,7 +33,7 @@ def check_tasks(tasks: Sequence[str], folder: Path | None) -> None:
 
 
 def run_tasks(
-    loaded: "LoadedModel", tasks: Sequence[str], folder: Path | None, limit: int
+    loaded: LoadedModel, tasks: Sequence[str], folder: Path | None, limit: int
 ) -> dict[str, dict[str, float]]:
     """Task → metric → value, the harness's own names (`acc,none`); `limit`: questions of each task, 0 for all."""
     from lm_eval import simple_evaluate
@@ -71,7 +67,7 @@ def run_tasks(
 
 
 @functools.cache
-def _manager(folder: Path | None) -> "TaskManager":
+def _manager(folder: Path | None) -> Any:
     """The harness's tasks and the folder's. Made once: it reads an index of thousands of files."""
     from lm_eval.tasks import TaskManager
 

@@ -1,37 +1,46 @@
-"""What every model is measured on: texts, instructions, exams, and the prompts that all of them answer."""
+"""What every model is measured on: a bounded part of the held-out data, the same part on every machine.
 
+Documents and items are taken in order of the SHA-256 of their text, until the limit: no seed, no dependence on the
+order of files. One pass, memory bounded by what is kept.
+"""
+
+import hashlib
+import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from components.evaluate.exams import Exam, read_exam
-from components.evaluate.options import Evaluate, shots_of, split
-from components.evaluate.selection import Selection, choose_items, choose_texts, content_hash
+from components.evaluate.options import Evaluate, split
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.corpus import read_documents
+from zhllama.data.instructions import read_instructions
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.prompt import wrap, wrap_item
 
 LANGUAGES = ("zh", "en")
 CONTINUED = 24
 """Characters of a held-out document that a model is given to continue."""
+MAX_CHOICES = 8
+"""An instruction with more distinct answers than this is not scored as multiple choice."""
+RECURRENCE = 2
+"""Nor is one whose answers recur less often than this, on average: they are answers of their own, not choices."""
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What the models are scored on."""
+class HeldOutItem:
+    """An item, and what is scored: of multiple choice its instruction's answers (sorted), else its own answer alone."""
 
-    texts: Mapping[str, Sequence[str]]
-    """Language → documents; empty where none was given."""
-    selection: Selection
-    exams: Sequence[Exam]
-    shots: Sequence[int]
-    prompts: Sequence["Sample"]
-    tasks: Sequence[str] = ()
-    """Of lm-evaluation-harness, with the folder of the user's own ones."""
-    task_folder: Path | None = None
-    max_questions: int = 0
+    item: Mapping[str, str]
+    choices: tuple[str, ...]
+    answer: int
+    """The index of the right one."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,24 @@ class Sample:
     expected: str
 
 
-# --- what is measured on ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class HeldOut:
+    """What the models are scored on."""
+
+    texts: Mapping[str, Sequence[str]]
+    """Language → documents; empty where none was given."""
+    items: Sequence[HeldOutItem]
+    exams: Sequence[Exam]
+    prompts: Sequence[Sample]
+    task_folder: Path | None
+    """Of the user's own tasks of lm-evaluation-harness."""
+
+
 def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
     """The held-out data, and what report.json says of the texts."""
-    from zhllama.data.corpus import read_documents
-    from zhllama.data.instructions import read_instructions
-
     texts: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     said: dict[str, Any] = dict.fromkeys(LANGUAGES)
-    given = {"zh": ("text_validation" if config.text_validation else "text"), "en": "english"}
-    for language, option in given.items():
+    for language, option in (("zh", "text_validation" if config.text_validation else "text"), ("en", "english")):
         artifact = inputs.get(option)
         if artifact is None:
             continue
@@ -65,33 +82,80 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
             "bytes": sum(len(text.encode()) for text in chosen),
             "characters": sum(map(len, chosen)),
         }
-    selection = Selection((), ())
+    items: list[HeldOutItem] = []
     if artifact := inputs.get("instructions_validation") or inputs.get("instructions"):
-        selection = choose_items(read_instructions(artifact), config.max_items)
+        items = choose_items(read_instructions(artifact), config.max_items)
     exams = [read_exam(exam, config.max_questions) for exam in inputs.all("exams")]
-    tasks, task_folder = split(config.lm_eval), None
-    if tasks:
+    task_folder = None
+    if config.lm_eval:
         from components.evaluate.harness import check_tasks
 
         if folder := inputs.get("lm_eval_tasks"):
             task_folder = materialize(folder)
-        check_tasks(tasks, task_folder)
-    samples = [
-        *fixed_prompts(inputs.get("prompts"), config.max_prompts),
-        *choose_samples(texts["zh"], selection, config.samples),
-    ]
-    held_out = HeldOut(
-        texts, selection, exams, shots_of(config.shots), samples, tasks, task_folder, config.max_questions
-    )
-    return held_out, said
+        check_tasks(split(config.lm_eval), task_folder)
+    prompts = fixed_prompts(inputs.get("prompts"), config.max_prompts)
+    prompts += choose_samples(texts["zh"], items, config.samples)
+    return HeldOut(texts, items, exams, prompts, task_folder), said
+
+
+def content_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def choose_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
+    """Distinct texts in order of their hash, `max_bytes` of UTF-8 in all; the last one is cut between characters."""
+    kept: list[tuple[int, str]] = []  # a heap with the greatest hash on top: (−hash, text)
+    have: set[int] = set()
+    size = 0
+    for text in texts:
+        rank = int(content_hash(text), 16)
+        if rank in have or (size >= max_bytes and rank > -kept[0][0]):
+            continue
+        heapq.heappush(kept, (-rank, text))
+        have.add(rank)
+        size += len(text.encode())
+        while size - len(kept[0][1].encode()) >= max_bytes:
+            greatest, dropped = heapq.heappop(kept)
+            have.remove(-greatest)
+            size -= len(dropped.encode())
+    chosen = [text for _, text in sorted(kept, reverse=True)]
+    if size > max_bytes:
+        # the last one is longer than what there is room for: cut at a character
+        room = len(chosen[-1].encode()) - (size - max_bytes)
+        chosen[-1] = chosen[-1].encode()[:room].decode(errors="ignore")
+    return [text for text in chosen if text]
+
+
+def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> list[HeldOutItem]:
+    """Up to `max_items` items as multiple choice, then a fifth of that by their one answer; duplicates are left out.
+    Multiple choice: the instruction has 2 to 8 distinct answers, each twice or more on average."""
+    groups: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
+    for item in items:
+        groups[item["instruction"]][content_hash(json.dumps(dict(item), sort_keys=True, ensure_ascii=False))] = item
+    choice: list[tuple[str, HeldOutItem]] = []
+    free: list[tuple[str, HeldOutItem]] = []
+    for group in groups.values():
+        choices = tuple(sorted({item["output"] for item in group.values()}))
+        if 2 <= len(choices) <= MAX_CHOICES and len(group) >= RECURRENCE * len(choices):
+            found = [HeldOutItem(item, choices, choices.index(item["output"])) for item in group.values()]
+            choice += zip(group, found)
+        else:
+            free += zip(group, [HeldOutItem(item, (item["output"],), 0) for item in group.values()])
+    best = heapq.nsmallest(max_items, choice, key=itemgetter(0))
+    return [item for _, item in best + heapq.nsmallest(-(-max_items // 5), free, key=itemgetter(0))]
+
+
+def chance(items: Iterable[HeldOutItem]) -> float:
+    """The accuracy of always giving each instruction's commonest answer; 0 without items."""
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for item in items:
+        counts[item.item["instruction"]][item.answer] += 1
+    total = sum(of.total() for of in counts.values())
+    return sum(max(of.values()) for of in counts.values()) / total if total else 0.0
 
 
 def fixed_prompts(artifact: Artifact | None, count: int) -> list[Sample]:
     """The first `count` of the prompts that are the same in every evaluation: the user's, or the project's own."""
-    from zhllama.data.corpus import read_documents
-    from zhllama.data.instructions import read_instructions
-    from zhllama.tokenizer.prompt import wrap
-
     if artifact is None:
         lines = (Path(__file__).parent / "prompts.txt").read_text("utf-8").splitlines()
         return [Sample("prompt", wrap(line), line, "") for line in lines[:count]]
@@ -102,26 +166,21 @@ def fixed_prompts(artifact: Artifact | None, count: int) -> list[Sample]:
 
 
 def _sample(kind: str, item: Mapping[str, str]) -> Sample:
-    from zhllama.tokenizer.prompt import wrap_item
-
     asked = "\n".join(filter(None, (item["instruction"], item["input"])))
     return Sample(kind, wrap_item(item), asked, item["output"])
 
 
-def choose_samples(texts: Sequence[str], selection: Selection, count: int) -> list[Sample]:
+def choose_samples(texts: Sequence[str], held_out: Sequence[HeldOutItem], count: int) -> list[Sample]:
     """Half instructions (each in turn, the commonest first), half texts to continue; or all of what there is."""
-    groups: dict[str, list[Mapping[str, str]]] = {}
-    for item in [*(choice.item for choice in selection.choice), *selection.free]:
-        groups.setdefault(item["instruction"], []).append(item)
-    items: list[Mapping[str, str]] = []
-    waiting = [groups[name] for name in sorted(groups, key=lambda name: (-len(groups[name]), content_hash(name)))]
-    while waiting and len(items) < count:
-        items += [group.pop(0) for group in waiting][: count - len(items)]
-        waiting = [group for group in waiting if group]
+    groups: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for one in held_out:
+        groups[one.item["instruction"]].append(one.item)
+    commonest = sorted(groups, key=lambda name: (-len(groups[name]), content_hash(name)))
+    rounds = itertools.zip_longest(*(groups[name] for name in commonest))
+    items = [item for each in rounds for item in each if item is not None][:count]
     long_enough = [text for text in texts if len(text) > 2 * CONTINUED][:count]
     asked = min(len(items), max(count - count // 2, count - len(long_enough)))
-    continued = [
+    return [_sample("instruction", item) for item in items[:asked]] + [
         Sample("text", text[:CONTINUED], text[:CONTINUED], text[CONTINUED : 4 * CONTINUED])
         for text in long_enough[: count - asked]
     ]
-    return [_sample("instruction", item) for item in items[:asked]] + continued

@@ -53,19 +53,15 @@ class Evaluate(StageOptions):
     """Multiple-choice items that are scored (a fifth of it of the other items)."""
 
     def __post_init__(self) -> None:
-        if not any((self.text_option[1], self.english, self.instructions_option[1], self.exams, self.lm_eval)):
+        texts = (self.text, self.text_validation, self.english, self.instructions, self.instructions_validation)
+        if not any((*texts, self.exams, self.lm_eval)):
             raise InputError(
                 "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval"
             )
-        for name, value, least in (
-            ("--samples", self.samples, 0),
-            ("--max-bytes", self.max_bytes, 1),
-            ("--max-items", self.max_items, 1),
-            ("--max-questions", self.max_questions, 0),
-            ("--max-prompts", self.max_prompts, 0),
-        ):
-            if value < least:
-                raise InputError(f"evaluate: {name} is {value}; it must be {least} or more")
+        for name in ("samples", "max_bytes", "max_items", "max_questions", "max_prompts"):
+            least = 1 if name in ("max_bytes", "max_items") else 0
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"evaluate: --{name.replace('_', '-')} is {value}; it must be {least} or more")
         shots_of(self.shots)
         count = len(split_references(self.baseline)) + 1
         named = [label for label in split(self.labels) if label]
@@ -74,18 +70,6 @@ class Evaluate(StageOptions):
                 f"evaluate: --labels has {len(named)} names ({self.labels}) for {count} models, the baselines and the "
                 "model; give each one its own, comma-separated"
             )
-
-    @property
-    def text_option(self) -> tuple[str, str]:
-        """The option that names the Chinese text that is measured, and its value."""
-        return ("--text-validation", self.text_validation) if self.text_validation else ("--text", self.text)
-
-    @property
-    def instructions_option(self) -> tuple[str, str]:
-        """Likewise, of the instructions."""
-        if self.instructions_validation:
-            return "--instructions-validation", self.instructions_validation
-        return "--instructions", self.instructions
 
 
 def split(text: str) -> list[str]:

@@ -1,7 +1,6 @@
-"""`report.html` of an evaluation: turns report.json into what `page.html` draws, lengths in percent."""
+"""`report.html` of an evaluation: turns report.json into what `page.html` draws."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,33 +10,13 @@ from zhllama.stage.report_page import curves, number, percent
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 
 
-class Headline(NamedTuple):
-    """A figure to be seen first: the figure, what it is, and what it was."""
-
-    figure: str
-    title: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One model's bar: length and marks in percent of the track, the text at its end."""
-
-    label: str
-    length: float
-    text: str
-    note: str
-    model: bool
-    margin: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Bars under one heading, and where chance stands in percent of the track, if it has a place there."""
+class Bars(NamedTuple):
+    """The models' bars under one heading, and where chance stands in percent of the track, if it has a place there."""
 
     title: str
     note: str
-    bars: Sequence[Bar]
+    bars: Sequence[tuple[str, float, str, str, tuple[float, float] | None]]
+    """Label; length in percent of the track; the text at its end, and the note on that; the marks of its margin."""
     chance: float | None = None
 
 
@@ -48,7 +27,7 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
         report=report,
         models=report["models"],
         headlines=headlines(report),
-        bits=[found for language in LANGUAGE_NAMES if (found := bits_bars(report, language))],
+        bits=list(filter(None, (bits_bars(report, language) for language in LANGUAGE_NAMES))),
         accuracy=accuracy_bars(report),
         exams=exam_bars(report),
         tasks=task_rows(report),
@@ -59,8 +38,8 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
     )
 
 
-def headlines(report: Mapping[str, Any]) -> list[Headline]:
-    """What changed from the first model to the last, in up to four figures."""
+def headlines(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What changed from the first model to the last: up to four figures, what each is, and what it was."""
     first, last = report["models"][0], report["models"][-1]
     compared = len(report["models"]) > 1
     found = []
@@ -70,20 +49,20 @@ def headlines(report: Mapping[str, Any]) -> list[Headline]:
         times, _, direction = ratio(before, after).partition(" ")
         if compared and direction in ("fewer", "more"):
             title = f"{direction} tokens for the same Chinese"
-            found.append(Headline(times, title, f"{before:.2f} → {after:.2f} per character"))
+            found.append((times, title, f"{before:.2f} → {after:.2f} per character"))
         else:
-            found.append(Headline(number(after), title, "the same as before" if compared else ""))
+            found.append((number(after), title, "the same as before" if compared else ""))
     for language, name in LANGUAGE_NAMES.items():
         before, after = (model["bits_per_byte"][language] for model in (first, last))
         if after is not None:
             note = f"from {before:.2f} ({change(before, after)})" if compared else "lower is better"
-            found.append(Headline(number(after), f"bits per byte, {name}", note))
+            found.append((number(after), f"bits per byte, {name}", note))
     scored, was = last["instructions"], first["instructions"]
     if scored and scored["accuracy"] is not None:
         note = f"chance {percent(scored['chance'], 0)}"
         if compared and was and was["accuracy"] is not None:
             note = f"from {percent(was['accuracy'], 0)}; {note}"
-        found.append(Headline(percent(scored["accuracy"], 0), "accuracy, held-out instructions", note))
+        found.append((percent(scored["accuracy"], 0), "accuracy, held-out instructions", note))
     return found
 
 
@@ -103,15 +82,14 @@ def bits_bars(report: Mapping[str, Any], language: str) -> Bars | None:
     """Bits per byte of one language, longest bar 100%; None where it was not measured."""
     models = report["models"]
     values = [model["bits_per_byte"][language] for model in models]
-    if any(value is None for value in values):
+    if None in values:
         return None
-    bars = []
-    for index, (model, value) in enumerate(zip(models, values)):
-        note = change(values[0], value) if index else ""
-        bars.append(Bar(model["label"], 100 * value / max(values), number(value), note, index == len(models) - 1))
+    bars = [
+        (model["label"], 100 * value / max(values), number(value), change(values[0], value) if index else "", None)
+        for index, (model, value) in enumerate(zip(models, values))
+    ]
     text = report["texts"][language]
-    note = f"{text['documents']:,} documents, {text['bytes'] / 1000:,.0f} kB"
-    return Bars(LANGUAGE_NAMES[language], note, bars)
+    return Bars(LANGUAGE_NAMES[language], f"{text['documents']:,} documents, {text['bytes'] / 1000:,.0f} kB", bars)
 
 
 def share_bars(
@@ -119,11 +97,11 @@ def share_bars(
 ) -> Bars:
     """The accuracy of each model with its margin, where it has one; figures: one of each model, in their order."""
     bars = []
-    for index, (model, each) in enumerate(zip(models, figures)):
+    for model, each in zip(models, figures):
         value, margin = each["accuracy"], each.get("margin")
         span = None if margin is None else (100 * max(0.0, value - margin), 100 * min(1.0, value + margin))
         ends = "" if margin is None else f"±{100 * margin:.1f}"
-        bars.append(Bar(model["label"], 100 * value, percent(value), ends, index == len(models) - 1, span))
+        bars.append((model["label"], 100 * value, percent(value), ends, span))
     return Bars(title, note, bars, 100 * figures[-1]["chance"])
 
 
@@ -133,17 +111,14 @@ def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
     scored = [model["instructions"] for model in models]
     if any(each is None or each["accuracy"] is None for each in scored):
         return []
-
     found = [share_bars(models, scored, "All multiple-choice items", f"{scored[-1]['items']:,} items")]
-    names = [group["instruction"] for group in scored[-1]["groups"]]
-    for name in names if len(names) > 1 else []:
-        groups = [[group for group in each["groups"] if group["instruction"] == name] for each in scored]
-        if all(groups):
-            last = groups[-1][0]
-            choices = " / ".join(last["choices"])
-            found.append(
-                share_bars(models, [group[0] for group in groups], name, f"{last['items']:,} items; {choices}")
-            )
+    groups = scored[-1]["groups"]
+    for last in groups if len(groups) > 1 else []:
+        name = last["instruction"]
+        of_each = [group for each in scored for group in each["groups"] if group["instruction"] == name]
+        if len(of_each) == len(models):
+            note = f"{last['items']:,} items; {' / '.join(last['choices'])}"
+            found.append(share_bars(models, of_each, name, note))
     return found
 
 
@@ -151,10 +126,10 @@ def exam_bars(report: Mapping[str, Any]) -> list[Bars]:
     """Accuracy in each exam, for each number of examples before a question."""
     models = report["models"]
     found = []
-    for index, exam in enumerate(models[-1]["exams"]):
-        each = [model["exams"][index] for model in models]
+    for each in zip(*(model["exams"] for model in models)):
         if any(one["accuracy"] is None for one in each):
             continue
+        exam = each[-1]
         subjects = len(exam["subjects"])
         note = f"{exam['items']:,} questions, {subjects} {'subject' if subjects == 1 else 'subjects'}"
         found.append(share_bars(models, each, f"{exam['exam']}, {exam['shots']} shots", note))

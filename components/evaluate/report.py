@@ -24,5 +24,3 @@
 
 A figure that was not measured is null. Shares are between 0 and 1.
 """
-
-REPORT_JSON = "report.json"

@@ -1,14 +1,12 @@
-"""Log-losses of a model: of text, and of the answers to instructions.
+"""Log-losses of a model: of text, and of the answers to instructions and exams, as report.json has them.
 
-Text: a document is BOS + its ids; every id but BOS is scored, EOS is not there. A document longer than the model's
-positions is cut into windows, each beginning with BOS again, so that every id is scored exactly once. Bits per byte =
-summed log-loss / UTF-8 bytes / ln 2, comparable across vocabularies (with byte fallback: an unknown piece would hide
-bytes). Next-token accuracy is not: a bigger vocabulary has harder tokens.
+Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not there. One longer than the model's
+positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
+across vocabularies (byte fallback: no unknown piece hides bytes); next-token accuracy is not.
 
-Answers: the training prompt, then the answer's ids and EOS, as training encodes them. An instruction with few distinct
-answers is multiple choice: the greatest summed log-likelihood wins. All its choices are scored in one row behind one
-prompt, each seeing the prompt and itself: half the work of a row a choice, for two. The letters of an exam's question
-are scored in the same way, without EOS: text goes on behind them.
+Answers: the training prompt, then the ids of the answer and EOS. The greatest summed log-likelihood wins; all choices
+are scored in one row behind one prompt, each seeing the prompt and itself: half the work of a row a choice, for two.
+The letters of an exam are scored in the same way, without EOS: text goes on behind them.
 
 Rows of like length run together, padded on the right (a causal model never looks there), and the output layer, which
 is most of a small model's work, runs at the scored positions alone, in chunks that stay in cache reach.
@@ -17,16 +15,15 @@ is most of a small model's work, runs at the scored positions alone, in chunks t
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
 
 from components.evaluate.exams import Exam, letters, prompts
-from components.evaluate.selection import ChoiceItem, Selection
+from components.evaluate.held_out import HeldOutItem, chance
 from zhllama.inference.load import LoadedModel
 from zhllama.progress import Progress
 from zhllama.tokenizer.prompt import wrap_item
-
-if TYPE_CHECKING:
-    import torch
 
 BATCH_TOKENS = 4096
 """Positions that run together."""
@@ -34,37 +31,8 @@ CHUNK = 128
 """Positions whose logits are held at once: 20 MB at 40,000 pieces."""
 
 
-@dataclass(frozen=True)
-class TextScore:
-    """Figures of one text under one model."""
-
-    bits_per_byte: float
-    perplexity: float
-    """Per token, so that it can only be compared within one vocabulary."""
-    next_token_accuracy: float
-    tokens_per_character: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class ItemScores:
-    """Figures of the held-out instructions under one model. Lists run along the items that fitted."""
-
-    items: tuple[ChoiceItem, ...]
-    right: tuple[bool, ...]
-    """Choice items: the right choice had the greatest log-likelihood."""
-    exact: tuple[bool, ...]
-    """All items, choice items first: greedy decoding would have given exactly this answer."""
-    answer_bits_per_byte: float
-    """Of the right answers, EOS included; NaN without items."""
-    too_long: int
-    """Items left out because they do not fit the model's positions."""
-
-
-def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> TextScore:
-    """Scores texts. ValueError without a character in them (a bug: the selection leaves empty texts out)."""
-    import torch
-
+def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[str, float]:
+    """The figures of texts that have a character at least."""
     encoded = loaded.encoder.encode_batch(texts)
     room = loaded.positions - 1
     windows = [
@@ -72,32 +40,106 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> TextSco
     ]
     loss, hits = 0.0, 0
     with torch.inference_mode(), Progress(title, sum(map(len, windows)), "tokens") as bar:
-        for batch in _batches([len(window) for window in windows]):
+        for batch in _batches(windows):
             rows = [windows[index] for index in batch]
-            ids, filled = _padded(rows, loaded.padding)
-            hidden = _hidden(loaded, ids[:, :-1])
-            scored = filled[:, 1:]
+            ids = _padded(rows, loaded.padding)
+            hidden = loaded.model.base_model(ids[:, :-1].to(loaded.device), use_cache=False).last_hidden_state
+            scored = torch.arange(1, ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
             log_probs, hit = _log_probs(loaded, hidden[scored.to(loaded.device)], ids[:, 1:][scored])
             loss -= log_probs.sum().item()
             hits += int(hit.sum())
             bar.advance(sum(map(len, rows)))
     tokens = sum(map(len, encoded))
-    return TextScore(
-        bits_per_byte=loss / math.log(2) / sum(len(text.encode()) for text in texts),
-        perplexity=math.exp(loss / tokens),
-        next_token_accuracy=hits / tokens,
-        tokens_per_character=tokens / sum(map(len, texts)),
-        tokens=tokens,
-    )
+    return {
+        "tokens_per_character": tokens / sum(map(len, texts)),
+        "bits_per_byte": loss / math.log(2) / sum(len(text.encode()) for text in texts),
+        "perplexity": math.exp(loss / tokens),
+        "next_token_accuracy": hits / tokens,
+    }
+
+
+def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -> dict[str, Any]:
+    """The figures of held-out instructions."""
+    fitting, rows = [], []
+    for item in items:
+        prompt = loaded.prompt_ids(wrap_item(item.item))
+        answers = [[*loaded.encoder.encode(text), loaded.encoder.eos] for text in item.choices]
+        if len(prompt) + max(map(len, answers)) <= loaded.positions:
+            fitting.append(item)
+            rows.append(_row(prompt, answers))
+    right, exact = [False] * len(rows), 0
+    losses = torch.zeros(len(rows), dtype=torch.float64)
+    for index, sums, hits in _scored_rows(loaded, rows, title, "items"):
+        answer = fitting[index].answer
+        right[index] = int(sums.argmax()) == answer
+        exact += bool(hits[answer])
+        losses[index] = -sums[answer]
+    groups: dict[str, list[tuple[HeldOutItem, bool]]] = {}
+    for item, hit in zip(fitting, right):
+        if len(item.choices) > 1:
+            groups.setdefault(item.item["instruction"], []).append((item, hit))
+    chosen = [pair for group in groups.values() for pair in group]
+    size = sum(len(item.choices[item.answer].encode()) for item in fitting)
+    return {
+        **_shares(sum(hit for _, hit in chosen), len(chosen)),
+        "chance": chance(item for item, _ in chosen) if chosen else None,
+        "exact_match": exact / len(rows) if rows else None,
+        "exact_match_items": len(rows),
+        "answer_bits_per_byte": losses.sum().item() / math.log(2) / size if size else None,
+        "too_long": len(items) - len(rows),
+        "groups": [
+            {
+                "instruction": instruction,
+                "choices": list(group[0][0].choices),
+                "items": len(group),
+                "accuracy": sum(hit for _, hit in group) / len(group),
+                "chance": chance(item for item, _ in group),
+            }
+            for instruction, group in sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+        ],
+    }
+
+
+def score_exam(loaded: LoadedModel, exam: Exam, shots: int, title: str) -> dict[str, Any]:
+    """The figures of an exam, each question with up to `shots` worked examples before it. The accuracy is over
+    questions, not the mean of the subjects'."""
+    questions = [(number, question) for number, subject in enumerate(exam.subjects) for question in subject.questions]
+    rows, owners = [], []
+    for number, question in questions:
+        asked = prompts(exam.subjects[number], question, shots)
+        if row := next(_fitting_rows(loaded, asked, letters(question)), None):
+            rows.append(row)
+            owners.append((number, question.answer))
+    right, items = [0] * len(exam.subjects), [0] * len(exam.subjects)
+    for index, sums, _ in _scored_rows(loaded, rows, title, "questions"):
+        number, answer = owners[index]
+        items[number] += 1
+        right[number] += int(sums.argmax()) == answer
+    return {
+        "exam": exam.name,
+        "shots": shots,
+        **_shares(sum(right), len(rows)),
+        "chance": sum(1 / len(question.choices) for _, question in questions) / len(questions) if questions else None,
+        "too_long": len(questions) - len(rows),
+        "subjects": [
+            {"subject": subject.name, "items": count, "accuracy": hits / count if count else None}
+            for subject, hits, count in zip(exam.subjects, right, items)
+        ],
+    }
+
+
+def _shares(right: int, count: int) -> dict[str, Any]:
+    """How many were right. margin: half the 95% interval, by the normal approximation."""
+    share = right / count if count else None
+    margin = None if share is None else 1.96 * math.sqrt(share * (1 - share) / count)
+    return {"items": count, "accuracy": share, "margin": margin}
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt with answers behind it: the input of one row, and what is scored in it.
-
-    ids, places: (length,), the tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers.
-    at: positions whose next token is scored; targets: that token; owner: which answer it belongs to.
-    """
+    """A prompt with answers behind it: the input of one row, and what is scored in it. ids, places: (length,), the
+    tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers. at: positions whose next
+    token is scored; targets: that token; owner: which answer it belongs to."""
 
     ids: list[int]
     places: list[int]
@@ -121,72 +163,6 @@ def _row(prompt: list[int], answers: Sequence[list[int]]) -> _Row:
     return row
 
 
-def score_items(loaded: LoadedModel, selection: Selection, title: str) -> ItemScores:
-    """Scores held-out instructions: every choice of a choice item, the one answer of the others."""
-    import torch
-
-    eos = loaded.encoder.eos
-    pairs: list[tuple[ChoiceItem | None, str, tuple[str, ...], int]] = [
-        (item, wrap_item(item.item), item.choices, item.answer) for item in selection.choice
-    ]
-    pairs += [(None, wrap_item(item), (item["output"],), 0) for item in selection.free]
-    fitting, rows = [], []
-    for pair in pairs:
-        prompt = loaded.prompt_ids(pair[1])
-        answers = [[*loaded.encoder.encode(text), eos] for text in pair[2]]
-        if len(prompt) + max(map(len, answers)) <= loaded.positions:
-            fitting.append(pair)
-            rows.append(_row(prompt, answers))
-
-    right: list[bool] = [False] * len(rows)
-    exact: list[bool] = [False] * len(rows)
-    losses = torch.zeros(len(rows), dtype=torch.float64)
-    for index, sums, hits in _scored_rows(loaded, rows, title, "items"):
-        answer = fitting[index][3]
-        right[index] = int(sums.argmax()) == answer
-        exact[index] = bool(hits[answer])
-        losses[index] = -sums[answer]
-    size = sum(len(choices[answer].encode()) for _, _, choices, answer in fitting)
-    chosen = tuple(item for item, *_ in fitting if item is not None)
-    return ItemScores(
-        items=chosen,
-        right=tuple(right[: len(chosen)]),
-        exact=tuple(exact),
-        answer_bits_per_byte=losses.sum().item() / math.log(2) / size if size else math.nan,
-        too_long=len(pairs) - len(fitting),
-    )
-
-
-@dataclass(frozen=True)
-class SubjectScore:
-    """A subject of an exam: its questions that fitted, how many were answered rightly, and how many did not fit."""
-
-    subject: str
-    questions: int
-    right: int
-    too_long: int
-
-
-def score_exam(loaded: LoadedModel, exam: Exam, shots: int, title: str) -> list[SubjectScore]:
-    """Asks every question of an exam with up to `shots` worked examples before it."""
-    rows, owners = [], []
-    too_long = [0] * len(exam.subjects)
-    for number, subject in enumerate(exam.subjects):
-        for question in subject.questions:
-            row = next(_fitting_rows(loaded, prompts(subject, question, shots), letters(question)), None)
-            if row is None:
-                too_long[number] += 1
-            else:
-                rows.append(row)
-                owners.append((number, question.answer))
-    right, asked = [0] * len(exam.subjects), [0] * len(exam.subjects)
-    for index, sums, _ in _scored_rows(loaded, rows, title, "questions"):
-        number, answer = owners[index]
-        asked[number] += 1
-        right[number] += int(sums.argmax()) == answer
-    return [SubjectScore(subject.name, *counts) for subject, *counts in zip(exam.subjects, asked, right, too_long)]
-
-
 def _fitting_rows(loaded: LoadedModel, texts: Sequence[str], answers: Sequence[str]) -> Iterator[_Row]:
     """The rows of those prompts that fit the model's positions with the longest answer behind them."""
     for text in texts:
@@ -201,12 +177,10 @@ def _fitting_rows(loaded: LoadedModel, texts: Sequence[str], answers: Sequence[s
 
 def _scored_rows(
     loaded: LoadedModel, rows: Sequence[_Row], title: str, unit: str
-) -> Iterator[tuple[int, "torch.Tensor", "torch.Tensor"]]:
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(index of the row, log-likelihood of each of its answers, whether greedy decoding gives it), in any order."""
-    import torch
-
     with torch.inference_mode(), Progress(title, len(rows), unit) as bar:
-        for batch in _batches([len(row.ids) for row in rows]):
+        for batch in _batches([row.ids for row in rows]):
             for index, (log_probs, hit) in zip(batch, _score_rows(loaded, [rows[index] for index in batch])):
                 owner = torch.tensor(rows[index].owner)
                 count = int(owner.max()) + 1
@@ -216,32 +190,34 @@ def _scored_rows(
             bar.advance(len(batch))
 
 
-def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """For each row (log-probabilities, whether the target was the likeliest token), along its `targets`."""
-    import torch
-
-    ids, _ = _padded([row.ids for row in rows], loaded.padding)
-    places, _ = _padded([row.places for row in rows], 0)
+    device, kind = loaded.device, loaded.model.dtype
+    ids = _padded([row.ids for row in rows], loaded.padding)
+    places = _padded([row.places for row in rows], 0)
     # padding is a segment of its own per row; it sees the prompt, and nobody sees it
-    segments, _ = _padded([row.segments for row in rows], -1)
-    width = ids.shape[1]
+    segments = _padded([row.segments for row in rows], -1)
     # (batch, query, key): a token sees what is before it, of the prompt and of its own answer
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-    seen &= torch.ones(width, width, dtype=torch.bool).tril()
-    hidden = _hidden(loaded, ids, places, seen[:, None])
-    number = torch.tensor([index for index, row in enumerate(rows) for _ in row.at])
-    at = torch.tensor([place for row in rows for place in row.at])
+    seen &= torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape, dtype=kind).masked_fill_(~seen, torch.finfo(kind).min)[:, None]
+    # base_model is the stack without the output layer
+    hidden = loaded.model.base_model(
+        ids.to(device), position_ids=places.to(device), attention_mask=mask.to(device), use_cache=False
+    ).last_hidden_state
+    number = torch.tensor([index for index, row in enumerate(rows) for _ in row.at], device=device)
+    at = torch.tensor([place for row in rows for place in row.at], device=device)
     targets = torch.tensor([target for row in rows for target in row.targets])
-    log_probs, hit = _log_probs(loaded, hidden[number.to(loaded.device), at.to(loaded.device)], targets)
+    log_probs, hit = _log_probs(loaded, hidden[number, at], targets)
     counts = [len(row.targets) for row in rows]
-    yield from zip(log_probs.split(counts), hit.split(counts))
+    return zip(log_probs.split(counts), hit.split(counts))
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Indices of rows that run together: of like length, BATCH_TOKENS positions with the padding (or one row)."""
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+    for index in sorted(range(len(rows)), key=lambda index: -len(rows[index])):
+        if batch and (len(batch) + 1) * len(rows[batch[0]]) > BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(index)
@@ -249,47 +225,14 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """(rows, longest) of ids, and a mask of the same shape that is True where a row is."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), padding)
-    filled = torch.zeros(len(rows), width, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-        filled[number, : len(row)] = True
-    return ids, filled
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    """(rows, longest)."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
 
 
-def _hidden(
-    loaded: LoadedModel,
-    ids: "torch.Tensor",
-    places: "torch.Tensor | None" = None,
-    seen: "torch.Tensor | None" = None,
-) -> "torch.Tensor":
-    """The last layer's output, (batch, length, hidden). Without `seen` (batch, 1, query, key) plainly causal."""
-    import torch
-
-    given = {}
-    if places is not None and seen is not None:
-        kind = loaded.model.dtype
-        mask = torch.zeros(seen.shape, dtype=kind).masked_fill_(~seen, torch.finfo(kind).min)
-        given = {"position_ids": places.to(loaded.device), "attention_mask": mask.to(loaded.device)}
-    # base_model is the stack without the output layer
-    hidden: torch.Tensor = loaded.model.base_model(ids.to(loaded.device), use_cache=False, **given).last_hidden_state
-    return hidden
-
-
-def _log_probs(
-    loaded: LoadedModel, hidden: "torch.Tensor", targets: "torch.Tensor"
-) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _log_probs(loaded: LoadedModel, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden: (n, hidden); targets: (n,). Natural log-probability (float64) and likeliest-token hit of each, on CPU.
-
-    Rows of the output layer that only pad it are no pieces, and take no part.
-    """
-    import torch
-
+    Rows of the output layer that only pad it are no pieces, and take no part."""
     weight = loaded.model.get_output_embeddings().weight[: loaded.encoder.size]
     log_probs = torch.empty(len(targets), dtype=torch.float64)
     hits = torch.zeros(len(targets), dtype=torch.bool)

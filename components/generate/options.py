@@ -1,16 +1,12 @@
 """The options of generate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
-from zhllama.stage.inputs import Inputs
+from zhllama.inference.sampling import Sampling
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
-
-if TYPE_CHECKING:
-    from zhllama.inference.load import LoadedModel
-    from zhllama.inference.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +71,17 @@ class Generate(StageOptions):
         if self.store and self.interactive:
             raise InputError("generate: a conversation leaves nothing in the store; leave out --store or --interactive")
         for option, right, rule in (
-            ("--temperature", self.temperature > 0, "above 0 (--do-sample false takes the likeliest)"),
-            ("--top-k", self.top_k >= 0, "0 (off) or more"),
-            ("--top-p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("--repetition-penalty", self.repetition_penalty > 0, "above 0"),
-            ("--max-new-tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("--context-length", self.context_length >= 0, "0 (the model's positions) or more"),
-            ("--rope-alpha", self.rope_alpha is None or self.rope_alpha >= 1, "1 (as it is) or more"),
+            ("temperature", self.temperature > 0, "above 0 (--do-sample false takes the likeliest)"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("context_length", self.context_length >= 0, "0 (the model's positions) or more"),
+            ("rope_alpha", self.rope_alpha is None or self.rope_alpha >= 1, "1 (as it is) or more"),
         ):
             if not right:
-                value = getattr(self, option[2:].replace("-", "_"))
-                raise InputError(f"generate: {option} is {value}; it must be {rule}")
+                value = getattr(self, option)
+                raise InputError(f"generate: --{option.replace('_', '-')} is {value}; it must be {rule}")
 
-    def sampling(self) -> "Sampling":
-        from zhllama.inference.sampling import Sampling
-
-        return Sampling(
-            do_sample=self.do_sample,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-        )
-
-    def load(self, inputs: Inputs) -> "LoadedModel":
-        from zhllama.inference.load import load_model
-
-        return load_model(
-            inputs["model"],
-            inputs.all("adapters"),
-            precision=self.precision,
-            context_length=self.context_length,
-            rope_alpha=self.rope_alpha,
-        )
+    def sampling(self) -> Sampling:
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})

@@ -7,7 +7,6 @@ another manager says in the meantime (an autoscaler, how many pods) is seen befo
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
@@ -15,18 +14,8 @@ from kubernetes import client, watch
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from components.serve import rollout
 from components.serve.port_forward import forwarded
-from components.serve.rollout import (
-    Progress,
-    Rollout,
-    State,
-    answers,
-    controlled_by,
-    judge_deployment,
-    judge_inference_service,
-    newest_replica_set,
-)
-from components.serve.scale import MANAGER, check_not_at_zero, left, targets, without_anothers_scale
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
 from zhllama.kubernetes.model_server import OURS
@@ -40,27 +29,10 @@ LOOK_EVERY = 10
 APPLIED_WITHIN = 20
 """Attempts to apply an object that others change at the same time: its status, mostly, which is a moment's matter."""
 SERVER_SET = ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink")
-PLURALS = {
-    "Deployment": "deployments",
-    "Service": "services",
-    "NetworkPolicy": "networkpolicies",
-    "PodMonitor": "podmonitors",
-    "InferenceService": "inferenceservices",
-}
-OPTIONAL = ("PodMonitor",)
-"""Kinds that a cluster may do without."""
 
 
-@dataclass(frozen=True)
-class Before:
-    """An object that is to be applied, and what stood there before (None: nothing)."""
-
-    wanted: dict[str, Any]
-    found: dict[str, Any] | None
-
-    @property
-    def name(self) -> str:
-        return name_of(self.wanted)
+def _plural(kind: str) -> str:
+    return f"{kind.lower()}s".replace("ys", "ies")
 
 
 def name_of(wanted: dict[str, Any]) -> str:
@@ -79,85 +51,103 @@ class Cluster:
 
     @contextmanager
     def whole_or_not_at_all(self, objects: Sequence[dict[str, Any]], seconds: float) -> Iterator[None]:
-        """Applies all but the last of the objects, runs the block, and takes everything back if that fails."""
-        before = [Before(wanted, self._own(wanted)) for wanted in objects]
-        check_not_at_zero(before[-1].name, before[-1].found)
+        """Applies all but the last of the objects, runs the block, and takes everything back if that fails. InputError
+        for what is not ours, and for a Deployment that another has scaled to nothing: no pod could be tried."""
+        before = []
+        for wanted in objects:
+            found = self._asked("GET", wanted)
+            before.append((wanted, found))
+            if found is None:
+                continue
+            labels, name = found["metadata"].get("labels", {}), name_of(wanted)
+            if not OURS.items() <= labels.items():
+                raise InputError(f"{name} is there and is not zhllama's; give another --name")
+            if found["kind"] == "Deployment" and found["spec"].get("replicas", 1) < 1:
+                by = "".join(f" by {one}" for one in rollout.managers(found, ["spec", "replicas"])[:1])
+                raise InputError(
+                    f"{name} is scaled to 0{by}: no pod of it could be tried; scale it up first "
+                    f"(kubectl scale deployment {found['metadata']['name']} --replicas 1)"
+                )
         try:
-            for one in before[:-1]:
-                self.apply(one.wanted)
+            for wanted in objects[:-1]:
+                self.apply(wanted)
             yield
         except BaseException as error:
             log.warning("taking the deployment back: %s", mask(str(error) or type(error).__name__))
             self._take_back(before, seconds)
             raise
 
-    def _own(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
-        found = self._read(wanted)
-        labels = (found or {}).get("metadata", {}).get("labels", {})
-        if found is not None and any(labels.get(name) != value for name, value in OURS.items()):
-            raise InputError(f"{name_of(wanted)} is there and is not zhllama's; give another --name")
-        return found
+    def _take_back(self, before: Sequence[tuple[dict[str, Any], dict[str, Any] | None]], seconds: float) -> None:
+        """As it was: what was found is applied, the rest deleted. What fails is logged, and the rest is done."""
+        for wanted, found in reversed(before):
+            try:
+                if found is not None:
+                    self.apply(as_it_was(found))
+                    log.info("%s is as it was", name_of(wanted))
+                elif self._asked("DELETE", wanted, {"propagationPolicy": "Background"}) is not None:
+                    log.info("%s deleted", name_of(wanted))
+            except (ApiException, InputError, StorageFault) as error:
+                log.error("%s could not be taken back: %s", name_of(wanted), error)
+        if found := before[-1][1]:
+            try:
+                self.wait(found, seconds)
+                log.info("%s answers again as before", name_of(found))
+            except (InputError, StorageFault) as error:
+                log.error("%s is as it was, but not ready: %s", name_of(found), error)
 
     def apply(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Creates the object, or makes it as it is wanted, but for what of its scale is another's; what the server made
         of it."""
-        for attempt in range(1, APPLIED_WITHIN + 1):
-            found = self._read(wanted)
-            autoscaler = self._autoscaler(wanted)
-            asked = without_anothers_scale(wanted, found, autoscaler)
-            options = [("fieldManager", MANAGER)]
+        attempt = 0
+        while True:
+            attempt += 1
+            found = self._asked("GET", wanted)
+            autoscaler = ""
+            if wanted["kind"] == "Deployment":
+                # KServe makes its own from what it is told
+                listing = client.AutoscalingV2Api(self._api).list_namespaced_horizontal_pod_autoscaler
+                scaling = self._items(listing, namespace=wanted["metadata"]["namespace"])
+                autoscaler = next((one["metadata"]["name"] for one in scaling if rollout.targets(one, wanted)), "")
+            asked, said = rollout.with_anothers_scale(wanted, found, autoscaler)
+            options = [("fieldManager", rollout.MANAGER)]
             if found is not None:
-                asked = asked | {
-                    "metadata": asked["metadata"] | {"resourceVersion": found["metadata"]["resourceVersion"]}
-                }
+                version = {"resourceVersion": found["metadata"]["resourceVersion"]}
+                asked = asked | {"metadata": asked["metadata"] | version}
                 options.append(("force", "true"))
             try:
-                made: dict[str, Any] = self._ask("PATCH", wanted, asked, query_params=options)
+                made = self._ask("PATCH", wanted, asked, query_params=options)
             except ApiException as error:
                 if error.status == 409 and attempt < APPLIED_WITHIN:
                     # it is another than it was a moment ago
                     continue
-                if error.status == 404 and wanted["kind"] in OPTIONAL:
-                    log.warning("this cluster has no %s: its metrics are not collected by that", wanted["kind"])
+                if error.status == 404 and wanted["kind"] == "PodMonitor":
+                    log.warning("this cluster has no PodMonitor: its metrics are not collected by that")
                     return wanted
                 raise _refused(wanted, error) from error
-            if said := left(wanted, found, autoscaler):
+            if said:
                 log.info("%s: %s", name_of(wanted), said)
             return made
-        raise AssertionError("unreachable")
 
-    def _autoscaler(self, wanted: dict[str, Any]) -> str:
-        """The name of a HorizontalPodAutoscaler that targets the object; KServe makes its own from what it is told."""
-        if wanted["kind"] != "Deployment":
-            return ""
-        api = client.AutoscalingV2Api(self._api)
-        namespace = wanted["metadata"]["namespace"]
-        scaling = self._items(api.list_namespaced_horizontal_pod_autoscaler, namespace=namespace)
-        return next((one["metadata"]["name"] for one in scaling if targets(one, wanted)), "")
-
-    def _read(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    def _asked(self, method: str, about: dict[str, Any], body: Any = None) -> dict[str, Any] | None:
+        """The answer; None where there is no such object."""
         try:
-            found: dict[str, Any] = self._ask("GET", wanted)
+            return self._ask(method, about, body)
         except ApiException as error:
             if error.status == 404:
                 return None
-            raise _refused(wanted, error) from error
-        return found
+            raise _refused(about, error) from error
 
     def _ask(self, method: str, about: dict[str, Any], body: Any = None, **more: Any) -> Any:
         """One request about an object, by its path: the client has no methods for server-side apply."""
         name, namespace = about["metadata"]["name"], about["metadata"]["namespace"]
-        version = about["apiVersion"]
-        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if method == "PATCH":
-            headers["Content-Type"] = "application/apply-patch+yaml"
+        root = "apis" if "/" in about["apiVersion"] else "api"
+        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
         return call(
             plain,
             call=self._api.call_api,
-            resource_path=f"{root}/namespaces/{namespace}/{PLURALS[about['kind']]}/{name}",
+            resource_path=f"/{root}/{about['apiVersion']}/namespaces/{namespace}/{_plural(about['kind'])}/{name}",
             method=method,
-            header_params=headers,
+            header_params={"Accept": "application/json", "Content-Type": kind},
             body=body,
             auth_settings=["BearerToken"],
             _return_http_data_only=True,
@@ -165,56 +155,52 @@ class Cluster:
             **more,
         )
 
-    # --- until it stands ----------------------------------------------------------------------------------------------
-
-    def wait(self, applied: dict[str, Any], seconds: float, since: float | None = None) -> Progress:
+    def wait(self, applied: dict[str, Any], seconds: float, since: float | None = None) -> rollout.Progress:
         """Until the object's new pods are ready: which, and its address where it says one. At most so many seconds,
-        from now or from `since` (of time.monotonic) on.
-
-        InputError when a pod says that its input is wrong, StorageFault when it fails or the time is over.
-        """
+        from now or from `since` (of time.monotonic) on. InputError when a pod says that its input is wrong,
+        StorageFault when it fails or the time is over."""
         until = (monotonic() if since is None else since) + seconds
         said = ""
         while True:
-            seen = self._read(applied)
+            seen = self._asked("GET", applied)
             if seen is None:
                 raise StorageFault(f"{name_of(applied)} was deleted while it was waited for")
-            progress = self._judge(seen)
+            if seen["kind"] == "Deployment":
+                progress = rollout.judge_deployment(seen, self._new_pods(seen))
+            else:
+                listing = self._apps.list_namespaced_deployment
+                deployments = self._items(listing, namespace=seen["metadata"]["namespace"])
+                own = rollout.controlled_by(deployments, seen["metadata"]["uid"])
+                progress = rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
             if progress.reason != said:
                 said = progress.reason
                 log.info("%s: %s", name_of(applied), said or progress.state.value)
-            if progress.state is State.READY:
+            if progress.state is rollout.State.READY:
                 return progress
-            if progress.state is State.WRONG_INPUT:
+            if progress.state is rollout.State.WRONG_INPUT:
                 raise InputError(progress.reason)
-            left_seconds = until - monotonic()
-            if progress.state is State.FAILED or left_seconds <= 0:
+            left = until - monotonic()
+            if progress.state is rollout.State.FAILED or left <= 0:
                 late = f"is not ready after {seconds / 60:.0f} minutes"
-                why = "failed" if progress.state is State.FAILED else late
+                why = "failed" if progress.state is rollout.State.FAILED else late
                 raise StorageFault(f"{name_of(applied)} {why}: {progress.reason or 'no pod says why'}")
-            self._until_changed(seen, min(left_seconds, LOOK_EVERY))
-
-    def _judge(self, seen: dict[str, Any]) -> Progress:
-        if seen["kind"] == "Deployment":
-            return judge_deployment(seen, self._new_pods(seen))
-        deployments = self._items(self._apps.list_namespaced_deployment, namespace=seen["metadata"]["namespace"])
-        own = controlled_by(deployments, seen["metadata"]["uid"])
-        return judge_inference_service(seen, [Rollout(one, self._new_pods(one)) for one in own])
+            self._until_changed(seen, min(left, LOOK_EVERY))
 
     def _new_pods(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
         """Those of the Deployment's newest ReplicaSet, ready or not."""
+        labels = deployment["spec"]["selector"].get("matchLabels", {})
         where = {
             "namespace": deployment["metadata"]["namespace"],
-            "label_selector": ",".join(f"{key}={value}" for key, value in _match_labels(deployment).items()),
+            "label_selector": ",".join(f"{key}={value}" for key, value in labels.items()),
         }
-        newest = newest_replica_set(deployment, self._items(self._apps.list_namespaced_replica_set, **where))
+        newest = rollout.newest_replica_set(deployment, self._items(self._apps.list_namespaced_replica_set, **where))
         if newest is None:
             return []
-        return controlled_by(self._items(self._pods.list_namespaced_pod, **where), newest["metadata"]["uid"])
+        return rollout.controlled_by(self._items(self._pods.list_namespaced_pod, **where), newest["metadata"]["uid"])
 
     def _items(self, listing: Any, **where: str) -> list[dict[str, Any]]:
         try:
-            items: list[dict[str, Any]] = call(plain, call=listing, **where)["items"]
+            return call(plain, call=listing, **where)["items"]
         except ApiException as error:
             if error.status == 403:
                 raise InputError(
@@ -222,7 +208,6 @@ class Cluster:
                     "of this release"
                 ) from error
             raise unanswered(error) from error
-        return items
 
     def _until_changed(self, seen: dict[str, Any], seconds: float) -> None:
         """Until the object is another than it was seen, or the time is over."""
@@ -232,7 +217,7 @@ class Cluster:
                 client.CustomObjectsApi(self._api).list_namespaced_custom_object,
                 group=group,
                 version=version,
-                plural=PLURALS[seen["kind"]],
+                plural=_plural(seen["kind"]),
                 namespace=seen["metadata"]["namespace"],
                 field_selector=f"metadata.name={seen['metadata']['name']}",
                 resource_version=seen["metadata"]["resourceVersion"],
@@ -249,14 +234,13 @@ class Cluster:
         """Whether that very pod is still there, ready, and not about to go."""
         metadata = pod["metadata"]
         try:
-            now = call(
-                plain, call=self._pods.read_namespaced_pod, name=metadata["name"], namespace=metadata["namespace"]
-            )
+            where = {"name": metadata["name"], "namespace": metadata["namespace"]}
+            now = call(plain, call=self._pods.read_namespaced_pod, **where)
         except ApiException as error:
             if error.status == 404:
                 return False
             raise unanswered(error) from error
-        return bool(now["metadata"]["uid"] == metadata["uid"]) and answers(now)
+        return bool(now["metadata"]["uid"] == metadata["uid"]) and rollout.answers(now)
 
     @contextmanager
     def way_to(self, pod: dict[str, Any]) -> Iterator[str]:
@@ -264,62 +248,25 @@ class Cluster:
         if ACCOUNT.exists():
             address = pod["status"]["podIP"]
             yield f"http://[{address}]:{PORT}" if ":" in address else f"http://{address}:{PORT}"
-            return
-        with forwarded(pod["metadata"]["namespace"], pod["metadata"]["name"], PORT) as address:
-            yield address
-
-    # --- back ---------------------------------------------------------------------------------------------------------
-
-    def _take_back(self, before: Sequence[Before], seconds: float) -> None:
-        """As it was: the objects of before applied, the others deleted. What fails is logged, and the rest is done."""
-        for one in reversed(before):
-            try:
-                if one.found is None:
-                    self._delete(one)
-                else:
-                    self.apply(as_it_was(one.found))
-                    log.info("%s is as it was", one.name)
-            except (ApiException, InputError, StorageFault) as error:
-                log.error("%s could not be taken back: %s", one.name, error)
-        last = before[-1]
-        if last.found is not None:
-            try:
-                self.wait(last.wanted, seconds)
-                log.info("%s answers again as before", last.name)
-            except (InputError, StorageFault) as error:
-                log.error("%s is as it was, but not ready: %s", last.name, error)
-
-    def _delete(self, one: Before) -> None:
-        try:
-            self._ask("DELETE", one.wanted, {"propagationPolicy": "Background"})
-            log.info("%s deleted", one.name)
-        except ApiException as error:
-            if error.status != 404:
-                raise _refused(one.wanted, error) from error
+        else:
+            with forwarded(pod["metadata"]["namespace"], pod["metadata"]["name"], PORT) as address:
+                yield address
 
 
 def as_it_was(found: dict[str, Any]) -> dict[str, Any]:
     """A live object as it can be applied again: without what the server sets."""
     metadata = {name: value for name, value in found["metadata"].items() if name not in SERVER_SET}
-    annotations = metadata.get("annotations", {})
-    metadata["annotations"] = {
-        name: value for name, value in annotations.items() if not name.startswith("deployment.kubernetes.io/")
-    }
-    kept = {name: value for name, value in found.items() if name not in ("metadata", "status")}
-    return {**kept, "metadata": metadata}
-
-
-def _match_labels(deployment: dict[str, Any]) -> dict[str, str]:
-    return dict(deployment["spec"]["selector"].get("matchLabels", {}))
+    annotations = metadata.get("annotations", {}).items()
+    metadata["annotations"] = {k: v for k, v in annotations if not k.startswith("deployment.kubernetes.io/")}
+    return {**{name: value for name, value in found.items() if name != "status"}, "metadata": metadata}
 
 
 def _refused(wanted: dict[str, Any], error: ApiException) -> Exception:
-    name = name_of(wanted)
-    if error.status in (400, 403, 404, 409, 422):
-        mend = {
-            403: "give this account the Role zhllama-deployer",
-            404: "install KServe, or check --namespace",
-            409: "it is being changed by somebody else; try again",
-        }.get(error.status, "mend the options")
-        return InputError(f"{name} was refused: {short(error)}; {mend}")
-    return unanswered(error)
+    if error.status not in (400, 403, 404, 409, 422):
+        return unanswered(error)
+    mend = {
+        403: "give this account the Role zhllama-deployer",
+        404: "install KServe, or check --namespace",
+        409: "it is being changed by somebody else; try again",
+    }.get(error.status, "mend the options")
+    return InputError(f"{name_of(wanted)} was refused: {short(error)}; {mend}")

@@ -52,10 +52,8 @@ def server_of(config: Serve) -> ModelServer:
 
 def deploy(config: Serve) -> str:
     """Deploys `--model`, and returns the address at which it answered; `--output` gets what was asked and answered.
-
     InputError for a model that is not fit to be served, a refusal of the cluster, a server that tokenises otherwise;
-    StorageFault when it does not answer in time. The cluster is then as it was.
-    """
+    StorageFault when it does not answer in time. The cluster is then as it was."""
     server = server_of(config)
     api_key = config.api_key()
     if not api_key:
@@ -105,16 +103,14 @@ def _tried(
         stands = cluster.wait(applied, config.wait_minutes * 60, since)
         if config.address:
             return stands.address, ask(config.address)
-        fresh = [pod for pod in stands.pods if pod["metadata"]["uid"] not in given_up]
-        pod = (fresh or stands.pods)[0]
+        pod = next((one for one in stands.pods if one["metadata"]["uid"] not in given_up), stands.pods[0])
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         try:
             with cluster.way_to(pod) as address:
                 return stands.address, ask(address, there=partial(cluster.answers, pod))
         except (InputError, StorageFault) as error:
             # a pod that came back and fails again is no accident
-            if cluster.answers(pod) or pod["metadata"]["uid"] in given_up:
+            if cluster.answers(pod) or uid in given_up:
                 raise
-            given_up.add(pod["metadata"]["uid"])
-            log.warning(
-                "pod %s went away while it was asked (%s); another one is", pod["metadata"]["name"], mask(str(error))
-            )
+            given_up.add(uid)
+            log.warning("pod %s went away while it was asked (%s); another one is", name, mask(str(error)))

@@ -5,31 +5,48 @@ installed and a GPU is there. Each is somebody else's program behind the same ga
 the command, the path that says it is ready, the names of the sampling settings, and the request fields that it refuses.
 """
 
+import collections
 import importlib.util
+import json
+import logging
 import os
 import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Self
 
 from components.serve.options import EngineName
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.serving_pod import vllm_sampling
+from zhllama.stage.child_processes import die_with_parent
+from zhllama.tokenizer.vocabulary import Encoder
 
-HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
-"""Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
+log = logging.getLogger("engine")
+
+GENERATION = "generation_config.json"
+START_SECONDS = 900.0
+"""For reading a large model from a slow disk."""
+STOP_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
+QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine on one model. `command(host, port)` is what starts it, in `folder`."""
+    """One engine on one model. `command` with `--host` and `--port` is what starts it, in `folder`."""
 
     name: str
     folder: Path
-    command: Callable[[str, int], list[str]]
+    command: Sequence[str]
     health: str
     """The path that answers 200 once the model is loaded."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -39,52 +56,30 @@ class Engine:
     refuses: tuple[str, ...] = ()
     """Request fields that it cannot honour."""
 
-    def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A checked request (requests.py) as this engine takes it."""
-        return {**self.defaults, **{name: value for name, value in body.items() if name not in HARMLESS}}
-
 
 def transformers_engine(folder: Path, name: str) -> Engine:
-    """transformers' server on `folder/name`; generation_config.json holds the recipe's sampling (served_folder.py)."""
-
-    def command(host: str, port: int) -> list[str]:
-        import torch
-
-        words = [sys.executable, "-m", "components.serve.transformers_server", name]
-        words += ["--host", host, "--port", str(port)]
-        return words if torch.cuda.is_available() else [*words, "--device", "cpu", "--dtype", "float32"]
-
+    """transformers' server on `folder/name`, as `lay_out` made it."""
+    command = [sys.executable, "-m", "components.serve.transformers_server", name]
+    if not _has_gpu():
+        command += ["--device", "cpu", "--dtype", "float32"]
     refuses = ("logprobs", "top_logprobs", "presence_penalty", "logit_bias", "response_format", "best_of", "echo")
     return Engine("transformers", folder, command, "/health", refuses=refuses)
 
 
 def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
     """llama.cpp's server on a GGUF file."""
-
-    def command(host: str, port: int) -> list[str]:
-        # verbose, it says three hundred lines of tensors and graphs before it serves; a fault it says all the same
-        options = {"model": file, "model_alias": name, "host": host, "port": port, "n_ctx": positions, "verbose": False}
-        words = [f"--{option}={value}" for option, value in options.items()]
-        return [sys.executable, "-m", "llama_cpp.server", *words]
-
-    recipe = Sampling()
-    defaults = {
-        "temperature": recipe.temperature,
-        "top_k": recipe.top_k,
-        "top_p": recipe.top_p,
-        "repeat_penalty": recipe.repetition_penalty,
-    }
+    # verbose, it says three hundred lines of tensors and graphs before it serves; a fault it says all the same
+    options = {"model": file, "model_alias": name, "n_ctx": positions, "verbose": False}
+    command = [sys.executable, "-m", "llama_cpp.server", *(f"--{option}={value}" for option, value in options.items())]
+    defaults = _recipe()
+    defaults["repeat_penalty"] = defaults.pop("repetition_penalty")
     return Engine("llama.cpp", file.parent, command, "/v1/models", defaults)
 
 
 def vllm_engine(folder: Path, name: str, positions: int) -> Engine:
     """vLLM's server on `folder/name`, in the Python that vLLM is installed in."""
-
-    def command(host: str, port: int) -> list[str]:
-        words = [vllm_program() or "vllm", "serve", str(folder / name)]
-        words += ["--served-model-name", name, "--host", host, "--port", str(port), "--max-model-len", str(positions)]
-        return [*words, *vllm_sampling()]
-
+    command = [vllm_program() or "vllm", "serve", str(folder / name), "--served-model-name", name]
+    command += ["--max-model-len", str(positions), *vllm_sampling()]
     return Engine("vllm", folder, command, "/health", metrics="/metrics")
 
 
@@ -101,18 +96,118 @@ def choose(wanted: EngineName, gguf: bool) -> str:
     if gguf != (wanted == "llama.cpp"):
         form = "a GGUF file, which llama.cpp serves" if gguf else "a Hugging Face folder, which llama.cpp cannot read"
         raise InputError(f"serve: --engine {wanted}: the model is {form}; leave out --engine")
-    if wanted == "llama.cpp" and not (_installed("llama_cpp") and _installed("pydantic_settings")):
+    if gguf and not all(map(importlib.util.find_spec, ("llama_cpp", "pydantic_settings"))):
         raise InputError("serve: a GGUF file is served by llama.cpp; pip install 'llama-cpp-python[server]'")
     if wanted == "vllm" and not vllm_program():
         raise InputError("serve: vLLM is not installed here; leave out --engine, or run it in vLLM's own image")
     return wanted
 
 
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
 def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _recipe() -> dict[str, Any]:
+    return {name: getattr(Sampling(), name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+
+
+def lay_out(source: Path, target: Path, encoder: Encoder) -> Path:
+    """Links the files of a model folder into `target`, with generation settings of our own; returns `target`. A
+    published model says nothing of sampling, and the server takes what it does not find in a request from the model's
+    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.name != GENERATION:
+            (target / file.name).symlink_to(file.resolve())
+    pad = encoder.eos if encoder.pad is None else encoder.pad
+    ids = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": pad}
+    settings = {"do_sample": True, **_recipe(), **ids}
+    given = source / GENERATION
+    if given.exists():
+        settings |= json.loads(given.read_text())
+    (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
+    return target
+
+
+class EngineProcess:
+    """An engine as a child process on loopback: `with EngineProcess(engine) as process: process.wait_until_healthy()`.
+
+    It stays in our process group, so that what ends the group (Ctrl-C, a runner) ends it too; a signal to us alone is
+    passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log, a
+    record a line. It cannot be reached from another machine: keys, limits and metrics are the gateway's (gateway.py).
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._last: collections.deque[str] = collections.deque(maxlen=5)
+        self.address = ""
+        """`http://127.0.0.1:43210`."""
+
+    def __enter__(self) -> Self:
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port = probe.getsockname()[1]
+        self.address = f"http://{LOOPBACK}:{port}"
+        self._process = subprocess.Popen(
+            [*self._engine.command, "--host", LOOPBACK, "--port", str(port)],
+            cwd=self._engine.folder,
+            # passive: idle threads leave the cores to others (zhllama/inference/load.py)
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **QUIET, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for raw in self._process.stdout:
+            line = raw.decode(errors="replace").strip()
+            # what is asked is the gateway's to record
+            if line and '" 200' not in line and "[Request received]" not in line:
+                self._last.append(line)
+                log.info("%s", line)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_until_healthy(self) -> None:
+        """RuntimeError when the engine ends before it answers, or does not within a quarter of an hour."""
+        until = time.monotonic() + START_SECONDS
+        while True:
+            if not self.alive:
+                self._ended()
+            try:
+                with urllib.request.urlopen(f"{self.address}{self._engine.health}", timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                if time.monotonic() > until:
+                    raise RuntimeError(f"the engine did not answer within {START_SECONDS:.0f} s") from None
+            time.sleep(0.1)
+
+    def wait(self) -> NoReturn:
+        """Until the engine ends by itself, which is a RuntimeError."""
+        self._process.wait()
+        self._ended()
+
+    def _ended(self) -> NoReturn:
+        self._reader.join(STOP_SECONDS)
+        said = " | ".join(self._last) or "it said nothing"
+        raise RuntimeError(f"the engine ({self._engine.name}) ended with {self._process.returncode}: {said}")
+
+    def __exit__(self, *_: object) -> None:
+        """SIGTERM, and SIGKILL when it does not go within ten seconds."""
+        if self.alive:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._reader.join(STOP_SECONDS)

@@ -1,8 +1,7 @@
 """The server that people reach: routes, keys, checks, metrics and the chat page, in front of an engine on loopback.
 
 Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key. So all
-requests end here; what is in order goes on to the engine, and its answer comes back as it comes. What that costs a
-request is measured (tests/bench/serve.py).
+requests end here; what is in order goes on to the engine, and its answer comes back as it comes.
 
 Without a key the server listens on loopback alone, and then refuses requests that name another host, and those that a
 page of another site makes a browser send: a page that is merely open must not talk to the model.
@@ -30,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serve import requests
 from components.serve.engines import Engine
-from components.serve.requests import ApiError, Limits, ValidatedRequest
+from components.serve.requests import ApiError, Limits, Validated
 
 log = logging.getLogger("serve")
 
@@ -55,24 +54,19 @@ class Metrics:
 
     def __init__(self, name: str) -> None:
         self.registry = prometheus_client.CollectorRegistry()
-        given: dict[str, Any] = {"registry": self.registry}
-        self.requests = prometheus_client.Counter(
-            "zhllama_requests", "Requests answered, by path and status.", ("path", "status"), **given
-        )
-        self.running = prometheus_client.Gauge("zhllama_requests_running", "Requests being answered.", **given)
-        self.seconds = prometheus_client.Histogram(
-            "zhllama_request_seconds", "From request to last byte.", ("path",), buckets=SECONDS, **given
-        )
-        self.first = prometheus_client.Histogram(
-            "zhllama_first_token_seconds", "From request to first text of a stream.", buckets=SECONDS, **given
-        )
-        self.prompt_tokens = prometheus_client.Counter("zhllama_prompt_tokens", "Tokens of prompts.", **given)
-        self.answer_tokens = prometheus_client.Counter("zhllama_answer_tokens", "Tokens of answers.", **given)
-        self.engine = prometheus_client.Gauge("zhllama_engine_up", "1 while the engine runs.", ("model",), **given)
-        self._name = name
+        counter: Any = partial(prometheus_client.Counter, registry=self.registry)
+        gauge: Any = partial(prometheus_client.Gauge, registry=self.registry)
+        histogram: Any = partial(prometheus_client.Histogram, registry=self.registry, buckets=SECONDS)
+        self.requests = counter("zhllama_requests", "Requests answered, by path and status.", ("path", "status"))
+        self.running = gauge("zhllama_requests_running", "Requests being answered.")
+        self.seconds = histogram("zhllama_request_seconds", "From request to last byte.", ("path",))
+        self.first = histogram("zhllama_first_token_seconds", "From request to first text of a stream.")
+        self.prompt_tokens = counter("zhllama_prompt_tokens", "Tokens of prompts.")
+        self.answer_tokens = counter("zhllama_answer_tokens", "Tokens of answers.")
+        self.engine = gauge("zhllama_engine_up", "1 while the engine runs.", ("model",)).labels(name)
 
     def text(self, alive: bool) -> bytes:
-        self.engine.labels(self._name).set(alive)
+        self.engine.set(alive)
         return prometheus_client.generate_latest(self.registry)
 
 
@@ -94,7 +88,8 @@ class Gateway:
         self._engine = engine
         self._alive = alive
         self._api_key = api_key
-        self._host = host
+        self.needs_key = bool(api_key)
+        self._names = {*LOOPBACK_NAMES, host} if is_loopback(host) else None
         self._started = int(time.time())
         # an answer may take as long as it takes; an engine that does not even accept is gone
         self._client = httpx2.AsyncClient(base_url=address, timeout=httpx2.Timeout(None, connect=10), trust_env=False)
@@ -119,26 +114,54 @@ class Gateway:
         if page is not None:
             routes.append(Mount("/", page))
         errors: Any = {ApiError: _as_json, Exception: self._fault, 404: _as_json, 405: _as_json}
-        return Guard(Starlette(routes=routes, exception_handlers=errors), self._api_key, self._host)
+        inner = Starlette(routes=routes, exception_handlers=errors)
 
-    def key_matches(self, key: str) -> bool:
-        return keys_match(key, self._api_key)
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def with_policy(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message)["Content-Security-Policy"] = PAGE_POLICY
+                await send(message)
 
-    @property
-    def needs_key(self) -> bool:
-        return bool(self._api_key)
+            refused = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
+            if refused is None:
+                await inner(scope, receive, with_policy if scope["type"] == "http" else send)
+            elif scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await _as_json(None, refused)(scope, receive, send)
 
-    # --- small answers ------------------------------------------------------------------------------------------------
+        return guarded
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        """Who may ask: the key's holder; on loopback without a key, whoever is on this machine and no page of
+        elsewhere."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self._names is not None and urlsplit(f"//{host}").hostname not in self._names:
+            return ApiError(403, "this server answers to the names of this machine alone")
+        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+            return ApiError(403, "this server does not answer to the pages of other sites")
+        path = scope["path"]
+        # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
+        if self.needs_key and (path == "/tokenize" or path.startswith("/v1/")):
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not self.key_matches(key.strip()):
+                return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
+        return None
+
+    def key_matches(self, given: str) -> bool:
+        """In a time that does not tell how much of it is right."""
+        return hmac.compare_digest(given.encode(errors="surrogateescape"), self._api_key.encode())
 
     async def _health(self, request: Request) -> Response:
-        if not self._alive():
-            return JSONResponse({"status": "the engine has ended"}, 503)
-        try:
-            answer = await self._client.get(self._engine.health, timeout=5)
-        except httpx2.HTTPError:
-            return JSONResponse({"status": "the engine does not answer"}, 503)
-        status = 200 if answer.status_code == 200 else 503
-        return JSONResponse({"status": "ok" if status == 200 else "the engine is not ready"}, status)
+        status = "the engine has ended"
+        if self._alive():
+            try:
+                answer = await self._client.get(self._engine.health, timeout=5)
+                status = "ok" if answer.status_code == 200 else "the engine is not ready"
+            except httpx2.HTTPError:
+                status = "the engine does not answer"
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     async def _metrics(self, request: Request) -> Response:
         text = self.metrics.text(self._alive())
@@ -157,27 +180,21 @@ class Gateway:
             "owned_by": "zhllama",
             "max_model_len": self.limits.positions,
         }
-        wanted = request.path_params.get("name")
-        if wanted is None:
+        if "name" not in request.path_params:
             return JSONResponse({"object": "list", "data": [model]})
-        requests.check_model({"model": wanted}, self.limits)
+        requests.check_model({"model": request.path_params["name"]}, self.limits)
         return JSONResponse(model)
 
     async def _tokenize(self, request: Request) -> Response:
-        return JSONResponse(requests.tokenized(requests.parse_json(await _body(request)), self.limits))
+        return JSONResponse(requests.tokenized(await _body(request), self.limits))
 
-    # --- answers of the model -----------------------------------------------------------------------------------------
-
-    async def _answer(self, request: Request, check: Callable[[Any, Limits], ValidatedRequest]) -> Response:
-        path = request.url.path
-        record = _Record(self.metrics, path)
+    async def _answer(self, request: Request, check: Callable[[Any, Limits], Validated]) -> Response:
+        record = _Record(self.metrics, request.url.path)
         with record.of_failures():
-            asked = check(requests.parse_json(await _body(request)), self.limits)
-            record.prompt_tokens = len(asked.ids)
-            upstream = await self._send(path, asked)
-        if asked.stream:
-            return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
-        with record.of_failures():
+            asked = check(await _body(request), self.limits)
+            upstream = await self._send(request.url.path, asked, record)
+            if asked[1].get("stream"):
+                return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
             try:
                 value = json.loads(await upstream.aread())
                 record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
@@ -193,8 +210,7 @@ class Gateway:
         record = _Record(self.metrics, "page")
         with record.of_failures():
             asked = requests.chat({"model": self.limits.name, "messages": messages, "stream": True}, self.limits)
-            record.prompt_tokens = len(asked.ids)
-            upstream = await self._send("/v1/chat/completions", asked)
+            upstream = await self._send("/v1/chat/completions", asked, record)
         async for event in self._events(upstream, record):
             if "error" in event:
                 raise ApiError(502, str(event["error"]["message"]))
@@ -202,11 +218,13 @@ class Gateway:
                 if piece := choice.get("delta", {}).get("content"):
                     yield piece
 
-    async def _send(self, path: str, asked: ValidatedRequest) -> httpx2.Response:
+    async def _send(self, path: str, asked: Validated, record: "_Record") -> httpx2.Response:
         """The engine's answer, its head read. ApiError when it has none, or refuses."""
-        body = self._engine.request(asked.body)
+        ids, body = asked
+        record.prompt_tokens = len(ids)
         try:
-            upstream = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
+            request = self._client.build_request("POST", path, json={**self._engine.defaults, **body})
+            upstream = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise ApiError(503, "the engine does not answer") from error
         if upstream.status_code == 200:
@@ -293,65 +311,8 @@ class _Record:
         if status == 200:
             self._metrics.prompt_tokens.inc(self.prompt_tokens)
             self._metrics.answer_tokens.inc(self.answer_tokens)
-        log.info(
-            "%s %d: %d tokens asked, %d answered, %.2f s",
-            self._path,
-            status,
-            self.prompt_tokens,
-            self.answer_tokens,
-            seconds,
-        )
-
-
-class Guard:
-    """Who may ask: the key's holder; on loopback without a key, whoever is on this machine and no page of elsewhere."""
-
-    def __init__(self, app: ASGIApp, api_key: str, host: str) -> None:
-        self._app = app
-        self._api_key = api_key
-        self._names = {*LOOPBACK_NAMES, host} if is_loopback(host) else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-        refused = self._refusal(scope)
-        if refused is None:
-            await self._app(scope, receive, _with_policy(send) if scope["type"] == "http" else send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await _as_json(None, refused)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> ApiError | None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "")
-        if self._names is not None and urlsplit(f"//{host}").hostname not in self._names:
-            return ApiError(403, "this server answers to the names of this machine alone")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return ApiError(403, "this server does not answer to the pages of other sites")
-        path = scope["path"]
-        # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
-        if self._api_key and (path == "/tokenize" or path.startswith("/v1/")):
-            kind, _, key = headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not keys_match(key.strip(), self._api_key):
-                return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
-        return None
-
-
-def _with_policy(send: Send) -> Send:
-    async def passed_on(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["Content-Security-Policy"] = PAGE_POLICY
-        await send(message)
-
-    return passed_on
-
-
-def keys_match(given: str, key: str) -> bool:
-    """Whether they are the same, in a time that does not tell how much of it is."""
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), key.encode())
+        said = "%s %d: %d tokens asked, %d answered, %.2f s"
+        log.info(said, self._path, status, self.prompt_tokens, self.answer_tokens, seconds)
 
 
 def _as_json(request: Any, error: Any) -> Response:
@@ -376,8 +337,8 @@ async def _lines(upstream: httpx2.Response) -> AsyncIterator[bytes]:
         yield rest
 
 
-async def _body(request: Request) -> bytes:
-    """The body of a JSON request. ApiError for another type (which any page could send) and for one too long."""
+async def _body(request: Request) -> dict[str, Any]:
+    """The object that a request holds. ApiError for another type (which any page could send) and for one too long."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "the request must be sent as Content-Type: application/json")
@@ -386,4 +347,4 @@ async def _body(request: Request) -> bytes:
         content += chunk
         if len(content) > requests.LONGEST_BODY:
             raise ApiError(413, f"the body is longer than {requests.LONGEST_BODY:,} bytes")
-    return bytes(content)
+    return requests.parse_json(bytes(content))

@@ -1,91 +1,49 @@
-"""The server on this machine: model checked, engine started, gateway listening, all of it ended together."""
+"""The server on this machine: model checked, engine started, gateway listening, all of it ended together.
 
-import json
-import logging
+5 s to the first answer with a tiny model. Before it is announced the tokenizer that the engine uses is held against
+SentencePiece: ids in are the ids of training.
+"""
+
 import socket
 import tempfile
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple
 
-from components.serve.engine_process import EngineProcess
-from components.serve.engines import Engine, choose, llama_cpp_engine, transformers_engine, vllm_engine
+import httpx2
+
+from components.serve.check import check_gguf, check_tokenizer, check_weights
+from components.serve.engines import EngineProcess, choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
 from components.serve.options import KEY_VARIABLE, Serve
 from components.serve.page import chat_page
 from components.serve.requests import Limits
-from components.serve.served_folder import check_sizes, check_tokenizer, gguf_file, lay_out, positions_of
 from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.inference.check import check_model
+from zhllama.stage.inputs import Inputs
 
-log = logging.getLogger("serve")
-
+SAMPLES = "samples.json"
 STOP_SECONDS = 5
 
 
-class Server:
-    """A gateway that listens, in a thread of its own, and the engine behind it."""
+class Server(NamedTuple):
+    """A gateway that listens, and the engine behind it."""
 
-    def __init__(self, gateway: Gateway, engine: EngineProcess, config: Serve, listener: socket.socket) -> None:
-        import uvicorn
-
-        host, port = listener.getsockname()[:2]
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self.engine = engine
-        self.gateway = gateway
-        self._name = config.name
-        self._api_key = config.api_key()
-        self._listener = listener
-        settings = uvicorn.Config(
-            gateway.app(chat_page(gateway) if config.page else None),
-            log_level="warning",
-            # the gateway has a line of its own for a request
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
-        )
-        self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
-
-    def __enter__(self) -> "Server":
-        self._thread.start()
-        while not self._server.started:
-            self._thread.join(0.02)
-            if not self._thread.is_alive():
-                raise RuntimeError("the gateway ended before it listened; its lines are above")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(STOP_SECONDS + 5)
-        self._listener.close()
-
-    def wait(self) -> NoReturn:
-        """Until the engine ends by itself, which is a RuntimeError."""
-        self.engine.wait()
-
-    def ask(self, text: str) -> str:
-        """The answer to one question, through the API."""
-        body = {"model": self._name, "messages": [{"role": "user", "content": text}]}
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        request = urllib.request.Request(f"{self.address}/v1/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request) as answer:
-            return str(json.load(answer)["choices"][0]["message"]["content"])
+    address: str
+    engine: EngineProcess
 
 
 def serve(config: Serve) -> None:
     """Serves until it is stopped (Ctrl-C, SIGTERM); RuntimeError when the engine ends by itself."""
     with served(config) as server:
         try:
-            key = f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if server.gateway.needs_key else ""
+            key = f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if config.api_key() else ""
             page = f"{server.address}/ is a chat page. " if config.page else ""
             print(
                 f'{server.address}/v1 answers as "{config.name}". {page}Ctrl-C ends it. To ask it:\n'
@@ -93,19 +51,31 @@ def serve(config: Serve) -> None:
                 f'-d \'{{"model": "{config.name}", "messages": [{{"role": "user", "content": "你好"}}]}}\'',
                 flush=True,
             )
-            server.wait()
+            server.engine.wait()
         except KeyboardInterrupt:
             print("stopped", flush=True)
 
 
-def ask(config: Serve, artifact: Artifact | None = None) -> str:
-    """Starts the server, asks `--ask`, and ends it. artifact: what is behind `--model`, where it is open already."""
-    with served(config, artifact) as server:
-        return server.ask(config.ask)
+def serve_and_ask(config: Serve, inputs: Inputs, out: ArtifactWriter) -> Manifest:
+    """Starts the server, asks `--ask`, stops it, and publishes question and answer."""
+    answer = ask(config)
+    out.add_json(SAMPLES, [{"Input": config.ask, "Output": answer}])
+    out.facts["summary"] = f"{len(answer)} characters answered"
+    return out.publish("samples")
+
+
+def ask(config: Serve) -> str:
+    """Starts the server, asks `--ask` through the API, and ends it."""
+    body = {"model": config.name, "messages": [{"role": "user", "content": config.ask}]}
+    headers = {"Authorization": f"Bearer {key}"} if (key := config.api_key()) else {}
+    with served(config) as server:
+        address = f"{server.address}/v1/chat/completions"
+        answer = httpx2.post(address, json=body, headers=headers, timeout=None, trust_env=False).raise_for_status()
+        return str(answer.json()["choices"][0]["message"]["content"])
 
 
 @contextmanager
-def served(config: Serve, artifact: Artifact | None = None) -> Iterator[Server]:
+def served(config: Serve) -> Iterator[Server]:
     """A server that answers for `--model`. InputError where the model is not fit to be served, or the place is not."""
     api_key = config.api_key()
     if not api_key and not is_loopback(config.host):
@@ -113,43 +83,53 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[Server]:
             f"serve: --host {config.host} is not a loopback address, so requests must give an API key; set "
             f"{KEY_VARIABLE} or --api-key-file (openssl rand -hex 24 makes a key)"
         )
-    artifact = artifact or open_artifact(config.model, "--model")
-    artifact.require_kind("hf-model", "gguf", option="--model")
+    artifact = open_artifact(config.model, "--model").require_kind("hf-model", "gguf", option="--model")
     file = gguf_file(artifact, config.file)
-    name = choose(config.engine, gguf=file is not None)
+    chosen = choose(config.engine, gguf=file is not None)
     # before the weights are read: a port that is taken is known at once
     with (
         listening(config.host, config.port) as listener,
-        tempfile.TemporaryDirectory(prefix="zhllama-serve-") as folder,
+        tempfile.TemporaryDirectory(prefix="zhllama-serve-") as temporary,
     ):
-        make = _from_folder if file is None else _from_gguf
-        limits, engine, where = make(config, artifact, Path(folder), file or name)
+        folder = Path(temporary)
+        if file is None:
+            encoder, positions = check_weights(artifact)
+            lay_out(materialize(artifact), folder / config.name, encoder)
+            if chosen == "vllm":
+                engine = vllm_engine(folder, config.name, positions)
+            else:
+                engine = transformers_engine(folder, config.name)
+        else:
+            path = materialize(artifact) / file
+            where = f"--model {artifact.root}/{file}"
+            encoder, positions = check_gguf(path, artifact.manifest.vocabulary, where)
+            engine = llama_cpp_engine(path, config.name, positions)
+        limits = Limits(config.name, encoder, positions, engine.refuses)
         with EngineProcess(engine) as process:
             if file is None:
                 # while the engine reads its weights
-                check_tokenizer(Path(folder) / config.name, limits.encoder, where)
+                check_tokenizer(folder / config.name, encoder, f"--model {artifact.root}")
             process.wait_until_healthy()
             gateway = Gateway(limits, engine, process.address, lambda: process.alive, api_key, config.host)
-            with Server(gateway, process, config, listener) as server:
-                yield server
+            with running(gateway.app(chat_page(gateway) if config.page else None), listener):
+                host, port = listener.getsockname()[:2]
+                yield Server(f"http://{f'[{host}]' if ':' in host else host}:{port}", process)
 
 
-def _from_folder(config: Serve, artifact: Artifact, folder: Path, engine: str) -> tuple[Limits, Engine, str]:
-    check_sizes(artifact, f"--model {artifact.root}")
-    encoder, _ = check_model(artifact, "--model")
-    positions = positions_of(artifact)
-    lay_out(materialize(artifact), folder / config.name, encoder)
-    made = vllm_engine(folder, config.name, positions) if engine == "vllm" else transformers_engine(folder, config.name)
-    return Limits(config.name, encoder, positions, made.refuses), made, f"--model {artifact.root}"
-
-
-def _from_gguf(config: Serve, artifact: Artifact, folder: Path, file: str) -> tuple[Limits, Engine, str]:
-    from components.serve.gguf_vocabulary import checked_vocabulary
-
-    path = materialize(artifact) / file
-    encoder, positions = checked_vocabulary(path, artifact.manifest.vocabulary, f"--model {artifact.root}/{file}")
-    made = llama_cpp_engine(path, config.name, positions)
-    return Limits(config.name, encoder, positions, made.refuses), made, f"--model {path}"
+def gguf_file(artifact: Artifact, chosen: str) -> str | None:
+    """The GGUF file to serve, or None for a Hugging Face folder. InputError where `chosen` is wrong or needed."""
+    files = [name for name in artifact.names if name.endswith(".gguf")]
+    if chosen:
+        if chosen not in artifact:
+            raise InputError(f"--model {artifact.root}: no file {chosen}; it has {', '.join(files) or 'no GGUF file'}")
+        return chosen
+    if "config.json" in artifact:
+        return None
+    if len(files) > 1:
+        raise InputError(
+            f"--model {artifact.root}: {len(files)} GGUF files; choose one with --file: {', '.join(files)}"
+        )
+    return files[0] if files else None
 
 
 @contextmanager
@@ -165,3 +145,25 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         # without it an answer waits up to 40 ms for the acknowledgement of its head
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener
+
+
+@contextmanager
+def running(app: Any, listener: socket.socket) -> Iterator[None]:
+    """An application that answers on the socket, in a thread of its own, as long as the block runs."""
+    import uvicorn
+
+    # the gateway has a line of its own for a request
+    quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False}
+    server = uvicorn.Server(uvicorn.Config(app, **quiet, timeout_graceful_shutdown=STOP_SECONDS))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.02)
+        if not thread.is_alive():
+            raise RuntimeError("the gateway ended before it listened; its lines are above")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(STOP_SECONDS + 5)
+        listener.close()

@@ -1,24 +1,19 @@
 """The chat page: Shiny's chat component, on the gateway's own answers.
 
 The component (shinychat: streaming, Markdown, phone width, keyboard) is a library's, 5 MB from PyPI with no build step
-and nothing fetched at run time; what is here is what it says, in Chinese and English, and what it asks. Looked at
-instead: gradio (its pins exclude this server's starlette and pydantic, and it brings pandas), nicegui (no chat input,
-twice the packages), a component from npm (a laptop that has pip may have no node).
-
-A turn that no longer fits the context is forgotten, oldest first, as in the terminal.
+and nothing fetched at run time. Looked at instead: gradio (its pins exclude this server's starlette and pydantic),
+nicegui (no chat input, twice the packages), a component from npm (a laptop that has pip may have no node).
 """
 
 import os
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
+from components.serve.gateway import Gateway
 from components.serve.requests import ApiError
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import chat_ids
-
-if TYPE_CHECKING:
-    from components.serve.gateway import Gateway
 
 WORDS = {
     "zh": {
@@ -44,7 +39,6 @@ WORDS = {
         "note": "The model's answers may be wrong; check them.",
     },
 }
-OTHER = {"zh": "en", "en": "zh"}
 STYLE = """
 html, body { height: 100%; margin: 0; overflow: hidden; }
 shiny-chat-container { flex: 1 1 0 !important; min-height: 0; }
@@ -65,7 +59,7 @@ def language_of(query: str, accepted: str) -> str:
     return "en" if first and not first.startswith("zh") else "zh"
 
 
-def fitting(messages: list[dict[str, str]], gateway: "Gateway") -> list[dict[str, str]]:
+def fitting(messages: list[dict[str, str]], gateway: Gateway) -> list[dict[str, str]]:
     """The newest messages that leave room for an answer; the last one stays, whatever its length."""
     limits = gateway.limits
     room = min(Sampling().max_new_tokens, limits.positions // 2)
@@ -75,7 +69,7 @@ def fitting(messages: list[dict[str, str]], gateway: "Gateway") -> list[dict[str
     return messages
 
 
-def chat_page(gateway: "Gateway") -> Any:
+def chat_page(gateway: Gateway) -> Any:
     """The page as an ASGI application."""
     # the component would ask a service elsewhere for the icons of sites that an answer names
     os.environ.setdefault("SHINYCHAT_ASIDE_FAVICON", "false")
@@ -92,7 +86,7 @@ def chat_page(gateway: "Gateway") -> Any:
                 ui.h1(gateway.limits.name),
                 *key,
                 ui.input_action_button("new", words["new"], class_="btn-sm"),
-                ui.a(words["other"], href=f"?lang={OTHER[language]}"),
+                ui.a(words["other"], href=f"?lang={'en' if language == 'zh' else 'zh'}"),
                 class_="bar",
             ),
             chat_ui("chat", greeting=words["hello"], placeholder=words["placeholder"], show_history=False),

@@ -17,6 +17,9 @@ from zhllama.tokenizer.vocabulary import Encoder
 LONGEST_BODY = 4 * 2**20
 """Bytes: some hundred times what a context of 4,096 tokens takes."""
 
+HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
+"""Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
+
 
 class ApiError(Exception):
     """An answer that is an error: its status and OpenAI's body."""
@@ -28,13 +31,8 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-@dataclass(frozen=True)
-class ValidatedRequest:
-    """A request that is in order: its prompt's ids, whether the answer streams, and what the engine is sent."""
-
-    ids: list[int]
-    stream: bool
-    body: dict[str, Any]
+Validated = tuple[list[int], dict[str, Any]]
+"""A request that is in order: its prompt's ids, and what the engine is sent."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,13 @@ class Limits:
 
 def parse_json(content: bytes) -> dict[str, Any]:
     """The body as an object; ApiError 400 for anything else."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
     try:
         # JSON has no NaN; Python's reader has
-        body = json.loads(content, parse_constant=_no_constant)
+        body = json.loads(content, parse_constant=refuse)
         # a lone surrogate is no text that could be sent on
         json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -64,17 +66,13 @@ def parse_json(content: bytes) -> dict[str, Any]:
     return body
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
-def chat(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
+def chat(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/chat/completions."""
     messages = checked_messages(body)
     return _asked({**body, "messages": messages}, chat_ids(limits.encoder, messages), limits)
 
 
-def completion(body: Mapping[str, Any], limits: Limits) -> ValidatedRequest:
+def completion(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/completions: the model reads the prompt as it is."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -110,18 +108,15 @@ def checked_messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
         role = "system" if message.get("role") == "developer" else message.get("role")
         if role not in ("system", "user", "assistant"):
             raise ApiError(400, f"{where}.role must be system, user or assistant, not {role!r}", "messages")
-        found.append({"role": role, "content": _text(message.get("content"), where)})
+        content = message.get("content")
+        parts: list[Any] = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in parts:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ApiError(400, f"{where}.content must be text; this model reads nothing else", "messages")
+        found.append({"role": role, "content": "".join(part["text"] for part in parts)})
     if found[-1]["role"] != "user":
         raise ApiError(400, "the last message must be the user's", "messages")
     return found
-
-
-def _text(content: Any, where: str) -> str:
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ApiError(400, f"{where}.content must be text; this model reads nothing else", "messages")
-    return "".join(part["text"] for part in parts)
 
 
 def check_model(body: Mapping[str, Any], limits: Limits) -> None:
@@ -129,27 +124,8 @@ def check_model(body: Mapping[str, Any], limits: Limits) -> None:
     if not isinstance(name, str):
         raise ApiError(400, "model must be the name of a model", "model")
     if name != limits.name:
-        raise ApiError(
-            404, f"the model {name!r} does not exist; this server has {limits.name!r}", "model", "model_not_found"
-        )
-
-
-def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> ValidatedRequest:
-    check_model(body, limits)
-    body = {name: value for name, value in body.items() if value is not None}
-    _check_fields(body, limits)
-    room = limits.positions - len(ids)
-    wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
-    if room < 1 or (wanted or 1) > room:
-        asks = f"{len(ids)} in the prompt" + (f" and {wanted} for the answer" if wanted else "")
-        raise ApiError(
-            400,
-            f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it",
-            "prompt" if "prompt" in body else "messages",
-            "context_length_exceeded",
-        )
-    body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
-    return ValidatedRequest(ids, bool(body.get("stream")), body)
+        said = f"the model {name!r} does not exist; this server has {limits.name!r}"
+        raise ApiError(404, said, "model", "model_not_found")
 
 
 _NUMBERS = {
@@ -164,8 +140,10 @@ _NUMBERS = {
 _WHOLE = ("max_tokens", "max_completion_tokens", "seed")
 
 
-def _check_fields(body: dict[str, Any], limits: Limits) -> None:
-    """ApiError 400 for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
+def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
+    """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
+    check_model(body, limits)
+    body = {name: value for name, value in body.items() if value is not None and name not in HARMLESS}
     for name, (lowest, highest) in _NUMBERS.items():
         value = body.get(name)
         if value is None:
@@ -192,3 +170,11 @@ def _check_fields(body: dict[str, Any], limits: Limits) -> None:
     for name in limits.refuses:
         if body.pop(name, None):
             raise ApiError(400, f"{name} is not something that this engine can do", name)
+    room = limits.positions - len(ids)
+    wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
+    if room < 1 or (wanted or 1) > room:
+        asks = f"{len(ids)} in the prompt" + (f" and {wanted} for the answer" if wanted else "")
+        said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
+        raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
+    body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
+    return ids, body

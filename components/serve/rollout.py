@@ -1,18 +1,27 @@
-"""How a deployment stands, judged from what the API server says of it and of its new pods. Pure: no clock, no I/O.
+"""How a deployment stands, and whose it is to say how many pods it has. Pure: no clock, no I/O.
 
-The new pods are those of the Deployment's newest ReplicaSet. Labels do not tell them: two versions that differ in a
-label alone have the same version label. Nor do counts: `status.replicas` leaves out a pod that is terminating, which
-may be Ready for a minute more.
+The new pods are those of the newest ReplicaSet: labels do not tell them (two versions may differ in a label alone), nor
+do counts (`status.replicas` leaves out a pod that is terminating, which may be Ready for a minute more).
+
+How many there are is ours, until another manager or an autoscaler says it: a forced apply takes a field from its
+manager without a word, so what is another's is left out of what is applied. Where an autoscaler has not set it yet it
+is applied as it stands: a field that its only manager leaves out falls back to the API's default, one pod.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from zhllama.errors import EXIT_INPUT
 from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
 
+MANAGER = "zhllama"
+SCALE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "Deployment": (("spec",), ("replicas",)),
+    "InferenceService": (("spec", "predictor"), ("minReplicas", "maxReplicas")),
+}
+"""Of each kind that has pods: where it says how many, and in which fields."""
 REVISION = "deployment.kubernetes.io/revision"
 
 
@@ -24,8 +33,7 @@ class State(Enum):
     """A pod's check says that the model is not fit to be served: no other try will mend it."""
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     state: State
     reason: str = ""
     address: str = ""
@@ -34,23 +42,13 @@ class Progress:
     """The new ones that answer, when it is ready."""
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """A Deployment, and the pods of its newest ReplicaSet."""
-
-    deployment: dict[str, Any]
-    pods: Sequence[dict[str, Any]]
-
-
 def controlled_by(things: Sequence[dict[str, Any]], uid: str) -> list[dict[str, Any]]:
     """Those whose controller has that uid."""
-    return [
-        thing
-        for thing in things
-        if any(
-            owner.get("controller") and owner["uid"] == uid for owner in thing["metadata"].get("ownerReferences", ())
-        )
-    ]
+
+    def own(owner: dict[str, Any]) -> bool:
+        return bool(owner.get("controller")) and owner["uid"] == uid
+
+    return [thing for thing in things if any(map(own, thing["metadata"].get("ownerReferences", ())))]
 
 
 def newest_replica_set(deployment: dict[str, Any], sets: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -65,8 +63,7 @@ def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]])
     spec, status = deployment["spec"], deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 1):
         return Progress(State.WAITING, "the controller has not seen it yet")
-    wrong = _wrong_input(pods)
-    if wrong:
+    if wrong := _wrong_input(pods):
         return Progress(State.WRONG_INPUT, wrong)
     wanted = spec.get("replicas", 1)
     counted = [status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")]
@@ -79,9 +76,11 @@ def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]])
     return Progress(State.FAILED if late else State.WAITING, _joined(why, *_complaints(conditions)))
 
 
-def judge_inference_service(service: dict[str, Any], rollouts: Sequence[Rollout]) -> Progress:
-    """Ready when KServe says so, and its Deployments have brought what was applied last. Its address is the cluster's
-    own where there is one.
+def judge_inference_service(
+    service: dict[str, Any], rollouts: Sequence[tuple[dict[str, Any], Sequence[dict[str, Any]]]]
+) -> Progress:
+    """Ready when KServe says so, and its Deployments have brought what was applied last. `rollouts`: each of them, and
+    its new pods. Its address is the cluster's own where there is one.
 
     In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods while they
     serve, so that neither says whether the new version stands: the Deployments do.
@@ -89,16 +88,12 @@ def judge_inference_service(service: dict[str, Any], rollouts: Sequence[Rollout]
     status = service.get("status", {})
     complaints = _complaints(status.get("conditions", ()))
     wanted = service["spec"]["predictor"].get("labels", {})
-    seen = [
-        one
-        for one in rollouts
-        if wanted.items() <= one.deployment["spec"]["template"]["metadata"].get("labels", {}).items()
-    ]
-    if not seen or len(seen) < len(rollouts):
+    labels = [one["spec"]["template"]["metadata"].get("labels", {}) for one, _ in rollouts]
+    if not rollouts or not all(wanted.items() <= each.items() for each in labels):
         return Progress(State.WAITING, _joined("KServe has made no Deployment of it yet", *complaints))
     ready: list[dict[str, Any]] = []
-    for one in seen:
-        progress = judge_deployment(one.deployment, one.pods)
+    for deployment, pods in rollouts:
+        progress = judge_deployment(deployment, pods)
         if progress.state is State.WRONG_INPUT:
             return progress
         if progress.state is not State.READY:
@@ -120,18 +115,14 @@ def answers(pod: dict[str, Any]) -> bool:
 
 def _complaints(conditions: Sequence[dict[str, Any]]) -> list[str]:
     """What an object's conditions say is wrong; refused pods first, since they are why the rest is."""
-    bad = [
-        one
-        for one in conditions
-        if (one["status"] == "True") == (one["type"] == "ReplicaFailure") and one["status"] != "Unknown"
-        if one.get("reason") or one.get("message")
-    ]
-    bad.sort(key=lambda one: one["type"] != "ReplicaFailure")
-    return [
-        f"{one['type']}={one['status']}" + (f" ({one['reason']})" if one.get("reason") else "")
-        + (f": {one['message']}" if one.get("message") else "")
-        for one in bad
-    ]  # fmt: skip
+    said = []
+    for one in sorted(conditions, key=lambda one: one["type"] != "ReplicaFailure"):
+        wrong = "True" if one["type"] == "ReplicaFailure" else "False"
+        reason, message = one.get("reason"), one.get("message")
+        if one["status"] == wrong and (reason or message):
+            in_brackets = f" ({reason})" if reason else ""
+            said.append(f"{one['type']}={wrong}{in_brackets}" + (f": {message}" if message else ""))
+    return said
 
 
 def _joined(*parts: str) -> str:
@@ -142,8 +133,7 @@ def _joined(*parts: str) -> str:
 def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
     for pod in pods:
         for container in containers(pod, "initContainerStatuses"):
-            end = crash(container)
-            if end is not None and end["exitCode"] == EXIT_INPUT:
+            if (end := crash(container)) and end["exitCode"] == EXIT_INPUT:
                 message = (end.get("message") or "").strip().splitlines()
                 return message[-1].removeprefix("error: ") if message else "the model is not fit to be served"
     return ""
@@ -151,20 +141,61 @@ def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
 
 def _why(pods: Sequence[dict[str, Any]]) -> str:
     """What keeps a pod: no node, no image, no secret, how its server ended, or what it says of itself."""
-    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    for pod in staying:
-        name = pod["metadata"]["name"]
+    staying = {pod["metadata"]["name"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+    for name, pod in staying.items():
         if reason := unschedulable(pod):
             return f"{name}: {reason}"
         for container in containers(pod):
-            end = crash(container)
-            if end is not None:
+            if end := crash(container):
                 last = (end.get("message") or end.get("reason") or "").strip().splitlines()[-1:]
                 return f"{name}: {container['name']} ended with {end['exitCode']}: {''.join(last)}"
             if reason := waiting_reason(container):
                 return f"{name}: {container['name']}: {reason}"
-    for pod in staying:
+    for name, pod in staying.items():
         for condition in pod.get("status", {}).get("conditions", ()):
             if condition["type"] == "Ready" and condition["status"] == "False" and condition.get("message"):
-                return f"{pod['metadata']['name']} is not ready: {condition['message']}"
+                return f"{name} is not ready: {condition['message']}"
     return ""
+
+
+# --- how many pods ----------------------------------------------------------------------------------------------------
+def targets(autoscaler: dict[str, Any], thing: dict[str, Any]) -> bool:
+    """Whether a HorizontalPodAutoscaler of the object's namespace scales it."""
+    target = autoscaler["spec"]["scaleTargetRef"]
+    groups = [value.get("apiVersion", "").rpartition("/")[0] for value in (target, thing)]
+    return (target["kind"], target["name"], groups[0]) == (thing["kind"], thing["metadata"]["name"], groups[1])
+
+
+def managers(found: dict[str, Any] | None, path: Sequence[str]) -> list[str]:
+    """Who else has set the field at that path."""
+    others = []
+    for entry in (found or {}).get("metadata", {}).get("managedFields", ()):
+        fields: Any = entry.get("fieldsV1", {})
+        for step in path:
+            fields = fields.get(f"f:{step}") if isinstance(fields, dict) else None
+        if fields is not None and entry["manager"] != MANAGER:
+            others.append(str(entry["manager"]))
+    return others
+
+
+def with_anothers_scale(
+    wanted: dict[str, Any], found: dict[str, Any] | None, autoscaler: str = ""
+) -> tuple[dict[str, Any], str]:
+    """The object as it is to be applied over what was found, and what of its scale stays as it is, in words ("" where
+    it is ours). `autoscaler`: the name of one that targets it."""
+    place, fields = SCALE.get(wanted["kind"], ((), ()))
+    theirs = {field: names for field in fields if (names := managers(found, [*place, field]))}
+    if not theirs and not autoscaler:
+        return wanted, ""
+    made = deepcopy(wanted)
+    there, scale = found or {}, made
+    for step in place:
+        there, scale = there.get(step, {}), scale[step]
+    for field in fields:
+        scale.pop(field, None)
+        if field not in theirs and field in there:
+            scale[field] = there[field]
+    said = [
+        f"{field} stays {there.get(field)}: it is set by {' and '.join(names)}" for field, names in theirs.items()
+    ] or [f"the HorizontalPodAutoscaler {autoscaler} says how many pods there are"]
+    return made, "; ".join(said)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from components.serve.served_folder import LINES
+from components.serve.check import LINES
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import short
 from zhllama.retries import with_retries
@@ -32,24 +32,21 @@ def try_out(
     there: Callable[[], bool] = lambda: True,
 ) -> list[dict[str, str]]:
     """What was asked and answered, as {"Input", "Output"}. `there`: whether it is worth another try to reach it.
-
-    InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should.
-    """
+    InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should."""
     answered = []
     with _client(address) as client:
         tried = _Tried(client, address, api_key, there)
-        length = _served(tried, name).get("max_model_len", context_length)
+        length = tried.served(name).get("max_model_len", context_length)
         if length < context_length:
             raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
-        if tried.status("/v1/models", {}) not in (401, 403):
+        if tried.status_without_key("/v1/models") not in (401, 403):
             raise InputError(f"{address}: it answers without an API key; check the secret of the API key")
         for line in LINES:
-            found = tried.post("/tokenize", {"model": name, "prompt": line})["tokens"]
-            _compare(address, f"{line!r}", found, [encoder.bos, *encoder.encode(line)])
+            tried.encodes({"model": name, "prompt": line}, repr(line), [encoder.bos, *encoder.encode(line)])
         for line in LINES[:2]:
             asked = {"model": name, "messages": [{"role": "user", "content": line}]}
-            found = tried.post("/tokenize", {**asked, "add_generation_prompt": True})["tokens"]
-            _compare(address, f"the question {line!r}", found, [encoder.bos, *encoder.encode(wrap(line))])
+            wanted = [encoder.bos, *encoder.encode(wrap(line))]
+            tried.encodes({**asked, "add_generation_prompt": True}, f"the question {line!r}", wanted)
             said = tried.post("/v1/chat/completions", {**asked, "max_tokens": 16, "temperature": 0})
             message = said["choices"][0]["message"]["content"]
             log.info("%s → %s", line, message)
@@ -61,29 +58,11 @@ def try_out(
 def reach(address: str, name: str, api_key: str) -> None:
     """That the address leads to this model: the Service before the pods, say. As try_out."""
     with _client(address) as client:
-        _served(_Tried(client, address, api_key), name)
+        _Tried(client, address, api_key).served(name)
 
 
 def _client(address: str) -> httpx2.Client:
     return httpx2.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
-
-
-def _served(tried: "_Tried", name: str) -> dict[str, Any]:
-    """What the server says of the model, once it is reached."""
-    served: dict[str, dict[str, Any]] = {model["id"]: model for model in tried.reached("/v1/models")["data"]}
-    if name not in served:
-        raise InputError(
-            f"{tried.address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
-        )
-    return served[name]
-
-
-def _compare(address: str, what: str, found: Sequence[int], wanted: Sequence[int]) -> None:
-    if list(found) != list(wanted):
-        raise InputError(
-            f"{address}: it encodes {what} as {list(found)[:12]}…, training as {list(wanted)[:12]}…; publish the model "
-            "again (with tied scores, --scores zero, no served tokenizer can agree)"
-        )
 
 
 class _Tried:
@@ -107,32 +86,45 @@ class _Tried:
             seconds=REACHED_WITHIN, goes_on=self._there,
         )  # fmt: skip
 
+    def served(self, name: str) -> dict[str, Any]:
+        """What the server says of the model, once it is reached."""
+        served = {model["id"]: model for model in self.reached("/v1/models")["data"]}
+        if name not in served:
+            raise InputError(
+                f"{self.address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
+            )
+        return served[name]
+
+    def encodes(self, asked: dict[str, Any], what: str, wanted: Sequence[int]) -> None:
+        found = self.post("/tokenize", asked)["tokens"]
+        if list(found) != list(wanted):
+            raise InputError(
+                f"{self.address}: it encodes {what} as {list(found)[:12]}…, training as {list(wanted)[:12]}…; publish "
+                "the model again (with tied scores, --scores zero, no served tokenizer can agree)"
+            )
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._read(path, lambda: self._client.post(path, json=body, headers=self._headers))
 
-    def status(self, path: str, headers: dict[str, str]) -> int:
+    def status_without_key(self, path: str) -> int:
         try:
-            return int(self._client.get(path, headers=headers).status_code)
+            return self._client.get(path).status_code
         except httpx2.HTTPError as error:
             raise StorageFault(f"{self.address}{path}: {short(error)}") from error
 
-    def _read(self, path: str, ask: Any) -> Any:
+    def _read(self, path: str, ask: Callable[[], httpx2.Response]) -> Any:
         try:
             answer = ask()
             if answer.status_code in (401, 403):
                 raise InputError(f"{self.address}{path}: it refuses the API key; is it the one in the secret?")
-            answer.raise_for_status()
-            return _checked(path, answer.json())
+            value = answer.raise_for_status().json()
+            # what is read of it must be there
+            if path == "/v1/models":
+                _ = [model["id"] for model in value["data"]]
+            elif path == "/tokenize":
+                _ = list(value["tokens"])
+            elif not isinstance(value["choices"][0]["message"]["content"], str):
+                raise ValueError("an answer without text")
+            return value
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
             raise StorageFault(f"{self.address}{path}: {type(error).__name__}: {short(error)}") from error
-
-
-def _checked(path: str, value: Any) -> Any:
-    """The answer, if what is read of it is there; KeyError and the like if not."""
-    if path == "/v1/models":
-        _ = [model["id"] for model in value["data"]]
-    elif path == "/tokenize":
-        _ = list(value["tokens"])
-    elif not isinstance(value["choices"][0]["message"]["content"], str):
-        raise ValueError("an answer without text")
-    return value

@@ -38,7 +38,7 @@ if what == "engine":
         print(engine.address, flush=True)
         sys.stdin.read()
 else:
-    engine = Engine("fake", Path(), lambda host, port: [], "/health")
+    engine = Engine("fake", Path(), [], "/health")
     gateway = Gateway(Limits("zhllama", encoder, 2048), engine, address, lambda: True)
     with listening("127.0.0.1", 0) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)

@@ -1,16 +1,23 @@
-"""Do a model's weights, its tokenizer and its manifest belong together: known from headers, before a weight is read."""
+"""Do a model's weights, its tokenizer, its manifest and its adapters belong together: known from headers, before a
+weight is read."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder, rows_fit
 from zhllama.weights.safetensors_io import Checkpoint
 
+ADAPTER = "adapter_model.safetensors"
+
 
 def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
-    """The tokenizer of a model and its contract, after every shard's header was read.
-
-    InputError when a shard is missing or damaged, or the embedding's rows are not the tokenizer's pieces.
-    """
+    """The tokenizer of a model and its contract, after every shard's header was read. InputError when a shard is
+    missing or damaged, or the embedding's rows are not the tokenizer's pieces."""
     encoder, vocabulary = open_encoder(artifact, option)
     if "config.json" not in artifact:
         raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
@@ -35,3 +42,73 @@ def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
             f"{option} {artifact.root}: its tokenizer.model has {found}, its manifest says {stated}; publish it again"
         )
     return encoder, stated
+
+
+class PlannedAdapter(NamedTuple):
+    folder: Path
+    encoder: Encoder
+    rows: int | None
+    """Rows of the embedding that this adapter brings, where they are more than the model has."""
+
+
+def plan_adapters(
+    artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, adapters: Sequence[Artifact]
+) -> list[PlannedAdapter]:
+    """The adapters in the order of merging: the vocabulary of each must equal the one before it, or extend it with rows
+    of its own."""
+    plan: list[PlannedAdapter] = []
+    checkpoint = Checkpoint(artifact, "--model") if adapters else None
+    for adapter in adapters:
+        adapter.require_kind("adapter", option="--adapters")
+        where = f"--adapters {adapter.root}"
+        if "adapter_config.json" not in adapter:
+            raise InputError(f"{where}: no adapter_config.json in it; give a peft adapter folder")
+        base = adapter.manifest.facts.get("base_digest")
+        if not plan and base is not None and artifact.verified and base != artifact.digest:
+            raise InputError(
+                f"{where}: it was trained on the model {base[:8]}, but --model is {artifact.digest[:8]}; give that "
+                "model, and several adapters in the order they were trained in"
+            )
+        rows = None
+        if "tokenizer.model" in adapter:
+            own_encoder, own = open_encoder(adapter, "--adapters")
+            relation = own.relation_to(vocabulary)
+            if relation is Relation.FOREIGN:
+                # a plain folder's contract records no digest at the size before it: take it there
+                relation = own_encoder.vocabulary(also_at=(vocabulary.size,)).relation_to(vocabulary)
+            try:
+                saved = read_object(adapter, "adapter_config.json").get("modules_to_save") or []
+            except ValueError as error:
+                raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
+            if relation is Relation.EXTENDS and "embed_tokens" in saved:
+                rows = own.rows
+            elif relation is not Relation.EQUAL:
+                raise InputError(
+                    f"{where}: its vocabulary, {own}, and the one before it, {vocabulary}: {relation.value}; it must "
+                    "be equal, or extend it and bring the embedding rows (are the adapters in the right order?)"
+                )
+            encoder, vocabulary = own_encoder, own
+        if checkpoint and ADAPTER in adapter:
+            _check_fit(Checkpoint(adapter, "--adapters", single=ADAPTER), checkpoint, where)
+        plan.append(PlannedAdapter(materialize(adapter), encoder, rows))
+    return plan
+
+
+def _check_fit(adapter: Checkpoint, base: Checkpoint, where: str) -> None:
+    """InputError for an adapter of another architecture: a matrix whose weight the model has not, or in another shape.
+    A pickle's shapes are peft's to hold against the model, when it loads it."""
+    for name, info in adapter.tensors.items():
+        stem, _, matrix = name.rpartition(".lora_")
+        side = {"A.weight": 1, "B.weight": 0}.get(matrix)
+        if side is None or len(info.shape) != 2:
+            continue
+        weight = f"{stem.removeprefix('base_model.model.')}.weight"
+        if weight not in base.tensors:
+            raise InputError(f"{where}: it changes {weight}, which the model has not; give an adapter for this model")
+        shape = base.tensors[weight].shape
+        # the embedding's rows may be more in the adapter; transposed layers are not LLaMA's
+        if info.shape[side] != shape[side] and "embed_tokens" not in weight and "lm_head" not in weight:
+            raise InputError(
+                f"{where}: it changes {weight} with {info.shape[side]} along axis {side}, the model's is "
+                f"{' × '.join(map(str, shape))}; give an adapter for a model of this size"
+            )

@@ -1,11 +1,14 @@
-"""Answers to prompts of ids: in batches of like length, or one as a stream of text."""
+"""Answers to prompts of ids: in batches of like length, or one as a stream of text.
+
+A longer context than the model's positions is a stretched rotary base, the same for a prompt and all of its answer: a
+base that grew with the answer, as in the recipe's patch, would leave the cached keys at another.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zhllama.errors import InputError
 from zhllama.inference.load import LoadedModel
-from zhllama.inference.rope import stretch
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -14,16 +17,17 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Prompts answered side by side."""
+STRETCH = 1.1
+"""The recipe's coefficient of `auto`."""
 
 
-def room_for(loaded: LoadedModel, ids: Sequence[int], sampling: Sampling) -> int:
-    """How many tokens the answer to a prompt may have; InputError when the prompt fills the context."""
-    room = loaded.positions - len(ids)
-    if room < 1:
+def _room(loaded: LoadedModel, ids: Sequence[int], sampling: Sampling) -> int:
+    """How many tokens the answer to a prompt may have."""
+    if len(ids) >= loaded.positions:
         raise InputError(
             f"the prompt has {len(ids)} tokens and the model {loaded.positions} positions; shorten the prompt"
         )
-    return min(room, sampling.max_new_tokens)
+    return min(loaded.positions - len(ids), sampling.max_new_tokens)
 
 
 def answer(
@@ -42,7 +46,7 @@ def answer(
 
     torch.manual_seed(sampling.seed)
     own = int(loaded.model.config.max_position_embeddings)
-    rooms = [room_for(loaded, ids, sampling) for ids in prompts]
+    rooms = [_room(loaded, ids, sampling) for ids in prompts]
     lengths = [len(ids) + room for ids, room in zip(prompts, rooms, strict=True)]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     together = [index for index in order if lengths[index] <= own or loaded.rope_alpha]
@@ -60,33 +64,30 @@ def answer(
         # (batch, width + new): as many as the row with most room may have, and each row cut at its own
         made = _generate(loaded, ids, mask, sampling, max(rooms[index] for index in batch))
         for row, index in enumerate(batch):
-            answers[index] = until_eos(made[row, width : width + rooms[index]].tolist(), loaded.encoder.eos)
+            answers[index] = _until_eos(made[row, width : width + rooms[index]].tolist(), loaded.encoder.eos)
         done(len(batch))
     return answers
 
 
-def until_eos(ids: Sequence[int], eos: int) -> list[int]:
-    """The ids before the first EOS (all of them without one)."""
-    return list(ids[: ids.index(eos)]) if eos in ids else list(ids)
+def _until_eos(ids: list[int], eos: int) -> list[int]:
+    return ids[: ids.index(eos)] if eos in ids else ids
 
 
 def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> list[int]:
     """Answers one prompt, passing the text on as it comes, and returns the answer's ids (without EOS).
-
     KeyboardInterrupt (Ctrl-C) stops the answer: the ids so far are returned. InputError for a prompt that fills the
-    context.
-    """
+    context."""
     import torch
 
     ids = torch.tensor([list(prompt)])
     text = TextStream(loaded.encoder, write)
-    room = room_for(loaded, prompt, sampling)
+    room = _room(loaded, prompt, sampling)
     stretch(loaded, len(prompt) + room)
     try:
-        _generate(loaded, ids, torch.ones_like(ids), sampling, room, _Streamer(text))
+        _generate(loaded, ids, torch.ones_like(ids), sampling, room, text)
     except KeyboardInterrupt:
         text.end()
-    return until_eos(text.ids, loaded.encoder.eos)
+    return _until_eos(text.ids, loaded.encoder.eos)
 
 
 def _generate(
@@ -95,18 +96,12 @@ def _generate(
     import torch
     from transformers import GenerationConfig
 
-    drawn: dict[str, Any] = {"do_sample": False}
-    if sampling.do_sample:
-        drawn = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-        }
+    drawn = ("temperature", "top_k", "top_p") if sampling.do_sample else ()
     # rows that only pad the embedding are no pieces
     beyond = list(range(loaded.encoder.size, loaded.model.get_output_embeddings().weight.shape[0]))
     settings = GenerationConfig(
-        **drawn,
+        do_sample=sampling.do_sample,
+        **{name: getattr(sampling, name) for name in drawn},
         num_beams=1,
         suppress_tokens=beyond or None,
         repetition_penalty=sampling.repetition_penalty,
@@ -117,28 +112,29 @@ def _generate(
     )
     # the model's own generation settings would fill what is unset here
     loaded.model.generation_config = settings
+    device = loaded.device
     with torch.inference_mode():
-        made: torch.Tensor = loaded.model.generate(
-            ids.to(loaded.device),
-            attention_mask=mask.to(loaded.device),
-            generation_config=settings,
-            streamer=streamer,
+        return loaded.model.generate(
+            ids.to(device), attention_mask=mask.to(device), generation_config=settings, streamer=streamer
         )
-    return made
 
 
 class TextStream:
-    """Text out of ids, one id at a time, never half a character.
-
-    A character may be spread over several byte pieces: the decoded text then ends in replacement characters, which are
-    held back until the rest has come, or the end.
-    """
+    """Text out of ids, never half a character, for transformers' generate, which calls `put` with the prompt first. A
+    character may be spread over several byte pieces: the decoded text then ends in replacement characters, which are
+    held back until the rest has come, or the end."""
 
     def __init__(self, encoder: Encoder, write: Callable[[str], None]) -> None:
         self.ids: list[int] = []
         self._encoder = encoder
         self._write = write
         self._written = ""
+        self._prompt = True
+
+    def put(self, value: "torch.Tensor") -> None:
+        for index in () if self._prompt else value.reshape(-1).tolist():
+            self.add(index)
+        self._prompt = False
 
     def add(self, index: int) -> None:
         self.ids.append(index)
@@ -153,19 +149,17 @@ class TextStream:
             self._written = text
 
 
-class _Streamer:
-    """What transformers' generate calls: `put` with the prompt first, then with each new id; `end` after the last."""
+def stretch(loaded: LoadedModel, length: int) -> None:
+    """Makes the model read and say `length` tokens, by its rotary base: base·α^(d/(d−2)), so that the slowest frequency
+    falls by α and the fastest stays (NTK-aware stretching). α is the model's `rope_alpha`, or the recipe's `auto`:
+    (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions."""
+    import torch
 
-    def __init__(self, text: TextStream) -> None:
-        self._text = text
-        self._prompt = True
-
-    def put(self, value: "torch.Tensor") -> None:
-        if self._prompt:
-            self._prompt = False
-            return
-        for index in value.reshape(-1).tolist():
-            self._text.add(index)
-
-    def end(self) -> None:
-        self._text.end()
+    config = loaded.model.config
+    dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    own = int(config.max_position_embeddings)
+    alpha = loaded.rope_alpha or (1.0 if length <= own else (length / (own / 2) - 1) * STRETCH)
+    base = float(config.rope_parameters["rope_theta"]) * alpha ** (dim / (dim - 2))
+    rotary = loaded.model.model.rotary_emb
+    inverse = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+    rotary.inv_freq.copy_(inverse.to(rotary.inv_freq.device))

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.stage.report_page import curves
-from zhllama.stage.report_page import render
+from zhllama.stage.report_page import curves, render
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.metrics import EVENTS, METRICS, History
 from zhllama.training.model import adapter_config_json, read_back

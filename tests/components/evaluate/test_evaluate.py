@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from components.evaluate.evaluate import evaluate
+from components.evaluate.evaluate import METRICS, evaluate
 from components.evaluate.held_out import fixed_prompts
 from components.evaluate.options import Evaluate
-from components.evaluate.trainings import METRICS
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter

@@ -84,9 +84,10 @@ def test_an_exam_is_scored_as_plain_forwards_score_it(loaded: LoadedModel, tmp_p
             )
             for subject in exam.subjects
         ]
-        scores = score_exam(loaded, exam, shots, "exam")
-        assert [(score.questions, score.too_long) for score in scores] == [(6, 0), (6, 0)]
-        assert [score.right for score in scores] == expected
+        score = score_exam(loaded, exam, shots, "exam")
+        assert score["too_long"] == 0
+        assert [subject["items"] for subject in score["subjects"]] == [6, 6]
+        assert [subject["accuracy"] for subject in score["subjects"]] == [right / 6 for right in expected]
 
 
 def test_a_letter_is_encoded_where_it_stands(loaded: LoadedModel) -> None:
@@ -108,9 +109,11 @@ def test_examples_are_left_out_until_it_fits_and_what_never_fits_is_counted(
     narrow = dataclasses.replace(loaded, positions=widths[1] + 3)
     (row,) = [next(_fitting_rows(narrow, prompts(history, history.questions[0], 2), letters(history.questions[0])))]
     assert len(row.ids) < narrow.positions
-    assert score_exam(narrow, exam, 2, "exam")[0].questions == 3
+    assert score_exam(narrow, exam, 2, "exam")["subjects"][0]["items"] == 3
     tiny = dataclasses.replace(loaded, positions=12)
-    assert [(score.questions, score.too_long) for score in score_exam(tiny, exam, 2, "exam")] == [(0, 3), (0, 3)]
+    score = score_exam(tiny, exam, 2, "exam")
+    assert (score["items"], score["too_long"]) == (0, 6)
+    assert [(subject["items"], subject["accuracy"]) for subject in score["subjects"]] == [(0, None), (0, None)]
 
 
 @pytest.mark.parametrize(

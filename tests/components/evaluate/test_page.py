@@ -110,7 +110,7 @@ def test_what_a_model_says_stays_text(report: dict[str, Any]) -> None:
 
 
 def test_the_headline_says_what_changed(report: dict[str, Any]) -> None:
-    shown = {each.title: (each.figure, each.note) for each in headlines(report)}
+    shown = {title: (figure, note) for figure, title, note in headlines(report)}
     assert shown["fewer tokens for the same Chinese"] == ("2.00×", "1.40 → 0.70 per character")
     assert shown["bits per byte, Chinese"] == ("2.00", "from 4.00 (−50%)")
     assert shown["accuracy, held-out instructions"] == ("75%", "from 50%; chance 52%")
@@ -165,7 +165,7 @@ def test_exams_and_tasks_are_shown_for_every_model(report: dict[str, Any]) -> No
     asked, _ = exam_bars(report)
     shown = task_rows(report)
     assert asked.title == "考试, 0 shots"
-    assert [bar.text for bar in asked.bars] == ["50.0%", "75.0%"]
+    assert [text for _, _, text, _, _ in asked.bars] == ["50.0%", "75.0%"]
     assert asked.chance == 25
     assert shown == [("xnli_zh, acc", [0.5, 0.75])]
     assert "perplexity, Chinese" in read(render(report, 96)).text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components.evaluate import scoring
-from components.evaluate.selection import Selection, choose_items
+from components.evaluate.held_out import choose_items
 from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
@@ -30,8 +30,9 @@ def test_bits_per_byte_is_the_plain_log_loss_over_bytes(loaded: LoadedModel, chi
         -plain_log_probs(loaded, [loaded.encoder.bos], loaded.encoder.encode(text)).sum().item() for text in texts
     ]
     score = scoring.score_text(loaded, texts, "text")
-    assert score.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / len("".join(texts).encode()), rel=1e-5)
-    assert score.tokens_per_character == score.tokens / len("".join(texts))
+    assert score["bits_per_byte"] == pytest.approx(sum(losses) / math.log(2) / len("".join(texts).encode()), rel=1e-5)
+    tokens = sum(len(loaded.encoder.encode(text)) for text in texts)
+    assert score["tokens_per_character"] == tokens / len("".join(texts))
 
 
 def test_a_long_document_is_scored_in_windows_every_id_once(loaded: LoadedModel, english_text: list[str]) -> None:
@@ -44,8 +45,8 @@ def test_a_long_document_is_scored_in_windows_every_id_once(loaded: LoadedModel,
         for start in range(0, len(ids), 31)
     )
     score = scoring.score_text(narrow, [text], "text")
-    assert score.tokens == len(ids)
-    assert score.bits_per_byte == pytest.approx(loss / math.log(2) / len(text.encode()), rel=1e-5)
+    assert score["tokens_per_character"] == len(ids) / len(text)
+    assert score["bits_per_byte"] == pytest.approx(loss / math.log(2) / len(text.encode()), rel=1e-5)
 
 
 def test_a_model_that_says_nothing_costs_the_logarithm_of_its_pieces(loaded: LoadedModel) -> None:
@@ -54,7 +55,8 @@ def test_a_model_that_says_nothing_costs_the_logarithm_of_its_pieces(loaded: Loa
     silent = copy.deepcopy(loaded.model)
     silent.get_output_embeddings().weight.data.zero_()
     score = scoring.score_text(dataclasses.replace(loaded, model=silent), ["汉字"], "text")
-    assert score.bits_per_byte == pytest.approx(score.tokens * math.log2(loaded.encoder.size) / 6)
+    tokens = len(loaded.encoder.encode("汉字"))
+    assert score["bits_per_byte"] == pytest.approx(tokens * math.log2(loaded.encoder.size) / 6)
 
 
 def test_rows_that_only_pad_the_embedding_take_no_part(loaded: LoadedModel, chinese_text: list[str]) -> None:
@@ -84,12 +86,17 @@ def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dic
     learnt = load_model(str(judge))
     selection = choose_items([*reviews[:20], {"instruction": "别的。", "input": "", "output": "答案"}], 500)
     greedy = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
-    items = [*(choice.item for choice in selection.choice), *selection.free]
+    items = [each.item for each in selection]
     said = answer(learnt, [learnt.prompt_ids(wrap_item(item)) for item in items], greedy)
     expected = [ids == learnt.encoder.encode(item["output"]) for ids, item in zip(said, items)]
     assert any(expected)
     assert not all(expected)
-    assert list(scoring.score_items(learnt, selection, "items").exact) == expected
+    asked = [(learnt.prompt_ids(wrap_item(item)), learnt.encoder.encode(item["output"])) for item in items]
+    rows = [scoring._row(prompt, [[*ids, learnt.encoder.eos]]) for prompt, ids in asked]
+    found = {index: bool(hits[0]) for index, _, hits in scoring._scored_rows(learnt, rows, "rows", "items")}
+    assert [found[index] for index in range(len(items))] == expected
+    scored = scoring.score_items(learnt, selection, "items")
+    assert (scored["exact_match"], scored["exact_match_items"]) == (sum(expected) / len(items), len(items))
 
 
 def test_a_model_that_learnt_the_answers_has_them_right(
@@ -100,20 +107,21 @@ def test_a_model_that_learnt_the_answers_has_them_right(
     selection = choose_items(reviews, 500)
     before = scoring.score_items(loaded, selection, "items")
     after = scoring.score_items(load_model(str(judge)), selection, "items")
-    assert sum(before.right) < 45
-    assert sum(after.right) >= 57
-    assert after.answer_bits_per_byte < before.answer_bits_per_byte / 10
+    assert before["items"] == after["items"] == 60
+    assert before["accuracy"] < 45 / 60
+    assert after["accuracy"] >= 57 / 60
+    assert after["answer_bits_per_byte"] < before["answer_bits_per_byte"] / 10
 
 
 def test_items_that_do_not_fit_are_counted_not_scored(loaded: LoadedModel, reviews: list[dict[str, str]]) -> None:
     long = [{**item, "input": item["input"] * 40} for item in reviews[:5]]
     narrow = dataclasses.replace(loaded, positions=256)
     score = scoring.score_items(narrow, choose_items([*reviews, *long], 500), "items")
-    assert score.too_long == 5
-    assert len(score.items) == len(score.right) == 60
+    assert score["too_long"] == 5
+    assert score["items"] == score["exact_match_items"] == 60
 
 
 def test_no_items_give_no_figures(loaded: LoadedModel) -> None:
-    score = scoring.score_items(loaded, Selection((), ()), "items")
-    assert score.items == ()
-    assert math.isnan(score.answer_bits_per_byte)
+    score = scoring.score_items(loaded, [], "items")
+    assert score["items"] == score["exact_match_items"] == 0
+    assert score["accuracy"] is score["exact_match"] is score["answer_bits_per_byte"] is None

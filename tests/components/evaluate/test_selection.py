@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.selection import chance, choose_items, choose_texts
+from components.evaluate.held_out import chance, choose_items, choose_texts
 
 texts = st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()), max_size=40)
 
@@ -42,28 +42,28 @@ named = [item(f"写一首关于{topic}的诗。", "", topic) for topic in ("山"
 
 
 def test_recurring_answers_are_choices_and_the_rest_are_not() -> None:
-    selection = choose_items([*judged, *translated, *named], 500)
-    assert {choice.item["instruction"] for choice in selection.choice} == {"好还是坏？"}
-    assert len(selection.choice) == 30
-    assert len(selection.free) == 12
-    assert all(choice.choices[choice.answer] == choice.item["output"] for choice in selection.choice)
+    found = choose_items([*judged, *translated, *named], 500)
+    choice, free = found[:30], found[30:]
+    assert {each.item["instruction"] for each in choice} == {"好还是坏？"}
+    assert {each.choices for each in choice} == {("坏", "好")}
+    assert len(free) == 12
+    assert all(each.choices == (each.item["output"],) for each in free)
+    assert all(each.choices[each.answer] == each.item["output"] for each in found)
 
 
 @pytest.mark.parametrize("answers", [1, 9], ids=["one answer", "nine answers"])
 def test_one_answer_or_many_are_not_multiple_choice(answers: int) -> None:
     items = [item("选一个。", str(index), f"答{index % answers}") for index in range(40)]
-    assert choose_items(items, 500).choice == ()
+    assert all(len(each.choices) == 1 for each in choose_items(items, 500))
 
 
 def test_duplicates_are_scored_once_and_limits_hold() -> None:
-    selection = choose_items([*judged, *judged, *translated], 10)
-    assert len(selection.choice) == 10
-    assert len({choice.item["input"] for choice in selection.choice}) == 10
-    assert len(selection.free) == 2
+    found = choose_items([*judged, *judged, *translated], 10)
+    assert [len(each.choices) for each in found] == [2] * 10 + [1] * 2
+    assert len({each.item["input"] for each in found[:10]}) == 10
 
 
 def test_chance_is_the_share_of_each_instructions_commonest_answer() -> None:
     other = [item("是吗？", str(index), "是" if index < 9 else "否") for index in range(10)]
-    selection = choose_items([*judged, *other], 500)
-    assert chance(selection.choice) == pytest.approx((20 + 9) / 40)
+    assert chance(choose_items([*judged, *other], 500)) == pytest.approx((20 + 9) / 40)
     assert chance(()) == 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from components.generate.chat import PROMPT, Conversation
+from components.generate.generate import PROMPT, Conversation
 from zhllama.inference.load import LoadedModel, load_model
 from zhllama.tokenizer.prompt import wrap
 

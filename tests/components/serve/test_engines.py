@@ -21,7 +21,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_vllm_is_found_where_another_python_has_it_and_started_in_that_one(vllm, tmp_path):
     assert choose("vllm", gguf=False) == "vllm"
-    command = vllm_engine(tmp_path, "llama", 2048).command("127.0.0.1", 8001)
+    command = vllm_engine(tmp_path, "llama", 2048).command
     assert command[:3] == [str(vllm), "serve", str(tmp_path / "llama")]
 
 

@@ -34,7 +34,7 @@ CHAT = "/v1/chat/completions"
 def listening_front(
     engine: FakeEngine, api_key: str = "", positions: int = 256, **more: Any
 ) -> Iterator[httpx2.Client]:
-    made = Engine("fake", Path(), lambda host, port: [], "/health", metrics="/metrics", refuses=("logprobs",))
+    made = Engine("fake", Path(), [], "/health", metrics="/metrics", refuses=("logprobs",))
     gateway = Gateway(
         Limits("zhllama", engine.encoder, positions, made.refuses), made, engine.address, lambda: True, api_key, **more
     )
@@ -237,8 +237,9 @@ def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: d
         except ApiError as error:
             assert error.status in (400, 404)  # noqa: PT017 - either is right
         else:
-            assert found.ids[0] == 1
-            assert 1 <= found.body["max_tokens"] <= 256 - len(found.ids)
+            ids, checked = found
+            assert ids[0] == 1
+            assert 1 <= checked["max_tokens"] <= 256 - len(ids)
 
 
 # --- an engine that misbehaves ----------------------------------------------------------------------------------------
@@ -377,7 +378,7 @@ def test_what_is_cancelled_while_the_engine_works_is_no_longer_counted(engine: F
         assert gateway.metrics.text(True).count(b"zhllama_requests_running 0.0") == 1
 
     async def both() -> None:
-        fake = Engine("fake", Path(), lambda host, port: [], "/health")
+        fake = Engine("fake", Path(), [], "/health")
         gateway = Gateway(Limits("zhllama", engine.encoder, 256), fake,
                       engine.address, lambda: True)  # fmt: skip
         transport = httpx2.ASGITransport(gateway.app())

@@ -13,7 +13,7 @@ pytest.importorskip("llama_cpp", reason="NOT CHECKED: llama-cpp-python is not he
 
 from components.export_model.exporter import export_model
 from components.export_model.options import ExportModel
-from components.serve.gguf_vocabulary import checked_vocabulary
+from components.serve.check import check_gguf
 from components.serve.local import Server, served
 from components.serve.options import Serve
 from zhllama.artifacts.open import open_artifact
@@ -93,7 +93,7 @@ def file(exported: str, tmp_path: Path) -> Path:
 
 
 def test_a_file_of_its_own_is_checked_by_what_is_inside(file: Path, extended_model: str) -> None:
-    encoder, positions = checked_vocabulary(file, None, "--model m")
+    encoder, positions = check_gguf(file, None, "--model m")
     assert positions == 2048
     own = load_model(extended_model).encoder
     assert encoder.encode("你好，世界 hello") == own.encode("你好，世界 hello")
@@ -103,7 +103,7 @@ def test_a_file_of_its_own_is_checked_by_what_is_inside(file: Path, extended_mod
 def test_a_vocabulary_that_is_not_the_manifests_is_refused(file: Path, tiny_model: str) -> None:
     contract = open_artifact(tiny_model).manifest.vocabulary
     with pytest.raises(InputError, match="the manifest says 800 pieces"):
-        checked_vocabulary(file, contract, "--model m")
+        check_gguf(file, contract, "--model m")
 
 
 def test_what_is_no_gguf_or_cut_short_is_refused_in_one_line(file: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_is_no_gguf_or_cut_short_is_refused_in_one_line(file: Path) -> None
     for damaged in (content[:1000], b"GGUF", b"nonsense" * 100):
         file.write_bytes(damaged)
         with pytest.raises(InputError, match="not a GGUF file, or cut short"):
-            checked_vocabulary(file, None, "--model m")
+            check_gguf(file, None, "--model m")
 
 
 def test_another_template_is_refused(file: Path) -> None:
@@ -119,4 +119,4 @@ def test_another_template_is_refused(file: Path) -> None:
     assert content.count(b"### Response: ") == 1
     file.write_bytes(content.replace(b"### Response: ", b"### Response: "[:-1] + b"-"))
     with pytest.raises(InputError, match="its chat template is not the training prompt"):
-        checked_vocabulary(file, None, "--model m")
+        check_gguf(file, None, "--model m")

@@ -21,7 +21,7 @@ CHAT = "/v1/chat/completions"
 
 
 def gateway_of(engine: FakeEngine, api_key: str = "", positions: int = 512) -> Gateway:
-    made = Engine("fake", Path(), lambda host, port: [], "/health")
+    made = Engine("fake", Path(), [], "/health")
     return Gateway(Limits("zhllama", engine.encoder, positions), made, engine.address, lambda: True, api_key)
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from components.serve.rollout import (
     Progress,
-    Rollout,
     State,
     answers,
     controlled_by,
@@ -168,11 +167,11 @@ def service(*conditions: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": {"generation": 7}, "spec": {"predictor": {"labels": LABELS}}, "status": status}
 
 
-def rolled_out(labels: dict[str, str], *pods: dict[str, Any], **more: Any) -> Rollout:
+def rolled_out(labels: dict[str, str], *pods: dict[str, Any], **more: Any) -> tuple[dict[str, Any], Any]:
     status = {"observedGeneration": 3, "replicas": 1, "availableReplicas": 1, "updatedReplicas": len(pods)} | more
     template = {"metadata": {"labels": labels | {"app": "isvc.a-predictor"}}}
     deployment = {"metadata": {"generation": 3}, "spec": {"replicas": 1, "template": template}, "status": status}
-    return Rollout(deployment, pods)
+    return deployment, pods
 
 
 POD = {"metadata": {"name": "a-x"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
@@ -194,7 +193,7 @@ def test_kserves_ready_of_the_old_pods_is_not_the_new_versions() -> None:
 
 
 @pytest.mark.parametrize("rollouts", [[], [rolled_out(LABELS)], [rolled_out(LABELS, POD)]])
-def test_what_kserve_says_is_false_is_said_with_its_reason(rollouts: list[Rollout]) -> None:
+def test_what_kserve_says_is_false_is_said_with_its_reason(rollouts: list[Any]) -> None:
     wrong = {"type": "PredictorReady", "status": "False", "reason": "Invalid", "message": "no such runtime"}
     bare = {"type": "IngressReady", "status": "False", "reason": "Predictor ingress not created"}
     progress = judge_inference_service(service(wrong, bare), rollouts)

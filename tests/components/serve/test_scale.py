@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.serve.cluster import Cluster, as_it_was
-from components.serve.scale import left, targets, without_anothers_scale
+from components.serve.rollout import targets, with_anothers_scale
 from tests.kubernetes_server import KubernetesServer
 from tests.server_side_apply import applied, scaled
 from zhllama.errors import InputError
@@ -47,11 +47,11 @@ def test_the_fake_applies_as_the_real_server_did() -> None:
 def test_the_managers_that_a_real_server_names_are_read() -> None:
     found = EXCHANGES["scale/managed"]["response"]["body"]
     wanted = {"kind": "Deployment", "spec": {"replicas": 1, "revisionHistoryLimit": 3}}
-    assert without_anothers_scale(wanted, found)["spec"] == {"revisionHistoryLimit": 3}
-    assert left(wanted, found) == "replicas stays 3: it is set by autoscaler"
+    made, said = with_anothers_scale(wanted, found)
+    assert made["spec"] == {"revisionHistoryLimit": 3}
+    assert said == "replicas stays 3: it is set by autoscaler"
     ours = EXCHANGES["apply/create"]["response"]["body"]
-    assert without_anothers_scale(wanted, ours) == wanted
-    assert left(wanted, ours) == ""
+    assert with_anothers_scale(wanted, ours) == (wanted, "")
 
 
 @pytest.mark.parametrize(

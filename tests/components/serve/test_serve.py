@@ -18,10 +18,10 @@ import httpx2
 import openai
 import pytest
 
-from components.serve.local import listening, served
+from components.serve.check import check_tokenizer
+from components.serve.engines import GENERATION, lay_out
+from components.serve.local import SAMPLES, listening, serve_and_ask, served
 from components.serve.options import Serve
-from components.serve.serve import SAMPLES, serve_and_ask
-from components.serve.served_folder import GENERATION, check_tokenizer, lay_out
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.generate import answer
@@ -208,7 +208,7 @@ def test_a_server_that_dies_is_a_fault(model: str) -> None:
     with served(Serve(model=model, port=0)) as server:
         server.engine._process.kill()
         with pytest.raises(RuntimeError, match=r"the engine \(transformers\) ended with -9"):
-            server.wait()
+            server.engine.wait()
         assert httpx2.get(f"{server.address}/health").status_code == 503
 
 
@@ -416,7 +416,7 @@ def test_what_is_no_whole_model_is_refused_before_an_engine_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, line: str, verified: str, kept: bool
 ) -> None:
     started: list[Any] = []
-    monkeypatch.setattr("components.serve.engine_process.EngineProcess.__enter__", started.append)
+    monkeypatch.setattr("components.serve.engines.EngineProcess.__enter__", started.append)
     manifest = folder / "manifest.json"
     if kept:
         # the manifest names its own place

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,8 @@ from tests.folders import add_folder
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.inference.generate import TextStream, answer, stream
+from zhllama.inference.generate import TextStream, answer, stream, stretch
 from zhllama.inference.load import LoadedModel, choose_precision, load_model
-from zhllama.inference.rope import rope_alpha_of, stretch, stretched_base
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
@@ -261,17 +261,29 @@ def test_a_precision_is_what_the_machine_has_or_refused(
 # --- a longer context -------------------------------------------------------------------------------------------------
 
 
+def frequencies(length: int, dim: int = 16, alpha: float | None = None) -> list[float]:
+    """Of a model of 2,048 positions that is stretched to a length, the fastest first."""
+    import torch
+
+    config = SimpleNamespace(head_dim=dim, max_position_embeddings=2048, rope_parameters={"rope_theta": 10_000.0})
+    rotary = SimpleNamespace(inv_freq=torch.zeros(dim // 2))
+    model = SimpleNamespace(config=config, model=SimpleNamespace(rotary_emb=rotary))
+    stretch(LoadedModel(model, None, length, alpha), length)  # type: ignore[arg-type]
+    return rotary.inv_freq.tolist()
+
+
 @pytest.mark.parametrize(("length", "alpha"), [(512, 1.0), (2048, 1.0), (2049, 1.1010742), (4096, 3.3), (8192, 7.7)])
 def test_the_stretch_is_the_recipes(length: int, alpha: float) -> None:
-    assert rope_alpha_of(length, 2048) == pytest.approx(alpha)
+    assert frequencies(2048)[-1] / frequencies(length)[-1] == pytest.approx(alpha, rel=1e-6)
 
 
-@given(st.floats(1, 16), st.sampled_from([16, 64, 128]))
-def test_the_slowest_frequency_falls_by_alpha_and_the_fastest_stays(alpha: float, dim: int) -> None:
-    base = stretched_base(10_000.0, alpha, dim)
-    assert base == pytest.approx(10_000 * alpha ** (dim / (dim - 2)))
-    slowest = base ** (-(dim - 2) / dim)
-    assert slowest == pytest.approx(10_000 ** (-(dim - 2) / dim) / alpha)
+@given(st.floats(1, 16), st.sampled_from([16, 64, 128]), st.sampled_from([512, 4096]))
+def test_the_slowest_frequency_falls_by_alpha_and_the_fastest_stays(alpha: float, dim: int, length: int) -> None:
+    found = frequencies(length, dim, alpha)
+    assert found[0] == 1
+    assert found[-1] == pytest.approx(10_000 ** (-(dim - 2) / dim) / alpha)
+    base = 10_000 * alpha ** (dim / (dim - 2))
+    assert found == pytest.approx([base ** (-2 * index / dim) for index in range(dim // 2)])
 
 
 def test_a_stretched_model_reads_as_one_made_with_that_base(tiny_model: str) -> None:
