@@ -200,7 +200,8 @@ def age(job: Mapping[str, Any]) -> tuple[str, str]:
 
 _MENDS_OF_403 = {
     "quota": "free some of the quota, or ask for less",
-    "admission webhook": "mend what it names",
+    # an admission webhook, a ValidatingAdmissionPolicy
+    " denied ": "mend what it names",
     "violates PodSecurity": "let the namespace's Pod Security standard allow it",
     "being terminated": "give another --namespace",
 }

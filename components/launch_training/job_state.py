@@ -96,8 +96,12 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
     if ran >= needed or ("Running" in conditions and not pods):
         return Verdict(State.RUNNING)
     pending = next(filter(None, map(_pending_reason, pods)), "") or _pending_event(warnings)
-    crashed = "Restarting" in conditions or any(map(_terminations, pods))
-    begin = "restarting" if crashed else "created: its pods are starting"
+    if "Restarting" in conditions or any(map(_terminations, pods)):
+        begin = "restarting"
+    elif pods and all(pod["metadata"].get("deletionTimestamp") for pod in pods):
+        begin, pending = "its pods are on their way out", _end(pods, ())
+    else:
+        begin = "created: its pods are starting"
     if ran:
         begin = f"running, but {ran} of {needed} nodes alone"
     return Verdict(State.WAITING, "; ".join(filter(None, (begin, pending))), f"{ran} {_cause(pending)}")
