@@ -13,6 +13,7 @@ import urllib3
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests import golden
+from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import succeed
 from tests.components.launch_training.replay import Clock, Played, options_of
 from tests.kubernetes_server import Fault
