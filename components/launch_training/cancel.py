@@ -44,12 +44,8 @@ class Canceller:
 
     def __init__(self, at_once: Callable[[], None], afterwards: Callable[[], None]) -> None:
         self._at_once, self._afterwards = at_once, afterwards
-        self._left, self._begun = threading.Event(), threading.Event()
+        self._left, self.cancelled = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def cancelled(self) -> bool:
-        return self._begun.is_set()
 
     def __enter__(self) -> Self:
         # signals are the main thread's: a launcher in another thread is never cancelled
@@ -72,13 +68,13 @@ class Canceller:
         os.close(self._writing)
         self._thread.join()
         os.close(self._reading)
-        if self.cancelled and error is not None and not isinstance(error, SystemExit | KeyboardInterrupt):
+        if self.cancelled.is_set() and error is not None and not isinstance(error, SystemExit | KeyboardInterrupt):
             raise SystemExit(EXIT_CANCELLED) from error
 
     def _wait(self) -> None:
         while number := os.read(self._reading, 1):
             if number[0] in (signal.SIGTERM, signal.SIGINT):
-                self._begun.set()
+                self.cancelled.set()
                 self._at_once()
                 self._left.wait(LEAVE_WITHIN)
                 self._afterwards()

@@ -54,7 +54,7 @@ class Launch:
         self._run, self._key = labels[f"{LABEL}run"], labels[f"{LABEL}key"]
         self._selector = ",".join(f"{LABEL}{name}={labels[f'{LABEL}{name}']}" for name in ("run", "stage"))
         self.canceller = Canceller(self.cancel, self.sweep)
-        self._follower = Follower(cluster, waiting_seconds, published, lambda: self.canceller.cancelled)
+        self._follower = Follower(cluster, waiting_seconds, published, self.canceller.cancelled.is_set)
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
         self._posting: Future[dict[str, Any]] | None = None
@@ -169,7 +169,7 @@ class Launch:
 
         def once(_request_timeout: Any) -> dict[str, Any]:
             """In a thread of its own: a cancel can then wait for the answer."""
-            if self.canceller.cancelled:
+            if self.canceller.cancelled.is_set():
                 raise SystemExit(EXIT_CANCELLED)
             self._posting = answer = Future[dict[str, Any]]()
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -161,7 +160,6 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     labels = {f"zhllama.io/{name}": value for name, value in (("run", "run-8"), ("stage", "lora"), ("key", "k"))}
     one = TrainingJob(name="run-8-lora-a1", command=("true",), image="i:1", namespace="team", labels=labels)
     launch = cluster_job.Launch(Cluster(PYTORCHJOB), lambda attempt: one, 0, lambda name, lines: None, lambda: False)
-    launch.canceller = SimpleNamespace(cancelled=False)
     ended = []
 
     def work() -> None:
@@ -173,7 +171,7 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     thread = threading.Thread(target=work)
     thread.start()
     cluster.until(lambda: cluster.posts() >= 2)
-    launch.canceller.cancelled = True
+    launch.canceller.cancelled.set()
     launch.cancel()
     launch.sweep()
     thread.join(60)
