@@ -10,14 +10,7 @@ from typing import Any
 
 from zhllama.artifacts.manifest import digest_of
 from zhllama.errors import InputError
-from zhllama.kubernetes.names import (
-    LABEL,
-    POD_OBJECTS,
-    check_labels,
-    check_names,
-    check_namespace,
-    check_positive,
-)
+from zhllama.kubernetes.names import LABEL, POD_OBJECTS, check_labels, check_names, check_namespace, check_positive
 from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
 from zhllama.kubernetes.serving_pod import PORT, ServingPod
 from zhllama.storage import is_s3
@@ -83,15 +76,20 @@ class ModelServer(ServingPod):
             return [self.network_policy(), *monitor, self.inference_service()]
         return [self.network_policy(), self.service(), *monitor, self.deployment()]
 
-    def _metadata(self, **more: Any) -> dict[str, Any]:
+    def _object(self, api: str, kind: str, spec: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         metadata: dict[str, Any] = {"name": self.name, "labels": self._labels()}
         if self.namespace:
             metadata["namespace"] = self.namespace
-        return metadata | more
+        return {"apiVersion": api, "kind": kind, "metadata": metadata | more, "spec": spec}
 
     def _labels(self) -> dict[str, str]:
         # what pods are found by cannot be overwritten
         return {**self.selector, **self.labels, **self.selector}
+
+    def _pod_metadata(self) -> dict[str, Any]:
+        # a sidecar would need Istio's control plane, which the network policy does not let through
+        labels = {**self._labels(), VERSION_LABEL: self.version, "sidecar.istio.io/inject": "false"}
+        return {"labels": labels, "annotations": {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest}}
 
     # --- as plain objects ---------------------------------------------------------------------------------------------
 
@@ -99,80 +97,47 @@ class ModelServer(ServingPod):
         strategy: dict[str, Any] = {"type": "Recreate"}
         if not self.stop_first:
             strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-        return {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": self._metadata(),
-            "spec": {
-                **({} if self.autoscaled else {"replicas": self.replicas}),
-                "revisionHistoryLimit": 3,
-                "progressDeadlineSeconds": self.start_seconds + 600,
-                "strategy": strategy,
-                "selector": {"matchLabels": self.selector},
-                "template": {"metadata": self._pod_metadata(), "spec": self.pod("server")},
-            },
+        spec = {
+            **({} if self.autoscaled else {"replicas": self.replicas}),
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": self.start_seconds + 600,
+            "strategy": strategy,
+            "selector": {"matchLabels": self.selector},
+            "template": {"metadata": self._pod_metadata(), "spec": self.pod("server")},
         }
-
-    def _pod_metadata(self) -> dict[str, Any]:
-        # a sidecar would need Istio's control plane, which the network policy does not let through
-        labels = {**self._labels(), VERSION_LABEL: self.version, "sidecar.istio.io/inject": "false"}
-        return {"labels": labels, "annotations": {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest}}
+        return self._object("apps/v1", "Deployment", spec)
 
     def service(self) -> dict[str, Any]:
-        return {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": self._metadata(),
-            "spec": {
-                "selector": self.selector,
-                "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
-            },
-        }
+        port = {"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}
+        return self._object("v1", "Service", {"selector": self.selector, "ports": [port]})
 
     def pod_monitor(self) -> dict[str, Any]:
-        return {
-            "apiVersion": "monitoring.coreos.com/v1",
-            "kind": "PodMonitor",
-            "metadata": self._metadata(),
-            "spec": {
-                "selector": {"matchLabels": self.selector},
-                "podMetricsEndpoints": [{"port": METRICS_PORT, "path": "/metrics", "interval": "30s"}],
-            },
+        spec = {
+            "selector": {"matchLabels": self.selector},
+            "podMetricsEndpoints": [{"port": METRICS_PORT, "path": "/metrics", "interval": "30s"}],
         }
+        return self._object("monitoring.coreos.com/v1", "PodMonitor", spec)
 
     def network_policy(self) -> dict[str, Any]:
         """In: the API, from this namespace and from namespaces with CLIENTS_LABEL. Out: names and S3."""
-        clients = [
-            {"podSelector": {}},
-            {"namespaceSelector": {"matchLabels": {CLIENTS_LABEL: "true"}}},
-        ]
-        return {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": self._metadata(),
-            "spec": {
-                "podSelector": {"matchLabels": self.selector},
-                "policyTypes": ["Ingress", "Egress"],
-                "ingress": [{"from": clients, "ports": ports([PORT])}],
-                "egress": [dns_egress(), self.s3.egress()],
-            },
+        clients = [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {CLIENTS_LABEL: "true"}}}]
+        spec = {
+            "podSelector": {"matchLabels": self.selector},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": clients, "ports": ports([PORT])}],
+            "egress": [dns_egress(), self.s3.egress()],
         }
+        return self._object("networking.k8s.io/v1", "NetworkPolicy", spec)
 
     # --- as KServe's --------------------------------------------------------------------------------------------------
 
     def inference_service(self) -> dict[str, Any]:
         """The same pods under KServe, in its Standard mode: a Deployment, without Knative."""
-        pod = self.pod("kserve-container")
-        return {
-            "apiVersion": "serving.kserve.io/v1beta1",
-            "kind": "InferenceService",
-            "metadata": self._metadata(annotations={"serving.kserve.io/deploymentMode": "Standard"}),
-            "spec": {
-                "predictor": {
-                    **({} if self.autoscaled else {"minReplicas": self.replicas, "maxReplicas": self.replicas}),
-                    "deploymentStrategy": self.deployment()["spec"]["strategy"],
-                    **self._pod_metadata(),
-                    **pod,
-                }
-            },
+        predictor = {
+            **({} if self.autoscaled else {"minReplicas": self.replicas, "maxReplicas": self.replicas}),
+            "deploymentStrategy": self.deployment()["spec"]["strategy"],
+            **self._pod_metadata(),
+            **self.pod("kserve-container"),
         }
+        mode = {"serving.kserve.io/deploymentMode": "Standard"}
+        return self._object("serving.kserve.io/v1beta1", "InferenceService", {"predictor": predictor}, annotations=mode)
