@@ -31,36 +31,25 @@ class Cluster:
         self._pods = client.CoreV1Api(self.api)
         self._policies = client.NetworkingV1Api(self.api)
 
-    # --- jobs ---------------------------------------------------------------------------------------------------------
-
     def read(self, job: TrainingJob) -> dict[str, Any] | None:
+        get = self._jobs.get_namespaced_custom_object
         try:
-            found: dict[str, Any] = call(
-                self._jobs.get_namespaced_custom_object, **self.kind.place, namespace=job.namespace, name=job.name
-            )
+            return dict(call(get, **self.kind.place, namespace=job.namespace, name=job.name))
         except ApiException as error:
             if error.status == 404:
                 return None
             raise unanswered(error) from error
-        return found
 
     def jobs(self, namespace: str, selector: str, request: Callable[..., Any] = call) -> list[dict[str, Any]]:
         """Jobs that have those labels. ApiException as it is."""
-        listed: dict[str, Any] = request(
-            self._jobs.list_namespaced_custom_object,
-            **self.kind.place,
-            namespace=namespace,
-            label_selector=selector,
-        )
-        return list(listed["items"])
+        listing = self._jobs.list_namespaced_custom_object
+        return list(request(listing, **self.kind.place, namespace=namespace, label_selector=selector)["items"])
 
     def create(self, job: TrainingJob) -> dict[str, Any]:
         """One attempt: ApiException and HTTPError as they come."""
-        manifest = job_manifest(job, self.kind.kind.lower())
-        created: dict[str, Any] = self._jobs.create_namespaced_custom_object(
-            **self.kind.place, namespace=job.namespace, body=manifest, _request_timeout=kubernetes_api.TIMEOUT
-        )
-        return created
+        where: dict[str, Any] = {**self.kind.place, "namespace": job.namespace}
+        body, timeout = job_manifest(job, self.kind.kind.lower()), kubernetes_api.TIMEOUT
+        return dict(self._jobs.create_namespaced_custom_object(**where, body=body, _request_timeout=timeout))
 
     def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
         """As kubernetes_api.delete_object."""
@@ -92,21 +81,19 @@ class Cluster:
         outlive what they are about: those of an earlier job or pod of the same name say nothing."""
         said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
-        names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
-        for name in (*names, *pods):
+        under = {f"{job.name}-node-0": None} if self.kind is TRAINJOB else {}
+        uids: dict[str, str | None] = {job.name: uid, **under, **pods}
+        for name, ours in uids.items():
+            about = f"involvedObject.name={name},type=Warning"
+            events = self._pods.list_namespaced_event
             try:
-                listed = call(
-                    plain,
-                    call=self._pods.list_namespaced_event,
-                    namespace=job.namespace,
-                    field_selector=f"involvedObject.name={name},type=Warning",
-                )
+                listed = call(plain, call=events, namespace=job.namespace, field_selector=about)
             except ApiException as error:
                 log.debug("events of %s: %s", name, short(error))
                 return []
             for one in listed["items"]:
-                about = (one.get("involvedObject") or {}).get("uid")
-                if about and name in (job.name, *pods) and about != pods.get(name, uid):
+                theirs = (one.get("involvedObject") or {}).get("uid")
+                if theirs and ours is not None and theirs != ours:
                     continue
                 when = one.get("lastTimestamp") or one.get("eventTime") or one.get("firstTimestamp") or ""
                 said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
@@ -114,23 +101,20 @@ class Cluster:
 
     def create_policy(self, job: TrainingJob) -> bool:
         """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
+        body = network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", "")))
+        create = self._policies.create_namespaced_network_policy
         try:
-            call(
-                plain,
-                call=self._policies.create_namespaced_network_policy,
-                namespace=job.namespace,
-                body=network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", ""))),
-            )
+            call(plain, call=create, namespace=job.namespace, body=body)
         except ApiException as error:
-            if error.status in (403, 404):
+            if error.status not in (403, 404, 409):
+                raise refused(self.kind, job, error, "its NetworkPolicy") from error
+            if error.status != 409:
                 log.warning(
                     "%s gets no NetworkPolicy of its own (%s); give this account the Role zhllama-runner. Where the "
                     "namespace denies the rest (k8s/base), its pods reach neither each other nor S3",
                     job.name,
                     short(error),
                 )
-            elif error.status != 409:
-                raise refused(self.kind, job, error, "its NetworkPolicy") from error
             return False
         return True
 

@@ -18,6 +18,8 @@ from zhllama.kubernetes.pod_state import containers, pending_reason, termination
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""
 
+RAISE = "raise --deadline-seconds: it goes on from its checkpoint"
+
 
 class State(Enum):
     WAITING = "waiting"
@@ -142,7 +144,7 @@ def _failed(condition: Mapping[str, Any], said: str) -> Verdict:
     text = "; ".join(filter(None, (f"{reason}: {message}".strip(": "), said)))
     # the operator of PyTorchJobs says it in its message alone
     if reason == "DeadlineExceeded" or "longer than specified deadline" in message:
-        return Verdict(State.EXPIRED, f"{text}; raise --deadline-seconds: it goes on from its checkpoint")
+        return Verdict(State.EXPIRED, f"{text}; {RAISE}")
     return Verdict(State.FAILED, text)
 
 
@@ -157,42 +159,32 @@ class Deadlines:
     running: float
     grace: float = 0.0
     """What a job gets to end by itself after that."""
-    spent: dict[State, float] = field(default_factory=lambda: {State.WAITING: 0.0, State.RUNNING: 0.0})
+    spent: dict[State, float] = field(default_factory=lambda: dict.fromkeys(State, 0.0))
 
     def spend(self, state: State, seconds: float) -> None:
         """The job was in this state for so long."""
-        if state in self.spent:
-            self.spent[state] += max(0.0, seconds)
+        self.spent[state] += max(0.0, seconds)
 
     def judge(self, verdict: Verdict, queue: str) -> Verdict:
         """The verdict, or EXPIRED where the job has been at it for too long."""
-        waited, ran = self.spent[State.WAITING], self.spent[State.RUNNING]
-        if verdict.state is State.WAITING and 0 < self.waiting < waited:
+        spent, said = self.spent[verdict.state], ""
+        if verdict.state is State.WAITING and 0 < self.waiting < spent:
             place = f" for queue {queue}" if queue else ""
-            return Verdict(
-                State.EXPIRED,
-                f"it waited {waited:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less",
-            )
-        if verdict.state is State.RUNNING and 0 < self.running < ran - self.grace - LATE:
-            return Verdict(
-                State.EXPIRED,
-                f"it ran {ran:.0f} s, and did not end at its deadline of {self.running:.0f} s; raise "
-                "--deadline-seconds: it goes on from its checkpoint",
-            )
-        return verdict
+            said = f"it waited {spent:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less"
+        elif verdict.state is State.RUNNING and 0 < self.running < spent - self.grace - LATE:
+            said = f"it ran {spent:.0f} s, and did not end at its deadline of {self.running:.0f} s; {RAISE}"
+        return Verdict(State.EXPIRED, said) if said else verdict
 
 
 def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float:
     """Seconds for which a job that is found has been in its state, as its own times say; 0 where they do not."""
-    if job is None:
-        return 0.0
-    conditions = {one["type"]: one for one in (job.get("status") or {}).get("conditions") or ()}
-    if state is State.RUNNING:
-        since = conditions.get("Running", {}).get("lastTransitionTime")
-    elif state is State.WAITING and "Running" not in conditions:
-        since = job["metadata"].get("creationTimestamp")
-    else:
-        since = None
+    since = None
+    if job is not None:
+        conditions = {one["type"]: one for one in (job.get("status") or {}).get("conditions") or ()}
+        if state is State.RUNNING:
+            since = conditions.get("Running", {}).get("lastTransitionTime")
+        elif state is State.WAITING and "Running" not in conditions:
+            since = job["metadata"].get("creationTimestamp")
     return max(0.0, (now - datetime.fromisoformat(since)).total_seconds()) if since else 0.0
 
 

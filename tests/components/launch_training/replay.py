@@ -147,7 +147,7 @@ class Played:
                 self.cluster.logs.pop(name, None)
                 self.cluster.previous_logs.pop(name, None)
             self.cluster.write_log(name, line)
-            self.cluster.until(lambda line=line: line in self.heard.getvalue() or self._over(), 20)
+            self.cluster.until(lambda: self.ran[-1] in self.heard.getvalue() or self._over(), 20)
 
     def _there(self, job: dict[str, Any]) -> bool:
         return f"{ROOTS['PyTorchJob']}/{job['metadata']['name']}" in self.cluster.objects
