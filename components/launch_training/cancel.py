@@ -1,11 +1,9 @@
 """A cancel that waits for nothing: what SIGTERM and Ctrl-C ask for is done by a thread that does nothing else.
 
-Under Kubeflow Pipelines the step's container has a fraction of a second from SIGTERM on (the KFP launcher dies of the
-same signal). Python runs a signal's handler between two steps of the main thread, which may be in the middle of a name
-look-up, a stalled request or somebody's clean-up, where the exception of a handler may even get lost. The wake-up file
-descriptor, though, is written by the C handler itself, whatever the main thread does: a thread reads it and deletes the
-job at once, on connections of its own, while the main thread is on its way out. What is too late for this is left to
-the pipeline's exit handler and the reaper.
+Under Kubeflow Pipelines the step has a fraction of a second from SIGTERM on (the KFP launcher dies of the same signal).
+Python runs a signal's handler between two steps of the main thread, which may be in a stalled request; the wake-up file
+descriptor, though, is written by the C handler itself: a thread reads it and deletes the job at once, on connections of
+its own. What is too late for this is left to the pipeline's exit handler and the reaper.
 """
 
 import logging

@@ -1,10 +1,9 @@
 """The logs of a job's pods, passed on: each line once and none left out, whatever breaks.
 
 The kubelet stamps every line, and answers "since when" in whole seconds. So a stream that broke is asked for again from
-a second or two before the last line that was passed on, and leaves out what was passed on since then: as a multiset of
-whole lines, for two lines may have one stamp, and the stamps of a program's two outputs may be out of order by a few
-microseconds (comparing stamps alone would lose lines). A line counts once its line break has come. When a container
-was started again in its pod, the end of its predecessor's log comes first.
+a second or two before the last line, and what was passed on since then is left out: as a multiset of whole lines, for
+two lines may have one stamp, and stamps may be out of order by microseconds. A line counts once its line break has
+come. When a container was started again in its pod, the end of its predecessor's log comes first.
 """
 
 import logging

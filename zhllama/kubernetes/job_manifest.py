@@ -5,7 +5,13 @@ from typing import Any
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import JOB_LABEL
 from zhllama.kubernetes.placement import place
-from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE, POD_ENVIRONMENT, proxy_variables, s3_variables
+from zhllama.kubernetes.pod_environment import (
+    DEADLINE_VARIABLE,
+    POD_ENVIRONMENT,
+    plain_variables,
+    proxy_variables,
+    s3_variables,
+)
 from zhllama.kubernetes.pod_security import confined
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.tls import CA_FOLDER, CA_VARIABLE
@@ -183,5 +189,4 @@ def variables(job: TrainingJob) -> list[dict[str, Any]]:
         **({CA_VARIABLE: CA_FOLDER} if job.ca_config_map else {}),
         **job.environment,
     }
-    own: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items()]
-    return own + proxy_variables(job.proxy_secret) + s3_variables(job.s3_secret, given=plain)
+    return plain_variables(plain) + proxy_variables(job.proxy_secret) + s3_variables(job.s3_secret, given=plain)

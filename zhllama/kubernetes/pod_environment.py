@@ -22,6 +22,10 @@ DEADLINE_VARIABLE = "ZHLLAMA_DEADLINE_SECONDS"
 """In a job's pods: how long the job may run (zhllama/training/deadline.py)."""
 
 
+def plain_variables(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
 def proxy_variables(secret: str) -> list[dict[str, Any]]:
     """A container's variables from the proxy's secret, which may be absent; none without a name."""
     return [_variable(secret, key, optional=True) for key in PROXY_KEYS if secret]

@@ -1,10 +1,8 @@
 """Finds training jobs whose run has ended or is gone, and deletes them: what a launcher, killed, could not.
 
-A pipeline's jobs carry the run's id as a label and name the run's Workflow as their owner. Deleting a Workflow deletes
-its jobs, ending one does not. So for every unfinished job with a run: its Workflow is looked up, by the owner reference
-(name and uid) or by the label that Kubeflow Pipelines puts on Workflows; when it has ended, or the owner is not there
-any more, the job is an orphan. A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left
-alone. Deletion names the job's uid, so that a new job of the same name is not hit.
+The Workflow of an unfinished job is found by the job's owner reference, or by the label that Kubeflow Pipelines puts on
+Workflows; when it has ended, or the owner is gone, the job is an orphan (deleting a Workflow deletes its jobs, ending
+one does not). A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left alone.
 
 And it wakes the training operator for jobs that are past their deadline: its own timer is never set, so a quiet job
 would run on; a label on it is enough (seen with 1.9: Failed 0.1 s later).

@@ -1,10 +1,8 @@
 """The pod of a served model: a check in an init container, then vLLM.
 
-vLLM's own image reads the weights straight from S3 into the GPUs (Run:ai's streamer, which that image holds): no copy
-of the model on the node. Before that an init container with our image holds manifest, sizes, shard headers and
-tokenizer against each other, since vLLM checks none of them and a wrong tokenizer only shows in the answers. Pods pass
-the *restricted* Pod Security Standard, hold no Kubernetes token, write below /tmp alone, and get S3's and the API's
-keys by secret reference.
+vLLM's own image reads the weights straight from S3 into the GPUs (Run:ai's streamer). Before that an init container
+with our image holds manifest, sizes, shard headers and tokenizer against each other: vLLM checks none of them, and a
+wrong tokenizer only shows in the answers. Pods are as a training job's: confined, without a token, writing below /tmp.
 """
 
 import json
@@ -15,7 +13,7 @@ from typing import Any
 from zhllama.artifacts.manifest import MANIFEST
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.placement import place
-from zhllama.kubernetes.pod_environment import proxy_variables, s3_variables
+from zhllama.kubernetes.pod_environment import plain_variables, proxy_variables, s3_variables
 from zhllama.kubernetes.pod_security import USER, confined
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
@@ -129,7 +127,7 @@ class ServingPod:
             "command": ["python", "-m", "components.serve.check"],
             "args": ["--model", self.model, "--context-length", str(self.context_length)],
             "env": [
-                *_plain(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
+                *plain_variables(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
                 *proxy_variables(self.proxy_secret),
                 *s3_variables(self.s3_secret),
             ],
@@ -151,7 +149,7 @@ class ServingPod:
             "command": ["vllm", "serve", f"{self.root}/"],
             "args": self.vllm_arguments(),
             "env": [
-                *_plain(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
+                *plain_variables(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
                 {"name": "VLLM_API_KEY", "valueFrom": key},
                 *proxy_variables(self.proxy_secret),
                 *s3_variables(self.s3_secret, _VLLM_NAMES),
@@ -180,7 +178,3 @@ def vllm_sampling() -> list[str]:
     recipe = Sampling()
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     return ["--override-generation-config", json.dumps({name: getattr(recipe, name) for name in names})]
-
-
-def _plain(values: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value} for name, value in values.items()]
