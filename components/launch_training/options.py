@@ -94,15 +94,8 @@ class LaunchTraining(JobOptions, StageOptions):
             more = (*self.training, *shlex.split(self.arguments))
         except ValueError as error:
             raise InputError(f"--arguments {self.arguments}: {error}; quote it as in a shell") from error
-        return training_arguments(
-            stage=self.stage,
-            store=self.store,
-            model=self.model,
-            dataset=self.dataset,
-            adapter=self.adapter,
-            output=output,
-            more=more,
-        )
+        inputs = {name: getattr(self, name) for name in ("store", "model", "dataset", "adapter")}
+        return training_arguments(stage=self.stage, **inputs, output=output, more=more)
 
     @property
     def reads_hub(self) -> bool:

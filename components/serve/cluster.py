@@ -29,8 +29,7 @@ from components.serve.rollout import (
 from components.serve.scale import MANAGER, check_not_at_zero, left, targets, without_anothers_scale
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
-from zhllama.kubernetes.model_server import OURS
-from zhllama.kubernetes.serving_pod import PORT
+from zhllama.kubernetes.model_server import OURS, PORT
 from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")

@@ -17,7 +17,7 @@ from typing import Any
 from components.serve.options import EngineName
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
-from zhllama.kubernetes.serving_pod import vllm_sampling
+from zhllama.kubernetes.model_server import vllm_sampling
 
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
 """Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.kubernetes.model_server import KEY
 from zhllama.kubernetes.names import check_namespace
-from zhllama.kubernetes.serving_pod import KEY
 from zhllama.stage.images import VERSION, image
 
 K8S = Path(__file__).parents[2] / "k8s"
