@@ -22,6 +22,7 @@ from kfp.dsl.structures import InputSpec
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
 from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.pod_security import USER
 from zhllama.stage import images
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 
@@ -102,7 +103,7 @@ class Steps:
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
         self._secrets(task)
         self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
-        if "run_as_user" in told.given:
+        if told["run_as_user"] != str(USER):
             # unsaid it is the images' own, a number; that it may not be root, KFP says of every pod
             user = None if told["run_as_user"] == "none" else int(told["run_as_user"])
             kubernetes.set_security_context(task, run_as_user=user, run_as_non_root=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlparse
 
-from tests.server_side_apply import applied, scaled
+from tests.server_side_apply import applied, scaled, status
 
 LISTS = (
     "pods", "events", "deployments", "inferenceservices", "pytorchjobs", "trainjobs", "workflows", "networkpolicies",
@@ -36,6 +36,8 @@ class Fault:
 
     status: int = 0
     """It is answered with this, and nothing is done."""
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    """Likewise, with what a real server answered (tests/recordings `answered`)."""
     headers: Mapping[str, str] = field(default_factory=dict)
     hold: threading.Event | None = None
     """It waits for the event (or the server's end) before it is done."""
@@ -102,12 +104,16 @@ class KubernetesServer:
         self._server.shutdown()
         self._server.server_close()
 
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
+
     def kubeconfig(self, path: Path) -> Path:
         value = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self._server.server_port}"}}],
+            "clusters": [{"name": "fake", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}],
             "users": [{"name": "fake", "user": {"token": "a-token-of-the-tests"}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": self.namespace}}],
         }
@@ -173,7 +179,7 @@ class KubernetesServer:
                 thing["metadata"].setdefault("deletionTimestamp", _now())
                 self._emit(path, "MODIFIED", thing)
                 return
-            self._emit(path, "DELETED", self.objects.pop(path))
+            self.remove(path)
             uid = thing["metadata"].get("uid")
             owned = [
                 other
@@ -183,6 +189,12 @@ class KubernetesServer:
             for other in owned:
                 if other in self.objects:
                     self.delete(other)
+
+    def remove(self, path: str) -> None:
+        """An object goes, if it is there, and nothing else."""
+        with self.changed:
+            if path in self.objects:
+                self._emit(path, "DELETED", self.objects.pop(path))
 
     def forget(self) -> None:
         """No watch can go on from before now: it is told 410."""
@@ -201,10 +213,12 @@ class KubernetesServer:
         """A status and an answer."""
         why = self.refusal(wanted)
         if why:
-            return 422, {"message": why}
+            return status(422, "Invalid", why)
         with self.changed:
             if path in self.objects:
-                return 409, {"message": f"{path.rpartition('/')[2]} already exists"}
+                goes = "object is being deleted: " * ("deletionTimestamp" in self.objects[path]["metadata"])
+                words, details = _named(path)
+                return status(409, "AlreadyExists", f"{goes}{words} already exists", **details)
             made = _copy(wanted)
             self.before_create(made)
             made["metadata"] |= {
@@ -228,9 +242,9 @@ class KubernetesServer:
         """A status and an answer, as server_side_apply.applied has them."""
         with self.changed:
             found = self.objects.get(path)
-            status, made = applied(found, wanted, manager, force)
-            if status > 299:
-                return status, made
+            code, made = applied(found, wanted, manager, force)
+            if code > 299:
+                return code, made
             made["metadata"].setdefault("namespace", self.namespace)
             made["metadata"].setdefault("uid", f"uid-{self._version}")
             made["metadata"].setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
@@ -242,7 +256,7 @@ class KubernetesServer:
             answer: dict[str, Any] = _copy(made)
         if changed:
             threading.Thread(target=self.on_apply, args=(_copy(answer),), daemon=True).start()
-        return status, answer
+        return code, answer
 
     def merge(self, path: str, patch: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """A JSON merge patch (RFC 7386)."""
@@ -258,7 +272,7 @@ class KubernetesServer:
         with self.changed:
             found = self.objects.get(path)
             if found is None:
-                return 404, {"kind": "Status", "reason": "NotFound", "message": f"{path} not found", "code": 404}
+                return _not_found(path)
             self.objects[path] = made = merged(_copy(found), patch)
             self._emit(path, "MODIFIED", made)
             return 200, _copy(made)
@@ -292,6 +306,19 @@ class KubernetesServer:
         return version < self._forgotten
 
 
+def _named(path: str) -> tuple[str, dict[str, str]]:
+    """What is at a path, as an API server's answers name it: in words, and in their details."""
+    *_, plural, name = path.split("/")
+    group = path.split("/")[2] if path.startswith("/apis/") else ""
+    details = {"name": name, "kind": plural} | ({"group": group} if group else {})
+    return f'{plural}{group and f".{group}"} "{name}"', details
+
+
+def _not_found(path: str) -> tuple[int, dict[str, Any]]:
+    words, details = _named(path)
+    return status(404, "NotFound", f"{words} not found", **details)
+
+
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -315,6 +342,18 @@ def selected(thing: dict[str, Any], query: Mapping[str, str]) -> bool:
         if found != value:
             return False
     return True
+
+
+def _waits(pod: dict[str, Any], container: str) -> str | None:
+    """Why a container has not started yet, "" where its pod has no node; None once it has started."""
+    told = pod.get("status") or {}
+    if any(one["type"] == "PodScheduled" and one["status"] == "False" for one in told.get("conditions") or ()):
+        return ""
+    for one in told.get("containerStatuses") or ():
+        if one.get("name") == container and not one.get("lastState"):
+            waiting: dict[str, str] | None = (one.get("state") or {}).get("waiting")
+            return None if waiting is None else waiting.get("reason", "")
+    return None
 
 
 class _Server(ThreadingHTTPServer):
@@ -347,7 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.of.asked.append(Asked(method, url.path, query, time.monotonic()))
             self.of.changed.notify_all()
         if self.headers.get("Authorization") != "Bearer a-token-of-the-tests":
-            return self._answer(401, {"message": "no token"})
+            return self._answer(*status(401, "Unauthorized", "Unauthorized"))
         fault = self.of.fault(method, url.path) or Fault()
         if isinstance(fault, int):
             fault = Fault(status=fault)
@@ -357,21 +396,23 @@ class _Handler(BaseHTTPRequestHandler):
                 pass
         if fault.lose == "before" or self.of.closing:
             return self._break()
+        if fault.recorded:
+            value = fault.recorded.get("body", fault.recorded.get("text"))
+            return self._answer(fault.recorded["status"], value, fault.headers)
         if fault.status:
             return self._answer(fault.status, {"message": "a fault that the test put here"}, fault.headers)
         if url.path.endswith("/portforward"):
             pod = url.path.removesuffix("/portforward")
             if pod not in self.of.objects:
-                message = f'pods "{pod.rpartition("/")[2]}" not found'
-                return self._answer(404, {"kind": "Status", "reason": "NotFound", "message": message, "code": 404})
+                return self._answer(*_not_found(pod))
             return self._forward(int(query["ports"]))
         with suppress(_Cut, BrokenPipeError, ConnectionResetError):
             if watching:
                 return self._watch(url.path, query)
             if url.path.endswith("/log"):
                 return self._log(url.path, query, following)
-            status, answer = self._answer_of(url.path, query, body)
-            return self._break() if fault.lose == "after" else self._answer(status, answer)
+            code, answer = self._answer_of(url.path, query, body)
+            return self._break() if fault.lose == "after" else self._answer(code, answer)
         if fault.cleanly:
             with suppress(OSError):
                 self.wfile.write(b"0\r\n\r\n")
@@ -399,19 +440,36 @@ class _Handler(BaseHTTPRequestHandler):
         with self.of.changed:
             found = _copy(self.of.objects.get(path))
             if found is None:
-                return 404, {"message": f"{path} not found"}
-            if self.command == "DELETE":
-                wanted = (body.get("preconditions") or {}).get("uid")
-                if wanted and wanted != found["metadata"].get("uid"):
-                    return 409, {"message": f"the uid is {found['metadata'].get('uid')}, not {wanted}"}
-                self.of.delete(path)
-        return 200, found
+                return _not_found(path)
+            if self.command != "DELETE":
+                return 200, found
+            return self._delete(path, found, (body.get("preconditions") or {}).get("uid"))
 
-    def _answer(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        content = json.dumps(value).encode()
+    def _delete(self, path: str, found: dict[str, Any], wanted: str | None) -> tuple[int, Any]:
+        """Answers with the object, while that is still there or a pod's, and else says that it has gone."""
+        _, details = _named(path)
+        uid = found["metadata"].get("uid")
+        if wanted and wanted != uid:
+            kind, group = found["kind"], f".{details['group']}" if "group" in details else ""
+            why = f"the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might"
+            return status(
+                409,
+                "Conflict",
+                f'Operation cannot be fulfilled on {kind}{group} "{details["name"]}": {why} have been deleted '
+                "and then recreated",
+                **details | {"kind": kind},
+            )
+        self.of.delete(path)
+        if path in self.of.objects or found["kind"] == "Pod":
+            return 200, _copy(self.of.objects.get(path, found))
+        gone = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+        return 200, gone | {"details": details | {"uid": uid}}
+
+    def _answer(self, code: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain" if isinstance(value, str) else "application/json")
             self.send_header("Content-Length", str(len(content)))
             for name, text in (headers or {}).items():
                 self.send_header(name, text)
@@ -471,10 +529,17 @@ class _Handler(BaseHTTPRequestHandler):
         pod = path.split("/")[-2]
         logs = self.of.previous_logs if query.get("previous") in ("true", "True") else self.of.logs
         with self.of.changed:
-            if path.removesuffix("/log") not in self.of.objects:
-                return self._answer(404, {"message": f"pods {pod} not found"})
+            found = self.of.objects.get(path.removesuffix("/log"))
+            if found is None:
+                return self._answer(*_not_found(path.removesuffix("/log")))
+            container = query.get("container", "main")
             if logs is self.of.previous_logs and pod not in logs:
-                return self._answer(400, {"message": f"previous terminated container in pod {pod} not found"})
+                why = f'previous terminated container "{container}" in pod "{pod}" not found'
+                return self._answer(*status(400, "BadRequest", why))
+            if (waits := _waits(found, container)) is not None:
+                why = f'container "{container}" in pod "{pod}" is waiting to start: {waits}'
+                # a pod without a node has no log to speak of
+                return self._answer(*status(400, "BadRequest", why)) if waits else self._answer(204, "")
             lines = logs.setdefault(pod, [])
         since = query.get("sinceTime", "").removesuffix("Z")
         self._begin("text/plain")

@@ -63,9 +63,11 @@ def _drop(thing: dict[str, Any], path: Path) -> None:
         parent.pop(path[-1], None)
 
 
-def _status(code: int, reason: str, message: str, **details: Any) -> tuple[int, dict[str, Any]]:
+def status(code: int, reason: str, message: str, **details: Any) -> tuple[int, dict[str, Any]]:
+    """A refusal, as an API server words it."""
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
-    return code, body | {"reason": reason, "details": details, "code": code}
+    told = {} if code in (400, 401) else {"details": details}
+    return code, body | {"reason": reason} | told | {"code": code}
 
 
 def applied(
@@ -79,7 +81,7 @@ def applied(
     if version and version != (found or {"metadata": {}})["metadata"].get("resourceVersion"):
         name = f'{wanted["kind"].lower()}s "{wanted["metadata"]["name"]}"'
         why = "the object has been modified; please apply your changes to the latest version and try again"
-        return _status(409, "Conflict", f"Operation cannot be fulfilled on {name}: {why}")
+        return status(409, "Conflict", f"Operation cannot be fulfilled on {name}: {why}")
     asked = dict(leaves(wanted))
     made = json.loads(json.dumps(found)) if found else {
         "apiVersion": wanted["apiVersion"], "kind": wanted["kind"], "metadata": {"name": wanted["metadata"]["name"]},
@@ -98,7 +100,7 @@ def applied(
             said = f'conflict with "{entry["manager"]}"{through} using {entry["apiVersion"]}'
             causes.append({"reason": "FieldManagerConflict", "message": said, "field": "." + ".".join(path)})
         message = "; ".join(f"{one['message']}: {one['field']}" for one in causes)
-        return _status(409, "Conflict", f"Apply failed with {len(causes)} conflict: {message}", causes=causes)
+        return status(409, "Conflict", f"Apply failed with {len(causes)} conflict: {message}", causes=causes)
     for entry, path in conflicts:
         entry["paths"].discard(path)
     theirs = {path for entry in others for path in entry["paths"]}

@@ -20,7 +20,8 @@ from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from zhllama import storage
-from zhllama.artifacts.hub_model import HUB_NAME, HubFiles, hub_files, parse_address
+from zhllama.artifacts.blocks import Source as Blocks
+from zhllama.artifacts.hub_model import HUB_NAME, hub_files, hub_source, parse_address
 from zhllama.errors import InputError, StorageFault
 from zhllama.retries import pause_after, with_retries
 
@@ -252,10 +253,10 @@ class HubSource(Source):
         self.address = f"hf://{repository}/{folder}".rstrip("/")
 
     @cached_property
-    def _listing(self) -> tuple[HubFiles, dict[str, Found]]:
+    def _listing(self) -> tuple[Blocks, dict[str, Found]]:
         where = f"--source {self.address}"
         commit, entries = hub_files(self.repository, self._revision, self._folder, where)
-        files = HubFiles(where, self.repository, commit, f"{self._folder}/" if self._folder else "")
+        files = hub_source(where, self.repository, commit, f"{self._folder}/" if self._folder else "")
         return files, {
             name: Found(name, entry.size, entry.blob_id or "", entry.lfs.sha256 if entry.lfs else None)
             for name, entry in entries.items()
@@ -273,7 +274,9 @@ class HubSource(Source):
         return self.part(name, 0, self._listing[1][name].size or 0)
 
     def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
-        yield self._listing[0].read_bytes(name, start, length) if length else b""
+        content = bytearray(length)
+        self._listing[0](name, start, length, memoryview(content), None)
+        yield bytes(content)
 
     def below(self, folder: str) -> Source:
         return HubSource(self.repository, self._revision, f"{self._folder}/{folder}".strip("/"))

@@ -1,27 +1,38 @@
 """A cancel that waits for nothing: what SIGTERM and Ctrl-C ask for is done by a thread that does nothing else.
 
-Under Kubeflow Pipelines the step's container has a fraction of a second from SIGTERM on (the KFP launcher dies of the
-same signal). Python runs a signal's handler between two steps of the main thread, which may be in the middle of a name
-look-up, a stalled request or somebody's clean-up, where the exception of a handler may even get lost. The wake-up file
-descriptor, though, is written by the C handler itself, whatever the main thread does: a thread reads it and deletes the
-job at once, on connections of its own, while the main thread is on its way out. What is too late for this is left to
-the pipeline's exit handler and the reaper.
+Under Kubeflow Pipelines the step has a fraction of a second from SIGTERM on (the KFP launcher dies of the same signal).
+Python runs a signal's handler between two steps of the main thread, which may be in a stalled request; the wake-up file
+descriptor, though, is written by the C handler itself: a thread reads it and deletes the job at once, on connections of
+its own. What is too late for this is left to the pipeline's exit handler and the reaper.
 """
 
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from components.launch_training.cluster import Cluster
 from zhllama.errors import EXIT_CANCELLED
+from zhllama.kubernetes.api import passes, short
+from zhllama.kubernetes.job_kinds import has_ended
+from zhllama.kubernetes.names import LABEL
 
 log = logging.getLogger("launch")
 
 LEAVE_WITHIN = 5.0
 """Seconds that the main thread gets to notice a cancel that has been carried out."""
+CANCEL_TIMEOUT = (2.0, 3.0)
+"""Of a request that carries out a cancel: to connect, and for the answer."""
+CANCEL_WITHIN = 20.0
+"""Seconds for which a cancel is tried; a pod's default grace period is 30."""
+LATE_EVERY = 0.5
+"""Seconds between two looks for a job whose creation was given up before the cancel."""
 
 
 class Canceller:
@@ -30,13 +41,8 @@ class Canceller:
 
     def __init__(self, at_once: Callable[[], None], afterwards: Callable[[], None]) -> None:
         self._at_once, self._afterwards = at_once, afterwards
-        self._left = threading.Event()
+        self._left, self.cancelled = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._begun = threading.Event()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._begun.is_set()
 
     def __enter__(self) -> Self:
         # signals are the main thread's: a launcher in another thread is never cancelled
@@ -48,9 +54,7 @@ class Canceller:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._thread is None:
             return
         self._left.set()
@@ -59,13 +63,13 @@ class Canceller:
         os.close(self._writing)
         self._thread.join()
         os.close(self._reading)
-        if self.cancelled and error is not None and not isinstance(error, SystemExit | KeyboardInterrupt):
+        if self.cancelled.is_set() and error is not None and not isinstance(error, SystemExit | KeyboardInterrupt):
             raise SystemExit(EXIT_CANCELLED) from error
 
     def _wait(self) -> None:
         while number := os.read(self._reading, 1):
             if number[0] in (signal.SIGTERM, signal.SIGINT):
-                self._begun.set()
+                self.cancelled.set()
                 self._at_once()
                 self._left.wait(LEAVE_WITHIN)
                 self._afterwards()
@@ -73,3 +77,58 @@ class Canceller:
                     log.warning("cancelled; the main thread is stuck in a call")
                     os._exit(EXIT_CANCELLED)
                 return
+
+
+class Deletion:
+    """The requests of a cancel: on connections of their own, each made again until it is answered or time is up."""
+
+    def __init__(self, cluster: Cluster, namespace: str, selector: str, key: str) -> None:
+        self._cluster, self._namespace, self._selector, self._key = cluster, namespace, selector, key
+        self._deadline = time.monotonic() + CANCEL_WITHIN
+
+    def left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _try(self, failed: str, request: Callable[..., Any], *words: str) -> Any:
+        """The answer, None where there is none: it is then said what has `failed`."""
+        try:
+            return request(self._namespace, *words, request=self._until_answered)
+        except (ApiException, HTTPError) as error:
+            log.warning(failed, short(error))
+            return None
+
+    def _until_answered(self, request: Callable[..., Any], **options: Any) -> Any:
+        pause = 0.1
+        while True:
+            try:
+                return request(**options, _request_timeout=CANCEL_TIMEOUT)
+            except (ApiException, HTTPError) as error:
+                if not passes(error) or self.left() < pause:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    def delete(self, name: str, uid: str) -> None:
+        job = f"training job {self._namespace}/{name}"
+        failed = f"{job} could not be deleted (%s): the run's exit handler or the reaper will"
+        if self._try(failed, self._cluster.delete, name, uid):
+            log.info("%s deleted", job)
+
+    def delete_policy(self, name: str) -> None:
+        self._try(f"the NetworkPolicy {self._namespace}/{name} is left: %s", self._cluster.delete_policy, name)
+
+    def delete_all(self) -> None:
+        """The jobs of this work that are not over, and their policies."""
+        failed = "whether a training job is left is not known (%s): the exit handler will see"
+        for job in self._try(failed, self._cluster.jobs, self._selector) or ():
+            metadata = job["metadata"]
+            ours = metadata.get("labels", {}).get(f"{LABEL}key") == self._key
+            if ours and not has_ended(job) and not metadata.get("deletionTimestamp"):
+                self.delete(metadata["name"], metadata["uid"])
+                self.delete_policy(metadata["name"])
+
+    def delete_late(self) -> None:
+        """What a request that was given up may still make: looked for until time is up."""
+        while self.left() > LATE_EVERY:
+            time.sleep(LATE_EVERY)
+            self.delete_all()

@@ -27,10 +27,41 @@ def cleanup(config: Cleanup) -> None:
     if config.backend == "local":
         log.info("local trainings end with their launcher: nothing to clean up")
         return
-    from components.launch_training.job_deletion import delete_unfinished
-
     deleted = delete_unfinished(config.run_id, config.namespace)
     log.info("run %s: %s", config.run_id, f"deleted {', '.join(deleted)}" if deleted else "no job was left")
+
+
+def delete_unfinished(run: str, namespace: str) -> list[str]:
+    """Deletes what a run has left: jobs of either kind that are not over, and jobs' policies. The jobs' names."""
+    from kubernetes.client.exceptions import ApiException
+
+    from components.launch_training.cluster import Cluster
+    from zhllama.kubernetes.api import unanswered
+    from zhllama.kubernetes.job_kinds import BY_BACKEND, has_ended
+    from zhllama.kubernetes.names import LABEL, label_value
+
+    deleted, errors = [], []
+    for kind in BY_BACKEND.values():
+        cluster = Cluster(kind)
+        place = namespace or cluster.namespace
+        try:
+            jobs = cluster.jobs(place, f"{LABEL}run={label_value(run)}")
+        except ApiException as error:
+            # without this kind's operator there are none
+            if error.status != 404:
+                errors.append(error)
+            continue
+        for job in jobs:
+            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+            try:
+                if not has_ended(job) and cluster.delete(place, name, uid):
+                    deleted.append(name)
+                cluster.delete_policy(place, name)
+            except ApiException as error:
+                errors.append(error)
+    if errors:
+        raise unanswered(errors[0])
+    return deleted
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from kubernetes import client
@@ -22,7 +21,7 @@ log = logging.getLogger("launch")
 
 
 class Cluster:
-    """The API server, as the launcher needs it: jobs of one kind, their pods, their network policies."""
+    """Of one kind of job."""
 
     def __init__(self, kind: JobKind) -> None:
         self.kind = kind
@@ -32,40 +31,25 @@ class Cluster:
         self._pods = client.CoreV1Api(self.api)
         self._policies = client.NetworkingV1Api(self.api)
 
-    def placed(self, job: TrainingJob) -> TrainingJob:
-        """The job with its namespace: its own, or this pod's."""
-        return replace(job, namespace=job.namespace or self.namespace)
-
-    # --- jobs ---------------------------------------------------------------------------------------------------------
-
     def read(self, job: TrainingJob) -> dict[str, Any] | None:
+        get = self._jobs.get_namespaced_custom_object
         try:
-            found: dict[str, Any] = call(
-                self._jobs.get_namespaced_custom_object, **self.kind.place, namespace=job.namespace, name=job.name
-            )
+            return dict(call(get, **self.kind.place, namespace=job.namespace, name=job.name))
         except ApiException as error:
             if error.status == 404:
                 return None
             raise unanswered(error) from error
-        return found
 
     def jobs(self, namespace: str, selector: str, request: Callable[..., Any] = call) -> list[dict[str, Any]]:
         """Jobs that have those labels. ApiException as it is."""
-        listed: dict[str, Any] = request(
-            self._jobs.list_namespaced_custom_object,
-            **self.kind.place,
-            namespace=namespace,
-            label_selector=selector,
-        )
-        return list(listed["items"])
+        listing = self._jobs.list_namespaced_custom_object
+        return list(request(listing, **self.kind.place, namespace=namespace, label_selector=selector)["items"])
 
     def create(self, job: TrainingJob) -> dict[str, Any]:
         """One attempt: ApiException and HTTPError as they come."""
-        manifest = job_manifest(job, self.kind.kind.lower())
-        created: dict[str, Any] = self._jobs.create_namespaced_custom_object(
-            **self.kind.place, namespace=job.namespace, body=manifest, _request_timeout=kubernetes_api.TIMEOUT
-        )
-        return created
+        where: dict[str, Any] = {**self.kind.place, "namespace": job.namespace}
+        body, timeout = job_manifest(job, self.kind.kind.lower()), kubernetes_api.TIMEOUT
+        return dict(self._jobs.create_namespaced_custom_object(**where, body=body, _request_timeout=timeout))
 
     def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
         """As kubernetes_api.delete_object."""
@@ -76,13 +60,12 @@ class Cluster:
 
     def pods(self, job: TrainingJob, uid: str) -> list[dict[str, Any]]:
         """The job's pods; not those that a job of the same name has left behind."""
-        listed = self.pods_of(job.namespace, f"{self.kind.pods_label}={job.name}")
-
-        def ours(pod: dict[str, Any]) -> bool:
-            owners = pod["metadata"].get("ownerReferences") or ()
-            return all(owner["uid"] == uid for owner in owners if owner.get("kind") == self.kind.kind)
-
-        return [pod for pod in listed if ours(pod)]
+        kind = self.kind.kind
+        return [
+            pod
+            for pod in self.pods_of(job.namespace, f"{self.kind.pods_label}={job.name}")
+            if {one["uid"] for one in pod["metadata"].get("ownerReferences") or () if one.get("kind") == kind} <= {uid}
+        ]
 
     def pods_of(self, namespace: str, selector: str) -> list[dict[str, Any]]:
         """Pods that have those labels, whatever job they are of."""
@@ -98,21 +81,19 @@ class Cluster:
         outlive what they are about: those of an earlier job or pod of the same name say nothing."""
         said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
-        names = (job.name, f"{job.name}-node-0") if self.kind is TRAINJOB else (job.name,)
-        for name in (*names, *pods):
+        under = {f"{job.name}-node-0": None} if self.kind is TRAINJOB else {}
+        uids: dict[str, str | None] = {job.name: uid, **under, **pods}
+        for name, ours in uids.items():
+            about = f"involvedObject.name={name},type=Warning"
+            events = self._pods.list_namespaced_event
             try:
-                listed = call(
-                    plain,
-                    call=self._pods.list_namespaced_event,
-                    namespace=job.namespace,
-                    field_selector=f"involvedObject.name={name},type=Warning",
-                )
+                listed = call(plain, call=events, namespace=job.namespace, field_selector=about)
             except ApiException as error:
                 log.debug("events of %s: %s", name, short(error))
                 return []
             for one in listed["items"]:
-                about = (one.get("involvedObject") or {}).get("uid")
-                if about and name in (job.name, *pods) and about != pods.get(name, uid):
+                theirs = (one.get("involvedObject") or {}).get("uid")
+                if theirs and ours is not None and theirs != ours:
                     continue
                 when = one.get("lastTimestamp") or one.get("eventTime") or one.get("firstTimestamp") or ""
                 said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
@@ -120,23 +101,20 @@ class Cluster:
 
     def create_policy(self, job: TrainingJob) -> bool:
         """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
+        body = network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", "")))
+        create = self._policies.create_namespaced_network_policy
         try:
-            call(
-                plain,
-                call=self._policies.create_namespaced_network_policy,
-                namespace=job.namespace,
-                body=network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", ""))),
-            )
+            call(plain, call=create, namespace=job.namespace, body=body)
         except ApiException as error:
-            if error.status in (403, 404):
+            if error.status not in (403, 404, 409):
+                raise refused(self.kind, job, error, "its NetworkPolicy") from error
+            if error.status != 409:
                 log.warning(
                     "%s gets no NetworkPolicy of its own (%s); give this account the Role zhllama-runner. Where the "
                     "namespace denies the rest (k8s/base), its pods reach neither each other nor S3",
                     job.name,
                     short(error),
                 )
-            elif error.status != 409:
-                raise refused(self.kind, job, error, "its NetworkPolicy") from error
             return False
         return True
 
@@ -154,10 +132,10 @@ class Cluster:
 
     def workflow(self, namespace: str) -> dict[str, Any] | None:
         """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
-        if not self._pod_name() or namespace != self.namespace:
+        if namespace != self.namespace:
             return None
         try:
-            owners = self._pod_owners()
+            owners = self._pod()[1]
         except ApiException as error:
             log.warning("the job gets no owner: this pod cannot be read (%s)", short(error))
             return None
@@ -170,27 +148,23 @@ class Cluster:
     def starter(self) -> str:
         """Eight characters for what started this launcher: the run whose pod this is (a Workflow, a Job: all of its
         pods have them alike), else the pod. "" outside of a cluster."""
-        name = self._pod_name()
-        if not name:
-            return ""
         try:
-            started_by = next((owner["uid"] for owner in self._pod_owners() if owner.get("controller")), name)
+            name, owners = self._pod()
         except ApiException as error:
             if error.status not in (403, 404):
                 # what is not known for now would be another name than the one at the next start
                 raise unanswered(error) from error
-            started_by = name
-        return hashlib.sha256(started_by.encode()).hexdigest()[:8]
+            name, owners = os.environ["HOSTNAME"], []
+        started_by = next((owner["uid"] for owner in owners if owner.get("controller")), name)
+        return hashlib.sha256(started_by.encode()).hexdigest()[:8] if name else ""
 
-    @staticmethod
-    def _pod_name() -> str:
-        """Of the pod that this is; "" outside of a cluster."""
-        return os.environ.get("HOSTNAME", "") if ACCOUNT.exists() else ""
-
-    def _pod_owners(self) -> list[dict[str, Any]]:
-        """What owns this pod. ApiException as it is."""
-        pod = call(plain, call=self._pods.read_namespaced_pod, name=self._pod_name(), namespace=self.namespace)
-        return list(pod["metadata"].get("ownerReferences", ()))
+    def _pod(self) -> tuple[str, list[dict[str, Any]]]:
+        """The name of the pod that this is, and what owns it; "" outside of a cluster. ApiException as it is."""
+        name = os.environ.get("HOSTNAME", "") if ACCOUNT.exists() else ""
+        if not name:
+            return "", []
+        pod = call(plain, call=self._pods.read_namespaced_pod, name=name, namespace=self.namespace)
+        return name, list(pod["metadata"].get("ownerReferences", ()))
 
 
 def age(job: Mapping[str, Any]) -> tuple[str, str]:
@@ -200,26 +174,22 @@ def age(job: Mapping[str, Any]) -> tuple[str, str]:
 
 _MENDS_OF_403 = {
     "quota": "free some of the quota, or ask for less",
-    "admission webhook": "mend what it names",
+    # an admission webhook, a ValidatingAdmissionPolicy
+    " denied ": "mend what it names",
     "violates PodSecurity": "let the namespace's Pod Security standard allow it",
     "being terminated": "give another --namespace",
+    "": "give this account the Role zhllama-runner",
 }
-
-
-def _mend_of_403(error: ApiException) -> str:
-    """403 has many causes, and the server's words tell them: a Role is one of them."""
-    words = short(error)
-    return next(
-        (mend for said, mend in _MENDS_OF_403.items() if said in words), "give this account the Role zhllama-runner"
-    )
+"""403 has many causes, and the server's words tell them."""
 
 
 def refused(kind: JobKind, job: TrainingJob, error: ApiException, what: str = "") -> Exception:
-    if error.status in (400, 403, 404, 422):
-        mend = {
-            403: _mend_of_403(error),
-            404: f"install {kind.operator}, or check --namespace",
-        }.get(error.status, "mend the job's options")
-        named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")
-        return InputError(f"{named} was refused: {short(error)}; {mend}")
-    return unanswered(error)
+    said, mend = short(error), "mend the job's options"
+    if error.status == 403:
+        mend = next(mend for words, mend in _MENDS_OF_403.items() if words in said)
+    elif error.status == 404:
+        mend = f"install {kind.operator}, or check --namespace"
+    elif error.status not in (400, 422):
+        return unanswered(error)
+    named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")
+    return InputError(f"{named} was refused: {said}; {mend}")

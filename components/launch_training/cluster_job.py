@@ -1,7 +1,8 @@
 """A training job on a cluster: created once, followed to its end, deleted on a cancel.
 
 The job's name is a function of run, stage and attempt: a launcher that starts again, or a second one, finds the job by
-it and goes on following. Nothing is remembered but on the API server.
+it and goes on following. Nothing is remembered but on the API server. Of several runs with the same work (and store)
+one trains, and the others follow its job.
 """
 
 import logging
@@ -15,12 +16,10 @@ from typing import Any
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import TimeoutError as UrllibTimeout
 
-from components.launch_training.cancel import Canceller
+from components.launch_training.cancel import Canceller, Deletion
 from components.launch_training.cluster import Cluster, age, refused
 from components.launch_training.follower import Follower
-from components.launch_training.job_deletion import Deletion
 from components.launch_training.job_state import State, Verdict, newest
-from components.launch_training.shared_work import OtherRuns
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.kubernetes.api import call, unanswered
 from zhllama.kubernetes.job_kinds import has_ended
@@ -33,31 +32,13 @@ GONE_WITHIN = 600.0
 """Seconds for which a job of our name that is being deleted is waited for."""
 
 
-def run_on_cluster(
-    cluster: Cluster,
-    job_of: Callable[[int], TrainingJob],
-    attempts: int,
-    waiting_seconds: float,
-    keep: Callable[[str, list[str]], None],
-    published: Callable[[], bool],
-) -> None:
-    """Runs a job, `job_of(attempt)`, to its success, in at most `attempts` of them. A job of the same work that another
-    run has going is followed in place of one of our own.
-
-    InputError when the training says that its input is wrong, StorageFault when the job fails, is deleted, or waits for
-    longer than `waiting_seconds` (0: it may wait for ever). On SIGTERM and Ctrl-C the job is deleted before anything
-    else. keep: gets each job's name and its last lines when it is over. published: whether the result is there, which
-    alone says that a job has succeeded: its condition says no more than that its Master ended with 0.
-    """
-    launch = Launch(cluster, lambda attempt: cluster.placed(job_of(attempt)), waiting_seconds, keep, published)
-    with Canceller(launch.cancel, launch.sweep) as launch.canceller:
-        launch.run(attempts)
-
-
 class Launch:
-    """The attempts at one stage of a run."""
+    """The attempts at one stage of a run, each `job_of(attempt)`, with its namespace.
 
-    canceller: Canceller
+    waiting_seconds: for how long a job may wait; 0: for ever. keep: gets each job's name and its last lines when it is
+    over. published: whether the result is there, which alone says that a job has succeeded: its condition says no more
+    than that its Master ended with 0.
+    """
 
     def __init__(
         self,
@@ -67,14 +48,13 @@ class Launch:
         keep: Callable[[str, list[str]], None],
         published: Callable[[], bool],
     ) -> None:
-        self._cluster, self._job_of, self._keep = cluster, job_of, keep
-        self._published = published
+        self._cluster, self._job_of, self._keep, self._published = cluster, job_of, keep, published
         self._first = job_of(1)
         labels = self._first.labels
-        self._key = labels[f"{LABEL}key"]
+        self._run, self._key = labels[f"{LABEL}run"], labels[f"{LABEL}key"]
         self._selector = ",".join(f"{LABEL}{name}={labels[f'{LABEL}{name}']}" for name in ("run", "stage"))
-        self._follower = Follower(cluster, waiting_seconds, published, lambda: self.canceller.cancelled)
-        self._others = OtherRuns(cluster, self._follower, self._first)
+        self.canceller = Canceller(self.cancel, self.sweep)
+        self._follower = Follower(cluster, waiting_seconds, published, self.canceller.cancelled.is_set)
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
         self._posting: Future[dict[str, Any]] | None = None
@@ -83,14 +63,15 @@ class Launch:
         self._deletion: Deletion
 
     def run(self, attempts: int) -> None:
-        """To the success of one attempt; see `run_on_cluster`."""
+        """To the success of one of so many attempts, or of another run's job for the same work.
+
+        InputError when the training says that its input is wrong, StorageFault when the job fails, is deleted, or waits
+        for too long. On SIGTERM and Ctrl-C the job is deleted before anything else.
+        """
         # the same work of another run, too
-        self._follower.watch(self._first.namespace, f"{LABEL}key={self._key}")
-        try:
+        with self.canceller, self._follower.watching(self._first.namespace, f"{LABEL}key={self._key}"):
             attempt = max(1, self._newest())
-            while True:
-                if self._others.follow() or self._published():
-                    return
+            while not (self._follow_others() or self._published()):
                 job = self._job_of(attempt)
                 verdict = self._attempt(job)
                 if verdict.state is State.SUCCEEDED:
@@ -108,63 +89,67 @@ class Launch:
                 )
                 # another launcher of this run may be ahead
                 attempt = max(attempt + 1, self._newest())
-        finally:
-            self._follower.stop()
 
     def _newest(self) -> int:
+        return newest(self._jobs(self._selector), self._key)
+
+    def _jobs(self, selector: str) -> list[dict[str, Any]]:
         try:
-            return newest(self._cluster.jobs(self._first.namespace, self._selector), self._key)
+            return self._cluster.jobs(self._first.namespace, selector)
         except ApiException as error:
             raise refused(self._cluster.kind, self._first, error) from error
 
     def _attempt(self, job: TrainingJob) -> Verdict:
         """Creates the job, or finds it, and follows it to its end."""
-        if self._cluster.read(job) is None and not self._others.have_left():
+        if self._cluster.read(job) is None and not self._others_have_left():
             return Verdict(State.YIELDED)
-        own = self._create(job)
-        uid = own[1]
+        ours = self._create(job)
+        uid = ours["metadata"]["uid"] if ours else ""
 
         def yields() -> bool:
             # of two runs that began at once, one trains. One look is not enough: the times of the server are whole
             # seconds, so the job that is made after this one may count as the older
-            return bool(uid) and any(age(other) < own for other in self._others.live())
+            return ours is not None and any(age(other) < age(ours) for other in self._others())
 
         verdict, lines = self._follower.follow(job, uid, yields)
         if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED, State.YIELDED):
-            # one that has ended stays, and the result of one that has not may be there
-            self._delete(job, uid)
-        self._forget(job, lines)
+            # one that has ended stays, to be looked into; the result of one that has not may be there
+            found = self._cluster.read(job)
+            if found is not None and not has_ended(found):
+                try:
+                    self._cluster.delete(job.namespace, job.name, uid)
+                except ApiException as error:
+                    raise unanswered(error) from error
+                log.info("training job %s/%s deleted", job.namespace, job.name)
+        self._delete_policy(job)
+        if lines:
+            self._keep(job.name, lines)
         return verdict
 
     # --- to its beginning ---------------------------------------------------------------------------------------------
 
-    def _create(self, job: TrainingJob) -> tuple[str, str]:
-        """The job's age, with its uid: created, or found and ours. Both "" where it is gone."""
+    def _create(self, job: TrainingJob) -> dict[str, Any] | None:
+        """The job: created, or found and ours. None where it is gone."""
         self._current = (job.name, "")
-        found = self._wait_for_the_last_one(job)
-        owned = replace(job, owner=job.owner or self._cluster.workflow(job.namespace))
+        found, said = self._wait_for_the_last_one(job), "is there: following it"
+        owned = replace(job, owner=self._cluster.workflow(job.namespace))
         policy_made = self._cluster.create_policy(owned)
         if found is None:
             try:
                 found = self._post(owned)
             except InputError:
                 if policy_made:
-                    self._forget(job, [])
+                    self._delete_policy(job)
                 raise
             if found is not None:
-                log.info(
-                    "training job %s/%s created: %d × %d", job.namespace, job.name, job.nodes, job.processes_per_node
-                )
-                self._current = (job.name, found["metadata"]["uid"])
-                return age(found)
-            # made by this process before a lost answer, or by another launcher of this run
-            found = self._cluster.read(job)
-        if found is None:
-            return "", ""
+                said = f"created: {job.nodes} × {job.processes_per_node}"
+            elif (found := self._cluster.read(job)) is None:
+                # it was made by this process before a lost answer, or by another launcher of this run, and has gone
+                return None
         newest([found], self._key)
-        log.info("training job %s/%s is there: following it", job.namespace, job.name)
+        log.info("training job %s/%s %s", job.namespace, job.name, said)
         self._current = (job.name, found["metadata"]["uid"])
-        return age(found)
+        return found
 
     def _wait_for_the_last_one(self, job: TrainingJob) -> dict[str, Any] | None:
         """The job of that name; one that is being deleted is none, when it has gone."""
@@ -183,11 +168,20 @@ class Launch:
         """Creates the job; None when there is one of its name. Again while the server is away or busy."""
 
         def once(_request_timeout: Any) -> dict[str, Any]:
-            if self.canceller.cancelled:
+            """In a thread of its own: a cancel can then wait for the answer."""
+            if self.canceller.cancelled.is_set():
                 raise SystemExit(EXIT_CANCELLED)
-            self._posting = in_a_thread(lambda: self._cluster.create(job))
+            self._posting = answer = Future[dict[str, Any]]()
+
+            def work() -> None:
+                try:
+                    answer.set_result(self._cluster.create(job))
+                except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
+                    answer.set_exception(error)
+
+            threading.Thread(target=work, daemon=True).start()
             try:
-                return self._posting.result()
+                return answer.result()
             except UrllibTimeout:
                 self._given_up = True
                 raise
@@ -200,27 +194,69 @@ class Launch:
             raise refused(self._cluster.kind, job, error) from error
         return created
 
-    # --- its end ------------------------------------------------------------------------------------------------------
-
-    def _delete(self, job: TrainingJob, uid: str) -> None:
-        """Unless it has ended: it then stays, to be looked into, for as long as its ttl says."""
-        found = self._cluster.read(job)
-        if found is None or has_ended(found):
-            return
-        try:
-            self._cluster.delete(job.namespace, job.name, uid)
-        except ApiException as error:
-            raise unanswered(error) from error
-        log.info("training job %s/%s deleted", job.namespace, job.name)
-
-    def _forget(self, job: TrainingJob, lines: list[str]) -> None:
-        """The job is over: its policy goes, its last lines are kept. Neither can make it fail."""
+    def _delete_policy(self, job: TrainingJob) -> None:
+        """That of a job that is over; one that is left cannot make it fail."""
         try:
             self._cluster.delete_policy(job.namespace, job.name)
         except (ApiException, StorageFault) as error:
             log.warning("the NetworkPolicy %s/%s is left: %s", job.namespace, job.name, error)
-        if lines:
-            self._keep(job.name, lines)
+
+    # --- the same work of other runs ----------------------------------------------------------------------------------
+
+    def _of_another(self, thing: dict[str, Any]) -> bool:
+        return bool(thing["metadata"]["labels"].get(f"{LABEL}run") != self._run)
+
+    def _others(self) -> list[dict[str, Any]]:
+        """Their jobs for it that are not over, the oldest first."""
+        found = filter(self._of_another, self._jobs(f"{LABEL}key={self._key}"))
+        live = [job for job in found if not has_ended(job) and not job["metadata"].get("deletionTimestamp")]
+        return sorted(live, key=age)
+
+    def _follow_others(self) -> bool:
+        """Follows their jobs until one has made the result, or there is none more. They are theirs: none is deleted
+        from here, whatever becomes of this launcher. Whether the result is there."""
+        while others := self._others():
+            metadata = others[0]["metadata"]
+            job = replace(self._first, name=metadata["name"])
+            run = metadata["labels"].get(f"{LABEL}run", "")
+            log.info("training job %s/%s of run %s does the same work: following it", job.namespace, job.name, run)
+            verdict, _ = self._follower.follow(job, metadata["uid"])
+            if verdict.state is State.SUCCEEDED:
+                return True
+            if verdict.state is State.WRONG_INPUT:
+                raise InputError(verdict.reason)
+            if verdict.state is State.EXPIRED:
+                # it is still there, and one of our own would have to yield to it
+                raise StorageFault(f"training job {job.name} of run {run}, which does the same work: {verdict.reason}")
+            ended = f"{verdict.state.value}: {verdict.reason}"
+            log.warning(
+                "training job %s of run %s: %s; going on from its checkpoint with a job of our own",
+                job.name,
+                run,
+                ended,
+            )
+        return False
+
+    def _others_have_left(self) -> bool:
+        """Waits until none of their pods for it may still write, for the grace period at most: pods outlive a job that
+        was deleted, and write their last checkpoint. False where another run has a job for it by now."""
+        until, said = time.monotonic() + self._first.grace_seconds, ""
+        while pods := [
+            pod["metadata"]["name"]
+            for pod in filter(self._of_another, self._cluster.pods_of(self._first.namespace, f"{LABEL}key={self._key}"))
+            if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        ]:
+            if self._others():
+                return False
+            left = until - time.monotonic()
+            if left <= 0:
+                log.warning("pod %s is still there after its grace period: going on without its checkpoint", pods[0])
+                return True
+            if said != pods[0]:
+                said = pods[0]
+                log.info("pod %s of another run does the same work, and is on its way out: waiting for its end", said)
+            self._follower.sleep(left)
+        return True
 
     # --- a cancel -----------------------------------------------------------------------------------------------------
 
@@ -243,17 +279,3 @@ class Launch:
         self._deletion.delete_policy(self._current[0])
         if self._given_up:
             self._deletion.delete_late()
-
-
-def in_a_thread(request: Callable[[], dict[str, Any]]) -> "Future[dict[str, Any]]":
-    """The request that creates a job, in a thread of its own: a cancel can then wait for its answer."""
-    answer: Future[dict[str, Any]] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(request())
-        except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return answer

@@ -25,16 +25,10 @@ class FinetuneArguments(FinetuneOptions):
 
 
 OURS = {
-    "--store": "it is launch_training's --store",
-    "--model": "it is launch_training's --model",
-    "--dataset": "it is launch_training's --dataset",
-    "--adapter": "it is launch_training's --adapter",
-    "--stage": "it is launch_training's --stage",
-    "--output": "launch_training sets it",
-    "--reference": "launch_training sets it",
-    "--report": "launch_training sets it",
-    "--executor-output": "launch_training sets it",
-    "--executor-input": "launch_training sets it",
+    **{name: f"it is launch_training's {name}" for name in ("--store", "--model", "--dataset", "--adapter", "--stage")},
+    **dict.fromkeys(
+        ("--output", "--reference", "--report", "--executor-output", "--executor-input"), "launch_training sets it"
+    ),
     "--publish-checkpoint": "it trains nothing, so it needs no job: run the training's own command with it",
 }
 
@@ -54,7 +48,10 @@ def training_arguments(
     arguments = [] if stage == "sft" else ["--stage", stage]
     arguments += ["--store", storage.normalise(store)]
     given = {"--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
-    arguments += [word for name, value in given.items() if value for word in (name, handed_on(value))]
+    for name, value in given.items():
+        if value:
+            # as another process reads it, which may be in another folder
+            arguments += [name, value if on_hub(value) else storage.normalise(value)]
     arguments += _without_absent(more, stage)
     parse_training(stage, arguments)
     return arguments
@@ -63,11 +60,6 @@ def training_arguments(
 def parse_training(stage: str, arguments: list[str]) -> LoraOptions:
     """The arguments as the training will read them."""
     return parse(FinetuneArguments if stage == "sft" else PretrainArguments, arguments)
-
-
-def handed_on(reference: str) -> str:
-    """A reference as another process reads it, which may be in another folder."""
-    return reference if on_hub(reference) else storage.normalise(reference)
 
 
 def on_hub(reference: str) -> bool:

@@ -8,7 +8,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,13 +56,45 @@ class Follower:
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._over = threading.Event()
 
-    def watch(self, namespace: str, selector: str) -> None:
-        """Watches the jobs with those labels, and their pods, until `stop`."""
+    @contextmanager
+    def watching(self, namespace: str, selector: str) -> Iterator[None]:
+        """While it is open, a change of the jobs with those labels, or of their pods, ends a sleep."""
         for listing, options in self._cluster.watches(namespace, selector):
-            threading.Thread(target=wake, args=(listing, options, self._woken, self._over), daemon=True).start()
+            threading.Thread(target=self._watch, args=(listing, options), daemon=True).start()
+        try:
+            yield
+        finally:
+            self._over.set()
 
-    def stop(self) -> None:
-        self._over.set()
+    def _watch(self, listing: Callable[..., Any], options: dict[str, Any]) -> None:
+        """A broken watch begins anew, with everything that is there then (no resourceVersion), so nothing that happened
+        meanwhile is missed."""
+        pause = FIRST_REWATCH
+        while not self._over.is_set():
+            try:
+                for _ in watch.Watch(return_type="object").stream(
+                    listing,
+                    **options,
+                    timeout_seconds=WATCH_SECONDS,
+                    _request_timeout=(kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30),
+                ):
+                    pause = FIRST_REWATCH
+                    self._woken.put(None)
+                    if self._over.is_set():
+                        return
+            except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
+                log.debug("watch: %s", error)
+            self._over.wait(pause)
+            pause = min(pause * 2, LONGEST_REWATCH)
+
+    def sleep(self, most: float = LOOK_EVERY) -> None:
+        """Until a watch says something, or it is time to look: after so many seconds at most."""
+        try:
+            self._woken.get(timeout=min(most, LOOK_EVERY))
+        except queue.Empty:
+            return
+        while not self._woken.empty():
+            self._woken.get()
 
     def follow(
         self, job: TrainingJob, uid: str, yields: Callable[[], bool] = lambda: False
@@ -71,7 +104,8 @@ class Follower:
         logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
         try:
             verdict = self._judge_until_over(job, uid, logs, yields)
-            logs.finish(not verdict.given_up)
+            # the launcher may have seen enough of a job that itself goes on
+            logs.finish(verdict.state not in (State.EXPIRED, State.WRONG_INPUT, State.YIELDED))
         finally:
             logs.stop()
         return verdict, list(logs.kept)
@@ -79,7 +113,7 @@ class Follower:
     def _judge_until_over(self, job: TrainingJob, uid: str, logs: JobLogs, yields: Callable[[], bool]) -> Verdict:
         """What a launcher before this one has seen of it counts for its deadlines."""
         deadlines = Deadlines(self._waiting, job.deadline_seconds, job.grace_seconds)
-        last, looked, said = Verdict(State.WAITING), 0.0, set[str]()
+        state, looked, said = State.WAITING, 0.0, set[str]()
         seen_pods: dict[str, dict[str, Any]] = {}
         settled = time.monotonic() + SETTLED
         while True:
@@ -87,31 +121,32 @@ class Follower:
             if found is not None and uid and found["metadata"]["uid"] != uid:
                 # deleted, and made again by another launcher
                 found = None
-            pods = self._cluster.pods(job, uid) if found is not None else []
-            logs.follow(pods)
-            # two seconds after a job has failed its pods are gone, and with them what they said
-            seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
-            failed = found is not None and "Failed" in true_conditions(found)
-            told_by = list(seen_pods.values()) if failed else pods
-            starting = [pod["metadata"] for pod in told_by if (pod.get("status") or {}).get("phase") == "Pending"]
-            asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
-            warnings = self._cluster.warnings(job, uid, asked) if found is not None else []
+            pods, told_by, warnings = [], [], list[str]()
+            if found is not None:
+                pods = told_by = self._cluster.pods(job, uid)
+                logs.follow(pods)
+                # two seconds after a job has failed its pods are gone, and with them what they said
+                seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
+                if "Failed" in true_conditions(found):
+                    told_by = list(seen_pods.values())
+                starting = [pod["metadata"] for pod in told_by if (pod.get("status") or {}).get("phase") == "Pending"]
+                asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
+                warnings = self._cluster.warnings(job, uid, asked)
             seen = self._believed(judge(found, told_by, warnings), pods)
             now = time.monotonic()
             if looked:
-                deadlines.spend(last.state, now - looked)
+                deadlines.spend(state, now - looked)
             else:
                 deadlines.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
             verdict, looked = deadlines.judge(seen, job.queue), now
             cause = f"{verdict.state}{verdict.cause or verdict.reason}"
-            if verdict.state is not last.state or cause not in said:
-                log.info(
-                    "training job %s: %s", job.name, ": ".join(filter(None, (verdict.state.value, verdict.reason)))
-                )
+            if verdict.state is not state or cause not in said:
+                reason = f": {verdict.reason}" if verdict.reason else ""
+                log.info("training job %s: %s%s", job.name, verdict.state.value, reason)
             said.add(cause)
-            last = verdict
+            state = verdict.state
             if verdict.over:
-                if verdict.state is State.GONE and self._cancelled():
+                if state is State.GONE and self._cancelled():
                     raise SystemExit(EXIT_CANCELLED)
                 return verdict
             if yields():
@@ -126,6 +161,9 @@ class Follower:
     def _believed(self, verdict: Verdict, pods: list[dict[str, Any]]) -> Verdict:
         """The verdict, with the result that is there or is not: a Master may be done whose Worker was never made, and a
         job that "succeeded" may have left nothing."""
+        if verdict.state is State.SUCCEEDED:
+            left_nothing = "its Master ended with 0, and published no result; see its log"
+            return verdict if self._published() else Verdict(State.FAILED, left_nothing)
         done = any((pod.get("status") or {}).get("phase") == "Succeeded" for pod in pods)
         if verdict.state in (State.FAILED, State.GONE, State.EXPIRED) or (done and not verdict.over):
             try:
@@ -133,40 +171,4 @@ class Follower:
             except StorageFault as error:
                 # the verdict stands: a job goes on and is looked at again, one that is overdue still has to go
                 log.warning("whether the result is there is not known: %s", error)
-                return verdict
-        if verdict.state is State.SUCCEEDED and not self._published():
-            return Verdict(State.FAILED, "its Master ended with 0, and published no result; see its log")
         return verdict
-
-    def sleep(self, most: float = LOOK_EVERY) -> None:
-        """Until a watch says something, or it is time to look: after so many seconds at most."""
-        try:
-            self._woken.get(timeout=min(most, LOOK_EVERY))
-        except queue.Empty:
-            return
-        while not self._woken.empty():
-            self._woken.get()
-
-
-def wake(
-    listing: Callable[..., Any], options: dict[str, Any], woken: "queue.SimpleQueue[None]", over: threading.Event
-) -> None:
-    """Puts a token into `woken` for every change that a watch shows, until `over`; a broken watch begins anew, with
-    everything that is there then (no resourceVersion), so nothing that happened meanwhile is missed."""
-    pause = FIRST_REWATCH
-    while not over.is_set():
-        try:
-            for _ in watch.Watch(return_type="object").stream(
-                listing,
-                **options,
-                timeout_seconds=WATCH_SECONDS,
-                _request_timeout=(kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30),
-            ):
-                pause = FIRST_REWATCH
-                woken.put(None)
-                if over.is_set():
-                    return
-        except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
-            log.debug("watch: %s", error)
-        over.wait(pause)
-        pause = min(pause * 2, LONGEST_REWATCH)

@@ -1,10 +1,9 @@
 """The logs of a job's pods, passed on: each line once and none left out, whatever breaks.
 
 The kubelet stamps every line, and answers "since when" in whole seconds. So a stream that broke is asked for again from
-a second or two before the last line that was passed on, and leaves out what was passed on since then: as a multiset of
-whole lines, for two lines may have one stamp, and the stamps of a program's two outputs may be out of order by a few
-microseconds (comparing stamps alone would lose lines). A line counts once its line break has come. When a container
-was started again in its pod, the end of its predecessor's log comes first.
+a second or two before the last line, and what was passed on since then is left out: as a multiset of whole lines, for
+two lines may have one stamp, and stamps may be out of order by microseconds. A line counts once its line break has
+come. When a container was started again in its pod, the end of its predecessor's log comes first.
 """
 
 import logging
@@ -13,6 +12,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -40,21 +40,17 @@ MOST_FOLLOWED = 16
 """Pods whose logs are followed: the first ones. All say the same, but for rank 0, which says more."""
 KEPT_LINES = 1000
 
-Line = tuple[datetime, bytes]
-
 
 class Passed:
     """The lines of one log that were passed on lately."""
 
     def __init__(self) -> None:
-        self._recent: deque[Line] = deque()
+        self._recent: deque[tuple[datetime, bytes]] = deque()
         self._last: datetime | None = None
 
     def since(self) -> str:
         """From when to ask for lines again, in whole seconds; "" before the first."""
-        if self._last is None:
-            return ""
-        return (self._last - timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return (self._last - timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ") if self._last else ""
 
     def to_skip(self) -> Counter[bytes]:
         """Lines that a stream from `since` repeats, and how often each."""
@@ -73,9 +69,7 @@ class PodLog:
 
     def __init__(self, pods: Any, namespace: str, name: str, container: str, logs: "JobLogs") -> None:
         self._pods, self._namespace, self._name, self._container = pods, namespace, name, container
-        self._logs = logs
-        self._passed = Passed()
-        self._restarts = 0
+        self._logs, self._passed, self._restarts = logs, Passed(), 0
         self._lock = threading.Lock()
         # only the stream whose turn it is passes lines on
         self._turn = 0
@@ -94,33 +88,29 @@ class PodLog:
             pause = FIRST_WAIT if found else min(pause * 2, LONGEST_WAIT)
             self._stopped.wait(pause)
 
-    def stop(self) -> None:
-        """Nothing more is passed on."""
+    def stop(self, turn: int = -1) -> None:
+        """Nothing more is passed on, but by the stream whose turn it is."""
         self._stopped.set()
         with self._lock:
-            self._turn = -1
+            self._turn = turn
 
     def finish(self, deadline: float, to_its_end: bool) -> None:
         """Passes on what is left of the log, until `deadline` (monotonic) at most.
 
         to_its_end: of a container that still runs, an answer without a new line is not the last.
         """
-        self._stopped.set()
-        with self._lock:
-            self._turn = 1
+        self.stop(turn=1)
         pause = FIRST_WAIT / 4
         while (left := deadline - time.monotonic()) > 0:
             try:
                 # asked before the log is: what the container wrote until its end is then in the answer
-                running = to_its_end and self._runs()
+                running = to_its_end and "running" in (self._status().get("state") or {})
                 # until nothing new comes: an answer may have been cut short
                 if not self._stream(1, follow=False, seconds=left) and not running:
                     return
-            except ApiException as error:
-                if error.status in (400, 404):
+            except (ApiException, HTTPError, OSError, ValueError) as error:
+                if isinstance(error, ApiException) and error.status in (400, 404):
                     return
-                log.debug("log of %s: %s", self._name, error)
-            except (HTTPError, OSError, ValueError) as error:
                 log.debug("log of %s: %s", self._name, error)
             time.sleep(min(pause, max(0.0, left)))
             pause = min(pause * 2, LONGEST_WAIT, 2.0)
@@ -129,32 +119,22 @@ class PodLog:
         """Passes on what a new stream brings; the number of lines that were new."""
         with self._lock:
             since = self._passed.since()
-        answer = self._open(since, follow=follow, seconds=seconds)
-        try:
-            # asked after the stream began, so that this is the container it comes from, or a later one
-            restarts = self._restart_count()
-            found = 0
+        with closing(self._open(since, seconds, follow="true" if follow else "")) as answer:
+            # asked after the stream began, so that this is the container it comes from, or a later one. None when the
+            # pod has gone: its log, once it is open, is read to its end nevertheless
+            restarts, found = int(self._status().get("restartCount") or 0), 0
             if restarts > self._restarts:
-                found += self._end_of_previous(turn, since, seconds)
+                try:
+                    with closing(self._open(since, seconds, previous="true")) as before:
+                        found = self._pass_on(turn, before, partial_too=True, old=True)
+                except ApiException as error:
+                    if error.status not in (400, 404):
+                        raise
                 with self._lock:
                     if self._turn != turn:
                         return found
                     self._restarts = restarts
             return found + self._pass_on(turn, answer, partial_too=not follow)
-        finally:
-            answer.close()
-
-    def _end_of_previous(self, turn: int, since: str, seconds: float) -> int:
-        try:
-            answer = self._open(since, follow=False, seconds=seconds, previous=True)
-        except ApiException as error:
-            if error.status in (400, 404):
-                return 0
-            raise
-        try:
-            return self._pass_on(turn, answer, partial_too=True, old=True)
-        finally:
-            answer.close()
 
     def _pass_on(self, turn: int, answer: Any, partial_too: bool, old: bool = False) -> int:
         with self._lock:
@@ -179,45 +159,31 @@ class PodLog:
             found += 1
         return found
 
-    def _open(self, since: str, follow: bool, seconds: float, previous: bool = False) -> Any:
-        query = [("container", self._container), ("timestamps", "true")]
-        query += [("follow", "true")] if follow else []
-        query += [("previous", "true")] if previous else []
+    def _open(self, since: str, seconds: float, **more: str) -> Any:
         # CoreV1Api knows sinceSeconds alone, which would depend on two machines' clocks
-        query += [("sinceTime", since)] if since else []
+        query = {"container": self._container, "timestamps": "true", "sinceTime": since, **more}
         return self._pods.api_client.call_api(
             f"/api/v1/namespaces/{self._namespace}/pods/{self._name}/log",
             "GET",
-            query_params=query,
+            query_params=[(name, value) for name, value in query.items() if value],
             auth_settings=["BearerToken"],
             _preload_content=False,
             _return_http_data_only=True,
             _request_timeout=(kubernetes_api.TIMEOUT[0], seconds),
         )
 
-    def _runs(self) -> bool:
-        """Whether the container does; not one that waits, has ended, or whose pod has gone."""
-        return "running" in (self._status().get("state") or {})
-
-    def _restart_count(self) -> int:
-        """0 when the pod has gone: its log, once it is open, is read to its end nevertheless."""
-        return int(self._status().get("restartCount") or 0)
-
     def _status(self) -> dict[str, Any]:
         """The container's; {} when there is none, or no pod."""
+        timeout = kubernetes_api.TIMEOUT
         try:
             pod = plain(
-                self._pods.read_namespaced_pod,
-                name=self._name,
-                namespace=self._namespace,
-                _request_timeout=kubernetes_api.TIMEOUT,
+                self._pods.read_namespaced_pod, name=self._name, namespace=self._namespace, _request_timeout=timeout
             )
         except ApiException as error:
             if error.status == 404:
                 return {}
             raise
-        statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-        return next((dict(one) for one in statuses if one.get("name") == self._container), {})
+        return next((dict(one) for one in containers(pod, "containerStatuses") if one["name"] == self._container), {})
 
 
 def _lines(answer: Any, partial_too: bool) -> Iterator[bytes]:

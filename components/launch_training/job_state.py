@@ -18,6 +18,8 @@ from zhllama.kubernetes.pod_state import containers, pending_reason, termination
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""
 
+RAISE = "raise --deadline-seconds: it goes on from its checkpoint"
+
 
 class State(Enum):
     WAITING = "waiting"
@@ -47,17 +49,6 @@ class Verdict:
     def over(self) -> bool:
         return self.state not in (State.WAITING, State.RUNNING)
 
-    @property
-    def given_up(self) -> bool:
-        """Whether the launcher has seen enough of a job that may itself go on."""
-        return self.state in (State.EXPIRED, State.WRONG_INPUT, State.YIELDED)
-
-
-def attempt_of(job: Mapping[str, Any]) -> int:
-    """The number at the end of a job's name; 0 where it has none."""
-    found = re.search(r"-a(\d+)$", job["metadata"]["name"])
-    return int(found[1]) if found else 0
-
 
 def newest(jobs: Sequence[Mapping[str, Any]], key: str) -> int:
     """The last attempt of those that are there, 0 without one. InputError when one of them is other work's.
@@ -68,7 +59,8 @@ def newest(jobs: Sequence[Mapping[str, Any]], key: str) -> int:
         if job["metadata"].get("labels", {}).get(f"{LABEL}key") != key:
             name = f"{job['metadata'].get('namespace', '')}/{job['metadata']['name']}"
             raise InputError(f"there is another training job {name}; delete it, or give another --run-id")
-    return max(map(attempt_of, jobs), default=0)
+    numbers = (re.search(r"-a(\d+)$", job["metadata"]["name"]) for job in jobs)
+    return max((int(number[1]) for number in numbers if number), default=0)
 
 
 def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> Verdict:
@@ -82,25 +74,35 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
     for wrong in (*map(_wrong_input, pods), *map(_wrong_input_of, warnings)):
         if wrong is not None:
             return Verdict(State.WRONG_INPUT, wrong)
+    stand = next(filter(None, map(_pending_reason, pods)), "")
+    # why a pod was not made, or does not start, is said in Events alone, and a job with a refused pod has no status for
+    # ever
+    told = _last(warnings, _PENDING)
     if "Failed" in conditions:
-        # of a job that has run, Events tell what kept its pods before
-        said = _end(pods, warnings) or _kept(pods, () if _has_run(job, pods) else warnings)
+        said = _end(pods) or _last(warnings, _REFUSED, "exitCode") or stand
+        if not said and not _has_run(job, pods):
+            # of one that has run, Events tell what kept its pods before
+            said = told or _last(warnings, _KEPT)
         return _failed(conditions["Failed"], said)
     if job.get("metadata", {}).get("deletionTimestamp"):
         return Verdict(State.WAITING, "it is being deleted")
     if "Suspended" in conditions:
         return Verdict(State.WAITING, "suspended: it waits in its queue")
     # the conditions say Running where the Master runs, with or without its Workers
-    ran = sum(map(_runs, pods))
-    needed = nodes_of(job)
+    ran, needed, pending = sum(map(_runs, pods)), nodes_of(job), stand or told
     if ran >= needed or ("Running" in conditions and not pods):
         return Verdict(State.RUNNING)
-    pending = next(filter(None, map(_pending_reason, pods)), "") or _pending_event(warnings)
-    crashed = "Restarting" in conditions or any(map(_terminations, pods))
-    begin = "restarting" if crashed else "created: its pods are starting"
     if ran:
         begin = f"running, but {ran} of {needed} nodes alone"
-    return Verdict(State.WAITING, "; ".join(filter(None, (begin, pending))), f"{ran} {_cause(pending)}")
+    elif "Restarting" in conditions or any(map(_terminations, pods)):
+        begin = "restarting"
+    elif pods and all(pod["metadata"].get("deletionTimestamp") for pod in pods):
+        begin, pending = "its pods are on their way out", _end(pods)
+    else:
+        begin = "created: its pods are starting"
+    # a pull that failed or waits is one matter
+    cause = re.sub(r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull", "image", pending).split("image:")[0]
+    return Verdict(State.WAITING, "; ".join(filter(None, (begin, pending))), f"{ran} {without_counts(cause)}")
 
 
 def nodes_of(job: Mapping[str, Any]) -> int:
@@ -114,54 +116,20 @@ def nodes_of(job: Mapping[str, Any]) -> int:
     return int((spec.get("trainer") or {}).get("numNodes") or 1)
 
 
-def _runs(pod: Mapping[str, Any]) -> bool:
-    """Whether a node trains, or is done; one that waits to be started again after a crash, and one on its way out, do
-    not."""
-    status = pod.get("status") or {}
-    if pod["metadata"].get("deletionTimestamp"):
-        return False
-    if status.get("phase") == "Succeeded":
-        return True
-    waits = any((one.get("state") or {}).get("waiting") for one in status.get("containerStatuses") or ())
-    return status.get("phase") == "Running" and not waits
-
-
-_REFUSED = ("FailedCreatePod", "FailedCreateService", "FailedCreate")
-_PENDING = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
-
-
-def _pending_event(warnings: Sequence[str]) -> str:
-    """Why a pod was not made, or does not start: it is said in Events alone, and a job with a refused pod has no status
-    for ever."""
-    return next((one for one in reversed(warnings) if one.startswith(_PENDING)), "")
-
-
-def _cause(text: str) -> str:
-    """The same for words that change while the matter does not: counts, times, a pull that failed or waits."""
-    text = re.sub(r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull", "image", text)
-    return without_counts(text.split("image:")[0])
-
-
 def without_counts(text: str) -> str:
     """Words without the numbers and times in them, which grow while the matter stays the same."""
     return re.sub(r"(\d+[hms]?)+", "#", text)
 
 
-def _end(pods: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
-    """How the first pod that ended badly did."""
-    said = next(filter(None, map(_termination_message, pods)), "")
-    # the pods may be gone by now: two seconds after a job has failed they are
-    return said or next((one for one in reversed(warnings) if "exitCode" in one or one.startswith(_REFUSED)), "")
-
-
+_REFUSED = ("FailedCreatePod", "FailedCreateService", "FailedCreate")
+_PENDING = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
 _KEPT = ("Unschedulable", "ErrImage", "ImagePullBackOff", "InvalidImageName", "CreateContainer")
 """Reasons of Events on the job that repeat why a pod does not start."""
 
 
-def _kept(pods: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
-    """What keeps a job's pods from their beginning: by themselves, and by the Events where those are gone."""
-    pending = next(filter(None, map(_pending_reason, pods)), "") or _pending_event(warnings)
-    return pending or next((one for one in reversed(warnings) if one.startswith(_KEPT)), "")
+def _last(warnings: Sequence[str], reasons: tuple[str, ...], word: str = "\0") -> str:
+    """The last warning with such a reason, or with the word in it."""
+    return next((one for one in reversed(warnings) if one.startswith(reasons) or word in one), "")
 
 
 def _has_run(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
@@ -176,7 +144,7 @@ def _failed(condition: Mapping[str, Any], said: str) -> Verdict:
     text = "; ".join(filter(None, (f"{reason}: {message}".strip(": "), said)))
     # the operator of PyTorchJobs says it in its message alone
     if reason == "DeadlineExceeded" or "longer than specified deadline" in message:
-        return Verdict(State.EXPIRED, f"{text}; raise --deadline-seconds: it goes on from its checkpoint")
+        return Verdict(State.EXPIRED, f"{text}; {RAISE}")
     return Verdict(State.FAILED, text)
 
 
@@ -191,46 +159,46 @@ class Deadlines:
     running: float
     grace: float = 0.0
     """What a job gets to end by itself after that."""
-    spent: dict[State, float] = field(default_factory=lambda: {State.WAITING: 0.0, State.RUNNING: 0.0})
+    spent: dict[State, float] = field(default_factory=lambda: dict.fromkeys(State, 0.0))
 
     def spend(self, state: State, seconds: float) -> None:
         """The job was in this state for so long."""
-        if state in self.spent:
-            self.spent[state] += max(0.0, seconds)
+        self.spent[state] += max(0.0, seconds)
 
     def judge(self, verdict: Verdict, queue: str) -> Verdict:
         """The verdict, or EXPIRED where the job has been at it for too long."""
-        waited, ran = self.spent[State.WAITING], self.spent[State.RUNNING]
-        if verdict.state is State.WAITING and 0 < self.waiting < waited:
+        spent, said = self.spent[verdict.state], ""
+        if verdict.state is State.WAITING and 0 < self.waiting < spent:
             place = f" for queue {queue}" if queue else ""
-            return Verdict(
-                State.EXPIRED,
-                f"it waited {waited:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less",
-            )
-        if verdict.state is State.RUNNING and 0 < self.running < ran - self.grace - LATE:
-            return Verdict(
-                State.EXPIRED,
-                f"it ran {ran:.0f} s, and did not end at its deadline of {self.running:.0f} s; raise "
-                "--deadline-seconds: it goes on from its checkpoint",
-            )
-        return verdict
+            said = f"it waited {spent:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less"
+        elif verdict.state is State.RUNNING and 0 < self.running < spent - self.grace - LATE:
+            said = f"it ran {spent:.0f} s, and did not end at its deadline of {self.running:.0f} s; {RAISE}"
+        return Verdict(State.EXPIRED, said) if said else verdict
 
 
 def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float:
     """Seconds for which a job that is found has been in its state, as its own times say; 0 where they do not."""
-    if job is None:
-        return 0.0
-    conditions = {one["type"]: one for one in (job.get("status") or {}).get("conditions") or ()}
-    if state is State.RUNNING:
-        since = conditions.get("Running", {}).get("lastTransitionTime")
-    elif state is State.WAITING and "Running" not in conditions:
-        since = job["metadata"].get("creationTimestamp")
-    else:
-        since = None
+    since = None
+    if job is not None:
+        conditions = {one["type"]: one for one in (job.get("status") or {}).get("conditions") or ()}
+        if state is State.RUNNING:
+            since = conditions.get("Running", {}).get("lastTransitionTime")
+        elif state is State.WAITING and "Running" not in conditions:
+            since = job["metadata"].get("creationTimestamp")
     return max(0.0, (now - datetime.fromisoformat(since)).total_seconds()) if since else 0.0
 
 
 # --- what pods say ----------------------------------------------------------------------------------------------------
+
+
+def _runs(pod: Mapping[str, Any]) -> bool:
+    """Whether a node trains, or is done; one that waits to be started again after a crash, and one on its way out, do
+    not."""
+    phase = (pod.get("status") or {}).get("phase")
+    if pod["metadata"].get("deletionTimestamp"):
+        return False
+    waits = any((one.get("state") or {}).get("waiting") for one in containers(pod, "containerStatuses"))
+    return phase == "Succeeded" or (phase == "Running" and not waits)
 
 
 def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -239,11 +207,8 @@ def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _wrong_input(pod: Mapping[str, Any]) -> str | None:
-    for end in _terminations(pod):
-        if end.get("exitCode") == EXIT_INPUT:
-            message = " ".join((end.get("message") or "").split())
-            return message.removeprefix("error: ") or f"pod {pod['metadata']['name']} ended with 2; see its log"
-    return None
+    ends = (end for end in _terminations(pod) if end.get("exitCode") == EXIT_INPUT)
+    return next((_line(end.get("message"), pod["metadata"]["name"]) for end in ends), None)
 
 
 _ERROR_POD = re.compile(r"Error pod (\S+) container \S+ exitCode: (\d+) terminated message: ?(.*)", re.DOTALL)
@@ -252,25 +217,29 @@ _ERROR_POD = re.compile(r"Error pod (\S+) container \S+ exitCode: (\d+) terminat
 def _wrong_input_of(warning: str) -> str | None:
     """The same of the operator's Event, which outlives the pod."""
     found = _ERROR_POD.search(warning)
-    if found is None or int(found[2]) != EXIT_INPUT:
-        return None
-    return " ".join(found[3].split()).removeprefix("error: ") or f"pod {found[1]} ended with 2; see its log"
+    return _line(found[3], found[1]) if found and int(found[2]) == EXIT_INPUT else None
 
 
-def _termination_message(pod: Mapping[str, Any]) -> str:
-    name = pod["metadata"]["name"]
-    for end in _terminations(pod):
-        if end.get("exitCode"):
-            message = " ".join((end.get("message") or end.get("reason") or "").split())
-            return f"pod {name} ended with {end['exitCode']}" + (f": {message}" if message else "")
-    # deleted, evicted, preempted: the cluster says so of the pod as a whole
-    for condition in (pod.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            return f"pod {name}: {condition.get('reason', '')}: {condition.get('message', '')}".rstrip(": ")
-    # evicted: the kubelet ends the pod as a whole, and says why there
-    status = pod.get("status") or {}
-    if status.get("phase") == "Failed" and status.get("reason"):
-        return f"pod {name}: {status['reason']}: {status.get('message', '')}".rstrip(": ")
+def _line(message: str | None, pod: str) -> str:
+    """The training's own."""
+    return " ".join((message or "").split()).removeprefix("error: ") or f"pod {pod} ended with 2; see its log"
+
+
+def _end(pods: Sequence[Mapping[str, Any]]) -> str:
+    """How the first pod that ended badly did."""
+    for pod in pods:
+        name, status = pod["metadata"]["name"], pod.get("status") or {}
+        for end in _terminations(pod):
+            if end.get("exitCode"):
+                message = " ".join((end.get("message") or end.get("reason") or "").split())
+                return f"pod {name} ended with {end['exitCode']}" + (f": {message}" if message else "")
+        # deleted, evicted, preempted: the cluster says so of the pod as a whole, or the kubelet that ended it
+        told = [one for one in status.get("conditions") or () if one.get("type") == "DisruptionTarget"]
+        told = [one for one in told if one.get("status") == "True"]
+        if status.get("phase") == "Failed" and status.get("reason"):
+            told.append(status)
+        if told:
+            return f"pod {name}: {told[0].get('reason', '')}: {told[0].get('message', '')}".rstrip(": ")
     return ""
 
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import sys
+from dataclasses import replace
 
 from components.launch_training.command import command_line, parse_training
 from components.launch_training.options import LaunchTraining
@@ -66,19 +67,18 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, 
         run_local(training_job(config, key, command_line(config.stage, arguments, sys.executable), attempt=1))
         return
     from components.launch_training.cluster import Cluster
-    from components.launch_training.cluster_job import run_on_cluster
+    from components.launch_training.cluster_job import Launch
 
-    command = command_line(config.stage, arguments)
-    cluster = Cluster(BY_BACKEND[config.backend])
+    command, cluster = command_line(config.stage, arguments), Cluster(BY_BACKEND[config.backend])
     starter = "" if config.run_id else cluster.starter()
-    run_on_cluster(
+    config = replace(config, namespace=config.namespace or cluster.namespace)
+    Launch(
         cluster,
         lambda attempt: training_job(config, key, command, attempt, starter),
-        config.attempts,
         config.waiting_seconds,
         lambda name, lines: keep_lines(storage.join(logs, f"{name}.txt"), lines),
         lambda: published(place) is not None,
-    )
+    ).run(config.attempts)
 
 
 def keep_lines(place: str, lines: list[str]) -> None:

@@ -29,11 +29,11 @@ def run_local(job: TrainingJob) -> None:
     environment = {**os.environ, **job.environment}
     share = max(1, allowed_cores() // (job.nodes * job.processes_per_node))
     environment.setdefault("OMP_NUM_THREADS", str(share))
-    nodes = [_Node(number, job, {**environment, **own}) for number, own in enumerate(local_environments(job, _port()))]
+    ended: queue.SimpleQueue[_Node] = queue.SimpleQueue()
+    nodes = []
     try:
-        ended: queue.SimpleQueue[_Node] = queue.SimpleQueue()
-        for node in nodes:
-            node.follow(ended)
+        for number, own in enumerate(local_environments(job, _port())):
+            nodes.append(_Node(number, job, {**environment, **own}, ended))
         for _ in nodes:
             node = ended.get()
             if node.process.returncode != EXIT_DONE:
@@ -41,17 +41,17 @@ def run_local(job: TrainingJob) -> None:
     finally:
         _stop([node.process for node in nodes], job.grace_seconds)
         for node in nodes:
-            node.join()
+            node.thread.join()
 
 
 class _Node:
-    """One node's process and the thread that passes its lines on."""
+    """One node's process and the thread that passes its lines on, and puts the node into `ended` when it is over."""
 
-    def __init__(self, number: int, job: TrainingJob, environment: dict[str, str]) -> None:
-        self.number = number
+    def __init__(
+        self, number: int, job: TrainingJob, environment: dict[str, str], ended: "queue.SimpleQueue[_Node]"
+    ) -> None:
+        self._number, self._ended, self._last = number, ended, ""
         self._prefix = f"node {number} | " if job.nodes > 1 else ""
-        self._last = ""
-        self._thread: threading.Thread | None = None
         self.process = subprocess.Popen(
             job.command,
             env=environment,
@@ -60,37 +60,27 @@ class _Node:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
 
-    def follow(self, ended: "queue.SimpleQueue[_Node]") -> None:
-        """Passes its lines on, and puts the node into `ended` when its process is over."""
-
-        def work() -> None:
-            assert self.process.stdout is not None
-            for raw in self.process.stdout:
-                line = raw.decode(errors="replace").rstrip()
-                if line:
-                    self._last = line
-                    print(f"{self._prefix}{line}", file=sys.stderr, flush=True)
-            self.process.wait()
-            ended.put(self)
-
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
-
-    def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+    def _follow(self) -> None:
+        assert self.process.stdout is not None
+        for raw in self.process.stdout:
+            if line := raw.decode(errors="replace").rstrip():
+                self._last = line
+                print(f"{self._prefix}{line}", file=sys.stderr, flush=True)
+        self.process.wait()
+        self._ended.put(self)
 
     def outcome(self) -> BaseException:
         """What its end means: the training's last line is its reason."""
         code = self.process.returncode
-        _, _, reason = self._last.partition(": ")
         if code == EXIT_INPUT:
-            return InputError(reason)
+            return InputError(self._last.partition(": ")[2])
         if code in (EXIT_CANCELLED, -signal.SIGTERM):
             return SystemExit(EXIT_CANCELLED)
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return StorageFault(f"the training's node {self.number} {ended}: {self._last}")
+        return StorageFault(f"the training's node {self._number} {ended}: {self._last}")
 
 
 def _stop(processes: "list[subprocess.Popen[bytes]]", grace: float) -> None:

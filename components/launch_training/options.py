@@ -12,10 +12,9 @@ from typing import Any, Literal
 from components.launch_training.command import on_hub, parse_training, training_arguments, training_module
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
-from zhllama.kubernetes.job_options import JobOptions
 from zhllama.kubernetes.placement import mapping, tolerations
 from zhllama.kubernetes.pod_security import USER, uid
-from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.kubernetes.training_job import JobOptions, TrainingJob
 from zhllama.stage.images import image
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 from zhllama.training.options import TrainingOptions
@@ -68,8 +67,15 @@ class LaunchTraining(JobOptions, StageOptions):
     """Options of the training; given after `--`."""
 
     def __post_init__(self) -> None:
-        training = parse_training(self.stage, self.training_arguments("/unknown-yet"))
-        self._check_elastic(training.deepspeed)
+        deepspeed = parse_training(self.stage, self.training_arguments("/unknown-yet")).deepspeed
+        if self.min_nodes or self.max_nodes:
+            if self.backend != "pytorchjob":
+                raise InputError(f"--min-nodes, --max-nodes: a {self.backend} job cannot be elastic; leave them out")
+            if deepspeed != "none":
+                raise InputError(
+                    f"--min-nodes, --max-nodes with --deepspeed {deepspeed}: ZeRO's checkpoints belong to one number "
+                    "of processes; give --deepspeed none, or leave the nodes' range out"
+                )
         for name in ("labels", "annotations", "node_selector"):
             mapping(option_of(name), getattr(self, name))
         tolerations("--tolerations", self.tolerations)
@@ -82,32 +88,14 @@ class LaunchTraining(JobOptions, StageOptions):
         """What is no artifact to the training either: a DeepSpeed file that was edited makes another job."""
         return parse_training(self.stage, self.training_arguments("/unknown-yet")).more_inputs()
 
-    def _check_elastic(self, deepspeed: str) -> None:
-        if not (self.min_nodes or self.max_nodes):
-            return
-        if self.backend != "pytorchjob":
-            raise InputError(f"--min-nodes, --max-nodes: a {self.backend} job cannot be elastic; leave them out")
-        if deepspeed != "none":
-            raise InputError(
-                f"--min-nodes, --max-nodes with --deepspeed {deepspeed}: ZeRO's checkpoints belong to one number of "
-                "processes; give --deepspeed none, or leave the nodes' range out"
-            )
-
     def training_arguments(self, output: str) -> list[str]:
         """The training's arguments; InputError when one of them is wrong."""
         try:
             more = (*self.training, *shlex.split(self.arguments))
         except ValueError as error:
             raise InputError(f"--arguments {self.arguments}: {error}; quote it as in a shell") from error
-        return training_arguments(
-            stage=self.stage,
-            store=self.store,
-            model=self.model,
-            dataset=self.dataset,
-            adapter=self.adapter,
-            output=output,
-            more=more,
-        )
+        inputs = {name: getattr(self, name) for name in ("store", "model", "dataset", "adapter")}
+        return training_arguments(stage=self.stage, **inputs, output=output, more=more)
 
     @property
     def reads_hub(self) -> bool:

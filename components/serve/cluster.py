@@ -18,8 +18,7 @@ from components.serve import rollout
 from components.serve.port_forward import forwarded
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
-from zhllama.kubernetes.model_server import OURS
-from zhllama.kubernetes.serving_pod import PORT
+from zhllama.kubernetes.model_server import OURS, PORT
 from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")

@@ -21,11 +21,10 @@ from components.serve.smoke import reach, try_out
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT
-from zhllama.kubernetes.model_server import ModelServer
+from zhllama.kubernetes.model_server import PORT, VLLM_IMAGE, ModelServer
 from zhllama.kubernetes.names import LABEL, label_value
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.placement import mapping, tolerations
-from zhllama.kubernetes.serving_pod import PORT, VLLM_IMAGE
 from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")

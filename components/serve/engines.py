@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Self
 from components.serve.options import EngineName
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
-from zhllama.kubernetes.serving_pod import vllm_sampling
+from zhllama.kubernetes.model_server import vllm_sampling
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.tokenizer.vocabulary import Encoder
 

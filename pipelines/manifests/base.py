@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.kubernetes.model_server import KEY
 from zhllama.kubernetes.names import check_namespace
-from zhllama.kubernetes.serving_pod import KEY
 from zhllama.stage.command_line import nearest
 from zhllama.stage.images import VERSION, image
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
-from zhllama.kubernetes.serving_pod import VLLM_IMAGE
+from zhllama.kubernetes.model_server import VLLM_IMAGE
 from zhllama.stage.images import VERSION, image
 
 ROOT = Path(__file__).resolve().parents[2]

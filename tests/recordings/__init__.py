@@ -16,6 +16,19 @@ def scenario(name: str) -> dict[str, Any]:
     return found
 
 
+@functools.cache
+def exchanges() -> dict[str, dict[str, Any]]:
+    """What a real API server was asked, and what it answered, by what it is about: `conflict/exists-pytorchjob`."""
+    files = sorted((FOLDER / "responses").glob("*.json"))
+    return {one["id"]: one for file in files for one in json.loads(file.read_text())["exchanges"]}
+
+
+def answered(name: str) -> dict[str, Any]:
+    """The answer of a recorded exchange: `status`, and `body` (JSON) or `text`."""
+    found: dict[str, Any] = exchanges()[name]["response"]
+    return found
+
+
 class Replay:
     """The API server as a client saw it while a recording was made, moment by moment."""
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from components.launch_training import cancel, cluster_job, follower, job_deletion, job_log
+from components.launch_training import cancel, cluster_job, follower, job_log
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished, warm_up
@@ -47,7 +47,7 @@ PACE: tuple[tuple[Any, dict[str, Any]], ...] = (
     (kubernetes_api, {"GIVE_UP_AFTER": 60.0}),
     (follower, {"LOOK_EVERY": 0.3, "WATCH_SECONDS": 1, "FIRST_REWATCH": 0.01, "LONGEST_REWATCH": 0.05}),
     (cluster_job, {"GONE_WITHIN": 30.0}),
-    (job_deletion, {"CANCEL_TIMEOUT": (1.0, 1.0), "CANCEL_WITHIN": 10.0, "LATE_EVERY": 0.1}),
+    (cancel, {"CANCEL_TIMEOUT": (1.0, 1.0), "CANCEL_WITHIN": 10.0, "LATE_EVERY": 0.1}),
     (job_log, {"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.05, "SILENT": 1.5, "LAST_LINES_WITHIN": 30.0}),
     (cancel, {"LEAVE_WITHIN": 5.0}),
 )

@@ -45,7 +45,7 @@ def open_hub_model(reference: str, where: str) -> Artifact:
         raise InputError(f"{where}: nothing is in this repository or folder; correct the address")
     root = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
     manifest = Manifest(kind="files", stage="", root=root, files=tuple(files), digest=digest_of(identity))
-    return Artifact(manifest, False, _source(root, repository, commit, f"{folder}/" if folder else ""))
+    return Artifact(manifest, False, hub_source(root, repository, commit, f"{folder}/" if folder else ""))
 
 
 def parse_address(address: str) -> tuple[str, str | None, str] | None:
@@ -66,7 +66,7 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
 
 
-def _source(root: str, repository: str, commit: str, folder: str) -> Source:
+def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
     """The files of a repository's folder at a commit: by range."""
 
     def read(name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:

@@ -121,15 +121,13 @@ def delete_object(
     """Deletes a custom resource, and what it owns after it. Whether it was there, and (where a uid is given) that very
     one: a new object of the same name is not hit. `delete` is the client's method, named by the caller, whose Role has
     to allow it; `request` is what asks. ApiException for other answers."""
-    body: dict[str, Any] = {"propagationPolicy": "Background"}
-    if uid:
-        body["preconditions"] = {"uid": uid}
+    body = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid else {})
     try:
         request(delete, **place, namespace=namespace, name=name, body=body)
     except ApiException as error:
-        if error.status in (404, 409):
-            return False
-        raise
+        if error.status not in (404, 409):
+            raise
+        return False
     return True
 
 

@@ -3,8 +3,18 @@
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.kubernetes.names import JOB_LABEL
+from zhllama.kubernetes.placement import place
+from zhllama.kubernetes.pod_environment import (
+    DEADLINE_VARIABLE,
+    POD_ENVIRONMENT,
+    plain_variables,
+    proxy_variables,
+    s3_variables,
+)
+from zhllama.kubernetes.pod_security import confined
 from zhllama.kubernetes.training_job import TrainingJob
-from zhllama.kubernetes.training_pod import pod_template
+from zhllama.stage.tls import CA_FOLDER, CA_VARIABLE
 
 RUNTIME = "torch-distributed"
 """The ClusterTrainingRuntime that Kubeflow Trainer ships for torch."""
@@ -19,6 +29,10 @@ def job_manifest(job: TrainingJob, api: str) -> dict[str, Any]:
 
 def pytorchjob(job: TrainingJob) -> dict[str, Any]:
     """The PyTorchJob: one Master, the other nodes Workers; elastic: Workers alone."""
+
+    def replicas(count: int) -> dict[str, Any]:
+        return {"replicas": count, "restartPolicy": "OnFailure", "template": pod_template(job)}
+
     spec: dict[str, Any] = {
         "nprocPerNode": str(job.processes_per_node),
         "runPolicy": {
@@ -37,16 +51,12 @@ def pytorchjob(job: TrainingJob) -> dict[str, Any]:
             # without it the operator sets none, and two jobs on one rendezvous would take each other for one
             "rdzvId": job.name,
         }
-        spec["pytorchReplicaSpecs"] = {"Worker": _replicas(job, job.nodes)}
+        spec["pytorchReplicaSpecs"] = {"Worker": replicas(job.nodes)}
     else:
-        spec["pytorchReplicaSpecs"] = {"Master": _replicas(job, 1)}
+        spec["pytorchReplicaSpecs"] = {"Master": replicas(1)}
         if job.nodes > 1:
-            spec["pytorchReplicaSpecs"]["Worker"] = _replicas(job, job.nodes - 1)
+            spec["pytorchReplicaSpecs"]["Worker"] = replicas(job.nodes - 1)
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": job_metadata(job), "spec": spec}
-
-
-def _replicas(job: TrainingJob, count: int) -> dict[str, Any]:
-    return {"replicas": count, "restartPolicy": "OnFailure", "template": pod_template(job)}
 
 
 def trainjob(job: TrainingJob) -> dict[str, Any]:
@@ -118,3 +128,65 @@ def job_metadata(job: TrainingJob) -> dict[str, Any]:
     if job.owner is not None:
         metadata["ownerReferences"] = [dict(job.owner)]
     return metadata
+
+
+def pod_template(job: TrainingJob) -> dict[str, Any]:
+    """The pod of a job's node, the same for both operators: it passes the *restricted* Pod Security Standard, holds no
+    Kubernetes token, gets S3 by secret reference, and writes below /tmp alone."""
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": job.grace_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            **({} if job.run_as_user is None else {"runAsUser": job.run_as_user}),
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(job)],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shared_memory}},
+        ],
+    }
+    if job.service_account:
+        pod["serviceAccountName"] = job.service_account
+    place(pod, job.ca_config_map, job.pull_secret, job.node_selector, job.tolerations)
+    # Istio's sidecar would stand between the processes, and keep the pod alive after them
+    labels = {**job.labels, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
+    return {"metadata": {"labels": labels}, "spec": pod}
+
+
+def _container(job: TrainingJob) -> dict[str, Any]:
+    resources = {"cpu": job.cpu, "memory": job.memory, "ephemeral-storage": job.ephemeral_storage}
+    if job.gpu_resource:
+        resources[job.gpu_resource] = str(job.processes_per_node)
+    mounts: list[dict[str, Any]] = [
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    if job.ca_config_map:
+        mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
+    return {
+        # the operator sets its variables in a container of this name alone
+        "name": "pytorch",
+        "image": job.image,
+        "command": list(job.command),
+        "env": variables(job),
+        "resources": {"requests": dict(resources), "limits": dict(resources)},
+        "volumeMounts": mounts,
+        "securityContext": confined(),
+    }
+
+
+def variables(job: TrainingJob) -> list[dict[str, Any]]:
+    """Of the container that trains."""
+    plain = {
+        **POD_ENVIRONMENT,
+        # the launcher inside must be done before the kubelet kills it
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, job.grace_seconds - 15)),
+        # the operator does not wake for the deadline of a quiet job: the training keeps it itself
+        DEADLINE_VARIABLE: str(job.deadline_seconds),
+        **({CA_VARIABLE: CA_FOLDER} if job.ca_config_map else {}),
+        **job.environment,
+    }
+    return plain_variables(plain) + proxy_variables(job.proxy_secret) + s3_variables(job.s3_secret, given=plain)

@@ -22,10 +22,13 @@ DEADLINE_VARIABLE = "ZHLLAMA_DEADLINE_SECONDS"
 """In a job's pods: how long the job may run (zhllama/training/node.py)."""
 
 
+def plain_variables(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
 def proxy_variables(secret: str) -> list[dict[str, Any]]:
     """A container's variables from the proxy's secret, which may be absent; none without a name."""
-    keys = [{"name": secret, "key": key, "optional": True} for key in PROXY_KEYS] if secret else []
-    return [{"name": key["key"], "valueFrom": {"secretKeyRef": key}} for key in keys]
+    return [_variable(secret, key, optional=True) for key in PROXY_KEYS if secret]
 
 
 def s3_variables(
@@ -33,14 +36,10 @@ def s3_variables(
 ) -> list[dict[str, Any]]:
     """A container's variables from the S3 secret, key by key; none without one. `names`: what a key's variable is
     called where not by the key; `given`: variables that are set already, and are left out."""
-    if not secret:
-        return []
-    variables = []
-    for key in (*S3_KEYS, *S3_OPTIONAL_KEYS):
-        if key in given:
-            continue
-        reference: dict[str, Any] = {"name": secret, "key": key}
-        if key in S3_OPTIONAL_KEYS:
-            reference["optional"] = True
-        variables.append({"name": (names or {}).get(key, key), "valueFrom": {"secretKeyRef": reference}})
-    return variables
+    keys = [key for key in (*S3_KEYS, *S3_OPTIONAL_KEYS) if secret and key not in given]
+    return [_variable(secret, key, key in S3_OPTIONAL_KEYS, (names or {}).get(key)) for key in keys]
+
+
+def _variable(secret: str, key: str, optional: bool, name: str | None = None) -> dict[str, Any]:
+    reference = {"name": secret, "key": key} | ({"optional": True} if optional else {})
+    return {"name": name or key, "valueFrom": {"secretKeyRef": reference}}

@@ -3,10 +3,7 @@
 import re
 from typing import Any
 
-# --- resources --------------------------------------------------------------------------------------------------------
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-
-
 _UNITS |= {f"{prefix}i": 2.0 ** (10 * power) for power, prefix in enumerate("KMGTP", start=1)}
 
 

@@ -1,10 +1,8 @@
 """Finds training jobs whose run has ended or is gone, and deletes them: what a launcher, killed, could not.
 
-A pipeline's jobs carry the run's id as a label and name the run's Workflow as their owner. Deleting a Workflow deletes
-its jobs, ending one does not. So for every unfinished job with a run: its Workflow is looked up, by the owner reference
-(name and uid) or by the label that Kubeflow Pipelines puts on Workflows; when it has ended, or the owner is not there
-any more, the job is an orphan. A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left
-alone. Deletion names the job's uid, so that a new job of the same name is not hit.
+The Workflow of an unfinished job is found by the job's owner reference, or by the label that Kubeflow Pipelines puts on
+Workflows; when it has ended, or the owner is gone, the job is an orphan (deleting a Workflow deletes its jobs, ending
+one does not). A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left alone.
 
 And it wakes the training operator for jobs that are past their deadline: its own timer is never set, so a quiet job
 would run on; a label on it is enough (seen with 1.9: Failed 0.1 s later).
@@ -12,8 +10,7 @@ would run on; a label on it is enough (seen with 1.9: Failed 0.1 s later).
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,130 +33,47 @@ GRACE = timedelta(seconds=30)
 """What the operator and the training itself get to end a job at its deadline."""
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """A job that still runs, or waits, for a run that has ended or is gone."""
+def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
+    """One line for each orphan, as it is deleted (or would be). Jobs past their deadline are touched, and logged.
 
-    kind: Mapping[str, str]
-    namespace: str
-    name: str
-    uid: str
-    run: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Overdue:
-    """A PyTorchJob that runs for longer than it may, and that its operator has not looked at since."""
-
-    namespace: str
-    name: str
-    deadline: int
-    since: timedelta
-
-
-class Reaper:
-    """The jobs and Workflows of one namespace."""
-
-    def __init__(self, namespace: str = "") -> None:
-        current = connect()
-        self.namespace = namespace or current
-        self._objects = client.CustomObjectsApi()
-        self._policies = client.NetworkingV1Api()
-        self._jobs = {kind.kind: self._list(kind.place) for kind in BY_BACKEND.values()}
-
-    def orphans(self, older_than: timedelta) -> Iterator[Orphan]:
-        """Those that were created longer ago than that: a run's Workflow may appear after a job that was found."""
-        workflows = self._list(WORKFLOWS)
-        by_uid = {workflow["metadata"]["uid"]: workflow for workflow in workflows}
-        by_run = {workflow["metadata"].get("labels", {}).get(RUN_OF_WORKFLOW): workflow for workflow in workflows}
-        for kind in BY_BACKEND.values():
-            for job in self._jobs[kind.kind]:
-                metadata = job["metadata"]
-                run = metadata.get("labels", {}).get(f"{LABEL}run", "")
-                created = datetime.fromisoformat(metadata["creationTimestamp"])
-                if not run or has_ended(job) or datetime.now(UTC) - created < older_than:
-                    continue
-                why = _why(metadata, by_uid, by_run.get(run))
-                if why:
-                    yield Orphan(kind.place, self.namespace, metadata["name"], metadata["uid"], run, why)
-
-    def overdue(self) -> Iterator[Overdue]:
-        """Jobs of ours past their activeDeadlineSeconds that have not ended."""
-        for job in self._jobs[PYTORCHJOB.kind]:
-            if f"{LABEL}stage" not in job["metadata"].get("labels", {}):
-                continue
-            started = (job.get("status") or {}).get("startTime")
-            deadline = job.get("spec", {}).get("runPolicy", {}).get("activeDeadlineSeconds")
-            if not started or not deadline or has_ended(job):
-                continue
-            since = datetime.now(UTC) - datetime.fromisoformat(started) - timedelta(seconds=deadline)
-            if since > GRACE:
-                yield Overdue(self.namespace, job["metadata"]["name"], deadline, since)
-
-    def touch(self, job: Overdue) -> bool:
-        """Whether it was there to be touched: a label with the time (seconds since 1970), which wakes the operator."""
-        labels = {f"{LABEL}touched": str(int(time.time()))}
-        try:
-            call(
-                self._objects.patch_namespaced_custom_object,
-                **PYTORCHJOB.place,
-                namespace=job.namespace,
-                name=job.name,
-                body={"metadata": {"labels": labels}},
+    older_than: orphans were created longer ago than that: a run's Workflow may appear after a job that was found.
+    """
+    least = read_duration(older_than, "--older-than")
+    current = connect()
+    namespace = namespace or current
+    jobs = [(kind, job) for kind in BY_BACKEND.values() for job in _list(namespace, kind.place)]
+    workflows = _list(namespace, WORKFLOWS)
+    by_uid = {workflow["metadata"]["uid"]: workflow for workflow in workflows}
+    by_run = {workflow["metadata"].get("labels", {}).get(RUN_OF_WORKFLOW): workflow for workflow in workflows}
+    lines, overdue = [], []
+    for kind, job in jobs:
+        name, run = job["metadata"]["name"], job["metadata"].get("labels", {}).get(f"{LABEL}run", "")
+        created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+        if has_ended(job):
+            continue
+        if run and datetime.now(UTC) - created >= least and (why := _why(job, by_uid, by_run.get(run))):
+            deleted = not dry_run and _delete(kind.place, namespace, name, job["metadata"]["uid"])
+            said = "would be deleted" if dry_run else "deleted" if deleted else "gone already"
+            lines.append(f"{namespace}/{name} (run {run}): {said}; {why}")
+        elif kind is PYTORCHJOB:
+            overdue.append(job)
+    for job in overdue:
+        name, deadline = job["metadata"]["name"], job.get("spec", {}).get("runPolicy", {}).get("activeDeadlineSeconds")
+        started = (job.get("status") or {}).get("startTime")
+        if not started or not deadline or f"{LABEL}stage" not in job["metadata"].get("labels", {}):
+            continue
+        since = datetime.now(UTC) - datetime.fromisoformat(started) - timedelta(seconds=deadline)
+        if since > GRACE:
+            said = "would be touched" if dry_run else "touched" if _touch(namespace, name) else "gone already"
+            log.info(
+                "%s/%s: %s; %d s past its deadline of %d s", namespace, name, said, since.total_seconds(), deadline
             )
-        except ApiException as error:
-            if error.status == 404:
-                return False
-            raise unanswered(error) from error
-        return True
-
-    def delete(self, orphan: Orphan) -> bool:
-        """Whether it was there to be deleted; not when its name is another job's by now."""
-        delete = self._objects.delete_namespaced_custom_object
-        try:
-            if not delete_object(delete, orphan.kind, orphan.namespace, orphan.name, orphan.uid):
-                return False
-        except ApiException as error:
-            raise unanswered(error) from error
-        try:
-            delete_policy(self._policies.delete_namespaced_network_policy, orphan.namespace, orphan.name)
-        except ApiException as error:
-            # one that is left selects nothing, and is no reason to fail
-            log.warning("the NetworkPolicy %s/%s is left: %s", orphan.namespace, orphan.name, short(error))
-        return True
-
-    def _list(self, kind: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Every object of a kind in the namespace; none where the cluster does not know the kind."""
-        found: list[dict[str, Any]] = []
-        more = ""
-        while True:
-            try:
-                page = call(
-                    self._objects.list_namespaced_custom_object,
-                    **kind,
-                    namespace=self.namespace,
-                    limit=200,
-                    _continue=more,
-                )
-            except ApiException as error:
-                if error.status == 404:
-                    return []
-                if error.status == 403:
-                    raise InputError(
-                        f"{kind['plural']} in {self.namespace}: {short(error)}; "
-                        "give this account the Role zhllama-reaper"
-                    ) from error
-                raise unanswered(error) from error
-            found += page["items"]
-            more = page.get("metadata", {}).get("continue") or ""
-            if not more:
-                return found
+    return lines
 
 
-def _why(metadata: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], of_run: Mapping[str, Any] | None) -> str:
+def _why(job: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], of_run: Mapping[str, Any] | None) -> str:
     """Why a job is an orphan, "" where it is none."""
-    owners = [owner for owner in metadata.get("ownerReferences") or () if owner.get("kind") == "Workflow"]
+    owners = [owner for owner in job["metadata"].get("ownerReferences") or () if owner.get("kind") == "Workflow"]
     workflow = by_uid.get(owners[0]["uid"]) if owners else of_run
     if workflow is None:
         return f"its Workflow {owners[0]['name']} is gone" if owners else ""
@@ -167,18 +81,51 @@ def _why(metadata: Mapping[str, Any], by_uid: Mapping[str, Mapping[str, Any]], o
     return f"its Workflow {workflow['metadata']['name']} has ended: {phase}" if phase in ENDED else ""
 
 
-def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
-    """One line for each orphan, as it is deleted (or would be). Jobs past their deadline are touched, and logged."""
-    least = read_duration(older_than, "--older-than")
-    reaper = Reaper(namespace)
-    lines = []
-    for orphan in list(reaper.orphans(least)):
-        said = "would be deleted" if dry_run else "deleted" if reaper.delete(orphan) else "gone already"
-        lines.append(f"{orphan.namespace}/{orphan.name} (run {orphan.run}): {said}; {orphan.why}")
-    gone = {line.split()[0] for line in lines}
-    for job in list(reaper.overdue()):
-        name = f"{job.namespace}/{job.name}"
-        if name not in gone:
-            said = "would be touched" if dry_run else "touched" if reaper.touch(job) else "gone already"
-            log.info("%s: %s; %d s past its deadline of %d s", name, said, job.since.total_seconds(), job.deadline)
-    return lines
+def _touch(namespace: str, name: str) -> bool:
+    """Whether it was there to be touched: a label with the time (seconds since 1970), which wakes the operator."""
+    body = {"metadata": {"labels": {f"{LABEL}touched": str(int(time.time()))}}}
+    patch = client.CustomObjectsApi().patch_namespaced_custom_object
+    try:
+        call(patch, **PYTORCHJOB.place, namespace=namespace, name=name, body=body)
+    except ApiException as error:
+        if error.status == 404:
+            return False
+        raise unanswered(error) from error
+    return True
+
+
+def _delete(kind: Mapping[str, str], namespace: str, name: str, uid: str) -> bool:
+    """Whether it was there to be deleted; not when its name is another job's by now."""
+    try:
+        if not delete_object(client.CustomObjectsApi().delete_namespaced_custom_object, kind, namespace, name, uid):
+            return False
+    except ApiException as error:
+        raise unanswered(error) from error
+    try:
+        delete_policy(client.NetworkingV1Api().delete_namespaced_network_policy, namespace, name)
+    except ApiException as error:
+        # one that is left selects nothing, and is no reason to fail
+        log.warning("the NetworkPolicy %s/%s is left: %s", namespace, name, short(error))
+    return True
+
+
+def _list(namespace: str, kind: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every object of a kind in the namespace; none where the cluster does not know the kind."""
+    found: list[dict[str, Any]] = []
+    more, list_page = "", client.CustomObjectsApi().list_namespaced_custom_object
+    while True:
+        try:
+            page = call(list_page, **kind, namespace=namespace, limit=200, _continue=more)
+        except ApiException as error:
+            if error.status == 404:
+                return []
+            if error.status == 403:
+                plural = kind["plural"]
+                raise InputError(
+                    f"{plural} in {namespace}: {short(error)}; give this account the Role zhllama-reaper"
+                ) from error
+            raise unanswered(error) from error
+        found += page["items"]
+        more = page.get("metadata", {}).get("continue") or ""
+        if not more:
+            return found

@@ -6,11 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from components.launch_training import cluster_job, job_deletion
+from components.launch_training import cancel, cluster_job
 from components.launch_training.cleanup import Cleanup, cleanup
 from components.launch_training.cluster import Cluster
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster
@@ -144,8 +143,8 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     """The API server has not answered in time, so the launcher asked again; then it is cancelled."""
     monkeypatch.setattr(kubernetes_api, "TIMEOUT", (5.0, 0.3))
     monkeypatch.setattr(kubernetes_api, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(job_deletion, "LATE_EVERY", 0.05)
-    monkeypatch.setattr(job_deletion, "CANCEL_WITHIN", 8.0)
+    monkeypatch.setattr(cancel, "LATE_EVERY", 0.05)
+    monkeypatch.setattr(cancel, "CANCEL_WITHIN", 8.0)
     held, made = threading.Event(), []
     cluster.before_create = lambda thing: made.append(thing["kind"])
 
@@ -161,7 +160,6 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     labels = {f"zhllama.io/{name}": value for name, value in (("run", "run-8"), ("stage", "lora"), ("key", "k"))}
     one = TrainingJob(name="run-8-lora-a1", command=("true",), image="i:1", namespace="team", labels=labels)
     launch = cluster_job.Launch(Cluster(PYTORCHJOB), lambda attempt: one, 0, lambda name, lines: None, lambda: False)
-    launch.canceller = SimpleNamespace(cancelled=False)
     ended = []
 
     def work() -> None:
@@ -173,7 +171,7 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     thread = threading.Thread(target=work)
     thread.start()
     cluster.until(lambda: cluster.posts() >= 2)
-    launch.canceller.cancelled = True
+    launch.canceller.cancelled.set()
     launch.cancel()
     launch.sweep()
     thread.join(60)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from components.launch_training.job_deletion import delete_unfinished
+from components.launch_training.cleanup import delete_unfinished
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS

@@ -13,8 +13,7 @@ from components.serve.options import Serve
 from pipelines import sizes
 from pipelines.manifests import serving
 from zhllama.errors import InputError
-from zhllama.kubernetes.model_server import ModelServer
-from zhllama.kubernetes.serving_pod import KEY
+from zhllama.kubernetes.model_server import KEY, ModelServer
 from zhllama.stage.command_line import parse
 from zhllama.stage.images import image
 

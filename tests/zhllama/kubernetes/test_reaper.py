@@ -9,7 +9,7 @@ import pytest
 
 from tests.kubernetes_server import KubernetesServer
 from zhllama.errors import InputError
-from zhllama.kubernetes.reaper import Reaper, reap
+from zhllama.kubernetes.reaper import reap
 
 OLD = "2026-01-01T00:00:00Z"
 
@@ -90,15 +90,21 @@ def test_young_jobs_are_left_alone(server, put):
     assert reap("team", "1h", dry_run=False) == []
 
 
-def test_a_job_that_took_the_orphans_name_is_not_deleted(server, put, monkeypatch):
+@pytest.mark.parametrize("there", [False, True], ids=["gone", "another"])
+def test_a_job_that_took_the_orphans_name_is_not_deleted(server, put, there):
     put("PyTorchJob", "same", run="run-1", owner="vanished")
-    reaper = Reaper("team")
-    (orphan,) = reaper.orphans(timedelta(0))
-    server.fault = lambda method, path: 409 if method == "DELETE" else None
-    assert reaper.delete(orphan) is False
-    server.fault = lambda method, path: None
-    server.objects.clear()
-    assert reaper.delete(orphan) is False
+    (path,) = server.objects
+
+    def meanwhile(method: str, asked: str) -> None:
+        if method == "DELETE" and there:
+            server.objects[path]["metadata"]["uid"] = "uid-of-another"
+        elif method == "DELETE":
+            server.objects.clear()
+
+    server.fault = meanwhile
+    (line,) = reap("team", "1d", dry_run=False)
+    assert line == "team/same (run run-1): gone already; its Workflow vanished is gone"
+    assert bool(server.objects) == there
 
 
 def test_a_cluster_without_the_operators_has_no_orphans(server):
