@@ -107,8 +107,8 @@ def hub_errors(where: str) -> Iterator[None]:
     except hub.GatedRepoError as error:
         raise InputError(f"{where}: access has to be granted; ask for it on the hub and set HF_TOKEN") from error
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        mend = "correct the name, or set HF_TOKEN if it is private"
-        raise InputError(f"{where}: no such folder here, no such repository or revision on the hub; {mend}") from error
+        wrong = "no such folder here, and no such repository or revision on the hub"
+        raise InputError(f"{where}: {wrong}; correct the name, or set HF_TOKEN if it is private") from error
     except hub.OfflineModeIsEnabled as error:
         raise InputError(f"{where}: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked") from error
     except (hub.EntryNotFoundError, FileNotFoundError) as error:
