@@ -80,12 +80,13 @@ def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -
             groups.setdefault(item.item["instruction"], []).append((item, hit))
     chosen = [pair for group in groups.values() for pair in group]
     size = sum(len(item.choices[item.answer].encode()) for item in fitting)
+    bits = losses.sum().item() / math.log(2) / size if size else math.nan
     return {
         **_shares(sum(hit for _, hit in chosen), len(chosen)),
         "chance": chance(item for item, _ in chosen) if chosen else None,
         "exact_match": exact / len(rows) if rows else None,
         "exact_match_items": len(rows),
-        "answer_bits_per_byte": losses.sum().item() / math.log(2) / size if size else None,
+        "answer_bits_per_byte": bits if math.isfinite(bits) else None,
         "too_long": len(items) - len(rows),
         "groups": [
             {
