@@ -14,8 +14,7 @@ is most of a small model's work, runs at the scored positions alone, in chunks t
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -136,8 +135,7 @@ def _shares(right: int, count: int) -> dict[str, Any]:
     return {"items": count, "accuracy": share, "margin": margin}
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """A prompt with answers behind it: the input of one row, and what is scored in it. ids, places: (length,), the
     tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers. at: positions whose next
     token is scored; targets: that token; owner: which answer it belongs to."""
