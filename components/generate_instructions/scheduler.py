@@ -120,14 +120,15 @@ class RequestScheduler:
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
         """SIGTERM or Ctrl-C cancel this task, in place of what they did before, and become Stopped."""
-        loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
+        loop, came = asyncio.get_running_loop(), list[int]()
+        task: Any = asyncio.current_task()
         signums = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in signums}
 
         def stop(signum: int) -> None:
             # a second Ctrl-C ends at once
             signal.signal(signum, before[signum])
-            if task is not None and not (came or self._closing):
+            if not (came or self._closing):
                 log.warning("%s: nothing more is sent", signal.Signals(signum).name)
                 came.append(signum)
                 task.cancel()
@@ -137,7 +138,8 @@ class RequestScheduler:
         try:
             yield
         except asyncio.CancelledError as error:
-            if came:
+            # a second signal cancels too, and is no end of ours
+            if came and not task.uncancel():
                 raise Stopped(came[0]) from error
             raise
         finally:
