@@ -192,12 +192,13 @@ class _Answer:
 
     def __init__(self) -> None:
         self._content = StringIO()
-        self._finish = ""
+        self._finish = self._model = ""
         self._usage: Any = None
-        self._model = ""
+        self._seen = False
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """A chunk of a stream; also chunks that lack what they should have, since proxies send such."""
+        self._seen = True
         self._usage = chunk.get("usage") or self._usage
         self._model = str(chunk.get("model") or self._model)
         for choice in (chunk.get("choices") or [])[:1]:
@@ -210,12 +211,12 @@ class _Answer:
 
     def whole(self) -> Answer:
         """Failed or UnexpectedResponse when it is not."""
-        content = whole_text(self._content.getvalue())
-        if not (content or self._finish or self._model):
+        if not self._seen:
             raise UnexpectedResponse("a stream without an event")
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
             return self.rest("the stream broke off")
+        content = whole_text(self._content.getvalue())
         counted = self._usage if isinstance(self._usage, Mapping) else {}
         prompt, answer = counted.get("prompt_tokens"), counted.get("completion_tokens")
         # a text that was made of no tokens: the server does not count
