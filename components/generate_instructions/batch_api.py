@@ -79,10 +79,10 @@ async def _plan(scheduler: "RequestScheduler") -> None:
         lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     content = b"".join(lines)
     client = scheduler.api.client
-    file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
-    what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
-    # once and no more: whether a call without an answer made the batch is looked up, not tried again
     try:
+        file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
+        what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
+        # once and no more: whether a call without an answer made the batch is looked up, not tried again
         made = await client.batches.create(**what)
     except Exception as error:
         failure = _told_apart(scheduler, error)
