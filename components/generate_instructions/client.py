@@ -87,7 +87,7 @@ class Api:
     def __init__(self, config: GenerateInstructions) -> None:
         import openai
 
-        self.config = config
+        self.config, self.where = config, f"generate_instructions: {config.base_url}"
         if file := config.api_key_file:
             try:
                 key = Path(file).read_text("utf-8").strip()
@@ -162,8 +162,7 @@ class Api:
         return error
 
     def _status(self, error: Any) -> Exception:
-        where = f"generate_instructions: {self.config.base_url}"
-        code, said = error.status_code, whole_text(str(error.message)[:300])
+        where, code, said = self.where, error.status_code, whole_text(str(error.message)[:300])
         if code in (401, 403):
             return InputError(
                 f"{where} refuses the key ({code}); set OPENAI_API_KEY, or the file of --api-key-file, to one that may "

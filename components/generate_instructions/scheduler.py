@@ -47,9 +47,8 @@ class RequestScheduler:
     """One run over a journal: what is settled in it is harvested first, then the model is asked for the rest."""
 
     def __init__(self, api: Api, requests: Requests, journal: Journal, ledger: Ledger, harvest: Harvest) -> None:
-        self.config, self.api, self.requests = api.config, api, requests
+        self.config, self.where, self.api, self.requests = api.config, api.where, api, requests
         self.journal, self.ledger, self.harvest, self.budget = journal, ledger, harvest, api.config.budget
-        self.where = f"generate_instructions: {self.config.base_url}"
         structure = "schema" if self.config.structured == "auto" else self.config.structured
         self.dialect = Dialect(**(ledger.dialect or {"structure": structure, "stream": self.config.stream}))
         self.limits = Limits(self.config.requests_per_minute, self.config.tokens_per_minute)
