@@ -1,8 +1,10 @@
 """Artifacts: published whole or not at all, verified on every read, found again by their input key."""
 
+import gc
 import json
 import os
 import random
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +73,18 @@ def test_a_stream_reads_and_seeks(published):
         assert stream.read(10) == LARGE[:10]
         stream.seek(-10, 2)
         assert stream.read() == LARGE[-10:]
+
+
+def test_the_blocks_of_a_stream_go_with_it(in_a_folder):
+    gc.disable()
+    try:
+        with open_artifact(in_a_folder.reference).open("folder/large.bin") as stream:
+            stream.read(1)
+        left = weakref.ref(stream.raw)
+        del stream
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_flipped_byte_is_named_with_both_digests(published):
