@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -197,14 +197,9 @@ def delete(uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
 
-def delete_many(uris: Iterable[str]) -> None:
-    """Deletes many files, several requests at a time; absent ones are fine."""
-    in_parallel(delete, uris)
-
-
 def delete_all(uri: str) -> None:
     """Deletes everything below a folder or prefix, hidden files too."""
     if is_s3(uri):
-        delete_many(f"{uri}/{item.name}" for item in _objects(uri))
+        in_parallel(delete, [f"{uri}/{item.name}" for item in _objects(uri)])
     else:
         shutil.rmtree(uri, ignore_errors=True)

@@ -478,5 +478,5 @@ def test_a_listing_says_when_files_were_written(store):
 def test_many_files_are_deleted_at_once(store):
     for number in range(20):
         storage.write_bytes(f"{store}/{number}", b"1")
-    storage.delete_many(f"{store}/{number}" for number in range(25))
+    storage.in_parallel(storage.delete, [f"{store}/{number}" for number in range(25)])
     assert storage.listing(store) == []
