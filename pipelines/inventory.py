@@ -132,7 +132,7 @@ def free(found: Iterable[Unreferenced]) -> int:
     for one in found:
         if not one.published and storage.exists(f"{one.where}/{MANIFEST}"):
             continue
-        storage.delete_many(tuple(one.files))
+        storage.in_parallel(storage.delete, tuple(one.files))
         for upload in one.uploads:
             storage.discard(upload)
         freed += one.bytes

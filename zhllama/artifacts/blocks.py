@@ -20,6 +20,8 @@ from zhllama.errors import InputError
 
 BLOCKS = "blocks.json"
 BLOCK = 8 * 2**20
+LARGEST = 256 * 2**20
+"""Bytes of a blocks.json that is read: of an artifact of some 30 TB."""
 
 Source = Callable[[str, int, int, memoryview, storage.Take | None], None]
 """Where the bytes of an artifact's files come from, a store or a repository of the Hub: `source(name, start, length,
@@ -140,10 +142,14 @@ class BlockReader:
             again = range(index, index + 1)
             (last,) = self._read_hashed(file, again, buffer if put else buffer[at : at + BLOCK], put)
             if last != digest:
-                kind = "sha256" if digest == file.sha256 else "blake3"
-                where = f"bytes {index * BLOCK} to {index * BLOCK + run_length(file, again)}"
-                wrong = f"{self._manifest.root}/{file.path}: {where}: {kind} {digest} expected, {last} found"
-                raise InputError(f"{wrong}; the stored file is corrupt, run its stage again")
+                raise self._corrupt(file, index * BLOCK, run_length(file, again), digest, last)
+
+    def _corrupt(self, file: File, start: int, length: int, digest: str, found: str) -> InputError:
+        kind = "sha256" if digest == file.sha256 else "blake3"
+        wrong = f"bytes {start} to {start + length}: {kind} {digest} expected, {found} found"
+        return InputError(
+            f"{self._manifest.root}/{file.path}: {wrong}; the stored file is corrupt, run its stage again"
+        )
 
     def _read_hashed(self, file: File, run: range, buffer: memoryview, put: storage.Take | None) -> list[str]:
         """Reads by one request, to where read_run does; returns the digest found of each block, if they are known."""
@@ -193,6 +199,20 @@ class BlockReader:
             mend = "run its stage again or give another reference"
             raise InputError(f"{self._manifest.root}/{file.path}: the file is gone; {mend}") from error
 
+    def _read_whole(self, file: File) -> bytearray:
+        """A file by its SHA-256 alone, however many blocks it has; read once more where it is not as it should be."""
+        if file.size > LARGEST:
+            wrong = f"it has {file.size:,} bytes, and {LARGEST:,} are read at most"
+            raise InputError(f"{self._manifest.root}/{file.path}: {wrong}; run its stage again")
+        content, found = bytearray(file.size), ""
+        for _ in range(2):
+            with self.naming(file):
+                self._source(file.path, 0, file.size, memoryview(content), None)
+            found = hashlib.sha256(content).hexdigest()
+            if found == file.sha256:
+                return content
+        raise self._corrupt(file, 0, file.size, file.sha256, found)
+
     def block_digests(self, file: File) -> list[str]:
         """A digest per block, one block at least: the SHA-256 of a file that is one block, "" where none are known."""
         root, named = self._manifest.root, self._manifest.blocks
@@ -204,12 +224,11 @@ class BlockReader:
             if named is None:
                 raise InputError(f"{root}: the manifest names no block digests for {file.path}; run its stage again")
             entry = next(file for file in self._manifest.files if file.path == named)
-            content = bytearray(entry.size)
-            self.read_run(entry, range(1), [entry.sha256], memoryview(content))
+            content = self._read_whole(entry)
             written = json.loads(content)
             if written.get("digest") != "blake3" or written.get("bytes") != BLOCK:
                 raise InputError(f"{root}/{entry.path}: written by another version; run its stage again")
-            self._digests = written["files"]
+            self._digests = {**written["files"], named: block_digests(content)}
         found = self._digests.get(file.path, [])
         if len(found) != -(-file.size // BLOCK):
             raise InputError(f"{root}: the block digests of {file.path} are incomplete; run its stage again")

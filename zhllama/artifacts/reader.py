@@ -209,10 +209,12 @@ class _Target:
 class _RangeStream(io.RawIOBase):
     def __init__(self, artifact: Artifact, name: str) -> None:
         self._at, self._size = 0, artifact.file(name).size
+        size = self._size
 
+        # knows nothing of this stream: of a circle the memory would stay until Python looks for such
         @lru_cache(maxsize=2)
         def block(index: int) -> bytes:
-            return artifact.read_range(name, index * BLOCK, min(BLOCK, self._size - index * BLOCK))
+            return artifact.read_range(name, index * BLOCK, min(BLOCK, size - index * BLOCK))
 
         self._block = block
 

@@ -10,23 +10,23 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, multipart, s3
 from zhllama.storage.addresses import below, is_s3, join, normalise, split_s3
-from zhllama.storage.folders import Unfinished, check_room
-from zhllama.storage.multipart import PART, Upload, part_length
+from zhllama.storage.folders import check_room
+from zhllama.storage.multipart import PART, Unfinished, Upload, discard, part_length, unfinished
 from zhllama.storage.parallel import Take, Threads, connections, in_parallel
 from zhllama.storage.s3_session import forget_client, s3_client
 
 __all__ = [
-    "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "forget_client", "in_parallel",
-    "is_s3", "join", "normalise", "part_length", "s3_client", "split_s3",
+    "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "discard", "forget_client",
+    "in_parallel", "is_s3", "join", "normalise", "part_length", "s3_client", "split_s3", "unfinished",
 ]  # fmt: skip
 
 PIECE = 16 * 2**20
@@ -188,22 +188,6 @@ def _objects(uri: str) -> list[Stored]:
     ]
 
 
-def unfinished(uri: str, older_than: timedelta = timedelta(0)) -> list[Unfinished]:
-    """What killed writers left below a folder or prefix: multipart uploads, hidden files. Oldest first. A live writer's
-    are among them: give an age that no upload reaches."""
-    found = multipart.unfinished(uri) if is_s3(uri) else folders.unfinished(uri)
-    latest = datetime.now(UTC) - older_than
-    return sorted((one for one in found if one.began <= latest), key=lambda one: one.began)
-
-
-def discard(left: Unfinished) -> None:
-    """Frees what a killed writer left behind; what is gone already is fine."""
-    if is_s3(left.uri):
-        multipart.abort(left.uri, left.id)
-    else:
-        Path(left.id).unlink(missing_ok=True)
-
-
 def delete(uri: str) -> None:
     """Deletes one file; absent is fine."""
     if is_s3(uri):
@@ -213,14 +197,9 @@ def delete(uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
 
-def delete_many(uris: Iterable[str]) -> None:
-    """Deletes many files, several requests at a time; absent ones are fine."""
-    in_parallel(delete, uris)
-
-
 def delete_all(uri: str) -> None:
     """Deletes everything below a folder or prefix, hidden files too."""
     if is_s3(uri):
-        delete_many(f"{uri}/{item.name}" for item in _objects(uri))
+        in_parallel(delete, [f"{uri}/{item.name}" for item in _objects(uri)])
     else:
         shutil.rmtree(uri, ignore_errors=True)

@@ -5,13 +5,10 @@ import errno
 import fcntl
 import mmap
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ _PIECE = 8 * 2**20
 """Bytes that a stream writes at once."""
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 """0 where the system has no such thing (macOS)."""
-_LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
 
 
 def beside(path: str) -> Path:
@@ -157,29 +153,6 @@ def _pages() -> mmap.mmap:
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """What a writer that was killed left behind: a multipart upload, or a hidden file. Nobody sees it; it costs space.
-    uri: of the file that was to be. began: when (UTC). id: the upload's, or the hidden file's path."""
-
-    uri: str
-    began: datetime
-    id: str
-    bytes: int
-
-
-def unfinished(folder: str) -> list[Unfinished]:
-    """The hidden files of writers, of live ones as of those that were killed."""
-    found = []
-    for path in Path(folder).rglob(".*.tmp"):
-        match = _LEFT.fullmatch(path.name)
-        if match and path.is_file():
-            status = path.stat()
-            began = datetime.fromtimestamp(status.st_mtime, UTC)
-            found.append(Unfinished(str(path.with_name(match["name"])), began, str(path), status.st_size))
-    return found
 
 
 def _room_left(folder: Path) -> tuple[int, Path]:

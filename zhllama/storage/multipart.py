@@ -16,7 +16,6 @@ from typing import Any
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
 from zhllama.storage.addresses import below, split_s3
-from zhllama.storage.folders import Unfinished
 from zhllama.storage.parallel import RoomOfThread, Threads, connections
 from zhllama.storage.s3_errors import server_code
 
@@ -144,10 +143,26 @@ def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
     ]
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload under way, of a live writer or of one that was killed. Nobody sees it; it costs space. uri: of the
+    object that was to be. began: when (UTC)."""
+
+    uri: str
+    began: datetime
+    id: str
+    bytes: int
+
+
 def unfinished(uri: str) -> list[Unfinished]:
-    """The multipart uploads under way below a prefix."""
+    """The uploads under way below a prefix."""
     found = _uploads(uri, below(uri))
     return [Unfinished(one, began, id, sum(part.size for part in parts_of(one, id))) for one, began, id in found]
+
+
+def discard(left: Unfinished) -> None:
+    """Frees what a killed writer left behind; what is gone already is fine."""
+    abort(left.uri, left.id)
 
 
 def _upload_of_key(uri: str) -> str | None:

@@ -1,9 +1,13 @@
 """Artifacts: published whole or not at all, verified on every read, found again by their input key."""
 
+import gc
 import json
 import os
 import random
+import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +19,11 @@ from hypothesis import strategies as st
 
 from tests.folders import add_folder
 from zhllama import storage
+from zhllama.artifacts import blocks
 from zhllama.artifacts import open as open_module
 from zhllama.artifacts.blocks import BLOCK, BlockHasher, block_digests
 from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.manifest import File
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import copy_artifact, find_published
 from zhllama.artifacts.reader import Artifact
@@ -71,6 +77,18 @@ def test_a_stream_reads_and_seeks(published):
         assert stream.read(10) == LARGE[:10]
         stream.seek(-10, 2)
         assert stream.read() == LARGE[-10:]
+
+
+def test_the_blocks_of_a_stream_go_with_it(in_a_folder):
+    gc.disable()
+    try:
+        with open_artifact(in_a_folder.reference).open("folder/large.bin") as stream:
+            stream.read(1)
+        left = weakref.ref(stream.raw)
+        del stream
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_flipped_byte_is_named_with_both_digests(published):
@@ -201,6 +219,43 @@ def test_damaged_block_digests_are_refused(published):
     corrupt(published.root, "blocks.json", 5)
     with pytest.raises(InputError, match=r"blocks\.json: bytes 0 to .* sha256 .* expected, .* found"):
         open_artifact(published.reference).read_range("folder/large.bin", 0, 10)
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """Over a terabyte of zeros, which is written nowhere: its blocks.json is itself larger than a block."""
+    root = tmp_path_factory.mktemp("huge")
+    out = ArtifactWriter(str(root / "store"), "stage", "key")
+    count = BLOCK // 64
+    size = (count - 1) * BLOCK + 5
+    digests = [*[blake3(bytes(BLOCK)).hexdigest()] * (count - 1), blake3(bytes(5)).hexdigest()]
+    out.add_stored(File("zeros", size, "0" * 64), digests)
+    Path(out.root).mkdir(parents=True)
+    Path(out.root, "zeros").touch()
+    os.truncate(Path(out.root, "zeros"), size)
+    return out.publish("files")
+
+
+def test_an_artifact_is_verified_whose_block_digests_are_larger_than_a_block(huge, tmp_path):
+    artifact = open_artifact(huge.reference)
+    assert artifact.file("blocks.json").size > BLOCK
+    size = artifact.file("zeros").size
+    assert artifact.read_range("zeros", size - 9, 9) == bytes(9)
+    # the digests of its own blocks are in no file: what verifies and copies the whole artifact needs them
+    assert artifact.read("blocks.json") == Path(huge.root, "blocks.json").read_bytes()
+
+    copy = tmp_path / "copy"
+    shutil.copytree(huge.root, copy, ignore=lambda folder, names: ["zeros"])
+    corrupt(str(copy), "blocks.json", BLOCK + 1)
+    artifact = Artifact(replace(huge, root=str(copy)), verified=True)
+    with pytest.raises(InputError, match=r"blocks\.json: bytes 0 to \d+: sha256 .* expected"):
+        artifact.read_range("zeros", 0, 1)
+
+
+def test_block_digests_without_end_are_not_read(huge, monkeypatch):
+    monkeypatch.setattr(blocks, "LARGEST", BLOCK)
+    with pytest.raises(InputError, match=r"blocks\.json: it has .* bytes, and 8,388,608 are read at most"):
+        open_artifact(huge.reference).read_range("zeros", 0, 1)
 
 
 def test_a_file_that_is_gone_is_named(published):
