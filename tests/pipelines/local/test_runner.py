@@ -381,6 +381,14 @@ def test_until_stops_after_a_step_and_the_next_run_goes_on(compiled, chain, work
     assert sorted(ran()) == ["side", "three"]
 
 
+def test_a_text_longer_than_a_files_name_is_a_text(compiled, steps, work):
+    @dsl.pipeline(name="test")
+    def pipeline(value: str):
+        steps.echo(value=value)
+
+    assert run_pipeline(compiled(pipeline), {"value": "字" * 300}, work).reference("echo") == "字" * 300
+
+
 def test_the_run_keeps_its_id_in_a_work_folder(compiled, steps, work):
     @dsl.pipeline(name="test")
     def pipeline():
