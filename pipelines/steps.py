@@ -103,10 +103,10 @@ class Steps:
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
         self._secrets(task)
         self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
-        if told["run_as_user"] != str(USER):
-            # unsaid it is the images' own, a number; that it may not be root, KFP says of every pod
-            user = None if told["run_as_user"] == "none" else int(told["run_as_user"])
-            kubernetes.set_security_context(task, run_as_user=user, run_as_non_root=True)
+        # unsaid the user is the images' own, a number; that it may not be root, which a restricted namespace wants to
+        # hear, KFP says of its own containers alone
+        user = None if told["run_as_user"] in ("none", str(USER)) else int(told["run_as_user"])
+        kubernetes.set_security_context(task, run_as_user=user, run_as_non_root=True)
         if deadline:
             kubernetes.set_timeout(task, work.deadline_seconds)
         if told["pull_policy"]:

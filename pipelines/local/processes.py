@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from zhllama import storage
@@ -96,14 +96,12 @@ class Ledger:
 @contextmanager
 def alone_in(folder: Path, busy: str = BUSY) -> Iterator[None]:
     """Two in one folder would write over each other: the second is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")
-    except OSError as error:
-        raise InputError(f"--work {folder}: {error.strerror}; choose another folder") from error
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(open(folder / ".lock", "a+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"--work {folder}: {busy}") from error
+        except OSError as error:
+            raise InputError(f"--work {folder}: {error.strerror}; choose another folder") from error
         yield

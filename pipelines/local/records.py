@@ -8,11 +8,12 @@ behind every address in the command, and the published files still there. Anythi
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Record:
     artifacts: Mapping[str, str]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    published: str = ""
+    """The manifest that `ref` led to, as text; empty where it led to none."""
 
     @property
     def reference(self) -> str:
@@ -42,18 +45,14 @@ class Record:
         value = self.parameters.get("ref")
         return value if isinstance(value, str) else ""
 
+    @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest among the step's output artifacts, as it was copied there."""
-        for path in self.artifacts.values():
-            with suppress(OSError, InputError):
-                content = Path(path).read_bytes()
-                if content[:1] == b"{" and (found := Manifest.from_json(content, path)).reference == self.reference:
-                    return found
-        return None
+        """What the step published, as it stood when the step had ended; None when it published nothing."""
+        return Manifest.from_json(self.published.encode(), self.reference) if self.published else None
 
     def still_there(self) -> bool:
         """Whether what the step published is where it was: same manifest, every file of its size."""
-        manifest = self.manifest()
+        manifest = self.manifest
         if manifest is None:
             return False
         try:
@@ -79,8 +78,8 @@ def forget(folder: Path) -> None:
     """Makes a step run again: its record and the manifest it published are taken away (its files stay)."""
     record = read_record(folder)
     (folder / RECORD).unlink(missing_ok=True)
-    if record is not None and (manifest := record.manifest()) is not None:
-        storage.delete(manifest.reference)
+    if record is not None and record.manifest is not None:
+        storage.delete(record.reference)
 
 
 def key_of(words: Sequence[str], inputs: Mapping[str, Value]) -> str:
@@ -95,7 +94,8 @@ def _contents(value: str) -> list[Any]:
     for part in filter(None, value.split(",")):
         address = re.sub(r":(\d+(\.\d+)?|\.\d+)$", "", part.strip())
         local = not storage.is_s3(address)
-        if local and (len(address) >= 4096 or "\0" in address or not Path(address).exists()):
+        # Path.exists raises for a text that is too long for a name
+        if local and not os.path.exists(address):
             continue
         uri = storage.normalise(address)
         if uri.endswith(f"/{MANIFEST}"):
@@ -124,8 +124,9 @@ def _surroundings() -> dict[str, str]:
     return {"code": code.hexdigest(), "versions": hashlib.sha256("\n".join(versions).encode()).hexdigest()}
 
 
-def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any]]:
-    """The output parameters that a step wrote, and its metrics. InputError for one missing or of another type."""
+def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any], str]:
+    """The output parameters that a step wrote, its metrics, and the manifest that its `ref` leads to (empty when it
+    leads to none). InputError for an output that is missing or of another type."""
     executor: dict[str, Any] = {}
     if Path(around.output_file).exists():
         try:
@@ -147,7 +148,13 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
     for listed in executor.get("artifacts", {}).values():
         for artifact in listed.get("artifacts", []):
             metrics |= artifact.get("metadata", {})
-    return values, metrics
+    reference, manifest = values.get("ref"), ""
+    if isinstance(reference, str) and reference.endswith(f"/{MANIFEST}"):
+        with suppress(OSError, InputError):
+            content = storage.read_bytes(reference)
+            if Manifest.from_json(content, reference).reference == reference:
+                manifest = content.decode()
+    return values, metrics, manifest
 
 
 @dataclass(frozen=True)

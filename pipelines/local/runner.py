@@ -226,10 +226,10 @@ class _Run:
         code = await self._process(node, words, row.log)
         if code == 0:
             try:
-                values, metrics = outputs_written(node, around)
+                values, metrics, manifest = await asyncio.to_thread(outputs_written, node, around)
             except InputError as error:
                 return self._fail(node, EXIT_FAULT, str(error))
-            record = Record(key, given, values, things, metrics, time.monotonic() - row.started)
+            record = Record(key, given, values, things, metrics, time.monotonic() - row.started, manifest)
             record.write(folder)
             return self._finish(node, record)
         if self._signals and not node.task.always:
@@ -240,8 +240,7 @@ class _Run:
     def _finish(self, node: Node, record: Record, unchanged: bool = False) -> None:
         self._records[node.path] = record
         self._ended[node.path] = Ended(True, record.parameters, record.artifacts)
-        manifest = record.manifest()
-        figure = str(manifest.facts.get("summary", "")) if manifest else ""
+        figure = str(record.manifest.facts.get("summary", "")) if record.manifest else ""
         self._table.change(self._rows[node.path], State.DONE, figure, unchanged)
 
     def _fail(self, node: Node, code: int, line: str) -> None:
@@ -305,7 +304,7 @@ class _Run:
         steps = {}
         for node in self._plan.steps:
             row, record = self._rows[node.path], self._records.get(node.path)
-            manifest = record.manifest() if record else None
+            manifest = record.manifest if record else None
             steps[node.name] = StepResult(
                 name=node.name,
                 stage=node.module,

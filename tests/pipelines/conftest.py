@@ -22,13 +22,12 @@ def publish(
     store: str,
     value: str,
     ref: dsl.OutputPath(str),
-    thing: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     name: str,
     source: str,
 ):
-    words = ["--store", store, "--value", value, "--reference", ref, "--output", thing.path]
-    words += ["--name", name, "--place", source]
+    """As a step of our pipelines: what it publishes is in the store, and no artifact of KFP's."""
+    words = ["--store", store, "--value", value, "--reference", ref, "--name", name, "--place", source]
     words += ["--executor-output", "{{$.outputs.output_file}}"]
     return dsl.ContainerSpec(image="none", command=["python", STEP], args=["publish", *words])
 

@@ -20,7 +20,7 @@ PATIENCE = 30.0
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["echo", "publish", "meet", "hang", "fail"])
-    for name in ("name", "value", "reference", "store", "output", "place", "executor-output"):
+    for name in ("name", "value", "reference", "store", "place", "executor-output"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--code", type=int, default=1)
     given = parser.parse_args()
@@ -40,7 +40,6 @@ def echo(given: argparse.Namespace) -> None:
 
 
 def publish(given: argparse.Namespace) -> None:
-    from zhllama import storage
     from zhllama.artifacts.manifest import digest_of
     from zhllama.artifacts.writer import ArtifactWriter
 
@@ -48,7 +47,6 @@ def publish(given: argparse.Namespace) -> None:
     out.add_bytes("value.txt", given.value.encode())
     out.facts["summary"] = f"{len(given.value)} characters"
     manifest = out.publish("files")
-    storage.write_bytes(given.output, manifest.to_json())
     echo(argparse.Namespace(reference=given.reference, value=manifest.reference))
 
 

@@ -399,10 +399,10 @@ def test_a_user_that_was_asked_for_stands_at_every_step(packages):
 def test_the_workflow_of_a_run_is_small_at_every_size(packages):
     """Past a megabyte Argo compresses its nodes, and KFP 2.17's pages show no step any more. The estimate is 6% low.
 
-    The whole recipe stays below 700 kB. With all that can be added, 17 steps, it does not: KFP's own are 31 kB each.
+    The whole recipe stays near 700 kB. With all that can be added, 17 steps, it does not: KFP's own are 31 kB each.
     """
     for size in sizes.names():
-        for settings, most in (({}, 700_000), (EVERYTHING_ON, 810_000)):
+        for settings, most in (({}, 705_000), (EVERYTHING_ON, 820_000)):
             found = workflow_bytes(packages(size, **settings), ADDRESSES)
             assert found.total <= most
             assert found.total * 1.06 < LIMIT
@@ -484,8 +484,8 @@ def test_every_step_has_what_kfp_can_set(packages, size):
     found = executors(packages[size])
     assert len(found) >= 14
     for name, (container, settings) in found.items():
-        # the images' own user, which KFP does not let be root
-        assert "securityContext" not in settings, name
+        # the images' own user; a restricted namespace refuses a container that does not say it
+        assert settings["securityContext"] == {"runAsNonRoot": True}, name
         assert settings["podMetadata"]["labels"]["sidecar.istio.io/inject"] == "false"
         assert settings["podMetadata"]["labels"]["zhllama.io/size"] == size
         assert settings["imagePullSecret"] == [{"secretName": "zhllama-pull"}]

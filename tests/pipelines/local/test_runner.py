@@ -154,21 +154,22 @@ def test_an_output_that_looks_like_a_placeholder_fails_the_step_that_takes_it(
     )
 
 
-def test_an_artifacts_path_reaches_the_next_step(compiled, steps, work, tmp_path):
+def test_an_artifacts_path_reaches_the_next_step(compiled, work):
+    @dsl.container_component
+    def write(thing: dsl.Output[dsl.Artifact]):
+        code = "import sys; open(sys.argv[1], 'w').write('content')"
+        return dsl.ContainerSpec(image="none", command=["python", "-c", code], args=[thing.path])
+
     @dsl.container_component
     def read(thing: dsl.Input[dsl.Artifact], ref: dsl.OutputPath(str)):
         code = "import sys; open(sys.argv[2], 'w').write(open(sys.argv[1]).read())"
         return dsl.ContainerSpec(image="none", command=["python", "-c", code], args=[thing.path, ref])
 
     @dsl.pipeline(name="test")
-    def pipeline(store: str):
-        read(thing=steps.publish(store=store, value="content").outputs["thing"])
+    def pipeline():
+        read(thing=write().outputs["thing"])
 
-    result = run_pipeline(compiled(pipeline), {"store": str(tmp_path / "store")}, work)
-    manifest = json.loads(result.reference("read"))
-    assert manifest["facts"] == {"summary": "7 characters"}
-    assert storage.read_bytes(f"{manifest['root']}/value.txt") == b"content"
-    assert result.steps["publish"].facts["summary"] == "7 characters"
+    assert run_pipeline(compiled(pipeline), {}, work).reference("read") == "content"
 
 
 def test_independent_steps_run_side_by_side(compiled, steps, work, tmp_path):
@@ -323,6 +324,7 @@ def test_what_has_not_changed_does_not_run_again(compiled, chain, work, argument
     second = run_pipeline(path, arguments, work)
     assert ran() == []
     assert {step.state for step in second.steps.values()} == {"unchanged"}
+    assert {(step.kind, step.facts["summary"]) for step in second.steps.values()} >= {("files", "2 characters")}
     assert [step.reference for step in first.steps.values()] == [step.reference for step in second.steps.values()]
     assert " one       unchanged: 2 characters\n" in capsys.readouterr().out
 
@@ -377,6 +379,14 @@ def test_until_stops_after_a_step_and_the_next_run_goes_on(compiled, chain, work
     journal.write_text("")
     run_pipeline(path, arguments, work)
     assert sorted(ran()) == ["side", "three"]
+
+
+def test_a_text_longer_than_a_files_name_is_a_text(compiled, steps, work):
+    @dsl.pipeline(name="test")
+    def pipeline(value: str):
+        steps.echo(value=value)
+
+    assert run_pipeline(compiled(pipeline), {"value": "字" * 300}, work).reference("echo") == "字" * 300
 
 
 def test_the_run_keeps_its_id_in_a_work_folder(compiled, steps, work):

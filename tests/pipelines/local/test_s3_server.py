@@ -1,6 +1,7 @@
 """The S3 server of a laptop: its data stays, its credentials count, and it never shares its data with another."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -63,6 +64,15 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         pytest.raises(InputError, match=r"file/s3: Not a directory; choose another folder"),
         LocalS3(tmp_path / "file" / "s3"),
     ):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"s3: No locks available; choose another folder"), LocalS3(tmp_path / "s3"):
         pass
 
 
