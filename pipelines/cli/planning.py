@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import options
 from pipelines.planner.gpus import FILE, Gpu, gpu_of, gpus
-from pipelines.planner.table import gigabytes
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def plan(given: argparse.Namespace) -> None:
     if given.gpu == "list":
         from rich.console import Console
         from rich.table import Table
+
+        from pipelines.planner.table import gigabytes
 
         found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
         for gpu in kinds:
@@ -116,10 +117,10 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
     if short:
         gpu = short[0].gpu
         assert gpu is not None
-        needs = ", ".join(f"{made.stage} {gigabytes(made.needed)}" for made in short)
+        needs = ", ".join(f"{made.stage} {table.gigabytes(made.needed)}" for made in short)
         would = remedies.remedies(short, request, kinds)
         mend = f"fits with {', or '.join(would)}" if would else "nothing that is known here would make it fit"
-        raise InputError(f"--gpu {gpu.name} has {gigabytes(gpu.memory)}, and needed are: {needs}; {mend}")
+        raise InputError(f"--gpu {gpu.name} has {table.gigabytes(gpu.memory)}, and needed are: {needs}; {mend}")
 
 
 def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
@@ -137,8 +138,8 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
     if not made.fits:
         most = f"--concurrency {made.most}" if made.most else "more --gpus-per-node"
         raise InputError(
-            f"serve does not fit --gpu {made.gpu.name}: {gigabytes(made.needed)} are needed and "
-            f"{gigabytes(made.available)} there; it would with {most}, or another --gpu"
+            f"serve does not fit --gpu {made.gpu.name}: {table.gigabytes(made.needed)} are needed and "
+            f"{table.gigabytes(made.available)} there; it would with {most}, or another --gpu"
         )
 
 

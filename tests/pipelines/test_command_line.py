@@ -33,7 +33,8 @@ from pipelines.__main__ import main
 try:
     main()
 except SystemExit:
-    print(sorted({"kfp", "torch", "transformers", "boto3", "rich", "kubernetes"} & set(sys.modules)))
+    heavy = {"kfp", "torch", "transformers", "boto3", "rich", "kubernetes", "pipelines.machines"}
+    print(sorted(heavy & set(sys.modules)))
 """
 
 
