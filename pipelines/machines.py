@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from components.launch_training.command import command_line, parse_training
+from components.launch_training.command import parse_training
 from components.launch_training.command import training_arguments as launched_arguments
 from components.launch_training.options import LaunchTraining
 from components.serve.options import Serve
@@ -88,11 +88,6 @@ def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Valu
     return parse_training(
         stage, training_arguments(size, stage, dict.fromkeys(("model", "dataset", "store"), "-"), more, values)
     )
-
-
-def training_command(stage: str, arguments: list[str]) -> tuple[str, ...]:
-    """The command of a training's job."""
-    return command_line(stage, arguments)
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:

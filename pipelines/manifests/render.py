@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from components.launch_training.command import command_line
 from pipelines import sizes
 from pipelines.configuration import configure
-from pipelines.machines import launch_options, training_arguments, training_command, training_text
+from pipelines.machines import launch_options, training_arguments, training_text
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
@@ -54,10 +55,8 @@ def training_job(
     # nodes: what is put to a job's Master and Workers (k8s/components) has to know whether it has them
     elastic = launch.min_nodes or launch.max_nodes
     labels = {"size": size.name, "stage": stage, "nodes": "elastic" if elastic else str(launch.nodes)}
-    command = training_command(stage, words)
-    return launch.job(
-        name or f"llama-{size.name}-{stage}", command, {f"{LABEL}{name}": value for name, value in labels.items()}
-    )
+    labels = {f"{LABEL}{name}": value for name, value in labels.items()}
+    return launch.job(name or f"llama-{size.name}-{stage}", command_line(stage, words), labels)
 
 
 def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = None) -> str:

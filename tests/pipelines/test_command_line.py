@@ -33,7 +33,7 @@ from pipelines.__main__ import main
 try:
     main()
 except SystemExit:
-    heavy = {"kfp", "torch", "transformers", "boto3", "rich", "kubernetes", "pipelines.settings"}
+    heavy = {"kfp", "torch", "transformers", "boto3", "rich", "kubernetes", "pipelines.machines", "pipelines.settings"}
     print(sorted(heavy & set(sys.modules)))
 """
 

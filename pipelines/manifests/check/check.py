@@ -40,7 +40,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _twice(document: Document, seen: dict[tuple[str, str, str], Document]) -> Iterator[Finding]:
-    namespace = str((document.value.get("metadata") or {}).get("namespace", ""))
+    namespace = str(document.metadata.get("namespace", ""))
     first = seen.setdefault((document.kind, namespace, document.name), document)
     # what two manifests share word for word (a policy that both bring) may be applied twice
     if document.name and first.value != document.value:

@@ -45,8 +45,13 @@ class Document:
         return str(self.value.get("kind", ""))
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        found = self.value.get("metadata")
+        return found if isinstance(found, dict) else {}
+
+    @property
     def name(self) -> str:
-        return str((self.value.get("metadata") or {}).get("name", ""))
+        return str(self.metadata.get("name", ""))
 
     def error(self, rule: str, message: str, *place: str | int) -> Finding:
         return Finding(self.file, self.line(place), "error", rule, message)
@@ -84,10 +89,12 @@ def _documents(file: str, node: Any) -> Iterator[Document | Finding]:
         return
     document = Document(file)
     value = document.value = _value(node, (), document)
-    if isinstance(value, dict) and isinstance(value.get("kind"), str) and value.get("apiVersion"):
+    if isinstance(value, dict) and all(
+        value.get(name) and isinstance(value[name], str) for name in ("kind", "apiVersion")
+    ):
         yield document
     elif value is not None:  # an empty document between two separators
-        yield document.error("yaml", "not a Kubernetes object: apiVersion and kind are missing")
+        yield document.error("yaml", "not a Kubernetes object: it needs apiVersion and kind, each a text")
 
 
 def _value(node: Any, place: Place, document: Document) -> Any:

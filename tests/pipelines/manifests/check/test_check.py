@@ -119,8 +119,10 @@ def test_lists_and_anchors_are_read_as_a_cluster_reads_them(tmp_path: Path) -> N
     [
         ("apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nspec: {}\n", "[schema] "),
         ("apiVersion: v1\nkind: ConfigMap\n? [a]\n: b\n", "[yaml] not YAML: a key is no text"),
+        ("apiVersion: v1\nkind: ConfigMap\nmetadata: a\n", "[schema] metadata"),
+        ("apiVersion: true\nkind: ConfigMap\n", "[yaml] not a Kubernetes object"),
     ],
-    ids=["no metadata", "a list as a key"],
+    ids=["no metadata", "a list as a key", "metadata that is a text", "no text as apiVersion"],
 )
 def test_what_no_cluster_could_read_is_a_finding_too(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(text)
