@@ -159,7 +159,7 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             head = count // tensor.heads if tensor.heads else 1
             step = max(1, CHUNK // (info.length // info.shape[0] * head)) * head
             for first in range(0, count, step):
-                rows = checkpoint.read_rows(tensor.source, first, min(step, count - first))
+                rows = checkpoint.read(tensor.source, first, min(step, count - first))
                 if tensor.heads:
                     rows = unpermute(rows, rows.shape[0] // head)
                 content = _encoded(rows, tensor, precision, plan.llama.artifact.root)

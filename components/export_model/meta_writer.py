@@ -40,7 +40,7 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
         with Progress("exporting", sum(info.length for info in llama.checkpoint.tensors.values())) as bar:
             for place in llama.places:
                 rows = llama.encoder.size if place.hf in (EMBEDDING, HEAD) else None
-                weight = llama.checkpoint.read_rows(llama.info(place).name, 0, rows)
+                weight = llama.checkpoint.read(llama.info(place).name, 0, rows)
                 if place.heads:
                     weight = meta.unpermute(weight, place.heads)
                 for stream, part in zip(streams, meta.split(weight, place.axis, count, place.uneven)):

@@ -121,7 +121,7 @@ def _write_weights(
         with out.writer(EMBEDDINGS_FILE) as stream:
             tensors = SafetensorsStream(stream, declared)
             for name in tables:
-                old = checkpoint.read_rows(name, 0, base.size)
+                old = checkpoint.read(name, 0, base.size)
                 # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
                 unused = new_rows(old, filling, "mean", generator)
                 for rows in chain([old], new_rows(old, new, config.init, generator), unused):

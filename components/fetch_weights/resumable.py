@@ -64,7 +64,7 @@ class _PartsFile:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         self._log = os.open(self._journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         # what follows the last line end may have been cut short
-        lines = self._journal.read_bytes().split(b"\n")[:-1]
+        lines = os.pread(self._log, os.fstat(self._log).st_size, 0).split(b"\n")[:-1]
         size = os.fstat(self._file).st_size
         numbers = {int(line) for line in lines if line.isdigit()}
         self._there = {number for number in numbers if number < len(parts) and sum(parts[number]) <= size}

@@ -126,13 +126,11 @@ class Adapter:
             )
         return [int(row) for row in named]
 
-    def read_rows(
-        self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None
-    ) -> "torch.Tensor":
-        """Rows of a tensor, in its stored dtype, as Checkpoint.read_rows."""
+    def read(self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None) -> "torch.Tensor":
+        """A tensor or rows of it, as Checkpoint.read."""
         whole = isinstance(self._file, dict)
         found: torch.Tensor
-        found = self._file[key][first:][:count].clone() if whole else self._file.read_rows(key, first, count, room)
+        found = self._file[key][first:][:count].clone() if whole else self._file.read(key, first, count, room)
         return found
 
     def _setting(self, pattern: str, weight: str, default: float) -> float:
@@ -182,9 +180,9 @@ class Change:
         return self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]
 
     def brought(self, first: int, count: int, room: "Room") -> "torch.Tensor":
-        """Rows that it brings, as the adapter stores them; `room` as in Checkpoint.read_rows."""
+        """Rows that it brings, as the adapter stores them; `room` as in Checkpoint.read."""
         assert self._replaced is not None
-        return self._adapter.read_rows(self._replaced, first, count, room)
+        return self._adapter.read(self._replaced, first, count, room)
 
     def apply(self, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor") -> None:
         """Changes the rows from `first` on in their place, in the model's dtype.
@@ -198,7 +196,7 @@ class Change:
             places = [(place, row - first) for place, row in enumerate(tokens) if first <= row < first + rows.shape[0]]
             if places:
                 lowest, highest = places[0][0], places[-1][0]
-                trained = self._adapter.read_rows(key, lowest, highest + 1 - lowest).to(rows.dtype)
+                trained = self._adapter.read(key, lowest, highest + 1 - lowest).to(rows.dtype)
                 rows[[row for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
     def _add_product(
@@ -208,7 +206,7 @@ class Change:
 
         with self._reading:
             if self._factors is None:
-                self._factors = self._adapter.read_rows(pair.a).float(), self._adapter.read_rows(pair.b).float()
+                self._factors = self._adapter.read(pair.a).float(), self._adapter.read(pair.b).float()
         a, b = self._factors
         end = first + rows.shape[0]
         if pair.embedding:

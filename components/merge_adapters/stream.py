@@ -220,7 +220,7 @@ def _merge_span(
         rooms.append(pool.take(length))
         return rooms[-1][:length]
 
-    before = checkpoint.read_rows(info.name, first, count, take) if first < info.shape[0] else None
+    before = checkpoint.read(info.name, first, count, take) if first < info.shape[0] else None
     # rows that an adapter brings make void what the adapters before it did
     bringing = [index for index, change in enumerate(every) if change.brings(first)]
     changes = every[bringing[-1] :] if bringing else every

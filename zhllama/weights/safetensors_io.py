@@ -132,12 +132,8 @@ class Checkpoint:
                     "bfloat16 or float32"
                 )
 
-    def read(self, name: str) -> "torch.Tensor":
-        """A tensor, verified, in its stored dtype, with memory of its own."""
-        return self.read_rows(name, 0, None)
-
-    def read_rows(self, name: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
-        """Rows `first` to `first + count` along axis 0 (to the last for None), without reading the others.
+    def read(self, name: str, first: int = 0, count: int | None = None, room: "Room | None" = None) -> "torch.Tensor":
+        """A tensor, or its rows `first` to `first + count` (to the last for None), verified, in its stored dtype.
 
         room: gives the memory (uint8) for so many bytes; fresh memory by default.
         ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
@@ -148,7 +144,7 @@ class Checkpoint:
 def read_rows(
     artifact: Artifact, info: TensorInfo, first: int = 0, count: int | None = None, room: "Room | None" = None
 ) -> "torch.Tensor":
-    """Rows of a tensor of a file, verified; as Checkpoint.read_rows."""
+    """Rows of a tensor of a file, verified; as Checkpoint.read."""
     import torch
 
     kind = getattr(torch, info.dtype)

@@ -87,12 +87,8 @@ class PthFile:
             if not tensor.is_contiguous():
                 self._strides[str(key)] = tuple(tensor.stride())
 
-    def read(self, key: str) -> "torch.Tensor":
-        """A tensor, verified, in its stored dtype, with memory of its own."""
-        return self.read_rows(key, 0, None)
-
-    def read_rows(self, key: str, first: int, count: int | None, room: "Room | None" = None) -> "torch.Tensor":
-        """As Checkpoint.read_rows; what does not lie row after row is read whole for it."""
+    def read(self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None) -> "torch.Tensor":
+        """As Checkpoint.read; what does not lie row after row is read whole for it."""
         info, strides = self.tensors[key], self._strides.get(key)
         if strides is None:
             return read_rows(self._artifact, info, first, count, room)
@@ -100,7 +96,7 @@ class PthFile:
 
         span = (info.length // getattr(torch, info.dtype).itemsize,)
         whole = read_rows(self._artifact, replace(info, shape=span)).as_strided(info.shape, strides)
-        return whole if count is None else whole[first : first + count].clone()
+        return whole[first:] if count is None else whole[first : first + count].clone()
 
 
 class _Windows(io.RawIOBase):

@@ -1,5 +1,6 @@
 """Files written by parts: whole or not at all, and a killed writer's parts are not put again."""
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -91,6 +92,18 @@ def test_a_journal_that_was_cut_short_counts_for_what_is_whole_in_it(tmp_path):
     # the bytes of a part that the journal has are gone
     (tmp_path / ".x.bin.parts").write_bytes(part(0) + part(1)[:-1])
     assert open_parts(uri, len(CONTENT)).kept == {0}
+
+
+def test_a_journal_that_another_run_ends_just_now_is_read_all_the_same(tmp_path, monkeypatch):
+    opened = os.open
+
+    def open_what_goes(path, *flags):
+        found = opened(path, *flags)
+        Path(path).unlink()
+        return found
+
+    monkeypatch.setattr(os, "open", open_what_goes)
+    assert open_parts(str(tmp_path / "x.bin"), len(CONTENT)).kept == set()
 
 
 def test_a_file_is_not_committed_before_it_is_whole(tmp_path):

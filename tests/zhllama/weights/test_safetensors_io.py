@@ -80,10 +80,10 @@ def test_the_library_reads_what_we_write_and_we_read_what_it_writes(tmp_path, ki
 def test_rows_are_read_without_the_others(rows_of_seven, first, count):
     checkpoint, tensor = rows_of_seven
     if first + count <= 7:
-        assert same(checkpoint.read_rows("w", first, count), tensor[first : first + count])
-    assert same(checkpoint.read_rows("w", first, None), tensor[first:])
+        assert same(checkpoint.read("w", first, count), tensor[first : first + count])
+    assert same(checkpoint.read("w", first, None), tensor[first:])
     room = torch.full((1000,), 7, dtype=torch.uint8)
-    rows = checkpoint.read_rows("w", first, None, lambda length: room[:length])
+    rows = checkpoint.read("w", first, None, lambda length: room[:length])
     assert same(rows, tensor[first:])
     assert not rows.numel() or rows.data_ptr() == room.data_ptr()
 
@@ -99,7 +99,7 @@ def rows_of_seven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint,
 @pytest.mark.parametrize(("first", "count"), [(6, 2), (8, None), (-1, 1), (0, -1), (0, 8)])
 def test_rows_that_are_not_there_are_a_bug_and_never_a_neighbours_bytes(rows_of_seven, first, count):
     with pytest.raises(ValueError, match="rows"):
-        rows_of_seven[0].read_rows("w", first, count)
+        rows_of_seven[0].read("w", first, count)
 
 
 def test_a_tensor_may_be_written_in_pieces(tmp_path):

@@ -39,7 +39,7 @@ def test_views_strides_and_scalars_are_read_as_torch_loads_them(store):
         assert found.dtype == wanted.dtype
         assert torch.equal(found, wanted), name
         if wanted.ndim == 2 and len(wanted) > 5:
-            assert torch.equal(file.read_rows(name, 2, 3), wanted[2:5]), name
+            assert torch.equal(file.read(name, 2, 3), wanted[2:5]), name
 
 
 def test_a_file_that_is_cut_short_anywhere_is_named(tmp_path):
