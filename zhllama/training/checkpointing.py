@@ -26,8 +26,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.training import checkpoints
-from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
-from zhllama.training.node import training_begins
+from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT, training_begins
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.training_state import Saved, take
 from zhllama.training.uploads import Uploads

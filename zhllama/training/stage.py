@@ -10,9 +10,8 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import option_of
 from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
-from zhllama.training.elastic import run_workers
+from zhllama.training.elastic import Deadline, run_workers
 from zhllama.training.inputs import checked_inputs
-from zhllama.training.node import Deadline
 from zhllama.training.options import LoraOptions
 
 
