@@ -12,7 +12,7 @@ from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, require_equal, rows_fit
-from zhllama.training.options import LoraOptions, deepspeed_settings, zero_stage
+from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.shape import ADAPTER_WEIGHTS, PICKLED_WEIGHTS, lora_shape
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -27,7 +27,7 @@ class TrainingInputs:
     vocabulary: Vocabulary
 
 
-def checked_inputs(options: LoraOptions, opened: Inputs) -> TrainingInputs:
+def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     """Model, dataset and adapter, checked that they belong together. InputError otherwise."""
     model = opened["model"].require_kind("hf-model", option="--model")
     dataset = opened["dataset"].require_kind(KIND, option="--dataset")

@@ -21,7 +21,6 @@ from zhllama.stage.report_page import curves, render
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.metrics import EVENTS, METRICS, History
 from zhllama.training.model import adapter_config_json, read_back
-from zhllama.training.options import LoraOptions
 from zhllama.training.shape import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
@@ -45,11 +44,10 @@ FIGURES = {
 """Field of a line of metrics.jsonl → what the page calls it, and how it is written."""
 
 
-def publish(
-    options: LoraOptions, out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained
-) -> Manifest:
+def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained) -> Manifest:
     """Publishes the result of a training, from its course and the trained weights. For rank 0."""
-    if options.gives_adapter:
+    adapter = isinstance(model, PeftModel)
+    if adapter:
         _add_adapter(out, inputs, model, trained)
     else:
         _add_model(out, inputs, trained)
@@ -59,7 +57,7 @@ def publish(
     out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
     out.metrics |= history.metrics()
     out.facts["summary"] = history.summary()
-    return out.publish("adapter" if options.gives_adapter else "hf-model")
+    return out.publish("adapter" if adapter else "hf-model")
 
 
 def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> None:

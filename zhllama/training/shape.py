@@ -10,7 +10,7 @@ from typing import Literal
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.training.options import LORA_TARGETS, FinetuneOptions, LoraOptions
+from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -44,7 +44,7 @@ def new_rows(model: Artifact) -> tuple[int, ...]:
     return tuple(range(before, vocabulary.size))
 
 
-def new_shape(options: LoraOptions, rows: tuple[int, ...] = ()) -> LoraShape:
+def new_shape(options: TrainingOptions, rows: tuple[int, ...] = ()) -> LoraShape:
     """The shape of a new adapter, the recipe's where the options say nothing."""
     return LoraShape(
         options.lora_r or 8,
@@ -56,7 +56,7 @@ def new_shape(options: LoraOptions, rows: tuple[int, ...] = ()) -> LoraShape:
     )
 
 
-def lora_shape(options: LoraOptions, model: Artifact, adapter: Artifact | None) -> LoraShape:
+def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | None) -> LoraShape:
     """The adapter's shape. InputError when the options contradict the adapter that is continued."""
     if adapter is None:
         return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())

@@ -61,7 +61,7 @@ def run_worker(run: Run) -> None:
     history, weights = train(options, arguments, model, blocks, held_out, run, metrics_root=out.root)
     if rank == 0:
         opened.require_unchanged()
-        publish(options, out, inputs, model, history, weights)
+        publish(out, inputs, model, history, weights)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -81,4 +81,4 @@ def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Mani
     out = run.result_writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
     opened.require_unchanged()
-    return publish(options, out, inputs, model, history, weights)
+    return publish(out, inputs, model, history, weights)
