@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pipelines.sizes import Architecture
 from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
+from zhllama.training.inputs import new_shape
 from zhllama.training.options import PretrainOptions, TrainingOptions, zero_stage
-from zhllama.training.shape import new_shape
 
 FLOAT32, FLOAT64 = 4, 8
 INT64 = 8

@@ -18,10 +18,9 @@ from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.report_page import curves, render
-from zhllama.training.inputs import TrainingInputs
+from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInputs
 from zhllama.training.metrics import EVENTS, METRICS, History
 from zhllama.training.model import adapter_config_json, read_back
-from zhllama.training.shape import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
 Trained = Mapping[str, torch.Tensor]

@@ -8,8 +8,8 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.training.inputs import EMBEDDINGS, LoraShape, lora_shape, new_rows
 from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
-from zhllama.training.shape import EMBEDDINGS, LoraShape, lora_shape, new_rows
 
 HAVE = {
     "r": 4,
