@@ -10,14 +10,13 @@ import csv
 import io
 import string
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question and its choices; `answer` is the index of the right one."""
 
     text: str
@@ -25,8 +24,7 @@ class Question:
     answer: int
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """The questions of one subject, and its worked examples."""
 
     name: str
@@ -34,8 +32,7 @@ class Subject:
     questions: tuple[Question, ...]
 
 
-@dataclass(frozen=True)
-class Exam:
+class Exam(NamedTuple):
     """An exam under the name of its folder; subjects in the order of their names."""
 
     name: str

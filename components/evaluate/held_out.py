@@ -10,10 +10,9 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.evaluate.exams import Exam, read_exam
 from components.evaluate.options import Evaluate, split
@@ -33,8 +32,7 @@ RECURRENCE = 2
 """Nor is one whose answers recur less often than this, on average: they are answers of their own, not choices."""
 
 
-@dataclass(frozen=True)
-class HeldOutItem:
+class HeldOutItem(NamedTuple):
     """An item, and what is scored: of multiple choice its instruction's answers (sorted), else its own answer alone."""
 
     item: Mapping[str, str]
@@ -43,8 +41,7 @@ class HeldOutItem:
     """The index of the right one."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A prompt that every model answers: a fixed one, an instruction (both wrapped as in training), or a text."""
 
     kind: str
@@ -53,8 +50,7 @@ class Sample:
     expected: str
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """What the models are scored on."""
 
     texts: Mapping[str, Sequence[str]]

@@ -14,8 +14,7 @@ is most of a small model's work, runs at the scored positions alone, in chunks t
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -80,12 +79,13 @@ def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -
             groups.setdefault(item.item["instruction"], []).append((item, hit))
     chosen = [pair for group in groups.values() for pair in group]
     size = sum(len(item.choices[item.answer].encode()) for item in fitting)
+    bits = losses.sum().item() / math.log(2) / size if size else math.nan
     return {
         **_shares(sum(hit for _, hit in chosen), len(chosen)),
         "chance": chance(item for item, _ in chosen) if chosen else None,
         "exact_match": exact / len(rows) if rows else None,
         "exact_match_items": len(rows),
-        "answer_bits_per_byte": losses.sum().item() / math.log(2) / size if size else None,
+        "answer_bits_per_byte": bits if math.isfinite(bits) else None,
         "too_long": len(items) - len(rows),
         "groups": [
             {
@@ -135,8 +135,7 @@ def _shares(right: int, count: int) -> dict[str, Any]:
     return {"items": count, "accuracy": share, "margin": margin}
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """A prompt with answers behind it: the input of one row, and what is scored in it. ids, places: (length,), the
     tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers. at: positions whose next
     token is scored; targets: that token; owner: which answer it belongs to."""

@@ -7,6 +7,7 @@ from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD, ROPE_THETA, Place, places
 from zhllama.weights.safetensors_io import Checkpoint, TensorInfo
 
@@ -71,7 +72,8 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
     encoder = load_encoder(model, "--model")
     checkpoint = Checkpoint(model)
     checkpoint.refuse_quantised()
-    encoder.require_rows(checkpoint.info(EMBEDDING).shape[0], where, "the model")
+    rows = checkpoint.info(EMBEDDING).shape[0]
+    require_rows(encoder.size, rows, where, "the model", rows >= encoder.size)
     all_places = places(numbers["layers"], heads, numbers["kv_heads"])
     wanted = tuple(place for place in all_places if place.hf == HEAD or checkpoint.info(place.hf))
     if unknown := sorted(set(checkpoint.tensors) - {place.hf for place in wanted}):

@@ -16,6 +16,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
+from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
 
@@ -36,7 +37,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
     checkpoint.refuse_quantised(tables)
     for table in tables:
-        base.require_rows(checkpoint.info(table).shape[0], checkpoint.where, table)
+        rows = checkpoint.info(table).shape[0]
+        require_rows(base.size, rows, checkpoint.where, table, rows >= base.size)
     option = "--chinese-tokenizer"
     chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)

@@ -17,6 +17,7 @@ from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
+from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 
 log = logging.getLogger("fetch")
@@ -66,7 +67,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         rows = int(settings["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}/{CONFIG}: no configuration of a model ({error}); fetch another copy") from error
-    encoder.require_rows(rows, where, f"{CONFIG} says")
+    require_rows(encoder.size, rows, where, f"{CONFIG} says", rows >= encoder.size)
     return encoder.vocabulary(
         padding_multiple=padding_multiple(encoder.size, rows),
         tied=bool(settings.get("tie_word_embeddings", False)),

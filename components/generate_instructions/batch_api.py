@@ -79,10 +79,10 @@ async def _plan(scheduler: "RequestScheduler") -> None:
         lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     content = b"".join(lines)
     client = scheduler.api.client
-    file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
-    what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
-    # once and no more: whether a call without an answer made the batch is looked up, not tried again
     try:
+        file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
+        what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
+        # once and no more: whether a call without an answer made the batch is looked up, not tried again
         made = await client.batches.create(**what)
     except Exception as error:
         failure = _told_apart(scheduler, error)
@@ -110,7 +110,8 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
             log.info("batch %s: %s, %d of %d answered", batch.identity, state.status, counts.completed, counts.total)
         await asyncio.sleep(scheduler.config.batch_poll_seconds)
     for file in filter(None, (state.output_file_id, state.error_file_id)):
-        for line in (await _call(scheduler, client.files.content, file)).text.splitlines():
+        # of bytes, since a text's lines end at signs too that may stand in an answer
+        for line in (await _call(scheduler, client.files.content, file)).content.splitlines():
             await _keep(scheduler, batch, line)
     await _undone(
         scheduler, name, "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
@@ -122,7 +123,7 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
         )
 
 
-async def _keep(scheduler: "RequestScheduler", batch: Batch, line: str) -> None:
+async def _keep(scheduler: "RequestScheduler", batch: Batch, line: bytes) -> None:
     """One line of a batch's output. What is no answer of ours is passed over: `_undone` sees what is missing."""
     try:
         value = json.loads(line)

@@ -87,7 +87,7 @@ class Api:
     def __init__(self, config: GenerateInstructions) -> None:
         import openai
 
-        self.config = config
+        self.config, self.where = config, f"generate_instructions: {config.base_url}"
         if file := config.api_key_file:
             try:
                 key = Path(file).read_text("utf-8").strip()
@@ -162,8 +162,7 @@ class Api:
         return error
 
     def _status(self, error: Any) -> Exception:
-        where = f"generate_instructions: {self.config.base_url}"
-        code, said = error.status_code, whole_text(str(error.message)[:300])
+        where, code, said = self.where, error.status_code, whole_text(str(error.message)[:300])
         if code in (401, 403):
             return InputError(
                 f"{where} refuses the key ({code}); set OPENAI_API_KEY, or the file of --api-key-file, to one that may "
@@ -192,12 +191,13 @@ class _Answer:
 
     def __init__(self) -> None:
         self._content = StringIO()
-        self._finish = ""
+        self._finish = self._model = ""
         self._usage: Any = None
-        self._model = ""
+        self._seen = False
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """A chunk of a stream; also chunks that lack what they should have, since proxies send such."""
+        self._seen = True
         self._usage = chunk.get("usage") or self._usage
         self._model = str(chunk.get("model") or self._model)
         for choice in (chunk.get("choices") or [])[:1]:
@@ -210,12 +210,12 @@ class _Answer:
 
     def whole(self) -> Answer:
         """Failed or UnexpectedResponse when it is not."""
-        content = whole_text(self._content.getvalue())
-        if not (content or self._finish or self._model):
+        if not self._seen:
             raise UnexpectedResponse("a stream without an event")
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
             return self.rest("the stream broke off")
+        content = whole_text(self._content.getvalue())
         counted = self._usage if isinstance(self._usage, Mapping) else {}
         prompt, answer = counted.get("prompt_tokens"), counted.get("completion_tokens")
         # a text that was made of no tokens: the server does not count

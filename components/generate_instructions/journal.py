@@ -120,7 +120,8 @@ class Journal:
             if lines:
                 try:
                     await asyncio.to_thread(self._keep, lines)
-                except (OSError, InputError, StorageFault) as error:
+                except Exception as error:
+                    # those whose lines went along must not believe them safe
                     self._fault = error
                     raise
 

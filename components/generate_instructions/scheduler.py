@@ -47,9 +47,8 @@ class RequestScheduler:
     """One run over a journal: what is settled in it is harvested first, then the model is asked for the rest."""
 
     def __init__(self, api: Api, requests: Requests, journal: Journal, ledger: Ledger, harvest: Harvest) -> None:
-        self.config, self.api, self.requests = api.config, api, requests
+        self.config, self.where, self.api, self.requests = api.config, api.where, api, requests
         self.journal, self.ledger, self.harvest, self.budget = journal, ledger, harvest, api.config.budget
-        self.where = f"generate_instructions: {self.config.base_url}"
         structure = "schema" if self.config.structured == "auto" else self.config.structured
         self.dialect = Dialect(**(ledger.dialect or {"structure": structure, "stream": self.config.stream}))
         self.limits = Limits(self.config.requests_per_minute, self.config.tokens_per_minute)
@@ -120,14 +119,15 @@ class RequestScheduler:
     @contextlib.contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
         """SIGTERM or Ctrl-C cancel this task, in place of what they did before, and become Stopped."""
-        loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), list[int]()
+        loop, came = asyncio.get_running_loop(), list[int]()
+        task: Any = asyncio.current_task()
         signums = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in signums}
 
         def stop(signum: int) -> None:
             # a second Ctrl-C ends at once
             signal.signal(signum, before[signum])
-            if task is not None and not (came or self._closing):
+            if not (came or self._closing):
                 log.warning("%s: nothing more is sent", signal.Signals(signum).name)
                 came.append(signum)
                 task.cancel()
@@ -137,7 +137,8 @@ class RequestScheduler:
         try:
             yield
         except asyncio.CancelledError as error:
-            if came:
+            # a second signal cancels too, and is no end of ours
+            if came and not task.uncancel():
                 raise Stopped(came[0]) from error
             raise
         finally:

@@ -22,6 +22,7 @@ from zhllama.errors import EXIT_CANCELLED
 from zhllama.kubernetes.api import passes, short
 from zhllama.kubernetes.job_kinds import has_ended
 from zhllama.kubernetes.names import LABEL
+from zhllama.retries import with_retries
 
 log = logging.getLogger("launch")
 
@@ -98,15 +99,10 @@ class Deletion:
             return None
 
     def _until_answered(self, request: Callable[..., Any], **options: Any) -> Any:
-        pause = 0.1
-        while True:
-            try:
-                return request(**options, _request_timeout=CANCEL_TIMEOUT)
-            except (ApiException, HTTPError) as error:
-                if not passes(error) or self.left() < pause:
-                    raise
-            time.sleep(pause)
-            pause = min(pause * 2, 2.0)
+        return with_retries(
+            lambda: request(**options, _request_timeout=CANCEL_TIMEOUT), passes,
+            first=0.1, longest=2.0, goes_on=lambda: self.left() > 0.1,
+        )  # fmt: skip
 
     def delete(self, name: str, uid: str) -> None:
         job = f"training job {self._namespace}/{name}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
-from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
@@ -20,6 +19,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
+from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ log = logging.getLogger("merge")
 def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.lora import Adapter
-    from components.merge_adapters.order import Step, require_fit
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
@@ -48,17 +47,14 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     ]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
     artifacts = [model, *(adapter.artifact for adapter in adapters)]
-    vocabularies = _vocabularies(artifacts)
+    vocabularies = contracts_of(artifacts)
     last = next((each for each in reversed(artifacts) if TOKENIZER in each), model)
     encoder = load_encoder(last, "the tokenizer of") if TOKENIZER in last else None
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
     steps = []
     for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):
-        facts = adapter.artifact.manifest.facts
-        trained_on = facts.get("base_lineage") or ([facts["base_digest"]] if "base_digest" in facts else None)
         brings_rows = embeddings <= set(adapter.replaced)
-        lineage = tuple(trained_on) if trained_on else None
-        steps.append(Step(reference, adapter.artifact.digest, contract, brings_rows, lineage))
+        steps.append(Step(reference, adapter.artifact.digest, contract, brings_rows, trained_on(adapter.artifact)))
     out.facts["lineage"] = require_fit(model, vocabularies[0], steps)
     shapes = _check_shapes(checkpoint, adapters, vocabularies, tied)
 
@@ -99,10 +95,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
     rows = shapes[EMBEDDING][0]
     if vocabulary is not None:
-        if rows < vocabulary.size:
-            raise InputError(
-                f"--model {model.root}: {rows} embedding rows for {vocabulary}; give the tokenizer's model"
-            )
+        require_rows(vocabulary.size, rows, f"--model {model.root}", "the merged model", rows >= vocabulary.size)
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)
@@ -125,17 +118,6 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     out.metrics["mean_relative_change"] = sum(changes.values()) / len(changes)
     out.metrics["greatest_relative_change"] = changes[most]
     return out.publish("hf-model")
-
-
-def _vocabularies(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
-    """The contract of each: of its tokenizer.model, with prefix digests at the others' sizes, else its manifest's."""
-    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
-    sizes = [encoder.size for encoder in encoders if encoder is not None]
-    sizes += [each.manifest.vocabulary.size for each in artifacts if each.manifest.vocabulary is not None]
-    return [
-        encoder.vocabulary(also_at=sizes) if encoder is not None else each.manifest.vocabulary
-        for encoder, each in zip(encoders, artifacts)
-    ]
 
 
 def _check_shapes(

@@ -231,15 +231,8 @@ class Cluster:
 
     def answers(self, pod: dict[str, Any]) -> bool:
         """Whether that very pod is still there, ready, and not about to go."""
-        metadata = pod["metadata"]
-        try:
-            where = {"name": metadata["name"], "namespace": metadata["namespace"]}
-            now = call(plain, call=self._pods.read_namespaced_pod, **where)
-        except ApiException as error:
-            if error.status == 404:
-                return False
-            raise unanswered(error) from error
-        return bool(now["metadata"]["uid"] == metadata["uid"]) and rollout.answers(now)
+        now = self._asked("GET", {**pod, "apiVersion": "v1", "kind": "Pod"})
+        return now is not None and now["metadata"]["uid"] == pod["metadata"]["uid"] and rollout.answers(now)
 
     @contextmanager
     def way_to(self, pod: dict[str, Any]) -> Iterator[str]:

@@ -58,32 +58,34 @@ def serve(config: Serve) -> None:
 
 def serve_and_ask(config: Serve, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Starts the server, asks `--ask`, stops it, and publishes question and answer."""
-    answer = ask(config)
+    answer = ask(config, inputs["model"])
     out.add_json(SAMPLES, [{"Input": config.ask, "Output": answer}])
     out.facts["summary"] = f"{len(answer)} characters answered"
     return out.publish("samples")
 
 
-def ask(config: Serve) -> str:
-    """Starts the server, asks `--ask` through the API, and ends it."""
+def ask(config: Serve, artifact: Artifact | None = None) -> str:
+    """Starts the server, asks `--ask` through the API, and ends it. artifact: as of `served`."""
     body = {"model": config.name, "messages": [{"role": "user", "content": config.ask}]}
     headers = {"Authorization": f"Bearer {key}"} if (key := config.api_key()) else {}
-    with served(config) as server:
+    with served(config, artifact) as server:
         address = f"{server.address}/v1/chat/completions"
         answer = httpx2.post(address, json=body, headers=headers, timeout=None, trust_env=False).raise_for_status()
         return str(answer.json()["choices"][0]["message"]["content"])
 
 
 @contextmanager
-def served(config: Serve) -> Iterator[Server]:
-    """A server that answers for `--model`. InputError where the model is not fit to be served, or the place is not."""
+def served(config: Serve, artifact: Artifact | None = None) -> Iterator[Server]:
+    """A server that answers for `--model`. artifact: what is behind it, where it is open already. InputError where the
+    model is not fit to be served, or the place is not."""
     api_key = config.api_key()
     if not api_key and not is_loopback(config.host):
         raise InputError(
             f"serve: --host {config.host} is not a loopback address, so requests must give an API key; set "
             f"{KEY_VARIABLE} or --api-key-file (openssl rand -hex 24 makes a key)"
         )
-    artifact = open_artifact(config.model, "--model").require_kind("hf-model", "gguf", option="--model")
+    artifact = artifact or open_artifact(config.model, "--model")
+    artifact.require_kind("hf-model", "gguf", option="--model")
     file = gguf_file(artifact, config.file)
     chosen = choose(config.engine, gguf=file is not None)
     # before the weights are read: a port that is taken is known at once

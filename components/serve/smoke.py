@@ -34,8 +34,7 @@ def try_out(
     """What was asked and answered, as {"Input", "Output"}. `there`: whether it is worth another try to reach it.
     InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should."""
     answered = []
-    with _client(address) as client:
-        tried = _Tried(client, address, api_key, there)
+    with _Tried(address, api_key, there) as tried:
         length = tried.served(name).get("max_model_len", context_length)
         if length < context_length:
             raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
@@ -47,7 +46,7 @@ def try_out(
             asked = {"model": name, "messages": [{"role": "user", "content": line}]}
             wanted = [encoder.bos, *encoder.encode(wrap(line))]
             tried.encodes({**asked, "add_generation_prompt": True}, f"the question {line!r}", wanted)
-            said = tried.post("/v1/chat/completions", {**asked, "max_tokens": 16, "temperature": 0})
+            said = tried.answer("/v1/chat/completions", {**asked, "max_tokens": 16, "temperature": 0})
             message = said["choices"][0]["message"]["content"]
             log.info("%s → %s", line, message)
             answered.append({"Input": line, "Output": message})
@@ -57,68 +56,55 @@ def try_out(
 
 def reach(address: str, name: str, api_key: str) -> None:
     """That the address leads to this model: the Service before the pods, say. As try_out."""
-    with _client(address) as client:
-        _Tried(client, address, api_key).served(name)
+    with _Tried(address, api_key) as tried:
+        tried.served(name)
 
 
-def _client(address: str) -> httpx2.Client:
-    return httpx2.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
-
-
-class _Tried:
+class _Tried(httpx2.Client):
     """Requests with the key, and what is wrong with their answers in one line."""
 
-    def __init__(
-        self, client: httpx2.Client, address: str, api_key: str, there: Callable[[], bool] = lambda: True
-    ) -> None:
-        self.address = address
-        self._client = client
-        self._headers = {"Authorization": f"Bearer {api_key}"}
+    def __init__(self, address: str, api_key: str, there: Callable[[], bool] = lambda: True) -> None:
+        super().__init__(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
+        self._address = address
+        self._key = {"Authorization": f"Bearer {api_key}"}
         self._there = there
 
-    def get(self, path: str) -> Any:
-        return self._read(path, lambda: self._client.get(path, headers=self._headers))
-
-    def reached(self, path: str) -> Any:
-        """Again until the server is reached, for two minutes and as long as it is there."""
-        return with_retries(
-            lambda: self.get(path), lambda error: isinstance(error, StorageFault),
+    def served(self, name: str) -> dict[str, Any]:
+        """What the server says of the model: asked again until it is reached, for two minutes and as long as it is
+        there."""
+        found = with_retries(
+            lambda: self.answer("/v1/models"), lambda error: isinstance(error, StorageFault),
             seconds=REACHED_WITHIN, goes_on=self._there,
         )  # fmt: skip
-
-    def served(self, name: str) -> dict[str, Any]:
-        """What the server says of the model, once it is reached."""
-        served = {model["id"]: model for model in self.reached("/v1/models")["data"]}
+        served: dict[str, dict[str, Any]] = {model["id"]: model for model in found["data"]}
         if name not in served:
             raise InputError(
-                f"{self.address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
+                f"{self._address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
             )
         return served[name]
 
     def encodes(self, asked: dict[str, Any], what: str, wanted: Sequence[int]) -> None:
-        found = self.post("/tokenize", asked)["tokens"]
+        found = self.answer("/tokenize", asked)["tokens"]
         if list(found) != list(wanted):
             raise InputError(
-                f"{self.address}: it encodes {what} as {list(found)[:12]}…, training as {list(wanted)[:12]}…; publish "
+                f"{self._address}: it encodes {what} as {list(found)[:12]}…, training as {list(wanted)[:12]}…; publish "
                 "the model again (with tied scores, --scores zero, no served tokenizer can agree)"
             )
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._read(path, lambda: self._client.post(path, json=body, headers=self._headers))
-
     def status_without_key(self, path: str) -> int:
         try:
-            return self._client.get(path).status_code
+            return self.get(path).status_code
         except httpx2.HTTPError as error:
-            raise StorageFault(f"{self.address}{path}: {short(error)}") from error
+            raise StorageFault(f"{self._address}{path}: {short(error)}") from error
 
-    def _read(self, path: str, ask: Callable[[], httpx2.Response]) -> Any:
+    def answer(self, path: str, asked: dict[str, Any] | None = None) -> Any:
+        """What is said to a request, a GET where nothing is asked; what is read of it is there."""
         try:
-            answer = ask()
+            method = "GET" if asked is None else "POST"
+            answer = self.request(method, path, json=asked, headers=self._key)
             if answer.status_code in (401, 403):
-                raise InputError(f"{self.address}{path}: it refuses the API key; is it the one in the secret?")
+                raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
             value = answer.raise_for_status().json()
-            # what is read of it must be there
             if path == "/v1/models":
                 _ = [model["id"] for model in value["data"]]
             elif path == "/tokenize":
@@ -127,4 +113,4 @@ class _Tried:
                 raise ValueError("an answer without text")
             return value
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise StorageFault(f"{self.address}{path}: {type(error).__name__}: {short(error)}") from error
+            raise StorageFault(f"{self._address}{path}: {type(error).__name__}: {short(error)}") from error

@@ -113,10 +113,8 @@ def trained(lines: list[str], vocab_size: int, coverage: float, where: str) -> b
         if found := re.search(r"too high .*<= (\d+)", said):
             why = f"the text gives {found[1]} pieces at most, {asked}; lower --vocab-size to that, or give more text"
         elif found := re.search(r"required_chars\. \d+ vs (\d+)", said):
-            why = (
-                f"the text's characters alone take {found[1]} pieces, {asked}; raise --vocab-size above that, or lower "
-            )
-            why += "--character-coverage"
+            why = f"the text's characters alone take {found[1]} pieces, {asked}; raise --vocab-size above that, or "
+            why += "lower --character-coverage"
         raise InputError(f"{where}: {why}") from error
     return made.getvalue()
 

@@ -122,7 +122,7 @@ def _line_by_line(
 def _text_field(line: str, where: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}); mend or remove it, or --skip-bad") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise InputError(f"{where} has no text field; each line must be an object with one, or --skip-bad")

@@ -9,7 +9,8 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder, rows_fit
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
+from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.safetensors_io import Checkpoint
 
 ADAPTER = "adapter_model.safetensors"
@@ -22,11 +23,8 @@ def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     if "config.json" not in artifact:
         raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
     rows = Checkpoint(artifact, option).info("model.embed_tokens.weight").shape[0]
-    if not rows_fit(encoder.size, rows, artifact.manifest.vocabulary):
-        raise InputError(
-            f"{option} {artifact.root}: the embedding has {rows} rows and tokenizer.model {encoder.size} pieces; "
-            "give the tokenizer that belongs to these weights"
-        )
+    fit = rows_fit(encoder.size, rows, artifact.manifest.vocabulary)
+    require_rows(encoder.size, rows, f"{option} {artifact.root}", "the embedding", fit)
     return encoder, vocabulary
 
 
@@ -51,47 +49,32 @@ class PlannedAdapter(NamedTuple):
     """Rows of the embedding that this adapter brings, where they are more than the model has."""
 
 
-def plan_adapters(
-    artifact: Artifact, encoder: Encoder, vocabulary: Vocabulary, adapters: Sequence[Artifact]
-) -> list[PlannedAdapter]:
-    """The adapters in the order of merging: the vocabulary of each must equal the one before it, or extend it with rows
-    of its own."""
-    plan: list[PlannedAdapter] = []
-    checkpoint = Checkpoint(artifact, "--model") if adapters else None
-    for adapter in adapters:
+def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact]) -> list[PlannedAdapter]:
+    """The adapters in the order of merging. InputError for those that do not fit the model, or one another."""
+    found, steps = [], []
+    vocabularies = contracts_of([model, *adapters])
+    for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         adapter.require_kind("adapter", option="--adapters")
         where = f"--adapters {adapter.root}"
         if "adapter_config.json" not in adapter:
             raise InputError(f"{where}: no adapter_config.json in it; give a peft adapter folder")
-        base = adapter.manifest.facts.get("base_digest")
-        if not plan and base is not None and artifact.verified and base != artifact.digest:
-            raise InputError(
-                f"{where}: it was trained on the model {base[:8]}, but --model is {artifact.digest[:8]}; give that "
-                "model, and several adapters in the order they were trained in"
-            )
+        try:
+            saved = read_object(adapter, "adapter_config.json").get("modules_to_save") or []
+        except ValueError as error:
+            raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
         rows = None
         if "tokenizer.model" in adapter:
             own_encoder, own = open_encoder(adapter, "--adapters")
-            relation = own.relation_to(vocabulary)
-            if relation is Relation.FOREIGN:
-                # a plain folder's contract records no digest at the size before it: take it there
-                relation = own_encoder.vocabulary(also_at=(vocabulary.size,)).relation_to(vocabulary)
-            try:
-                saved = read_object(adapter, "adapter_config.json").get("modules_to_save") or []
-            except ValueError as error:
-                raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
-            if relation is Relation.EXTENDS and "embed_tokens" in saved:
-                rows = own.rows
-            elif relation is not Relation.EQUAL:
-                raise InputError(
-                    f"{where}: its vocabulary, {own}, and the one before it, {vocabulary}: {relation.value}; it must "
-                    "be equal, or extend it and bring the embedding rows (are the adapters in the right order?)"
-                )
-            encoder, vocabulary = own_encoder, own
-        if checkpoint and ADAPTER in adapter:
-            _check_fit(Checkpoint(adapter, "--adapters", single=ADAPTER), checkpoint, where)
-        plan.append(PlannedAdapter(materialize(adapter), encoder, rows))
-    return plan
+            rows = own.rows if own.size > encoder.size else None
+            encoder = own_encoder
+        steps.append(Step(adapter.root, adapter.digest, vocabulary, "embed_tokens" in saved, trained_on(adapter)))
+        found.append((adapter, encoder, rows))
+    require_fit(model, vocabularies[0], steps)
+    for adapter in adapters:
+        if ADAPTER in adapter:
+            where = f"--adapters {adapter.root}"
+            _check_fit(Checkpoint(adapter, "--adapters", single=ADAPTER), Checkpoint(model, "--model"), where)
+    return [PlannedAdapter(materialize(adapter), encoder, rows) for adapter, encoder, rows in found]
 
 
 def _check_fit(adapter: Checkpoint, base: Checkpoint, where: str) -> None:

@@ -64,10 +64,10 @@ def load_model(
     """
     artifact = open_artifact(reference, option) if isinstance(reference, str) else reference
     artifact.require_kind("hf-model", option=option)
-    encoder, vocabulary = check_model(artifact, option)
+    encoder, _ = check_model(artifact, option)
     if isinstance(adapters, str):
         adapters = [open_artifact(one, "--adapters") for one in split_references(adapters)]
-    plan = plan_adapters(artifact, encoder, vocabulary, adapters)
+    plan = plan_adapters(artifact, encoder, adapters)
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

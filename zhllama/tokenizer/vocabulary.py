@@ -78,27 +78,6 @@ def padding_multiple(pieces: int, rows: int) -> int:
     return next((multiple for multiple in powers if -(-pieces // multiple) * multiple == rows), rows)
 
 
-def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
-    """Whether embeddings of `rows` rows belong to `pieces` pieces: as many, or as many as the contract says; where
-    there is none (a plain folder), padded to a multiple of eight, which is what people pad to: how far, nobody says."""
-    if contract is not None:
-        return rows in (pieces, contract.rows)
-    return rows == pieces or (rows > pieces and rows % 8 == 0)
-
-
-def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
-    """InputError unless both contracts are there and equal. Names say what is compared: `--dataset s3://…`."""
-    if have is None or want is None:
-        missing = have_name if have is None else want_name
-        raise InputError(f"{missing}: carries no vocabulary contract; give an artifact with a tokenizer")
-    relation = have.relation_to(want)
-    if relation is not Relation.EQUAL:
-        raise InputError(
-            f"{have_name} has {have} and {want_name} has {want}: the first {relation.value} the second where they must "
-            "be equal; use the artifacts of one extension"
-        )
-
-
 class Encoder:
     """SentencePiece encoding by the ids used in training. Built from the bytes of a `tokenizer.model`."""
 
@@ -116,14 +95,6 @@ class Encoder:
         self.eos: int = self._processor.eos_id()
         if self.bos < 0 or self.eos < 0:
             raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
-
-    def require_rows(self, rows: int, where: str, what: str) -> None:
-        """InputError for weights of too few rows: `what` has them, as `the model`."""
-        if rows < self.size:
-            raise InputError(
-                f"{where}: tokenizer.model has {self.size} pieces and {what} {rows} rows; give a model and a tokenizer "
-                "that belong together"
-            )
 
     @cached_property
     def pieces(self) -> list[str]:

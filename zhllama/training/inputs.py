@@ -12,8 +12,9 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, require_equal, rows_fit
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
 from zhllama.weights.safetensors_io import Checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -48,12 +49,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     assert vocabulary is not None
     if adapter is not None:
         require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {options.adapter}", names[0])
-        base = adapter.manifest.facts.get("base_digest")
-        if base is not None and base != model.digest:
-            raise InputError(
-                f"--adapter {options.adapter}: it was trained on another model ({str(base)[:8]}) than {names[0]} "
-                f"({model.digest[:8]}); give that model, or merge the adapter and start a new one"
-            )
+        require_trained_on(adapter, model, f"--adapter {options.adapter}")
 
     try:
         config = read_object(model, "config.json")
@@ -63,9 +59,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     if config.get("model_type") != "llama":
         raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     rows = config["vocab_size"]
-    if not rows_fit(vocabulary.size, rows, model.manifest.vocabulary):
-        said = f"config.json has vocab_size {rows}, its tokenizer {vocabulary.rows} rows"
-        raise InputError(f"{names[0]}: {said}; give the model's own tokenizer, or extend the model first")
+    fit = rows_fit(vocabulary.size, rows, model.manifest.vocabulary)
+    require_rows(vocabulary.size, rows, names[0], "config.json says", fit)
     facts = dataset.manifest.facts
     if TRAIN not in facts.get("splits", {}):
         raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")

@@ -125,3 +125,12 @@ def test_no_items_give_no_figures(loaded: LoadedModel) -> None:
     score = scoring.score_items(loaded, [], "items")
     assert score["items"] == score["exact_match_items"] == 0
     assert score["accuracy"] is score["exact_match"] is score["answer_bits_per_byte"] is None
+
+
+def test_a_model_that_says_no_number_has_no_bits_per_byte(loaded: LoadedModel, reviews: list[dict[str, str]]) -> None:
+    import copy
+
+    broken = copy.deepcopy(loaded.model)
+    broken.get_output_embeddings().weight.data.fill_(math.nan)
+    score = scoring.score_items(dataclasses.replace(loaded, model=broken), choose_items(reviews, 8), "items")
+    assert score["answer_bits_per_byte"] is None

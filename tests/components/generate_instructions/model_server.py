@@ -222,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         batches = self.model.batches
         try:
-            if path == "/v1/batches":
+            if path == "/v1/batches" and self.model.has_batches:
                 self.model.batch_do("list", {})
                 self._send(200, {"object": "list", "data": list(batches.values()), "has_more": False})
             elif path.startswith("/v1/batches/"):

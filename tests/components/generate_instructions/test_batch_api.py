@@ -1,11 +1,12 @@
 """Batches: made once, whatever breaks, found again, and paid as the server counts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.components.generate_instructions.model_server import Asked, Do, Dropped, ModelServer
+from tests.components.generate_instructions.model_server import Asked, Do, Dropped, ModelServer, written
 from tests.components.generate_instructions.test_generator import agrees, card_of, items_of, run
 from zhllama.errors import InputError, StorageFault
 
@@ -149,6 +150,17 @@ def test_a_server_without_batches_is_named(model: ModelServer, tmp_path: Path) -
         batched(model, tmp_path)
     manifest = run(model, tmp_path, items=60)
     assert agrees(model, manifest)
+
+
+def test_an_answer_with_a_line_separator_in_it_is_paid_once(model: ModelServer, tmp_path: Path) -> None:
+    def do(asked: Asked) -> Do:
+        items = [{**item, "output": f"{item['output']}\u2028\x85完"} for item in written(asked.text, 5)]
+        return Do(text=json.dumps(items, ensure_ascii=False))
+
+    model.do = do
+    manifest = batched(model, tmp_path)
+    assert agrees(model, manifest)
+    assert len({one.text for one in model.asked}) == len(model.asked)
 
 
 def test_lines_that_lie_are_passed_over(model: ModelServer, tmp_path: Path) -> None:

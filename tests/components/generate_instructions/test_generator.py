@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from components.generate_instructions import limits, scheduler
+from components.generate_instructions.client import Failed, UnexpectedResponse, _Answer
 from components.generate_instructions.generator import generate_instructions
 from components.generate_instructions.options import GenerateInstructions
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer, written
@@ -301,6 +302,16 @@ def test_an_answer_that_broke_before_its_first_item_is_asked_for_again(
     assert items_of(manifest) == plain
     assert model.billed <= sum(card_of(manifest)["cost"]["at_most"].values())
     assert set(card_of(manifest)["requests"]["failures"]) == {"connection lost"}
+
+
+def test_a_stream_that_broke_after_its_first_empty_event_is_asked_for_again() -> None:
+    """Some servers begin with an event that says nothing, not even the model's name."""
+    answer = _Answer()
+    with pytest.raises(UnexpectedResponse):
+        answer.whole()
+    answer.add({"model": "", "choices": []})
+    with pytest.raises(Failed, match="the stream broke off"):
+        answer.whole()
 
 
 def test_an_answer_that_its_limit_cut_keeps_its_whole_items(model: ModelServer, tmp_path: Path) -> None:

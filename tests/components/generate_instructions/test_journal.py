@@ -134,9 +134,10 @@ def test_two_runs_on_two_machines_stop_at_the_second_writer(
     asyncio.run(work())
 
 
-def test_a_disk_that_fails_ends_every_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("No space for a thread")])
+def test_a_disk_that_fails_ends_every_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
     def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise fault
 
     async def work() -> None:
         with Journal(str(tmp_path)) as journal:
@@ -145,8 +146,8 @@ def test_a_disk_that_fails_ends_every_append(tmp_path: Path, monkeypatch: pytest
             failures = await asyncio.gather(
                 *(journal.append(line(number)) for number in (1, 2)), return_exceptions=True
             )
-            assert [type(failure) for failure in failures] == [OSError, OSError]
-            with pytest.raises(OSError, match="No space"):
+            assert failures == [fault, fault]
+            with pytest.raises(type(fault), match="No space"):
                 await journal.append(line(3))
 
     asyncio.run(work())

@@ -57,6 +57,25 @@ def test_a_run_that_is_told_to_stop_keeps_what_is_on_its_way(
     assert sum(card_of(manifest)["cost"]["at_most"].values()) == model.billed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_second_signal_ends_it_at_once(model: ModelServer, tmp_path: Path, signum: int) -> None:
+    model.do = lambda asked: Do(before=lambda: child.send_signal(signum), hang=True) if model.answers else None
+    words = [sys.executable, "-m", "components.generate_instructions", "--store", str(tmp_path), "--items", "60"]
+    words += ["--base-url", model.url, "--model", "writer", "--per-request", "5", "--answer-tokens", "2000"]
+    words += ["--concurrency", "1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as child:
+        assert child.stderr is not None
+        log = []
+        for line in child.stderr:
+            log.append(line)
+            if "waiting for" in line:
+                child.send_signal(signum)
+    assert child.returncode == 143
+    assert log[-1] == "cancelled\n"
+    assert not any("Traceback" in line for line in log)
+
+
 def test_a_kill_while_an_answer_is_written_to_the_journal_costs_that_answer(model: ModelServer, tmp_path: Path) -> None:
     """The journal ends in half a line; the answer in it is asked for again, and everything else is kept."""
     few = run(model, tmp_path, items=20)

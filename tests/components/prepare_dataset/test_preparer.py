@@ -20,7 +20,8 @@ from zhllama.data.packed_reader import IGNORED, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder, require_equal
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.weights.fit import require_equal
 
 ITEMS = [
     {

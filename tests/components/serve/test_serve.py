@@ -23,11 +23,13 @@ from components.serve.engines import GENERATION, lay_out
 from components.serve.local import SAMPLES, listening, serve_and_ask, served
 from components.serve.options import Serve
 from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.generate import answer
 from zhllama.inference.load import load_model
 from zhllama.inference.sampling import Sampling
 from zhllama.stage.command_line import parse
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import parse_model
@@ -219,6 +221,16 @@ def test_asking_publishes_the_answer_and_ends(model: str, tmp_path: Path) -> Non
     (sample,) = json.loads(open_artifact(manifest.reference).read(SAMPLES))
     assert sample["Input"] == "你好"
     assert sample["Output"]
+
+
+def test_what_is_asked_is_the_model_that_was_opened_and_not_what_stands_there_now(tmp_path: Path) -> None:
+    made = ArtifactWriter(str(tmp_path / "models"), "finetune", "key")
+    made.add_json("adapter_config.json", {})
+    config = Serve(store=str(tmp_path), model=made.publish("adapter").reference, port=0, ask="你好")
+    inputs = Inputs.open(config)
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(InputError, match="adapter"):
+        serve_and_ask(config, inputs, ArtifactWriter(str(tmp_path), "serve", "key"))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

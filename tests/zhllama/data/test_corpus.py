@@ -183,6 +183,7 @@ def test_lines_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
         ({"a_txt": "一\n".encode() + b"\xff\xfe\n"}, "a.txt: line 2 is not UTF-8"),
         ({"a_txt": "中文".encode("gb18030")}, "a.txt: line 1 is not UTF-8"),
         ({"a_jsonl": '{"text": "一"}\n{'}, "a.jsonl: line 2 is not JSON"),
+        ({"a_jsonl": "[" * 100_000}, "a.jsonl: line 1 is not JSON"),
         ({"a_jsonl": '{"content": "一"}'}, "a.jsonl: line 1 has no text field"),
         ({"a_jsonl": '["一"]'}, "a.jsonl: line 1 has no text field"),
         ({"a_jsonl": '{"text": 5}'}, "a.jsonl: line 1 has no text field"),

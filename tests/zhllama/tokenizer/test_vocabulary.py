@@ -18,8 +18,6 @@ from zhllama.tokenizer.vocabulary import (
     Relation,
     Vocabulary,
     padding_multiple,
-    require_equal,
-    rows_fit,
 )
 
 
@@ -80,15 +78,6 @@ def test_other_special_ids_are_foreign(changed):
 
 def test_pieces_that_only_join_to_the_same_text_are_foreign():
     assert contract(["ab", "c"], set()).relation_to(contract(["a", "bc"], set())) is Relation.FOREIGN
-
-
-def test_training_needs_equal_and_says_what_stands_against_it():
-    one, other = contract(["a"], set()), contract(["a", "b"], {1})
-    require_equal(one, one, "--dataset d", "--model m")
-    with pytest.raises(InputError, match=r"--dataset d has 2 pieces .* --model m has 1 pieces .* first extends the"):
-        require_equal(other, one, "--dataset d", "--model m")
-    with pytest.raises(InputError, match=r"--model m: carries no vocabulary contract"):
-        require_equal(one, None, "--dataset d", "--model m")
 
 
 @given(st.integers(1, 100_000), st.sampled_from([1, 2, 8, 64, 128]))
@@ -155,22 +144,3 @@ def test_a_batch_is_the_same_as_one_by_one(base, chinese_text, english_text):
 def test_what_is_no_model_is_refused(content):
     with pytest.raises(InputError, match=r"/x/tokenizer\.model: not a SentencePiece model"):
         Encoder(content, "/x/tokenizer.model")
-
-
-@pytest.mark.parametrize(
-    ("pieces", "rows", "multiple", "fit"),
-    [
-        (49_953, 49_953, None, True),
-        (49_953, 49_960, None, True),
-        (49_954, 50_008, None, True),
-        (151_669, 151_936, None, True),
-        (49_953, 49_955, None, False),
-        (49_953, 32_000, None, False),
-        (49_954, 49_984, 64, True),
-        (49_954, 49_954, 64, True),
-        (49_954, 49_960, 64, False),
-    ],
-)
-def test_rows_belong_to_pieces_as_the_contract_says_or_padded_to_a_multiple_of_eight(pieces, rows, multiple, fit):
-    contract = multiple and Vocabulary(pieces, "d", 1, 2, None, padding_multiple=multiple)
-    assert rows_fit(pieces, rows, contract or None) is fit

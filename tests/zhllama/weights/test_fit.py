@@ -1,0 +1,100 @@
+"""What belongs together: one answer for every stage."""
+
+import pytest
+
+from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import Vocabulary
+from zhllama.weights.fit import Step, require_equal, require_fit, require_rows, require_trained_on, rows_fit
+
+SMALL = Vocabulary(1, "small", 1, 2, None)
+LARGE = Vocabulary(2, "large", 1, 2, None, prefixes={"1": "small"})
+OTHER = Vocabulary(2, "other", 1, 2, None)
+
+
+def artifact(digest, **facts):
+    return Artifact(Manifest(kind="hf-model", stage="", root=f"/{digest}", files=(), digest=digest, facts=facts), True)
+
+
+def step(name, vocabulary=None, brings_rows=False, trained_on=None):
+    return Step(name, name * 12, vocabulary, brings_rows, trained_on)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rows", "multiple", "fit"),
+    [
+        (49_953, 49_953, None, True),
+        (49_953, 49_960, None, True),
+        (49_954, 50_008, None, True),
+        (151_669, 151_936, None, True),
+        (49_953, 49_955, None, False),
+        (49_953, 32_000, None, False),
+        (49_954, 49_984, 64, True),
+        (49_954, 49_954, 64, True),
+        (49_954, 49_960, 64, False),
+    ],
+)
+def test_rows_belong_to_pieces_as_the_contract_says_or_padded_to_a_multiple_of_eight(pieces, rows, multiple, fit):
+    contract = multiple and Vocabulary(pieces, "d", 1, 2, None, padding_multiple=multiple)
+    assert rows_fit(pieces, rows, contract or None) is fit
+
+
+def test_rows_that_do_not_fit_are_said_with_their_pieces():
+    require_rows(10, 16, "--model m", "the model", True)
+    with pytest.raises(InputError, match=r"^--model m: tokenizer\.model has 10 pieces and the model 9 rows; give"):
+        require_rows(10, 9, "--model m", "the model", False)
+
+
+def test_a_dataset_needs_the_same_vocabulary_and_what_stands_against_it_is_said():
+    require_equal(SMALL, SMALL, "--dataset d", "--model m")
+    with pytest.raises(InputError, match=r"--dataset d has 2 pieces .* --model m has 1 pieces .* first extends the"):
+        require_equal(LARGE, SMALL, "--dataset d", "--model m")
+    with pytest.raises(InputError, match=r"--model m: carries no vocabulary contract"):
+        require_equal(SMALL, None, "--dataset d", "--model m")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fits"),
+    [
+        ({}, True),
+        ({"base_digest": "merged"}, False),
+        ({"base_digest": "merged", "base_lineage": ["base", "first"]}, True),
+        ({"base_digest": "merged", "base_lineage": ["base"]}, False),
+    ],
+    ids=["it names nothing", "another model", "the same lineage", "before something was merged"],
+)
+def test_an_adapter_is_trained_further_on_the_model_that_it_names(facts, fits):
+    model = artifact("merged", lineage=["base", "first"])
+    if fits:
+        require_trained_on(artifact("adapter", **facts), model, "--adapter a")
+        return
+    with pytest.raises(InputError, match=r"^--adapter a: it was trained on the model .* not on the model base with"):
+        require_trained_on(artifact("adapter", **facts), model, "--adapter a")
+
+
+def test_the_lineage_of_a_merged_model_is_its_own_and_the_adapters():
+    model = artifact("base", lineage=["root", "one"])
+    steps = [step("b", trained_on=("root", "one")), step("c", trained_on=("root", "one", "b" * 12))]
+    assert require_fit(model, None, steps) == ["root", "one", "b" * 12, "c" * 12]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([step("a", OTHER)], "foreign to the 1 pieces"),
+        ([step("a", LARGE)], "bring no embedding rows"),
+        ([step("a", LARGE, True), step("b", SMALL)], "the first shrinks the second"),
+        ([step("a", trained_on=("else",))], "was trained on the model else, and here it would be merged into"),
+    ],
+    ids=["foreign", "without rows", "shrinks", "another model"],
+)
+def test_adapters_that_fit_in_no_order_are_refused_with_the_first_reason(steps, said):
+    with pytest.raises(InputError, match=f"^--adapters: a?.*{said}"):
+        require_fit(artifact("base"), SMALL, steps)
+
+
+def test_adapters_in_the_wrong_order_are_told_the_right_one():
+    first, second = step("a", trained_on=("base",)), step("b", trained_on=("base", "a" * 12))
+    with pytest.raises(InputError, match=r"the order is wrong \(b was trained on .*\); give --adapters a,b$"):
+        require_fit(artifact("base"), SMALL, [second, first])

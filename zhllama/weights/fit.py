@@ -1,0 +1,138 @@
+"""Do these fit together? One answer for every stage, before a weight is read: a tokenizer and the rows of its model;
+a dataset, or an adapter that is trained further, and the model; adapters and what they are merged into.
+
+Adapters by the vocabulary contract: each has the vocabulary before it, or one that extends it and brings the new rows.
+And by the lineage: an adapter of ours names the model it was trained on and what had been merged into that; a plain
+peft folder names nothing. When only the order is wrong, the right one is named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
+from zhllama.tokenizer.vocabulary import Relation, Vocabulary, load_encoder
+
+_MOST_TRIED = 5
+"""Adapters for which every order is tried (120)."""
+
+# --- a tokenizer and the rows of a model ------------------------------------------------------------------------------
+
+
+def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
+    """Whether embeddings of `rows` rows belong to `pieces` pieces: as many, or as many as the contract says; where
+    there is none (a plain folder), padded to a multiple of eight, which is what people pad to: how far, nobody says."""
+    if contract is not None:
+        return rows in (pieces, contract.rows)
+    return rows == pieces or (rows > pieces and rows % 8 == 0)
+
+
+def require_rows(pieces: int, rows: int, where: str, what: str, fit: bool) -> None:
+    """InputError unless `fit`: `what` has the rows, as `the model`; `where` begins the message."""
+    if not fit:
+        raise InputError(
+            f"{where}: tokenizer.model has {pieces} pieces and {what} {rows} rows; give a model and a tokenizer that "
+            "belong together, or extend the model first"
+        )
+
+
+# --- a model and what is trained or merged into it --------------------------------------------------------------------
+
+
+def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
+    """InputError unless both contracts are there and equal. Names say what is compared: `--dataset s3://…`."""
+    if have is None or want is None:
+        missing = have_name if have is None else want_name
+        raise InputError(f"{missing}: carries no vocabulary contract; give an artifact with a tokenizer")
+    relation = have.relation_to(want)
+    if relation is not Relation.EQUAL:
+        raise InputError(
+            f"{have_name} has {have} and {want_name} has {want}: the first {relation.value} the second where they must "
+            "be equal; use the artifacts of one extension"
+        )
+
+
+def require_trained_on(adapter: Artifact, model: Artifact, where: str) -> None:
+    """InputError for an adapter that names another model than this one as its own."""
+    trained, here = trained_on(adapter), lineage_of(model)
+    if trained not in (None, here):
+        raise InputError(
+            f"{where}: it was trained on {_named(trained or ())}, not on {_named(here)}; give that model, or merge the "
+            "adapter and start a new one"
+        )
+
+
+def lineage_of(model: Artifact) -> tuple[str, ...]:
+    """A model's digest; or, of one that adapters were merged into, the base's digest and theirs."""
+    return tuple(model.manifest.facts.get("lineage", [model.digest]))
+
+
+def trained_on(adapter: Artifact) -> tuple[str, ...] | None:
+    """The lineage of the model that an adapter was trained on; None when it does not say."""
+    facts = adapter.manifest.facts
+    if named := facts.get("base_lineage") or [one for one in (facts.get("base_digest"),) if one]:
+        return tuple(named)
+    return None
+
+
+def contracts_of(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
+    """The contract of each: of its tokenizer.model, with prefix digests at the others' sizes, else its manifest's."""
+    encoders = [load_encoder(one, "the tokenizer of") if "tokenizer.model" in one else None for one in artifacts]
+    sizes = [encoder.size for encoder in encoders if encoder is not None]
+    sizes += [one.manifest.vocabulary.size for one in artifacts if one.manifest.vocabulary is not None]
+    return [
+        encoder.vocabulary(also_at=sizes) if encoder is not None else one.manifest.vocabulary
+        for encoder, one in zip(encoders, artifacts)
+    ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """An adapter that is to be merged: digest, vocabulary, whether it replaces every embedding, and what it was trained
+    on (`trained_on`)."""
+
+    name: str
+    digest: str
+    vocabulary: Vocabulary | None
+    brings_rows: bool
+    trained_on: tuple[str, ...] | None
+
+
+def require_fit(model: Artifact, vocabulary: Vocabulary | None, steps: Sequence[Step]) -> list[str]:
+    """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
+    base = f"--model {model.root}", vocabulary, lineage_of(model)
+    reason = _misfit(*base, steps)
+    if reason is None:
+        return [*base[2], *(step.digest for step in steps)]
+    orders = permutations(steps) if 1 < len(steps) <= _MOST_TRIED else ()
+    right = next((order for order in orders if _misfit(*base, order) is None), None)
+    if right is None:
+        raise InputError(f"--adapters: {reason}; merge the adapters into the model that they were trained on")
+    names = ",".join(step.name for step in right)
+    raise InputError(f"--adapters: the order is wrong ({reason}); give --adapters {names}")
+
+
+def _misfit(before: str, vocabulary: Vocabulary | None, lineage: tuple[str, ...], steps: Sequence[Step]) -> str | None:
+    """The first reason why these do not fit, in this order; None when they do."""
+    for step in steps:
+        if vocabulary is not None and step.vocabulary is not None:
+            relation = step.vocabulary.relation_to(vocabulary)
+            both = f"{step.name} has {step.vocabulary} and {before} has {vocabulary}"
+            if relation is Relation.FOREIGN:
+                return f"{step.name} has {step.vocabulary}, foreign to the {vocabulary} of {before}"
+            if relation is Relation.SHRINKS:
+                return f"{both}: the first {relation.value} the second where it must be equal or extend it"
+            if relation is Relation.EXTENDS and not step.brings_rows:
+                return f"{both}: it extends them, but its modules_to_save bring no embedding rows for the new pieces"
+        if step.trained_on is not None and step.trained_on != lineage:
+            trained, here = _named(step.trained_on), _named(lineage)
+            return f"{step.name} was trained on {trained}, and here it would be merged into {here}"
+        vocabulary, before = step.vocabulary or vocabulary, step.name
+        lineage = (*lineage, step.digest)
+    return None
+
+
+def _named(lineage: Sequence[str]) -> str:
+    model, *merged = (digest[:12] for digest in lineage)
+    return f"the model {model}" + (f" with {', '.join(merged)} merged" if merged else "")
