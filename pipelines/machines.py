@@ -25,7 +25,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
 from zhllama.stage.options import described, option_of
-from zhllama.training.options import EACH_RUN, LoraOptions
+from zhllama.training.options import EACH_RUN, TrainingOptions
 
 _ANYWHERE = "s3://bucket/prefix"
 
@@ -83,7 +83,7 @@ def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value]
     return " ".join(filter(None, (words, size.training(stage).arguments, more)))
 
 
-def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> LoraOptions:
+def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> TrainingOptions:
     """A training's options with the size's values, as its command reads them."""
     return parse_training(
         stage, training_arguments(size, stage, dict.fromkeys(("model", "dataset", "store"), "-"), more, values)

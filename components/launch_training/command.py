@@ -11,7 +11,7 @@ from zhllama import storage
 from zhllama.artifacts.open import is_bare_name
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
-from zhllama.training.options import FinetuneOptions, LoraOptions, PretrainOptions
+from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def training_arguments(
     return arguments
 
 
-def parse_training(stage: str, arguments: list[str]) -> LoraOptions:
+def parse_training(stage: str, arguments: list[str]) -> TrainingOptions:
     """The arguments as the training will read them."""
     return parse(FinetuneArguments if stage == "sft" else PretrainArguments, arguments)
 

@@ -16,7 +16,7 @@ from zhllama.data.packed import token_type
 from zhllama.errors import InputError
 from zhllama.stage.options import option_of
 from zhllama.tokenizer.vocabulary import RECIPE_SIZES
-from zhllama.training.options import LoraOptions, deepspeed_settings
+from zhllama.training.options import TrainingOptions, deepspeed_settings
 
 HALF = 2
 RESERVED = 2 * 2**30
@@ -74,7 +74,7 @@ class Plan:
 
     stage: str
     gpu: Gpu | None
-    options: LoraOptions
+    options: TrainingOptions
     setting: Setting
     nodes: int
     per_node: int

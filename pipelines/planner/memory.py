@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pipelines.sizes import Architecture
 from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
-from zhllama.training.options import LoraOptions, PretrainOptions, zero_stage
-from zhllama.training.shape import new_shape
+from zhllama.training.inputs import new_shape
+from zhllama.training.options import PretrainOptions, TrainingOptions, zero_stage
 
 FLOAT32, FLOAT64 = 4, 8
 INT64 = 8
@@ -80,7 +80,7 @@ class Setting:
     """Share of the tokens that have a label."""
 
     @classmethod
-    def of(cls, options: LoraOptions, settings: dict[str, Any] | None, **more: Any) -> "Setting":
+    def of(cls, options: TrainingOptions, settings: dict[str, Any] | None, **more: Any) -> "Setting":
         """From the training's own options. `more`: model, pieces, new_rows, processes, block and where it runs."""
         adapts, shape = options.gives_adapter, new_shape(options)
         device = more.get("device", "cuda")

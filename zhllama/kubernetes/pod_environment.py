@@ -19,7 +19,7 @@ POD_PLACES = {
 """Where a pod writes: below /tmp, a volume, and nowhere else."""
 POD_ENVIRONMENT = {**POD_PLACES, "HF_HUB_OFFLINE": "1"}
 DEADLINE_VARIABLE = "ZHLLAMA_DEADLINE_SECONDS"
-"""In a job's pods: how long the job may run (zhllama/training/node.py)."""
+"""In a job's pods: how long the job may run (zhllama/training/elastic.py)."""
 
 
 def plain_variables(values: Mapping[str, str]) -> list[dict[str, Any]]:

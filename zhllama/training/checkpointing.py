@@ -9,6 +9,7 @@ that has arrived: a slow store costs checkpoints, never time.
 
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -26,8 +27,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.training import checkpoints
-from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT
-from zhllama.training.node import training_begins
+from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT, training_begins
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.training_state import Saved, take
 from zhllama.training.uploads import Uploads
@@ -75,7 +75,8 @@ class CheckpointManager(TrainerCallback):
         self._group = dist.new_group(backend="gloo") if self._world > 1 else None
         self._uploads = Uploads(run, self._rank, self._world, options.save_total_limit)
         self._buffers: dict[str, torch.Tensor] = {}
-        self._deadline = checkpoints.CheckpointDeadline(options.max_minutes_without_checkpoint)
+        self._too_long_at = math.inf  # on rank 0: counted from the first upload that failed since one arrived
+        self._why = ""  # why the last upload failed
         self._failure_seen = 0
         self._owed = False
         self._good: Manifest | None = None
@@ -200,9 +201,9 @@ class CheckpointManager(TrainerCallback):
         if agreed.wrong:
             raise self.failure(agreed.wrong)
         if agreed.too_long:
-            if self._rank == 0:
-                raise self._deadline.fault(self._run)
-            raise StorageFault(f"{self._run.folder}: rank 0 could write no checkpoint for too long")
+            said = f"no checkpoint could be written for {self._options.max_minutes_without_checkpoint:g} minutes"
+            why = self._why or "see the log of rank 0"
+            raise StorageFault(f"{self._run.folder}: {said} (--max-minutes-without-checkpoint): {why}")
         step, every = state.global_step, self._options.save_steps
         last = step >= state.max_steps
         if agreed.stop and not last:
@@ -252,7 +253,7 @@ class CheckpointManager(TrainerCallback):
         """Exchanges the numbers, and on rank 0 gives up a checkpoint of which another rank's part will not come, and
         counts the time without one."""
         uploads = self._uploads
-        too_long = self._rank == 0 and self._deadline.passed()
+        too_long = time.monotonic() > self._too_long_at
         mine = self._ends_at is not None, uploads.busy, uploads.failed_step, self._wrong, too_long
         numbers = torch.tensor([int(one) for one in mine], dtype=torch.int64)
         if self._group is not None:
@@ -260,13 +261,15 @@ class CheckpointManager(TrainerCallback):
         agreed = Agreed(*numbers.tolist())
         if uploads.newest is not None and uploads.newest is not self._good:
             self._good = uploads.newest
-            self._deadline.succeeded()
+            self._too_long_at = math.inf
         if agreed.failed_step > self._failure_seen:
             self._failure_seen = agreed.failed_step
             if self._rank == 0:
                 if uploads.step == agreed.failed_step:
                     uploads.give_up.set()
-                self._deadline.failed(uploads.why or "another rank could not upload its part; see its log")
+                self._why = uploads.why or "another rank could not upload its part; see its log"
+                minutes = self._options.max_minutes_without_checkpoint or math.inf
+                self._too_long_at = min(self._too_long_at, time.monotonic() + minutes * 60)
         return agreed
 
     def failure(self, wrong: int) -> InputError:

@@ -15,10 +15,8 @@ next one's checkpoint. No torch here: the command checks a checkpoint before any
 
 import json
 import logging
-import math
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +27,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.errors import InputError, StorageFault
+from zhllama.errors import InputError
 from zhllama.stage.options import described, option_of
 
 log = logging.getLogger("training")
@@ -223,32 +221,4 @@ def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
         raise InputError(
             f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with "
             f"{saved} processes, or publish the checkpoint with --publish-checkpoint and train on from its result"
-        )
-
-
-class CheckpointDeadline:
-    """When a training ends for want of a checkpoint: some minutes after the first of several uploads that failed; never
-    with 0 minutes. Not thread-safe: for the main thread."""
-
-    def __init__(self, minutes: float) -> None:
-        self._minutes = minutes
-        self._at = math.inf
-        self._why = ""
-
-    def failed(self, why: str, now: float | None = None) -> None:
-        """A checkpoint could not be written."""
-        self._why = why
-        if self._minutes:
-            self._at = min(self._at, (time.monotonic() if now is None else now) + self._minutes * 60)
-
-    def succeeded(self) -> None:
-        self._at = math.inf
-
-    def passed(self, now: float | None = None) -> bool:
-        return (time.monotonic() if now is None else now) > self._at
-
-    def fault(self, run: Run) -> StorageFault:
-        return StorageFault(
-            f"{run.folder}: no checkpoint could be written for {self._minutes:g} minutes "
-            f"(--max-minutes-without-checkpoint): {self._why}"
         )

@@ -29,10 +29,9 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed_reader import IGNORED
 from zhllama.errors import InputError
-from zhllama.training.inputs import TrainingInputs
+from zhllama.training.inputs import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, TrainingInputs, lora_shape
 from zhllama.training.loss import Score, labelled, score, summed_loss
-from zhllama.training.options import LoraOptions, PretrainOptions
-from zhllama.training.shape import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, lora_shape
+from zhllama.training.options import PretrainOptions, TrainingOptions
 from zhllama.weights.torch_zip import load_tensors
 
 FLASH = "flash_attention_2"
@@ -143,7 +142,7 @@ def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     return loaded
 
 
-def trained_model(options: LoraOptions, inputs: TrainingInputs, dtype: torch.dtype) -> nn.Module:
+def trained_model(options: TrainingOptions, inputs: TrainingInputs, dtype: torch.dtype) -> nn.Module:
     """The model of the inputs, with what the options say made trainable."""
     model: Any = load_base(inputs.model, dtype)
     if options.gives_adapter:

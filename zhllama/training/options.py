@@ -96,26 +96,6 @@ class TrainingOptions(StageOptions):
     ddp_timeout: NotKeyed[int] = 30_000
     """Seconds that a collective operation may take."""
 
-    def __post_init__(self) -> None:
-        for name in _ABOVE_0:
-            _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
-        for name in _AT_LEAST_0:
-            _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
-        _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
-        whole = self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps)
-        _check(self, "warmup_steps", whole, "give whole steps, or a share below 1")
-
-    def more_inputs(self) -> dict[str, Input]:
-        """What a DeepSpeed file of one's own says: edited, it is another training's."""
-        if self.deepspeed in ("none", *SHIPPED_DEEPSPEED):
-            return {}
-        return {"deepspeed": Input(str(Path(self.deepspeed).absolute()), digest_of(deepspeed_settings(self)))}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions(TrainingOptions):
-    """A training whose result is an adapter."""
-
     adapter: Ref = ""
     """Reference to an adapter to go on from; its LoRA shape is kept."""
     lora_r: int = 0
@@ -132,13 +112,25 @@ class LoraOptions(TrainingOptions):
     extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for name in _ABOVE_0:
+            _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
+        for name in _AT_LEAST_0:
+            _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
+        _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
+        whole = self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps)
+        _check(self, "warmup_steps", whole, "give whole steps, or a share below 1")
         _check(self, "lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)")
         _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
         _check(self, "lora_dropout", self.lora_dropout < 1, "a share below 1 is needed")
         _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
         for name in sorted({"embed_tokens", "lm_head"}.intersection(self.targets)):
             _check(self, "lora_targets", False, f"{name} is trained by rows, not by LoRA; leave it out")
+
+    def more_inputs(self) -> dict[str, Input]:
+        """What a DeepSpeed file of one's own says: edited, it is another training's."""
+        if self.deepspeed in ("none", *SHIPPED_DEEPSPEED):
+            return {}
+        return {"deepspeed": Input(str(Path(self.deepspeed).absolute()), digest_of(deepspeed_settings(self)))}
 
     @property
     def targets(self) -> list[str]:
@@ -157,7 +149,7 @@ class LoraOptions(TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(LoraOptions):
+class PretrainOptions(TrainingOptions):
     """Continue the pre-training of a model on text."""
 
     PROGRAM: ClassVar[str] = "components.pretrain"
@@ -184,7 +176,7 @@ class PretrainOptions(LoraOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(LoraOptions):
+class FinetuneOptions(TrainingOptions):
     """Tune a model on instructions."""
 
     PROGRAM: ClassVar[str] = "components.finetune"

@@ -10,13 +10,12 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import option_of
 from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
-from zhllama.training.elastic import run_workers
+from zhllama.training.elastic import Deadline, run_workers
 from zhllama.training.inputs import checked_inputs
-from zhllama.training.node import Deadline
-from zhllama.training.options import LoraOptions
+from zhllama.training.options import TrainingOptions
 
 
-def run_training(options: LoraOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
+def run_training(options: TrainingOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
     """Trains in as many processes as PET_* says (one without) and returns what they published.
 
     With `publish_checkpoint` nothing is trained: what the checkpoint holds is published.

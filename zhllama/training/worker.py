@@ -1,29 +1,61 @@
-"""One process of a training, from its inputs to what rank 0 publishes."""
+"""One process of a training, from its inputs to what rank 0 publishes: an adapter, or a model with new embeddings.
+
+An adapter is peft's folder in float16, written, read back and counted (published adapters of 443 bytes have been
+seen), beside the tokenizer it was trained with. The model of the embeddings' phase is the base with one file rewritten.
+"""
 
 import json
 import logging
+import math
 import os
 import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import set_seed
 
+from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
-from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION
 from zhllama.data.packed_reader import PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
+from zhllama.stage.report_page import curves, render
+from zhllama.stage.run import REPORT
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
-from zhllama.training.inputs import TrainingInputs, checked_inputs
-from zhllama.training.metrics import History, size_of
-from zhllama.training.model import trainable, trained_model
-from zhllama.training.publish import publish
+from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInputs, checked_inputs
+from zhllama.training.metrics import EVENTS, METRICS, History, size_of
+from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
-from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
 log = logging.getLogger("training")
+
+Trained = Mapping[str, torch.Tensor]
+"""By the names of the model's parameters, float32, on the CPU."""
+
+TOKENIZER_FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
+FIGURES = {
+    "loss": ("last training loss", "{:.4f}"),
+    "eval_loss": ("held-out loss", "{:.4f}"),
+    "eval_perplexity": ("held-out perplexity", "{:,.4g}"),
+    "eval_accuracy": ("next-token accuracy", "{:.2%}"),
+    "tokens_per_second": ("tokens per second, last", "{:,.0f}"),
+    "mfu": ("of the GPUs' peak (MFU), last", "{:.1%}"),
+    "peak_memory_gb": ("peak memory of a process, GB", "{:.1f}"),
+    "step": ("steps", "{:,.0f}"),
+}
+"""Field of a line of metrics.jsonl → what the page calls it, and how it is written."""
 
 
 def run_worker(run: Run) -> None:
@@ -61,7 +93,7 @@ def run_worker(run: Run) -> None:
     history, weights = train(options, arguments, model, blocks, held_out, run, metrics_root=out.root)
     if rank == 0:
         opened.require_unchanged()
-        publish(options, out, inputs, model, history, weights)
+        publish(out, inputs, model, history, weights)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -81,4 +113,85 @@ def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Mani
     out = run.result_writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
     opened.require_unchanged()
-    return publish(options, out, inputs, model, history, weights)
+    return publish(out, inputs, model, history, weights)
+
+
+def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained) -> Manifest:
+    """Publishes the result of a training, from its course and the trained weights. For rank 0."""
+    adapter = isinstance(model, PeftModel)
+    if adapter:
+        _add_adapter(out, inputs, model, trained)
+    else:
+        _add_model(out, inputs, trained)
+    out.vocabulary = inputs.vocabulary
+    out.add_bytes(METRICS, history.jsonl())
+    out.add_bytes(EVENTS, history.events())
+    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
+    out.metrics |= history.metrics()
+    out.facts["summary"] = history.summary()
+    return out.publish("adapter" if adapter else "hf-model")
+
+
+def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> None:
+    weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    if len(weights) != len(trained):
+        raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
+    half = {name: weight.to(torch.float16).contiguous() for name, weight in weights.items()}
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        path = Path(folder, ADAPTER_WEIGHTS)
+        save_file(half, path, metadata={"format": "pt"})
+        tensors = read_back(path, half)
+        out.add_file(ADAPTER_WEIGHTS, path)
+    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model))
+    for name in TOKENIZER_FILES:
+        if name in inputs.model:
+            out.copy(inputs.model, name)
+    config: Any = model.peft_config["default"]
+    out.facts |= {
+        "base_digest": inputs.model.digest,
+        "base_lineage": inputs.model.manifest.facts.get("lineage") or [inputs.model.digest],
+        "dtype": "float16",
+        "tensors": tensors,
+        "lora_r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "embeddings": bool(config.modules_to_save),
+        "new_rows": len(next(iter((config.trainable_token_indices or {}).values()), ())),
+    }
+
+
+def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Trained) -> None:
+    """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
+    checkpoint = Checkpoint(inputs.model)
+    rewritten = {checkpoint.info(name).file for name in trained}
+    for name in inputs.model.names:
+        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
+            out.copy(inputs.model, name)
+    for file in sorted(rewritten):
+        there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
+        with out.writer(file) as sink:
+            stream = SafetensorsStream(sink, {name: (info.dtype, info.shape) for name, info in there.items()})
+            for name, info in there.items():
+                kind = getattr(torch, info.dtype)
+                stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
+            stream.close()
+    out.facts["trained"] = sorted(trained)
+    if "pieces_before" in inputs.model.manifest.facts:
+        # the next phase may train the new rows alone: it has to know which they are
+        out.facts["pieces_before"] = inputs.model.manifest.facts["pieces_before"]
+
+
+def loss_report(title: str, lines: Sequence[Mapping[str, float]], summary: str) -> str:
+    """The page for the lines of a metrics.jsonl: its loss curve and last figures; `summary` stands under the title."""
+    points = []
+    for line in lines:
+        losses = {name: line[name] for name in ("loss", "eval_loss") if math.isfinite(line.get(name, math.nan))}
+        if losses:
+            points.append({"step": line["step"], "loss": None, "eval_loss": None, **losses})
+    last = {name: value for line in lines for name, value in line.items()}
+    return render(
+        Path(__file__).with_name("loss_report.html"),
+        title=title,
+        summary=summary,
+        curves=[curves({"label": "loss per token, in nats", "points": points})] if points else [],
+        rows=[(text, form.format(last[name])) for name, (text, form) in FIGURES.items() if name in last],
+    )

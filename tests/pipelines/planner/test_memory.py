@@ -192,10 +192,10 @@ def test_operations_are_those_that_the_training_logs(stage):
     import torch
     from transformers import LlamaConfig
 
+    from zhllama.training.inputs import LoraShape
     from zhllama.training.metrics import flops_per_token as logged
     from zhllama.training.model import PackedLlama, add_lora, train_embeddings_only
     from zhllama.training.options import LORA_TARGETS
-    from zhllama.training.shape import LoraShape
 
     with torch.device("meta"):
         model: Any = PackedLlama(

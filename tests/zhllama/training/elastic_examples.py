@@ -11,7 +11,7 @@ from pathlib import Path
 from zhllama.artifacts.manifest import Manifest
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import Run
-from zhllama.training.node import training_begins
+from zhllama.training.elastic import training_begins
 
 
 def publish_ranks(run: Run) -> None:

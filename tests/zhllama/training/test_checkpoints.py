@@ -13,7 +13,6 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import (
     KIND,
-    CheckpointDeadline,
     Run,
     clean,
     commit,
@@ -217,25 +216,6 @@ def test_the_optimizer_has_to_fit_the_processes(run, zero, world, asked, said):
         return
     with pytest.raises(InputError, match=said):
         require_world(manifest, *asked)
-
-
-def test_the_time_without_a_checkpoint_counts_from_the_first_failure_after_a_success(run):
-    deadline = CheckpointDeadline(minutes=2)
-    assert not deadline.passed(now=1e9)
-    deadline.failed("503", now=100.0)
-    deadline.failed("still 503", now=200.0)
-    assert not deadline.passed(now=219.0)
-    assert deadline.passed(now=221.0)
-    assert "no checkpoint could be written for 2 minutes" in str(deadline.fault(run))
-    assert "still 503" in str(deadline.fault(run))
-    deadline.succeeded()
-    assert not deadline.passed(now=1e9)
-
-
-def test_a_deadline_of_0_minutes_never_passes():
-    deadline = CheckpointDeadline(minutes=0)
-    deadline.failed("503", now=0.0)
-    assert not deadline.passed(now=1e9)
 
 
 # --- under another key ------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.node_environment import local_environments
 from zhllama.stage.options import StageOptions
 from zhllama.training.checkpoints import Run
-from zhllama.training.elastic import TrainingFault, _outcome, run_workers
-from zhllama.training.node import Deadline
+from zhllama.training.elastic import Deadline, TrainingFault, _outcome, run_workers
 
 FOLDER = Path(__file__).parent
 
@@ -135,8 +134,7 @@ def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
         "from zhllama.artifacts.writer import ArtifactWriter\n"
         "from zhllama.stage.options import StageOptions\n"
         "from zhllama.training.checkpoints import Run\n"
-        "from zhllama.training.elastic import run_workers\n"
-        "from zhllama.training.node import Deadline\n"
+        "from zhllama.training.elastic import Deadline, run_workers\n"
         "options = StageOptions(store=sys.argv[2])\n"
         "run = Run.of(options, ArtifactWriter(options.store, 'stage', 'key'))\n"
         "print(run_workers(examples.publish_ranks, run, Deadline()).digest)\n"

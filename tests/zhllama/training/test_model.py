@@ -14,6 +14,7 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed_reader import PackedDataset
 from zhllama.errors import InputError
+from zhllama.training.inputs import LoraShape
 from zhllama.training.model import (
     FLASH,
     PackedLlama,
@@ -29,7 +30,6 @@ from zhllama.training.model import (
     trained_weights,
 )
 from zhllama.training.options import LORA_TARGETS
-from zhllama.training.shape import LoraShape
 
 TARGETS = LORA_TARGETS.split(",")
 

@@ -18,7 +18,7 @@ from zhllama.errors import StorageFault
 from zhllama.kubernetes.node_environment import local_environments
 from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE
 from zhllama.kubernetes.training_job import TrainingJob
-from zhllama.training.node import FIRST_START, Deadline, Node
+from zhllama.training.elastic import FIRST_START, Deadline, Node
 
 FOLDER = Path(__file__).parent
 WITHIN = 15.0
@@ -31,8 +31,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.options import StageOptions
 from zhllama.stage.program import guarded
 from zhllama.training.checkpoints import Run
-from zhllama.training.elastic import run_workers
-from zhllama.training.node import Deadline
+from zhllama.training.elastic import Deadline, run_workers
 options = StageOptions(store=sys.argv[2])
 run = Run.of(options, ArtifactWriter(options.store, "stage", "key"))
 def training():
@@ -43,7 +42,7 @@ guarded(training)
 WAITING = """
 import signal, sys, time
 from pathlib import Path
-from zhllama.training.node import Deadline, Node
+from zhllama.training.elastic import Deadline, Node
 signal.signal(signal.SIGTERM, lambda *_: None)
 with Deadline() as deadline, Node(Path(sys.argv[1]), 2, deadline):
     while True:

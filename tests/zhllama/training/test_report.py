@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zhllama.stage.report_page import curves
-from zhllama.training.publish import loss_report
+from zhllama.training.worker import loss_report
 
 LINES = [
     {"step": 1, "loss": 9.9, "learning_rate": 0.0, "tokens_per_second": 4000},

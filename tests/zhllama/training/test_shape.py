@@ -8,8 +8,8 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.training.options import FinetuneOptions, LoraOptions, PretrainOptions
-from zhllama.training.shape import EMBEDDINGS, LoraShape, lora_shape, new_rows
+from zhllama.training.inputs import EMBEDDINGS, LoraShape, lora_shape, new_rows
+from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
 
 HAVE = {
     "r": 4,
@@ -20,7 +20,7 @@ HAVE = {
 }
 
 
-def tuning(**options) -> LoraOptions:
+def tuning(**options) -> TrainingOptions:
     return FinetuneOptions(**{"store": "s", "model": "m", "dataset": "d", "adapter": "a", **options})
 
 

@@ -2,17 +2,22 @@
 
 import itertools
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from components.pretrain.options import Pretrain
 from components.pretrain.pretraining import pretrain
 from tests.soak.training import DEFAULTS
 from zhllama.artifacts.open import open_artifact
-from zhllama.errors import InputError
+from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
-from zhllama.training.checkpointing import OVERFLOWS
+from zhllama.training.checkpointing import OVERFLOWS, CheckpointManager
+from zhllama.training.checkpoints import Run
 from zhllama.training.trainer import at_smallest_scale
 
 
@@ -70,3 +75,44 @@ def test_deepspeeds_own_end_of_the_scale_is_recognised():
         scaler.update_scale(True)
     assert at_smallest_scale(raised.value)
     assert not at_smallest_scale(ValueError("loss scale already at minimum"))
+
+
+# --- the time without a checkpoint ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def step(tmp_path, monkeypatch) -> Callable[..., None]:
+    """`step(seconds, failed=3, why="503")`: a step's end at this time, when an upload has failed; `newest`: arrived."""
+    options: Any = SimpleNamespace(
+        deepspeed="none", per_device_train_batch_size=1, gradient_accumulation_steps=1, save_total_limit=3,
+        save_steps=0, max_minutes_without_checkpoint=2.0,
+    )  # fmt: skip
+    arguments: Any = SimpleNamespace(process_index=0, world_size=1)
+    manager = CheckpointManager(options, Run(str(tmp_path), "pretrain", "k", {}, {}), arguments)
+    manager.trainer = SimpleNamespace(accelerator=SimpleNamespace(optimizer_step_was_skipped=False))  # type: ignore[assignment]
+
+    def end(now: float, failed: int = 0, why: str = "", newest: Any = None, minutes: float = 2.0) -> None:
+        options.max_minutes_without_checkpoint = minutes
+        monkeypatch.setattr("zhllama.training.checkpointing.time", SimpleNamespace(monotonic=lambda: now))
+        uploads = manager._uploads
+        uploads.failed_step, uploads.why = max(uploads.failed_step, failed), why or uploads.why
+        uploads.newest = newest or uploads.newest
+        manager.on_step_end(None, TrainerState(global_step=1, max_steps=9), TrainerControl())
+
+    return end
+
+
+def test_the_time_without_a_checkpoint_counts_from_the_first_failure_after_a_success(step):
+    step(1e6)
+    step(1e6 + 100, failed=1, why="503")
+    step(1e6 + 150, newest=object())
+    step(2e6 + 100, failed=2, why="503")
+    step(2e6 + 200, failed=3, why="still 503")
+    step(2e6 + 219)
+    with pytest.raises(StorageFault, match=r"no checkpoint could be written for 2 minutes .*: still 503"):
+        step(2e6 + 221)
+
+
+def test_the_time_of_0_minutes_never_ends(step):
+    step(0.0, failed=1, why="503", minutes=0.0)
+    step(1e9, minutes=0.0)
