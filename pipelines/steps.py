@@ -43,8 +43,8 @@ class Steps:
     made: list[Why] = field(default_factory=list)
 
     def control(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that starts or ends what runs elsewhere."""
-        return self._step(self._task(component, name, because, given), "control")
+        """A step that asks the cluster's API server alone: it gets no credentials."""
+        return self._step(self._task(component, name, because, given), "control", credentials=False)
 
     def data(self, component: Any, name: str, because: str, **given: Any) -> Any:
         """A step that reads weights as they come, texts, instructions, datasets."""
@@ -96,12 +96,15 @@ class Steps:
         task = renamed(**{one: given[one] for one in spec.inputs})
         return task.set_display_name(name).set_caching_options(False)
 
-    def _step(self, task: Any, kind: str, deadline: bool = True) -> Any:
+    def _step(self, task: Any, kind: str, deadline: bool = True, credentials: bool = True) -> Any:
         told, work = self.configuration, getattr(self.configuration.size.work, kind)
         # requests are what limits are, where none are said
         task.set_cpu_limit(work.cpu).set_memory_limit(work.memory)
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
-        self._secrets(task)
+        if credentials:
+            self._credentials(task)
+        if told["pull_secret"]:
+            kubernetes.set_image_pull_secrets(task, [told["pull_secret"]])
         self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
         # unsaid the user is the images' own, a number; that it may not be root, which a restricted namespace wants to
         # hear, KFP says of its own containers alone
@@ -114,7 +117,7 @@ class Steps:
         _say_names_once(task.platform_config["kubernetes"])
         return task
 
-    def _secrets(self, task: Any) -> None:
+    def _credentials(self, task: Any) -> None:
         """Each may be absent: then the account's own identity is used, the public authorities are trusted alone, …"""
         told = self.configuration
         if told["s3_secret"] not in ("", "none"):
@@ -123,8 +126,6 @@ class Steps:
             kubernetes.use_secret_as_volume(task, told["proxy_secret"], PROXY_FOLDER, optional=True)
         if told["ca_config_map"]:
             kubernetes.use_config_map_as_volume(task, told["ca_config_map"], CA_FOLDER, optional=True)
-        if told["pull_secret"]:
-            kubernetes.set_image_pull_secrets(task, [told["pull_secret"]])
 
     def _place(self, task: Any, on_gpu: bool) -> None:
         told = self.configuration

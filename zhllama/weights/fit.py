@@ -7,7 +7,7 @@ peft folder names nothing. When only the order is wrong, the right one is named.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 from zhllama.artifacts.reader import Artifact
@@ -56,7 +56,7 @@ def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: s
 def require_trained_on(adapter: Artifact, model: Artifact, where: str) -> None:
     """InputError for an adapter that names another model than this one as its own."""
     trained, here = trained_on(adapter), lineage_of(model)
-    if trained not in (None, here):
+    if trained not in (None, here, (model.digest,)):
         raise InputError(
             f"{where}: it was trained on {_named(trained or ())}, not on {_named(here)}; give that model, or merge the "
             "adapter and start a new one"
@@ -102,6 +102,8 @@ class Step:
 def require_fit(model: Artifact, vocabulary: Vocabulary | None, steps: Sequence[Step]) -> list[str]:
     """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
     base = f"--model {model.root}", vocabulary, lineage_of(model)
+    # one that names a model that was merged by its digest alone
+    steps = [replace(step, trained_on=base[2]) if step.trained_on == (model.digest,) else step for step in steps]
     reason = _misfit(*base, steps)
     if reason is None:
         return [*base[2], *(step.digest for step in steps)]

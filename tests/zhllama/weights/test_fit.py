@@ -58,11 +58,12 @@ def test_a_dataset_needs_the_same_vocabulary_and_what_stands_against_it_is_said(
     ("facts", "fits"),
     [
         ({}, True),
-        ({"base_digest": "merged"}, False),
+        ({"base_digest": "another"}, False),
+        ({"base_digest": "merged"}, True),
         ({"base_digest": "merged", "base_lineage": ["base", "first"]}, True),
         ({"base_digest": "merged", "base_lineage": ["base"]}, False),
     ],
-    ids=["it names nothing", "another model", "the same lineage", "before something was merged"],
+    ids=["it names nothing", "another model", "its digest alone", "the same lineage", "before something was merged"],
 )
 def test_an_adapter_is_trained_further_on_the_model_that_it_names(facts, fits):
     model = artifact("merged", lineage=["base", "first"])
@@ -75,7 +76,7 @@ def test_an_adapter_is_trained_further_on_the_model_that_it_names(facts, fits):
 
 def test_the_lineage_of_a_merged_model_is_its_own_and_the_adapters():
     model = artifact("base", lineage=["root", "one"])
-    steps = [step("b", trained_on=("root", "one")), step("c", trained_on=("root", "one", "b" * 12))]
+    steps = [step("b", trained_on=("base",)), step("c", trained_on=("root", "one", "b" * 12))]
     assert require_fit(model, None, steps) == ["root", "one", "b" * 12, "c" * 12]
 
 
