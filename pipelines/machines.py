@@ -1,9 +1,8 @@
 """What the jobs of trainings and the served model are made of, as the steps that make them are told: one JSON argument,
 written when the pipeline is compiled.
 
-A launch_training with sixty inputs made Workflow nodes of 16 to 32 kB; they may not grow past a megabyte together
-(workflow_size.py). What is wrong with a machine is said here, with the code that makes the job, and not after days of
-preparation.
+A launch_training with sixty inputs made Workflow nodes of 16 to 32 kB; they may not grow past a megabyte together. What
+is wrong with a machine is said here, with the code that makes the job, and not after days of preparation.
 """
 
 import json

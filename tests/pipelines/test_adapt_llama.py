@@ -20,11 +20,11 @@ from components.launch_training.component import launch_training
 from pipelines import sizes
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
-from pipelines.kubeflow.workflow_size import LIMIT, workflow_bytes
 from pipelines.local.ir import read_package
 from pipelines.local.placeholders import Surroundings, command
 from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
 from tests.pipelines.kubeflow import kfp_driver
+from tests.pipelines.kubeflow.workflow_size import LIMIT, workflow_bytes
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from kfp import dsl, kubernetes
 
-from pipelines.kubeflow.step_texts import Source
-from pipelines.kubeflow.workflow_size import LIMIT, _Nodes, workflow_bytes
 from tests.pipelines.kubeflow.recorded_package import NESTED, SKIPPED, recorded, recorded_package, without_branches
+from tests.pipelines.kubeflow.step_texts import Source
+from tests.pipelines.kubeflow.workflow_size import LIMIT, _Nodes, workflow_bytes
 from zhllama.errors import InputError
 
 ARGUMENTS = {"store": "s3://zhllama/artifacts", "weights": "s3://zhllama/weights"}

@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.kubeflow.step_texts import ROOT, RUN, SERVERS, Source, Step
 from pipelines.local.placeholders import json_of
+from tests.pipelines.kubeflow.step_texts import ROOT, RUN, SERVERS, Source, Step
 
 _LAUNCHER_IMAGE = "kubeflow/kfp-launcher:2.17.0"
 _DRIVER_IMAGE = "kubeflow/kfp-driver:2.17.0"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.kubeflow.step_texts import Source, Step
-from pipelines.kubeflow.workflow_spec import is_hook, runtime_config, workflow
 from pipelines.local.placeholders import Value, json_of
+from tests.pipelines.kubeflow.step_texts import Source, Step
+from tests.pipelines.kubeflow.workflow_spec import is_hook, runtime_config, workflow
 from zhllama.errors import InputError
 
 LIMIT = 1_048_576
