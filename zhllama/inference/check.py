@@ -67,7 +67,9 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
             own_encoder, own = open_encoder(adapter, "--adapters")
             rows = own.rows if own.size > encoder.size else None
             encoder = own_encoder
-        steps.append(Step(adapter.root, adapter.digest, vocabulary, "embed_tokens" in saved, trained_on(adapter)))
+        # a model without a manifest may be the one that an adapter names: its digest is of whatever files lie there
+        named = trained_on(adapter) if model.verified else None
+        steps.append(Step(adapter.root, adapter.digest, vocabulary, "embed_tokens" in saved, named))
         found.append((adapter, encoder, rows))
     require_fit(model, vocabularies[0], steps)
     for adapter in adapters:

@@ -125,7 +125,7 @@ def test_an_adapter_with_a_foreign_vocabulary_is_refused(
 
 
 def test_an_adapter_of_another_model_is_refused_by_its_manifest(
-    tiny_model: str, llama_tokenizer: bytes, tmp_path: Path
+    tiny_model: str, copied: Path, llama_tokenizer: bytes, tmp_path: Path
 ) -> None:
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
     add_folder(out, write_adapter(tmp_path / "adapter", load_model(tiny_model).model, llama_tokenizer, 1))
@@ -133,6 +133,8 @@ def test_an_adapter_of_another_model_is_refused_by_its_manifest(
     reference = out.publish("adapter").reference
     with pytest.raises(InputError, match="was trained on the model 000000000000, and here"):
         load_model(tiny_model, reference)
+    # whether a model without its manifest is that one, nobody can say
+    assert load_model(str(copied), reference).encoder.size == 800
 
 
 # --- what is no model -------------------------------------------------------------------------------------------------
