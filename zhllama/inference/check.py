@@ -53,6 +53,8 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
     """The adapters in the order of merging. InputError for those that do not fit the model, or one another."""
     found, steps = [], []
     vocabularies = contracts_of([model, *adapters])
+    # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there
+    known = model.verified
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         adapter.require_kind("adapter", option="--adapters")
         where = f"--adapters {adapter.root}"
@@ -67,9 +69,9 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
             own_encoder, own = open_encoder(adapter, "--adapters")
             rows = own.rows if own.size > encoder.size else None
             encoder = own_encoder
-        # a model without a manifest may be the one that an adapter names: its digest is of whatever files lie there
-        named = trained_on(adapter) if model.verified else None
+        named = trained_on(adapter) if known else None
         steps.append(Step(adapter.root, adapter.digest, vocabulary, "embed_tokens" in saved, named))
+        known = known and adapter.verified
         found.append((adapter, encoder, rows))
     require_fit(model, vocabularies[0], steps)
     for adapter in adapters:

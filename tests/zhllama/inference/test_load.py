@@ -133,8 +133,9 @@ def test_an_adapter_of_another_model_is_refused_by_its_manifest(
     reference = out.publish("adapter").reference
     with pytest.raises(InputError, match="was trained on the model 000000000000, and here"):
         load_model(tiny_model, reference)
-    # whether a model without its manifest is that one, nobody can say
+    # whether what has no manifest is what it names, nobody can say
     assert load_model(str(copied), reference).encoder.size == 800
+    assert load_model(tiny_model, f"{tmp_path / 'adapter'},{reference}").encoder.size == 800
 
 
 # --- what is no model -------------------------------------------------------------------------------------------------
