@@ -47,6 +47,6 @@ def test_a_trainings_lines_are_named():
 
 def test_prometheus_metrics_are_named():
     source = "".join(path.read_text() for path in sorted((ROOT / "components" / "serve").glob("*.py")))
-    found = re.findall(r'prometheus_client\.(\w+)\(\s*"(zhllama_\w+)"', source)
+    found = re.findall(r'\b(counter|gauge|histogram)\(\s*"(zhllama_\w+)"', source)
     assert found
-    assert {f"{name}_total" if kind == "Counter" else name for kind, name in found} <= NAMED
+    assert {f"{name}_total" if kind == "counter" else name for kind, name in found} <= NAMED
