@@ -86,8 +86,6 @@ COURSES = [
     "configmap-volume-missing", "secret-missing", "image-pull-backoff", "exit-1-onfailure", "exit-2-onfailure", "oom",
     "command-missing", "evicted-api", "preempted", "deadline-touched", "deadline-master-alone",
     "deadline-while-pending", "deleted-while-running", "deleted-foreground",
-]  # fmt: skip
-MORE = [
     # to its success
     "success-worker-runs-on", "suspend-running", "backoff-sums-below", "pod-deleted-master", "pod-deleted-onfailure",
     # what keeps it from its beginning
@@ -100,7 +98,8 @@ MORE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*COURSES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COURSES)
 def test_a_recorded_job_is_followed_to_its_end(follow, name):
     golden.check(GOLDENS, name, follow(name))
 
