@@ -73,7 +73,7 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
     checkpoint = Checkpoint(model)
     checkpoint.refuse_quantised()
     rows = checkpoint.info(EMBEDDING).shape[0]
-    require_rows(encoder.size, rows, where, "the model", rows >= encoder.size)
+    require_rows(encoder.size, rows, where, "the model")
     all_places = places(numbers["layers"], heads, numbers["kv_heads"])
     wanted = tuple(place for place in all_places if place.hf == HEAD or checkpoint.info(place.hf))
     if unknown := sorted(set(checkpoint.tensors) - {place.hf for place in wanted}):

@@ -38,7 +38,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     checkpoint.refuse_quantised(tables)
     for table in tables:
         rows = checkpoint.info(table).shape[0]
-        require_rows(base.size, rows, checkpoint.where, table, rows >= base.size)
+        require_rows(base.size, rows, checkpoint.where, table)
     option = "--chinese-tokenizer"
     chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)

@@ -67,7 +67,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         rows = int(settings["vocab_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}/{CONFIG}: no configuration of a model ({error}); fetch another copy") from error
-    require_rows(encoder.size, rows, where, f"{CONFIG} says", rows >= encoder.size)
+    require_rows(encoder.size, rows, where, f"{CONFIG} says")
     return encoder.vocabulary(
         padding_multiple=padding_multiple(encoder.size, rows),
         tied=bool(settings.get("tie_word_embeddings", False)),

@@ -47,9 +47,9 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     ]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
     artifacts = [model, *(adapter.artifact for adapter in adapters)]
-    vocabularies = contracts_of(artifacts)
-    last = next((each for each in reversed(artifacts) if TOKENIZER in each), model)
-    encoder = load_encoder(last, "the tokenizer of") if TOKENIZER in last else None
+    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
+    vocabularies = contracts_of(artifacts, encoders)
+    encoder = next((each for each in reversed(encoders) if each is not None), None)
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
     steps = []
     for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):
@@ -95,7 +95,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
     rows = shapes[EMBEDDING][0]
     if vocabulary is not None:
-        require_rows(vocabulary.size, rows, f"--model {model.root}", "the merged model", rows >= vocabulary.size)
+        require_rows(vocabulary.size, rows, f"--model {model.root}", "the merged model")
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)

@@ -51,11 +51,9 @@ class PlannedAdapter(NamedTuple):
 
 def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact]) -> list[PlannedAdapter]:
     """The adapters in the order of merging. InputError for those that do not fit the model, or one another."""
-    found, steps = [], []
-    vocabularies = contracts_of([model, *adapters])
-    # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there
-    known = model.verified
-    for adapter, vocabulary in zip(adapters, vocabularies[1:]):
+    encoders: list[Encoder | None] = [encoder]
+    found, brings_rows = [], []
+    for adapter in adapters:
         adapter.require_kind("adapter", option="--adapters")
         where = f"--adapters {adapter.root}"
         if "adapter_config.json" not in adapter:
@@ -64,20 +62,26 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
             saved = read_object(adapter, "adapter_config.json").get("modules_to_save") or []
         except ValueError as error:
             raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
-        rows = None
+        rows, own = None, None
         if "tokenizer.model" in adapter:
-            own_encoder, own = open_encoder(adapter, "--adapters")
-            rows = own.rows if own.size > encoder.size else None
-            encoder = own_encoder
-        named = trained_on(adapter) if known else None
-        steps.append(Step(adapter.root, adapter.digest, vocabulary, "embed_tokens" in saved, named))
-        known = known and adapter.verified
+            own, vocabulary = open_encoder(adapter, "--adapters")
+            rows = vocabulary.rows if vocabulary.size > encoder.size else None
+            encoder = own
+        encoders.append(own)
+        brings_rows.append("embed_tokens" in saved)
         found.append((adapter, encoder, rows))
-    require_fit(model, vocabularies[0], steps)
+    first, *others = contracts_of([model, *adapters], encoders)
+    # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there
+    known, steps = model.verified, []
+    for adapter, contract, brings in zip(adapters, others, brings_rows, strict=True):
+        named = trained_on(adapter) if known else None
+        steps.append(Step(adapter.root, adapter.digest, contract, brings, named))
+        known = known and adapter.verified
+    require_fit(model, first, steps)
+    base = Checkpoint(model, "--model") if adapters else None
     for adapter in adapters:
-        if ADAPTER in adapter:
-            where = f"--adapters {adapter.root}"
-            _check_fit(Checkpoint(adapter, "--adapters", single=ADAPTER), Checkpoint(model, "--model"), where)
+        if base and ADAPTER in adapter:
+            _check_fit(Checkpoint(adapter, "--adapters", single=ADAPTER), base, f"--adapters {adapter.root}")
     return [PlannedAdapter(materialize(adapter), encoder, rows) for adapter, encoder, rows in found]
 
 

@@ -12,7 +12,7 @@ from itertools import permutations
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Relation, Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 
 _MOST_TRIED = 5
 """Adapters for which every order is tried (120)."""
@@ -28,9 +28,10 @@ def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
     return rows == pieces or (rows > pieces and rows % 8 == 0)
 
 
-def require_rows(pieces: int, rows: int, where: str, what: str, fit: bool) -> None:
-    """InputError unless `fit`: `what` has the rows, as `the model`; `where` begins the message."""
-    if not fit:
+def require_rows(pieces: int, rows: int, where: str, what: str, fit: bool | None = None) -> None:
+    """InputError for rows that do not belong to the pieces: fewer, or what `fit` (rows_fit) says where padding counts.
+    `what` has the rows, as `the model`; `where` begins the message."""
+    if not (rows >= pieces if fit is None else fit):
         raise InputError(
             f"{where}: tokenizer.model has {pieces} pieces and {what} {rows} rows; give a model and a tokenizer that "
             "belong together, or extend the model first"
@@ -76,9 +77,9 @@ def trained_on(adapter: Artifact) -> tuple[str, ...] | None:
     return None
 
 
-def contracts_of(artifacts: Sequence[Artifact]) -> list[Vocabulary | None]:
-    """The contract of each: of its tokenizer.model, with prefix digests at the others' sizes, else its manifest's."""
-    encoders = [load_encoder(one, "the tokenizer of") if "tokenizer.model" in one else None for one in artifacts]
+def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | None]) -> list[Vocabulary | None]:
+    """The contract of each: of its tokenizer (`encoders`; None where an artifact has none of its own), with prefix
+    digests at the others' sizes, else its manifest's."""
     sizes = [encoder.size for encoder in encoders if encoder is not None]
     sizes += [one.manifest.vocabulary.size for one in artifacts if one.manifest.vocabulary is not None]
     return [

@@ -41,9 +41,12 @@ def test_rows_belong_to_pieces_as_the_contract_says_or_padded_to_a_multiple_of_e
 
 
 def test_rows_that_do_not_fit_are_said_with_their_pieces():
-    require_rows(10, 16, "--model m", "the model", True)
+    require_rows(10, 17, "--model m", "the model")
+    require_rows(10, 16, "--model m", "the model", rows_fit(10, 16, None))
     with pytest.raises(InputError, match=r"^--model m: tokenizer\.model has 10 pieces and the model 9 rows; give"):
-        require_rows(10, 9, "--model m", "the model", False)
+        require_rows(10, 9, "--model m", "the model")
+    with pytest.raises(InputError, match=r"has 10 pieces and the model 17 rows"):
+        require_rows(10, 17, "--model m", "the model", rows_fit(10, 17, None))
 
 
 def test_a_dataset_needs_the_same_vocabulary_and_what_stands_against_it_is_said():
