@@ -10,7 +10,7 @@ from pipelines.local.placeholders import value_of
 from pipelines.setting import Value
 from pipelines.settings import SETTINGS
 from zhllama.errors import InputError
-from zhllama.kubernetes.pod_security import uid
+from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
 
 KFP_KINDS = {

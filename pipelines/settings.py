@@ -20,7 +20,7 @@ from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
 from pipelines.setting import Settings
 from pipelines.sizes import SIZED, STAGES, Training
-from zhllama.kubernetes.pod_security import USER
+from zhllama.kubernetes.pods import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
 from zhllama.stage.options import PLUMBING, described, references_in
 from zhllama.training.options import EACH_RUN, FinetuneOptions, PretrainOptions

@@ -22,7 +22,7 @@ from kfp.dsl.structures import InputSpec
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
 from zhllama.kubernetes.names import LABEL
-from zhllama.kubernetes.pod_security import USER
+from zhllama.kubernetes.pods import USER
 from zhllama.stage import images
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 

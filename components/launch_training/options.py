@@ -12,8 +12,7 @@ from typing import Any, Literal
 from components.launch_training.command import on_hub, parse_training, training_arguments, training_module
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
-from zhllama.kubernetes.placement import mapping, tolerations
-from zhllama.kubernetes.pod_security import USER, uid
+from zhllama.kubernetes.pods import USER, mapping, tolerations, uid
 from zhllama.kubernetes.training_job import JobOptions, TrainingJob
 from zhllama.stage.images import image
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of

@@ -24,7 +24,7 @@ from zhllama.kubernetes.api import ACCOUNT
 from zhllama.kubernetes.model_server import PORT, VLLM_IMAGE, ModelServer
 from zhllama.kubernetes.names import LABEL, label_value
 from zhllama.kubernetes.network_policy import S3Network
-from zhllama.kubernetes.placement import mapping, tolerations
+from zhllama.kubernetes.pods import mapping, tolerations
 from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.placement import mapping, tolerations
+from zhllama.kubernetes.pods import mapping, tolerations
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 
 EngineName = Literal["auto", "transformers", "llama.cpp", "vllm"]

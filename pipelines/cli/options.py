@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_keys, check_labels
-from zhllama.kubernetes.pod_security import uid
+from zhllama.kubernetes.pods import uid
 from zhllama.stage import images
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from pipelines.local.run_table import Row, RunTable, duration, last_lines
 from pipelines.local.s3_server import BUCKET, LocalS3
 from zhllama import storage
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
-from zhllama.kubernetes.pod_environment import POD_PLACES
+from zhllama.kubernetes.pods import POD_PLACES
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.tls import CA_VARIABLE
 

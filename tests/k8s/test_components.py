@@ -16,7 +16,7 @@ from pipelines.manifests.check.check import check
 from pipelines.manifests.serving import model_server
 from tests.k8s.kustomizations import K8S, KUBECTL, Object, build, of_kind
 from tests.k8s.test_pods import pods
-from zhllama.kubernetes.pod_environment import S3_KEYS, S3_OPTIONAL_KEYS
+from zhllama.kubernetes.pods import S3_KEYS, S3_OPTIONAL_KEYS
 from zhllama.kubernetes.quantity import quantity
 
 RDMA = {"NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_DEBUG"}

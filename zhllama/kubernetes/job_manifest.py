@@ -3,16 +3,8 @@
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.kubernetes import pods
 from zhllama.kubernetes.names import JOB_LABEL
-from zhllama.kubernetes.placement import place
-from zhllama.kubernetes.pod_environment import (
-    DEADLINE_VARIABLE,
-    POD_ENVIRONMENT,
-    plain_variables,
-    proxy_variables,
-    s3_variables,
-)
-from zhllama.kubernetes.pod_security import confined
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.tls import CA_FOLDER, CA_VARIABLE
 
@@ -115,78 +107,42 @@ def lost_in_trainjob(job: TrainingJob) -> tuple[str, ...]:
 
 
 def job_metadata(job: TrainingJob) -> dict[str, Any]:
-    labels = dict(job.labels)
-    if job.queue:
-        labels["kueue.x-k8s.io/queue-name"] = job.queue
-    if job.priority_class:
-        labels["kueue.x-k8s.io/priority-class"] = job.priority_class
-    metadata: dict[str, Any] = {"name": job.name, "labels": labels}
-    if job.namespace:
-        metadata["namespace"] = job.namespace
-    if job.annotations:
-        metadata["annotations"] = dict(job.annotations)
-    if job.owner is not None:
-        metadata["ownerReferences"] = [dict(job.owner)]
-    return metadata
+    asked = {"queue-name": job.queue, "priority-class": job.priority_class}
+    kueue = {f"kueue.x-k8s.io/{name}": value for name, value in asked.items() if value}
+    return job.metadata({**job.labels, **kueue}, job.annotations)
 
 
 def pod_template(job: TrainingJob) -> dict[str, Any]:
-    """The pod of a job's node, the same for both operators: it passes the *restricted* Pod Security Standard, holds no
-    Kubernetes token, gets S3 by secret reference, and writes below /tmp alone."""
-    pod: dict[str, Any] = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": job.grace_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            **({} if job.run_as_user is None else {"runAsUser": job.run_as_user}),
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_container(job)],
-        "volumes": [
-            {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.shared_memory}},
-        ],
-    }
-    if job.service_account:
-        pod["serviceAccountName"] = job.service_account
-    place(pod, job.ca_config_map, job.pull_secret, job.node_selector, job.tolerations)
-    # Istio's sidecar would stand between the processes, and keep the pod alive after them
-    labels = {**job.labels, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
-    return {"metadata": {"labels": labels}, "spec": pod}
-
-
-def _container(job: TrainingJob) -> dict[str, Any]:
+    """The pod of a job's node, the same for both operators: it gets S3 by secret reference, and writes below /tmp
+    alone."""
     resources = {"cpu": job.cpu, "memory": job.memory, "ephemeral-storage": job.ephemeral_storage}
     if job.gpu_resource:
         resources[job.gpu_resource] = str(job.processes_per_node)
-    mounts: list[dict[str, Any]] = [
-        {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "shm", "mountPath": "/dev/shm"},
-    ]
-    if job.ca_config_map:
-        mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
-    return {
+    container = {
         # the operator sets its variables in a container of this name alone
         "name": "pytorch",
         "image": job.image,
         "command": list(job.command),
         "env": variables(job),
-        "resources": {"requests": dict(resources), "limits": dict(resources)},
-        "volumeMounts": mounts,
-        "securityContext": confined(),
+        **pods.confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, job.ca_config_map),
     }
+    # Istio's sidecar would stand between the processes, and keep the pod alive after them
+    labels = {**job.labels, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
+    user = {} if job.run_as_user is None else {"runAsUser": job.run_as_user}
+    first = {"terminationGracePeriodSeconds": job.grace_seconds}
+    return {"metadata": {"labels": labels}, "spec": pods.pod_spec(job, first, user, containers=[container])}
 
 
 def variables(job: TrainingJob) -> list[dict[str, Any]]:
     """Of the container that trains."""
     plain = {
-        **POD_ENVIRONMENT,
+        **pods.POD_PLACES,
+        "HF_HUB_OFFLINE": "1",
         # the launcher inside must be done before the kubelet kills it
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, job.grace_seconds - 15)),
         # the operator does not wake for the deadline of a quiet job: the training keeps it itself
-        DEADLINE_VARIABLE: str(job.deadline_seconds),
+        pods.DEADLINE_VARIABLE: str(job.deadline_seconds),
         **({CA_VARIABLE: CA_FOLDER} if job.ca_config_map else {}),
         **job.environment,
     }
-    return plain_variables(plain) + proxy_variables(job.proxy_secret) + s3_variables(job.s3_secret, given=plain)
+    return pods.environment(job, plain)

@@ -16,9 +16,7 @@ from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.names import LABEL, POD_OBJECTS, check_labels, check_names, check_namespace, check_positive
 from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
-from zhllama.kubernetes.placement import place
-from zhllama.kubernetes.pod_environment import plain_variables, proxy_variables, s3_variables
-from zhllama.kubernetes.pod_security import USER, confined
+from zhllama.kubernetes.pods import USER, confined, environment, pod_spec
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from zhllama.storage import is_s3, normalise
@@ -166,55 +164,30 @@ class ModelServer:
     # --- its pods -----------------------------------------------------------------------------------------------------
 
     def pod(self, container: str) -> dict[str, Any]:
-        pod: dict[str, Any] = {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "serviceAccountName": self.service_account,
-            "terminationGracePeriodSeconds": 60,
-            "securityContext": {
-                "runAsNonRoot": True,
-                **({} if self.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}),
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "initContainers": [self._check()],
-            "containers": [self._vllm(container)],
-            "volumes": [
-                {"name": "tmp", "emptyDir": {}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
-            ],
-        }
-        place(pod, self.ca_config_map, self.pull_secret, self.node_selector, self.tolerations)
-        return pod
+        first = {"serviceAccountName": self.service_account, "terminationGracePeriodSeconds": 60}
+        user = {} if self.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
+        return pod_spec(self, first, user, initContainers=[self._check()], containers=[self._vllm(container)])
 
     def _check(self) -> dict[str, Any]:
         resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
-        mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]
-        trusting = {}
-        if self.ca_config_map:
-            mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
-            trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES}
+        trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES} if self.ca_config_map else {}
+        last_lines = {"terminationMessagePolicy": "FallbackToLogsOnError"}
         return {
             "name": "check",
             "image": image("serve"),
             "command": ["python", "-m", "components.serve.check"],
             "args": ["--model", self.model, "--context-length", str(self.context_length)],
-            "env": [
-                *plain_variables(_ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
-                *proxy_variables(self.proxy_secret),
-                *s3_variables(self.s3_secret),
-            ],
-            "resources": {"requests": resources, "limits": dict(resources)},
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": mounts,
-            "securityContext": confined(),
+            "env": environment(self, _ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
+            **confined(resources, {"tmp": "/tmp"}, self.ca_config_map, **last_lines),
         }
 
     def _vllm(self, name: str) -> dict[str, Any]:
         resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
         resources[self.gpu_resource] = str(self.gpus)
         health = {"httpGet": {"path": "/health", "port": "http"}}
-        key = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
+        key = {"VLLM_API_KEY": {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}}
         trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
+        last_lines = {"terminationMessagePolicy": "FallbackToLogsOnError"}
         return {
             "name": name,
             "image": self.vllm_image,
@@ -225,20 +198,12 @@ class ModelServer:
                 *("--dtype", "float16", "--max-model-len", str(self.context_length)),
                 *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
             ],
-            "env": [
-                *plain_variables(_ENVIRONMENT | _VLLM_ENVIRONMENT | trusting),
-                {"name": "VLLM_API_KEY", "valueFrom": key},
-                *proxy_variables(self.proxy_secret),
-                *s3_variables(self.s3_secret, _VLLM_NAMES),
-            ],
+            "env": environment(self, _ENVIRONMENT | _VLLM_ENVIRONMENT | trusting | key, _VLLM_NAMES),
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
             "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
             "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
             "livenessProbe": {**health, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 4},
-            "resources": {"requests": resources, "limits": dict(resources)},
-            "terminationMessagePolicy": "FallbackToLogsOnError",
-            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}],
-            "securityContext": confined(),
+            **confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, **last_lines),
         }
 
     # --- as plain objects ---------------------------------------------------------------------------------------------

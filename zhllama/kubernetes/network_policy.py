@@ -56,9 +56,8 @@ class S3Network:
         """A policy's egress rule. Without `to` it means every address: a range of 0.0.0.0/0 would not, for some network
         plugins, hold the cluster's own pods."""
         to: list[dict[str, Any]] = [{"ipBlock": {"cidr": cidr}} for cidr in self.cidrs]
-        to += [
-            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}} for name in self.namespaces
-        ]
+        named = ({"matchLabels": {"kubernetes.io/metadata.name": name}} for name in self.namespaces)
+        to += [{"namespaceSelector": selector} for selector in named]
         return {**({"to": to} if to else {}), "ports": ports(self.ports)}
 
 
@@ -74,15 +73,10 @@ def dns_egress() -> dict[str, Any]:
 def network_policy(job: TrainingJob, s3: S3Network | None = None) -> dict[str, Any]:
     """The NetworkPolicy of the job, of its name, in its namespace, with its labels and its owner."""
     own = {"matchLabels": {JOB_LABEL: job.name}}
-    metadata: dict[str, Any] = {"name": job.name, "labels": {**job.labels, JOB_LABEL: job.name}}
-    if job.namespace:
-        metadata["namespace"] = job.namespace
-    if job.owner is not None:
-        metadata["ownerReferences"] = [dict(job.owner)]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata,
+        "metadata": job.metadata({**job.labels, JOB_LABEL: job.name}),
         "spec": {
             "podSelector": own,
             "policyTypes": ["Ingress", "Egress"],

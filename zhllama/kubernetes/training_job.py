@@ -20,7 +20,7 @@ from zhllama.kubernetes.names import (
     check_namespace,
     check_positive,
 )
-from zhllama.kubernetes.pod_security import USER
+from zhllama.kubernetes.pods import USER
 from zhllama.stage.options import NotKeyed, option_of
 
 
@@ -124,3 +124,14 @@ class TrainingJob(JobOptions):
     def backoff_limit(self) -> int:
         """The operator counts the restarts of all pods together, and one lost node restarts every pod."""
         return self.restarts * max(self.nodes, self.max_nodes)
+
+    def metadata(self, labels: Mapping[str, str], annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Of an object of its name, in its namespace, with its owner."""
+        found: dict[str, Any] = {"name": self.name, "labels": dict(labels)}
+        if self.namespace:
+            found["namespace"] = self.namespace
+        if annotations:
+            found["annotations"] = dict(annotations)
+        if self.owner is not None:
+            found["ownerReferences"] = [dict(self.owner)]
+        return found

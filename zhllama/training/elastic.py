@@ -30,7 +30,7 @@ from typing import Any, Self
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import find_published
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
-from zhllama.kubernetes.pod_environment import DEADLINE_VARIABLE
+from zhllama.kubernetes.pods import DEADLINE_VARIABLE
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
 from zhllama.training.checkpoints import Run
