@@ -24,15 +24,10 @@ class Cleanup:
 
 
 def cleanup(config: Cleanup) -> None:
+    """Deletes the run's jobs of either kind that are not over, and its jobs' policies."""
     if config.backend == "local":
         log.info("local trainings end with their launcher: nothing to clean up")
         return
-    deleted = delete_unfinished(config.run_id, config.namespace)
-    log.info("run %s: %s", config.run_id, f"deleted {', '.join(deleted)}" if deleted else "no job was left")
-
-
-def delete_unfinished(run: str, namespace: str) -> list[str]:
-    """Deletes what a run has left: jobs of either kind that are not over, and jobs' policies. The jobs' names."""
     from kubernetes.client.exceptions import ApiException
 
     from components.launch_training.cluster import Cluster
@@ -43,9 +38,9 @@ def delete_unfinished(run: str, namespace: str) -> list[str]:
     deleted, errors = [], []
     for kind in BY_BACKEND.values():
         cluster = Cluster(kind)
-        place = namespace or cluster.namespace
+        place = config.namespace or cluster.namespace
         try:
-            jobs = cluster.jobs(place, f"{LABEL}run={label_value(run)}")
+            jobs = cluster.jobs(place, f"{LABEL}run={label_value(config.run_id)}")
         except ApiException as error:
             # without this kind's operator there are none
             if error.status != 404:
@@ -61,7 +56,7 @@ def delete_unfinished(run: str, namespace: str) -> list[str]:
                 errors.append(error)
     if errors:
         raise unanswered(errors[0])
-    return deleted
+    log.info("run %s: %s", config.run_id, f"deleted {', '.join(deleted)}" if deleted else "no job was left")
 
 
 if __name__ == "__main__":

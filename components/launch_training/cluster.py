@@ -10,7 +10,6 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from zhllama.errors import InputError
-from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.api import ACCOUNT, call, connect, delete_object, delete_policy, plain, short, unanswered
 from zhllama.kubernetes.job_kinds import TRAINJOB, JobKind
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -45,14 +44,13 @@ class Cluster:
         listing = self._jobs.list_namespaced_custom_object
         return list(request(listing, **self.kind.place, namespace=namespace, label_selector=selector)["items"])
 
-    def create(self, job: TrainingJob) -> dict[str, Any]:
+    def create(self, job: TrainingJob, timeout: tuple[float, float]) -> dict[str, Any]:
         """One attempt: ApiException and HTTPError as they come."""
-        where: dict[str, Any] = {**self.kind.place, "namespace": job.namespace}
-        body, timeout = job_manifest(job, self.kind.kind.lower()), kubernetes_api.TIMEOUT
-        return dict(self._jobs.create_namespaced_custom_object(**where, body=body, _request_timeout=timeout))
+        create, body = self._jobs.create_namespaced_custom_object, job_manifest(job, self.kind.kind.lower())
+        return dict(create(**self.kind.place, namespace=job.namespace, body=body, _request_timeout=timeout))
 
     def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
-        """As kubernetes_api.delete_object."""
+        """As api.delete_object."""
         delete = self._jobs.delete_namespaced_custom_object
         return delete_object(delete, self.kind.place, namespace, name, uid, request)
 
@@ -119,7 +117,7 @@ class Cluster:
         return True
 
     def delete_policy(self, namespace: str, name: str, request: Callable[..., Any] = call) -> None:
-        """As kubernetes_api.delete_policy."""
+        """As api.delete_policy."""
         delete_policy(self._policies.delete_namespaced_network_policy, namespace, name, request)
 
     def watches(self, namespace: str, selector: str) -> tuple[tuple[Callable[..., Any], dict[str, Any]], ...]:

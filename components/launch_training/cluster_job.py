@@ -74,19 +74,18 @@ class Launch:
             while not (self._follow_others() or self._published()):
                 job = self._job_of(attempt)
                 verdict = self._attempt(job)
-                if verdict.state is State.SUCCEEDED:
+                state, reason, ours = verdict.state, verdict.reason, f"training job {job.name}"
+                if state is State.SUCCEEDED:
                     return
-                if verdict.state is State.WRONG_INPUT:
-                    raise InputError(verdict.reason)
-                if verdict.state is State.YIELDED:
+                if state is State.WRONG_INPUT:
+                    raise InputError(reason)
+                if state is State.YIELDED:
                     continue
-                if verdict.state in (State.GONE, State.EXPIRED):
-                    raise StorageFault(f"training job {job.name}: {verdict.reason}")
+                if state in (State.GONE, State.EXPIRED):
+                    raise StorageFault(f"{ours}: {reason}")
                 if attempt >= attempts:
-                    raise StorageFault(f"training job {job.name} failed: {verdict.reason}")
-                log.warning(
-                    "training job %s failed (attempt %d of %d): %s", job.name, attempt, attempts, verdict.reason
-                )
+                    raise StorageFault(f"{ours} failed: {reason}")
+                log.warning("%s failed (attempt %d of %d): %s", ours, attempt, attempts, reason)
                 # another launcher of this run may be ahead
                 attempt = max(attempt + 1, self._newest())
 
@@ -167,7 +166,7 @@ class Launch:
     def _post(self, job: TrainingJob) -> dict[str, Any] | None:
         """Creates the job; None when there is one of its name. Again while the server is away or busy."""
 
-        def once(_request_timeout: Any) -> dict[str, Any]:
+        def once(_request_timeout: tuple[float, float]) -> dict[str, Any]:
             """In a thread of its own: a cancel can then wait for the answer."""
             if self.canceller.cancelled.is_set():
                 raise SystemExit(EXIT_CANCELLED)
@@ -175,7 +174,7 @@ class Launch:
 
             def work() -> None:
                 try:
-                    answer.set_result(self._cluster.create(job))
+                    answer.set_result(self._cluster.create(job, _request_timeout))
                 except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
                     answer.set_exception(error)
 
@@ -225,16 +224,11 @@ class Launch:
                 return True
             if verdict.state is State.WRONG_INPUT:
                 raise InputError(verdict.reason)
+            theirs, ended = f"training job {job.name} of run {run}", f"{verdict.state.value}: {verdict.reason}"
             if verdict.state is State.EXPIRED:
                 # it is still there, and one of our own would have to yield to it
-                raise StorageFault(f"training job {job.name} of run {run}, which does the same work: {verdict.reason}")
-            ended = f"{verdict.state.value}: {verdict.reason}"
-            log.warning(
-                "training job %s of run %s: %s; going on from its checkpoint with a job of our own",
-                job.name,
-                run,
-                ended,
-            )
+                raise StorageFault(f"{theirs}, which does the same work: {verdict.reason}")
+            log.warning("%s: %s; going on from its checkpoint with a job of our own", theirs, ended)
         return False
 
     def _others_have_left(self) -> bool:

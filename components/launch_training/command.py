@@ -5,7 +5,6 @@ is exit code 2 in a second, not a failed job after the queue.
 """
 
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from zhllama import storage
 from zhllama.artifacts.open import is_bare_name
@@ -87,4 +86,4 @@ def _without_absent(words: tuple[str, ...], stage: str) -> list[str]:
 
 def command_line(stage: str, arguments: list[str], python: str = "python") -> tuple[str, ...]:
     """`python -m components.pretrain …`; `python`: the interpreter, in an image the one on its path."""
-    return (str(PurePath(python)), "-m", f"components.{training_module(stage)}", *arguments)
+    return (python, "-m", f"components.{training_module(stage)}", *arguments)

@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 
 from components.launch_training.cluster import Cluster
 from components.launch_training.job_log import JobLogs
-from components.launch_training.job_state import Deadlines, State, Verdict, already, judge, without_counts
+from components.launch_training.job_state import State, Verdict, already, in_time, judge, without_counts
 from zhllama.errors import EXIT_CANCELLED, StorageFault
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.job_kinds import true_conditions
@@ -112,8 +112,8 @@ class Follower:
 
     def _judge_until_over(self, job: TrainingJob, uid: str, logs: JobLogs, yields: Callable[[], bool]) -> Verdict:
         """What a launcher before this one has seen of it counts for its deadlines."""
-        deadlines = Deadlines(self._waiting, job.deadline_seconds, job.grace_seconds)
         state, looked, said = State.WAITING, 0.0, set[str]()
+        spent = dict.fromkeys(State, 0.0)
         seen_pods: dict[str, dict[str, Any]] = {}
         settled = time.monotonic() + SETTLED
         while True:
@@ -135,10 +135,10 @@ class Follower:
             seen = self._believed(judge(found, told_by, warnings), pods)
             now = time.monotonic()
             if looked:
-                deadlines.spend(state, now - looked)
+                spent[state] += now - looked
             else:
-                deadlines.spend(seen.state, already(found, seen.state, datetime.now(UTC)))
-            verdict, looked = deadlines.judge(seen, job.queue), now
+                spent[seen.state] = already(found, seen.state, datetime.now(UTC))
+            verdict, looked = in_time(seen, spent[seen.state], job, self._waiting), now
             cause = f"{verdict.state}{verdict.cause or verdict.reason}"
             if verdict.state is not state or cause not in said:
                 reason = f": {verdict.reason}" if verdict.reason else ""

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
@@ -140,7 +139,10 @@ class PodLog:
         with self._lock:
             skip = self._passed.to_skip()
         found = 0
-        for line in _lines(answer, partial_too):
+        for line in answer:
+            if not (line.endswith(b"\n") or partial_too):
+                break
+            line = line.removesuffix(b"\n")
             stamp, _, text = line.partition(b" ")
             try:
                 when = datetime.fromisoformat(stamp.decode())
@@ -184,16 +186,6 @@ class PodLog:
                 return {}
             raise
         return next((dict(one) for one in containers(pod, "containerStatuses") if one["name"] == self._container), {})
-
-
-def _lines(answer: Any, partial_too: bool) -> Iterator[bytes]:
-    """The lines of a stream as they come; the last one, when it has no line break, only with `partial_too`."""
-    pending = b""
-    for piece in answer.stream(2**16, decode_content=False):
-        *whole, pending = (pending + piece).split(b"\n")
-        yield from whole
-    if pending and partial_too:
-        yield pending
 
 
 class JobLogs:

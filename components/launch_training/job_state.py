@@ -1,11 +1,11 @@
 """What jobs and their pods, as the API server shows them, mean to the launcher. Pure: no clock, no network.
 
-`newest` says which attempt to go on with, `judge` how that one stands, `Deadlines` for how long it may stand so.
+`newest` says which attempt to go on with, `judge` how that one stands, `in_time` for how long it may stand so.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -14,6 +14,7 @@ from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.job_kinds import true_conditions
 from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.pod_state import containers, pending_reason, terminations
+from zhllama.kubernetes.training_job import TrainingJob
 
 LATE = 60.0
 """Seconds beyond its grace period that a job gets to end by itself at its deadline: no operator ends it."""
@@ -68,13 +69,12 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
     first). It runs when all of its nodes do: half a job waits for the rest and holds its GPUs for nothing."""
     if job is None:
         return Verdict(State.GONE, "the job was deleted from outside")
-    conditions = true_conditions(dict(job))
+    conditions = true_conditions(job)
     if "Succeeded" in conditions or "Complete" in conditions:
         return Verdict(State.SUCCEEDED)
-    for wrong in (*map(_wrong_input, pods), *map(_wrong_input_of, warnings)):
-        if wrong is not None:
-            return Verdict(State.WRONG_INPUT, wrong)
-    stand = next(filter(None, map(_pending_reason, pods)), "")
+    if wrong := _wrong_input(pods, warnings):
+        return Verdict(State.WRONG_INPUT, wrong)
+    stand = next((f"pod {pod['metadata']['name']}: {why}" for pod in pods if (why := pending_reason(pod))), "")
     # why a pod was not made, or does not start, is said in Events alone, and a job with a refused pod has no status for
     # ever
     told = _last(warnings, _PENDING)
@@ -94,7 +94,7 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
         return Verdict(State.RUNNING)
     if ran:
         begin = f"running, but {ran} of {needed} nodes alone"
-    elif "Restarting" in conditions or any(map(_terminations, pods)):
+    elif "Restarting" in conditions or any(map(_ends, pods)):
         begin = "restarting"
     elif pods and all(pod["metadata"].get("deletionTimestamp") for pod in pods):
         begin, pending = "its pods are on their way out", _end(pods)
@@ -151,40 +151,26 @@ def _failed(condition: Mapping[str, Any], said: str) -> Verdict:
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Deadlines:
-    """How long a job may wait and run, in seconds; 0: for ever. Waiting adds up: a job may be suspended again."""
-
-    waiting: float
-    running: float
-    grace: float = 0.0
-    """What a job gets to end by itself after that."""
-    spent: dict[State, float] = field(default_factory=lambda: dict.fromkeys(State, 0.0))
-
-    def spend(self, state: State, seconds: float) -> None:
-        """The job was in this state for so long."""
-        self.spent[state] += max(0.0, seconds)
-
-    def judge(self, verdict: Verdict, queue: str) -> Verdict:
-        """The verdict, or EXPIRED where the job has been at it for too long."""
-        spent, said = self.spent[verdict.state], ""
-        if verdict.state is State.WAITING and 0 < self.waiting < spent:
-            place = f" for queue {queue}" if queue else ""
-            said = f"it waited {spent:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less"
-        elif verdict.state is State.RUNNING and 0 < self.running < spent - self.grace - LATE:
-            said = f"it ran {spent:.0f} s, and did not end at its deadline of {self.running:.0f} s; {RAISE}"
-        return Verdict(State.EXPIRED, said) if said else verdict
+def in_time(verdict: Verdict, spent: float, job: TrainingJob, waiting: float) -> Verdict:
+    """The verdict, or EXPIRED where a job has been at it for longer than it may. spent: seconds in that state, all
+    together, for a job may be suspended again; waiting: seconds that it may wait, 0 for ever."""
+    deadline, said = job.deadline_seconds, ""
+    if verdict.state is State.WAITING and 0 < waiting < spent:
+        place = f" for queue {job.queue}" if job.queue else ""
+        said = f"it waited {spent:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less"
+    elif verdict.state is State.RUNNING and deadline < spent - job.grace_seconds - LATE:
+        said = f"it ran {spent:.0f} s, and did not end at its deadline of {deadline} s; {RAISE}"
+    return Verdict(State.EXPIRED, said) if said else verdict
 
 
 def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float:
     """Seconds for which a job that is found has been in its state, as its own times say; 0 where they do not."""
+    conditions = {one["type"]: one for one in ((job or {}).get("status") or {}).get("conditions") or ()}
     since = None
-    if job is not None:
-        conditions = {one["type"]: one for one in (job.get("status") or {}).get("conditions") or ()}
-        if state is State.RUNNING:
-            since = conditions.get("Running", {}).get("lastTransitionTime")
-        elif state is State.WAITING and "Running" not in conditions:
-            since = job["metadata"].get("creationTimestamp")
+    if state is State.RUNNING:
+        since = conditions.get("Running", {}).get("lastTransitionTime")
+    elif job and state is State.WAITING and "Running" not in conditions:
+        since = job["metadata"].get("creationTimestamp")
     return max(0.0, (now - datetime.fromisoformat(since)).total_seconds()) if since else 0.0
 
 
@@ -201,49 +187,37 @@ def _runs(pod: Mapping[str, Any]) -> bool:
     return phase == "Succeeded" or (phase == "Running" and not waits)
 
 
-def _terminations(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _ends(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """How the pod's containers ended."""
     return [end for container in containers(pod, "containerStatuses") for end in terminations(container)]
-
-
-def _wrong_input(pod: Mapping[str, Any]) -> str | None:
-    ends = (end for end in _terminations(pod) if end.get("exitCode") == EXIT_INPUT)
-    return next((_line(end.get("message"), pod["metadata"]["name"]) for end in ends), None)
 
 
 _ERROR_POD = re.compile(r"Error pod (\S+) container \S+ exitCode: (\d+) terminated message: ?(.*)", re.DOTALL)
 
 
-def _wrong_input_of(warning: str) -> str | None:
-    """The same of the operator's Event, which outlives the pod."""
-    found = _ERROR_POD.search(warning)
-    return _line(found[3], found[1]) if found and int(found[2]) == EXIT_INPUT else None
-
-
-def _line(message: str | None, pod: str) -> str:
-    """The training's own."""
-    return " ".join((message or "").split()).removeprefix("error: ") or f"pod {pod} ended with 2; see its log"
+def _wrong_input(pods: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str:
+    """The training's own line on it, of a pod or of the operator's Event, which outlives the pod; "" where there is no
+    wrong input."""
+    ends = [(pod["metadata"]["name"], end.get("exitCode"), end.get("message")) for pod in pods for end in _ends(pod)]
+    ends += [(found[1], int(found[2]), found[3]) for found in map(_ERROR_POD.search, warnings) if found]
+    for pod, code, message in ends:
+        if code == EXIT_INPUT:
+            return " ".join((message or "").split()).removeprefix("error: ") or f"pod {pod} ended with 2; see its log"
+    return ""
 
 
 def _end(pods: Sequence[Mapping[str, Any]]) -> str:
     """How the first pod that ended badly did."""
     for pod in pods:
         name, status = pod["metadata"]["name"], pod.get("status") or {}
-        for end in _terminations(pod):
+        for end in _ends(pod):
             if end.get("exitCode"):
                 message = " ".join((end.get("message") or end.get("reason") or "").split())
                 return f"pod {name} ended with {end['exitCode']}" + (f": {message}" if message else "")
         # deleted, evicted, preempted: the cluster says so of the pod as a whole, or the kubelet that ended it
-        told = [one for one in status.get("conditions") or () if one.get("type") == "DisruptionTarget"]
-        told = [one for one in told if one.get("status") == "True"]
-        if status.get("phase") == "Failed" and status.get("reason"):
-            told.append(status)
-        if told:
-            return f"pod {name}: {told[0].get('reason', '')}: {told[0].get('message', '')}".rstrip(": ")
+        told = true_conditions(pod).get("DisruptionTarget")
+        if told is None and status.get("phase") == "Failed" and status.get("reason"):
+            told = status
+        if told is not None:
+            return f"pod {name}: {told.get('reason', '')}: {told.get('message', '')}".rstrip(": ")
     return ""
-
-
-def _pending_reason(pod: Mapping[str, Any]) -> str:
-    """Why a pod does not start, "" if nothing is known to stand in its way."""
-    reason = pending_reason(pod)
-    return f"pod {pod['metadata']['name']}: {reason}" if reason else ""

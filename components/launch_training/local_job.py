@@ -29,58 +29,52 @@ def run_local(job: TrainingJob) -> None:
     environment = {**os.environ, **job.environment}
     share = max(1, allowed_cores() // (job.nodes * job.processes_per_node))
     environment.setdefault("OMP_NUM_THREADS", str(share))
-    ended: queue.SimpleQueue[_Node] = queue.SimpleQueue()
-    nodes = []
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    processes, threads = [], []
     try:
-        for number, own in enumerate(local_environments(job, _port())):
-            nodes.append(_Node(number, job, {**environment, **own}, ended))
-        for _ in nodes:
-            node = ended.get()
-            if node.process.returncode != EXIT_DONE:
-                raise node.outcome()
+        for node, own in enumerate(local_environments(job, _port())):
+            process = subprocess.Popen(
+                job.command,
+                env={**environment, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+            processes.append(process)
+            prefix = f"node {node} | " if job.nodes > 1 else ""
+            thread = threading.Thread(target=_follow, args=(process, node, prefix, ended), daemon=True)
+            thread.start()
+            threads.append(thread)
+        for _ in processes:
+            if (failed := ended.get()) is not None:
+                raise failed
     finally:
-        _stop([node.process for node in nodes], job.grace_seconds)
-        for node in nodes:
-            node.thread.join()
+        _stop(processes, job.grace_seconds)
+        for thread in threads:
+            thread.join()
 
 
-class _Node:
-    """One node's process and the thread that passes its lines on, and puts the node into `ended` when it is over."""
-
-    def __init__(
-        self, number: int, job: TrainingJob, environment: dict[str, str], ended: "queue.SimpleQueue[_Node]"
-    ) -> None:
-        self._number, self._ended, self._last = number, ended, ""
-        self._prefix = f"node {number} | " if job.nodes > 1 else ""
-        self.process = subprocess.Popen(
-            job.command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
-
-    def _follow(self) -> None:
-        assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            if line := raw.decode(errors="replace").rstrip():
-                self._last = line
-                print(f"{self._prefix}{line}", file=sys.stderr, flush=True)
-        self.process.wait()
-        self._ended.put(self)
-
-    def outcome(self) -> BaseException:
-        """What its end means: the training's last line is its reason."""
-        code = self.process.returncode
-        if code == EXIT_INPUT:
-            return InputError(self._last.partition(": ")[2])
-        if code in (EXIT_CANCELLED, -signal.SIGTERM):
-            return SystemExit(EXIT_CANCELLED)
-        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return StorageFault(f"the training's node {self._number} {ended}: {self._last}")
+def _follow(
+    process: "subprocess.Popen[bytes]", node: int, prefix: str, ended: "queue.SimpleQueue[BaseException | None]"
+) -> None:
+    """Passes a node's lines on, and says what its end means: the training's last line is its reason."""
+    last = ""
+    assert process.stdout is not None
+    for raw in process.stdout:
+        if line := raw.decode(errors="replace").rstrip():
+            last = line
+            print(f"{prefix}{line}", file=sys.stderr, flush=True)
+    code = process.wait()
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    failed: BaseException | None = StorageFault(f"the training's node {node} {how}: {last}")
+    if code == EXIT_DONE:
+        failed = None
+    elif code == EXIT_INPUT:
+        failed = InputError(last.partition(": ")[2])
+    elif code in (EXIT_CANCELLED, -signal.SIGTERM):
+        failed = SystemExit(EXIT_CANCELLED)
+    ended.put(failed)
 
 
 def _stop(processes: "list[subprocess.Popen[bytes]]", grace: float) -> None:
@@ -100,6 +94,5 @@ def _stop(processes: "list[subprocess.Popen[bytes]]", grace: float) -> None:
 
 
 def _port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])

@@ -17,8 +17,8 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from zhllama import retries
 from zhllama.errors import InputError, StorageFault
+from zhllama.retries import with_retries
 
 log = logging.getLogger("launch")
 
@@ -70,22 +70,25 @@ SAY_AFTER, SAY_EVERY = 3, 60.0
 """Tries after which it is said that a request is repeated, and seconds between two such lines."""
 
 
-def with_retries(request: Callable[..., Any], **options: Any) -> Any:
-    """The answer to a request; what a server or a webhook that is away answers is said once a minute: nobody waits half
-    an hour in silence."""
+def call(request: Callable[..., Any], **options: Any) -> Any:
+    """The answer to a request, made again while the server is away or busy; what it answers meanwhile, or a webhook
+    that is away, is said once a minute: nobody waits half an hour in silence. ApiException for an answer that will not
+    change."""
     said_at: float | None = None
 
     def say(error: BaseException, failures: int, spent: float) -> None:
         nonlocal said_at
         if failures >= SAY_AFTER and (said_at is None or spent - said_at >= SAY_EVERY):
             said_at = spent
-            words = short(error) if isinstance(error, Exception) else str(error)
-            log.warning("the Kubernetes API server: %s; trying again since %.0f s", words, spent)
+            log.warning("the Kubernetes API server: %s; trying again since %.0f s", short(error), spent)
 
-    return retries.with_retries(
-        lambda: request(**options, _request_timeout=TIMEOUT), passes,
-        seconds=GIVE_UP_AFTER, first=FIRST_WAIT, longest=LONGEST_WAIT, asked=_asked, say=say,
-    )  # fmt: skip
+    try:
+        return with_retries(
+            lambda: request(**options, _request_timeout=TIMEOUT), passes,
+            seconds=GIVE_UP_AFTER, first=FIRST_WAIT, longest=LONGEST_WAIT, asked=_asked, say=say,
+        )  # fmt: skip
+    except HTTPError as error:
+        raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
 
 
 def _asked(error: BaseException) -> float:
@@ -100,14 +103,6 @@ def _asked(error: BaseException) -> float:
 def plain(call: Callable[..., Any], **options: Any) -> Any:
     """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
     return json.loads(call(**options, _preload_content=False).data)
-
-
-def call(request: Callable[..., Any], **options: Any) -> Any:
-    """A request, again while the server is away or busy. ApiException for an answer that will not change."""
-    try:
-        return with_retries(request, **options)
-    except HTTPError as error:
-        raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
 
 
 def delete_object(
@@ -147,7 +142,7 @@ def unanswered(error: ApiException) -> Exception:
     return StorageFault(f"the Kubernetes API server failed: {short(error)}")
 
 
-def short(error: Exception) -> str:
+def short(error: BaseException) -> str:
     """An error in one line: its status and what the server said."""
     if not isinstance(error, ApiException):
         return " ".join(str(error).split())[:200]

@@ -4,6 +4,7 @@ A PyTorchJob (training operator v1) owns its pods; a TrainJob (Kubeflow Trainer 
 owns a Job, which owns the pods.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,12 @@ ENDED = ("Succeeded", "Complete", "Failed")
 """Conditions of a job that will not change."""
 
 
-def true_conditions(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The conditions that hold, by their type."""
+def true_conditions(of: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The conditions of a job or pod that hold, by their type."""
     # a job one of whose pods is refused has no status at all
-    conditions = (job.get("status") or {}).get("conditions") or ()
+    conditions = (of.get("status") or {}).get("conditions") or ()
     return {one["type"]: one for one in conditions if one.get("status") == "True"}
 
 
-def has_ended(job: dict[str, Any]) -> bool:
+def has_ended(job: Mapping[str, Any]) -> bool:
     return any(name in true_conditions(job) for name in ENDED)

@@ -21,10 +21,6 @@ def job_manifest(job: TrainingJob, api: str) -> dict[str, Any]:
 
 def pytorchjob(job: TrainingJob) -> dict[str, Any]:
     """The PyTorchJob: one Master, the other nodes Workers; elastic: Workers alone."""
-
-    def replicas(count: int) -> dict[str, Any]:
-        return {"replicas": count, "restartPolicy": "OnFailure", "template": pod_template(job)}
-
     spec: dict[str, Any] = {
         "nprocPerNode": str(job.processes_per_node),
         "runPolicy": {
@@ -43,11 +39,12 @@ def pytorchjob(job: TrainingJob) -> dict[str, Any]:
             # without it the operator sets none, and two jobs on one rendezvous would take each other for one
             "rdzvId": job.name,
         }
-        spec["pytorchReplicaSpecs"] = {"Worker": replicas(job.nodes)}
-    else:
-        spec["pytorchReplicaSpecs"] = {"Master": replicas(1)}
-        if job.nodes > 1:
-            spec["pytorchReplicaSpecs"]["Worker"] = replicas(job.nodes - 1)
+    nodes = {"Worker": job.nodes} if job.elastic else {"Master": 1, "Worker": job.nodes - 1}
+    spec["pytorchReplicaSpecs"] = {
+        role: {"replicas": count, "restartPolicy": "OnFailure", "template": pod_template(job)}
+        for role, count in nodes.items()
+        if count
+    }
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": job_metadata(job), "spec": spec}
 
 
@@ -60,15 +57,12 @@ def trainjob(job: TrainingJob) -> dict[str, Any]:
         raise InputError("a TrainJob cannot be elastic; leave --min-nodes and --max-nodes out, or use a PyTorchJob")
     pod = pod_template(job)
     (container,) = pod["spec"]["containers"]
-    patched = {
-        "name": "node",
-        "volumeMounts": container["volumeMounts"],
-        "securityContext": container["securityContext"],
-    }
+    patched = {"name": "node", **{name: container[name] for name in ("volumeMounts", "securityContext")}}
     kept = ("serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "volumes", "securityContext")
     spec = {name: pod["spec"][name] for name in (*kept, "terminationGracePeriodSeconds") if name in pod["spec"]}
     template = {"metadata": pod["metadata"], "spec": {**spec, "containers": [patched]}}
     replicated = {"name": "node", "template": {"spec": {"template": template}}}
+    patch = {"template": {"spec": {"replicatedJobs": [replicated]}}}
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
@@ -77,19 +71,12 @@ def trainjob(job: TrainingJob) -> dict[str, Any]:
             "runtimeRef": {"name": RUNTIME},
             "activeDeadlineSeconds": job.deadline_seconds,
             "trainer": {
-                "image": container["image"],
-                "command": container["command"],
-                "env": container["env"],
+                **{name: container[name] for name in ("image", "command", "env")},
                 "numNodes": job.nodes,
                 "numProcPerNode": job.processes_per_node,
                 "resourcesPerNode": container["resources"],
             },
-            "runtimePatches": [
-                {
-                    "manager": PATCHED_BY,
-                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}},
-                }
-            ],
+            "runtimePatches": [{"manager": PATCHED_BY, "trainingRuntimeSpec": patch}],
         },
     }
 

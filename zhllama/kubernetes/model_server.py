@@ -15,7 +15,7 @@ from zhllama.artifacts.manifest import MANIFEST, digest_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.names import LABEL, POD_OBJECTS, check_labels, check_names, check_namespace, check_positive
-from zhllama.kubernetes.network_policy import S3Network, dns_egress, ports
+from zhllama.kubernetes.network_policy import S3Network, isolated, ports
 from zhllama.kubernetes.pods import USER, confined, environment, pod_spec
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
@@ -47,6 +47,7 @@ _VLLM_ENVIRONMENT = {
     "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+_LAST_LINES = {"terminationMessagePolicy": "FallbackToLogsOnError"}
 _AUTHORITIES = "/tmp/authorities.pem"
 """Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
 _VLLM_NAMES = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
@@ -171,14 +172,13 @@ class ModelServer:
     def _check(self) -> dict[str, Any]:
         resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
         trusting = {CA_VARIABLE: CA_FOLDER, BUNDLE_VARIABLE: _AUTHORITIES} if self.ca_config_map else {}
-        last_lines = {"terminationMessagePolicy": "FallbackToLogsOnError"}
         return {
             "name": "check",
             "image": image("serve"),
             "command": ["python", "-m", "components.serve.check"],
             "args": ["--model", self.model, "--context-length", str(self.context_length)],
             "env": environment(self, _ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
-            **confined(resources, {"tmp": "/tmp"}, self.ca_config_map, **last_lines),
+            **confined(resources, {"tmp": "/tmp"}, self.ca_config_map, **_LAST_LINES),
         }
 
     def _vllm(self, name: str) -> dict[str, Any]:
@@ -187,7 +187,6 @@ class ModelServer:
         health = {"httpGet": {"path": "/health", "port": "http"}}
         key = {"VLLM_API_KEY": {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}}
         trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
-        last_lines = {"terminationMessagePolicy": "FallbackToLogsOnError"}
         return {
             "name": name,
             "image": self.vllm_image,
@@ -203,7 +202,7 @@ class ModelServer:
             "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
             "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
             "livenessProbe": {**health, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 4},
-            **confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, **last_lines),
+            **confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, **_LAST_LINES),
         }
 
     # --- as plain objects ---------------------------------------------------------------------------------------------
@@ -236,12 +235,7 @@ class ModelServer:
     def network_policy(self) -> dict[str, Any]:
         """In: the API, from this namespace and from namespaces with CLIENTS_LABEL. Out: names and S3."""
         clients = [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {CLIENTS_LABEL: "true"}}}]
-        spec = {
-            "podSelector": {"matchLabels": self.selector},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": clients, "ports": ports([PORT])}],
-            "egress": [dns_egress(), self.s3.egress()],
-        }
+        spec = isolated(self.selector, {"from": clients, "ports": ports([PORT])}, self.s3)
         return self._object("networking.k8s.io/v1", "NetworkPolicy", spec)
 
     # --- as KServe's --------------------------------------------------------------------------------------------------

@@ -26,17 +26,12 @@ def check_namespace(option: str, text: str) -> None:
         raise InputError(f"{option} {text}: lower-case letters, digits and dashes, at most 63, are needed")
 
 
-def check_name(option: str, text: str) -> None:
-    """InputError for what no secret, account, queue or the like is called."""
-    if not _NAME.fullmatch(text):
-        raise InputError(f"{option} {text}: lower-case letters, digits, - and . are allowed in the name of an object")
-
-
 def check_names(options: object, *fields: str) -> None:
-    """InputError for what no object is called, in those fields that are set; each is an option of its name."""
+    """InputError for what no secret, account, queue or the like is called, in those fields that are set."""
     for field in fields:
-        if value := getattr(options, field):
-            check_name(option_of(field), value)
+        if (name := getattr(options, field)) and not _NAME.fullmatch(name):
+            mend = "lower-case letters, digits, - and . are allowed in the name of an object"
+            raise InputError(f"{option_of(field)} {name}: {mend}")
 
 
 def check_positive(options: object, *fields: str) -> None:

@@ -65,22 +65,24 @@ def ports(numbers: Sequence[int], protocols: Sequence[str] = ("TCP",)) -> list[d
     return [{"protocol": protocol, "port": number} for number in numbers for protocol in protocols]
 
 
-def dns_egress() -> dict[str, Any]:
-    """A policy's egress rule for names, wherever they are asked for: a cache on the node has an address of its own."""
-    return {"ports": ports(DNS_PORTS, ("UDP", "TCP"))}
+def isolated(labels: dict[str, str], ingress: dict[str, Any], s3: S3Network, *egress: dict[str, Any]) -> dict[str, Any]:
+    """A policy's spec: pods with these labels let in by that rule alone, and reach by those, names, and S3. Names are
+    asked for anywhere: a cache on the node has an address of its own."""
+    return {
+        "podSelector": {"matchLabels": labels},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [ingress],
+        "egress": [*egress, {"ports": ports(DNS_PORTS, ("UDP", "TCP"))}, s3.egress()],
+    }
 
 
 def network_policy(job: TrainingJob, s3: S3Network | None = None) -> dict[str, Any]:
     """The NetworkPolicy of the job, of its name, in its namespace, with its labels and its owner."""
-    own = {"matchLabels": {JOB_LABEL: job.name}}
+    own = {JOB_LABEL: job.name}
+    each_other = [{"podSelector": {"matchLabels": own}}]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": job.metadata({**job.labels, JOB_LABEL: job.name}),
-        "spec": {
-            "podSelector": own,
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [{"podSelector": own}]}],
-            "egress": [{"to": [{"podSelector": own}]}, dns_egress(), (s3 or S3Network()).egress()],
-        },
+        "metadata": job.metadata({**job.labels, **own}),
+        "spec": isolated(own, {"from": each_other}, s3 or S3Network(), {"to": each_other}),
     }

@@ -41,7 +41,8 @@ def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
     least = read_duration(older_than, "--older-than")
     current = connect()
     namespace = namespace or current
-    jobs = [(kind, job) for kind in BY_BACKEND.values() for job in _list(namespace, kind.place)]
+    kinds = BY_BACKEND.values()
+    jobs = [(kind, job) for kind in kinds for job in _list(namespace, kind.place) if not has_ended(job)]
     workflows = _list(namespace, WORKFLOWS)
     by_uid = {workflow["metadata"]["uid"]: workflow for workflow in workflows}
     by_run = {workflow["metadata"].get("labels", {}).get(RUN_OF_WORKFLOW): workflow for workflow in workflows}
@@ -49,8 +50,6 @@ def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
     for kind, job in jobs:
         name, run = job["metadata"]["name"], job["metadata"].get("labels", {}).get(f"{LABEL}run", "")
         created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-        if has_ended(job):
-            continue
         if run and datetime.now(UTC) - created >= least and (why := _why(job, by_uid, by_run.get(run))):
             deleted = not dry_run and _delete(kind.place, namespace, name, job["metadata"]["uid"])
             said = "would be deleted" if dry_run else "deleted" if deleted else "gone already"
@@ -65,9 +64,8 @@ def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
         since = datetime.now(UTC) - datetime.fromisoformat(started) - timedelta(seconds=deadline)
         if since > GRACE:
             said = "would be touched" if dry_run else "touched" if _touch(namespace, name) else "gone already"
-            log.info(
-                "%s/%s: %s; %d s past its deadline of %d s", namespace, name, said, since.total_seconds(), deadline
-            )
+            late = f"{int(since.total_seconds())} s past its deadline of {deadline} s"
+            log.info("%s/%s: %s; %s", namespace, name, said, late)
     return lines
 
 
@@ -112,20 +110,18 @@ def _delete(kind: Mapping[str, str], namespace: str, name: str, uid: str) -> boo
 def _list(namespace: str, kind: Mapping[str, str]) -> list[dict[str, Any]]:
     """Every object of a kind in the namespace; none where the cluster does not know the kind."""
     found: list[dict[str, Any]] = []
-    more, list_page = "", client.CustomObjectsApi().list_namespaced_custom_object
-    while True:
+    more: str | None = ""
+    list_page = client.CustomObjectsApi().list_namespaced_custom_object
+    while more is not None:
         try:
             page = call(list_page, **kind, namespace=namespace, limit=200, _continue=more)
         except ApiException as error:
             if error.status == 404:
                 return []
             if error.status == 403:
-                plural = kind["plural"]
-                raise InputError(
-                    f"{plural} in {namespace}: {short(error)}; give this account the Role zhllama-reaper"
-                ) from error
+                mend = "give this account the Role zhllama-reaper"
+                raise InputError(f"{kind['plural']} in {namespace}: {short(error)}; {mend}") from error
             raise unanswered(error) from error
         found += page["items"]
-        more = page.get("metadata", {}).get("continue") or ""
-        if not more:
-            return found
+        more = page.get("metadata", {}).get("continue") or None
+    return found

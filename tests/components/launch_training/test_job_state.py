@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from components.launch_training.job_state import LATE, Deadlines, State, Verdict, already, judge, newest
+from components.launch_training.job_state import LATE, State, Verdict, already, in_time, judge, newest
 from zhllama.errors import InputError
+from zhllama.kubernetes.training_job import TrainingJob
 
 
 def job(*conditions: tuple[str, str]) -> dict:
@@ -86,32 +87,24 @@ def test_the_newest_attempt_is_gone_on_with_even_when_the_first_have_gone():
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 WAITS, RUNS = Verdict(State.WAITING, "suspended"), Verdict(State.RUNNING)
+JOB = TrainingJob(name="job", command=("train",), queue="gpus", deadline_seconds=1000, grace_seconds=300)
 
 
-def test_waiting_adds_up_and_running_does_not_count_as_waiting():
-    deadlines = Deadlines(waiting=100, running=1000)
-    for _ in range(2):
-        deadlines.spend(State.WAITING, 50)
-        deadlines.spend(State.RUNNING, 900)
-        assert deadlines.judge(WAITS, "gpus") is WAITS
-    deadlines.spend(State.WAITING, 1)
-    assert deadlines.judge(WAITS, "gpus").state is State.EXPIRED
-    assert "waited 101 s for queue gpus (suspended)" in deadlines.judge(WAITS, "gpus").reason
+def test_a_job_that_waits_for_too_long_has_expired():
+    assert in_time(WAITS, 100, JOB, waiting=100) is WAITS
+    late = in_time(WAITS, 101, JOB, waiting=100)
+    assert late.state is State.EXPIRED
+    assert "waited 101 s for queue gpus (suspended)" in late.reason
 
 
 def test_the_launcher_keeps_the_deadline_for_the_operator_sets_no_timer():
-    deadlines = Deadlines(waiting=1, running=1000, grace=300)
-    deadlines.spend(State.RUNNING, 1300 + LATE)
-    assert deadlines.judge(RUNS, "") is RUNS
-    deadlines.spend(State.RUNNING, 1)
-    assert deadlines.judge(RUNS, "").state is State.EXPIRED
-    assert deadlines.judge(Verdict(State.SUCCEEDED), "").state is State.SUCCEEDED
+    assert in_time(RUNS, 1300 + LATE, JOB, waiting=1) is RUNS
+    assert in_time(RUNS, 1301 + LATE, JOB, waiting=1).state is State.EXPIRED
+    assert in_time(Verdict(State.SUCCEEDED), 1301 + LATE, JOB, waiting=1).state is State.SUCCEEDED
 
 
 def test_nought_is_for_ever():
-    deadlines = Deadlines(waiting=0, running=1000)
-    deadlines.spend(State.WAITING, 1e9)
-    assert deadlines.judge(WAITS, "gpus") is WAITS
+    assert in_time(WAITS, 1e9, JOB, waiting=0) is WAITS
 
 
 def test_a_launcher_that_starts_again_knows_for_how_long_the_job_has_waited_or_run():

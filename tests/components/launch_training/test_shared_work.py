@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from components.launch_training.cleanup import delete_unfinished
+from components.launch_training.cleanup import Cleanup, cleanup
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS
@@ -134,7 +134,7 @@ def test_a_second_run_that_waits_for_no_longer_ends_and_leaves_the_firsts_job(cl
 
 
 def test_the_exit_handler_of_one_run_leaves_the_jobs_of_another(cluster, first):
-    assert delete_unfinished("run-2", "team") == []
+    cleanup(Cleanup(run_id="run-2", namespace="team"))
     assert names(cluster) == ["run-1-lora-a1"]
 
 

@@ -1,9 +1,16 @@
 """Names and labels that Kubernetes takes pass, others are refused with what is allowed."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.names import check_keys, check_labels, check_name, check_namespace
+from zhllama.kubernetes.names import check_keys, check_labels, check_names, check_namespace
+
+
+def check_name(option: str, name: str) -> None:
+    check_names(SimpleNamespace(**{option.removeprefix("--"): name}), option.removeprefix("--"))
+
 
 TAKEN = [
     (check_namespace, "team-1"),
