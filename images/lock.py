@@ -44,12 +44,9 @@ _GLIBC = 35
 _GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 
 
-def closure(extra: str, markers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Canonical package name → exact version, of everything that `zhllama[extra]` needs, zhllama left out.
-
-    On this machine, or where requirements' markers have the values given. Raises
-    importlib.metadata.PackageNotFoundError when one of them is not installed here.
-    """
+def closure(extra: str) -> dict[str, str]:
+    """Canonical package name → exact version, of everything that `zhllama[extra]` needs here, zhllama left out. Raises
+    importlib.metadata.PackageNotFoundError when one of them is not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     own = {CORE: project["dependencies"], **project["optional-dependencies"]}
     found: dict[str, str] = {}
@@ -59,7 +56,7 @@ def closure(extra: str, markers: Mapping[str, str] | None = None) -> dict[str, s
     while left:
         requirement, active = left.pop()
         name = canonicalize_name(requirement.name)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": active, **(markers or {})}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": active}):
             continue
         if name == project["name"]:
             left += [(Requirement(text), "") for inner in requirement.extras for text in own[inner]]

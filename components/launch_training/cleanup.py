@@ -1,7 +1,7 @@
 """The pipeline's exit handler: deletes the jobs of a run that still run, of either kind, found by their label.
 
-`python -m components.launch_training.cleanup --run-id RUN --namespace NS --backend pytorchjob`. Argo runs it after a
-terminate too, where the launcher's own handler has a fraction of a second at best.
+`python -m components.launch_training.cleanup --run-id RUN`. Argo runs it after a terminate too, where the launcher's
+own handler has a fraction of a second at best.
 """
 
 import logging

@@ -51,8 +51,8 @@ class Cluster:
 
     def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
         """As api.delete_object."""
-        delete = self._jobs.delete_namespaced_custom_object
-        return delete_object(delete, self.kind.place, namespace, name, uid, request)
+        where = {**self.kind.place, "namespace": namespace}
+        return delete_object(self._jobs.delete_namespaced_custom_object, where, name, uid, request)
 
     # --- what belongs to a job ----------------------------------------------------------------------------------------
 
@@ -79,11 +79,9 @@ class Cluster:
         outlive what they are about: those of an earlier job or pod of the same name say nothing."""
         said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
-        under = {f"{job.name}-node-0": None} if self.kind is TRAINJOB else {}
-        uids: dict[str, str | None] = {job.name: uid, **under, **pods}
-        for name, ours in uids.items():
-            about = f"involvedObject.name={name},type=Warning"
-            events = self._pods.list_namespaced_event
+        under: dict[str, str | None] = {f"{job.name}-node-0": None} if self.kind is TRAINJOB else {}
+        for name, ours in {job.name: uid, **under, **pods}.items():
+            about, events = f"involvedObject.name={name},type=Warning", self._pods.list_namespaced_event
             try:
                 listed = call(plain, call=events, namespace=job.namespace, field_selector=about)
             except ApiException as error:
@@ -107,12 +105,9 @@ class Cluster:
             if error.status not in (403, 404, 409):
                 raise refused(self.kind, job, error, "its NetworkPolicy") from error
             if error.status != 409:
-                log.warning(
-                    "%s gets no NetworkPolicy of its own (%s); give this account the Role zhllama-runner. Where the "
-                    "namespace denies the rest (k8s/base), its pods reach neither each other nor S3",
-                    job.name,
-                    short(error),
-                )
+                mend = "give this account the Role zhllama-runner. Where the namespace denies the rest (k8s/base), its "
+                mend += "pods reach neither each other nor S3"
+                log.warning("%s gets no NetworkPolicy of its own (%s); %s", job.name, short(error), mend)
             return False
         return True
 

@@ -34,8 +34,7 @@ WATCH_SECONDS = 300
 FIRST_REWATCH, LONGEST_REWATCH = 0.5, 15.0
 """Seconds between a watch's end and the next one."""
 SETTLED = 3.0
-"""Seconds after which a job is looked at again in any case: one that another run made in the same second, by the times
-of the server, is there by then."""
+"""Seconds after which a job is looked at again in any case: another run's of the same second is there by then."""
 MOST_ASKED = 8
 """Pods that do not start whose events are read: they mostly say the same."""
 
@@ -45,11 +44,7 @@ class Follower:
     result is there; cancelled: whether this launcher has deleted the job itself."""
 
     def __init__(
-        self,
-        cluster: Cluster,
-        waiting_seconds: float,
-        published: Callable[[], bool],
-        cancelled: Callable[[], bool],
+        self, cluster: Cluster, waiting_seconds: float, published: Callable[[], bool], cancelled: Callable[[], bool]
     ) -> None:
         self._cluster, self._waiting = cluster, waiting_seconds
         self._published, self._cancelled = published, cancelled
@@ -67,17 +62,13 @@ class Follower:
             self._over.set()
 
     def _watch(self, listing: Callable[..., Any], options: dict[str, Any]) -> None:
-        """A broken watch begins anew, with everything that is there then (no resourceVersion), so nothing that happened
-        meanwhile is missed."""
+        """A broken watch begins anew with all that is there then (no resourceVersion), so nothing is missed."""
         pause = FIRST_REWATCH
         while not self._over.is_set():
             try:
-                for _ in watch.Watch(return_type="object").stream(
-                    listing,
-                    **options,
-                    timeout_seconds=WATCH_SECONDS,
-                    _request_timeout=(kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30),
-                ):
+                timeout = (kubernetes_api.TIMEOUT[0], WATCH_SECONDS + 30)
+                more = {**options, "timeout_seconds": WATCH_SECONDS, "_request_timeout": timeout}
+                for _ in watch.Watch(return_type="object").stream(listing, **more):
                     pause = FIRST_REWATCH
                     self._woken.put(None)
                     if self._over.is_set():

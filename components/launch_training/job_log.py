@@ -176,11 +176,9 @@ class PodLog:
 
     def _status(self) -> dict[str, Any]:
         """The container's; {} when there is none, or no pod."""
-        timeout = kubernetes_api.TIMEOUT
+        read, where = self._pods.read_namespaced_pod, {"name": self._name, "namespace": self._namespace}
         try:
-            pod = plain(
-                self._pods.read_namespaced_pod, name=self._name, namespace=self._namespace, _request_timeout=timeout
-            )
+            pod = plain(read, **where, _request_timeout=kubernetes_api.TIMEOUT)
         except ApiException as error:
             if error.status == 404:
                 return {}

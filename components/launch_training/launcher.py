@@ -106,5 +106,5 @@ def training_job(
         job_name(run, config.stage, attempt),
         command,
         {f"{LABEL}{name}": label_value(value) for name, value in labels.items() if value},
-        {name: os.environ[name] for name in told if os.environ.get(name)},
+        **{name: os.environ[name] for name in told if os.environ.get(name)},
     )

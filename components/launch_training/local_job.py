@@ -16,7 +16,7 @@ import threading
 import time
 
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, StorageFault
-from zhllama.kubernetes.node_environment import local_environments
+from zhllama.kubernetes.job_manifest import local_environments
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.training.hardware import allowed_cores

@@ -100,30 +100,23 @@ class LaunchTraining(JobOptions, StageOptions):
     def reads_hub(self) -> bool:
         return any(map(on_hub, (self.model, self.dataset, self.adapter)))
 
-    def job(
-        self,
-        name: str,
-        command: tuple[str, ...],
-        labels: Mapping[str, str],
-        environment: Mapping[str, str] | None = None,
-    ) -> TrainingJob:
+    def job(self, name: str, command: tuple[str, ...], labels: Mapping[str, str], **environment: str) -> TrainingJob:
         """The job of that name. environment: what its pods are told where no option says so. InputError for what no job
         can be made of."""
         shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(JobOptions)}
         if self.s3_secret == "none":
             shared["s3_secret"] = ""
-        told = dict(environment or {})
         if self.s3_endpoint:
-            told["ZHLLAMA_S3_ENDPOINT"] = self.s3_endpoint
+            environment["ZHLLAMA_S3_ENDPOINT"] = self.s3_endpoint
         if self.reads_hub:
             # else pods never ask it
-            told["HF_HUB_OFFLINE"] = "0"
+            environment["HF_HUB_OFFLINE"] = "0"
         return TrainingJob(
             **shared,
             name=name,
             command=command,
             image=self.training_image or image(training_module(self.stage)),
-            environment=told,
+            environment=environment,
             run_as_user=uid(self.run_as_user),
             node_selector=mapping("--node-selector", self.node_selector),
             tolerations=tolerations("--tolerations", self.tolerations),

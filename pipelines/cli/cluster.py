@@ -9,9 +9,8 @@ from typing import Any
 
 from pipelines.cli import options
 from zhllama.errors import InputError
-from zhllama.kubernetes.job_manifest import lost_in_trainjob, trainjob
+from zhllama.kubernetes.job_manifest import lost_in_trainjob, pod_environment, trainjob
 from zhllama.kubernetes.network_policy import S3Network
-from zhllama.kubernetes.node_environment import pod_environment
 from zhllama.kubernetes.training_job import TrainingJob
 
 

@@ -106,19 +106,14 @@ def plain(call: Callable[..., Any], **options: Any) -> Any:
 
 
 def delete_object(
-    delete: Callable[..., Any],
-    place: Mapping[str, str],
-    namespace: str,
-    name: str,
-    uid: str = "",
-    request: Callable[..., Any] = call,
+    delete: Callable[..., Any], where: Mapping[str, str], name: str, uid: str = "", request: Callable[..., Any] = call
 ) -> bool:
     """Deletes a custom resource, and what it owns after it. Whether it was there, and (where a uid is given) that very
     one: a new object of the same name is not hit. `delete` is the client's method, named by the caller, whose Role has
     to allow it; `request` is what asks. ApiException for other answers."""
     body = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid else {})
     try:
-        request(delete, **place, namespace=namespace, name=name, body=body)
+        request(delete, **where, name=name, body=body)
     except ApiException as error:
         if error.status not in (404, 409):
             raise

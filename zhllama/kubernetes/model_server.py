@@ -208,14 +208,12 @@ class ModelServer:
     # --- as plain objects ---------------------------------------------------------------------------------------------
 
     def deployment(self) -> dict[str, Any]:
-        strategy: dict[str, Any] = {"type": "Recreate"}
-        if not self.stop_first:
-            strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+        rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
         spec = {
             **({} if self.autoscaled else {"replicas": self.replicas}),
             "revisionHistoryLimit": 3,
             "progressDeadlineSeconds": self.start_seconds + 600,
-            "strategy": strategy,
+            "strategy": {"type": "Recreate"} if self.stop_first else rolling,
             "selector": {"matchLabels": self.selector},
             "template": {"metadata": self._pod_metadata(), "spec": self.pod("server")},
         }

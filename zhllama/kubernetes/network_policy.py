@@ -53,8 +53,8 @@ class S3Network:
         return cls() if port is None or port in cls.ports else cls(ports=(*cls.ports, port))
 
     def egress(self) -> dict[str, Any]:
-        """A policy's egress rule. Without `to` it means every address: a range of 0.0.0.0/0 would not, for some network
-        plugins, hold the cluster's own pods."""
+        """A policy's egress rule. Without `to` it means every address; 0.0.0.0/0 would not, for some plugins, hold the
+        cluster's own pods."""
         to: list[dict[str, Any]] = [{"ipBlock": {"cidr": cidr}} for cidr in self.cidrs]
         named = ({"matchLabels": {"kubernetes.io/metadata.name": name}} for name in self.namespaces)
         to += [{"namespaceSelector": selector} for selector in named]

@@ -51,7 +51,8 @@ def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
         name, run = job["metadata"]["name"], job["metadata"].get("labels", {}).get(f"{LABEL}run", "")
         created = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
         if run and datetime.now(UTC) - created >= least and (why := _why(job, by_uid, by_run.get(run))):
-            deleted = not dry_run and _delete(kind.place, namespace, name, job["metadata"]["uid"])
+            where = {**kind.place, "namespace": namespace}
+            deleted = not dry_run and _delete(where, name, job["metadata"]["uid"])
             said = "would be deleted" if dry_run else "deleted" if deleted else "gone already"
             lines.append(f"{namespace}/{name} (run {run}): {said}; {why}")
         elif kind is PYTORCHJOB:
@@ -92,18 +93,18 @@ def _touch(namespace: str, name: str) -> bool:
     return True
 
 
-def _delete(kind: Mapping[str, str], namespace: str, name: str, uid: str) -> bool:
+def _delete(where: Mapping[str, str], name: str, uid: str) -> bool:
     """Whether it was there to be deleted; not when its name is another job's by now."""
     try:
-        if not delete_object(client.CustomObjectsApi().delete_namespaced_custom_object, kind, namespace, name, uid):
+        if not delete_object(client.CustomObjectsApi().delete_namespaced_custom_object, where, name, uid):
             return False
     except ApiException as error:
         raise unanswered(error) from error
     try:
-        delete_policy(client.NetworkingV1Api().delete_namespaced_network_policy, namespace, name)
+        delete_policy(client.NetworkingV1Api().delete_namespaced_network_policy, where["namespace"], name)
     except ApiException as error:
         # one that is left selects nothing, and is no reason to fail
-        log.warning("the NetworkPolicy %s/%s is left: %s", namespace, name, short(error))
+        log.warning("the NetworkPolicy %s/%s is left: %s", where["namespace"], name, short(error))
     return True
 
 

@@ -8,7 +8,7 @@ from components.launch_training.command import command_line, training_arguments
 from components.launch_training.launcher import training_job
 from components.launch_training.options import LaunchTraining
 from zhllama.errors import InputError
-from zhllama.kubernetes.node_environment import pod_environment
+from zhllama.kubernetes.job_manifest import pod_environment
 
 PATHS = {"store": "s3://bucket/store", "model": "s3://bucket/m", "dataset": "s3://bucket/d"}
 

@@ -11,9 +11,15 @@ import yaml
 
 from pipelines.manifests.check.check import check
 from zhllama.errors import InputError
-from zhllama.kubernetes.job_manifest import lost_in_trainjob, pytorchjob, trainjob
+from zhllama.kubernetes.job_manifest import (
+    local_environments,
+    lost_in_trainjob,
+    pod_environment,
+    pytorchjob,
+    trainer_environment,
+    trainjob,
+)
 from zhllama.kubernetes.names import job_name, label_value
-from zhllama.kubernetes.node_environment import local_environments, pod_environment, trainer_environment
 from zhllama.kubernetes.training_job import TrainingJob
 
 CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"

@@ -12,7 +12,7 @@ import pytest
 
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.kubernetes.node_environment import local_environments
+from zhllama.kubernetes.job_manifest import local_environments
 from zhllama.stage.options import StageOptions
 from zhllama.training.checkpoints import Run
 from zhllama.training.elastic import Deadline, TrainingFault, _outcome, run_workers

@@ -13,7 +13,7 @@ from tests.soak.training import DEFAULTS, Material, Training, losses, start
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.kubernetes.node_environment import local_environments
+from zhllama.kubernetes.job_manifest import local_environments
 from zhllama.kubernetes.training_job import TrainingJob
 
 COURSE = {**DEFAULTS, "max_steps": 8, "lora_dropout": 0.0, "save_steps": 0, "eval_steps": 0, "learning_rate": 1e-3}

@@ -15,7 +15,7 @@ import pytest
 
 from components.launch_training.local_job import _port
 from zhllama.errors import StorageFault
-from zhllama.kubernetes.node_environment import local_environments
+from zhllama.kubernetes.job_manifest import local_environments
 from zhllama.kubernetes.pods import DEADLINE_VARIABLE
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.training.elastic import FIRST_START, Deadline, Node
