@@ -1,16 +1,14 @@
 """Writes constraints.txt and images/requirements/<extra>.txt from what is installed beside the Python that runs it.
 
-`make lock` after a change of pyproject.toml's extras or of a version. Which packages and versions: from the installed
-packages' own metadata, so no index is asked and a test can say offline whether the files still agree with it. Their
-SHA-256: from the index, through uv, which lists every file of a version (`pip install --report` names only the one
-that fits the machine). Listed are the wheels that fit one of BASES, and the source of what has none: one list serves
-amd64 and arm64 and each Python of the images' bases, and a version that one of them cannot install is refused here.
+`make lock`, with the tests' Python 3.11, after a change of pyproject.toml's extras or of a version. Packages and
+versions are the installed ones, so a test can say offline whether the files still agree. Their SHA-256 come from the
+index, through uv, which lists every file of a version (`pip install --report` names only the one that fits the
+machine). Listed are the wheels that fit one of BASES, and the source of what has none: one list serves amd64 and arm64
+and each Python of the images' bases, and a version that one of them cannot install is refused here.
 
 torch is pinned in constraints.txt and left out of the images' lists: the GPU bases bring it, and which build is wanted
 elsewhere (a GPU's, the processor's; each index has files of its own, so other hashes) is chosen per machine
 (`TORCH_INDEX_ARGS`) and per image (`TORCH_SPEC`). Its GPU libraries are pinned by torch itself.
-
-Run it with Python 3.11, the Python of the tests; another one may need other packages.
 """
 
 import subprocess

@@ -1,9 +1,9 @@
 """A cancel that waits for nothing: what SIGTERM and Ctrl-C ask for is done by a thread that does nothing else.
 
 Under Kubeflow Pipelines the step has a fraction of a second from SIGTERM on (the KFP launcher dies of the same signal).
-Python runs a signal's handler between two steps of the main thread, which may be in a stalled request; the wake-up file
-descriptor, though, is written by the C handler itself: a thread reads it and deletes the job at once, on connections of
-its own. What is too late for this is left to the pipeline's exit handler and the reaper.
+A signal's Python handler runs in the main thread, which may be in a stalled request; the wake-up file descriptor is
+written by the C handler itself: a thread reads it and deletes the job, on connections of its own. What is too late for
+this is left to the pipeline's exit handler and the reaper.
 """
 
 import logging
@@ -21,7 +21,6 @@ from components.launch_training.cluster import Cluster
 from zhllama.errors import EXIT_CANCELLED
 from zhllama.kubernetes.api import passes, short
 from zhllama.kubernetes.job_kinds import has_ended
-from zhllama.kubernetes.names import LABEL
 from zhllama.retries import with_retries
 
 log = logging.getLogger("launch")
@@ -83,8 +82,8 @@ class Canceller:
 class Deletion:
     """The requests of a cancel: on connections of their own, each made again until it is answered or time is up."""
 
-    def __init__(self, cluster: Cluster, namespace: str, selector: str, key: str) -> None:
-        self._cluster, self._namespace, self._selector, self._key = cluster, namespace, selector, key
+    def __init__(self, cluster: Cluster, namespace: str, selector: str) -> None:
+        self._cluster, self._namespace, self._selector = cluster, namespace, selector
         self._deadline = time.monotonic() + CANCEL_WITHIN
 
     def left(self) -> float:
@@ -114,12 +113,11 @@ class Deletion:
         self._try(f"the NetworkPolicy {self._namespace}/{name} is left: %s", self._cluster.delete_policy, name)
 
     def delete_all(self) -> None:
-        """The jobs of this work that are not over, and their policies."""
+        """The jobs with those labels that are not over, and their policies."""
         failed = "whether a training job is left is not known (%s): the exit handler will see"
         for job in self._try(failed, self._cluster.jobs, self._selector) or ():
             metadata = job["metadata"]
-            ours = metadata.get("labels", {}).get(f"{LABEL}key") == self._key
-            if ours and not has_ended(job) and not metadata.get("deletionTimestamp"):
+            if not has_ended(job) and not metadata.get("deletionTimestamp"):
                 self.delete(metadata["name"], metadata["uid"])
                 self.delete_policy(metadata["name"])
 

@@ -74,9 +74,9 @@ class Cluster:
         return list(listed["items"])
 
     def warnings(self, job: TrainingJob, uid: str, pods: Mapping[str, str]) -> list[str]:
-        """What operator, scheduler and kubelet complain of, by the events of the job and of pods, the oldest first: a
-        quota, a pod that is not admitted, a volume that is not there. `reason: message`. pods: name → uid. Events
-        outlive what they are about: those of an earlier job or pod of the same name say nothing."""
+        """What operator, scheduler and kubelet complain of (a quota, a volume that is not there), by the Events of the
+        job and of pods (name → uid), the oldest first: `reason: message`. Events outlive what they are about: those of
+        an earlier job or pod of the same name say nothing."""
         said: list[tuple[str, str]] = []
         # a TrainJob's JobSet has its name, and the Job under it the name of its node role
         under: dict[str, str | None] = {f"{job.name}-node-0": None} if self.kind is TRAINJOB else {}
@@ -125,10 +125,8 @@ class Cluster:
 
     def workflow(self, namespace: str) -> dict[str, Any] | None:
         """The Workflow that owns this step's pod, as an owner of the job: deleting the run then deletes the job."""
-        if namespace != self.namespace:
-            return None
         try:
-            owners = self._pod()[1]
+            owners = self._pod()[1] if namespace == self.namespace else []
         except ApiException as error:
             log.warning("the job gets no owner: this pod cannot be read (%s)", short(error))
             return None

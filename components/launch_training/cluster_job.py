@@ -1,8 +1,8 @@
 """A training job on a cluster: created once, followed to its end, deleted on a cancel.
 
-The job's name is a function of run, stage and attempt: a launcher that starts again, or a second one, finds the job by
-it and goes on following. Nothing is remembered but on the API server. Of several runs with the same work (and store)
-one trains, and the others follow its job.
+Its name is a function of run, stage and attempt: a launcher that starts again, or a second one, finds it by that and
+follows it. Nothing is remembered but on the API server. Of several runs with the same work one trains, and the others
+follow its job.
 """
 
 import logging
@@ -35,9 +35,8 @@ GONE_WITHIN = 600.0
 class Launch:
     """The attempts at one stage of a run, each `job_of(attempt)`, with its namespace.
 
-    waiting_seconds: for how long a job may wait; 0: for ever. keep: gets each job's name and its last lines when it is
-    over. published: whether the result is there, which alone says that a job has succeeded: its condition says no more
-    than that its Master ended with 0.
+    waiting_seconds: for how long a job may wait; 0: for ever. keep: gets each job's name and last lines at its end.
+    published: whether the result is there: a job's success says no more than that its Master ended with 0.
     """
 
     def __init__(
@@ -256,7 +255,7 @@ class Launch:
 
     def cancel(self) -> None:
         """In the canceller's thread: the job is deleted at once, by what is known of it."""
-        self._deletion = Deletion(self._cluster, self._first.namespace, self._selector, self._key)
+        self._deletion = Deletion(self._cluster, self._first.namespace, f"{self._selector},{LABEL}key={self._key}")
         if self._current is not None:
             self._deletion.delete(*self._current)
         else:

@@ -1,8 +1,5 @@
-"""The command of the job, with the training's options checked before anything is started.
-
-The options are parsed against the training's own classes (zhllama/training/options.py, no torch): a misspelt one
-is exit code 2 in a second, not a failed job after the queue.
-"""
+"""The command of the job. The training's options are parsed against its own classes (zhllama/training/options.py, no
+torch) before anything is started: a misspelt one is exit code 2 in a second, not a failed job after the queue."""
 
 from dataclasses import dataclass
 

@@ -1,11 +1,9 @@
-"""Follows a job to its end: looks, judges, sleeps until something changes.
+"""Follows a job to its end: looks, judges (job_state.py), sleeps until something changes.
 
-Level-triggered: watches on the job and its pods only wake the loop, which then reads both and judges them
-(job_state.py), so a watch that breaks or misses an event costs at most LOOK_EVERY seconds.
+Watches on the job and its pods only wake the loop: one that breaks or misses an event costs LOOK_EVERY seconds at most.
 """
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,16 +38,14 @@ MOST_ASKED = 8
 
 
 class Follower:
-    """Follows jobs of one piece of work. waiting_seconds: for how long one may wait, 0 for ever; published: whether the
-    result is there; cancelled: whether this launcher has deleted the job itself."""
+    """Follows jobs of one piece of work. Arguments as Launch's; cancelled: whether it has deleted the job itself."""
 
     def __init__(
         self, cluster: Cluster, waiting_seconds: float, published: Callable[[], bool], cancelled: Callable[[], bool]
     ) -> None:
         self._cluster, self._waiting = cluster, waiting_seconds
         self._published, self._cancelled = published, cancelled
-        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._over = threading.Event()
+        self._woken, self._over = threading.Event(), threading.Event()
 
     @contextmanager
     def watching(self, namespace: str, selector: str) -> Iterator[None]:
@@ -70,7 +66,7 @@ class Follower:
                 more = {**options, "timeout_seconds": WATCH_SECONDS, "_request_timeout": timeout}
                 for _ in watch.Watch(return_type="object").stream(listing, **more):
                     pause = FIRST_REWATCH
-                    self._woken.put(None)
+                    self._woken.set()
                     if self._over.is_set():
                         return
             except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
@@ -80,12 +76,8 @@ class Follower:
 
     def sleep(self, most: float = LOOK_EVERY) -> None:
         """Until a watch says something, or it is time to look: after so many seconds at most."""
-        try:
-            self._woken.get(timeout=min(most, LOOK_EVERY))
-        except queue.Empty:
-            return
-        while not self._woken.empty():
-            self._woken.get()
+        self._woken.wait(min(most, LOOK_EVERY))
+        self._woken.clear()
 
     def follow(
         self, job: TrainingJob, uid: str, yields: Callable[[], bool] = lambda: False

@@ -73,8 +73,7 @@ class PodLog:
         # only the stream whose turn it is passes lines on
         self._turn = 0
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._follow, daemon=True).start()
 
     def _follow(self) -> None:
         pause = FIRST_WAIT

@@ -1,7 +1,5 @@
-"""What jobs and their pods, as the API server shows them, mean to the launcher. Pure: no clock, no network.
-
-`newest` says which attempt to go on with, `judge` how that one stands, `in_time` for how long it may stand so.
-"""
+"""What jobs and their pods, as the API server shows them, mean to the launcher: which attempt to go on with, how it
+stands, and for how long it may. Pure: no clock, no network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -52,10 +50,8 @@ class Verdict:
 
 
 def newest(jobs: Sequence[Mapping[str, Any]], key: str) -> int:
-    """The last attempt of those that are there, 0 without one. InputError when one of them is other work's.
-
-    Earlier ones may have gone by their ttl, so counting begins at what is there and not at 1.
-    """
+    """The last attempt of those that are there (the first may have gone by their ttl), 0 without one. InputError when
+    one of them is other work's."""
     for job in jobs:
         if job["metadata"].get("labels", {}).get(f"{LABEL}key") != key:
             name = f"{job['metadata'].get('namespace', '')}/{job['metadata']['name']}"
@@ -178,8 +174,7 @@ def already(job: Mapping[str, Any] | None, state: State, now: datetime) -> float
 
 
 def _runs(pod: Mapping[str, Any]) -> bool:
-    """Whether a node trains, or is done; one that waits to be started again after a crash, and one on its way out, do
-    not."""
+    """Whether a node trains, or is done: not while it is on its way out, or waits to be started again after a crash."""
     phase = (pod.get("status") or {}).get("phase")
     if pod["metadata"].get("deletionTimestamp"):
         return False

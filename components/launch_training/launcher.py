@@ -1,7 +1,7 @@
 """The step that runs a training job and hands its result on as its own.
 
-The training writes a copy of its manifest beside the launcher's place in the store. So a launcher that starts again
-finds a result whatever became of the job; and it leaves that manifest as its own, so the step is skipped next time.
+The training leaves a copy of its manifest at the launcher's place in the store, where one that starts again finds it
+whatever became of the job. The launcher leaves it as its own, so the step is skipped next time.
 """
 
 import hashlib

@@ -1,7 +1,5 @@
-"""A training job as processes of this machine: one a node, with the variables that the operator would set.
-
-They get SIGTERM when this process is told to stop (or, on Linux, when it dies), the grace period to end, and then
-SIGKILL, each with whatever it started.
+"""A training job as processes of this machine: one a node, with the variables that the operator would set. When this
+process is told to stop (or, on Linux, dies) they get SIGTERM, and after the grace period SIGKILL with all they started.
 """
 
 import contextlib

@@ -1,8 +1,5 @@
-"""launch_training's options: the training, its inputs, and what its job gets of a cluster (JobOptions).
-
-`job` is the one translation of them to a TrainingJob. A pipeline that is compiled, a manifest that is rendered and a
-launcher make their job there.
-"""
+"""launch_training's options: the training, its inputs, and what its job gets of a cluster (JobOptions). Launcher,
+compiled pipelines and rendered manifests make their TrainingJob of them in one place, `job`."""
 
 import shlex
 from collections.abc import Mapping
@@ -101,8 +98,7 @@ class LaunchTraining(JobOptions, StageOptions):
         return any(map(on_hub, (self.model, self.dataset, self.adapter)))
 
     def job(self, name: str, command: tuple[str, ...], labels: Mapping[str, str], **environment: str) -> TrainingJob:
-        """The job of that name. environment: what its pods are told where no option says so. InputError for what no job
-        can be made of."""
+        """The job of that name; its pods are told `environment` where no option says so. InputError for none."""
         shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(JobOptions)}
         if self.s3_secret == "none":
             shared["s3_secret"] = ""

@@ -1,9 +1,8 @@
-"""The Kubernetes API server, as launch_training, serve and the reaper reach it: configured, asked with retries, its
-errors ours.
+"""The Kubernetes API server, as launch_training, serve and the reaper reach it: configured, asked with retries.
 
-A request is made again, for half an hour, while the server is away or busy: as long as a cluster's control plane is
-gone when it is upgraded. An answer that will not change is raised as the client's ApiException, or turned into one line
-by `unanswered`. The client's own hidden retries are off: they repeat a stalled request four times before we hear of it.
+A request is made again, for half an hour, while the server is away or busy: as long as a control plane is gone when it
+is upgraded. An answer that will not change is raised as the client's ApiException, or turned into one line by
+`unanswered`. The client's own hidden retries are off: they repeat a stalled request four times before we hear of it.
 """
 
 import json
@@ -108,9 +107,9 @@ def plain(call: Callable[..., Any], **options: Any) -> Any:
 def delete_object(
     delete: Callable[..., Any], where: Mapping[str, str], name: str, uid: str = "", request: Callable[..., Any] = call
 ) -> bool:
-    """Deletes a custom resource, and what it owns after it. Whether it was there, and (where a uid is given) that very
-    one: a new object of the same name is not hit. `delete` is the client's method, named by the caller, whose Role has
-    to allow it; `request` is what asks. ApiException for other answers."""
+    """Deletes a custom resource, and then what it owns. Whether it was there and, by a uid, that very one: a new object
+    of its name is not hit. `delete`: the client's method, named by the caller, whose Role has to allow it; `request`:
+    what asks. ApiException for other answers."""
     body = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid else {})
     try:
         request(delete, **where, name=name, body=body)

@@ -16,7 +16,7 @@ from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.names import LABEL, POD_OBJECTS, check_labels, check_names, check_namespace, check_positive
 from zhllama.kubernetes.network_policy import S3Network, isolated, ports
-from zhllama.kubernetes.pods import USER, confined, environment, pod_spec
+from zhllama.kubernetes.pods import POD_PLACES, USER, confined, environment, pod_spec
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from zhllama.storage import is_s3, normalise
@@ -37,7 +37,6 @@ _ENVIRONMENT = {
     "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
     "TRITON_CACHE_DIR": "/tmp/triton",
 }
-_CHECK_ENVIRONMENT = {"ZHLLAMA_CACHE": "/tmp/zhllama-cache"}
 _VLLM_ENVIRONMENT = {
     "VLLM_CACHE_ROOT": "/tmp/vllm",
     "VLLM_CONFIG_ROOT": "/tmp/vllm-config",
@@ -50,8 +49,6 @@ _VLLM_ENVIRONMENT = {
 _LAST_LINES = {"terminationMessagePolicy": "FallbackToLogsOnError"}
 _AUTHORITIES = "/tmp/authorities.pem"
 """Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
-_VLLM_NAMES = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
-"""What vLLM calls a setting of ours. On these pods no other S3 client reads it."""
 OURS = {"app.kubernetes.io/name": "zhllama-serving", "app.kubernetes.io/managed-by": "zhllama"}
 CLIENTS_LABEL = f"{LABEL}serving-clients"
 """Namespaces with this label (`true`) may reach the server, as pods of its own may: a gateway's or Prometheus's."""
@@ -177,7 +174,7 @@ class ModelServer:
             "image": image("serve"),
             "command": ["python", "-m", "components.serve.check"],
             "args": ["--model", self.model, "--context-length", str(self.context_length)],
-            "env": environment(self, _ENVIRONMENT | _CHECK_ENVIRONMENT | trusting),
+            "env": environment(self, _ENVIRONMENT | {"ZHLLAMA_CACHE": POD_PLACES["ZHLLAMA_CACHE"]} | trusting),
             **confined(resources, {"tmp": "/tmp"}, self.ca_config_map, **_LAST_LINES),
         }
 
@@ -187,6 +184,8 @@ class ModelServer:
         health = {"httpGet": {"path": "/health", "port": "http"}}
         key = {"VLLM_API_KEY": {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}}
         trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
+        # what vLLM calls it; on these pods no other S3 client reads it
+        names = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
         return {
             "name": name,
             "image": self.vllm_image,
@@ -197,7 +196,7 @@ class ModelServer:
                 *("--dtype", "float16", "--max-model-len", str(self.context_length)),
                 *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
             ],
-            "env": environment(self, _ENVIRONMENT | _VLLM_ENVIRONMENT | trusting | key, _VLLM_NAMES),
+            "env": environment(self, _ENVIRONMENT | _VLLM_ENVIRONMENT | trusting | key, names),
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
             "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
             "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},

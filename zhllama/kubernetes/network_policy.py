@@ -1,8 +1,7 @@
 """What the pods of a training job may reach in a namespace that denies the rest (k8s/base): each other, names, and S3.
 
-One policy a job, selected by a label of its pods: NCCL and gloo choose their ports themselves, so processes need every
-port of each other, and no pod of another job needs any. Policies are additive: without the base's denial this one still
-isolates the job's pods, both ways. RDMA traffic passes no policy (it never sees the node's IP stack).
+One policy a job, by a label of its pods: NCCL and gloo choose their ports, so processes need every port of each other.
+Without the base's denial it still isolates them, both ways. RDMA passes no policy (it never sees the node's IP stack).
 """
 
 import ipaddress

@@ -1,11 +1,11 @@
-"""Finds training jobs whose run has ended or is gone, and deletes them: what a launcher, killed, could not.
+"""Deletes training jobs whose run has ended or is gone, which a launcher, killed, could not.
 
 The Workflow of an unfinished job is found by the job's owner reference, or by the label that Kubeflow Pipelines puts on
-Workflows; when it has ended, or the owner is gone, the job is an orphan (deleting a Workflow deletes its jobs, ending
-one does not). A job of a run whose Workflow was never seen (a launcher outside a pipeline) is left alone.
+Workflows; when it has ended (which deletes no job), or the owner is gone, the job is an orphan. A job of a run whose
+Workflow was never seen (a launcher outside a pipeline) is left alone.
 
-And it wakes the training operator for jobs that are past their deadline: its own timer is never set, so a quiet job
-would run on; a label on it is enough (seen with 1.9: Failed 0.1 s later).
+And it wakes the training operator for jobs past their deadline, whose timer it never sets: a label on a quiet job is
+enough (seen with 1.9: Failed 0.1 s later).
 """
 
 import logging

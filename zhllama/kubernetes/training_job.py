@@ -1,9 +1,6 @@
-"""A training job, once: rendered for the Kubeflow training operator (PyTorchJob), for Kubeflow Trainer (TrainJob), or
-run as processes on this machine with exactly the variables that the operator would set.
-
-The command starts torch's elastic launcher itself (zhllama/training/elastic.py), so a pod's exit code is the
-training's own: 2 for wrong input, 143 for a cancel.
-"""
+"""A training job, whatever runs it: the Kubeflow training operator (PyTorchJob), Kubeflow Trainer (TrainJob), or this
+machine with the same variables. Its command starts torch's elastic launcher itself (zhllama/training/elastic.py), so a
+pod's exit code is the training's own: 2 for wrong input, 143 for a cancel."""
 
 import re
 from collections.abc import Mapping
