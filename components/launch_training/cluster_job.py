@@ -62,11 +62,9 @@ class Launch:
         self._deletion: Deletion
 
     def run(self, attempts: int) -> None:
-        """To the success of one of so many attempts, or of another run's job for the same work.
-
-        InputError when the training says that its input is wrong, StorageFault when the job fails, is deleted, or waits
-        for too long. On SIGTERM and Ctrl-C the job is deleted before anything else.
-        """
+        """To the success of one of so many attempts, or of another run's job for the same work. InputError when the
+        training says that its input is wrong, StorageFault when the job fails, is deleted, or waits for too long. On
+        SIGTERM and Ctrl-C the job is deleted before anything else."""
         # the same work of another run, too
         with self.canceller, self._follower.watching(self._first.namespace, f"{LABEL}key={self._key}"):
             attempt = max(1, self._newest())

@@ -93,10 +93,8 @@ class PodLog:
             self._turn = turn
 
     def finish(self, deadline: float, to_its_end: bool) -> None:
-        """Passes on what is left of the log, until `deadline` (monotonic) at most.
-
-        to_its_end: of a container that still runs, an answer without a new line is not the last.
-        """
+        """Passes on what is left of the log, until `deadline` (monotonic) at most. to_its_end: of a container that
+        still runs, an answer without a new line is not the last."""
         self.stop(turn=1)
         pause = FIRST_WAIT / 4
         while (left := deadline - time.monotonic()) > 0:

@@ -94,10 +94,8 @@ def keep_lines(place: str, lines: list[str]) -> None:
 def training_job(
     config: LaunchTraining, key: str, command: tuple[str, ...], attempt: int, starter: str = ""
 ) -> TrainingJob:
-    """The job of an attempt. Its name and its key tell stores apart: the same work in two stores is two jobs.
-
-    starter: tells runs apart that were given no id: with one name they would delete each other's job on a cancel.
-    """
+    """The job of an attempt. Its name and its key tell stores apart: the same work in two stores is two jobs. starter:
+    tells runs apart that were given no id: with one name they would delete each other's job on a cancel."""
     key = hashlib.sha256(f"{config.store.rstrip('/')}\0{key}".encode()).hexdigest()[:32]
     run = config.run_id or "-".join(filter(None, ("run", key[:8], starter)))
     labels = {"run": run, "stage": config.stage, "size": config.size, "team": config.team, "key": key}

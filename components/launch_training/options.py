@@ -68,10 +68,9 @@ class LaunchTraining(JobOptions, StageOptions):
             if self.backend != "pytorchjob":
                 raise InputError(f"--min-nodes, --max-nodes: a {self.backend} job cannot be elastic; leave them out")
             if deepspeed != "none":
-                raise InputError(
-                    f"--min-nodes, --max-nodes with --deepspeed {deepspeed}: ZeRO's checkpoints belong to one number "
-                    "of processes; give --deepspeed none, or leave the nodes' range out"
-                )
+                said = "ZeRO's checkpoints belong to one number of processes"
+                mend = "give --deepspeed none, or leave the nodes' range out"
+                raise InputError(f"--min-nodes, --max-nodes with --deepspeed {deepspeed}: {said}; {mend}")
         for name in ("labels", "annotations", "node_selector"):
             mapping(option_of(name), getattr(self, name))
         tolerations("--tolerations", self.tolerations)

@@ -52,10 +52,8 @@ def pytorchjob(job: TrainingJob) -> dict[str, Any]:
 
 
 def trainjob(job: TrainingJob) -> dict[str, Any]:
-    """The TrainJob, on the runtime that Kubeflow Trainer ships for torch. InputError for an elastic job.
-
-    `lost_in_trainjob` says what it cannot carry.
-    """
+    """The TrainJob, on the runtime that Kubeflow Trainer ships for torch; `lost_in_trainjob` says what it cannot carry.
+    InputError for an elastic job."""
     if job.elastic:
         raise InputError("a TrainJob cannot be elastic; leave --min-nodes and --max-nodes out, or use a PyTorchJob")
     pod = pod_template(job)

@@ -182,8 +182,9 @@ class ModelServer:
         resources = {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": self.ephemeral_storage}
         resources[self.gpu_resource] = str(self.gpus)
         health = {"httpGet": {"path": "/health", "port": "http"}}
-        key = {"VLLM_API_KEY": {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}}
-        trusting = dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
+        told: dict[str, str | dict[str, Any]] = {**_ENVIRONMENT, **_VLLM_ENVIRONMENT}
+        told |= dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
+        told["VLLM_API_KEY"] = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
         # what vLLM calls it; on these pods no other S3 client reads it
         names = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
         return {
@@ -196,7 +197,7 @@ class ModelServer:
                 *("--dtype", "float16", "--max-model-len", str(self.context_length)),
                 *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
             ],
-            "env": environment(self, _ENVIRONMENT | _VLLM_ENVIRONMENT | trusting | key, names),
+            "env": environment(self, told, names),
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
             "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
             "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},

@@ -35,9 +35,7 @@ GRACE = timedelta(seconds=30)
 
 def reap(namespace: str, older_than: str, dry_run: bool) -> list[str]:
     """One line for each orphan, as it is deleted (or would be). Jobs past their deadline are touched, and logged.
-
-    older_than: orphans were created longer ago than that: a run's Workflow may appear after a job that was found.
-    """
+    older_than: orphans were created longer ago: a run's Workflow may appear after a job that was found."""
     least = read_duration(older_than, "--older-than")
     current = connect()
     namespace = namespace or current
