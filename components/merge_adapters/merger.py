@@ -140,9 +140,9 @@ def _check_shapes(
             if brought != shapes[name] and not (grown and brought[1:] == shapes[name][1:]):
                 raise _other_size(adapter, name, brought, shapes[name])
             shapes[name] = brought
-        for name in adapter.updates:
-            if adapter.updated_shape(name) != shapes[name]:
-                raise _other_size(adapter, name, adapter.updated_shape(name), shapes[name])
+        for name, update in adapter.updates.items():
+            if update.shape != shapes[name]:
+                raise _other_size(adapter, name, update.shape, shapes[name])
         for name, (key, tokens) in adapter.tokens.items():
             brought, wanted = adapter.stored[key].shape, (len(tokens), *shapes[name][1:])
             if brought != wanted:

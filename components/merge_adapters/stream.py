@@ -63,41 +63,13 @@ class _Pool:
             self._free += rooms
 
 
-class _Compared:
-    """‖after − before‖ / ‖before‖ (Frobenius) over the rows that both have, summed up part by part."""
-
-    def __init__(self) -> None:
-        self._changed = self._whole = 0.0
-        self._new = 0
-        self.finite = True
-
-    def add(self, other: "_Compared") -> None:
-        self._changed += other._changed
-        self._whole += other._whole
-        self._new += other._new
-        self.finite = self.finite and other.finite
-
-    def compare(self, old: torch.Tensor | None, after: torch.Tensor, room: torch.Tensor) -> None:
-        """old: the rows before, in float32. room: as large, and written over. Parts' squares are summed in float32."""
-        if old is None:
-            self._new += after.shape[0]
-            self.finite = self.finite and bool(torch.isfinite(after).all())
-            return
-        before, change = old.view(-1), room.copy_(after).sub_(old).view(-1)
-        self._whole += float(torch.dot(before, before))
-        self._changed += float(torch.dot(change, change))
-
-    def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Of the report: the tensor's shape, its relative change and, where rows are new, how many."""
-        relative = (self._changed / self._whole) ** 0.5 if self._whole else float(self._changed > 0)
-        relative = relative if math.isfinite(self._changed) else self._changed
-        return {"shape": list(shape), "relative_change": relative, **({"new_rows": self._new} if self._new else {})}
-
-
+_Figures = Sequence[float]
+"""Of rows: ‖after − before‖² and ‖before‖² (Frobenius) where there were some before; how many are new; parts of these
+that are not finite."""
 _Span = tuple[TensorInfo, int, int, Sequence[Change]]
 """A tensor, the first of some of its rows, how many, and the changes of that tensor in order."""
-_Merged = tuple[torch.Tensor, _Compared, list[torch.Tensor]]
-"""A span's rows after the merge, what changed, and the rooms that are free once they are written."""
+_Merged = tuple[torch.Tensor, _Figures, list[torch.Tensor]]
+"""A span's rows after the merge, their figures, and the rooms that are free once they are written."""
 
 
 def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Shapes, out: ArtifactWriter) -> Report:
@@ -159,14 +131,16 @@ def _merge_files(
                 tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
                 reports[file] = {}
                 for info in infos:
-                    compared = _write(tensors, info, shapes[info.name], merged, pool, bar)
+                    figures, count = [0.0] * 4, 0
+                    while count < shapes[info.name][0]:
+                        rows, found, rooms = next(merged)
+                        tensors.write(info.name, rows)
+                        figures = _sum(figures, found)
+                        count += rows.shape[0]
+                        bar.advance(rows.nbytes)
+                        pool.give(rooms)
                     if any(info.name in adapter.touched for adapter in adapters):
-                        reports[file][info.name] = entry = compared.entry(shapes[info.name])
-                        if not math.isfinite(entry["relative_change"]) or not compared.finite:
-                            raise InputError(
-                                f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or "
-                                f"overflows {info.dtype}, train it again"
-                            )
+                        reports[file][info.name] = _entry(info, shapes[info.name], figures)
                 tensors.close()
                 written = stack.pop_all()
             if ending is not None:
@@ -177,24 +151,17 @@ def _merge_files(
     return reports
 
 
-def _write(
-    tensors: SafetensorsStream,
-    info: TensorInfo,
-    shape: tuple[int, ...],
-    merged: Iterator[_Merged],
-    pool: _Pool,
-    bar: Progress,
-) -> _Compared:
-    """Writes a tensor, and returns what changed."""
-    compared, count = _Compared(), 0
-    while count < shape[0]:
-        rows, found, rooms = next(merged)
-        tensors.write(info.name, rows)
-        compared.add(found)
-        count += rows.shape[0]
-        bar.advance(rows.nbytes)
-        pool.give(rooms)
-    return compared
+def _entry(info: TensorInfo, shape: tuple[int, ...], figures: _Figures) -> dict[str, Any]:
+    """Of the report: the tensor's shape, its relative change and, where rows are new, how many. InputError for numbers
+    that are not finite."""
+    changed, whole, new, broken = figures
+    relative = (changed / whole) ** 0.5 if whole else float(changed > 0)
+    if broken or not math.isfinite(changed) or not math.isfinite(relative):
+        raise InputError(
+            f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows {info.dtype}, "
+            "train it again"
+        )
+    return {"shape": list(shape), "relative_change": relative, **({"new_rows": int(new)} if new else {})}
 
 
 def _spans(infos: Sequence[TensorInfo], adapters: Sequence[Adapter], shapes: Shapes) -> Iterator[_Span]:
@@ -232,7 +199,7 @@ def _merge_span(
     else:
         assert before is not None, "rows that neither the model nor an adapter has"
         rows = before
-    compared = _Compared()
+    figures = [0.0] * 4
     if changes:
         parts = _parts(0, count, rows.shape, TILE)
         most = max(end - begin for begin, end in parts) * rows[0].numel()
@@ -248,9 +215,21 @@ def _merge_span(
                 change.apply(first + begin, tile, values, product)
                 if change is not changes[-1]:
                     values = other.copy_(tile)
-            compared.compare(None if before is None else old, tile, product)
+            figures = _sum(figures, _compared(tile, None if before is None else old, product))
         tiles.give([work])
-    return rows, compared, rooms
+    return rows, figures, rooms
+
+
+def _compared(after: torch.Tensor, old: torch.Tensor | None, room: torch.Tensor) -> _Figures:
+    """old: the rows before, in float32. room: as large, and written over. Parts' squares are summed in float32."""
+    if old is None:
+        return 0, 0, after.shape[0], not torch.isfinite(after).all()
+    before, change = old.view(-1), room.copy_(after).sub_(old).view(-1)
+    return float(torch.dot(change, change)), float(torch.dot(before, before)), 0, 0
+
+
+def _sum(figures: _Figures, more: _Figures) -> list[float]:
+    return [one + other for one, other in zip(figures, more, strict=True)]
 
 
 def _parts(begin: int, end: int, shape: Sequence[int], elements: int) -> list[tuple[int, int]]:

@@ -142,9 +142,19 @@ class PthStream:
         self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
         self._at = 0
         self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], sink))
-        buffer = io.BytesIO()
+        keys = map(str, itertools.count())
+
+        def contiguous(tensor: torch.Tensor) -> Any:
+            """It and its storage, which holds nothing else, as torch pickles them."""
+            legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[tensor.dtype])
+            held = ["storage", legacy, next(keys), "cpu", tensor.numel()]
+            shape, strides = tuple(tensor.shape), tensor.stride()
+            return torch._utils._rebuild_tensor_v2, (held, 0, shape, strides, False, OrderedDict())
+
+        pickler = _Pickler(buffer := io.BytesIO(), protocol=2)
+        pickler.dispatch_table = {torch.Tensor: contiguous}
         kinds = {name: getattr(torch, dtype) for name, (dtype, _) in tensors.items()}
-        _Pickler(buffer).dump({n: torch.empty(tensors[n][1], dtype=kind, device="meta") for n, kind in kinds.items()})
+        pickler.dump({name: torch.empty(tensors[name][1], dtype=kind, device="meta") for name, kind in kinds.items()})
         # the records that torch.save writes, in its order: from them a reader computes where the tensors lie
         records = {
             "data.pkl": buffer.getvalue(),
@@ -178,26 +188,7 @@ class PthStream:
         self._zip.write_end_of_file()
 
 
-class _Storage(tuple[str, Any, str, str, int]):
-    """Stands for a storage in the pickle: torch's persistent id, (kind, class, key, device, elements)."""
-
-
 class _Pickler(pickle.Pickler):
-    """Meta tensors, as contiguous ones over storages of their own, in their order."""
-
-    def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer, protocol=2)
-        self._keys = map(str, itertools.count())
-
     def persistent_id(self, value: Any) -> Any:
-        return tuple(value) if isinstance(value, _Storage) else None
-
-    def reducer_override(self, value: Any) -> Any:
-        import torch
-
-        if not isinstance(value, torch.Tensor):
-            return NotImplemented
-        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[value.dtype])
-        storage = _Storage(("storage", legacy, next(self._keys), "cpu", value.numel()))
-        strides = value.stride()
-        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(value.shape), strides, False, OrderedDict())
+        """torch's, of a storage: a list here (kind, class, key, device, elements), since nothing else is one."""
+        return tuple(value) if isinstance(value, list) else None
