@@ -143,15 +143,12 @@ class _Split:
             for record in examples.records(self._encoder):
                 self._records.write((f"{self._before}{record}" if self._as_list else f"{record}\n").encode())
                 self._before = ",\n"
-        if self._packer is None:
-            self.packed.write_blocks(packed.Blocks(examples.segments, np.ones(len(examples), np.int64)))
-            return
-        for blocks in self._packer.add(examples.segments):
+        unpacked = packed.Blocks(examples.segments, np.ones(len(examples), np.int64))
+        for blocks in [unpacked] if self._packer is None else self._packer.add(examples.segments):
             self.packed.write_blocks(blocks)
 
     def finish(self) -> None:
-        if self._packer is not None:
-            for blocks in self._packer.finish():
-                self.packed.write_blocks(blocks)
+        for blocks in () if self._packer is None else self._packer.finish():
+            self.packed.write_blocks(blocks)
         if self._records is not None and self._as_list:
             self._records.write(b"\n]\n" if self.examples else b"[]\n")

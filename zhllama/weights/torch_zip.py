@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from zhllama.artifacts.blocks import BLOCK
-from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.reader import Artifact, RangeStream
 from zhllama.errors import InputError
 from zhllama.weights.safetensors_io import Sink, TensorInfo, read_rows
 
@@ -73,7 +73,11 @@ class PthFile:
         size = artifact.file(name).size
         # the last block holds the zip's directory; is_zip has verified the first, which holds the pickle
         artifact.read_range(name, max(0, size - BLOCK), min(BLOCK, size))
-        with io.BufferedReader(_Windows(artifact, name), _WINDOW) as stream, FakeTensorMode():
+
+        def window(start: int, most: int) -> bytes:
+            return artifact.read_stored(name, start, min(most, size - start))
+
+        with io.BufferedReader(RangeStream(size, window), _WINDOW) as stream, FakeTensorMode():
             found = load_tensors(stream, where)
         for key, tensor in found.items():
             span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
@@ -97,32 +101,6 @@ class PthFile:
         span = (info.length // getattr(torch, info.dtype).itemsize,)
         whole = read_rows(self._artifact, replace(info, shape=span)).as_strided(info.shape, strides)
         return whole[first:] if count is None else whole[first : first + count].clone()
-
-
-class _Windows(io.RawIOBase):
-    """A file by small ranges, unverified."""
-
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact, self._name, self._size, self._at = artifact, name, artifact.file(name).size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise ValueError(f"{-at} bytes before its beginning are asked for")
-        self._at = at
-        return at
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), max(0, self._size - self._at))
-        buffer[:count] = self._artifact.read_stored(self._name, self._at, count) if count else b""
-        self._at += count
-        return count
 
 
 def is_zip(artifact: Artifact, name: str) -> bool:
