@@ -63,11 +63,9 @@ class Update(NamedTuple):
 
 
 class Adapter:
-    """One adapter: its settings checked, its tensors known by name and shape, read when asked for.
-
-    By the model's tensors: `updates`; `replaced`, the key of what comes in its place; `tokens`, the key of
-    trained rows (n, width), and which n rows they replace. `stored`: key → what has the `shape` of an adapter's tensor.
-    """
+    """One adapter: its settings checked, its tensors known by name and shape, read when asked for. By the model's
+    tensors: `updates`; `replaced`, the key of what comes in its place; `tokens`, the key of trained rows (n, width),
+    and which n rows they replace. `stored`: key → what has the `shape` of an adapter's tensor."""
 
     def __init__(self, artifact: Artifact, option: str) -> None:
         self.artifact = artifact
@@ -105,13 +103,10 @@ class Adapter:
             else:
                 factors.setdefault(weight, {})[found["part"]] = key
         self.updates = {weight: self._update(weight, parts) for weight, parts in factors.items()}
+        self.touched = {*self.replaced, *self.updates, *self.tokens}
+        """The tensors of the model that this adapter changes."""
         if not self.touched:
             raise InputError(f"{where}: no tensor in the adapter; it was saved empty, train or fetch it again")
-
-    @property
-    def touched(self) -> set[str]:
-        """The tensors of the model that this adapter changes."""
-        return {*self.replaced, *self.updates, *self.tokens}
 
     def _token_rows(self, module: str) -> Sequence[int]:
         """The rows that trainable_token_indices name for a module: one list for the embedding, or one by module."""
@@ -176,10 +171,8 @@ class Change:
         return self._adapter.read(self._replaced, first, count, room)
 
     def apply(self, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor") -> None:
-        """Changes the rows from `first` on in their place, in the model's dtype.
-
-        values: the same rows in float32. product: room for as many elements in float32.
-        """
+        """Changes the rows from `first` on in their place, in the model's dtype. values: the same rows in float32.
+        product: room for as many elements in float32."""
         if self._update is not None:
             self._add_product(self._update, first, rows, values, product)
         if self._tokens is not None:

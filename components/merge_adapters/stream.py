@@ -77,7 +77,14 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
     touched = set().union(*(adapter.touched for adapter in adapters))
     reports: dict[str, Report] = {}
     left: dict[str, list[TensorInfo]] = {}
-    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
+    pool, tiles = _Pool(5 * SPAN), _Pool(5 * 4 * TILE)
+
+    def finish(written: ExitStack, file: str) -> None:
+        written.close()
+        out.record_complete(file, reports[file])
+
+    with ExitStack() as after:
+        bar = after.enter_context(Progress("merging", sum(info.length for info in checkpoint.tensors.values())))
         for file in checkpoint.files:
             infos = [info for info in checkpoint.tensors.values() if info.file == file]
             found = out.resume_record(file)
@@ -91,41 +98,19 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
                 continue
             reports[file] = found
             bar.advance(sum(info.length for info in infos))
-        reports |= _merge_files(checkpoint, left, adapters, shapes, out, bar)
-    if INDEX in checkpoint.artifact:
-        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
-    return {name: entry for file in checkpoint.files for name, entry in reports[file].items()}
 
-
-def _merge_files(
-    checkpoint: Checkpoint,
-    files: Mapping[str, Sequence[TensorInfo]],
-    adapters: Sequence[Adapter],
-    shapes: Shapes,
-    out: ArtifactWriter,
-    bar: Progress,
-) -> dict[str, Report]:
-    """The report of each file."""
-    pool, tiles = _Pool(5 * SPAN), _Pool(5 * 4 * TILE)
-    spans = (span for infos in files.values() for span in _spans(infos, adapters, shapes))
-    reports: dict[str, Report] = {}
-
-    def finish(written: ExitStack, file: str) -> None:
-        written.close()
-        out.record_complete(file, reports[file])
-
-    with ExitStack() as after:
         # spans are what is merged side by side, not the operations on them: threads that wait for each other spin
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         after.callback(torch.set_num_threads, threads)
         finisher = after.enter_context(ThreadPoolExecutor(1))
-        # two at least: one may wait for the network
-        count = max(2, min(threads, MOST_THREADS))
-        work = map_ordered(lambda span: _merge_span(checkpoint, pool, tiles, *span), spans, count)
-        merged = after.enter_context(closing(work))
         ending: Future[None] | None = None
-        for file, infos in files.items():
+        spans = (span for infos in left.values() for span in _spans(infos, adapters, shapes))
+        # two at least: one may wait for the network
+        threads = max(2, min(threads, MOST_THREADS))
+        work = map_ordered(lambda span: _merge_span(checkpoint, pool, tiles, *span), spans, threads)
+        merged = after.enter_context(closing(work))
+        for file, infos in left.items():
             with ExitStack() as stack:
                 stream = stack.enter_context(out.writer(file))
                 tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
@@ -133,13 +118,13 @@ def _merge_files(
                 for info in infos:
                     figures, count = [0.0] * 4, 0
                     while count < shapes[info.name][0]:
-                        rows, found, rooms = next(merged)
+                        rows, more, rooms = next(merged)
                         tensors.write(info.name, rows)
-                        figures = _sum(figures, found)
+                        figures = _sum(figures, more)
                         count += rows.shape[0]
                         bar.advance(rows.nbytes)
                         pool.give(rooms)
-                    if any(info.name in adapter.touched for adapter in adapters):
+                    if info.name in touched:
                         reports[file][info.name] = _entry(info, shapes[info.name], figures)
                 tensors.close()
                 written = stack.pop_all()
@@ -148,7 +133,9 @@ def _merge_files(
             ending = finisher.submit(finish, written, file)
         if ending is not None:
             ending.result()
-    return reports
+    if INDEX in checkpoint.artifact:
+        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
+    return {name: entry for file in checkpoint.files for name, entry in reports[file].items()}
 
 
 def _entry(info: TensorInfo, shape: tuple[int, ...], figures: _Figures) -> dict[str, Any]:
@@ -165,10 +152,8 @@ def _entry(info: TensorInfo, shape: tuple[int, ...], figures: _Figures) -> dict[
 
 
 def _spans(infos: Sequence[TensorInfo], adapters: Sequence[Adapter], shapes: Shapes) -> Iterator[_Span]:
-    """The tensors' rows in the order of the file, in like parts of about SPAN elements.
-
-    A part never goes over the number of rows that the model or an adapter has.
-    """
+    """The tensors' rows in the order of the file, in like parts of about SPAN elements. A part never goes over the
+    number of rows that the model or an adapter has."""
     for info in infos:
         rows = shapes[info.name][0]
         changes = [Change(adapter, info.name) for adapter in adapters if info.name in adapter.touched]

@@ -165,13 +165,11 @@ def line_groups(lines: Iterable[Examples], block_size: int) -> Iterator[Examples
 def _in_groups(batches: Iterable[Examples]) -> Iterator[Examples]:
     """The same lines, LINES together and in the end the rest."""
     waiting: list[Examples] = []
-    room = LINES
     for batch in batches:
-        while len(batch) >= room:
-            yield Examples.joined([*waiting, batch.part(0, room)])
-            waiting, batch, room = [], batch.part(room, len(batch)), LINES
-        if len(batch):
-            waiting.append(batch)
-            room -= len(batch)
-    if waiting:
+        waiting.append(batch)
+        while sum(map(len, waiting)) >= LINES:
+            joined = Examples.joined(waiting)
+            yield joined.part(0, LINES)
+            waiting = [joined.part(LINES, len(joined))]
+    if any(map(len, waiting)):
         yield Examples.joined(waiting)

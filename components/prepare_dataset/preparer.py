@@ -79,7 +79,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
     out.vocabulary = encoder.vocabulary(also_at=[int(size) for size in contract.prefixes] if contract else ())
     tokens = train.packed.tokens + validation.packed.tokens
     fill = train.packed.packing_efficiency
-    out.facts = packed.packed_facts(config.block_size, encoder.size, _pad(encoder), [train.packed, validation.packed])
+    out.facts = packed.packed_facts(config.block_size, encoder.size, train.pad, [train.packed, validation.packed])
     out.facts |= {
         "documents": train.examples,
         "held_out": validation.examples,
@@ -109,10 +109,6 @@ def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skip
     return text_examples(read_batches(artifact, skipped=bad), encoder)
 
 
-def _pad(encoder: Encoder) -> int:
-    return encoder.eos if encoder.pad is None else encoder.pad
-
-
 class _Split:
     """One split in the making: packs its examples, and keeps the records of those that are held out."""
 
@@ -122,8 +118,9 @@ class _Split:
         from components.prepare_dataset.best_fit import BestFit
 
         self._encoder, self._as_list = encoder, bool(config.instructions)
+        self.pad = encoder.eos if encoder.pad is None else encoder.pad
         self.packed = stack.enter_context(
-            packed.PackedWriter(out, name, config.block_size, encoder.size, _pad(encoder), prompts=self._as_list)
+            packed.PackedWriter(out, name, config.block_size, encoder.size, self.pad, prompts=self._as_list)
         )
         self.examples = self.characters = 0
         self._packer = BestFit(config.block_size) if config.packing == "best-fit" else None

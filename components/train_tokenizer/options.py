@@ -1,5 +1,3 @@
-"""The options of train_tokenizer."""
-
 from dataclasses import dataclass
 from typing import ClassVar
 

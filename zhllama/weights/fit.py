@@ -17,8 +17,6 @@ from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 _MOST_TRIED = 5
 """Adapters for which every order is tried (120)."""
 
-# --- a tokenizer and the rows of a model ------------------------------------------------------------------------------
-
 
 def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
     """Whether embeddings of `rows` rows belong to `pieces` pieces: as many, or as many as the contract says; where
@@ -36,9 +34,6 @@ def require_rows(pieces: int, rows: int, where: str, what: str, fit: bool | None
             f"{where}: tokenizer.model has {pieces} pieces and {what} {rows} rows; give a model and a tokenizer that "
             "belong together, or extend the model first"
         )
-
-
-# --- a model and what is trained or merged into it --------------------------------------------------------------------
 
 
 def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
@@ -72,9 +67,8 @@ def lineage_of(model: Artifact) -> tuple[str, ...]:
 def trained_on(adapter: Artifact) -> tuple[str, ...] | None:
     """The lineage of the model that an adapter was trained on; None when it does not say."""
     facts = adapter.manifest.facts
-    if named := facts.get("base_lineage") or [one for one in (facts.get("base_digest"),) if one]:
-        return tuple(named)
-    return None
+    named = facts.get("base_lineage") or [facts["base_digest"]] * bool(facts.get("base_digest"))
+    return tuple(named) or None
 
 
 def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | None]) -> list[Vocabulary | None]:

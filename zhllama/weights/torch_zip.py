@@ -109,10 +109,8 @@ def is_zip(artifact: Artifact, name: str) -> bool:
 
 
 class PthStream:
-    """Writes a state dict as a stream: declare every tensor first, then write them, whole, in that order.
-
-    `tensors` maps name → (torch dtype name, shape). The file is what `torch.save` would write.
-    """
+    """Writes a state dict as a stream: declare every tensor first, then write them, whole, in that order. `tensors`
+    maps name → (torch dtype name, shape). The file is what `torch.save` would write."""
 
     def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         import torch
