@@ -9,6 +9,7 @@ import math
 import re
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zhllama.artifacts.json_file import read_object
@@ -84,8 +85,10 @@ class Adapter:
             refused.append(f"bias={bias!r}")
         if refused:
             raise InputError(f"{where}: {CONFIG} sets {refused[0]}; merge this adapter with peft")
-        self._file = _opened(artifact, option)
-        self.stored: dict[str, Any] = self._file if isinstance(self._file, dict) else self._file.tensors
+        file = _opened(artifact, option)
+        self.stored: dict[str, Any] = file.tensors
+        self.read = file.read
+        """A tensor or rows of it, as Checkpoint.read."""
         self.replaced: dict[str, str] = {}
         self.tokens: dict[str, tuple[str, Sequence[int]]] = {}
         factors: dict[str, dict[str, str]] = {}
@@ -145,12 +148,6 @@ class Adapter:
         given = (self.config.get(pattern) or {}).items()
         return next((float(value) for key, value in given if re.match(rf"(.*\.)?({key})$", module)), default)
 
-    def read(self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None) -> "torch.Tensor":
-        """A tensor or rows of it, as Checkpoint.read."""
-        if isinstance(self._file, dict):
-            return self._file[key][first:][:count].clone()
-        return self._file.read(key, first, count, room)
-
 
 class Change:
     """One adapter's change of one tensor, to be applied to any of its rows, from any thread."""
@@ -209,7 +206,7 @@ class Change:
 
 
 def _opened(artifact: Artifact, option: str) -> Any:
-    """A file to read from, tensor by tensor, or (torch's format before 1.6) the tensors themselves."""
+    """What its tensors are read from by name, as from a Checkpoint."""
     if SAFE in artifact:
         return Checkpoint(artifact, option, single=SAFE)
     if PICKLE not in artifact:
@@ -217,5 +214,9 @@ def _opened(artifact: Artifact, option: str) -> Any:
         raise InputError(f"{where}: neither {SAFE} nor {PICKLE} in it; publish or fetch the adapter again")
     if is_zip(artifact, PICKLE):
         return PthFile(artifact, PICKLE)
+    # torch's format before 1.6 is read whole
     with artifact.open(PICKLE) as stream:
-        return load_tensors(stream, f"{artifact.root}/{PICKLE}")
+        held = load_tensors(stream, f"{artifact.root}/{PICKLE}")
+    return SimpleNamespace(
+        tensors=held, read=lambda key, first=0, count=None, room=None: held[key][first:][:count].clone()
+    )

@@ -41,14 +41,11 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     checkpoint = Checkpoint(model)
     settings = checkpoint.settings()
     checkpoint.refuse_quantised()
-    adapters = [
-        Adapter(artifact.require_kind("adapter", option="--adapters"), "--adapters")
-        for artifact in inputs.all("adapters")
-    ]
+    given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
+    adapters = [Adapter(artifact, "--adapters") for artifact in given]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
-    artifacts = [model, *(adapter.artifact for adapter in adapters)]
-    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
-    vocabularies = contracts_of(artifacts, encoders)
+    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]
+    vocabularies = contracts_of([model, *given], encoders)
     encoder = next((each for each in reversed(encoders) if each is not None), None)
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
     steps = []

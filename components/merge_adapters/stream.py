@@ -104,7 +104,7 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
         torch.set_num_threads(1)
         after.callback(torch.set_num_threads, threads)
         finisher = after.enter_context(ThreadPoolExecutor(1))
-        ending: Future[None] | None = None
+        ending: Future[None] = finisher.submit(lambda: None)
         spans = (span for infos in left.values() for span in _spans(infos, adapters, shapes))
         # two at least: one may wait for the network
         threads = max(2, min(threads, MOST_THREADS))
@@ -128,11 +128,9 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
                         reports[file][info.name] = _entry(info, shapes[info.name], figures)
                 tensors.close()
                 written = stack.pop_all()
-            if ending is not None:
-                ending.result()
-            ending = finisher.submit(finish, written, file)
-        if ending is not None:
             ending.result()
+            ending = finisher.submit(finish, written, file)
+        ending.result()
     if INDEX in checkpoint.artifact:
         out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
     return {name: entry for file in checkpoint.files for name, entry in reports[file].items()}
