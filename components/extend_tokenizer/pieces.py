@@ -12,8 +12,7 @@ appended after all others and grow from the first Chinese part outwards. Under z
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.extend_tokenizer.options import Pieces, Scores
 from zhllama.errors import InputError
@@ -36,8 +35,7 @@ def is_chinese(piece: str) -> bool:
     return _CHINESE.search(piece) is not None
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     """An extended `tokenizer.model`, the texts that were appended (`[PAD]` included), and what was not, counted.
     `completing`: the appended ones that no model has, there so that merges reach others. `dropped`: pieces that merges
     do not reach even so."""

@@ -21,7 +21,6 @@ from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 if TYPE_CHECKING:
     import torch
 
-    from zhllama.weights.safetensors_io import Room
 
 CONFIG = "adapter_config.json"
 SAFE = "adapter_model.safetensors"
@@ -153,19 +152,14 @@ class Change:
     """One adapter's change of one tensor, to be applied to any of its rows, from any thread."""
 
     def __init__(self, adapter: Adapter, name: str) -> None:
-        self._adapter, self._update = adapter, adapter.updates.get(name)
-        self._replaced, self._tokens = adapter.replaced.get(name), adapter.tokens.get(name)
+        self.adapter, self._update = adapter, adapter.updates.get(name)
+        self.replaced, self._tokens = adapter.replaced.get(name), adapter.tokens.get(name)
         self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
         self._reading = threading.Lock()
 
     def brings(self, first: int) -> bool:
         """Whether row `first` comes in the place of the model's."""
-        return self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]
-
-    def brought(self, first: int, count: int, room: "Room") -> "torch.Tensor":
-        """Rows that it brings, as the adapter stores them; `room` as in Checkpoint.read."""
-        assert self._replaced is not None
-        return self._adapter.read(self._replaced, first, count, room)
+        return self.replaced is not None and first < self.adapter.stored[self.replaced].shape[0]
 
     def apply(self, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor") -> None:
         """Changes the rows from `first` on in their place, in the model's dtype. values: the same rows in float32.
@@ -177,7 +171,7 @@ class Change:
             places = [(place, row - first) for place, row in enumerate(tokens) if first <= row < first + rows.shape[0]]
             if places:
                 lowest, highest = places[0][0], places[-1][0]
-                trained = self._adapter.read(key, lowest, highest + 1 - lowest).to(rows.dtype)
+                trained = self.adapter.read(key, lowest, highest + 1 - lowest).to(rows.dtype)
                 rows[[row for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
     def _add_product(
@@ -187,7 +181,7 @@ class Change:
 
         with self._reading:
             if self._factors is None:
-                self._factors = self._adapter.read(update.a).float(), self._adapter.read(update.b).float()
+                self._factors = self.adapter.read(update.a).float(), self.adapter.read(update.b).float()
         (a, b), end = self._factors, first + rows.shape[0]
         if update.embedding:
             # peft rounds the update of an embedding before it adds it, unlike every other

@@ -175,7 +175,7 @@ def _merge_span(
     bringing = [index for index, change in enumerate(every) if change.brings(first)]
     changes = every[bringing[-1] :] if bringing else every
     if bringing:
-        rows = changes[0].brought(first, count, take)
+        rows = changes[0].adapter.read(changes[0].replaced, first, count, take)
         dtype: torch.dtype = getattr(torch, info.dtype)
         if rows.dtype != dtype:
             rows = take(rows.numel() * dtype.itemsize).view(dtype).view(rows.shape).copy_(rows)

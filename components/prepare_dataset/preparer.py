@@ -85,10 +85,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
         "held_out": validation.examples,
         "left_out": left_out,
         "first_bad": skipped.first,
-        "sources": [
-            {"weight": source.weight, "taken": source.taken, "tokens": source.tokens, "used_up": source.used_up}
-            for source in sources
-        ],
+        "sources": [{name: getattr(one, name) for name in ("weight", "taken", "tokens", "used_up")} for one in sources],
         "summary": f"{train.packed.blocks:,} + {validation.packed.blocks:,} blocks of {config.block_size}, "
         f"{100 * fill:.1f}% filled, {tokens:,} tokens" + (why and f"; {why}"),
     }
@@ -126,9 +123,8 @@ class _Split:
         self._packer = BestFit(config.block_size) if config.packing == "best-fit" else None
         self._records = None
         if name == packed.VALIDATION and config.holds_out:
-            self._records = stack.enter_context(
-                out.writer(packed.HELD_OUT_INSTRUCTIONS if self._as_list else packed.HELD_OUT_TEXT)
-            )
+            file = packed.HELD_OUT_INSTRUCTIONS if self._as_list else packed.HELD_OUT_TEXT
+            self._records = stack.enter_context(out.writer(file))
         self._before = "[\n"
 
     def add(self, examples: "Examples") -> None:

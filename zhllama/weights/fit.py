@@ -7,8 +7,8 @@ peft folder names nothing. When only the order is wrong, the right one is named.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -82,8 +82,7 @@ def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | Non
     ]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """An adapter that is to be merged: digest, vocabulary, whether it replaces every embedding, and what it was trained
     on (`trained_on`)."""
 
@@ -98,7 +97,7 @@ def require_fit(model: Artifact, vocabulary: Vocabulary | None, steps: Sequence[
     """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
     base = f"--model {model.root}", vocabulary, lineage_of(model)
     # one that names a model that was merged by its digest alone
-    steps = [replace(step, trained_on=base[2]) if step.trained_on == (model.digest,) else step for step in steps]
+    steps = [step._replace(trained_on=base[2]) if step.trained_on == (model.digest,) else step for step in steps]
     reason = _misfit(*base, steps)
     if reason is None:
         return [*base[2], *(step.digest for step in steps)]
