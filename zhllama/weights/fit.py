@@ -67,8 +67,8 @@ def lineage_of(model: Artifact) -> tuple[str, ...]:
 def trained_on(adapter: Artifact) -> tuple[str, ...] | None:
     """The lineage of the model that an adapter was trained on; None when it does not say."""
     facts = adapter.manifest.facts
-    named = facts.get("base_lineage") or [facts["base_digest"]] * bool(facts.get("base_digest"))
-    return tuple(named) or None
+    named = facts.get("base_lineage") or [facts.get("base_digest")]
+    return tuple(named) if all(named) else None
 
 
 def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | None]) -> list[Vocabulary | None]:
