@@ -51,6 +51,9 @@ def computing_modules(stage: str) -> dict[str, ast.Module]:
         for path in (ROOT / "components" / stage).glob("*.py")
         if path.stem not in SIGNATURES
     ]
+    # a stage may call the library, and have no module of its own that does
+    program = f"components.{stage}.__main__"
+    waiting += imported(program, ast.parse((ROOT / "components" / stage / "__main__.py").read_text()))
     found: dict[str, ast.Module] = {}
     while waiting:
         module = waiting.pop()

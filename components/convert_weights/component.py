@@ -1,5 +1,3 @@
-"""convert_weights as a KFP component."""
-
 from kfp import dsl
 
 from components.convert_weights.options import ConvertWeights

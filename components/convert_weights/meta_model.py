@@ -5,8 +5,7 @@ the whole tensor, one shard's part of it, and the permuted copy for wq and wk.
 """
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 
 
-@dataclass(frozen=True)
-class Joined:
+class Joined(NamedTuple):
     """A tensor of the whole model, under its Hugging Face name."""
 
     place: Place

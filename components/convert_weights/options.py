@@ -1,5 +1,3 @@
-"""The options of convert_weights."""
-
 from dataclasses import dataclass
 from typing import ClassVar
 

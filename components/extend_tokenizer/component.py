@@ -1,5 +1,3 @@
-"""extend_tokenizer as a KFP component."""
-
 from kfp import dsl
 
 from components.extend_tokenizer.options import ExtendTokenizer

@@ -37,19 +37,16 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
     checkpoint.refuse_quantised(tables)
     for table in tables:
-        rows = checkpoint.info(table).shape[0]
-        require_rows(base.size, rows, checkpoint.where, table)
-    option = "--chinese-tokenizer"
-    chinese = [tokenizer_model_in(artifact, option) for artifact in inputs.all("chinese_tokenizer")]
+        require_rows(base.size, checkpoint.info(table).shape[0], checkpoint.where, table)
+    chinese = [tokenizer_model_in(each, "--chinese-tokenizer") for each in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
     encoder = Encoder(extension.model)
-    vocabulary = encoder.vocabulary(
+    out.vocabulary = vocabulary = encoder.vocabulary(
         also_at=(base.size, encoder.size - 1),
         tied=len(tables) == 1,
         dtype=checkpoint.info(EMBEDDING).dtype,
         padding_multiple=config.pad_to_multiple_of,
     )
-    out.vocabulary = vocabulary
 
     files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048))
     for name, content in files.items():
@@ -58,7 +55,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
     generation = checkpoint.settings("generation_config.json") if "generation_config.json" in model else {}
     out.add_json("generation_config.json", generation | special)
-    _write_weights(out, checkpoint, tables, base, vocabulary, splits(base.model, extension.appended), config)
+    _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)
 
     lines = probe(extension.appended, config.seed)
     differ = differing(files, encoder, lines)
@@ -100,34 +97,28 @@ def differing(files: dict[str, bytes], encoder: Encoder, lines: Sequence[str]) -
 
 
 def _write_weights(
-    out: ArtifactWriter,
-    checkpoint: Checkpoint,
-    tables: list[str],
-    base: Encoder,
-    vocabulary: Vocabulary,
-    new: list[list[int]],
-    config: ExtendTokenizer,
+    out: ArtifactWriter, checkpoint: Checkpoint, vocabulary: Vocabulary, new: list[list[int]], config: ExtendTokenizer
 ) -> None:
     """The embeddings with their new rows into a file of their own; every other tensor as it is; the index."""
     import torch
 
     generator = torch.Generator().manual_seed(config.seed)
-    infos = {name: checkpoint.info(name) for name in tables}
-    declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in infos.items()}
+    tables = {name: checkpoint.info(name) for name in ([EMBEDDING] if vocabulary.tied else [EMBEDDING, HEAD])}
+    declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in tables.items()}
     filling: list[list[int]] = [[]] * (vocabulary.rows - vocabulary.size)
     place_of = dict.fromkeys(tables, EMBEDDINGS_FILE)
     written = 0
     with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
         with out.writer(EMBEDDINGS_FILE) as stream:
             tensors = SafetensorsStream(stream, declared)
-            for name in tables:
-                old = checkpoint.read(name, 0, base.size)
+            for name, info in tables.items():
+                old = checkpoint.read(name, 0, vocabulary.size - len(new))
                 # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
                 unused = new_rows(old, filling, "mean", generator)
                 for rows in chain([old], new_rows(old, new, config.init, generator), unused):
                     tensors.write(name, rows)
                 written += vocabulary.rows * old[0].nbytes
-                bar.advance(infos[name].length)
+                bar.advance(info.length)
             tensors.close()
         for file in checkpoint.files:
             inside = {name: info for name, info in checkpoint.tensors.items() if info.file == file}

@@ -1,5 +1,3 @@
-"""The options of extend_tokenizer."""
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

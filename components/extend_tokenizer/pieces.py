@@ -12,8 +12,7 @@ appended after all others and grow from the first Chinese part outwards. Under z
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.extend_tokenizer.options import Pieces, Scores
 from zhllama.errors import InputError
@@ -36,27 +35,22 @@ def is_chinese(piece: str) -> bool:
     return _CHINESE.search(piece) is not None
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     """An extended `tokenizer.model`, the texts that were appended (`[PAD]` included), and what was not, counted.
-
     `completing`: the appended ones that no model has, there so that merges reach others. `dropped`: pieces that merges
-    do not reach even so.
-    """
+    do not reach even so."""
 
     model: bytes
     appended: list[str]
     present: int
     left_out: int
-    completing: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    completing: list[str]
+    dropped: list[str]
 
 
 def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, pieces: Pieces, pad: bool) -> Extension:
-    """Appends to the model `base` the pieces of each Chinese model (a name for messages, its bytes) in turn.
-
-    InputError when a model is not SentencePiece's, or gives nothing new.
-    """
+    """Appends to the model `base` the pieces of each Chinese model (a name for messages, its bytes) in turn. InputError
+    when a model is not SentencePiece's, or gives nothing new."""
     proto = parse_model(base)
     there = {piece.piece for piece in proto.pieces}
     appended: list[str] = []
@@ -103,10 +97,8 @@ def _append(proto: Any, texts: Iterable[str], scores: Scores) -> None:
 
 
 def _completed(base: bytes, appended: list[str]) -> tuple[list[str], list[str]]:
-    """Appends to `appended` what it takes that merges make each of its pieces; takes out what cannot be helped.
-
-    Returns what was put in and what was taken out.
-    """
+    """Appends to `appended` what it takes that merges make each of its pieces; takes out what cannot be helped. Returns
+    what was put in and what was taken out."""
     letters = {piece.piece for piece in parse_model(base).pieces} | set(appended)
     # a character without a piece is bytes to some engines, and then no part of a longer piece
     completing = [letter for letter in dict.fromkeys("".join(appended)) if letter not in letters]

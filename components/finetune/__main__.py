@@ -1,6 +1,6 @@
-from components.finetune.finetuning import finetune
 from components.finetune.options import Finetune
 from zhllama.stage.run import main
+from zhllama.training.stage import run_training
 
 if __name__ == "__main__":
-    main(Finetune, finetune)
+    main(Finetune, run_training)

@@ -1,5 +1,3 @@
-"""finetune as a KFP component."""
-
 from kfp import dsl
 
 from components.finetune.options import Finetune

@@ -1,5 +1,3 @@
-"""merge_adapters as a KFP component."""
-
 from kfp import dsl
 
 from components.merge_adapters.options import MergeAdapters

@@ -9,6 +9,7 @@ import math
 import re
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zhllama.artifacts.json_file import read_object
@@ -20,7 +21,6 @@ from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 if TYPE_CHECKING:
     import torch
 
-    from zhllama.weights.safetensors_io import Room
 
 CONFIG = "adapter_config.json"
 SAFE = "adapter_model.safetensors"
@@ -49,20 +49,23 @@ _REFUSED = {
 """Fields of adapter_config.json that, when set, mean another arithmetic than W + scale·B·A."""
 
 
-class Pair(NamedTuple):
-    """The two factors of an update, by key. Linear: A (r, in), B (out, r). Embedding: A (r, rows), B (dim, r)."""
+class Update(NamedTuple):
+    """W += scale · B·A, the two factors by key. Linear: A (r, in), B (out, r). Embedding: A (r, rows), B (dim, r)."""
 
     a: str
     b: str
     embedding: bool
+    transposed: bool
+    scale: float
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+    shape: tuple[int, ...]
+    """Of the base's tensor."""
 
 
 class Adapter:
-    """One adapter: its settings checked, its tensors known by name and shape, read when asked for.
-
-    By the model's tensors: `updates`, the factors; `replaced`, the key of what comes in its place; `tokens`, the key of
-    trained rows (n, width), and which n rows they replace. `stored`: key → what has the `shape` of an adapter's tensor.
-    """
+    """One adapter: its settings checked, its tensors known by name and shape, read when asked for. By the model's
+    tensors: `updates`; `replaced`, the key of what comes in its place; `tokens`, the key of trained rows (n, width),
+    and which n rows they replace. `stored`: key → what has the `shape` of an adapter's tensor."""
 
     def __init__(self, artifact: Artifact, option: str) -> None:
         self.artifact = artifact
@@ -81,9 +84,10 @@ class Adapter:
             refused.append(f"bias={bias!r}")
         if refused:
             raise InputError(f"{where}: {CONFIG} sets {refused[0]}; merge this adapter with peft")
-        self._file = _opened(artifact, option)
-        self.stored: dict[str, Any] = self._file if isinstance(self._file, dict) else self._file.tensors
-        self.updates: dict[str, Pair] = {}
+        file = _opened(artifact, option)
+        self.stored: dict[str, Any] = file.tensors
+        self.read = file.read
+        """A tensor or rows of it, as Checkpoint.read."""
         self.replaced: dict[str, str] = {}
         self.tokens: dict[str, tuple[str, Sequence[int]]] = {}
         factors: dict[str, dict[str, str]] = {}
@@ -100,19 +104,11 @@ class Adapter:
                 self.tokens[weight] = key, self._token_rows(found["module"])
             else:
                 factors.setdefault(weight, {})[found["part"]] = key
-        for weight, parts in factors.items():
-            embedding = "lora_A" not in parts and "lora_B" not in parts
-            kind = "lora_embedding_" if embedding else "lora_"
-            if f"{kind}A" not in parts or f"{kind}B" not in parts:
-                raise InputError(f"{where}: {weight} has one of its two LoRA factors; the adapter is cut short")
-            self.updates[weight] = Pair(parts[f"{kind}A"], parts[f"{kind}B"], embedding)
+        self.updates = {weight: self._update(weight, parts) for weight, parts in factors.items()}
+        self.touched = {*self.replaced, *self.updates, *self.tokens}
+        """The tensors of the model that this adapter changes."""
         if not self.touched:
             raise InputError(f"{where}: no tensor in the adapter; it was saved empty, train or fetch it again")
-
-    @property
-    def touched(self) -> set[str]:
-        """The tensors of the model that this adapter changes."""
-        return {*self.replaced, *self.updates, *self.tokens}
 
     def _token_rows(self, module: str) -> Sequence[int]:
         """The rows that trainable_token_indices name for a module: one list for the embedding, or one by module."""
@@ -126,12 +122,24 @@ class Adapter:
             )
         return [int(row) for row in named]
 
-    def read(self, key: str, first: int = 0, count: int | None = None, room: "Room | None" = None) -> "torch.Tensor":
-        """A tensor or rows of it, as Checkpoint.read."""
-        whole = isinstance(self._file, dict)
-        found: torch.Tensor
-        found = self._file[key][first:][:count].clone() if whole else self._file.read(key, first, count, room)
-        return found
+    def _update(self, weight: str, parts: dict[str, str]) -> Update:
+        """InputError for factors that are not two, or contradict the rank."""
+        embedding = "lora_A" not in parts and "lora_B" not in parts
+        kind = "lora_embedding_" if embedding else "lora_"
+        if f"{kind}A" not in parts or f"{kind}B" not in parts:
+            raise InputError(f"{self.where}: {weight} has one of its two LoRA factors; the adapter is cut short")
+        rank = int(self._setting("rank_pattern", weight, self._rank))
+        alpha = self._setting("alpha_pattern", weight, self._alpha)
+        a, b = (self.stored[parts[f"{kind}{which}"]].shape for which in "AB")
+        if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
+            raise InputError(
+                f"{self.where}: {weight} has factors {a} and {b} where rank {rank} is configured; {CONFIG} belongs to "
+                "another adapter"
+            )
+        transposed = embedding or bool(self.config.get("fan_in_fan_out"))
+        scale = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        shape = (a[1], b[0]) if transposed else (b[0], a[1])
+        return Update(parts[f"{kind}A"], parts[f"{kind}B"], embedding, transposed, scale, shape)
 
     def _setting(self, pattern: str, weight: str, default: float) -> float:
         """The rank or alpha of a module: the first pattern that matches the end of its name, else the default."""
@@ -139,94 +147,60 @@ class Adapter:
         given = (self.config.get(pattern) or {}).items()
         return next((float(value) for key, value in given if re.match(rf"(.*\.)?({key})$", module)), default)
 
-    def rank(self, weight: str) -> int:
-        return int(self._setting("rank_pattern", weight, self._rank))
-
-    def scale(self, weight: str) -> float:
-        """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
-        alpha, rank = self._setting("alpha_pattern", weight, self._alpha), self.rank(weight)
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-    def transposed(self, weight: str) -> bool:
-        return self.updates[weight].embedding or bool(self.config.get("fan_in_fan_out"))
-
-    def updated_shape(self, weight: str) -> tuple[int, ...]:
-        """The shape that the base's tensor must have, from the factors; InputError when they contradict the rank."""
-        pair = self.updates[weight]
-        a, b = self.stored[pair.a].shape, self.stored[pair.b].shape
-        if len(a) != 2 or len(b) != 2 or a[0] != self.rank(weight) or b[1] != self.rank(weight):
-            raise InputError(
-                f"{self.where}: {weight} has factors {a} and {b} where rank {self.rank(weight)} is configured; "
-                f"{CONFIG} belongs to another adapter"
-            )
-        return (a[1], b[0]) if self.transposed(weight) else (b[0], a[1])
-
 
 class Change:
     """One adapter's change of one tensor, to be applied to any of its rows, from any thread."""
 
     def __init__(self, adapter: Adapter, name: str) -> None:
-        self._adapter = adapter
-        self._replaced = adapter.replaced.get(name)
-        self._tokens = adapter.tokens.get(name)
-        self._pair = adapter.updates.get(name)
-        if self._pair is not None:
-            self._scale, self._transposed = adapter.scale(name), adapter.transposed(name)
+        self.adapter, self._update = adapter, adapter.updates.get(name)
+        self.replaced, self._tokens = adapter.replaced.get(name), adapter.tokens.get(name)
         self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
         self._reading = threading.Lock()
 
     def brings(self, first: int) -> bool:
         """Whether row `first` comes in the place of the model's."""
-        return self._replaced is not None and first < self._adapter.stored[self._replaced].shape[0]
-
-    def brought(self, first: int, count: int, room: "Room") -> "torch.Tensor":
-        """Rows that it brings, as the adapter stores them; `room` as in Checkpoint.read."""
-        assert self._replaced is not None
-        return self._adapter.read(self._replaced, first, count, room)
+        return self.replaced is not None and first < self.adapter.stored[self.replaced].shape[0]
 
     def apply(self, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor") -> None:
-        """Changes the rows from `first` on in their place, in the model's dtype.
-
-        values: the same rows in float32. product: room for as many elements in float32.
-        """
-        if self._pair is not None:
-            self._add_product(rows, self._pair, first, values, product)
+        """Changes the rows from `first` on in their place, in the model's dtype. values: the same rows in float32.
+        product: room for as many elements in float32."""
+        if self._update is not None:
+            self._add_product(self._update, first, rows, values, product)
         if self._tokens is not None:
             key, tokens = self._tokens
             places = [(place, row - first) for place, row in enumerate(tokens) if first <= row < first + rows.shape[0]]
             if places:
                 lowest, highest = places[0][0], places[-1][0]
-                trained = self._adapter.read(key, lowest, highest + 1 - lowest).to(rows.dtype)
+                trained = self.adapter.read(key, lowest, highest + 1 - lowest).to(rows.dtype)
                 rows[[row for _, row in places]] = trained[[place - lowest for place, _ in places]]
 
     def _add_product(
-        self, rows: "torch.Tensor", pair: Pair, first: int, values: "torch.Tensor", product: "torch.Tensor"
+        self, update: Update, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor"
     ) -> None:
         import torch
 
         with self._reading:
             if self._factors is None:
-                self._factors = self._adapter.read(pair.a).float(), self._adapter.read(pair.b).float()
-        a, b = self._factors
-        end = first + rows.shape[0]
-        if pair.embedding:
+                self._factors = self.adapter.read(update.a).float(), self.adapter.read(update.b).float()
+        (a, b), end = self._factors, first + rows.shape[0]
+        if update.embedding:
             # peft rounds the update of an embedding before it adds it, unlike every other
-            rows.add_(((b @ a[:, first:end]).T * self._scale).to(rows.dtype))
+            rows.add_(((b @ a[:, first:end]).T * update.scale).to(rows.dtype))
             return
-        if self._transposed:
+        if update.transposed:
             product = torch.mm(b, a[:, first:end], out=product.view(b.shape[0], end - first)).T
         else:
             torch.mm(b[first:end], a, out=product)
         # in float32, and rounded once to the model's dtype
-        if self._scale >= 1 and math.frexp(self._scale)[0] == 0.5:
+        if update.scale >= 1 and math.frexp(update.scale)[0] == 0.5:
             # a power of two scales exactly: adding at once has the bits of two steps
-            rows.copy_(torch.add(values, product, alpha=self._scale, out=product))
+            rows.copy_(torch.add(values, product, alpha=update.scale, out=product))
         else:
-            rows.copy_(product.mul_(self._scale).add_(values))
+            rows.copy_(product.mul_(update.scale).add_(values))
 
 
 def _opened(artifact: Artifact, option: str) -> Any:
-    """A file to read from, tensor by tensor, or (torch's format before 1.6) the tensors themselves."""
+    """What its tensors are read from by name, as from a Checkpoint."""
     if SAFE in artifact:
         return Checkpoint(artifact, option, single=SAFE)
     if PICKLE not in artifact:
@@ -234,5 +208,9 @@ def _opened(artifact: Artifact, option: str) -> Any:
         raise InputError(f"{where}: neither {SAFE} nor {PICKLE} in it; publish or fetch the adapter again")
     if is_zip(artifact, PICKLE):
         return PthFile(artifact, PICKLE)
+    # torch's format before 1.6 is read whole
     with artifact.open(PICKLE) as stream:
-        return load_tensors(stream, f"{artifact.root}/{PICKLE}")
+        held = load_tensors(stream, f"{artifact.root}/{PICKLE}")
+    return SimpleNamespace(
+        tensors=held, read=lambda key, first=0, count=None, room=None: held[key][first:][:count].clone()
+    )

@@ -41,14 +41,11 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     checkpoint = Checkpoint(model)
     settings = checkpoint.settings()
     checkpoint.refuse_quantised()
-    adapters = [
-        Adapter(artifact.require_kind("adapter", option="--adapters"), "--adapters")
-        for artifact in inputs.all("adapters")
-    ]
+    given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
+    adapters = [Adapter(artifact, "--adapters") for artifact in given]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
-    artifacts = [model, *(adapter.artifact for adapter in adapters)]
-    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in artifacts]
-    vocabularies = contracts_of(artifacts, encoders)
+    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]
+    vocabularies = contracts_of([model, *given], encoders)
     encoder = next((each for each in reversed(encoders) if each is not None), None)
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
     steps = []
@@ -140,9 +137,9 @@ def _check_shapes(
             if brought != shapes[name] and not (grown and brought[1:] == shapes[name][1:]):
                 raise _other_size(adapter, name, brought, shapes[name])
             shapes[name] = brought
-        for name in adapter.updates:
-            if adapter.updated_shape(name) != shapes[name]:
-                raise _other_size(adapter, name, adapter.updated_shape(name), shapes[name])
+        for name, update in adapter.updates.items():
+            if update.shape != shapes[name]:
+                raise _other_size(adapter, name, update.shape, shapes[name])
         for name, (key, tokens) in adapter.tokens.items():
             brought, wanted = adapter.stored[key].shape, (len(tokens), *shapes[name][1:])
             if brought != wanted:

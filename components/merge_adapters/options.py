@@ -1,5 +1,3 @@
-"""The options of merge_adapters."""
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -56,9 +56,8 @@ def available_memory() -> int:
 
 def prove(model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, encoder: Encoder) -> dict[str, Any]:
     """Compares logits(model + adapters) with logits(what `out` has written) and returns the figures for the report.
-
-    RuntimeError when they differ by more than rounding can explain: then the merge is wrong, and nothing is published.
-    """
+    RuntimeError when they differ by more than rounding can explain: then the merge is wrong, and nothing is
+    published."""
     prompts = [torch.tensor([[encoder.bos, *encoder.encode(text)]]) for text in PROMPTS]
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         beside = _logits(_with_adapters(model, adapters, encoder.size, Path(folder)), prompts)

@@ -63,41 +63,13 @@ class _Pool:
             self._free += rooms
 
 
-class _Compared:
-    """‖after − before‖ / ‖before‖ (Frobenius) over the rows that both have, summed up part by part."""
-
-    def __init__(self) -> None:
-        self._changed = self._whole = 0.0
-        self._new = 0
-        self.finite = True
-
-    def add(self, other: "_Compared") -> None:
-        self._changed += other._changed
-        self._whole += other._whole
-        self._new += other._new
-        self.finite = self.finite and other.finite
-
-    def compare(self, old: torch.Tensor | None, after: torch.Tensor, room: torch.Tensor) -> None:
-        """old: the rows before, in float32. room: as large, and written over. Parts' squares are summed in float32."""
-        if old is None:
-            self._new += after.shape[0]
-            self.finite = self.finite and bool(torch.isfinite(after).all())
-            return
-        before, change = old.view(-1), room.copy_(after).sub_(old).view(-1)
-        self._whole += float(torch.dot(before, before))
-        self._changed += float(torch.dot(change, change))
-
-    def entry(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Of the report: the tensor's shape, its relative change and, where rows are new, how many."""
-        relative = (self._changed / self._whole) ** 0.5 if self._whole else float(self._changed > 0)
-        relative = relative if math.isfinite(self._changed) else self._changed
-        return {"shape": list(shape), "relative_change": relative, **({"new_rows": self._new} if self._new else {})}
-
-
+_Figures = Sequence[float]
+"""Of rows: ‖after − before‖² and ‖before‖² (Frobenius) where there were some before; how many are new; parts of these
+that are not finite."""
 _Span = tuple[TensorInfo, int, int, Sequence[Change]]
 """A tensor, the first of some of its rows, how many, and the changes of that tensor in order."""
-_Merged = tuple[torch.Tensor, _Compared, list[torch.Tensor]]
-"""A span's rows after the merge, what changed, and the rooms that are free once they are written."""
+_Merged = tuple[torch.Tensor, _Figures, list[torch.Tensor]]
+"""A span's rows after the merge, their figures, and the rooms that are free once they are written."""
 
 
 def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: Shapes, out: ArtifactWriter) -> Report:
@@ -105,7 +77,14 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
     touched = set().union(*(adapter.touched for adapter in adapters))
     reports: dict[str, Report] = {}
     left: dict[str, list[TensorInfo]] = {}
-    with Progress("merging", sum(info.length for info in checkpoint.tensors.values())) as bar:
+    pool, tiles = _Pool(5 * SPAN), _Pool(5 * 4 * TILE)
+
+    def finish(written: ExitStack, file: str) -> None:
+        written.close()
+        out.record_complete(file, reports[file])
+
+    with ExitStack() as after:
+        bar = after.enter_context(Progress("merging", sum(info.length for info in checkpoint.tensors.values())))
         for file in checkpoint.files:
             infos = [info for info in checkpoint.tensors.values() if info.file == file]
             found = out.resume_record(file)
@@ -119,89 +98,60 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
                 continue
             reports[file] = found
             bar.advance(sum(info.length for info in infos))
-        reports |= _merge_files(checkpoint, left, adapters, shapes, out, bar)
-    if INDEX in checkpoint.artifact:
-        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
-    return {name: entry for file in checkpoint.files for name, entry in reports[file].items()}
 
-
-def _merge_files(
-    checkpoint: Checkpoint,
-    files: Mapping[str, Sequence[TensorInfo]],
-    adapters: Sequence[Adapter],
-    shapes: Shapes,
-    out: ArtifactWriter,
-    bar: Progress,
-) -> dict[str, Report]:
-    """The report of each file."""
-    pool, tiles = _Pool(5 * SPAN), _Pool(5 * 4 * TILE)
-    spans = (span for infos in files.values() for span in _spans(infos, adapters, shapes))
-    reports: dict[str, Report] = {}
-
-    def finish(written: ExitStack, file: str) -> None:
-        written.close()
-        out.record_complete(file, reports[file])
-
-    with ExitStack() as after:
         # spans are what is merged side by side, not the operations on them: threads that wait for each other spin
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         after.callback(torch.set_num_threads, threads)
         finisher = after.enter_context(ThreadPoolExecutor(1))
+        ending: Future[None] = finisher.submit(lambda: None)
+        spans = (span for infos in left.values() for span in _spans(infos, adapters, shapes))
         # two at least: one may wait for the network
-        count = max(2, min(threads, MOST_THREADS))
-        work = map_ordered(lambda span: _merge_span(checkpoint, pool, tiles, *span), spans, count)
+        threads = max(2, min(threads, MOST_THREADS))
+        work = map_ordered(lambda span: _merge_span(checkpoint, pool, tiles, *span), spans, threads)
         merged = after.enter_context(closing(work))
-        ending: Future[None] | None = None
-        for file, infos in files.items():
+        for file, infos in left.items():
             with ExitStack() as stack:
                 stream = stack.enter_context(out.writer(file))
                 tensors = SafetensorsStream(stream, {info.name: (info.dtype, shapes[info.name]) for info in infos})
                 reports[file] = {}
                 for info in infos:
-                    compared = _write(tensors, info, shapes[info.name], merged, pool, bar)
-                    if any(info.name in adapter.touched for adapter in adapters):
-                        reports[file][info.name] = entry = compared.entry(shapes[info.name])
-                        if not math.isfinite(entry["relative_change"]) or not compared.finite:
-                            raise InputError(
-                                f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or "
-                                f"overflows {info.dtype}, train it again"
-                            )
+                    figures, count = [0.0] * 4, 0
+                    while count < shapes[info.name][0]:
+                        rows, more, rooms = next(merged)
+                        tensors.write(info.name, rows)
+                        figures = _sum(figures, more)
+                        count += rows.shape[0]
+                        bar.advance(rows.nbytes)
+                        pool.give(rooms)
+                    if info.name in touched:
+                        reports[file][info.name] = _entry(info, shapes[info.name], figures)
                 tensors.close()
                 written = stack.pop_all()
-            if ending is not None:
-                ending.result()
-            ending = finisher.submit(finish, written, file)
-        if ending is not None:
             ending.result()
-    return reports
+            ending = finisher.submit(finish, written, file)
+        ending.result()
+    if INDEX in checkpoint.artifact:
+        out.add_bytes(INDEX, index_json(checkpoint.tensors, bytes_after(checkpoint, shapes)))
+    return {name: entry for file in checkpoint.files for name, entry in reports[file].items()}
 
 
-def _write(
-    tensors: SafetensorsStream,
-    info: TensorInfo,
-    shape: tuple[int, ...],
-    merged: Iterator[_Merged],
-    pool: _Pool,
-    bar: Progress,
-) -> _Compared:
-    """Writes a tensor, and returns what changed."""
-    compared, count = _Compared(), 0
-    while count < shape[0]:
-        rows, found, rooms = next(merged)
-        tensors.write(info.name, rows)
-        compared.add(found)
-        count += rows.shape[0]
-        bar.advance(rows.nbytes)
-        pool.give(rooms)
-    return compared
+def _entry(info: TensorInfo, shape: tuple[int, ...], figures: _Figures) -> dict[str, Any]:
+    """Of the report: the tensor's shape, its relative change and, where rows are new, how many. InputError for numbers
+    that are not finite."""
+    changed, whole, new, broken = figures
+    relative = (changed / whole) ** 0.5 if whole else float(changed > 0)
+    if broken or not math.isfinite(changed) or not math.isfinite(relative):
+        raise InputError(
+            f"--adapters: {info.name} is not finite after the merge; an adapter holds NaN or overflows {info.dtype}, "
+            "train it again"
+        )
+    return {"shape": list(shape), "relative_change": relative, **({"new_rows": int(new)} if new else {})}
 
 
 def _spans(infos: Sequence[TensorInfo], adapters: Sequence[Adapter], shapes: Shapes) -> Iterator[_Span]:
-    """The tensors' rows in the order of the file, in like parts of about SPAN elements.
-
-    A part never goes over the number of rows that the model or an adapter has.
-    """
+    """The tensors' rows in the order of the file, in like parts of about SPAN elements. A part never goes over the
+    number of rows that the model or an adapter has."""
     for info in infos:
         rows = shapes[info.name][0]
         changes = [Change(adapter, info.name) for adapter in adapters if info.name in adapter.touched]
@@ -225,14 +175,14 @@ def _merge_span(
     bringing = [index for index, change in enumerate(every) if change.brings(first)]
     changes = every[bringing[-1] :] if bringing else every
     if bringing:
-        rows = changes[0].brought(first, count, take)
+        rows = changes[0].adapter.read(changes[0].replaced, first, count, take)
         dtype: torch.dtype = getattr(torch, info.dtype)
         if rows.dtype != dtype:
             rows = take(rows.numel() * dtype.itemsize).view(dtype).view(rows.shape).copy_(rows)
     else:
         assert before is not None, "rows that neither the model nor an adapter has"
         rows = before
-    compared = _Compared()
+    figures = [0.0] * 4
     if changes:
         parts = _parts(0, count, rows.shape, TILE)
         most = max(end - begin for begin, end in parts) * rows[0].numel()
@@ -248,9 +198,21 @@ def _merge_span(
                 change.apply(first + begin, tile, values, product)
                 if change is not changes[-1]:
                     values = other.copy_(tile)
-            compared.compare(None if before is None else old, tile, product)
+            figures = _sum(figures, _compared(tile, None if before is None else old, product))
         tiles.give([work])
-    return rows, compared, rooms
+    return rows, figures, rooms
+
+
+def _compared(after: torch.Tensor, old: torch.Tensor | None, room: torch.Tensor) -> _Figures:
+    """old: the rows before, in float32. room: as large, and written over. Parts' squares are summed in float32."""
+    if old is None:
+        return 0, 0, after.shape[0], not torch.isfinite(after).all()
+    before, change = old.view(-1), room.copy_(after).sub_(old).view(-1)
+    return float(torch.dot(change, change)), float(torch.dot(before, before)), 0, 0
+
+
+def _sum(figures: _Figures, more: _Figures) -> list[float]:
+    return [one + other for one, other in zip(figures, more, strict=True)]
 
 
 def _parts(begin: int, end: int, shape: Sequence[int], elements: int) -> list[tuple[int, int]]:

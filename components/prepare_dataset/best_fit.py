@@ -65,42 +65,17 @@ class BestFit:
             self._held.append(cut(documents.part(0, end), self._block_size))
             self._pieces, self._tokens = int(pieces[end - 1]), int(tokens[end - 1])
             if full[-1]:
-                yield from self._fullest()
+                yield from self._placed(ends=False)
             documents = documents.part(end, len(documents))
 
     def finish(self) -> Iterator[Blocks]:
         """Yields every block that is left."""
         if self._held:
-            segments, order, block_of = self._placed()
-            self._held, self._open = [], self._open[:0]
-            yield from self._in_parts(segments, order[np.argsort(block_of, kind="stable")], np.bincount(block_of))
+            yield from self._placed(ends=True)
 
-    def _fullest(self) -> Iterator[Blocks]:
-        """Places what waits; yields the blocks that are full, and more while there are too many open ones."""
-        segments, order, block_of = self._placed()
-        used = np.bincount(block_of, segments.lengths[order])
-        # stable, as the other sorts are, so the same stream gives the same blocks
-        ranked = np.argsort(-used, kind="stable")
-        rank = np.empty_like(ranked)
-        rank[ranked] = np.arange(len(ranked))
-        order = order[np.argsort(rank[block_of], kind="stable")]
-        counts = np.bincount(block_of)[ranked]
-        done = max(int((used == self._block_size).sum()), len(used) - OPEN_BLOCKS)
-        last = int(counts[:done].sum())
-        self._held, self._open = [segments.take(order[last:])], counts[done:]
-        yield from self._in_parts(segments, order[:last], counts[:done])
-
-    def _in_parts(self, segments: Segments, order: np.ndarray, counts: np.ndarray) -> Iterator[Blocks]:
-        """The blocks, some at a time, that hold the segments in this order."""
-        first, some = 0, max(1, AT_ONCE // self._block_size)
-        for begin in range(0, len(counts), some):
-            part = counts[begin : begin + some]
-            last = first + int(part.sum())
-            yield Blocks(segments.take(order[first:last]), part)
-            first = last
-
-    def _placed(self) -> tuple[Segments, np.ndarray, np.ndarray]:
-        """All segments, those in open blocks first; the order in which they were placed; the block of each in it."""
+    def _placed(self, ends: bool) -> Iterator[Blocks]:
+        """Places what waits; yields the blocks that are full, and more while there are too many open ones; all, as they
+        were begun, where it `ends`."""
         segments = Segments.joined(self._held)
         self._pieces = self._tokens = 0
         block_of = np.repeat(np.arange(len(self._open)), self._open)
@@ -108,7 +83,22 @@ class BestFit:
         room = self._block_size - np.bincount(block_of, segments.lengths[:before]).astype(np.int64)
         order = before + np.argsort(-segments.lengths[before:], kind="stable")
         placed = np.array(_best_fit(segments.lengths[order].tolist(), room.tolist(), self._block_size), np.int64)
-        return segments, np.concatenate([np.arange(before), order]), np.concatenate([block_of, placed])
+        order, block_of = np.concatenate([np.arange(before), order]), np.concatenate([block_of, placed])
+
+        used = np.bincount(block_of, segments.lengths[order])
+        done = len(used) if ends else max(int((used == self._block_size).sum()), len(used) - OPEN_BLOCKS)
+        # stable, as the other sorts are, so the same stream gives the same blocks
+        ranked = np.arange(len(used)) if ends else np.argsort(-used, kind="stable")
+        order = order[np.argsort(ranked.argsort()[block_of], kind="stable")]
+        counts = np.bincount(block_of)[ranked]
+        last = int(counts[:done].sum())
+        self._held, self._open = [segments.take(order[last:])] * (not ends), counts[done:]
+        first, some = 0, max(1, AT_ONCE // self._block_size)
+        for begin in range(0, done, some):
+            part = counts[begin : min(begin + some, done)]
+            last = first + int(part.sum())
+            yield Blocks(segments.take(order[first:last]), part)
+            first = last
 
 
 def _best_fit(lengths: list[int], room_of: list[int], block_size: int) -> list[int]:

@@ -1,5 +1,3 @@
-"""prepare_dataset as a KFP component."""
-
 from kfp import dsl
 
 from components.prepare_dataset.options import PrepareDataset

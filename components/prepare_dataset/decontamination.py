@@ -42,10 +42,8 @@ class Decontamination:
         self._validation: set[bytes] = set()
         self._near = NearDuplicates() if near_duplicates else None
         self._evaluated: set[bytes] = set()
-        self.left_out = {"fully_masked": 0, "in_validation_too": 0}
+        self.left_out = dict.fromkeys(["fully_masked", "in_validation_too"] + ["near_duplicates"] * near_duplicates, 0)
         """Why → how many, of what was read: of a mixture, some behind its end too."""
-        if near_duplicates:
-            self.left_out["near_duplicates"] = 0
 
     def hold_out(self, examples: Examples) -> None:
         """Examples of the validation set: they, and on request what is nearly one, stay out of the training data."""

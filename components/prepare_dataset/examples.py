@@ -7,17 +7,16 @@ document after another costs more than the encoding: of a review of 75 character
 """
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import compress, groupby
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from zhllama.data.corpus import Documents
 from zhllama.data.packed import Segments, token_type
+from zhllama.storage.prefetch import map_ordered
 from zhllama.tokenizer.prompt import wrap_item
 from zhllama.tokenizer.spans import spans
 from zhllama.tokenizer.vocabulary import Encoder
@@ -28,13 +27,11 @@ BATCH_CHARACTERS = 500_000
 """Fewer, when they are long: some 10 MB of ids."""
 THREADS = 2
 """That encode, while earlier batches are packed."""
-AHEAD = 4
-"""Batches that wait, encoded or being so."""
+AHEAD = 2
+"""Batches that wait, encoded. They are read by one thread, so how many bad lines are counted depends on no other."""
 LINES = 1000
 """That the recipe concatenates and cuts into blocks."""
 _LISTS = ("identities", "contents", "characters")
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = Tr
             documents.file,
         )
 
-    return _ahead(made, batches)
+    return map_ordered(made, batches, THREADS, AHEAD)
 
 
 def instruction_examples(items: Iterable[dict[str, str]], encoder: Encoder, block_size: int) -> Iterator[Examples]:
@@ -131,7 +128,7 @@ def instruction_examples(items: Iterable[dict[str, str]], encoder: Encoder, bloc
             [len(prompt) + len(item["output"]) for prompt, item in zip(prompts, batch, strict=True)],
         )
 
-    return _ahead(made, _batches(items))
+    return map_ordered(made, _batches(items), THREADS, AHEAD)
 
 
 def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
@@ -145,19 +142,6 @@ def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`work(item)` for each item, done ahead by threads (SentencePiece and numpy free the lock)."""
-    # the items are read here: the bad lines that are counted while reading must not depend on how far ahead a thread is
-    waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as threads:
-        for item in items:
-            waiting.append(threads.submit(work, item))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def line_groups(lines: Iterable[Examples], block_size: int) -> Iterator[Examples]:
@@ -181,13 +165,11 @@ def line_groups(lines: Iterable[Examples], block_size: int) -> Iterator[Examples
 def _in_groups(batches: Iterable[Examples]) -> Iterator[Examples]:
     """The same lines, LINES together and in the end the rest."""
     waiting: list[Examples] = []
-    room = LINES
     for batch in batches:
-        while len(batch) >= room:
-            yield Examples.joined([*waiting, batch.part(0, room)])
-            waiting, batch, room = [], batch.part(room, len(batch)), LINES
-        if len(batch):
-            waiting.append(batch)
-            room -= len(batch)
-    if waiting:
+        waiting.append(batch)
+        while sum(map(len, waiting)) >= LINES:
+            joined = Examples.joined(waiting)
+            yield joined.part(0, LINES)
+            waiting = [joined.part(LINES, len(joined))]
+    if any(map(len, waiting)):
         yield Examples.joined(waiting)

@@ -1,5 +1,3 @@
-"""The options of prepare_dataset."""
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

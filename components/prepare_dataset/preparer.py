@@ -79,16 +79,13 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
     out.vocabulary = encoder.vocabulary(also_at=[int(size) for size in contract.prefixes] if contract else ())
     tokens = train.packed.tokens + validation.packed.tokens
     fill = train.packed.packing_efficiency
-    out.facts = packed.packed_facts(config.block_size, encoder.size, _pad(encoder), [train.packed, validation.packed])
+    out.facts = packed.packed_facts(config.block_size, encoder.size, train.pad, [train.packed, validation.packed])
     out.facts |= {
         "documents": train.examples,
         "held_out": validation.examples,
         "left_out": left_out,
         "first_bad": skipped.first,
-        "sources": [
-            {"weight": source.weight, "taken": source.taken, "tokens": source.tokens, "used_up": source.used_up}
-            for source in sources
-        ],
+        "sources": [{name: getattr(one, name) for name in ("weight", "taken", "tokens", "used_up")} for one in sources],
         "summary": f"{train.packed.blocks:,} + {validation.packed.blocks:,} blocks of {config.block_size}, "
         f"{100 * fill:.1f}% filled, {tokens:,} tokens" + (why and f"; {why}"),
     }
@@ -109,10 +106,6 @@ def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skip
     return text_examples(read_batches(artifact, skipped=bad), encoder)
 
 
-def _pad(encoder: Encoder) -> int:
-    return encoder.eos if encoder.pad is None else encoder.pad
-
-
 class _Split:
     """One split in the making: packs its examples, and keeps the records of those that are held out."""
 
@@ -122,16 +115,16 @@ class _Split:
         from components.prepare_dataset.best_fit import BestFit
 
         self._encoder, self._as_list = encoder, bool(config.instructions)
+        self.pad = encoder.eos if encoder.pad is None else encoder.pad
         self.packed = stack.enter_context(
-            packed.PackedWriter(out, name, config.block_size, encoder.size, _pad(encoder), prompts=self._as_list)
+            packed.PackedWriter(out, name, config.block_size, encoder.size, self.pad, prompts=self._as_list)
         )
         self.examples = self.characters = 0
         self._packer = BestFit(config.block_size) if config.packing == "best-fit" else None
         self._records = None
         if name == packed.VALIDATION and config.holds_out:
-            self._records = stack.enter_context(
-                out.writer(packed.HELD_OUT_INSTRUCTIONS if self._as_list else packed.HELD_OUT_TEXT)
-            )
+            file = packed.HELD_OUT_INSTRUCTIONS if self._as_list else packed.HELD_OUT_TEXT
+            self._records = stack.enter_context(out.writer(file))
         self._before = "[\n"
 
     def add(self, examples: "Examples") -> None:
@@ -143,15 +136,12 @@ class _Split:
             for record in examples.records(self._encoder):
                 self._records.write((f"{self._before}{record}" if self._as_list else f"{record}\n").encode())
                 self._before = ",\n"
-        if self._packer is None:
-            self.packed.write_blocks(packed.Blocks(examples.segments, np.ones(len(examples), np.int64)))
-            return
-        for blocks in self._packer.add(examples.segments):
+        unpacked = packed.Blocks(examples.segments, np.ones(len(examples), np.int64))
+        for blocks in [unpacked] if self._packer is None else self._packer.add(examples.segments):
             self.packed.write_blocks(blocks)
 
     def finish(self) -> None:
-        if self._packer is not None:
-            for blocks in self._packer.finish():
-                self.packed.write_blocks(blocks)
+        for blocks in () if self._packer is None else self._packer.finish():
+            self.packed.write_blocks(blocks)
         if self._records is not None and self._as_list:
             self._records.write(b"\n]\n" if self.examples else b"[]\n")

@@ -1,5 +1,3 @@
-"""pretrain as a KFP component."""
-
 from kfp import dsl
 
 from components.pretrain.options import Pretrain

@@ -1,5 +1,3 @@
-"""train_tokenizer as a KFP component."""
-
 from kfp import dsl
 
 from components.train_tokenizer.options import TrainTokenizer

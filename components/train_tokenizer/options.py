@@ -1,13 +1,8 @@
-"""The options of train_tokenizer."""
-
 from dataclasses import dataclass
 from typing import ClassVar
 
 from zhllama.errors import InputError
 from zhllama.stage.options import StageOptions, WeightedRefs
-
-SMALLEST = 300
-"""Pieces: 256 bytes, three special ones, and a few characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +26,8 @@ class TrainTokenizer(StageOptions):
     """Leave out, and count, lines that are not UTF-8 or hold no text; else they end it."""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < SMALLEST:
+        # 256 bytes, three special pieces, and a few characters
+        if self.vocab_size < 300:
             raise InputError(f"--vocab-size {self.vocab_size}: too small for bytes and characters; give 8000 to 60000")
         if not 0.9 <= self.character_coverage <= 1:
             raise InputError(f"--character-coverage {self.character_coverage}: give 0.9 to 1, as 0.9995")

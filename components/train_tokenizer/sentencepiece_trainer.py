@@ -107,9 +107,8 @@ def trained(lines: list[str], vocab_size: int, coverage: float, where: str) -> b
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = str(error)
+        said, asked = str(error), f"{vocab_size} were asked for"
         why = f"SentencePiece cannot train on this text ({said}); give ordinary text, UTF-8"
-        asked = f"{vocab_size} were asked for"
         if found := re.search(r"too high .*<= (\d+)", said):
             why = f"the text gives {found[1]} pieces at most, {asked}; lower --vocab-size to that, or give more text"
         elif found := re.search(r"required_chars\. \d+ vs (\d+)", said):

@@ -40,9 +40,9 @@ def _options(given: Material, store: str, save_steps: int) -> dict[str, Any]:
 def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     """Stalls, and the time of each step with what came before it: seconds."""
     from components.pretrain.options import Pretrain
-    from components.pretrain.pretraining import pretrain
     from zhllama.stage.run import run_stage
     from zhllama.training.checkpointing import CheckpointManager
+    from zhllama.training.stage import run_training as pretrain
     from zhllama.training.uploads import Uploads
 
     os.environ["ZHLLAMA_CACHE"] = cache

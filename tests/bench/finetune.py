@@ -49,8 +49,8 @@ def prepare(store: str) -> dict[str, str]:
 
 
 def ours(store: str, model: str, dataset: str, batch: int) -> dict[str, float]:
-    from components.finetune.finetuning import finetune
     from components.finetune.options import Finetune
+    from zhllama.training.stage import run_training as finetune
 
     speeds = our_training(
         Finetune, finetune, store, STEPS["ours"],

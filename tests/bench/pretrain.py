@@ -38,7 +38,7 @@ def prepare(store: str) -> dict[str, str]:
 
 def ours(store: str, model: str, dataset: str) -> dict[str, float]:
     from components.pretrain.options import Pretrain
-    from components.pretrain.pretraining import pretrain
+    from zhllama.training.stage import run_training as pretrain
 
     speeds = our_training(
         Pretrain, pretrain, store, STEPS,

@@ -104,7 +104,17 @@ class Artifact:
 
     def open(self, name: str) -> "io.BufferedReader":
         """A seekable stream over a file; reads are ranges, verified, one block cached."""
-        return io.BufferedReader(_RangeStream(self, name), buffer_size=256 * 2**10)
+        size = self.file(name).size
+
+        # knows nothing of the stream: of a circle the memory would stay until Python looks for such
+        @lru_cache(maxsize=2)
+        def block(index: int) -> bytes:
+            return self.read_range(name, index * BLOCK, min(BLOCK, size - index * BLOCK))
+
+        def read(start: int, most: int) -> bytes:
+            return block(start // BLOCK)[start % BLOCK : start % BLOCK + most]
+
+        return io.BufferedReader(RangeStream(size, read), buffer_size=256 * 2**10)
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None) -> Path:
         """Writes files (default: all but blocks.json) below `folder`, verified, and returns the folder. Many files and
@@ -206,17 +216,11 @@ class _Target:
             self._ended = True
 
 
-class _RangeStream(io.RawIOBase):
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        self._at, self._size = 0, artifact.file(name).size
-        size = self._size
+class RangeStream(io.RawIOBase):
+    """`size` bytes as a seekable stream; `read(start, most)` gives some of them, at least one."""
 
-        # knows nothing of this stream: of a circle the memory would stay until Python looks for such
-        @lru_cache(maxsize=2)
-        def block(index: int) -> bytes:
-            return artifact.read_range(name, index * BLOCK, min(BLOCK, size - index * BLOCK))
-
-        self._block = block
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self._at, self._size, self._read = 0, size, read
 
     def readable(self) -> bool:
         return True
@@ -225,15 +229,15 @@ class _RangeStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise io.UnsupportedOperation(f"{-at} bytes before its beginning are asked for")
+        self._at = at
+        return at
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        if self._at >= self._size:
-            return 0
-        index, offset = divmod(self._at, BLOCK)
-        content = self._block(index)[offset : offset + len(view)]
+        content = self._read(self._at, len(view)) if self._at < self._size else b""
         view[: len(content)] = content
         self._at += len(content)
         return len(content)

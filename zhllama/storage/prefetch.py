@@ -24,16 +24,16 @@ def prefetch(items: Iterable[Item]) -> Generator[Item, None, None]:
 
 
 def map_ordered(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = 1
 ) -> Generator[Result, None, None]:
     """`function(item)` of every item, `threads` of them side by side; results, and errors, in the items' order. At most
-    `threads` + 1 items are taken beyond the last result. Close it when it may be left before its end."""
+    `threads` + `ahead` items are taken beyond the last result. Close it when it may be left before its end."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, "prefetch") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > threads + 1:
+                if len(waiting) > threads + ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

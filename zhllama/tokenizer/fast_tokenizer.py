@@ -14,15 +14,11 @@ from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import BPE, TOKENIZER_MODEL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
-LLAMA_POSITIONS = 2048
 
-
-def tokenizer_files(model: bytes, model_max_length: int = LLAMA_POSITIONS) -> dict[str, bytes]:
+def tokenizer_files(model: bytes, model_max_length: int = 2048) -> dict[str, bytes]:
     """Name → content of the tokenizer files of a model folder. `model`: the bytes of a `tokenizer.model`.
-
     `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model that is not
-    BPE or has no BOS, EOS or unknown piece.
-    """
+    BPE or has no BOS, EOS or unknown piece."""
     from tokenizers import AddedToken, processors
     from transformers.convert_slow_tokenizer import SpmConverter
 

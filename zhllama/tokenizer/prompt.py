@@ -42,11 +42,9 @@ message, which the recipe has not, goes before the instruction it stands in fron
 
 
 def chat_ids(encoder: "Encoder", messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The ids of a conversation as the chat template has it, ending where an answer has to begin.
-
-    A text is encoded up to the next EOS in one piece, a prompt together with its answer, as serving engines encode the
-    rendered template. In training the answer was encoded apart: parity is claimed for prompts and for generated ids.
-    """
+    """The ids of a conversation as the chat template has it, ending where an answer has to begin. A text is encoded up
+    to the next EOS in one piece, a prompt together with its answer, as serving engines encode the rendered template. In
+    training the answer was encoded apart: parity is claimed for prompts and for generated ids."""
     ids = [encoder.bos]
     text = system = ""
     for message in messages:

@@ -5,6 +5,7 @@ has the same bytes.
 """
 
 import importlib.util
+import runpy
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,25 +21,18 @@ TOKENIZER_MODEL = "tokenizer.model"
 
 def new_model() -> Any:
     """A ModelProto without pieces."""
-    return _generated().ModelProto()
+    return _generated()["ModelProto"]()
 
 
 @cache
-def _generated() -> Any:
-    """transformers' module, by its place: the package itself takes most of a second to import."""
-    name = "transformers.utils.sentencepiece_model_pb2_new"
-    if name in sys.modules:
-        return sys.modules[name]
+def _generated() -> dict[str, Any]:
+    """What transformers' module defines, by its place: the package itself takes most of a second to import."""
+    if loaded := sys.modules.get("transformers.utils.sentencepiece_model_pb2_new"):
+        return vars(loaded)
     package = importlib.util.find_spec("transformers")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("transformers is not installed", name="transformers")
-    path = Path(package.origin).parent / "utils" / "sentencepiece_model_pb2_new.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"{path} cannot be imported", name=name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runpy.run_path(str(Path(package.origin).with_name("utils") / "sentencepiece_model_pb2_new.py"))
 
 
 def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:

@@ -167,10 +167,8 @@ def mixtures(pieces: Sequence[str], lines: int, seed: int) -> list[str]:
 
 
 def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
-    """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes.
-
-    It is `tokenizer.model`, or the only .model file of a plain folder.
-    """
+    """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes. It is
+    `tokenizer.model`, or the only .model file of a plain folder."""
     named = [name for name in artifact.names if name.endswith(".model")]
     name = named[0] if len(named) == 1 else "tokenizer.model"
     where = f"{option} {artifact.root}"

@@ -7,8 +7,8 @@ peft folder names nothing. When only the order is wrong, the right one is named.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -16,8 +16,6 @@ from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 
 _MOST_TRIED = 5
 """Adapters for which every order is tried (120)."""
-
-# --- a tokenizer and the rows of a model ------------------------------------------------------------------------------
 
 
 def rows_fit(pieces: int, rows: int, contract: Vocabulary | None) -> bool:
@@ -36,9 +34,6 @@ def require_rows(pieces: int, rows: int, where: str, what: str, fit: bool | None
             f"{where}: tokenizer.model has {pieces} pieces and {what} {rows} rows; give a model and a tokenizer that "
             "belong together, or extend the model first"
         )
-
-
-# --- a model and what is trained or merged into it --------------------------------------------------------------------
 
 
 def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: str, want_name: str) -> None:
@@ -72,9 +67,8 @@ def lineage_of(model: Artifact) -> tuple[str, ...]:
 def trained_on(adapter: Artifact) -> tuple[str, ...] | None:
     """The lineage of the model that an adapter was trained on; None when it does not say."""
     facts = adapter.manifest.facts
-    if named := facts.get("base_lineage") or [one for one in (facts.get("base_digest"),) if one]:
-        return tuple(named)
-    return None
+    named = facts.get("base_lineage") or [facts.get("base_digest")]
+    return tuple(named) if all(named) else None
 
 
 def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | None]) -> list[Vocabulary | None]:
@@ -88,8 +82,7 @@ def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | Non
     ]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """An adapter that is to be merged: digest, vocabulary, whether it replaces every embedding, and what it was trained
     on (`trained_on`)."""
 
@@ -104,7 +97,7 @@ def require_fit(model: Artifact, vocabulary: Vocabulary | None, steps: Sequence[
     """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
     base = f"--model {model.root}", vocabulary, lineage_of(model)
     # one that names a model that was merged by its digest alone
-    steps = [replace(step, trained_on=base[2]) if step.trained_on == (model.digest,) else step for step in steps]
+    steps = [step._replace(trained_on=base[2]) if step.trained_on == (model.digest,) else step for step in steps]
     reason = _misfit(*base, steps)
     if reason is None:
         return [*base[2], *(step.digest for step in steps)]

@@ -120,11 +120,9 @@ class Checkpoint:
         return self.tensors[name]
 
     def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
-        """InputError when one of these tensors (default: all) is not of floating-point numbers.
-
-        Integers with scales beside them, read as the numbers that they are not, would merge, export and extend without
-        a complaint, to a model that is noise.
-        """
+        """InputError when one of these tensors (default: all) is not of floating-point numbers. Integers with scales
+        beside them, read as the numbers that they are not, would merge, export and extend without a complaint, to a
+        model that is noise."""
         for name in self.tensors if names is None else names:
             if not self.info(name).dtype.startswith(("float", "bfloat")):
                 raise InputError(
@@ -133,11 +131,9 @@ class Checkpoint:
                 )
 
     def read(self, name: str, first: int = 0, count: int | None = None, room: "Room | None" = None) -> "torch.Tensor":
-        """A tensor, or its rows `first` to `first + count` (to the last for None), verified, in its stored dtype.
-
-        room: gives the memory (uint8) for so many bytes; fresh memory by default.
-        ValueError for rows that the tensor has not (a bug): their bytes would be another tensor's.
-        """
+        """A tensor, or its rows `first` to `first + count` (to the last for None), verified, in its stored dtype. room:
+        gives the memory (uint8) for so many bytes; fresh memory by default. ValueError for rows that the tensor has not
+        (a bug): their bytes would be another tensor's."""
         return read_rows(self.artifact, self.info(name), first, count, room)
 
 
@@ -162,10 +158,8 @@ def read_rows(
 
 
 class SafetensorsStream:
-    """Writes one safetensors file as a stream: declare every tensor first, then write them in that order.
-
-    `tensors` maps name → (torch dtype name, shape). `write` takes a whole tensor, or pieces of one along axis 0.
-    """
+    """Writes one safetensors file as a stream: declare every tensor first, then write them in that order. `tensors`
+    maps name → (torch dtype name, shape). `write` takes a whole tensor, or pieces of one along axis 0."""
 
     def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         import torch

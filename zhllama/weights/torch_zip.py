@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from zhllama.artifacts.blocks import BLOCK
-from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.reader import Artifact, RangeStream
 from zhllama.errors import InputError
 from zhllama.weights.safetensors_io import Sink, TensorInfo, read_rows
 
@@ -73,7 +73,11 @@ class PthFile:
         size = artifact.file(name).size
         # the last block holds the zip's directory; is_zip has verified the first, which holds the pickle
         artifact.read_range(name, max(0, size - BLOCK), min(BLOCK, size))
-        with io.BufferedReader(_Windows(artifact, name), _WINDOW) as stream, FakeTensorMode():
+
+        def window(start: int, most: int) -> bytes:
+            return artifact.read_stored(name, start, min(most, size - start))
+
+        with io.BufferedReader(RangeStream(size, window), _WINDOW) as stream, FakeTensorMode():
             found = load_tensors(stream, where)
         for key, tensor in found.items():
             span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
@@ -99,42 +103,14 @@ class PthFile:
         return whole[first:] if count is None else whole[first : first + count].clone()
 
 
-class _Windows(io.RawIOBase):
-    """A file by small ranges, unverified."""
-
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact, self._name, self._size, self._at = artifact, name, artifact.file(name).size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at < 0:
-            raise ValueError(f"{-at} bytes before its beginning are asked for")
-        self._at = at
-        return at
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), max(0, self._size - self._at))
-        buffer[:count] = self._artifact.read_stored(self._name, self._at, count) if count else b""
-        self._at += count
-        return count
-
-
 def is_zip(artifact: Artifact, name: str) -> bool:
     """Whether the file begins as PyTorch's zip format does (older torch wrote bare pickles)."""
     return artifact.file(name).size >= 4 and artifact.read_range(name, 0, 4) == _ZIP
 
 
 class PthStream:
-    """Writes a state dict as a stream: declare every tensor first, then write them, whole, in that order.
-
-    `tensors` maps name → (torch dtype name, shape). The file is what `torch.save` would write.
-    """
+    """Writes a state dict as a stream: declare every tensor first, then write them, whole, in that order. `tensors`
+    maps name → (torch dtype name, shape). The file is what `torch.save` would write."""
 
     def __init__(self, sink: Sink, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         import torch
@@ -142,9 +118,19 @@ class PthStream:
         self._left = [(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
         self._at = 0
         self._zip = torch._C.PyTorchFileWriter(cast(IO[bytes], sink))
-        buffer = io.BytesIO()
+        keys = map(str, itertools.count())
+
+        def contiguous(tensor: torch.Tensor) -> Any:
+            """It and its storage, which holds nothing else, as torch pickles them."""
+            legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[tensor.dtype])
+            held = ["storage", legacy, next(keys), "cpu", tensor.numel()]
+            shape, strides = tuple(tensor.shape), tensor.stride()
+            return torch._utils._rebuild_tensor_v2, (held, 0, shape, strides, False, OrderedDict())
+
+        pickler = _Pickler(buffer := io.BytesIO(), protocol=2)
+        pickler.dispatch_table = {torch.Tensor: contiguous}
         kinds = {name: getattr(torch, dtype) for name, (dtype, _) in tensors.items()}
-        _Pickler(buffer).dump({n: torch.empty(tensors[n][1], dtype=kind, device="meta") for n, kind in kinds.items()})
+        pickler.dump({name: torch.empty(tensors[name][1], dtype=kind, device="meta") for name, kind in kinds.items()})
         # the records that torch.save writes, in its order: from them a reader computes where the tensors lie
         records = {
             "data.pkl": buffer.getvalue(),
@@ -178,26 +164,7 @@ class PthStream:
         self._zip.write_end_of_file()
 
 
-class _Storage(tuple[str, Any, str, str, int]):
-    """Stands for a storage in the pickle: torch's persistent id, (kind, class, key, device, elements)."""
-
-
 class _Pickler(pickle.Pickler):
-    """Meta tensors, as contiguous ones over storages of their own, in their order."""
-
-    def __init__(self, buffer: io.BytesIO) -> None:
-        super().__init__(buffer, protocol=2)
-        self._keys = map(str, itertools.count())
-
     def persistent_id(self, value: Any) -> Any:
-        return tuple(value) if isinstance(value, _Storage) else None
-
-    def reducer_override(self, value: Any) -> Any:
-        import torch
-
-        if not isinstance(value, torch.Tensor):
-            return NotImplemented
-        legacy = getattr(torch, torch.storage._dtype_to_storage_type_map()[value.dtype])
-        storage = _Storage(("storage", legacy, next(self._keys), "cpu", value.numel()))
-        strides = value.stride()
-        return torch._utils._rebuild_tensor_v2, (storage, 0, tuple(value.shape), strides, False, OrderedDict())
+        """torch's, of a storage: a list here (kind, class, key, device, elements), since nothing else is one."""
+        return tuple(value) if isinstance(value, list) else None

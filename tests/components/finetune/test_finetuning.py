@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.finetune.finetuning import finetune
 from components.finetune.options import Finetune
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.training.stage import run_training as finetune
 
 QUICK = {
     "max_steps": 20,

@@ -244,7 +244,8 @@ def test_the_merged_model_answers_as_the_model_with_its_adapters(
 
 
 def test_a_merge_that_is_wrong_does_not_prove(tmp_path, tiny_model, make_adapter, monkeypatch):
-    monkeypatch.setattr(Adapter, "scale", lambda adapter, weight: 1.0)
+    update = Adapter._update
+    monkeypatch.setattr(Adapter, "_update", lambda *given: update(*given)._replace(scale=1.0))
     with pytest.raises(RuntimeError, match="the merged model is not the model with its adapters"):
         merge(tmp_path, tiny_model, make_adapter(1), prove=True)
     assert not list(tmp_path.rglob("manifest.json"))

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from components.pretrain.options import Pretrain
-from components.pretrain.pretraining import pretrain
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
@@ -23,6 +22,7 @@ from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.training.inputs import EMBEDDING
 from zhllama.training.model import collate
+from zhllama.training.stage import run_training as pretrain
 from zhllama.weights.safetensors_io import Checkpoint
 
 HEAD = "lm_head.weight"

@@ -12,7 +12,6 @@ import pytest
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from components.pretrain.options import Pretrain
-from components.pretrain.pretraining import pretrain
 from tests.faulty_proxy import Fault, FaultyProxy, Request
 from tests.soak.training import (
     DEFAULTS,
@@ -31,6 +30,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.training.checkpoints import complete
+from zhllama.training.stage import run_training as pretrain
 
 LOGGED_EVERY_FOUR = {"max_steps": 16, "logging_steps": 4, "save_steps": 4, "eval_steps": 0, "lora_dropout": 0.0}
 ZERO_2 = {"deepspeed": "zero2", "max_steps": 6, "save_steps": 2, "eval_steps": 0}

@@ -137,9 +137,9 @@ def test_a_node_without_room_for_the_model_is_refused_before_anything_is_fetched
     from types import SimpleNamespace
 
     from components.pretrain.options import Pretrain
-    from components.pretrain.pretraining import pretrain
     from zhllama.errors import InputError
     from zhllama.stage.run import run_stage
+    from zhllama.training.stage import run_training as pretrain
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     options = {**COURSE, "model": in_s3.model, "dataset": in_s3.dataset, "store": in_s3.model.rsplit("/", 4)[0]}

@@ -11,13 +11,13 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from components.pretrain.options import Pretrain
-from components.pretrain.pretraining import pretrain
 from tests.soak.training import DEFAULTS
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
 from zhllama.training.checkpointing import OVERFLOWS, CheckpointManager
 from zhllama.training.checkpoints import Run
+from zhllama.training.stage import run_training as pretrain
 from zhllama.training.trainer import at_smallest_scale
 
 

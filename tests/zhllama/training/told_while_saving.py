@@ -8,9 +8,9 @@ import signal
 from typing import Any
 
 from components.pretrain.options import Pretrain
-from components.pretrain.pretraining import pretrain
 from zhllama.stage.run import main
 from zhllama.training import checkpointing
+from zhllama.training.stage import run_training as pretrain
 
 take = checkpointing.take
 
