@@ -73,14 +73,14 @@ def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        content = b""
-        if length:
-            url = hf_hub_url(repository, f"{folder}{name}", revision=commit, endpoint=endpoint())
-            headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
-            with hub_errors(f"{root}/{name}"):
-                answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
-                hf_raise_for_status(answer)
-            content = answer.content
+        if not length:
+            return
+        url = hf_hub_url(repository, f"{folder}{name}", revision=commit, endpoint=endpoint())
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
+        with hub_errors(f"{root}/{name}"):
+            answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+            hf_raise_for_status(answer)
+        content = answer.content
         if len(content) != length:
             raise StorageFault(f"{root}/{name}: {len(content)} bytes came of {length}; try again")
         if take:

@@ -7,6 +7,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -18,6 +19,7 @@ from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import Progress
 from zhllama.storage.parallel import STEP, RoomOfThread
+from zhllama.storage.prefetch import prefetch
 
 
 class Artifact:
@@ -90,6 +92,14 @@ class Artifact:
             self.read_into(name, start, room)
             yield room
 
+    def pour(
+        self, name: str, write: Callable[[memoryview], int], advance: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """The file from its beginning, verified, into `write`; `advance` is told of each block that it took."""
+        with closing(prefetch(self.blocks(name))) as blocks:
+            for block in blocks:
+                advance(write(block))
+
     def _with_range(self, name: str, start: int, length: int) -> File:
         file = self.file(name)
         if start < 0 or length < 0 or start + length > file.size:
@@ -136,22 +146,19 @@ class Artifact:
 
     def verify(self) -> None:
         """Reads every file against its digests; InputError names the first that differs."""
-        for error in self._corruption(all_of_them=False):
-            raise error
+        for wrong in self.find_corruption(first_alone=True):
+            raise InputError(wrong)
 
-    def find_corruption(self) -> list[str]:
+    def find_corruption(self, first_alone: bool = False) -> list[str]:
         """Reads every file against its digests, and says of each block that is not as it should be what is wrong."""
-        return sorted(str(error) for error in self._corruption(all_of_them=True))
-
-    def _corruption(self, all_of_them: bool) -> list[InputError]:
-        found: list[InputError] = []
+        found: list[str] = []
         step = RoomOfThread(STEP)
 
         def check(file: File, block: range, wanted: list[str]) -> None:
             try:
                 self.reader.read_run(file, block, wanted, step.room, lambda place, piece: None)
             except (InputError, Truncated) as error:
-                found.append(InputError(str(error)))
+                found.append(str(error))
             bar.advance(run_length(file, block))
 
         with (
@@ -161,10 +168,10 @@ class Artifact:
             for file in self.manifest.files:
                 wanted = self.reader.block_digests(file)
                 for index in range(len(wanted)):
-                    if found and not all_of_them:
+                    if found and first_alone:
                         return found
                     threads.call(check, file, range(index, index + 1), wanted)
-        return found
+        return found if first_alone else sorted(found)
 
 
 class _Target:

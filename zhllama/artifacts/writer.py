@@ -11,7 +11,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK, BLOCKS, BlockHasher
 from zhllama.artifacts.manifest import MANIFEST, File, Input, Manifest
-from zhllama.artifacts.published import place, published_at
+from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import StorageFault
 from zhllama.progress import Progress
-from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.vocabulary import Vocabulary
 
 log = logging.getLogger("artifact")
@@ -49,7 +47,8 @@ class ArtifactWriter:
         before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
         """before_publishing: raises where what was read is not what `inputs` says."""
-        self.root, self.stage = place(store, stage, key), stage
+        self.stage, self._work = stage, (store, stage, key)
+        self.root = place(*self._work)
         self.configuration, self.inputs = dict(configuration or {}), dict(inputs or {})
         self._before_publishing = before_publishing
         self.vocabulary: Vocabulary | None = None
@@ -109,11 +108,8 @@ class ArtifactWriter:
             storage.copy(storage.join(source.root, name), target)
         else:
             # what is verified when it is read has known digests: nothing is hashed a second time
-            known = source.verified
-            stream = storage.committed(storage.open_writer(target)) if known else self.writer(name)
-            with stream as writer, closing(prefetch(source.blocks(name))) as blocks:
-                for block in blocks:
-                    writer.write(block)
+            with storage.committed(storage.open_writer(target)) if source.verified else self.writer(name) as stream:
+                source.pour(name, stream.write)
                 self.require_alone()
         if source.verified:
             self.add_stored(file, source.reader.block_digests(file))
@@ -200,7 +196,7 @@ class ArtifactWriter:
             storage.write_bytes(manifest.reference, content, if_absent=True)
             return manifest
         except FileExistsError:
-            there = published_at(self.root)
+            there = find_published(*self._work)
         if there is not None and there.digest == manifest.digest:
             log.info("%s: another run has published the same", self.root)
             return there

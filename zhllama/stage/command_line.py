@@ -8,12 +8,10 @@ import io
 import json
 import os
 import re
-import types
 import typing
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.stage.options import REF, SEVERAL, Config, marks_of, option_of
@@ -95,7 +93,7 @@ def _bridge(kind: type, arguments: Sequence[str]) -> list[str]:
     references may be repeated; one of a single reference may not, since all but the last would be lost unseen."""
     hints = typing.get_type_hints(kind)
     marks = {option_of(name): of_field for name, of_field in marks_of(kind).items()}
-    flags = {option_of(name) for name in marks_of(kind) if _is_bool(hints[name])}
+    flags = {option_of(name) for name in marks_of(kind) if bool in (hints[name], *typing.get_args(hints[name]))}
     place_of: dict[str, int] = {}
     bridged: list[str] = []
     words = deque(arguments)
@@ -125,10 +123,6 @@ def _bridge(kind: type, arguments: Sequence[str]) -> list[str]:
         place_of[name] = len(bridged)
         bridged.append(f"{name}={value}")
     return bridged
-
-
-def _is_bool(hint: Any) -> bool:
-    return hint is bool or (isinstance(hint, types.UnionType) and bool in typing.get_args(hint))
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:

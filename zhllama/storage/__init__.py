@@ -152,11 +152,14 @@ def open_writer(uri: str) -> Writer:
 def copy(source: str, target: str) -> None:
     """One file to another place: server-side within S3, in parts side by side into it, else through this machine."""
     if is_s3(source) and is_s3(target):
-        multipart.copy_object(source, target)
-    elif not is_s3(source):
-        (multipart.send_file if is_s3(target) else folders.copy_file)(source, target)
-    else:
-        with committed(open_writer(target)) as writer:
+        bucket, key = split_s3(source)
+        # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
+        s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, *split_s3(target)))
+        return
+    with committed(open_writer(target)) as writer:
+        if isinstance(writer, multipart.S3Writer):
+            writer.send(source)
+        else:
             for chunk in read_chunks(source, 2 * PIECE):
                 writer.write(chunk)
 

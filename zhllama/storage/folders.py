@@ -7,10 +7,8 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import human
@@ -43,30 +41,18 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
             at += count
 
 
-@contextmanager
-def _placed(path: str, move: Callable[[Path, Path], Any] = os.replace) -> Iterator[Path]:
-    """A hidden file beside the target, which gets its name when this ends well, and else is gone."""
-    temporary, target = beside(path), Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        move(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
     """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
-    with _placed(path, os.link if if_absent else os.replace) as temporary, open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def copy_file(source: str, target: str) -> None:
-    """A file to another place, in the kernel where that can."""
-    with _placed(target) as temporary:
-        shutil.copyfile(source, temporary)
+    temporary = beside(path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        (os.link if if_absent else os.replace)(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class FileWriter:

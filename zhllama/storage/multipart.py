@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
@@ -78,16 +79,21 @@ class Upload:
 
     def put(self, number: int, content: s3.Buffer) -> None:
         """Sends part `number`, from 1, unless the server has it already."""
-        there = self.there.get(number)
+        checksum, there = s3.checksum_headers(content, self._md5), self.there.get(number)
         if there is not None and there.holds(content):
-            # named with its checksum even where the server lists none: parts with and without one do not mix
-            checksum = {} if self._md5 else {"ChecksumCRC32C": s3.crc32c(content)}
-            self._sent[number] = {"PartNumber": number, "ETag": there.tag, **checksum}
-            return
-        try:
-            self._sent[number] = s3.put_part(self.uri, self._id, number, content, self._md5)
-        except (StorageFault, FileNotFoundError) as error:
-            raise self._lost(error) from error
+            tag = there.tag
+        else:
+            query = urlencode({"partNumber": number, "uploadId": self._id}, quote_via=quote)
+            try:
+                answer = s3.until_answered(
+                    self.uri, lambda session: session.send("PUT", self.uri, checksum, content, query)
+                )
+            except (StorageFault, FileNotFoundError) as error:
+                raise self._lost(error) from error
+            tag = answer.headers.get("ETag", "")
+        # named with its checksum even where the server lists none: parts with and without one do not mix
+        named = {"ChecksumCRC32C": checksum[s3.CRC32C]} if s3.CRC32C in checksum else {}
+        self._sent[number] = {"PartNumber": number, "ETag": tag, **named}
 
     def keep(self, number: int) -> None:
         """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
@@ -121,11 +127,11 @@ class Upload:
 
     def abort(self) -> None:
         """The server forgets the parts."""
-        abort(self.uri, self._id)
+        discard(self.uri, self._id)
 
 
-def abort(uri: str, upload: str) -> None:
-    """Ends an unfinished upload; one that is gone is fine."""
+def discard(uri: str, upload: str) -> None:
+    """Ends an unfinished upload, and frees its parts; one that is gone is fine."""
     try:
         s3.call(uri, "abort_multipart_upload", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
@@ -158,11 +164,6 @@ def unfinished(uri: str) -> list[Unfinished]:
     """The uploads under way below a prefix."""
     found = _uploads(uri, below(uri))
     return [Unfinished(one, began, id, sum(part.size for part in parts_of(one, id))) for one, began, id in found]
-
-
-def discard(left: Unfinished) -> None:
-    """Frees what a killed writer left behind; what is gone already is fine."""
-    abort(left.uri, left.id)
 
 
 def _upload_of_key(uri: str) -> str | None:
@@ -234,6 +235,25 @@ class S3Writer:
         upload.put(number, memoryview(buffer)[:length])
         self._free.append(buffer)
 
+    def send(self, path: str) -> None:
+        """A file, its parts read and sent side by side."""
+        size, start = os.stat(path).st_size, 0
+        if size <= PART:
+            folders.read_into(path, 0, size, memoryview(self._buffer))
+            self._filled = size
+            return
+        upload = self._upload = Upload(self._uri)
+        own = RoomOfThread(part_length(size // PART))
+
+        def put(number: int, start: int, length: int) -> None:
+            folders.read_into(path, start, length, own.room)
+            upload.put(number, own.room[:length])
+
+        while start < size:
+            length = min(part_length(self._number), size - start)
+            self._threads.call(put, self._number, start, length)
+            self._number, start = self._number + 1, start + length
+
     def commit(self) -> None:
         if self._upload is None:
             s3.put(self._uri, memoryview(self._buffer)[: self._filled])
@@ -253,38 +273,3 @@ class S3Writer:
     def suspend(self) -> None:
         """Stops here; the parts stay for the next writer of this file, or for `zhllama gc`."""
         self._threads.end(wait=5)
-
-
-def send_file(path: str, uri: str) -> None:
-    """A file into an object, its parts read and sent side by side. Memory: PART x connections. Resumes as S3Writer."""
-    size = os.stat(path).st_size
-    extents = [(0, min(PART, size))]
-    while (start := sum(extents[-1])) < size:
-        extents.append((start, min(part_length(len(extents) + 1), size - start)))
-    own = RoomOfThread(max(length for _, length in extents))
-
-    def read(start: int, length: int) -> memoryview:
-        folders.read_into(path, start, length, own.room[:length])
-        return own.room[:length]
-
-    if len(extents) == 1:
-        s3.put(uri, read(0, size))
-        return
-    upload = Upload(uri)
-    try:
-        with Threads(connections()) as threads:
-            for number, extent in enumerate(extents, 1):
-                threads.call(lambda number, extent: upload.put(number, read(*extent)), number, extent)
-        upload.complete()
-    except StorageFault:
-        raise
-    except BaseException:
-        upload.abort()
-        raise
-
-
-def copy_object(source: str, target: str) -> None:
-    """Server-side, any size."""
-    bucket, key = split_s3(source)
-    # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
-    s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, *split_s3(target)))

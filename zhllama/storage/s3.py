@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
 
 from crc32c import crc32c as crc32c_of
 
@@ -147,19 +146,6 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
         put(uri, content)
 
 
-def put_part(uri: str, upload: str, number: int, content: Buffer, md5: bool = False) -> dict[str, Any]:
-    """A part of a multipart upload (numbered from 1); returns it as the end of the upload names it."""
-    checksum = checksum_headers(content, md5)
-
-    def attempt(session: Session) -> dict[str, Any]:
-        query = urlencode({"partNumber": number, "uploadId": upload}, quote_via=quote)
-        answer = session.send("PUT", uri, checksum, content, query)
-        named = {"ChecksumCRC32C": checksum[CRC32C]} if CRC32C in checksum else {}
-        return {"PartNumber": number, "ETag": answer.headers.get("ETag", ""), **named}
-
-    return until_answered(uri, attempt)
-
-
 def get(uri: str) -> bytes:
     """An object, whole."""
 
@@ -167,7 +153,8 @@ def get(uri: str) -> bytes:
         with _streaming(session, uri, {}) as (raw, headers):
             said = headers.get("Content-Length")
             buffer = bytearray(int(said) if said is not None else size(uri))
-            _fill(raw, len(buffer), lambda at: memoryview(buffer)[at:], lambda piece: None)
+            for _ in _filled(raw, len(buffer), lambda at: memoryview(buffer)[at:]):
+                pass
             return bytes(buffer)
 
     return until_answered(uri, attempt)
@@ -190,12 +177,6 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
     def truncated(there: int) -> Truncated:
         return Truncated(f"{uri}: {there} bytes at {start} where {length} were expected; the file is truncated")
 
-    def advance(piece: memoryview) -> None:
-        nonlocal done
-        if take:
-            take(done, piece)
-        done += len(piece)
-
     def attempt(session: Session) -> None:
         nonlocal done, tag
         begun, first, last = done, start + done, start + length - 1
@@ -208,7 +189,10 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
             if found and (int(found[1]), int(found[2])) != (first, last):
                 raise truncated(max(0, int(found[2]) + 1 - start))
             tag = answer.get("ETag")
-            _fill(raw, length - begun, lambda at: room(buffer, length, begun + at), advance)
+            for piece in _filled(raw, length - begun, lambda at: room(buffer, length, begun + at)):
+                if take:
+                    take(done, piece)
+                done += len(piece)
 
     try:
         until_answered(uri, attempt)
@@ -236,9 +220,9 @@ def _streaming(session: Session, uri: str, headers: Mapping[str, str]) -> Iterat
     response.raw.release_conn()
 
 
-def _fill(raw: Any, length: int, into: Callable[[int], memoryview], advance: Callable[[memoryview], None]) -> None:
-    """Reads `length` bytes, each time into `into(bytes so far)`. A body that ends early is no success, whatever its
-    headers said."""
+def _filled(raw: Any, length: int, into: Callable[[int], memoryview]) -> Iterator[memoryview]:
+    """Reads `length` bytes, each time into `into(bytes so far)`, and yields what came. A body that ends early is no
+    success, whatever its headers said."""
     from botocore.exceptions import IncompleteReadError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
@@ -256,4 +240,4 @@ def _fill(raw: Any, length: int, into: Callable[[int], memoryview], advance: Cal
             raise IncompleteReadError(actual_bytes=at, expected_bytes=length)
         at += count
         # not in the try: a full disk, where the bytes go to, is no fault of the server's
-        advance(piece[:count])
+        yield piece[:count]

@@ -68,7 +68,6 @@ class Session:
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         self._buckets: dict[str, tuple[str, str, str]] = {}
-        self._signer = _signer_class()
 
     def _bucket(self, bucket: str, region: str | None = None) -> tuple[str, str, str]:
         """Where boto3 would send a request: the address before the key, and the region and service to sign for."""
@@ -87,6 +86,7 @@ class Session:
 
     def send(self, method: str, uri: str, headers: Mapping[str, str], body: Buffer = b"", query: str = "") -> Any:
         """One signed request; returns botocore's AWSResponse. ClientError for an error of the server's."""
+        from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSPreparedRequest, AWSRequest
         from botocore.exceptions import NoCredentialsError
 
@@ -96,7 +96,10 @@ class Session:
         address, region, service = self._bucket(bucket)
         url = f"{address}/{quote(key, safe='/~')}" + (f"?{query}" if query else "")
         request = AWSRequest(method, url, headers=dict(headers))
-        self._signer(self.credentials.get_frozen_credentials(), service, region).add_auth(request)
+        signer = S3SigV4Auth(self.credentials.get_frozen_credentials(), service, region)
+        # the payload's digest that the request itself names: large bodies are hashed once, by their owner
+        signer.payload = lambda _: headers.get("X-Amz-Content-SHA256", "UNSIGNED-PAYLOAD")
+        signer.add_auth(request)
         if method == "PUT":
             request.headers["Content-Length"] = str(len(body))
         prepared = AWSPreparedRequest(method, url, dict(request.headers.items()), body or None, method == "GET")
@@ -104,25 +107,6 @@ class Session:
         if response.status_code >= 300:
             raise client_error(method, response)
         return response
-
-
-@lru_cache(maxsize=1)
-def _signer_class() -> Any:
-    from botocore.auth import S3SigV4Auth
-
-    class Signer(S3SigV4Auth):
-        """Signs the payload's digest that the request itself names: large bodies are hashed once, by their owner."""
-
-        def payload(self, request: Any) -> str:
-            return str(request.headers.get("X-Amz-Content-SHA256", "UNSIGNED-PAYLOAD"))
-
-        def _modify_request_before_signing(self, request: Any) -> None:
-            named = request.headers.get("X-Amz-Content-SHA256")
-            super()._modify_request_before_signing(request)
-            if named:
-                request.headers.replace_header("X-Amz-Content-SHA256", named)
-
-    return Signer
 
 
 _session_for = lru_cache(maxsize=4)(lambda endpoint, process: Session(endpoint))

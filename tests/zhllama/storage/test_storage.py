@@ -462,8 +462,8 @@ def test_what_a_killed_writer_left_is_listed_and_freed(s3_store):
     assert left.uri == f"{s3_store}/a/b.bin"
     assert abs(datetime.now(UTC) - left.began) < timedelta(minutes=5)
     assert storage.listing(s3_store) == []
-    storage.discard(left)
-    storage.discard(left)
+    storage.discard(left.uri, left.id)
+    storage.discard(left.uri, left.id)
     assert storage.unfinished(s3_store) == []
 
 
