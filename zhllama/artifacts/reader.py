@@ -77,14 +77,12 @@ class Artifact:
         return bytes(buffer)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """As read_range, into a writable buffer of bytes; from a server, blocks side by side. Memory beyond it: two
-        blocks."""
+        """As read_range, into a writable buffer; from a server, blocks side by side. Memory beyond it: two blocks."""
         self.reader.read(self._with_range(name, start, len(buffer)), start, buffer)
 
     def blocks(self, name: str) -> Iterator[memoryview]:
         """The file from its beginning, verified, four blocks at a time (from a server, read side by side). Each is good
-        until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
-        meanwhile."""
+        until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on."""
         size, span = self.file(name).size, 4 * BLOCK
         buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
         for start, buffer in zip(range(0, size, span), cycle(buffers)):

@@ -1,7 +1,6 @@
 """`python -m components.<stage> --option value`: the options as a dataclass, through tyro.
 
-KFP passes every parameter as text: `true` / `false` for booleans and an empty string for an absent value, which here
-means "the default".
+KFP passes every parameter as text: `true` / `false` for booleans, and "" for an absent value: here, the default.
 """
 
 import io

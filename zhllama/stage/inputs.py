@@ -1,8 +1,8 @@
 """A stage's inputs, opened once: what its key was made of is what it reads.
 
 Files are verified against the manifest that was opened, a repository of the Hub is read at the commit that was found. A
-folder or prefix without a manifest can change while it is read, and what was read would stand under a digest that it
-has not: then nothing is published.
+folder or prefix without a manifest can change while it is read, and would stand under a wrong digest: nothing is
+published then.
 """
 
 from collections.abc import Mapping

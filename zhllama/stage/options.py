@@ -1,7 +1,6 @@
 """A stage's options: one dataclass, from which command line, KFP component, settings, docs and cache key come.
 
-A field's type says what it is: a reference to data (`Ref`, `Refs`, `WeightedRefs`), or a value; `NotKeyed[int]` where
-it does not change the result.
+A field's type says what it is: a reference to data (`Ref`, `Refs`, `WeightedRefs`) or a value, perhaps `NotKeyed`.
 """
 
 import dataclasses
@@ -78,8 +77,7 @@ def split_references(value: str) -> list[str]:
 
 
 def weighted_references(value: str) -> list[tuple[str, float | None]]:
-    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has weight 1; where none has
-    one, all have None."""
+    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has 1; else all have None."""
     parts = [part.strip() for part in value.split(",") if part.strip()]
     found = [re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part) for part in parts]
     without = 1.0 if any(found) else None

@@ -94,8 +94,7 @@ def _output_file(executor_input: str) -> str:
 
 
 def main(kind: type[Stage], work: Work[Stage], rest: str = "") -> NoReturn:
-    """The whole program of a stage. Never returns. rest: the field (a tuple of texts) that takes what stands after
-    `--`."""
+    """The whole program of a stage. rest: the field (a tuple of texts) that takes what stands after `--`."""
 
     def body() -> None:
         arguments = sys.argv[1:]

@@ -22,11 +22,11 @@ from zhllama.storage.addresses import below, is_s3, join, normalise, split_s3
 from zhllama.storage.folders import check_room
 from zhllama.storage.multipart import PART, Unfinished, Upload, discard, part_length, unfinished
 from zhllama.storage.parallel import Take, Threads, connections, in_parallel
-from zhllama.storage.s3_session import forget_client, s3_client
+from zhllama.storage.s3_session import forget_client
 
 __all__ = [
     "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "discard", "forget_client",
-    "in_parallel", "is_s3", "join", "normalise", "part_length", "s3_client", "split_s3", "unfinished",
+    "in_parallel", "is_s3", "join", "normalise", "part_length", "split_s3", "unfinished",
 ]  # fmt: skip
 
 PIECE = 16 * 2**20
@@ -106,10 +106,9 @@ def read_or_none(uri: str) -> bytes | None:
 
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
-    """The file, or `length` bytes from `start`. Short reads are errors (Truncated)."""
-    if length is None and not start:
+    """The file, whole, or `length` bytes from `start`. Short reads are errors (Truncated)."""
+    if length is None:
         return s3.get(uri) if is_s3(uri) else Path(uri).read_bytes()
-    length = size_of(uri) - start if length is None else length
     buffer = bytearray(length)
     read_into(uri, start, memoryview(buffer))
     return bytes(buffer)

@@ -155,8 +155,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def require_space(uri: str, need: int, what: str) -> None:
-    """InputError when a folder's file system has less than `need` bytes free; S3 says nothing of its room. what: the
-    option, or what it is for."""
+    """InputError when a folder has less than `need` bytes free; S3 says nothing of that. what: option or purpose."""
     if is_s3(uri):
         return
     free, folder = _room_left(Path(uri))

@@ -151,8 +151,7 @@ def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An upload under way, of a live writer or of one that was killed. Nobody sees it; it costs space. uri: of the
-    object that was to be. began: when (UTC)."""
+    """An upload under way to `uri`, of a live writer or a killed one, which costs space; since when (UTC)."""
 
     uri: str
     began: datetime

@@ -126,9 +126,8 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
     def attempt(session: Session) -> None:
         nonlocal tries
         tries += 1
-        condition = {"If-None-Match": "*"} if if_absent else {}
-        headers = {"X-Amz-Content-SHA256": signed, **checksum_headers(content), **condition}
-        session.send("PUT", uri, headers, content)
+        headers = {"X-Amz-Content-SHA256": signed, **checksum_headers(content)}
+        session.send("PUT", uri, headers | ({"If-None-Match": "*"} if if_absent else {}), content)
 
     try:
         until_answered(uri, attempt)
@@ -221,8 +220,7 @@ def _streaming(session: Session, uri: str, headers: Mapping[str, str]) -> Iterat
 
 
 def _filled(raw: Any, length: int, into: Callable[[int], memoryview]) -> Iterator[memoryview]:
-    """Reads `length` bytes, each time into `into(bytes so far)`, and yields what came. A body that ends early is no
-    success, whatever its headers said."""
+    """Reads `length` bytes, by `into(bytes so far)`, and yields what came. A body that ends early is an error."""
     from botocore.exceptions import IncompleteReadError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 

@@ -1,8 +1,4 @@
-"""S3's errors as ours.
-
-What a user can mend (credentials, bucket, endpoint, certificates) is an InputError, a server that keeps failing a
-StorageFault, a missing object FileNotFoundError, a condition that does not hold FileExistsError.
-"""
+"""S3's errors as ours, as storage/__init__.py says; a condition that does not hold is a FileExistsError."""
 
 import os
 from collections.abc import Iterator

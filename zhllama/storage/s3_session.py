@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -16,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from zhllama.errors import InputError
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import patience
-from zhllama.storage.s3_errors import client_error, mapped
+from zhllama.storage.s3_errors import client_error
 
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
@@ -30,7 +29,6 @@ class Session:
         import boto3
         import botocore.session
         from botocore.config import Config
-        from botocore.exceptions import ProfileNotFound
         from botocore.httpsession import URLLib3Session
         from botocore.utils import get_environ_proxies
 
@@ -38,10 +36,7 @@ class Session:
         core = botocore.session.Session()
         self._boto3 = boto3.session.Session(botocore_session=core)
         self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
-        styled = False
-        # that there is no such profile is said in full where the client is made
-        with suppress(ProfileNotFound):
-            styled = "addressing_style" in core.get_scoped_config().get("s3", {})
+        styled = "addressing_style" in core.get_scoped_config().get("s3", {})
         self._endpoint = endpoint
         self._config = Config(
             signature_version="s3v4",
@@ -118,12 +113,6 @@ def current_session() -> Session:
     """The one of this process (a forked child gets its own) and of the endpoint that is set now."""
     with _making:
         return _session_for(os.environ.get("ZHLLAMA_S3_ENDPOINT") or None, os.getpid())
-
-
-def s3_client() -> Any:
-    """boto3's S3 client for this process. A test may clear it with `forget_client`."""
-    with mapped("s3"):
-        return current_session().client
 
 
 def forget_client() -> None:

@@ -24,6 +24,7 @@ from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
 from zhllama.stage.run import cache_key, run_stage
+from zhllama.storage.s3_session import current_session
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -561,7 +562,7 @@ def test_a_cancelled_stage_ends_with_143_and_leaves_nothing(example, environment
     assert (tmp_path / "termination-log").read_text() == "cancelled\n"
     assert storage.listing(store) == []
     if storage.is_s3(store):
-        uploads = storage.s3_client().list_multipart_uploads(Bucket="tests", Prefix=storage.split_s3(store)[1])
+        uploads = current_session().client.list_multipart_uploads(Bucket="tests", Prefix=storage.split_s3(store)[1])
         assert not uploads.get("Uploads")
     else:
         assert [path for path in Path(store).rglob("*") if path.is_file()] == []

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders
+from zhllama.storage.s3_session import current_session
 
 # --- both kinds of store ----------------------------------------------------------------------------------------------
 
@@ -77,10 +78,10 @@ def test_an_aborted_upload_leaves_no_parts_behind(s3_store):
     writer = storage.open_writer(f"{s3_store}/a.bin")
     writer.write(b"x" * (storage.PART * 2))
     bucket, key = storage.split_s3(f"{s3_store}/a.bin")
-    uploads = storage.s3_client().list_multipart_uploads(Bucket=bucket, Prefix=key)
+    uploads = current_session().client.list_multipart_uploads(Bucket=bucket, Prefix=key)
     assert len(uploads["Uploads"]) == 1
     writer.abort()
-    assert not storage.s3_client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads")
+    assert not current_session().client.list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads")
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 10), (3, 4), (9, 1), (5, None), (0, None), (4, 0), (0, 0)])
