@@ -91,7 +91,7 @@ class BlockReader:
     """Reads an artifact's files, verified by their blocks; those of a plain folder as they are."""
 
     def __init__(self, manifest: Manifest, verified: bool, source: Source) -> None:
-        self._manifest, self._verified, self._source = manifest, verified, source
+        self._manifest, self._verified, self.source = manifest, verified, source
         self._digests: dict[str, list[str]] | None = None
         self._edges: dict[tuple[str, int], bytearray] = {}
         """The last blocks that were read and not wanted whole: who reads on from there reads nothing twice."""
@@ -105,7 +105,7 @@ class BlockReader:
         end = start + len(buffer)
         if not self._verified or not len(buffer):
             with self.naming(file):
-                self._source(file.path, start, len(buffer), buffer, None)
+                self.source(file.path, start, len(buffer), buffer, None)
             return
         wanted = self.block_digests(file)
 
@@ -131,9 +131,8 @@ class BlockReader:
     def read_run(
         self, file: File, run: range, wanted: list[str], buffer: memoryview, put: storage.Take | None = None
     ) -> None:
-        """Reads consecutive blocks by one request; a block that is not as it should be is read once more. They fill
-        `buffer`, or go to `put` as they come, by their place in the file: before they are verified, and again when they
-        are read again. `buffer` then needs storage.STEP bytes."""
+        """Reads consecutive blocks by one request, one that is not as it should be once more. They fill `buffer`, or go
+        to `put` as they come, unverified, by their place in the file; `buffer` then needs storage.STEP bytes."""
         found = self._read_hashed(file, run, buffer, put)
         for index in run if self._verified else ():
             digest, at = wanted[index], (index - run.start) * BLOCK
@@ -164,7 +163,7 @@ class BlockReader:
                 put(start + at, piece)
 
         with self.naming(file):
-            self._source(file.path, start, run_length(file, run), buffer, take)
+            self.source(file.path, start, run_length(file, run), buffer, take)
         return hashed.digests()
 
     def _read_edge(self, file: File, run: range, wanted: list[str], part: slice, buffer: memoryview) -> None:
@@ -205,7 +204,7 @@ class BlockReader:
         content, found = bytearray(file.size), ""
         for _ in range(2):
             with self.naming(file):
-                self._source(file.path, 0, file.size, memoryview(content), None)
+                self.source(file.path, 0, file.size, memoryview(content), None)
             found = hashlib.sha256(content).hexdigest()
             if found == file.sha256:
                 return content

@@ -1,7 +1,6 @@
 """What an artifact came from: its inputs, their inputs, up to the weights and texts that somebody brought.
 
-Only manifests are read, one small object each. An input that lies elsewhere now, or holds something else than what was
-read then, is said so: a lineage that has been lost is not passed over.
+Only manifests are read, one small object each. An input that is gone, or is not what was read then, is said to be so.
 """
 
 from collections.abc import Mapping

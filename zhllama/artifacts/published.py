@@ -1,7 +1,6 @@
 """Where finished work lies, whether it is there, and its copy at another place.
 
-`<store>/<stage>/<input key>/`: the key is the digest of all that decides the result, so the same work lands at the same
-place, which is how a stage sees that it has nothing to do.
+`<store>/<stage>/<input key>/`: the same work lands at the same place, so that a stage sees that it has nothing to do.
 """
 
 import logging

@@ -44,8 +44,7 @@ class Artifact:
         """What a person calls it: its stage, or the last part of its address."""
         self._files = {file.path: file for file in manifest.files}
         self.names = list(self._files)
-        self._source = source or stored_files(self.root)
-        self.reader = BlockReader(manifest, verified, self._source)
+        self.reader = BlockReader(manifest, verified, source or stored_files(self.root))
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -107,7 +106,7 @@ class Artifact:
     def read_stored(self, name: str, start: int, length: int) -> bytes:
         """As read_range, unverified: for what is verified in another way."""
         buffer = bytearray(length)
-        self._source(name, start, length, memoryview(buffer), None)
+        self.reader.source(name, start, length, memoryview(buffer), None)
         return bytes(buffer)
 
     def open(self, name: str) -> "io.BufferedReader":

@@ -1,7 +1,7 @@
 """The artifact in the making, and the stream of a file of it.
 
-The manifest is written only where none is (If-None-Match), so that of two runs of the same work one publishes; the
-other one ends, or takes over the result when it is the same.
+The manifest is written only where none is (If-None-Match): of two runs of the same work one publishes, and the other
+ends, or takes the same result over.
 """
 
 import hashlib
@@ -64,8 +64,7 @@ class ArtifactWriter:
 
     @contextmanager
     def writer(self, name: str) -> Iterator["FileStream"]:
-        """A stream for a new file, which joins the artifact on a clean exit:
-        `with out.writer("x.bin") as stream: stream.write(...)`."""
+        """A stream for a new file, counted in at a clean exit: `with out.writer("x") as stream: stream.write(…)`."""
         with storage.committed(storage.open_writer(storage.join(self.root, name))) as writer:
             stream = FileStream(writer)
             yield stream

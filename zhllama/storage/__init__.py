@@ -46,8 +46,7 @@ class Stored:
 
 
 Writer = folders.FileWriter | multipart.S3Writer
-"""A stream that becomes visible at commit() and leaves nothing behind after abort(). suspend() stops as well, but keeps
-what was sent, so that the next writer of the same bytes need not send it again."""
+"""A stream, visible at commit(), gone after abort(); suspend() stops, too, and keeps what was sent for the next one."""
 
 
 @contextmanager
@@ -90,25 +89,24 @@ def size_of(uri: str) -> int:
 
 
 def exists(uri: str) -> bool:
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         size_of(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return True
+    return False
 
 
 def read_or_none(uri: str) -> bytes | None:
     """The file; None where there is none."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         return read_bytes(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return None
 
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
-    """The file, whole, or `length` bytes from `start`. Short reads are errors (Truncated)."""
-    if length is None:
+    """The file, or `length` bytes from `start`. Short reads are errors (Truncated)."""
+    if length is None and not start:
         return s3.get(uri) if is_s3(uri) else Path(uri).read_bytes()
+    length = size_of(uri) - start if length is None else length
     buffer = bytearray(length)
     read_into(uri, start, memoryview(buffer))
     return bytes(buffer)

@@ -11,13 +11,13 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
 from zhllama.storage.addresses import below, split_s3
-from zhllama.storage.parallel import RoomOfThread, Threads, connections
+from zhllama.storage.parallel import RoomOfThread, connections
 from zhllama.storage.s3_errors import server_code
 
 log = logging.getLogger("storage")
@@ -89,7 +89,7 @@ class Upload:
                     self.uri, lambda session: session.send("PUT", self.uri, checksum, content, query)
                 )
             except (StorageFault, FileNotFoundError) as error:
-                raise self._lost(error) from error
+                self._give_up(error)
             tag = answer.headers.get("ETag", "")
         # named with its checksum even where the server lists none: parts with and without one do not mix
         named = {"ChecksumCRC32C": checksum[s3.CRC32C]} if s3.CRC32C in checksum else {}
@@ -99,10 +99,10 @@ class Upload:
         """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
         self._sent[number] = {"PartNumber": number, "ETag": self.there[number].tag}
 
-    def _lost(self, error: Exception) -> Exception:
+    def _give_up(self, error: Exception) -> NoReturn:
         if server_code(error) == "NoSuchUpload":
-            return StorageFault(f"{self.uri}: the upload is gone: ended by another run, or lost; try again")
-        return error
+            raise StorageFault(f"{self.uri}: the upload is gone: ended by another run, or lost; try again") from error
+        raise error
 
     def complete(self) -> None:
         """The object becomes visible."""
@@ -113,7 +113,7 @@ class Upload:
         except (StorageFault, FileNotFoundError) as error:
             # the answer to an earlier try may have been lost after the server had done it
             if server_code(error) != "NoSuchUpload" or not self._is_complete([part["ETag"] for part in parts]):
-                raise self._lost(error) from error
+                self._give_up(error)
 
     def _is_complete(self, tags: list[str]) -> bool:
         tags = [tag.strip('"') for tag in tags]
@@ -193,42 +193,26 @@ def parts_of(uri: str, upload: str) -> list[Part]:
     ]
 
 
-class S3Writer:
-    """A stream into an object: parts are sent by threads while the next one is filled. Memory: PART x (connections +
-    1). What fits one part is one request at commit."""
+class S3Writer(folders.PieceWriter):
+    """A stream into an object: parts are sent by threads while the next one is filled, what fits one part at commit.
+    Memory: PART x (connections + 1)."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._buffer = bytearray(PART)
-        self._filled = 0
-        self._number = 1
+        super().__init__(bytearray(PART), connections())
+        self._uri, self._number = uri, 1
         self._upload: Upload | None = None
-        self._threads = Threads(connections())
         self._free: list[bytearray] = []
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        at = 0
-        while at < len(view):
-            if self._filled == len(self._buffer):
-                self._send()
-            count = min(len(view) - at, len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[at : at + count]
-            self._filled += count
-            at += count
-        return len(view)
-
-    def _send(self) -> None:
+    def _hand_on(self) -> None:
         if self._number > MOST_PARTS:
             raise InputError(f"{self._uri}: over 419 GB, more than one S3 object can hold in 10,000 parts; split it")
         if self._upload is None:
             self._upload = Upload(self._uri)
-        self._threads.call(self._put, self._upload, self._number, self._buffer, self._filled)
+        self._threads.call(self._put, self._upload, self._number, self._piece, self._filled)
         self._number += 1
         length = part_length(self._number)
         free = self._free.pop() if self._free else bytearray()
-        self._buffer = free if len(free) == length else bytearray(length)
-        self._filled = 0
+        self._piece = free if len(free) == length else bytearray(length)
 
     def _put(self, upload: Upload, number: int, buffer: bytearray, length: int) -> None:
         upload.put(number, memoryview(buffer)[:length])
@@ -238,7 +222,7 @@ class S3Writer:
         """A file, its parts read and sent side by side."""
         size, start = os.stat(path).st_size, 0
         if size <= PART:
-            folders.read_into(path, 0, size, memoryview(self._buffer))
+            folders.read_into(path, 0, size, memoryview(self._piece))
             self._filled = size
             return
         upload = self._upload = Upload(self._uri)
@@ -255,10 +239,10 @@ class S3Writer:
 
     def commit(self) -> None:
         if self._upload is None:
-            s3.put(self._uri, memoryview(self._buffer)[: self._filled])
+            s3.put(self._uri, memoryview(self._piece)[: self._filled])
             return
         if self._filled:
-            self._send()
+            self._hand_on()
         self._threads.end()
         self._threads.raise_error()
         self._upload.complete()

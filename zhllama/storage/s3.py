@@ -80,8 +80,7 @@ def call_pages(uri: str, operation: str, **arguments: Any) -> list[dict[str, Any
 
 
 def by_boto3(uri: str, ask: Callable[[Any], Result]) -> Result:
-    """`ask(client)` of boto3, which tries again by itself; raises our errors. Only an answer that it cannot read,
-    because a byte of it was lost on the way, it does not ask for again."""
+    """`ask(client)` of boto3, which tries again by itself, but for an answer that it cannot read; raises our errors."""
     from botocore.exceptions import ResponseStreamingError
     from botocore.parsers import ResponseParserError
 
