@@ -70,12 +70,9 @@ def _missing(artifact: Artifact, folder: Path, compare: bool) -> list[File]:
         path = folder / file.path
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-        if not compare:
-            return True
-        return file_digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole
+        return not compare or (file_digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole)
 
-    wanted = [file for file in artifact.manifest.files if file.path != artifact.manifest.blocks]
-    return [file for file in wanted if not there(file)]
+    return [file for file in artifact.manifest.files if file.path != artifact.manifest.blocks and not there(file)]
 
 
 def cache_folder() -> Path:

@@ -6,10 +6,9 @@ Memory beyond what the caller holds: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB for fi
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import lru_cache
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import Progress
 from zhllama.storage.parallel import STEP, RoomOfThread
-from zhllama.storage.prefetch import prefetch
+from zhllama.storage.prefetch import map_ordered
 
 
 class Artifact:
@@ -38,8 +37,8 @@ class Artifact:
         self.verified = verified
         self.changed = changed
         self.root, self.digest = manifest.root, manifest.digest
+        # on a server (s3://, hf://) and not in a folder
         self.remote = "://" in self.root
-        """Whether the files lie on a server (s3://, hf://) and not in a folder."""
         self.title = manifest.stage or self.root.rstrip("/").rpartition("/")[2]
         """What a person calls it: its stage, or the last part of its address."""
         self._files = {file.path: file for file in manifest.files}
@@ -64,7 +63,6 @@ class Artifact:
         return self
 
     def read(self, name: str) -> bytes:
-        """A whole file, verified."""
         return self.read_range(name, 0, self.file(name).size)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -79,21 +77,21 @@ class Artifact:
         """As read_range, into a writable buffer; from a server, blocks side by side. Memory beyond it: two blocks."""
         self.reader.read(self._with_range(name, start, len(buffer)), start, buffer)
 
-    def blocks(self, name: str) -> Iterator[memoryview]:
-        """The file from its beginning, verified, four blocks at a time (from a server, read side by side). Each is good
-        until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on."""
-        size, span = self.file(name).size, 4 * BLOCK
-        buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
-        for start, buffer in zip(range(0, size, span), cycle(buffers)):
-            room = buffer[: min(span, size - start)]
-            self.read_into(name, start, room)
-            yield room
-
     def pour(
         self, name: str, write: Callable[[memoryview], int], advance: Callable[[int], None] = lambda count: None
     ) -> None:
-        """The file from its beginning, verified, into `write`; `advance` is told of each block that it took."""
-        with closing(prefetch(self.blocks(name))) as blocks:
+        """The file from its beginning, verified, into `write`, four blocks at a time (from a server, read side by side)
+        while the next ones are read; `advance` is told of what it took."""
+        size, span = self.file(name).size, 4 * BLOCK
+        # taken in turn: one is written, one is ready, one is being read
+        buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
+
+        def read(start: int) -> memoryview:
+            room = buffers[start // span % 3][: min(span, size - start)]
+            self.read_into(name, start, room)
+            return room
+
+        with closing(map_ordered(read, range(0, size, span), 1)) as blocks:
             for block in blocks:
                 advance(write(block))
 

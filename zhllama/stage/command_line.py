@@ -87,9 +87,9 @@ def _option(word: str) -> str:
 
 
 def _bridge(kind: type, arguments: Sequence[str]) -> list[str]:
-    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused. A text
-    may begin with `--` (a prompt may): only an option's name is never taken for a value. An option of several
-    references may be repeated; one of a single reference may not, since all but the last would be lost unseen."""
+    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused. Only an
+    option's name is never a value: a prompt may begin with `--`. Of references only an option of several may be
+    repeated: of one, all but the last would be lost unseen."""
     hints = typing.get_type_hints(kind)
     marks = {option_of(name): of_field for name, of_field in marks_of(kind).items()}
     flags = {option_of(name) for name in marks_of(kind) if bool in (hints[name], *typing.get_args(hints[name]))}

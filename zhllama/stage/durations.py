@@ -5,14 +5,13 @@ from datetime import timedelta
 
 from zhllama.errors import InputError
 
-_DURATION = re.compile(r"\A(\d+(?:\.\d+)?)([smhdw])\Z", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def read_duration(text: str, option: str) -> timedelta:
     """InputError for anything else, and for what is longer than a timedelta can be (2.7 million years)."""
     try:
-        ((number, unit),) = _DURATION.findall(text.strip())
+        ((number, unit),) = re.findall(r"\A(\d+(?:\.\d+)?)([smhdw])\Z", text.strip(), re.ASCII)
         return timedelta(**{_UNITS[unit]: float(number)})
     except (ValueError, OverflowError):
         raise InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 12h, 7d or 2w") from None

@@ -126,12 +126,10 @@ def configuration_of(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Described:
-    """An option as its field says it."""
+    """An option as its field says it: its type, marks left out, its default (or inspect.Parameter.empty), its note."""
 
     kind: Any
-    """Its type, marks left out: int, Literal["a", "b"], …"""
     default: Any
-    """inspect.Parameter.empty where there is none."""
     note: str
 
 

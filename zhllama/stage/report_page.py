@@ -17,7 +17,6 @@ MAX_POINTS = 240
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page as text."""
     import jinja2
 
     environment = jinja2.Environment(

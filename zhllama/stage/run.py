@@ -1,8 +1,4 @@
-"""A stage, run: open the inputs, hand out what is published already or do the work, write what KFP wants.
-
-`main(Options, work)` is the whole program. The outputs: a copy of the manifest (`--output`), the reference
-(`--reference`), the report page (`--report`) and the metrics (`--executor-output`).
-"""
+"""A stage, run: open the inputs, hand out what is published already or do the work, write what KFP wants."""
 
 import dataclasses
 import importlib.metadata

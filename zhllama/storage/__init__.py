@@ -36,13 +36,12 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Stored:
-    """A file in a listing: name relative to the listed prefix, bytes, and the server's tag (ETag, or mtime)."""
+    """A file in a listing: name below the listed prefix, bytes, tag (ETag, or mtime), and last change (UTC)."""
 
     name: str
     size: int
     tag: str
     modified: datetime = _NEVER
-    """When it was last written (UTC)."""
 
 
 Writer = folders.FileWriter | multipart.S3Writer

@@ -105,7 +105,6 @@ class Upload:
         raise error
 
     def complete(self) -> None:
-        """The object becomes visible."""
         parts = [self._sent[number] for number in sorted(self._sent)]
         upload = {"UploadId": self._id, "MultipartUpload": {"Parts": parts}}
         try:
@@ -126,7 +125,6 @@ class Upload:
         return found.strip('"') == f"{_md5(bytes.fromhex(''.join(tags)))}-{len(tags)}"
 
     def abort(self) -> None:
-        """The server forgets the parts."""
         discard(self.uri, self._id)
 
 
@@ -166,7 +164,6 @@ def unfinished(uri: str) -> list[Unfinished]:
 
 
 def _upload_of_key(uri: str) -> str | None:
-    """The newest one's id."""
     try:
         found = [(began, id) for one, began, id in _uploads(uri, split_s3(uri)[1]) if one == uri]
         return max(found)[1] if found else None
@@ -248,7 +245,6 @@ class S3Writer(folders.PieceWriter):
         self._upload.complete()
 
     def abort(self) -> None:
-        """Nothing is left behind."""
         self._threads.drop()
         if self._upload is not None:
             self._upload.abort()

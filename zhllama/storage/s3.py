@@ -69,14 +69,12 @@ def _passes(error: BaseException) -> bool:
 
 def call(uri: str, operation: str, **arguments: Any) -> dict[str, Any]:
     """One of boto3's operations on the bucket of `uri` (`Bucket` is filled in); boto3 retries, and we map errors."""
-    bucket, _ = split_s3(uri)
-    return dict(by_boto3(uri, lambda client: getattr(client, operation)(Bucket=bucket, **arguments)))
+    return dict(by_boto3(uri, lambda client: getattr(client, operation)(Bucket=split_s3(uri)[0], **arguments)))
 
 
 def call_pages(uri: str, operation: str, **arguments: Any) -> list[dict[str, Any]]:
-    """All pages of one of boto3's listings."""
-    bucket, _ = split_s3(uri)
-    return by_boto3(uri, lambda client: list(client.get_paginator(operation).paginate(Bucket=bucket, **arguments)))
+    arguments["Bucket"] = split_s3(uri)[0]
+    return by_boto3(uri, lambda client: list(client.get_paginator(operation).paginate(**arguments)))
 
 
 def by_boto3(uri: str, ask: Callable[[Any], Result]) -> Result:
@@ -145,8 +143,6 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
 
 
 def get(uri: str) -> bytes:
-    """An object, whole."""
-
     def attempt(session: Session) -> bytes:
         with _streaming(session, uri, {}) as (raw, headers):
             said = headers.get("Content-Length")

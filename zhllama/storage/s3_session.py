@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -34,11 +34,10 @@ class Session:
 
         # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
         core = botocore.session.Session()
-        self._boto3 = boto3.session.Session(botocore_session=core)
+        session = boto3.session.Session(botocore_session=core)
         self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
         styled = "addressing_style" in core.get_scoped_config().get("s3", {})
-        self._endpoint = endpoint
-        self._config = Config(
+        config = Config(
             signature_version="s3v4",
             retries={"mode": "standard", "total_max_attempts": min(self.attempts, 5)},
             connect_timeout=10,
@@ -47,13 +46,14 @@ class Session:
             # our own endpoint is a server on a laptop or in a cluster: bucket names are no host names there
             s3={"addressing_style": "path"} if endpoint and not styled else None,
         )
+        self._new_client = partial(session.client, "s3", endpoint_url=endpoint, config=config)
         try:
-            self.client = self._boto3.client("s3", endpoint_url=endpoint, config=self._config)
+            self.client = self._new_client()
         except ValueError as error:
             text = f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
             raise InputError(text) from error
         self.checksums = self.client.meta.config.request_checksum_calculation
-        self.credentials = self._boto3.get_credentials()
+        self.credentials = session.get_credentials()
         self._http = URLLib3Session(
             verify=core.get_config_variable("ca_bundle") or True,
             proxies=get_environ_proxies(self.client.meta.endpoint_url),
@@ -67,9 +67,7 @@ class Session:
     def _bucket(self, bucket: str, region: str | None = None) -> tuple[str, str, str]:
         """Where boto3 would send a request: the address before the key, and the region and service to sign for."""
         if region or bucket not in self._buckets:
-            client = self.client
-            if region:
-                client = self._boto3.client("s3", region_name=region, endpoint_url=self._endpoint, config=self._config)
+            client = self._new_client(region_name=region) if region else self.client
             url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
             scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
             self._buckets[bucket] = f"{url.scheme}://{url.netloc}{url.path.removesuffix('/k')}", scope[-3], scope[-2]
