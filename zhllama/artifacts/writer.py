@@ -1,7 +1,6 @@
 """The artifact in the making, and the stream of a file of it.
 
-The manifest is written only where none is (If-None-Match): of two runs of the same work one publishes, and the other
-ends, or takes the same result over.
+The manifest is written only where none is (If-None-Match): of two runs of the same work one publishes.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """A stage's inputs, opened once: what its key was made of is what it reads.
 
 Files are verified against the manifest that was opened, a repository of the Hub is read at the commit that was found. A
-folder or prefix without a manifest can change while it is read, and would stand under a wrong digest: nothing is
-published then.
+plain folder or prefix that changes while it is read would stand under a wrong digest: then nothing is published.
 """
 
 from collections.abc import Mapping

@@ -139,9 +139,8 @@ def discard(uri: str, upload: str) -> None:
 
 def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
     """The multipart uploads under way in the bucket of `uri` whose keys begin so: address, beginning (UTC), id."""
-    bucket, _ = split_s3(uri)
     return [
-        (f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
+        (f"s3://{split_s3(uri)[0]}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
         for page in s3.call_pages(uri, "list_multipart_uploads", Prefix=prefix)
         for upload in page.get("Uploads", [])
     ]

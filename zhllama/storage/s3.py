@@ -12,18 +12,17 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from crc32c import crc32c as crc32c_of
 
 from zhllama.errors import StorageFault, Truncated
-from zhllama.retries import with_retries
+from zhllama.retries import Result, with_retries
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import Take, room
 from zhllama.storage.s3_errors import AGAIN, EXPIRED, code_and_status, mapped, server_code
 from zhllama.storage.s3_session import Buffer, Session, current_session, forget_client
 
-Result = TypeVar("Result")
 CRC32C = "x-amz-checksum-crc32c"
 
 
