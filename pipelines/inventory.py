@@ -134,7 +134,7 @@ def free(found: Iterable[Unreferenced]) -> int:
             continue
         storage.in_parallel(storage.delete, tuple(one.files))
         for upload in one.uploads:
-            storage.discard(upload)
+            storage.discard(upload.uri, upload.id)
         freed += one.bytes
     return freed
 

@@ -3,9 +3,10 @@
 What follows something (a watch, a log, a job until its end) is no retry and has its own pauses.
 """
 
+import math
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -20,8 +21,8 @@ def with_retries(
     request: Callable[[], Result],
     worth: Callable[[BaseException], bool],
     *,
-    tries: int | None = None,
-    seconds: float | None = None,
+    tries: float = math.inf,
+    seconds: float = math.inf,
     first: float = 0.2,
     longest: float = 5.0,
     asked: Callable[[BaseException], float] = lambda error: 0.0,
@@ -30,28 +31,19 @@ def with_retries(
 ) -> Result:
     """What `request` returns, tried again while its errors are `worth` it; the last error as it came.
 
-    tries, seconds: after which it is given up (None: never by that). first, longest: of the pauses. asked: the pause
+    tries, seconds: after which it is given up. first, longest: of the pauses. asked: the pause
     that the server asked for, waited if it is longer. goes_on: false ends it. say: told of each error before a pause,
     with the failures so far and the seconds since the first attempt.
     """
-    from tenacity import RetryCallState, Retrying, retry_if_exception
+    from tenacity import Retrying, retry_if_exception
 
-    def error_of(state: RetryCallState) -> BaseException:
-        error = state.outcome.exception() if state.outcome else None
-        assert error is not None, "asked after a failure alone"
-        return error
-
-    def spent(state: RetryCallState) -> float:
-        return state.seconds_since_start or 0.0
+    def failed(state: Any) -> tuple[BaseException, int, float]:
+        return state.outcome.exception(), state.attempt_number, state.seconds_since_start
 
     return Retrying(
         retry=retry_if_exception(worth),
-        wait=lambda state: max(pause_after(state.attempt_number, first, longest), asked(error_of(state))),
-        stop=lambda state: (
-            (tries is not None and state.attempt_number >= tries)
-            or (seconds is not None and spent(state) >= seconds)
-            or not goes_on()
-        ),
-        before_sleep=lambda state: say(error_of(state), state.attempt_number, spent(state)),
+        wait=lambda state: max(pause_after(state.attempt_number, first, longest), asked(failed(state)[0])),
+        stop=lambda state: failed(state)[1] >= tries or failed(state)[2] >= seconds or not goes_on(),
+        before_sleep=lambda state: say(*failed(state)),
         reraise=True,
     )(request)

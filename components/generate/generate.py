@@ -44,7 +44,7 @@ def run() -> None:
     if config.store:
         run_stage(config, generate)
         return
-    inputs = Inputs.open(config)
+    inputs = Inputs(config)
     if config.interactive:
         chat(config, inputs)
     elif config.answers:

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import inventory
 from pipelines.cli import options
 from zhllama import storage
-from zhllama.artifacts.lineage import Ancestor, as_json, lineage, read_manifest
+from zhllama.artifacts.lineage import Ancestor, lineage, read_manifest
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import copy_artifact
 from zhllama.artifacts.reader import Artifact
@@ -92,9 +93,10 @@ def show(given: argparse.Namespace) -> None:
         else:
             manifest = read_manifest(given.reference)
             ancestor = lineage(manifest)
-            found = as_json(manifest, ancestor) if given.json else shown(manifest, ancestor)
+            parts = {"reference": manifest.reference, "manifest": manifest, "lineage": ancestor}
+            found = parts if given.json else shown(manifest, ancestor)
     if given.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1, ensure_ascii=False, default=asdict))
     else:
         options.console().print(found)
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +168,6 @@ def copy(model: str, target: str) -> dict[str, float]:
     """Every file read against its digests and written with digests anew (`out.copy` would take over those it knows)."""
     from zhllama.artifacts.open import open_artifact
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.storage.prefetch import prefetch
 
     artifact = open_artifact(model)
     begin, used = time.perf_counter(), time.process_time()
@@ -177,9 +175,8 @@ def copy(model: str, target: str) -> dict[str, float]:
     for file in artifact.manifest.files:
         if file.path == artifact.manifest.blocks:
             continue
-        with out.writer(file.path) as stream, closing(prefetch(artifact.blocks(file.path))) as blocks:
-            for block in blocks:
-                stream.write(block)
+        with out.writer(file.path) as stream:
+            artifact.pour(file.path, stream.write)
     out.publish("hf-model")
     return {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - used}
 

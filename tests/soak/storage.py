@@ -115,7 +115,7 @@ class _Run:
         self._right_files(must_be_there=True)
         storage.delete_all(self._store)
         for left in storage.unfinished(self._store):
-            storage.discard(left)
+            storage.discard(left.uri, left.id)
         return self._counted
 
     def _phase(self, who: str, work: Callable[..., None], kill_at: int | None, restart_at: int | None) -> None:

@@ -91,9 +91,9 @@ class BlockReader:
     """Reads an artifact's files, verified by their blocks; those of a plain folder as they are."""
 
     def __init__(self, manifest: Manifest, verified: bool, source: Source) -> None:
-        self._manifest, self._verified, self._source = manifest, verified, source
+        self._manifest, self._verified, self.source = manifest, verified, source
         self._digests: dict[str, list[str]] | None = None
-        self._edges: list[tuple[str, int, bytearray]] = []
+        self._edges: dict[tuple[str, int], bytearray] = {}
         """The last blocks that were read and not wanted whole: who reads on from there reads nothing twice."""
         self._spare: list[bytearray] = []
         """Memory of edges that were given up: fresh memory would cost more than reading into it."""
@@ -105,7 +105,7 @@ class BlockReader:
         end = start + len(buffer)
         if not self._verified or not len(buffer):
             with self.naming(file):
-                self._source(file.path, start, len(buffer), buffer, None)
+                self.source(file.path, start, len(buffer), buffer, None)
             return
         wanted = self.block_digests(file)
 
@@ -131,9 +131,8 @@ class BlockReader:
     def read_run(
         self, file: File, run: range, wanted: list[str], buffer: memoryview, put: storage.Take | None = None
     ) -> None:
-        """Reads consecutive blocks by one request; a block that is not as it should be is read once more. They fill
-        `buffer`, or go to `put` as they come, by their place in the file: before they are verified, and again when they
-        are read again. `buffer` then needs storage.STEP bytes."""
+        """Reads consecutive blocks by one request, one that is not as it should be once more. They fill `buffer`, or go
+        to `put` as they come, unverified, by their place in the file; `buffer` then needs storage.STEP bytes."""
         found = self._read_hashed(file, run, buffer, put)
         for index in run if self._verified else ():
             digest, at = wanted[index], (index - run.start) * BLOCK
@@ -147,9 +146,8 @@ class BlockReader:
     def _corrupt(self, file: File, start: int, length: int, digest: str, found: str) -> InputError:
         kind = "sha256" if digest == file.sha256 else "blake3"
         wrong = f"bytes {start} to {start + length}: {kind} {digest} expected, {found} found"
-        return InputError(
-            f"{self._manifest.root}/{file.path}: {wrong}; the stored file is corrupt, run its stage again"
-        )
+        where = f"{self._manifest.root}/{file.path}"
+        return InputError(f"{where}: {wrong}; the stored file is corrupt, run its stage again")
 
     def _read_hashed(self, file: File, run: range, buffer: memoryview, put: storage.Take | None) -> list[str]:
         """Reads by one request, to where read_run does; returns the digest found of each block, if they are known."""
@@ -165,7 +163,7 @@ class BlockReader:
                 put(start + at, piece)
 
         with self.naming(file):
-            self._source(file.path, start, run_length(file, run), buffer, take)
+            self.source(file.path, start, run_length(file, run), buffer, take)
         return hashed.digests()
 
     def _read_edge(self, file: File, run: range, wanted: list[str], part: slice, buffer: memoryview) -> None:
@@ -175,10 +173,9 @@ class BlockReader:
         index, length = run.start, run_length(file, run)
         with self._edge_turns[index % len(self._edge_turns)]:
             with self._edges_lock:
-                for path, number, kept in self._edges:
-                    if (path, number) == (file.path, index):
-                        buffer[:] = memoryview(kept)[part]
-                        return
+                if kept := self._edges.get((file.path, index)):
+                    buffer[:] = memoryview(kept)[part]
+                    return
                 room = self._spare.pop() if self._spare else bytearray()
             if len(room) < length:
                 room = bytearray(length)
@@ -186,9 +183,9 @@ class BlockReader:
             self.read_run(file, run, wanted, block)
             buffer[:] = block[part]
             with self._edges_lock:
-                self._edges.insert(0, (file.path, index, room))
-                self._spare += [given_up for _, _, given_up in self._edges[2:]]
-                del self._edges[2:]
+                self._edges[file.path, index] = room
+                while len(self._edges) > 2:
+                    self._spare.append(self._edges.pop(next(iter(self._edges))))
 
     @contextmanager
     def naming(self, file: File) -> Iterator[None]:
@@ -207,7 +204,7 @@ class BlockReader:
         content, found = bytearray(file.size), ""
         for _ in range(2):
             with self.naming(file):
-                self._source(file.path, 0, file.size, memoryview(content), None)
+                self.source(file.path, 0, file.size, memoryview(content), None)
             found = hashlib.sha256(content).hexdigest()
             if found == file.sha256:
                 return content

@@ -18,12 +18,10 @@ from zhllama.storage.folders import require_space
 
 def materialize(artifact: Artifact, recheck: bool = False) -> Path:
     """A folder on this machine with all files, verified: the root itself when it is one, else a cached copy. A folder
-    is read once for that: the cache notes which files were as they should be (sizes, inodes and times of change), for
-    the other processes of this node and the next ones. The copies of what is remote (ZHLLAMA_CACHE, default below the
-    temporary folder) are keyed by the artifact's digest and shared by the processes of a node: the first fetches, the
-    others wait. What an earlier process fetched is used again, file by file, after an interruption too; `recheck`:
-    after its digests were compared once more. InputError, before anything is fetched, when the disk has not the
-    room."""
+    is read once for that: the cache notes which files were as they should be (sizes, inodes, times of change), for all
+    processes of this node. The copies of what is remote are keyed by the artifact's digest and shared by them: the
+    first fetches, the others wait. What was fetched before is used again, file by file, after an interruption too;
+    `recheck`: after its digests were compared once more. InputError, before a fetch, when the disk has not the room."""
     if not artifact.remote:
         if artifact.verified:
             _verify_once(artifact, recheck)
@@ -59,31 +57,22 @@ def _verify_once(artifact: Artifact, recheck: bool) -> None:
             storage.write_bytes(str(noted), json.dumps(before).encode())
 
 
-def bytes_to_fetch(artifact: Artifact) -> int:
-    """Bytes that `materialize` would fetch now: of a folder none, else what the node's cache has not got."""
-    return sum(file.size for file in _missing(artifact, _folder_of(artifact), False)) if artifact.remote else 0
-
-
 def _folder_of(artifact: Artifact) -> Path:
     return cache_folder() / artifact.digest[:24]
 
 
 def _missing(artifact: Artifact, folder: Path, compare: bool) -> list[File]:
-    """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone. Of a
-    plain prefix, and of the small files of the Hub, no SHA-256 is known: they count only where the whole was
-    fetched."""
+    """The files that a folder has not got, or not as they should be; `compare`: by digest, not by size alone. Where no
+    SHA-256 is known (of a plain prefix, of small files of the Hub), they count only when the whole was fetched."""
     whole = (folder / ".complete").exists()
 
     def there(file: File) -> bool:
         path = folder / file.path
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-        if not compare:
-            return True
-        return file_digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole
+        return not compare or (file_digest(path, hashlib.sha256()) == file.sha256 if file.sha256 else whole)
 
-    wanted = [file for file in artifact.manifest.files if file.path != artifact.manifest.blocks]
-    return [file for file in wanted if not there(file)]
+    return [file for file in artifact.manifest.files if file.path != artifact.manifest.blocks and not there(file)]
 
 
 def cache_folder() -> Path:
@@ -93,4 +82,5 @@ def cache_folder() -> Path:
 
 def require_room(artifacts: Iterable[Artifact]) -> None:
     """InputError when the node's cache has not the room for all that `materialize` would fetch of these."""
-    require_space(str(cache_folder()), sum(bytes_to_fetch(artifact) for artifact in artifacts), "ZHLLAMA_CACHE")
+    missing = [_missing(artifact, _folder_of(artifact), compare=False) for artifact in artifacts if artifact.remote]
+    require_space(str(cache_folder()), sum(file.size for files in missing for file in files), "ZHLLAMA_CACHE")

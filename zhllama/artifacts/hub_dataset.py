@@ -52,8 +52,7 @@ class HubDataset:
 
 
 def open_hub_dataset(address: str, where: str) -> Artifact:
-    """The artifact that stands for a dataset: no files, its commit in the address and in the digest. InputError when
-    there is no such dataset or revision; `where` begins the message."""
+    """The artifact that stands for a dataset: no files, its commit in address and digest. Errors as _mapped(where)."""
     from huggingface_hub import HfApi
 
     asked = HubDataset.parse(address)

@@ -5,7 +5,6 @@ reference is opened; the digest is of the content that the Hub names (SHA-256 of
 ones). huggingface_hub's settings hold (HF_ENDPOINT, HF_TOKEN). A copy of one's own, verified: fetch_weights.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,8 +58,7 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     from huggingface_hub import HfApi
 
     with hub_errors(where):
-        api = HfApi(endpoint=endpoint())
-        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
     prefix = f"{folder}/" if folder else ""
     listed = [item for item in info.siblings or [] if item.rfilename.startswith(prefix)]
     return info.sha or "main", {item.rfilename[len(prefix) :]: item for item in listed}
@@ -73,14 +71,14 @@ def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-        content = b""
-        if length:
-            url = hf_hub_url(repository, f"{folder}{name}", revision=commit, endpoint=endpoint())
-            headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
-            with hub_errors(f"{root}/{name}"):
-                answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
-                hf_raise_for_status(answer)
-            content = answer.content
+        if not length:
+            return
+        url = hf_hub_url(repository, f"{folder}{name}", revision=commit)
+        headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
+        with hub_errors(f"{root}/{name}"):
+            answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+            hf_raise_for_status(answer)
+        content = answer.content
         if len(content) != length:
             raise StorageFault(f"{root}/{name}: {len(content)} bytes came of {length}; try again")
         if take:
@@ -89,11 +87,6 @@ def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
             buffer[:length] = content
 
     return read
-
-
-def endpoint() -> str | None:
-    """The Hub's address where it is not the public one."""
-    return os.environ.get("HF_ENDPOINT") or None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """JSON objects of other programs' files: one reader, which trusts nothing of them."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from zhllama.artifacts.reader import Artifact
@@ -30,7 +31,6 @@ def object_of(content: bytes | str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"it has {twice!r} twice")
     return found

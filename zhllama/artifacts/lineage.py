@@ -1,12 +1,9 @@
 """What an artifact came from: its inputs, their inputs, up to the weights and texts that somebody brought.
 
-Only manifests are read, one small object each. An input that lies elsewhere now, or holds something else than what was
-read then, is said so: a lineage that has been lost is not passed over.
+Only manifests are read, one small object each. An input that is gone, or is not what was read then, is said to be so.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Manifest
@@ -62,8 +59,3 @@ def lineage(manifest: Manifest) -> Ancestor:
         return Ancestor(name, reference, digest, found.kind, found.stage, summary, inputs=above)
 
     return node("", manifest.reference, manifest.digest)
-
-
-def as_json(manifest: Manifest, ancestor: Ancestor) -> Mapping[str, Any]:
-    """What `zhllama show --json` prints: the manifest with its reference, and the lineage as a tree."""
-    return {"reference": manifest.reference, "manifest": asdict(manifest), "lineage": asdict(ancestor)}

@@ -95,9 +95,8 @@ _hashed: dict[tuple[int, int, int, int], str] = {}
 
 
 def _remembered_digest(path: Path, bar: Progress) -> str:
-    """A file's BLAKE3 digest (a third of the time of SHA-256, which nobody compares it with), computed once a process:
-    a stage opens its folders for the input key, and again to read them. A file that was written to in the last two
-    seconds is hashed again: its time might not show the next write."""
+    """A file's BLAKE3 digest (a third of the time of SHA-256), computed once a process, which may open a folder twice;
+    but again for a file that was written to in the last two seconds: its time might not show the next write."""
     at = path.stat()
     key = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
     if key not in _hashed or time.time() - at.st_mtime < 2:

@@ -1,11 +1,9 @@
 """Where finished work lies, whether it is there, and its copy at another place.
 
-`<store>/<stage>/<input key>/`: the key is the digest of all that decides the result, so the same work lands at the same
-place, which is how a stage sees that it has nothing to do.
+`<store>/<stage>/<input key>/`: the same work lands at the same place, so that a stage sees that it has nothing to do.
 """
 
 import logging
-from contextlib import closing
 from dataclasses import replace
 
 from zhllama import storage
@@ -13,7 +11,6 @@ from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import Progress
-from zhllama.storage.prefetch import prefetch
 
 log = logging.getLogger("artifact")
 
@@ -25,12 +22,7 @@ def place(store: str, stage: str, key: str) -> str:
 
 def find_published(store: str, stage: str, key: str) -> Manifest | None:
     """The manifest of finished work; None when it is damaged, or a file that it names is missing or of another size."""
-    return published_at(place(store, stage, key))
-
-
-def published_at(root: str) -> Manifest | None:
-    """As find_published, by the artifact's root."""
-    where = storage.join(root, MANIFEST)
+    where = storage.join(place(store, stage, key), MANIFEST)
     content = storage.read_or_none(where)
     if content is None:
         return None
@@ -45,8 +37,8 @@ def published_at(root: str) -> Manifest | None:
 
 
 def copy_artifact(artifact: Artifact, root: str) -> Manifest:
-    """All files to another place, verified on the way (or server-side within S3), and last the manifest there. The
-    digest stays: it leaves out the place. FileExistsError when another manifest is there already."""
+    """All files of an artifact with a manifest to another place, verified on the way (or server-side within S3), and
+    last the manifest. The digest stays: it leaves out the place. FileExistsError when another one is there already."""
     root = storage.normalise(root)
     before = storage.read_or_none(f"{root}/{MANIFEST}")
     if before is not None and Manifest.from_json(before, root).digest != artifact.digest:
@@ -60,20 +52,13 @@ def copy_artifact(artifact: Artifact, root: str) -> Manifest:
                 storage.copy(storage.join(artifact.root, file.path), target)
                 bar.advance(file.size)
                 continue
-            with (
-                storage.committed(storage.open_writer(target)) as writer,
-                closing(prefetch(artifact.blocks(file.path))) as blocks,
-            ):
-                for block in blocks:
-                    writer.write(block)
-                    bar.advance(len(block))
+            with storage.committed(storage.open_writer(target)) as writer:
+                artifact.pour(file.path, writer.write, bar.advance)
     copied = replace(artifact.manifest, root=root)
     there = {item.name: item.size for item in storage.listing(root, hidden=True)}
     for file in copied.files:
         if there.get(file.path) != file.size:
             raise StorageFault(f"{root}/{file.path}: {there.get(file.path)} bytes of {file.size} came; try again")
-    if not artifact.verified:
-        return copied
     # what the server copied by itself has passed nobody's digest yet
     for wrong in Artifact(copied, verified=True).find_corruption() if server_side else ():
         raise StorageFault(f"the copy is not as it should be, try again: {wrong}")

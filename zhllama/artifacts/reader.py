@@ -6,9 +6,9 @@ Memory beyond what the caller holds: ZHLLAMA_S3_CONNECTIONS (8) x 512 KiB for fi
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import lru_cache
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import Progress
 from zhllama.storage.parallel import STEP, RoomOfThread
+from zhllama.storage.prefetch import map_ordered
 
 
 class Artifact:
@@ -36,14 +37,13 @@ class Artifact:
         self.verified = verified
         self.changed = changed
         self.root, self.digest = manifest.root, manifest.digest
+        # on a server (s3://, hf://) and not in a folder
         self.remote = "://" in self.root
-        """Whether the files lie on a server (s3://, hf://) and not in a folder."""
         self.title = manifest.stage or self.root.rstrip("/").rpartition("/")[2]
         """What a person calls it: its stage, or the last part of its address."""
         self._files = {file.path: file for file in manifest.files}
         self.names = list(self._files)
-        self._source = source or stored_files(self.root)
-        self.reader = BlockReader(manifest, verified, self._source)
+        self.reader = BlockReader(manifest, verified, source or stored_files(self.root))
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -63,7 +63,6 @@ class Artifact:
         return self
 
     def read(self, name: str) -> bytes:
-        """A whole file, verified."""
         return self.read_range(name, 0, self.file(name).size)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -75,20 +74,26 @@ class Artifact:
         return bytes(buffer)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        """As read_range, into a writable buffer of bytes; from a server, blocks side by side. Memory beyond it: two
-        blocks."""
+        """As read_range, into a writable buffer; from a server, blocks side by side. Memory beyond it: two blocks."""
         self.reader.read(self._with_range(name, start, len(buffer)), start, buffer)
 
-    def blocks(self, name: str) -> Iterator[memoryview]:
-        """The file from its beginning, verified, four blocks at a time (from a server, read side by side). Each is good
-        until the third one after it is asked for: three buffers take turns, so that `prefetch` may read on
-        meanwhile."""
+    def pour(
+        self, name: str, write: Callable[[memoryview], int], advance: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """The file from its beginning, verified, into `write`, four blocks at a time (from a server, read side by side)
+        while the next ones are read; `advance` is told of what it took."""
         size, span = self.file(name).size, 4 * BLOCK
+        # taken in turn: one is written, one is ready, one is being read
         buffers = [memoryview(bytearray(min(span, size))) for _ in range(min(3, -(-size // span)))]
-        for start, buffer in zip(range(0, size, span), cycle(buffers)):
-            room = buffer[: min(span, size - start)]
+
+        def read(start: int) -> memoryview:
+            room = buffers[start // span % 3][: min(span, size - start)]
             self.read_into(name, start, room)
-            yield room
+            return room
+
+        with closing(map_ordered(read, range(0, size, span), 1)) as blocks:
+            for block in blocks:
+                advance(write(block))
 
     def _with_range(self, name: str, start: int, length: int) -> File:
         file = self.file(name)
@@ -99,7 +104,7 @@ class Artifact:
     def read_stored(self, name: str, start: int, length: int) -> bytes:
         """As read_range, unverified: for what is verified in another way."""
         buffer = bytearray(length)
-        self._source(name, start, length, memoryview(buffer), None)
+        self.reader.source(name, start, length, memoryview(buffer), None)
         return bytes(buffer)
 
     def open(self, name: str) -> "io.BufferedReader":
@@ -146,22 +151,19 @@ class Artifact:
 
     def verify(self) -> None:
         """Reads every file against its digests; InputError names the first that differs."""
-        for error in self._corruption(all_of_them=False):
-            raise error
+        for wrong in self.find_corruption(first_alone=True):
+            raise InputError(wrong)
 
-    def find_corruption(self) -> list[str]:
+    def find_corruption(self, first_alone: bool = False) -> list[str]:
         """Reads every file against its digests, and says of each block that is not as it should be what is wrong."""
-        return sorted(str(error) for error in self._corruption(all_of_them=True))
-
-    def _corruption(self, all_of_them: bool) -> list[InputError]:
-        found: list[InputError] = []
+        found: list[str] = []
         step = RoomOfThread(STEP)
 
         def check(file: File, block: range, wanted: list[str]) -> None:
             try:
                 self.reader.read_run(file, block, wanted, step.room, lambda place, piece: None)
             except (InputError, Truncated) as error:
-                found.append(InputError(str(error)))
+                found.append(str(error))
             bar.advance(run_length(file, block))
 
         with (
@@ -171,10 +173,10 @@ class Artifact:
             for file in self.manifest.files:
                 wanted = self.reader.block_digests(file)
                 for index in range(len(wanted)):
-                    if found and not all_of_them:
+                    if found and first_alone:
                         return found
                     threads.call(check, file, range(index, index + 1), wanted)
-        return found
+        return found if first_alone else sorted(found)
 
 
 class _Target:

@@ -1,7 +1,6 @@
 """The artifact in the making, and the stream of a file of it.
 
-The manifest is written only where none is (If-None-Match), so that of two runs of the same work one publishes; the
-other one ends, or takes over the result when it is the same.
+The manifest is written only where none is (If-None-Match): of two runs of the same work one publishes.
 """
 
 import hashlib
@@ -10,8 +9,8 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK, BLOCKS, BlockHasher
 from zhllama.artifacts.manifest import MANIFEST, File, Input, Manifest
-from zhllama.artifacts.published import place, published_at
+from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import StorageFault
 from zhllama.progress import Progress
-from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.vocabulary import Vocabulary
 
 log = logging.getLogger("artifact")
@@ -49,7 +47,8 @@ class ArtifactWriter:
         before_publishing: Callable[[], None] = lambda: None,
     ) -> None:
         """before_publishing: raises where what was read is not what `inputs` says."""
-        self.root, self.stage = place(store, stage, key), stage
+        self.stage, self._work = stage, (store, stage, key)
+        self.root = place(*self._work)
         self.configuration, self.inputs = dict(configuration or {}), dict(inputs or {})
         self._before_publishing = before_publishing
         self.vocabulary: Vocabulary | None = None
@@ -62,9 +61,15 @@ class ArtifactWriter:
         self._look_at = 0.0
         self._before: bytes | None = None
 
-    def writer(self, name: str) -> "FileStream":
-        """A stream for a new file: `with out.writer("x.bin") as stream: stream.write(...)`."""
-        return FileStream(self, name)
+    @contextmanager
+    def writer(self, name: str) -> Iterator["FileStream"]:
+        """A stream for a new file, counted in at a clean exit: `with out.writer("x") as stream: stream.write(…)`."""
+        with storage.committed(storage.open_writer(storage.join(self.root, name))) as writer:
+            stream = FileStream(writer)
+            yield stream
+            # the last moment to refuse
+            self.require_alone()
+        self.add_stored(File(name, stream.size, stream.whole.hexdigest()), stream.blocks.digests())
 
     def add_bytes(self, name: str, content: bytes) -> None:
         if len(content) > BLOCK:
@@ -79,18 +84,13 @@ class ArtifactWriter:
         self.add_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def add_file(self, name: str, path: Path) -> None:
-        with (
-            Progress("storing", path.stat().st_size) as bar,
-            self.writer(name) as stream,
-            open(path, "rb", buffering=0) as file,
-        ):
+        size = path.stat().st_size
+        with Progress("storing", size) as bar, self.writer(name) as stream, open(path, "rb", buffering=0) as file:
             while piece := file.read(_STEP):
-                stream.write(piece)
-                bar.advance(len(piece))
+                bar.advance(stream.write(piece))
 
     def require_alone(self) -> None:
-        """StorageFault when another run has published this work meanwhile: its files must not be written over. Looks
-        once a second at most."""
+        """StorageFault when another run has published this work: not to write over its files. Looks once a second."""
         with self._looking:
             if time.monotonic() < self._look_at:
                 return
@@ -109,11 +109,8 @@ class ArtifactWriter:
             storage.copy(storage.join(source.root, name), target)
         else:
             # what is verified when it is read has known digests: nothing is hashed a second time
-            known = source.verified
-            stream = storage.committed(storage.open_writer(target)) if known else self.writer(name)
-            with stream as writer, closing(prefetch(source.blocks(name))) as blocks:
-                for block in blocks:
-                    writer.write(block)
+            with storage.committed(storage.open_writer(target)) if source.verified else self.writer(name) as stream:
+                source.pour(name, stream.write)
                 self.require_alone()
         if source.verified:
             self.add_stored(file, source.reader.block_digests(file))
@@ -171,6 +168,8 @@ class ArtifactWriter:
         if self._blocks:
             written = {"digest": "blake3", "bytes": BLOCK, "files": self._blocks}
             self.add_bytes(BLOCKS, json.dumps(written, sort_keys=True).encode())
+        # through JSON and back, so that the digest is of what a reader will see (tuples are lists, keys are strings)
+        said = {"configuration": self.configuration, "facts": self.facts, "metrics": self.metrics}
         manifest = Manifest(
             kind=kind,
             stage=self.stage,
@@ -178,16 +177,11 @@ class ArtifactWriter:
             files=tuple(self.files),
             blocks=BLOCKS if self._blocks else None,
             vocabulary=self.vocabulary,
-            configuration=self.configuration,
             inputs=self.inputs,
-            facts=self.facts,
-            metrics=self.metrics,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             host=platform.node(),
+            **json.loads(json.dumps(said)),
         )
-        # through JSON and back, so that the digest is of what a reader will see (tuples are lists, keys are strings)
-        value = json.loads(json.dumps(manifest.to_value()))
-        manifest = replace(manifest, **{name: value[name] for name in ("configuration", "facts", "metrics")})
         manifest = self._write(replace(manifest, digest=manifest.computed_digest()))
         for name in sorted(self._recorded):
             storage.delete(self._record_of(name))
@@ -200,7 +194,7 @@ class ArtifactWriter:
             storage.write_bytes(manifest.reference, content, if_absent=True)
             return manifest
         except FileExistsError:
-            there = published_at(self.root)
+            there = find_published(*self._work)
         if there is not None and there.digest == manifest.digest:
             log.info("%s: another run has published the same", self.root)
             return there
@@ -213,12 +207,11 @@ class ArtifactWriter:
 
 
 class FileStream:
-    """A file being written: hashes what passes, whole and per block, and joins the artifact on a clean exit."""
+    """A file being written: hashes what passes, whole and per block."""
 
-    def __init__(self, out: ArtifactWriter, name: str) -> None:
-        self._out, self._name = out, name
-        self._writer = storage.open_writer(storage.join(out.root, name))
-        self._whole, self._blocks = hashlib.sha256(), BlockHasher()
+    def __init__(self, writer: storage.Writer) -> None:
+        self._writer = writer
+        self.whole, self.blocks = hashlib.sha256(), BlockHasher()
         self.size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -227,19 +220,8 @@ class FileStream:
             # a little at a time: what was hashed is still in the processor's cache when it is copied, and other
             # threads get their turn, which hashing leaves them and copying does not
             piece = view[at : at + _STEP]
-            self._whole.update(piece)
-            self._blocks.update(piece)
+            self.whole.update(piece)
+            self.blocks.update(piece)
             self._writer.write(piece)
         self.size += len(view)
         return len(view)
-
-    def __enter__(self) -> "FileStream":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        with storage.committed(self._writer):
-            if error is not None:
-                raise error
-            # the last moment to refuse
-            self._out.require_alone()
-        self._out.add_stored(File(self._name, self.size, self._whole.hexdigest()), self._blocks.digests())

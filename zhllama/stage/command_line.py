@@ -1,19 +1,16 @@
 """`python -m components.<stage> --option value`: the options as a dataclass, through tyro.
 
-KFP passes every parameter as text: `true` / `false` for booleans and an empty string for an absent value, which here
-means "the default".
+KFP passes every parameter as text: `true` / `false` for booleans, and "" for an absent value: here, the default.
 """
 
 import io
 import json
 import os
 import re
-import types
 import typing
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.stage.options import REF, SEVERAL, Config, marks_of, option_of
@@ -90,12 +87,12 @@ def _option(word: str) -> str:
 
 
 def _bridge(kind: type, arguments: Sequence[str]) -> list[str]:
-    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused. A text
-    may begin with `--` (a prompt may): only an option's name is never taken for a value. An option of several
-    references may be repeated; one of a single reference may not, since all but the last would be lost unseen."""
+    """KFP's texts as tyro wants them: empty values dropped, true/false as True/False, unknown options refused. Only an
+    option's name is never a value: a prompt may begin with `--`. Of references only an option of several may be
+    repeated: of one, all but the last would be lost unseen."""
     hints = typing.get_type_hints(kind)
     marks = {option_of(name): of_field for name, of_field in marks_of(kind).items()}
-    flags = {option_of(name) for name in marks_of(kind) if _is_bool(hints[name])}
+    flags = {option_of(name) for name in marks_of(kind) if bool in (hints[name], *typing.get_args(hints[name]))}
     place_of: dict[str, int] = {}
     bridged: list[str] = []
     words = deque(arguments)
@@ -125,10 +122,6 @@ def _bridge(kind: type, arguments: Sequence[str]) -> list[str]:
         place_of[name] = len(bridged)
         bridged.append(f"{name}={value}")
     return bridged
-
-
-def _is_bool(hint: Any) -> bool:
-    return hint is bool or (isinstance(hint, types.UnionType) and bool in typing.get_args(hint))
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:

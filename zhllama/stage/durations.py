@@ -5,17 +5,13 @@ from datetime import timedelta
 
 from zhllama.errors import InputError
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def read_duration(text: str, option: str) -> timedelta:
     """InputError for anything else, and for what is longer than a timedelta can be (2.7 million years)."""
-    found = _DURATION.fullmatch(text.strip())
-    wrong = InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 12h, 7d or 2w")
-    if found is None:
-        raise wrong
     try:
-        return timedelta(**{_UNITS[found[2]]: float(found[1])})
-    except OverflowError:
-        raise wrong from None
+        ((number, unit),) = re.findall(r"\A(\d+(?:\.\d+)?)([smhdw])\Z", text.strip(), re.ASCII)
+        return timedelta(**{_UNITS[unit]: float(number)})
+    except (ValueError, OverflowError):
+        raise InputError(f"{option} {text}: write a number and a unit: 90s, 10m, 12h, 7d or 2w") from None

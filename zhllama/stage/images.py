@@ -1,7 +1,7 @@
 """The image of a stage, as compiled pipelines and rendered manifests name it: by tag, or by tag and digest.
 
-A pipeline names its images when it is compiled. Two of its steps name images when they run (the one of a training, the
-one of a served model): they get the same settings in their environment, so that all come from one place.
+A pipeline names its images when it is compiled. The steps that name images when they run (of a training, of a served
+model) get the same settings in their environment, so that all come from one place.
 """
 
 import json
@@ -26,8 +26,7 @@ def image(stage: str) -> str:
     version) and ZHLLAMA_DIGESTS. InputError for an image without a digest where others have one."""
     target = stage.replace("_", "-")
     registry = os.environ.get(REGISTRY, "").rstrip("/")
-    name = f"zhllama-{target}:{os.environ.get(TAG) or VERSION}"
-    name = f"{registry}/{name}" if registry else name
+    name = f"{registry}/zhllama-{target}:{os.environ.get(TAG) or VERSION}".lstrip("/")
     pinned = os.environ.get(DIGESTS, "")
     if not pinned:
         return name

@@ -1,11 +1,10 @@
 """A stage's inputs, opened once: what its key was made of is what it reads.
 
 Files are verified against the manifest that was opened, a repository of the Hub is read at the commit that was found. A
-folder or prefix without a manifest can change while it is read, and what was read would stand under a digest that it
-has not: then nothing is published.
+plain folder or prefix that changes while it is read would stand under a wrong digest: then nothing is published.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from zhllama import storage
@@ -19,27 +18,21 @@ from zhllama.stage.options import StageOptions, option_of, references_of
 class Inputs:
     """The artifacts behind the reference fields of a stage's options, by the field's name."""
 
-    def __init__(self, opened: Mapping[str, Sequence[Artifact]], records: Mapping[str, Input]) -> None:
-        self._opened = opened
-        self.records = dict(records)
+    def __init__(self, options: Any) -> None:
+        """Opens them. InputError where nothing is behind a reference."""
+        self._opened: dict[str, list[Artifact]] = {}
+        self.records: dict[str, Input] = {}
         """What the manifest says of them. Several in a field are `name.0`, `name.1`."""
-
-    @classmethod
-    def open(cls, options: Any) -> "Inputs":
-        """InputError where nothing is behind a reference."""
-        opened: dict[str, list[Artifact]] = {}
-        records: dict[str, Input] = {}
         for name, addresses in references_of(options).items():
-            opened[name] = [open_artifact(address, option_of(name)) for address in addresses]
-            for index, (address, artifact) in enumerate(zip(addresses, opened[name], strict=True)):
+            self._opened[name] = [open_artifact(address, option_of(name)) for address in addresses]
+            for index, (address, artifact) in enumerate(zip(addresses, self._opened[name], strict=True)):
                 # what has no manifest: by its address, made absolute, or the commit that the Hub has it at
                 plain = artifact.root if artifact.root.startswith("hf://") else storage.normalise(address)
                 reference = artifact.manifest.reference if artifact.verified else plain
                 key = name if len(addresses) == 1 else f"{name}.{index}"
-                records[key] = Input(reference, artifact.digest)
+                self.records[key] = Input(reference, artifact.digest)
         if isinstance(options, StageOptions):
-            records |= options.more_inputs()
-        return cls(opened, records)
+            self.records |= options.more_inputs()
 
     def __getitem__(self, name: str) -> Artifact:
         """The one artifact of a field that must be given."""

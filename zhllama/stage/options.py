@@ -1,7 +1,6 @@
 """A stage's options: one dataclass, from which command line, KFP component, settings, docs and cache key come.
 
-A field's type says what it is: a reference to data (`Ref`, `Refs`, `WeightedRefs`), or a value; `NotKeyed[int]` where
-it does not change the result.
+A field's type says what it is: a reference to data (`Ref`, `Refs`, `WeightedRefs`) or a value, perhaps `NotKeyed`.
 """
 
 import dataclasses
@@ -78,8 +77,7 @@ def split_references(value: str) -> list[str]:
 
 
 def weighted_references(value: str) -> list[tuple[str, float | None]]:
-    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has weight 1; where none has
-    one, all have None."""
+    """`zh:0.9,en:0.1` → [(`zh`, 0.9), (`en`, 0.1)]. Beside one with a weight, one without has 1; else all have None."""
     parts = [part.strip() for part in value.split(",") if part.strip()]
     found = [re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", part) for part in parts]
     without = 1.0 if any(found) else None
@@ -128,12 +126,10 @@ def configuration_of(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Described:
-    """An option as its field says it."""
+    """An option as its field says it: its type, marks left out, its default (or inspect.Parameter.empty), its note."""
 
     kind: Any
-    """Its type, marks left out: int, Literal["a", "b"], …"""
     default: Any
-    """inspect.Parameter.empty where there is none."""
     note: str
 
 

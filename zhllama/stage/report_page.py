@@ -17,15 +17,11 @@ MAX_POINTS = 240
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page as text."""
     import jinja2
 
+    loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent])
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(number=number, percent=percent)
     return environment.get_template(template.name).render(**values)

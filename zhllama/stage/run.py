@@ -1,29 +1,25 @@
-"""A stage, run: open the inputs, hand out what is published already or do the work, write what KFP wants.
-
-`main(Options, work)` is the whole program. The outputs: a copy of the manifest (`--output`), the reference
-(`--reference`), the report page (`--report`) and the metrics (`--executor-output`).
-"""
+"""A stage, run: open the inputs, hand out what is published already or do the work, write what KFP wants."""
 
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import math
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from zhllama import storage
-from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.stage.cache_key import cache_key
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import Stage, configuration_of, stage_of
+from zhllama.stage.options import Stage, StageOptions, configuration_of, stage_of
 from zhllama.stage.program import guarded
 
 log = logging.getLogger("stage")
@@ -33,6 +29,23 @@ Work = Callable[[Stage, Inputs, ArtifactWriter], Manifest]
 """What a stage does: reads its inputs, publishes through the writer."""
 
 
+def cache_key(options: StageOptions, inputs: Mapping[str, Input]) -> str:
+    """The name of a stage's work, 32 hexadecimal digits: the digest of all that decides its result. Not of the code,
+    since a comment would train a 7B anew: `cache_version` is raised by hand, and tests/test_cache_versions.py reminds
+    who changes what a stage computes. InputError when a library whose version counts is not installed."""
+    try:
+        versions = {library: importlib.metadata.version(library) for library in options.libraries}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(f"the package {error.name} is not installed; install this stage's extra") from error
+    value = {
+        "stages": options.cache_versions(),
+        "versions": versions,
+        "configuration": configuration_of(options),
+        "inputs": {name: given.digest for name, given in inputs.items()},
+    }
+    return digest_of(value)[:32]
+
+
 def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
     """The stage without the process around it: key, skip or work, outputs. Returns the manifest."""
     # a wrong one is found before the work
@@ -40,7 +53,7 @@ def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
     stage = stage_of(type(options))
     started = time.monotonic()
     storage.check_writable(options.store)
-    inputs = Inputs.open(options)
+    inputs = Inputs(options)
     key = cache_key(options, inputs.records)
     manifest = find_published(options.store, stage, key)
     if manifest is not None:
@@ -77,8 +90,7 @@ def _output_file(executor_input: str) -> str:
 
 
 def main(kind: type[Stage], work: Work[Stage], rest: str = "") -> NoReturn:
-    """The whole program of a stage. Never returns. rest: the field (a tuple of texts) that takes what stands after
-    `--`."""
+    """The whole program of a stage. rest: the field (a tuple of texts) that takes what stands after `--`."""
 
     def body() -> None:
         arguments = sys.argv[1:]

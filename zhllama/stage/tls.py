@@ -1,9 +1,8 @@
 """What a site asks of every pod that reaches out of it: certificates of its own, and its proxy.
 
 The site's certificates are mounted at CA_FOLDER; a command that finds files in the folder that ZHLLAMA_CA names trusts
-them beside the public authorities. The proxy comes from a secret, as variables. To the steps of a pipeline secrets come
-as files: as variables they would stand a dozen times in a Workflow, which may not grow past a megabyte, and the KFP
-launcher in the same pod would take our S3 keys for its own.
+them beside the public authorities. The proxy comes from a secret, as variables. Pipelines' steps get secrets as files:
+variables would stand a dozen times in a Workflow (a megabyte at most), and KFP's launcher would take our S3 keys.
 """
 
 import os
@@ -26,8 +25,7 @@ S3_FOLDER, PROXY_FOLDER = "/etc/zhllama-s3", "/etc/zhllama-proxy"
 
 
 def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
-    """Makes variables of the secrets that are mounted, for this process and its children; one that is set stays.
-    InputError for a file that cannot be read as text."""
+    """Makes variables of the mounted secrets; one that is set stays. InputError for a file that is no text."""
     for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*"))):
         text = _read(path, f"mend the secret's key {path.name}").strip()
         if text:

@@ -22,11 +22,11 @@ from zhllama.storage.addresses import below, is_s3, join, normalise, split_s3
 from zhllama.storage.folders import check_room
 from zhllama.storage.multipart import PART, Unfinished, Upload, discard, part_length, unfinished
 from zhllama.storage.parallel import Take, Threads, connections, in_parallel
-from zhllama.storage.s3_session import forget_client, s3_client
+from zhllama.storage.s3_session import forget_client
 
 __all__ = [
     "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "discard", "forget_client",
-    "in_parallel", "is_s3", "join", "normalise", "part_length", "s3_client", "split_s3", "unfinished",
+    "in_parallel", "is_s3", "join", "normalise", "part_length", "split_s3", "unfinished",
 ]  # fmt: skip
 
 PIECE = 16 * 2**20
@@ -36,18 +36,16 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Stored:
-    """A file in a listing: name relative to the listed prefix, bytes, and the server's tag (ETag, or mtime)."""
+    """A file in a listing: name below the listed prefix, bytes, tag (ETag, or mtime), and last change (UTC)."""
 
     name: str
     size: int
     tag: str
     modified: datetime = _NEVER
-    """When it was last written (UTC)."""
 
 
 Writer = folders.FileWriter | multipart.S3Writer
-"""A stream that becomes visible at commit() and leaves nothing behind after abort(). suspend() stops as well, but keeps
-what was sent, so that the next writer of the same bytes need not send it again."""
+"""A stream, visible at commit(), gone after abort(); suspend() stops, too, and keeps what was sent for the next one."""
 
 
 @contextmanager
@@ -90,19 +88,17 @@ def size_of(uri: str) -> int:
 
 
 def exists(uri: str) -> bool:
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         size_of(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return True
+    return False
 
 
 def read_or_none(uri: str) -> bytes | None:
     """The file; None where there is none."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         return read_bytes(uri)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return None
 
 
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
@@ -152,11 +148,14 @@ def open_writer(uri: str) -> Writer:
 def copy(source: str, target: str) -> None:
     """One file to another place: server-side within S3, in parts side by side into it, else through this machine."""
     if is_s3(source) and is_s3(target):
-        multipart.copy_object(source, target)
-    elif not is_s3(source):
-        (multipart.send_file if is_s3(target) else folders.copy_file)(source, target)
-    else:
-        with committed(open_writer(target)) as writer:
+        bucket, key = split_s3(source)
+        # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
+        s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, *split_s3(target)))
+        return
+    with committed(open_writer(target)) as writer:
+        if isinstance(writer, multipart.S3Writer):
+            writer.send(source)
+        else:
             for chunk in read_chunks(source, 2 * PIECE):
                 writer.write(chunk)
 

@@ -7,10 +7,8 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import human
@@ -43,33 +41,45 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
             at += count
 
 
-@contextmanager
-def _placed(path: str, move: Callable[[Path, Path], Any] = os.replace) -> Iterator[Path]:
-    """A hidden file beside the target, which gets its name when this ends well, and else is gone."""
-    temporary, target = beside(path), Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
+    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
+    temporary = beside(path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        move(temporary, target)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        (os.link if if_absent else os.replace)(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:
-    """A whole file at once, on the disk when this returns. With `if_absent`, FileExistsError when it is there."""
-    with _placed(path, os.link if if_absent else os.replace) as temporary, open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+class PieceWriter:
+    """A stream that fills pieces of memory; a full one is handed on to threads when more comes."""
+
+    def __init__(self, piece: bytearray | mmap.mmap, threads: int) -> None:
+        self._piece, self._filled = piece, 0
+        self._threads = Threads(threads)
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < len(view):
+            if self._filled == len(self._piece):
+                self._hand_on()
+                self._filled = 0
+            count = min(len(self._piece) - self._filled, len(view) - at)
+            self._piece[self._filled : self._filled + count] = view[at : at + count]
+            self._filled += count
+            at += count
+        return len(view)
+
+    def _hand_on(self) -> None:
+        raise NotImplementedError
 
 
-def copy_file(source: str, target: str) -> None:
-    """A file to another place, in the kernel where that can."""
-    with _placed(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-class FileWriter:
+class FileWriter(PieceWriter):
     """A stream into a hidden file beside the target; commit() moves it into place. What is larger than a piece goes to
     the disk past the page cache (O_DIRECT), where the file system can: models are written faster than disks take them,
     and filling the cache with what has to be on the disk at the end cost 1 to 2 CPU-seconds a GB where this costs 0.1.
@@ -80,25 +90,14 @@ class FileWriter:
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = beside(uri)
         self._file = open(self._temporary, "xb", buffering=0)
-        self._piece, self._other = _pages(), _pages()
-        self._filled = 0
-        self._writer = Threads(1)
+        super().__init__(_pages(), threads=1)
+        self._other: bytearray | mmap.mmap = _pages()
         self._set_direct(True)
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        at = 0
-        while at < len(view):
-            count = min(_PIECE - self._filled, len(view) - at)
-            self._piece[self._filled : self._filled + count] = view[at : at + count]
-            self._filled += count
-            at += count
-            if self._filled == _PIECE:
-                # waits for the piece before, whose memory is then free
-                self._writer.call(self._put, memoryview(self._piece))
-                self._piece, self._other = self._other, self._piece
-                self._filled = 0
-        return len(view)
+    def _hand_on(self) -> None:
+        # waits for the piece before, whose memory is then free
+        self._threads.call(self._put, memoryview(self._piece))
+        self._piece, self._other = self._other, self._piece
 
     def _set_direct(self, direct: bool) -> None:
         self._direct = direct and bool(_O_DIRECT)
@@ -125,8 +124,8 @@ class FileWriter:
             os.posix_fadvise(self._file.fileno(), begin, 0, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
-        self._writer.end()
-        self._writer.raise_error()
+        self._threads.end()
+        self._threads.raise_error()
         # the last piece is no whole number of pages
         self._set_direct(False)
         self._put(memoryview(self._piece)[: self._filled])
@@ -135,7 +134,7 @@ class FileWriter:
         os.replace(self._temporary, self._target)
 
     def abort(self) -> None:
-        self._writer.end()
+        self._threads.end()
         # on some file systems closing, too, says that the disk is full; the file is given up anyway
         with suppress(OSError):
             self._file.close()
@@ -169,8 +168,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def require_space(uri: str, need: int, what: str) -> None:
-    """InputError when a folder's file system has less than `need` bytes free; S3 says nothing of its room. what: the
-    option, or what it is for."""
+    """InputError when a folder has less than `need` bytes free; S3 says nothing of that. what: option or purpose."""
     if is_s3(uri):
         return
     free, folder = _room_left(Path(uri))

@@ -11,12 +11,13 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import quote, urlencode
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
 from zhllama.storage.addresses import below, split_s3
-from zhllama.storage.parallel import RoomOfThread, Threads, connections
+from zhllama.storage.parallel import RoomOfThread, connections
 from zhllama.storage.s3_errors import server_code
 
 log = logging.getLogger("storage")
@@ -78,28 +79,32 @@ class Upload:
 
     def put(self, number: int, content: s3.Buffer) -> None:
         """Sends part `number`, from 1, unless the server has it already."""
-        there = self.there.get(number)
+        checksum, there = s3.checksum_headers(content, self._md5), self.there.get(number)
         if there is not None and there.holds(content):
-            # named with its checksum even where the server lists none: parts with and without one do not mix
-            checksum = {} if self._md5 else {"ChecksumCRC32C": s3.crc32c(content)}
-            self._sent[number] = {"PartNumber": number, "ETag": there.tag, **checksum}
-            return
-        try:
-            self._sent[number] = s3.put_part(self.uri, self._id, number, content, self._md5)
-        except (StorageFault, FileNotFoundError) as error:
-            raise self._lost(error) from error
+            tag = there.tag
+        else:
+            query = urlencode({"partNumber": number, "uploadId": self._id}, quote_via=quote)
+            try:
+                answer = s3.until_answered(
+                    self.uri, lambda session: session.send("PUT", self.uri, checksum, content, query)
+                )
+            except (StorageFault, FileNotFoundError) as error:
+                self._give_up(error)
+            tag = answer.headers.get("ETag", "")
+        # named with its checksum even where the server lists none: parts with and without one do not mix
+        named = {"ChecksumCRC32C": checksum[s3.CRC32C]} if s3.CRC32C in checksum else {}
+        self._sent[number] = {"PartNumber": number, "ETag": tag, **named}
 
     def keep(self, number: int) -> None:
         """Part `number` as an earlier run left it belongs to the object; whoever says so verifies the whole later."""
         self._sent[number] = {"PartNumber": number, "ETag": self.there[number].tag}
 
-    def _lost(self, error: Exception) -> Exception:
+    def _give_up(self, error: Exception) -> NoReturn:
         if server_code(error) == "NoSuchUpload":
-            return StorageFault(f"{self.uri}: the upload is gone: ended by another run, or lost; try again")
-        return error
+            raise StorageFault(f"{self.uri}: the upload is gone: ended by another run, or lost; try again") from error
+        raise error
 
     def complete(self) -> None:
-        """The object becomes visible."""
         parts = [self._sent[number] for number in sorted(self._sent)]
         upload = {"UploadId": self._id, "MultipartUpload": {"Parts": parts}}
         try:
@@ -107,7 +112,7 @@ class Upload:
         except (StorageFault, FileNotFoundError) as error:
             # the answer to an earlier try may have been lost after the server had done it
             if server_code(error) != "NoSuchUpload" or not self._is_complete([part["ETag"] for part in parts]):
-                raise self._lost(error) from error
+                self._give_up(error)
 
     def _is_complete(self, tags: list[str]) -> bool:
         tags = [tag.strip('"') for tag in tags]
@@ -120,12 +125,11 @@ class Upload:
         return found.strip('"') == f"{_md5(bytes.fromhex(''.join(tags)))}-{len(tags)}"
 
     def abort(self) -> None:
-        """The server forgets the parts."""
-        abort(self.uri, self._id)
+        discard(self.uri, self._id)
 
 
-def abort(uri: str, upload: str) -> None:
-    """Ends an unfinished upload; one that is gone is fine."""
+def discard(uri: str, upload: str) -> None:
+    """Ends an unfinished upload, and frees its parts; one that is gone is fine."""
     try:
         s3.call(uri, "abort_multipart_upload", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
@@ -135,9 +139,8 @@ def abort(uri: str, upload: str) -> None:
 
 def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
     """The multipart uploads under way in the bucket of `uri` whose keys begin so: address, beginning (UTC), id."""
-    bucket, _ = split_s3(uri)
     return [
-        (f"s3://{bucket}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
+        (f"s3://{split_s3(uri)[0]}/{upload['Key']}", upload["Initiated"].astimezone(UTC), upload["UploadId"])
         for page in s3.call_pages(uri, "list_multipart_uploads", Prefix=prefix)
         for upload in page.get("Uploads", [])
     ]
@@ -145,8 +148,7 @@ def _uploads(uri: str, prefix: str) -> list[tuple[str, datetime, str]]:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An upload under way, of a live writer or of one that was killed. Nobody sees it; it costs space. uri: of the
-    object that was to be. began: when (UTC)."""
+    """An upload under way to `uri`, of a live writer or a killed one, which costs space; since when (UTC)."""
 
     uri: str
     began: datetime
@@ -160,13 +162,7 @@ def unfinished(uri: str) -> list[Unfinished]:
     return [Unfinished(one, began, id, sum(part.size for part in parts_of(one, id))) for one, began, id in found]
 
 
-def discard(left: Unfinished) -> None:
-    """Frees what a killed writer left behind; what is gone already is fine."""
-    abort(left.uri, left.id)
-
-
 def _upload_of_key(uri: str) -> str | None:
-    """The newest one's id."""
     try:
         found = [(began, id) for one, began, id in _uploads(uri, split_s3(uri)[1]) if one == uri]
         return max(found)[1] if found else None
@@ -193,59 +189,61 @@ def parts_of(uri: str, upload: str) -> list[Part]:
     ]
 
 
-class S3Writer:
-    """A stream into an object: parts are sent by threads while the next one is filled. Memory: PART x (connections +
-    1). What fits one part is one request at commit."""
+class S3Writer(folders.PieceWriter):
+    """A stream into an object: parts are sent by threads while the next one is filled, what fits one part at commit.
+    Memory: PART x (connections + 1)."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._buffer = bytearray(PART)
-        self._filled = 0
-        self._number = 1
+        super().__init__(bytearray(PART), connections())
+        self._uri, self._number = uri, 1
         self._upload: Upload | None = None
-        self._threads = Threads(connections())
         self._free: list[bytearray] = []
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        at = 0
-        while at < len(view):
-            if self._filled == len(self._buffer):
-                self._send()
-            count = min(len(view) - at, len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[at : at + count]
-            self._filled += count
-            at += count
-        return len(view)
-
-    def _send(self) -> None:
+    def _hand_on(self) -> None:
         if self._number > MOST_PARTS:
             raise InputError(f"{self._uri}: over 419 GB, more than one S3 object can hold in 10,000 parts; split it")
         if self._upload is None:
             self._upload = Upload(self._uri)
-        self._threads.call(self._put, self._upload, self._number, self._buffer, self._filled)
+        self._threads.call(self._put, self._upload, self._number, self._piece, self._filled)
         self._number += 1
         length = part_length(self._number)
         free = self._free.pop() if self._free else bytearray()
-        self._buffer = free if len(free) == length else bytearray(length)
-        self._filled = 0
+        self._piece = free if len(free) == length else bytearray(length)
 
     def _put(self, upload: Upload, number: int, buffer: bytearray, length: int) -> None:
         upload.put(number, memoryview(buffer)[:length])
         self._free.append(buffer)
 
+    def send(self, path: str) -> None:
+        """A file, its parts read and sent side by side."""
+        size, start = os.stat(path).st_size, 0
+        if size <= PART:
+            folders.read_into(path, 0, size, memoryview(self._piece))
+            self._filled = size
+            return
+        upload = self._upload = Upload(self._uri)
+        own = RoomOfThread(part_length(size // PART))
+
+        def put(number: int, start: int, length: int) -> None:
+            folders.read_into(path, start, length, own.room)
+            upload.put(number, own.room[:length])
+
+        while start < size:
+            length = min(part_length(self._number), size - start)
+            self._threads.call(put, self._number, start, length)
+            self._number, start = self._number + 1, start + length
+
     def commit(self) -> None:
         if self._upload is None:
-            s3.put(self._uri, memoryview(self._buffer)[: self._filled])
+            s3.put(self._uri, memoryview(self._piece)[: self._filled])
             return
         if self._filled:
-            self._send()
+            self._hand_on()
         self._threads.end()
         self._threads.raise_error()
         self._upload.complete()
 
     def abort(self) -> None:
-        """Nothing is left behind."""
         self._threads.drop()
         if self._upload is not None:
             self._upload.abort()
@@ -253,38 +251,3 @@ class S3Writer:
     def suspend(self) -> None:
         """Stops here; the parts stay for the next writer of this file, or for `zhllama gc`."""
         self._threads.end(wait=5)
-
-
-def send_file(path: str, uri: str) -> None:
-    """A file into an object, its parts read and sent side by side. Memory: PART x connections. Resumes as S3Writer."""
-    size = os.stat(path).st_size
-    extents = [(0, min(PART, size))]
-    while (start := sum(extents[-1])) < size:
-        extents.append((start, min(part_length(len(extents) + 1), size - start)))
-    own = RoomOfThread(max(length for _, length in extents))
-
-    def read(start: int, length: int) -> memoryview:
-        folders.read_into(path, start, length, own.room[:length])
-        return own.room[:length]
-
-    if len(extents) == 1:
-        s3.put(uri, read(0, size))
-        return
-    upload = Upload(uri)
-    try:
-        with Threads(connections()) as threads:
-            for number, extent in enumerate(extents, 1):
-                threads.call(lambda number, extent: upload.put(number, read(*extent)), number, extent)
-        upload.complete()
-    except StorageFault:
-        raise
-    except BaseException:
-        upload.abort()
-        raise
-
-
-def copy_object(source: str, target: str) -> None:
-    """Server-side, any size."""
-    bucket, key = split_s3(source)
-    # boto3's managed copy goes to multipart above 8 MB and by parts in parallel
-    s3.by_boto3(source, lambda client: client.copy({"Bucket": bucket, "Key": key}, *split_s3(target)))

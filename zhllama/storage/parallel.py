@@ -12,11 +12,9 @@ from typing import Any, Self
 from zhllama.errors import InputError
 
 STEP = 2**19
-"""Bytes per read from a socket or a file where somebody looks at them at once: they are still in the processor's
-cache."""
+"""Bytes per read where somebody looks at them at once: they are still in the processor's cache."""
 Take = Callable[[int, memoryview], None]
-"""Is called, in the reader's thread, whenever more has come: with the place of the piece among what is read, and the
-piece. Place 0 once more: all comes anew."""
+"""Called in the reader's thread with each piece and its place among what is read. Place 0 again: all comes anew."""
 
 
 def _setting(name: str, default: int) -> int:
@@ -27,8 +25,7 @@ def _setting(name: str, default: int) -> int:
 
 
 def room(buffer: memoryview, length: int, at: int) -> memoryview:
-    """Where the next bytes of a read go: to their place in a buffer for all `length` of them, or again to the beginning
-    of a shorter one."""
+    """Where a read's next bytes go: to their place in a buffer of `length`, or to the beginning of a shorter one."""
     place = at if len(buffer) >= length else 0
     return buffer[place : place + min(STEP, length - at)]
 
@@ -52,9 +49,8 @@ def patience() -> int:
 
 class Threads:
     """Calls side by side, at most `count` at a time: `with Threads(8) as threads: threads.call(function, argument)`.
-    `call` waits while all are busy, so that what the calls hold is bounded. The first error is raised by the next
-    `call` or at the end of the block. The threads are daemons: one that hangs on a dead server does not keep a
-    cancelled program alive."""
+    `call` waits while all are busy, so that what the calls hold is bounded. The first error is raised by the next one,
+    or at the end. The threads are daemons: one that hangs on a dead server keeps no cancelled program alive."""
 
     def __init__(self, count: int) -> None:
         self._count = count

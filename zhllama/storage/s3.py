@@ -12,19 +12,17 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Any
 
 from crc32c import crc32c as crc32c_of
 
 from zhllama.errors import StorageFault, Truncated
-from zhllama.retries import with_retries
+from zhllama.retries import Result, with_retries
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import Take, room
 from zhllama.storage.s3_errors import AGAIN, EXPIRED, code_and_status, mapped, server_code
 from zhllama.storage.s3_session import Buffer, Session, current_session, forget_client
 
-Result = TypeVar("Result")
 CRC32C = "x-amz-checksum-crc32c"
 
 
@@ -70,19 +68,16 @@ def _passes(error: BaseException) -> bool:
 
 def call(uri: str, operation: str, **arguments: Any) -> dict[str, Any]:
     """One of boto3's operations on the bucket of `uri` (`Bucket` is filled in); boto3 retries, and we map errors."""
-    bucket, _ = split_s3(uri)
-    return dict(by_boto3(uri, lambda client: getattr(client, operation)(Bucket=bucket, **arguments)))
+    return dict(by_boto3(uri, lambda client: getattr(client, operation)(Bucket=split_s3(uri)[0], **arguments)))
 
 
 def call_pages(uri: str, operation: str, **arguments: Any) -> list[dict[str, Any]]:
-    """All pages of one of boto3's listings."""
-    bucket, _ = split_s3(uri)
-    return by_boto3(uri, lambda client: list(client.get_paginator(operation).paginate(Bucket=bucket, **arguments)))
+    arguments["Bucket"] = split_s3(uri)[0]
+    return by_boto3(uri, lambda client: list(client.get_paginator(operation).paginate(**arguments)))
 
 
 def by_boto3(uri: str, ask: Callable[[Any], Result]) -> Result:
-    """`ask(client)` of boto3, which tries again by itself; raises our errors. Only an answer that it cannot read,
-    because a byte of it was lost on the way, it does not ask for again."""
+    """`ask(client)` of boto3, which tries again by itself, but for an answer that it cannot read; raises our errors."""
     from botocore.exceptions import ResponseStreamingError
     from botocore.parsers import ResponseParserError
 
@@ -127,9 +122,8 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
     def attempt(session: Session) -> None:
         nonlocal tries
         tries += 1
-        condition = {"If-None-Match": "*"} if if_absent else {}
-        headers = {"X-Amz-Content-SHA256": signed, **checksum_headers(content), **condition}
-        session.send("PUT", uri, headers, content)
+        headers = {"X-Amz-Content-SHA256": signed, **checksum_headers(content)}
+        session.send("PUT", uri, headers | ({"If-None-Match": "*"} if if_absent else {}), content)
 
     try:
         until_answered(uri, attempt)
@@ -147,27 +141,13 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
         put(uri, content)
 
 
-def put_part(uri: str, upload: str, number: int, content: Buffer, md5: bool = False) -> dict[str, Any]:
-    """A part of a multipart upload (numbered from 1); returns it as the end of the upload names it."""
-    checksum = checksum_headers(content, md5)
-
-    def attempt(session: Session) -> dict[str, Any]:
-        query = urlencode({"partNumber": number, "uploadId": upload}, quote_via=quote)
-        answer = session.send("PUT", uri, checksum, content, query)
-        named = {"ChecksumCRC32C": checksum[CRC32C]} if CRC32C in checksum else {}
-        return {"PartNumber": number, "ETag": answer.headers.get("ETag", ""), **named}
-
-    return until_answered(uri, attempt)
-
-
 def get(uri: str) -> bytes:
-    """An object, whole."""
-
     def attempt(session: Session) -> bytes:
         with _streaming(session, uri, {}) as (raw, headers):
             said = headers.get("Content-Length")
             buffer = bytearray(int(said) if said is not None else size(uri))
-            _fill(raw, len(buffer), lambda at: memoryview(buffer)[at:], lambda piece: None)
+            for _ in _filled(raw, len(buffer), lambda at: memoryview(buffer)[at:]):
+                pass
             return bytes(buffer)
 
     return until_answered(uri, attempt)
@@ -190,12 +170,6 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
     def truncated(there: int) -> Truncated:
         return Truncated(f"{uri}: {there} bytes at {start} where {length} were expected; the file is truncated")
 
-    def advance(piece: memoryview) -> None:
-        nonlocal done
-        if take:
-            take(done, piece)
-        done += len(piece)
-
     def attempt(session: Session) -> None:
         nonlocal done, tag
         begun, first, last = done, start + done, start + length - 1
@@ -208,7 +182,10 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
             if found and (int(found[1]), int(found[2])) != (first, last):
                 raise truncated(max(0, int(found[2]) + 1 - start))
             tag = answer.get("ETag")
-            _fill(raw, length - begun, lambda at: room(buffer, length, begun + at), advance)
+            for piece in _filled(raw, length - begun, lambda at: room(buffer, length, begun + at)):
+                if take:
+                    take(done, piece)
+                done += len(piece)
 
     try:
         until_answered(uri, attempt)
@@ -236,9 +213,8 @@ def _streaming(session: Session, uri: str, headers: Mapping[str, str]) -> Iterat
     response.raw.release_conn()
 
 
-def _fill(raw: Any, length: int, into: Callable[[int], memoryview], advance: Callable[[memoryview], None]) -> None:
-    """Reads `length` bytes, each time into `into(bytes so far)`. A body that ends early is no success, whatever its
-    headers said."""
+def _filled(raw: Any, length: int, into: Callable[[int], memoryview]) -> Iterator[memoryview]:
+    """Reads `length` bytes, by `into(bytes so far)`, and yields what came. A body that ends early is an error."""
     from botocore.exceptions import IncompleteReadError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
@@ -256,4 +232,4 @@ def _fill(raw: Any, length: int, into: Callable[[int], memoryview], advance: Cal
             raise IncompleteReadError(actual_bytes=at, expected_bytes=length)
         at += count
         # not in the try: a full disk, where the bytes go to, is no fault of the server's
-        advance(piece[:count])
+        yield piece[:count]

@@ -1,8 +1,4 @@
-"""S3's errors as ours.
-
-What a user can mend (credentials, bucket, endpoint, certificates) is an InputError, a server that keeps failing a
-StorageFault, a missing object FileNotFoundError, a condition that does not hold FileExistsError.
-"""
+"""S3's errors as ours, as storage/__init__.py says; a condition that does not hold is a FileExistsError."""
 
 import os
 from collections.abc import Iterator
@@ -74,8 +70,7 @@ def our_error(uri: str, error: Any) -> Exception:
     if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
         return FileExistsError(uri)
     if code == "NoSuchBucket":
-        bucket, _ = split_s3(uri)
-        return InputError(f"{uri}: there is no bucket {bucket}; create it, or correct the address")
+        return InputError(f"{uri}: there is no bucket {split_s3(uri)[0]}; create it, or correct the address")
     if code in _REGION:
         return InputError(f"{uri}: S3 says the bucket is in another region ({code}); set AWS_DEFAULT_REGION")
     if code in _CREDENTIALS or code in EXPIRED or status in (401, 403):

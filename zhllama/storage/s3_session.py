@@ -8,15 +8,14 @@ import os
 import socket
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from zhllama.errors import InputError
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import patience
-from zhllama.storage.s3_errors import client_error, mapped
+from zhllama.storage.s3_errors import client_error
 
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
@@ -30,20 +29,15 @@ class Session:
         import boto3
         import botocore.session
         from botocore.config import Config
-        from botocore.exceptions import ProfileNotFound
         from botocore.httpsession import URLLib3Session
         from botocore.utils import get_environ_proxies
 
         # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
         core = botocore.session.Session()
-        self._boto3 = boto3.session.Session(botocore_session=core)
+        session = boto3.session.Session(botocore_session=core)
         self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
-        styled = False
-        # that there is no such profile is said in full where the client is made
-        with suppress(ProfileNotFound):
-            styled = "addressing_style" in core.get_scoped_config().get("s3", {})
-        self._endpoint = endpoint
-        self._config = Config(
+        styled = "addressing_style" in core.get_scoped_config().get("s3", {})
+        config = Config(
             signature_version="s3v4",
             retries={"mode": "standard", "total_max_attempts": min(self.attempts, 5)},
             connect_timeout=10,
@@ -52,13 +46,14 @@ class Session:
             # our own endpoint is a server on a laptop or in a cluster: bucket names are no host names there
             s3={"addressing_style": "path"} if endpoint and not styled else None,
         )
+        self._new_client = partial(session.client, "s3", endpoint_url=endpoint, config=config)
         try:
-            self.client = self._boto3.client("s3", endpoint_url=endpoint, config=self._config)
+            self.client = self._new_client()
         except ValueError as error:
             text = f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
             raise InputError(text) from error
         self.checksums = self.client.meta.config.request_checksum_calculation
-        self.credentials = self._boto3.get_credentials()
+        self.credentials = session.get_credentials()
         self._http = URLLib3Session(
             verify=core.get_config_variable("ca_bundle") or True,
             proxies=get_environ_proxies(self.client.meta.endpoint_url),
@@ -68,14 +63,11 @@ class Session:
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         self._buckets: dict[str, tuple[str, str, str]] = {}
-        self._signer = _signer_class()
 
     def _bucket(self, bucket: str, region: str | None = None) -> tuple[str, str, str]:
         """Where boto3 would send a request: the address before the key, and the region and service to sign for."""
         if region or bucket not in self._buckets:
-            client = self.client
-            if region:
-                client = self._boto3.client("s3", region_name=region, endpoint_url=self._endpoint, config=self._config)
+            client = self._new_client(region_name=region) if region else self.client
             url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
             scope = parse_qs(url.query)["X-Amz-Credential"][0].split("/")
             self._buckets[bucket] = f"{url.scheme}://{url.netloc}{url.path.removesuffix('/k')}", scope[-3], scope[-2]
@@ -87,6 +79,7 @@ class Session:
 
     def send(self, method: str, uri: str, headers: Mapping[str, str], body: Buffer = b"", query: str = "") -> Any:
         """One signed request; returns botocore's AWSResponse. ClientError for an error of the server's."""
+        from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSPreparedRequest, AWSRequest
         from botocore.exceptions import NoCredentialsError
 
@@ -96,7 +89,10 @@ class Session:
         address, region, service = self._bucket(bucket)
         url = f"{address}/{quote(key, safe='/~')}" + (f"?{query}" if query else "")
         request = AWSRequest(method, url, headers=dict(headers))
-        self._signer(self.credentials.get_frozen_credentials(), service, region).add_auth(request)
+        signer = S3SigV4Auth(self.credentials.get_frozen_credentials(), service, region)
+        # the payload's digest that the request itself names: large bodies are hashed once, by their owner
+        signer.payload = lambda _: headers.get("X-Amz-Content-SHA256", "UNSIGNED-PAYLOAD")
+        signer.add_auth(request)
         if method == "PUT":
             request.headers["Content-Length"] = str(len(body))
         prepared = AWSPreparedRequest(method, url, dict(request.headers.items()), body or None, method == "GET")
@@ -104,25 +100,6 @@ class Session:
         if response.status_code >= 300:
             raise client_error(method, response)
         return response
-
-
-@lru_cache(maxsize=1)
-def _signer_class() -> Any:
-    from botocore.auth import S3SigV4Auth
-
-    class Signer(S3SigV4Auth):
-        """Signs the payload's digest that the request itself names: large bodies are hashed once, by their owner."""
-
-        def payload(self, request: Any) -> str:
-            return str(request.headers.get("X-Amz-Content-SHA256", "UNSIGNED-PAYLOAD"))
-
-        def _modify_request_before_signing(self, request: Any) -> None:
-            named = request.headers.get("X-Amz-Content-SHA256")
-            super()._modify_request_before_signing(request)
-            if named:
-                request.headers.replace_header("X-Amz-Content-SHA256", named)
-
-    return Signer
 
 
 _session_for = lru_cache(maxsize=4)(lambda endpoint, process: Session(endpoint))
@@ -134,12 +111,6 @@ def current_session() -> Session:
     """The one of this process (a forked child gets its own) and of the endpoint that is set now."""
     with _making:
         return _session_for(os.environ.get("ZHLLAMA_S3_ENDPOINT") or None, os.getpid())
-
-
-def s3_client() -> Any:
-    """boto3's S3 client for this process. A test may clear it with `forget_client`."""
-    with mapped("s3"):
-        return current_session().client
 
 
 def forget_client() -> None:

@@ -61,7 +61,7 @@ FIGURES = {
 def run_worker(run: Run) -> None:
     """Loads, trains, and on rank 0 publishes. The other ranks wait, so that every node finds the result."""
     options = run.options
-    opened = Inputs.open(options)
+    opened = Inputs(options)
     opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
     blocks, held_out = PackedDataset(inputs.dataset, TRAIN), None

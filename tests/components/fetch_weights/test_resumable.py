@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from components.fetch_weights.resumable import extents, open_parts
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK
+from zhllama.storage.s3_session import current_session
 
 CONTENT = random.Random(1).randbytes(2 * storage.PART + 12_345)
 
@@ -23,7 +24,7 @@ def part(number: int) -> bytes:
 
 def uploads(uri: str) -> list[str]:
     bucket, key = storage.split_s3(uri)
-    found = storage.s3_client().list_multipart_uploads(Bucket=bucket, Prefix=key)
+    found = current_session().client.list_multipart_uploads(Bucket=bucket, Prefix=key)
     return [upload["UploadId"] for upload in found.get("Uploads", [])]
 
 

@@ -22,6 +22,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.storage.s3_session import current_session
 from zhllama.weights.meta_format import MetaParams
 
 SIZES = {"consolidated.00.pth": 2 * storage.PART + 9 * 2**20, "consolidated.01.pth": storage.PART + 100}
@@ -58,7 +59,7 @@ def there(store: str) -> dict[str, int]:
             found[name] = sum(min(storage.PART, SIZES[name] - number * storage.PART) for number in numbers)
         return found
     bucket, prefix = storage.split_s3(store)
-    client = storage.s3_client()
+    client = current_session().client
     for upload in client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []):
         parts = client.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", [])
         found[upload["Key"].rpartition("/")[2]] = sum(part["Size"] for part in parts)

@@ -184,14 +184,14 @@ def test_a_file_that_is_somebody_elses_is_left_alone(tiny_model: str, tmp_path: 
     (tmp_path / "a.json").write_text("mine")
     config = Generate(model=tiny_model, prompt="x", answers=str(tmp_path / "a.json"), **SHORT)
     with pytest.raises(InputError, match="it is there already; give another name"):
-        answer_into_file(config, Inputs.open(config))
+        answer_into_file(config, Inputs(config))
     assert (tmp_path / "a.json").read_text() == "mine"
 
 
 def test_a_run_that_is_refused_leaves_no_file(tiny_model: str, tmp_path: Path) -> None:
     config = Generate(model=tiny_model, prompt="长" * 3000, answers=str(tmp_path / "a.jsonl"), **SHORT)
     with pytest.raises(InputError, match="or give a --context-length"):
-        answer_into_file(config, Inputs.open(config))
+        answer_into_file(config, Inputs(config))
     assert not list(tmp_path.iterdir())
 
 
@@ -199,7 +199,7 @@ def test_a_longer_context_is_answered_where_it_is_asked_for(tiny_model: str, tmp
     config = Generate(
         model=tiny_model, prompt="长" * 800, context_length=4096, answers=str(tmp_path / "a.json"), **SHORT
     )
-    answer_into_file(config, Inputs.open(config))
+    answer_into_file(config, Inputs(config))
     (sample,) = json.loads((tmp_path / "a.json").read_text())
     assert sample["Output"]
 

@@ -227,7 +227,7 @@ def test_what_is_asked_is_the_model_that_was_opened_and_not_what_stands_there_no
     made = ArtifactWriter(str(tmp_path / "models"), "finetune", "key")
     made.add_json("adapter_config.json", {})
     config = Serve(store=str(tmp_path), model=made.publish("adapter").reference, port=0, ask="你好")
-    inputs = Inputs.open(config)
+    inputs = Inputs(config)
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(InputError, match="adapter"):
         serve_and_ask(config, inputs, ArtifactWriter(str(tmp_path), "serve", "key"))

@@ -15,11 +15,15 @@ FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 40_000}
 SIZE = sum(map(len, FILES.values()))
 PROGRAM = """
 import sys
-from zhllama.artifacts.cache import bytes_to_fetch, materialize
+from zhllama.artifacts import cache
 from zhllama.artifacts.open import open_artifact
 model = open_artifact("hf://someone/model")
-before = bytes_to_fetch(model)
-print(materialize(model, recheck="recheck" in sys.argv), before, bytes_to_fetch(model))
+needed = []
+cache.require_space = lambda folder, need, what: needed.append(need)
+cache.require_room([model])
+folder = cache.materialize(model, recheck="recheck" in sys.argv)
+cache.require_room([model])
+print(folder, needed[0], needed[-1])
 """
 
 

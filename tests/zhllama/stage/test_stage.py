@@ -20,11 +20,11 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage import program
-from zhllama.stage.cache_key import cache_key, versions_of
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions, WeightedRefs, split_references, weighted_references
-from zhllama.stage.run import run_stage
+from zhllama.stage.run import cache_key, run_stage
+from zhllama.storage.s3_session import current_session
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -156,7 +156,7 @@ class Keyed(StageOptions):
 
 
 def key(config: Keyed) -> str:
-    return cache_key(config, Inputs.open(config).records)
+    return cache_key(config, Inputs(config).records)
 
 
 @pytest.fixture
@@ -221,8 +221,11 @@ def test_a_reference_without_a_weight_has_none_and_one_beside_others_that_have(v
 
 
 def test_a_package_that_is_not_installed_is_named():
+    class WithoutPackage(StageOptions):
+        libraries = ("no-such-package",)
+
     with pytest.raises(InputError, match="no-such-package is not installed"):
-        versions_of(["no-such-package"])
+        cache_key(WithoutPackage(store="/a"), {})
 
 
 # --- a stage as a function --------------------------------------------------------------------------------------------
@@ -305,9 +308,9 @@ def test_a_folder_whose_files_say_what_they_said_has_not_changed(touch, two_fold
 def test_a_reference_that_must_be_one_may_hold_a_comma(tmp_path):
     (tmp_path / "a,b").mkdir()
     (tmp_path / "a,b" / "a.txt").write_text("one")
-    assert Inputs.open(Keyed(store="/a", model=str(tmp_path / "a,b")))["model"].read("a.txt") == b"one"
+    assert Inputs(Keyed(store="/a", model=str(tmp_path / "a,b")))["model"].read("a.txt") == b"one"
     with pytest.raises(InputError, match=r"--model .*: nothing is there"):
-        Inputs.open(Keyed(store="/a", model=f"{tmp_path / 'a,b'},{tmp_path}"))
+        Inputs(Keyed(store="/a", model=f"{tmp_path / 'a,b'},{tmp_path}"))
 
 
 def test_what_was_read_of_a_prefix_that_changed_meanwhile_is_not_published(s3_store):
@@ -559,7 +562,7 @@ def test_a_cancelled_stage_ends_with_143_and_leaves_nothing(example, environment
     assert (tmp_path / "termination-log").read_text() == "cancelled\n"
     assert storage.listing(store) == []
     if storage.is_s3(store):
-        uploads = storage.s3_client().list_multipart_uploads(Bucket="tests", Prefix=storage.split_s3(store)[1])
+        uploads = current_session().client.list_multipart_uploads(Bucket="tests", Prefix=storage.split_s3(store)[1])
         assert not uploads.get("Uploads")
     else:
         assert [path for path in Path(store).rglob("*") if path.is_file()] == []

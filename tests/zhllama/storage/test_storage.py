@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders
+from zhllama.storage.s3_session import current_session
 
 # --- both kinds of store ----------------------------------------------------------------------------------------------
 
@@ -77,10 +78,10 @@ def test_an_aborted_upload_leaves_no_parts_behind(s3_store):
     writer = storage.open_writer(f"{s3_store}/a.bin")
     writer.write(b"x" * (storage.PART * 2))
     bucket, key = storage.split_s3(f"{s3_store}/a.bin")
-    uploads = storage.s3_client().list_multipart_uploads(Bucket=bucket, Prefix=key)
+    uploads = current_session().client.list_multipart_uploads(Bucket=bucket, Prefix=key)
     assert len(uploads["Uploads"]) == 1
     writer.abort()
-    assert not storage.s3_client().list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads")
+    assert not current_session().client.list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads")
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 10), (3, 4), (9, 1), (5, None), (0, None), (4, 0), (0, 0)])
@@ -462,8 +463,8 @@ def test_what_a_killed_writer_left_is_listed_and_freed(s3_store):
     assert left.uri == f"{s3_store}/a/b.bin"
     assert abs(datetime.now(UTC) - left.began) < timedelta(minutes=5)
     assert storage.listing(s3_store) == []
-    storage.discard(left)
-    storage.discard(left)
+    storage.discard(left.uri, left.id)
+    storage.discard(left.uri, left.id)
     assert storage.unfinished(s3_store) == []
 
 
