@@ -84,7 +84,7 @@ def world(
     root = tmp_path_factory.mktemp("end-to-end")
     store = f"s3://tests/end-to-end-{os.getpid()}"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.access.environment().items():
+        for name, value in s3_server.environment().items():
             patch.setenv(name, value)
         patch.setenv("ZHLLAMA_CACHE", str(root / "cache"))
         storage.forget_client()
