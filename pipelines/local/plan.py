@@ -8,7 +8,7 @@ KFP 2.17.0's driver does it (`Snapshot.inputs`), and once before anything runs (
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -124,7 +124,7 @@ class Plan:
         for node in self.steps:
             written = {name: _STAND_INS[kind] for name, kind in node.component.output_parameters.items()}
             ended[node.path] = Ended(True, written, dict.fromkeys(node.component.output_artifacts, ""))
-        snapshot = self.at(ended)
+        snapshot = Snapshot(self, ended)
         for node in self.steps:
             files = dict.fromkeys(node.component.output_parameters, "")
             self.words(node, Surroundings(*snapshot.inputs(node.path), files, ended[node.path].artifacts))
@@ -136,17 +136,15 @@ class Plan:
         except InputError as error:
             raise InputError(f"{node.name}: failed to resolve input parameters: {error}") from error
 
-    def at(
-        self, ended: Mapping[Path, Ended], running: frozenset[Path] = frozenset(), stopped: bool = False
-    ) -> "Snapshot":
-        """The pipeline at one moment. `stopped`: nothing new is to start (a failure stops by itself)."""
-        return Snapshot(self, ended, running, stopped or any(not end.done for end in ended.values()))
-
 
 class Snapshot:
-    """States and inputs, given what has ended and what runs. `states`: of every container step, in the plan's order."""
+    """States and inputs, given what has ended and what runs. `states`: of every container step, in the plan's order.
+    `stopped`: nothing new is to start (a failure stops by itself)."""
 
-    def __init__(self, plan: Plan, ended: Mapping[Path, Ended], running: frozenset[Path], stopped: bool) -> None:
+    def __init__(
+        self, plan: Plan, ended: Mapping[Path, Ended], running: Collection[Path] = (), stopped: bool = False
+    ) -> None:
+        stopped = stopped or not all(end.done for end in ended.values())
         self._plan = plan
         self._ended = ended
         self._inputs: dict[Path, tuple[dict[str, Value], dict[str, str]]] = {(): (dict(plan.arguments), {})}

@@ -79,8 +79,7 @@ class Ledger:
         except (FileNotFoundError, ValueError):
             return
         # a group keeps its number while it has members: one without its leader is still ours
-        left = [int(pid) for pid, started in listed.items() if started_at(int(pid)) in ("", started)]
-        left = [pid for pid in left if group_runs(pid)]
+        left = [pid for pid in map(int, listed) if started_at(pid) in ("", listed[str(pid)]) and group_runs(pid)]
         for pid in left:
             send(pid, signal.SIGTERM)
             # a stopped one (Ctrl-Z) would not hear it

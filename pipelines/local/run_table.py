@@ -1,7 +1,9 @@
 """What a person sees of a run: a live table on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -33,10 +35,8 @@ class Row:
 
     @property
     def shown_time(self) -> str:
-        if self.unchanged:
-            return ""
         seconds = time.monotonic() - self.started if self.state is State.RUNNING else self.seconds
-        return duration(seconds) if seconds else ""
+        return duration(seconds) if seconds and not self.unchanged else ""
 
 
 def duration(seconds: float) -> str:
@@ -49,14 +49,11 @@ def duration(seconds: float) -> str:
 
 def last_lines(log: Path, count: int) -> list[str]:
     """The last lines of a log, without empty ones."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL * count))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [mask(line.rstrip()) for line in text.splitlines() if line.strip()][-count:]
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL * count))
+        lines = file.read().decode(errors="replace").splitlines()
+        return [mask(line.rstrip()) for line in lines if line.strip()][-count:]
+    return []
 
 
 class RunTable:
@@ -73,8 +70,7 @@ class RunTable:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=self._stream)
-            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+            self._live = Live(console=Console(file=self._stream), get_renderable=self._table, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -86,7 +82,7 @@ class RunTable:
         """A step's new state. Where there is no terminal, a line says so."""
         if state is State.RUNNING:
             row.started = time.monotonic()
-        elif row.started and row.state is State.RUNNING:
+        elif row.state is State.RUNNING:
             row.seconds = time.monotonic() - row.started
         row.state, row.figure, row.unchanged = state, figure, unchanged
         if self._live is None and row in self._rows:

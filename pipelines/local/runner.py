@@ -55,7 +55,7 @@ def s3_for(work: Path, store: str) -> Iterator[str]:
     before = dict(os.environ)
     with LocalS3(work / "s3") as server:
         try:
-            os.environ.update(server.access.environment())
+            os.environ.update(server.environment())
             for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
                 os.environ.pop(name, None)
             storage.forget_client()
@@ -174,7 +174,7 @@ class _Run:
 
     async def _loop(self) -> None:
         while True:
-            snapshot = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
+            snapshot = planning.Snapshot(self._plan, self._ended, self._tasks, self._signals > 0)
             for path, state in snapshot.states.items():
                 if state in planning.SETTLED and self._rows[path].state is State.WAITING:
                     self._table.change(self._rows[path], state)
@@ -303,19 +303,19 @@ class _Run:
             error = f"{node.name}: {line or f'it ended with {failed}'}"
         steps = {}
         for node in self._plan.steps:
-            row, record = self._rows[node.path], self._records.get(node.path)
-            manifest = record.manifest if record else None
+            row, record = self._rows[node.path], self._records.get(node.path) or Record("", {}, {}, {})
+            manifest = record.manifest
             steps[node.name] = StepResult(
                 name=node.name,
                 stage=node.module,
                 kind=manifest.kind if manifest else "",
                 state=row.shown_state,
-                seconds=round(record.seconds if record else row.seconds, 2),
-                reference=record.reference if record else "",
-                inputs=record.inputs if record else {},
-                parameters=record.parameters if record else {},
-                facts=dict(manifest.facts) if manifest else {},
-                metrics=dict(manifest.metrics) if manifest else dict(record.metrics) if record else {},
+                seconds=round(record.seconds or row.seconds, 2),
+                reference=record.reference,
+                inputs=record.inputs,
+                parameters=record.parameters,
+                facts=manifest.facts if manifest else {},
+                metrics=(manifest or record).metrics,
                 log=str(row.log),
             )
         return RunResult(code, error, round(seconds, 2), steps)
