@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,11 +51,9 @@ POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 def connected(address: str = "", kfp_namespace: str = "kubeflow", namespace: str | None = None) -> Iterator["Kubeflow"]:
     """A connection for the time of the block: to the address, or without one to the cluster's own service, found in its
     namespace. InputError when nobody answers there."""
-    if address := known_address(address, kfp_namespace):
-        yield Kubeflow(address, namespace, kfp_namespace)
-    else:
-        with _port_forward(kfp_namespace) as address:
-            yield Kubeflow(address, namespace, kfp_namespace)
+    known = known_address(address, kfp_namespace)
+    with nullcontext(known) if known else _port_forward(kfp_namespace) as reached:
+        yield Kubeflow(reached, namespace, kfp_namespace)
 
 
 def known_address(address: str, kfp_namespace: str) -> str:
@@ -77,8 +75,7 @@ def _port_forward(namespace: str) -> Iterator[str]:
     try:
         assert forward.stdout is not None
         assert forward.stderr is not None
-        said = forward.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:(\d+)", said)
+        found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
         if found is None:
             words = " ".join(forward.stderr.read().split())[:300]
             raise InputError(f"kubectl port-forward to {namespace}/ml-pipeline failed ({words}); give --host")
@@ -264,13 +261,10 @@ class Kubeflow:
         run_id = str(answer.run_id)
         if run_id not in self._titles:
             spec, version = answer.pipeline_spec, answer.pipeline_version_reference
-            try:
-                if not spec and version is not None and version.pipeline_version_id:
-                    with self._answers():
-                        asked = version.pipeline_id, version.pipeline_version_id
-                        spec = self._client.get_pipeline_version(*asked).pipeline_spec
-            except InputError:
-                spec = None
+            if not spec and version is not None and version.pipeline_version_id:
+                with suppress(InputError), self._answers():
+                    asked = version.pipeline_id, version.pipeline_version_id
+                    spec = self._client.get_pipeline_version(*asked).pipeline_spec
             self._titles[run_id] = titles_of(spec)
         return self._titles[run_id]
 
