@@ -193,8 +193,7 @@ def shown(manifest: Manifest, ancestor: Ancestor) -> "RenderableType":
     about |= {"digest": manifest.digest, "made": f"{manifest.created} on {manifest.host}"}
     if "summary" in facts:
         about["summary"] = facts.pop("summary")
-    if manifest.vocabulary is not None:
-        found = manifest.vocabulary
+    if found := manifest.vocabulary:
         about["vocabulary"] = f"{found}, bos {found.bos}, eos {found.eos}, pad {found.pad}, {found.rows} rows"
     files = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
     files.add_column("file", overflow="fold")
@@ -207,20 +206,12 @@ def shown(manifest: Manifest, ancestor: Ancestor) -> "RenderableType":
         Text(f"\nfiles: {len(manifest.files)}, {human(manifest.size, 'B')}", "bold"),
         files,
         *pairs("configuration", manifest.configuration),
-        *pairs("facts", _rounded(facts)),
+        # what was measured is no truer with sixteen digits
+        *pairs("facts", json.loads(json.dumps(facts), parse_float=lambda text: float(f"{float(text):.6g}"))),
         *pairs("metrics", {name: f"{value:.6g}" for name, value in manifest.metrics.items()}),
         Text("\nlineage", "bold"),
         _tree(ancestor),
     )
-
-
-def _rounded(value: Any) -> Any:
-    """A JSON value, its fractions to six digits: what was measured is no truer with sixteen."""
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _tree(ancestor: Ancestor) -> "Tree":

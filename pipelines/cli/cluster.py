@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +158,10 @@ def parameters(given: argparse.Namespace) -> None:
 
     size = sizes.load(given.size)
     table = Table("setting", "of", "type", "default", "", box=None, padding=(0, 2, 0, 0))
-    group = ""
-    for one in SETTINGS.values():
-        if one.group != group:
-            group = one.group
-            table.add_row(f"\n[bold]{group}")
-        table.add_row(one.name, *one.described(), Text(shown_default(one, size)), Text(one.note))
+    for group, settings in groupby(SETTINGS.values(), lambda one: one.group):
+        table.add_row(f"\n[bold]{group}")
+        for one in settings:
+            table.add_row(one.name, *one.described(), Text(shown_default(one, size)), Text(one.note))
     options.console().print(table)
 
 
