@@ -20,8 +20,6 @@ COLOURS = {
     "SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow",
     "NOT_RUN": "dim", "UNKNOWN": "dim",
 }  # fmt: skip
-
-
 _SERVICE = (
     "of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service itself inside "
     "a cluster, kubectl port-forward elsewhere"
@@ -73,12 +71,12 @@ def submit(given: argparse.Namespace) -> None:
     from pipelines.local.plan import checked_arguments
 
     name = given.pipeline or f"adapt-llama-{given.size}"
-    arguments = dict(told.arguments)
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_pipeline(told, package)
         # before anybody is called
-        checked_arguments(read_package(package), arguments)
+        checked = checked_arguments(read_package(package), told.arguments)
+        arguments = {name: checked[name] for name in told.arguments}
         check_for_cluster(told)
         with _connected(given) as kubeflow:
             run = kubeflow.start(
@@ -93,7 +91,7 @@ def status(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         if given.wait:
             _follow(kubeflow, given.run)
-        run = kubeflow.look(given.run)
+        run = kubeflow.whole(kubeflow.run(given.run))
     _show(run, sys.stdout)
 
 

@@ -1,7 +1,7 @@
 """What Kubeflow Pipelines' API answers, told apart: whose fault an error is, and whether an answer is the API's at all.
 
-The HTTP status alone does not say it: a wrong request is answered with 500, too, and the cause stands at the end of a
-chain of sentences, which the upload's answers follow by a stack. So the words and the gRPC code in the body decide.
+A wrong request is answered with 500, too, and the cause stands at the end of a chain of sentences, before a stack in an
+upload's answer: the words and the gRPC code in the body decide.
 """
 
 import json
@@ -79,8 +79,7 @@ def named(answer: Any, field: str, address: str) -> str:
 
 
 def beyond_latin1(package: Path) -> str:
-    """A text of a compiled pipeline that a database in latin1 does not take, "" where there is none. The server stores
-    what the YAML says, without its comments and its escapes."""
+    """A text of a compiled pipeline, as the server stores it, that a database in latin1 does not take; else ""."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -2,11 +2,8 @@
 
 Three ways in: a host (with a token in ZHLLAMA_KFP_TOKEN, or in the file that ZHLLAMA_KFP_TOKEN_FILE names, which is
 read again for every call, so that a mounted token may change); inside the cluster the service's own name, with the
-pod's projected token where there is one; elsewhere `kubectl port-forward` for as long as the command lasts.
-
-Certificates of a site's own are taken from SSL_CERT_FILE or REQUESTS_CA_BUNDLE, a proxy from the usual variables.
-
-kfp 2.17's own wait_for_run_completion knows no cancelled run and would wait for ever: `follow` is ours.
+pod's projected token where there is one; elsewhere `kubectl port-forward` for as long as the command lasts. kfp 2.17's
+own wait_for_run_completion knows no cancelled run and would wait for ever: `follow` is ours.
 """
 
 import hashlib
@@ -30,8 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 from pipelines.kubeflow.answers import Gone, beyond_latin1, named, refused
 from pipelines.kubeflow.runs import DONE, FAILED, QUIET, Run, run_of, settled, titles_of
 from pipelines.kubeflow.workflow import Unreadable, Workflows
-from pipelines.local.ir import read_package
-from pipelines.local.plan import checked_arguments
+from pipelines.local.placeholders import Value
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
 
@@ -49,8 +45,7 @@ POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 
 @contextmanager
 def connected(address: str = "", kfp_namespace: str = "kubeflow", namespace: str | None = None) -> Iterator["Kubeflow"]:
-    """A connection for the time of the block: to the address, or without one to the cluster's own service, found in its
-    namespace. InputError when nobody answers there."""
+    """A connection for the time of the block. InputError when nobody answers there."""
     known = known_address(address, kfp_namespace)
     with nullcontext(known) if known else _port_forward(kfp_namespace) as reached:
         yield Kubeflow(reached, namespace, kfp_namespace)
@@ -153,8 +148,8 @@ class Kubeflow:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def upload(self, package: Path, name: str) -> tuple[str, str]:
-        """(pipeline id, version id) of the package under that name. A version is named after its content, so that the
-        same package is uploaded once, and a changed one becomes a new version of the same pipeline."""
+        """(pipeline id, version id) of the package under that name. A version is named after its content: the same
+        package is uploaded once."""
         # kfp's own get_pipeline_id looks among the pipelines that all share, and would miss a profile's own
         place = {"namespace": self._namespace} if self._namespace else {}
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:16]
@@ -204,17 +199,16 @@ class Kubeflow:
             raise
 
     def start(
-        self, package: Path, arguments: Mapping[str, str], *, pipeline: str, run_name: str, experiment: str
+        self, package: Path, arguments: Mapping[str, Value], *, pipeline: str, run_name: str, experiment: str
     ) -> str:
-        """Starts a run of a compiled pipeline and returns its id. InputError for parameters that it does not have."""
-        checked = checked_arguments(read_package(package), arguments)
+        """Starts a run of a compiled pipeline, with values of its parameters' types, and returns its id."""
         pipeline_id, version = self.upload(package, pipeline)
         with self._answers():
             place = self._client.create_experiment(experiment, namespace=self._namespace)
             started = self._client.run_pipeline(
                 named(place, "experiment_id", self.address),
                 run_name,
-                params={name: checked[name] for name in arguments},
+                params=dict(arguments),
                 pipeline_id=pipeline_id,
                 version_id=version,
                 enable_caching=False,
@@ -232,13 +226,9 @@ class Kubeflow:
         named(found, "run_id", self.address)
         return run_of(found, self._titles_of(found))
 
-    def look(self, run_id: str) -> Run:
-        """The run, with what only its Workflow says."""
-        return self.whole(self.run(run_id))
-
     def whole(self, run: Run, still: bool = False) -> Run:
-        """Steps and last words from the Workflow, where the API's list may lack them. `note` says why they still do.
-        still: whether the list has not changed for several looks."""
+        """With steps and last words from the Workflow, where the API's list may lack them, or else a note of why they
+        still do. still: whether the list has not changed for several looks."""
         if run.state == DONE and not run.stopped:
             return run
         try:

@@ -1,8 +1,8 @@
 """The run's Workflow, read with the caller's own kubeconfig: steps whose list the API has stopped, and why one failed.
 
-Past 1 MiB Argo stores the nodes compressed (base64 of gzip), or in a database of its own, and Kubeflow Pipelines' API
-shows neither. A step's last words are in its node's message; a driver's are in its pod's log alone, and what a pod
-waits for is in the pod. Nothing here is repeated or waited for: what cannot be read is said in a line, `Unreadable`.
+Past 1 MiB Argo stores the nodes compressed (base64 of gzip), or in a database of its own; KFP's API shows neither. A
+step's last words are in its node's message, a driver's in its pod's log alone, what a pod waits for in the pod. Nothing
+here is repeated or waited for: what cannot be read is said in a line, `Unreadable`.
 """
 
 import base64
@@ -123,8 +123,7 @@ class Workflows:
         self._connected = False
 
     def of(self, run_id: str, titles: Mapping[str, str]) -> tuple[tuple[Step, ...], str]:
-        """The run's steps, with the words of what failed and of what waits, and the Workflow's own word of a failure.
-        Unreadable where it is not to be had."""
+        """The run's steps, with the words of what failed and of what waits, and the Workflow's own of a failure."""
         found = self._asked(
             "list_namespaced_custom_object", group="argoproj.io", version="v1alpha1", plural="workflows",
             label_selector=f"pipeline/runid={run_id}",
@@ -146,18 +145,15 @@ class Workflows:
         if step.said or step.state not in (FAILED, PENDING) or not node:
             return step
         try:
-            pods = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
-            by_node = {
-                (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id"): pod
-                for pod in reversed(pods.get("items") or ())
-            }
-            if not (pod := by_node.get(node.get("id"))):
+            found = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
+            pods = [pod for pod in found.get("items") or () if _node_of(pod) == node.get("id")]
+            if not pods:
                 raise Unreadable("its pod, whose log would say it, is gone")
             if step.state == FAILED:
-                name = pod["metadata"]["name"]
+                name = pods[0]["metadata"]["name"]
                 said = last_line(self._asked("read_namespaced_pod_log", name=name, container="main", tail_lines=60))
             else:
-                said = " ".join(pending_reason(pod).split())
+                said = " ".join(pending_reason(pods[0]).split())
         except Unreadable as error:
             said = f"why it failed is not known: {error}" if step.state == FAILED else ""
         code = _EXIT.fullmatch(str(node.get("message") or "").strip())
@@ -182,6 +178,10 @@ class Workflows:
         except (InputError, HTTPError, ApiException, OSError, ValueError) as error:
             needed = f"reading it needs {RIGHTS} in the namespace {self.namespace}"
             raise Unreadable(f"{needed} ({short(error)})") from error
+
+
+def _node_of(pod: Mapping[str, Any]) -> Any:
+    return (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id")
 
 
 def _titles(workflow: Mapping[str, Any]) -> dict[str, str]:
