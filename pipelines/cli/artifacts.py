@@ -1,7 +1,5 @@
-"""For what the stages published: `zhllama ls`, `show`, `verify`, `gc` and `cp`, in S3 and in folders alike.
-
-Where the address is in the bucket of this machine's own S3 server, that server is started for as long as it takes.
-"""
+"""For what the stages published: `zhllama ls`, `show`, `verify`, `gc` and `cp`, in S3 and in folders alike. This
+machine's own S3 server is started, where the address is in its bucket, for as long as it takes."""
 
 import argparse
 import json

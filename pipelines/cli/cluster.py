@@ -190,9 +190,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
 def _placed(given: argparse.Namespace) -> dict[str, Any]:
     """What a job and a server take in the same way of `_pods`."""
     return {
-        "pull_secret": given.pull_secret,
-        "proxy_secret": given.proxy_secret,
-        "ca_config_map": given.ca_config_map,
+        **{name: getattr(given, name) for name in ("pull_secret", "proxy_secret", "ca_config_map")},
         "node_selector": _pairs("node-selector", given.node_selector),
         "tolerations": tuple(map(_toleration, given.toleration)),
     }
