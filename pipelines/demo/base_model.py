@@ -1,9 +1,8 @@
 """A tiny LLaMA in Meta's layout, to stand for the weights that a user has.
 
-Architecture exact (RMSNorm, rotary, SwiGLU, untied 32,000 pieces), about 9M parameters: 4 layers × 128. It is trained
-for a minute on English prose only, so that it knows a little English and no Chinese, as LLaMA hardly did. The loss is
-over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch. The same versions give the same
-weights: `python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`.
+About 9M parameters: 4 layers × 128, untied 32,000 pieces. It is trained for a minute on English prose only, so that it
+knows a little English and no Chinese, as LLaMA hardly did. The same versions give the same weights:
+`python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`.
 """
 
 import argparse
