@@ -62,19 +62,15 @@ def add_to(commands: options.Commands) -> None:
     )
 
 
-def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager[str]:
+def _reaching(given: argparse.Namespace, address: str, folder: bool = False) -> AbstractContextManager[str]:
+    """`folder`: a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
     from pipelines.local.runner import s3_for
 
+    if folder and address and not storage.is_s3(address) and not Path(storage.normalise(address)).is_dir():
+        raise InputError(f"{address}: no such folder; give a store: a folder, or an s3:// prefix")
     if not address and not (given.work / "s3").is_dir():
         raise InputError(f"--work {given.work}: no run has been here; name a store, as s3://bucket/store")
     return s3_for(given.work.absolute(), address)
-
-
-def _reaching_store(given: argparse.Namespace) -> AbstractContextManager[str]:
-    """As _reaching; a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
-    if given.store and not storage.is_s3(given.store) and not Path(storage.normalise(given.store)).is_dir():
-        raise InputError(f"{given.store}: no such folder; give a store: a folder, or an s3:// prefix")
-    return _reaching(given, given.store)
 
 
 def show(given: argparse.Namespace) -> None:
@@ -100,7 +96,7 @@ def show(given: argparse.Namespace) -> None:
 def list_(given: argparse.Namespace) -> None:
     from rich.text import Text
 
-    with _reaching_store(given) as store:
+    with _reaching(given, given.store, folder=True) as store:
         found, damaged = inventory.published(store)
     # a training has many checkpoints, and looks after them itself
     kinds = {given.kind} if given.kind else {one.manifest.kind for one in found} - {"checkpoint"}
@@ -136,7 +132,7 @@ def gc(given: argparse.Namespace) -> None:
     from rich.table import Table
 
     older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
-    with _reaching_store(given) as store:
+    with _reaching(given, given.store, folder=True) as store:
         found, damaged = inventory.unreferenced(store, older_than, now)
         freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)
     if given.json:

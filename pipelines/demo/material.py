@@ -5,8 +5,7 @@
 - English: the prose of docstrings of the packages that are installed anyway (torch, peft, huggingface_hub).
 - A LLaMA-shaped SentencePiece model of 32,000 pieces (PyPI `mistral-common`, Apache-2.0).
 
-Reviews that the model is scored on are in no training text: exact duplicates are dropped first, and the held-out ones
-are left out of the text for pre-training too. Everything is seeded: the same packages give the same files.
+Reviews that the model is scored on are in no training text, nor are their duplicates. Everything is seeded.
 """
 
 import ast

@@ -4,11 +4,12 @@ A wrong request is answered with 500, too, and the cause stands at the end of a 
 upload's answer: the words and the gRPC code in the body decide.
 """
 
-import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError, StorageFault
 
 LONGEST = 600
@@ -32,11 +33,9 @@ class Gone(InputError):
 def _read(body: Any) -> tuple[str, dict[str, Any]]:
     """An answer's text, and what it holds where it is a JSON object."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return text, found if isinstance(found, dict) else {}
+    with suppress(ValueError):
+        return text, object_of(text)
+    return text, {}
 
 
 def cause(body: Any) -> str:
