@@ -1,4 +1,1 @@
-"""zhllama's commands, one module a subject.
-
-`add_to(commands)` declares a module's commands; each imports what it needs when it runs.
-"""
+"""zhllama's commands, one module a subject: `add_to` declares them; each imports what it needs when it runs."""

@@ -1,7 +1,5 @@
-"""For what the stages published: `zhllama ls`, `show`, `verify`, `gc` and `cp`, in S3 and in folders alike.
-
-Where the address is in the bucket of this machine's own S3 server, that server is started for as long as it takes.
-"""
+"""For what the stages published: `zhllama ls`, `show`, `verify`, `gc` and `cp`, in S3 and in folders alike. This
+machine's own S3 server is started, where the address is in its bucket, for as long as it takes."""
 
 import argparse
 import json
@@ -65,19 +63,15 @@ def add_to(commands: options.Commands) -> None:
     )
 
 
-def _reaching(given: argparse.Namespace, address: str) -> AbstractContextManager[str]:
+def _reaching(given: argparse.Namespace, address: str, folder: bool = False) -> AbstractContextManager[str]:
+    """`folder`: a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
     from pipelines.local.runner import s3_for
 
+    if folder and address and not storage.is_s3(address) and not Path(storage.normalise(address)).is_dir():
+        raise InputError(f"{address}: no such folder; give a store: a folder, or an s3:// prefix")
     if not address and not (given.work / "s3").is_dir():
         raise InputError(f"--work {given.work}: no run has been here; name a store, as s3://bucket/store")
     return s3_for(given.work.absolute(), address)
-
-
-def _reaching_store(given: argparse.Namespace) -> AbstractContextManager[str]:
-    """As _reaching; a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
-    if given.store and not storage.is_s3(given.store) and not Path(storage.normalise(given.store)).is_dir():
-        raise InputError(f"{given.store}: no such folder; give a store: a folder, or an s3:// prefix")
-    return _reaching(given, given.store)
 
 
 def show(given: argparse.Namespace) -> None:
@@ -104,7 +98,7 @@ def show(given: argparse.Namespace) -> None:
 def list_(given: argparse.Namespace) -> None:
     from rich.text import Text
 
-    with _reaching_store(given) as store:
+    with _reaching(given, given.store, folder=True) as store:
         found, damaged = inventory.published(store)
     # a training has many checkpoints, and looks after them itself
     kinds = {given.kind} if given.kind else {one.manifest.kind for one in found} - {"checkpoint"}
@@ -140,7 +134,7 @@ def gc(given: argparse.Namespace) -> None:
     from rich.table import Table
 
     older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
-    with _reaching_store(given) as store:
+    with _reaching(given, given.store, folder=True) as store:
         found, damaged = inventory.unreferenced(store, older_than, now)
         freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)
     if given.json:
@@ -195,8 +189,7 @@ def shown(manifest: Manifest, ancestor: Ancestor) -> "RenderableType":
     about |= {"digest": manifest.digest, "made": f"{manifest.created} on {manifest.host}"}
     if "summary" in facts:
         about["summary"] = facts.pop("summary")
-    if manifest.vocabulary is not None:
-        found = manifest.vocabulary
+    if found := manifest.vocabulary:
         about["vocabulary"] = f"{found}, bos {found.bos}, eos {found.eos}, pad {found.pad}, {found.rows} rows"
     files = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
     files.add_column("file", overflow="fold")
@@ -209,20 +202,12 @@ def shown(manifest: Manifest, ancestor: Ancestor) -> "RenderableType":
         Text(f"\nfiles: {len(manifest.files)}, {human(manifest.size, 'B')}", "bold"),
         files,
         *pairs("configuration", manifest.configuration),
-        *pairs("facts", _rounded(facts)),
+        # what was measured is no truer with sixteen digits
+        *pairs("facts", json.loads(json.dumps(facts), parse_float=lambda text: float(f"{float(text):.6g}"))),
         *pairs("metrics", {name: f"{value:.6g}" for name, value in manifest.metrics.items()}),
         Text("\nlineage", "bold"),
         _tree(ancestor),
     )
-
-
-def _rounded(value: Any) -> Any:
-    """A JSON value, its fractions to six digits: what was measured is no truer with sixteen."""
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _tree(ancestor: Ancestor) -> "Tree":

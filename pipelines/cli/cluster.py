@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,10 @@ def parameters(given: argparse.Namespace) -> None:
 
     size = sizes.load(given.size)
     table = Table("setting", "of", "type", "default", "", box=None, padding=(0, 2, 0, 0))
-    group = ""
-    for one in SETTINGS.values():
-        if one.group != group:
-            group = one.group
-            table.add_row(f"\n[bold]{group}")
-        table.add_row(one.name, *one.described(), Text(shown_default(one, size)), Text(one.note))
+    for group, settings in groupby(SETTINGS.values(), lambda one: one.group):
+        table.add_row(f"\n[bold]{group}")
+        for one in settings:
+            table.add_row(one.name, *one.described(), Text(shown_default(one, size)), Text(one.note))
     options.console().print(table)
 
 
@@ -190,9 +189,7 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
 def _placed(given: argparse.Namespace) -> dict[str, Any]:
     """What a job and a server take in the same way of `_pods`."""
     return {
-        "pull_secret": given.pull_secret,
-        "proxy_secret": given.proxy_secret,
-        "ca_config_map": given.ca_config_map,
+        **{name: getattr(given, name) for name in ("pull_secret", "proxy_secret", "ca_config_map")},
         "node_selector": _pairs("node-selector", given.node_selector),
         "tolerations": tuple(map(_toleration, given.toleration)),
     }

@@ -60,13 +60,10 @@ def take(add: Any, *rows: Row) -> None:
             more |= {"action": "append", "default": default}
         elif isinstance(default, tuple):
             more |= {"choices": default, "default": default[0]}
-        elif isinstance(default, str):
-            if words.startswith("-") or rest:
-                more["default"] = default
-            if not words.startswith("-") and rest:
-                more["nargs"] = "?"
         else:
-            more |= {"default": default, "type": Path if isinstance(default, Path) else type(default)}
+            more |= {"default": default, "type": type(default)}
+            if rest and not words.startswith("-"):
+                more["nargs"] = "?"
         add.add_argument(*words.split("|"), help=note, **more)
 
 
@@ -102,25 +99,23 @@ def take_compilation(add: argparse.ArgumentParser) -> None:
 def configured(
     given: argparse.Namespace, write: bool = True, defaults: "Mapping[str, Value] | None" = None
 ) -> "Configuration":
-    """The run's configuration, of what the command was given; and its images are used. InputError for what no pipeline
-    can be compiled from."""
+    """The run's configuration, of what the command was given; and its images are used."""
     from pipelines.configuration import configure
 
     texts = settings(given.settings)
     # an option of its own → what it says for the setting of that name
-    said = {name: str(getattr(given, name, None) or "") for name in _OF_THEIR_OWN}
+    said = {name: str(value) for name in _OF_THEIR_OWN if (value := getattr(given, name, None))}
     for name, check in (("label", check_labels), ("annotation", check_keys)):
-        pairs = settings(getattr(given, name, []), f"--{name}")
-        check(f"--{name}", pairs)
-        said[f"step_{name}s"] = json.dumps(pairs) if pairs else ""
-    if said["run_as_user"]:
+        if pairs := settings(getattr(given, name, []), f"--{name}"):
+            check(f"--{name}", pairs)
+            said[f"step_{name}s"] = json.dumps(pairs)
+    if "run_as_user" in said:
         uid(said["run_as_user"])
-    for name, text in said.items():
-        if text and name in texts:
+    for name in said:
+        if name in texts:
             option = {"step_labels": "label", "step_annotations": "annotation"}.get(name, name.replace("_", "-"))
             raise InputError(f"--set {name}: it is given by --{option} too; keep one")
-    texts |= {name: text for name, text in said.items() if text}
-    told = configure(given.size, texts, given.config, defaults=defaults, write=write)
+    told = configure(given.size, texts | said, given.config, defaults=defaults, write=write)
     use_images(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
     return told
 

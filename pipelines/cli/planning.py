@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.cli import options
 from zhllama.errors import InputError
@@ -102,7 +102,7 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
     fitting = {made.stage: remedies.kinds_that_fit(made, request, kinds) if request.gpu else [] for made in plans}
     if given.json:
         records = [table.record(made, mended[made.stage], warned[made.stage], fitting[made.stage]) for made in plans]
-        _print_json({"size": request.size.name, "plans": records})
+        print(json.dumps({"size": request.size.name, "plans": records}, indent=2))
     else:
         notes = [table.assumptions(plans, bool(given.mfu))]
         for names in dict.fromkeys(tuple(names) for names in fitting.values() if request.gpu):
@@ -130,7 +130,7 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
 
     made = estimate.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)
     if given.json:
-        _print_json({"size": request.size.name, "plans": [table.serving_record(made)]})
+        print(json.dumps({"size": request.size.name, "plans": [table.serving_record(made)]}, indent=2))
     else:
         title = f"{request.size.name}: a pod of {made.gpus} {made.gpu.name}"
         notes = [f"vLLM takes {estimate.VLLM_SHARE:.0%} of a GPU unless told otherwise."]
@@ -141,11 +141,6 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
             f"serve does not fit --gpu {made.gpu.name}: {table.gigabytes(made.needed)} are needed and "
             f"{table.gigabytes(made.available)} there; it would with {most}, or another --gpu"
         )
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    print()
 
 
 def check(given: argparse.Namespace) -> None:

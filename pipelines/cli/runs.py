@@ -4,12 +4,13 @@ import argparse
 import sys
 import tempfile
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipelines.cli import options
-from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, Run, word
+from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, UNKNOWN, Run, Step, word
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ COLOURS = {
     "SUCCEEDED": "green", "FAILED": "bold red", "RUNNING": "cyan", "CANCELED": "yellow", "CANCELING": "yellow",
     "NOT_RUN": "dim", "UNKNOWN": "dim",
 }  # fmt: skip
-
-
 _SERVICE = (
     "of Kubeflow Pipelines; its token: ZHLLAMA_KFP_TOKEN or ZHLLAMA_KFP_TOKEN_FILE. Without: the service itself inside "
     "a cluster, kubectl port-forward elsewhere"
@@ -72,12 +71,12 @@ def submit(given: argparse.Namespace) -> None:
     from pipelines.local.plan import checked_arguments
 
     name = given.pipeline or f"adapt-llama-{given.size}"
-    arguments = dict(told.arguments)
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_pipeline(told, package)
         # before anybody is called
-        checked_arguments(read_package(package), arguments)
+        checked = checked_arguments(read_package(package), told.arguments)
+        arguments = {name: checked[name] for name in told.arguments}
         check_for_cluster(told)
         with _connected(given) as kubeflow:
             run = kubeflow.start(
@@ -92,7 +91,7 @@ def status(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         if given.wait:
             _follow(kubeflow, given.run)
-        run = kubeflow.look(given.run)
+        run = kubeflow.whole(kubeflow.run(given.run))
     _show(run, sys.stdout)
 
 
@@ -130,12 +129,9 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
         print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
         raise
     _show(run, sys.stderr)
-    if run.state == DONE:
-        sys.exit(EXIT_DONE)
-    if run.state == CANCELLED:
-        sys.exit(EXIT_CANCELLED)
     first = run.failed_first
-    sys.exit(EXIT_INPUT if first and first.said.startswith("error:") else EXIT_FAULT)
+    failed = EXIT_INPUT if first and first.said.startswith("error:") else EXIT_FAULT
+    sys.exit({DONE: EXIT_DONE, CANCELLED: EXIT_CANCELLED}.get(run.state, failed))
 
 
 def _last_words(run: Run) -> list[str]:
@@ -165,13 +161,11 @@ def _show(run: Run, last_words: TextIO) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("step", "state", "began (UTC)", "took"):
         table.add_column(heading, justify="right" if heading == "took" else "left", no_wrap=True)
-    for name, state, began, ended in [
-        *((step.name, step.state, step.started, step.ended) for step in run.steps),
-        ("the run", run.state, run.started, run.ended),
-    ]:
-        shown = Text(word(state), COLOURS.get(state, ""))
-        took = "" if state == "UNKNOWN" or began is None else _took((ended or datetime.now(UTC)) - began)
-        table.add_row(name, shown, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
+    rows: list[Step | Run] = [*run.steps, replace(run, name="the run")]
+    for one in rows:
+        began, state = one.started, Text(word(one.state), COLOURS.get(one.state, ""))
+        took = "" if one.state == UNKNOWN or began is None else _took((one.ended or datetime.now(UTC)) - began)
+        table.add_row(one.name, state, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
     Console().print(table)
     for line in _last_words(run):
         print(line, file=last_words)

@@ -1,35 +1,28 @@
 """A tiny LLaMA in Meta's layout, to stand for the weights that a user has.
 
-Architecture exact (RMSNorm, rotary, SwiGLU, untied 32,000 pieces), about 9M parameters: 4 layers × 128. It is trained
-for a minute on English prose only, so that it knows a little English and no Chinese, as LLaMA hardly did. The loss is
-over all 32,000 pieces, chunk by chunk, since whole logits would be 250 MB a batch. The same versions give the same
-weights: `python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`.
+About 9M parameters: 4 layers × 128, untied 32,000 pieces. It is trained for a minute on English prose only, so that it
+knows a little English and no Chinese, as LLaMA hardly did. The same versions give the same weights:
+`python -m pipelines.demo.base_model --english FOLDER --tokenizer FILE --out FOLDER`.
 """
 
 import argparse
-import hashlib
-import json
 import logging
-import math
 import time
 from pathlib import Path
 
 from zhllama import storage
 from zhllama.stage.program import guarded
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.meta_format import MetaParams, meta_files
 
 log = logging.getLogger("base")
 
-DIM, LAYERS, HEADS, MULTIPLE_OF, NORM_EPS = 128, 4, 4, 256, 1e-6
+PARAMS = MetaParams(dim=128, n_layers=4, n_heads=4, norm_eps=1e-6)
 SHARDS = 2
 BLOCK, BATCH, STEPS, RATE = 128, 16, 120, 4e-3
 SEED = 1
 ROOM = 40 * 2**20
-"""Bytes: twice what the files take. torch.save says of a full disk only that it failed."""
-
-
-PARAMS = {"dim": DIM, "multiple_of": MULTIPLE_OF, "n_heads": HEADS, "n_layers": LAYERS, "norm_eps": NORM_EPS}
-"""Of Meta's params.json."""
+"""Bytes: twice what the files take."""
 
 
 def make_base(english: Path, tokenizer: Path, out: Path) -> None:
@@ -39,18 +32,17 @@ def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from zhllama.weights.meta_format import split_to_shards
+    from zhllama.training.loss import summed_loss
 
     torch.manual_seed(SEED)
-    ffn = MULTIPLE_OF * math.ceil(int(8 * DIM / 3) / MULTIPLE_OF)
     config = LlamaConfig(
         vocab_size=encoder.size,
-        hidden_size=DIM,
-        intermediate_size=ffn,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        hidden_size=PARAMS.dim,
+        intermediate_size=PARAMS.width,
+        num_hidden_layers=PARAMS.n_layers,
+        num_attention_heads=PARAMS.n_heads,
         max_position_embeddings=2048,
-        rms_norm_eps=NORM_EPS,
+        rms_norm_eps=PARAMS.norm_eps,
         tie_word_embeddings=False,
         use_cache=False,
     )
@@ -68,36 +60,19 @@ def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     started = time.monotonic()
     for step, batch in enumerate(tokens, start=1):
         hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
-        loss = _loss_with_gradient(hidden.flatten(0, 1), model.lm_head.weight, batch[:, 1:].reshape(-1))
+        targets = batch[:, 1:].reshape(-1)
+        loss = summed_loss(hidden.flatten(0, 1), model.lm_head.weight, targets) / len(targets)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 20 == 0 or step in (1, STEPS):
-            log.info("step %d of %d, loss %.3f, %.0f s", step, STEPS, loss, time.monotonic() - started)
+            log.info("step %d of %d, loss %.3f, %.0f s", step, STEPS, loss.item(), time.monotonic() - started)
     out.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    for number, shard in enumerate(split_to_shards(state, HEADS, SHARDS)):
-        torch.save(shard, out / f"consolidated.{number:02d}.pth")
-    (out / "params.json").write_text(json.dumps({**PARAMS, "vocab_size": -1}))
-    (out / "tokenizer.model").write_bytes(encoder.model)
-    files = [path for path in sorted(out.iterdir()) if path.suffix != ".txt"]
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
-    (out / "sha256sums.txt").write_text("".join(sums))
-
-
-def _loss_with_gradient(hidden, head, targets):  # type: ignore[no-untyped-def]
-    """Mean cross-entropy of `hidden` [tokens, dim] through `head` [pieces, dim]; backward is run here, by chunks."""
-    import torch.nn.functional as F
-
-    total, leaf = 0.0, hidden.detach().requires_grad_()
-    for rows in range(0, len(targets), 256):
-        logits = leaf[rows : rows + 256] @ head.T
-        loss = F.cross_entropy(logits, targets[rows : rows + 256], reduction="sum") / len(targets)
-        loss.backward()
-        total += loss.item()
-    hidden.backward(leaf.grad)
-    return total
+    for name, content in meta_files(state, PARAMS, encoder.model, SHARDS).items():
+        (out / name).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@
 - English: the prose of docstrings of the packages that are installed anyway (torch, peft, huggingface_hub).
 - A LLaMA-shaped SentencePiece model of 32,000 pieces (PyPI `mistral-common`, Apache-2.0).
 
-Reviews that the model is scored on are in no training text: exact duplicates are dropped first, and the held-out ones
-are left out of the text for pre-training too. Everything is seeded: the same packages give the same files.
+Reviews that the model is scored on are in no training text, nor are their duplicates. Everything is seeded.
 """
 
 import ast
@@ -146,11 +145,8 @@ def _write_chinese(material: Material) -> None:
     order.shuffle(reviews)
     short = [(text, label) for text, label in reviews if len(text) <= LONGEST_REVIEW]
     # as many positive as negative ones, so that chance is a half
-    held_out = [
-        pair
-        for wanted in (POSITIVE, NEGATIVE)
-        for pair in [pair for pair in short if pair[1] == wanted][: HELD_OUT_REVIEWS // 2]
-    ]
+    half = HELD_OUT_REVIEWS // 2
+    held_out = [pair for label in (POSITIVE, NEGATIVE) for pair in [one for one in short if one[1] == label][:half]]
     unseen = {text for text, _ in held_out}
     text = [review for review, _ in reviews if review not in unseen]
     (material.text / "reviews.txt").write_text("\n".join(text) + "\n", encoding="utf-8")

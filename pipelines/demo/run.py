@@ -1,8 +1,5 @@
 """The demo's course: material, a tiny base model, one run of the compiled pipeline, and what was learnt, as tables.
-
-What has not changed is not done again: the material and the base carry the digest of what made them, the pipeline's
-steps skip themselves.
-"""
+What has not changed is not done again: material and base carry the digest of what made them, steps skip themselves."""
 
 import hashlib
 import json
@@ -37,11 +34,10 @@ LEAST_FEWER_TOKENS = 1.6
 
 def base_model(material: Material, folder: Path) -> Path:
     """The folder with the tiny LLaMA in Meta's layout, trained by a process of its own when it is not there yet."""
-    module = Path(__file__).with_name("base_model.py")
-    made_of = hashlib.sha256(module.read_bytes() + material.tokenizer.read_bytes())
-    made_of.update((material.english / "english.txt").read_bytes())
+    sources = (Path(__file__).with_name("base_model.py"), material.tokenizer, material.english / "english.txt")
+    made_of = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     note = folder.with_suffix(".made-of")
-    if note.exists() and note.read_text() == made_of.hexdigest():
+    if note.exists() and note.read_text() == made_of:
         return folder
     log.info("training a tiny LLaMA on English, to stand for a user's weights")
     command = [sys.executable, "-m", "pipelines.demo.base_model", "--english", str(material.english)]
@@ -52,27 +48,23 @@ def base_model(material: Material, folder: Path) -> Path:
         raise InputError("the tiny LLaMA could not be made; what is above says why")
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
-    note.write_text(made_of.hexdigest())
+    note.write_text(made_of)
     return folder
 
 
 def upload(folder: Path, target: str) -> str:
     """Puts the files of a folder under a prefix, as a user would, and gives the prefix."""
     kept = {item.name for item in storage.listing(str(folder))}
-    for item in storage.listing(target):
-        if item.name not in kept:
-            storage.delete(storage.join(target, item.name))
+    for name in {item.name for item in storage.listing(target)} - kept:
+        storage.delete(storage.join(target, name))
     for file in sorted(kept):
         storage.copy(storage.join(str(folder), file), storage.join(target, file))
     return target
 
 
 def demo(work: Path, text: str = "", instructions: str = "") -> int:
-    """Runs the demo below `work` and returns the exit code.
-
-    text, instructions: references to a user's own text and Alpaca items, instead of the demo's; a share of each is
-    held out for the evaluation.
-    """
+    """Runs the demo below `work` and returns the exit code. text, instructions: references to a user's own text and
+    Alpaca items, instead of the demo's; a share of each is held out for the evaluation."""
     from pipelines.adapt_llama import compile_pipeline
     from pipelines.configuration import configure
     from pipelines.local.runner import run_pipeline, s3_for

@@ -1,14 +1,15 @@
 """What Kubeflow Pipelines' API answers, told apart: whose fault an error is, and whether an answer is the API's at all.
 
-The HTTP status alone does not say it: a wrong request is answered with 500, too, and the cause stands at the end of a
-chain of sentences, which the upload's answers follow by a stack. So the words and the gRPC code in the body decide.
+A wrong request is answered with 500, too, and the cause stands at the end of a chain of sentences, before a stack in an
+upload's answer: the words and the gRPC code in the body decide.
 """
 
-import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError, StorageFault
 
 LONGEST = 600
@@ -32,11 +33,9 @@ class Gone(InputError):
 def _read(body: Any) -> tuple[str, dict[str, Any]]:
     """An answer's text, and what it holds where it is a JSON object."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return text, found if isinstance(found, dict) else {}
+    with suppress(ValueError):
+        return text, object_of(text)
+    return text, {}
 
 
 def cause(body: Any) -> str:
@@ -79,8 +78,7 @@ def named(answer: Any, field: str, address: str) -> str:
 
 
 def beyond_latin1(package: Path) -> str:
-    """A text of a compiled pipeline that a database in latin1 does not take, "" where there is none. The server stores
-    what the YAML says, without its comments and its escapes."""
+    """A text of a compiled pipeline, as the server stores it, that a database in latin1 does not take; else ""."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

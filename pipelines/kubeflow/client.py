@@ -2,11 +2,8 @@
 
 Three ways in: a host (with a token in ZHLLAMA_KFP_TOKEN, or in the file that ZHLLAMA_KFP_TOKEN_FILE names, which is
 read again for every call, so that a mounted token may change); inside the cluster the service's own name, with the
-pod's projected token where there is one; elsewhere `kubectl port-forward` for as long as the command lasts.
-
-Certificates of a site's own are taken from SSL_CERT_FILE or REQUESTS_CA_BUNDLE, a proxy from the usual variables.
-
-kfp 2.17's own wait_for_run_completion knows no cancelled run and would wait for ever: `follow` is ours.
+pod's projected token where there is one; elsewhere `kubectl port-forward` for as long as the command lasts. kfp 2.17's
+own wait_for_run_completion knows no cancelled run and would wait for ever: `follow` is ours.
 """
 
 import hashlib
@@ -19,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 from pipelines.kubeflow.answers import Gone, beyond_latin1, named, refused
 from pipelines.kubeflow.runs import DONE, FAILED, QUIET, Run, run_of, settled, titles_of
 from pipelines.kubeflow.workflow import Unreadable, Workflows
-from pipelines.local.ir import read_package
-from pipelines.local.plan import checked_arguments
+from pipelines.local.placeholders import Value
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.child_processes import die_with_parent
 
@@ -49,13 +45,10 @@ POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 
 @contextmanager
 def connected(address: str = "", kfp_namespace: str = "kubeflow", namespace: str | None = None) -> Iterator["Kubeflow"]:
-    """A connection for the time of the block: to the address, or without one to the cluster's own service, found in its
-    namespace. InputError when nobody answers there."""
-    if address := known_address(address, kfp_namespace):
-        yield Kubeflow(address, namespace, kfp_namespace)
-    else:
-        with _port_forward(kfp_namespace) as address:
-            yield Kubeflow(address, namespace, kfp_namespace)
+    """A connection for the time of the block. InputError when nobody answers there."""
+    known = known_address(address, kfp_namespace)
+    with nullcontext(known) if known else _port_forward(kfp_namespace) as reached:
+        yield Kubeflow(reached, namespace, kfp_namespace)
 
 
 def known_address(address: str, kfp_namespace: str) -> str:
@@ -77,8 +70,7 @@ def _port_forward(namespace: str) -> Iterator[str]:
     try:
         assert forward.stdout is not None
         assert forward.stderr is not None
-        said = forward.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:(\d+)", said)
+        found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
         if found is None:
             words = " ".join(forward.stderr.read().split())[:300]
             raise InputError(f"kubectl port-forward to {namespace}/ml-pipeline failed ({words}); give --host")
@@ -156,8 +148,8 @@ class Kubeflow:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def upload(self, package: Path, name: str) -> tuple[str, str]:
-        """(pipeline id, version id) of the package under that name. A version is named after its content, so that the
-        same package is uploaded once, and a changed one becomes a new version of the same pipeline."""
+        """(pipeline id, version id) of the package under that name. A version is named after its content: the same
+        package is uploaded once."""
         # kfp's own get_pipeline_id looks among the pipelines that all share, and would miss a profile's own
         place = {"namespace": self._namespace} if self._namespace else {}
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:16]
@@ -207,17 +199,16 @@ class Kubeflow:
             raise
 
     def start(
-        self, package: Path, arguments: Mapping[str, str], *, pipeline: str, run_name: str, experiment: str
+        self, package: Path, arguments: Mapping[str, Value], *, pipeline: str, run_name: str, experiment: str
     ) -> str:
-        """Starts a run of a compiled pipeline and returns its id. InputError for parameters that it does not have."""
-        checked = checked_arguments(read_package(package), arguments)
+        """Starts a run of a compiled pipeline, with values of its parameters' types, and returns its id."""
         pipeline_id, version = self.upload(package, pipeline)
         with self._answers():
             place = self._client.create_experiment(experiment, namespace=self._namespace)
             started = self._client.run_pipeline(
                 named(place, "experiment_id", self.address),
                 run_name,
-                params={name: checked[name] for name in arguments},
+                params=dict(arguments),
                 pipeline_id=pipeline_id,
                 version_id=version,
                 enable_caching=False,
@@ -235,13 +226,9 @@ class Kubeflow:
         named(found, "run_id", self.address)
         return run_of(found, self._titles_of(found))
 
-    def look(self, run_id: str) -> Run:
-        """The run, with what only its Workflow says."""
-        return self.whole(self.run(run_id))
-
     def whole(self, run: Run, still: bool = False) -> Run:
-        """Steps and last words from the Workflow, where the API's list may lack them. `note` says why they still do.
-        still: whether the list has not changed for several looks."""
+        """With steps and last words from the Workflow, where the API's list may lack them, or else a note of why they
+        still do. still: whether the list has not changed for several looks."""
         if run.state == DONE and not run.stopped:
             return run
         try:
@@ -264,13 +251,10 @@ class Kubeflow:
         run_id = str(answer.run_id)
         if run_id not in self._titles:
             spec, version = answer.pipeline_spec, answer.pipeline_version_reference
-            try:
-                if not spec and version is not None and version.pipeline_version_id:
-                    with self._answers():
-                        asked = version.pipeline_id, version.pipeline_version_id
-                        spec = self._client.get_pipeline_version(*asked).pipeline_spec
-            except InputError:
-                spec = None
+            if not spec and version is not None and version.pipeline_version_id:
+                with suppress(InputError), self._answers():
+                    asked = version.pipeline_id, version.pipeline_version_id
+                    spec = self._client.get_pipeline_version(*asked).pipeline_spec
             self._titles[run_id] = titles_of(spec)
         return self._titles[run_id]
 

@@ -1,9 +1,8 @@
 """A run and its steps, as people speak of them, out of what the API's task list shows.
 
-The list holds Argo's nodes: for a step X its driver, itself and an `executor`, each again as an attempt, `X(0)`; for
-a group (an exit handler, the whole) the same. Steps are what is left without drivers, attempts and groups. Where a
-Workflow has grown past 1 MiB the list stops for ever, so that the run's own state wins over its tasks'. A cancelled run
-ends FAILED; that it was CANCELING stands in its history.
+The list holds Argo's nodes: for a step or a group X its driver, itself and an `executor`, each again as an attempt,
+`X(0)`. Where a Workflow has grown past 1 MiB the list stops for ever: the run's own state wins over its tasks'. A
+cancelled run ends FAILED; that it was CANCELING stands in its history.
 """
 
 import re
@@ -32,8 +31,6 @@ def word(state: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a run."""
-
     task: str
     """As the pipeline's graph calls it: launch-training-2."""
     name: str
@@ -47,8 +44,6 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the server shows it."""
-
     id: str
     name: str
     state: str
@@ -121,8 +116,7 @@ def run_of(answer: Any, titles: Mapping[str, str]) -> Run:
 
 
 def settled(run: Run) -> Run:
-    """The run's own state wins: what is unfinished in a run that is over is not known, and what ended after the run
-    was told to end was cancelled."""
+    """What is unfinished in a run that is over is not known; what failed after it was told to end was cancelled."""
 
     def seen(step: Step) -> Step:
         if run.over and step.state in (RUNNING, PENDING):

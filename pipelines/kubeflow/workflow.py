@@ -1,17 +1,17 @@
 """The run's Workflow, read with the caller's own kubeconfig: steps whose list the API has stopped, and why one failed.
 
-Past 1 MiB Argo stores the nodes compressed (base64 of gzip), or in a database of its own, and Kubeflow Pipelines' API
-shows neither. A step's last words are in its node's message; a driver's are in its pod's log alone, and what a pod
-waits for is in the pod. Nothing here is repeated or waited for: what cannot be read is said in a line, `Unreadable`.
+Past 1 MiB Argo stores the nodes compressed (base64 of gzip), or in a database of its own; KFP's API shows neither. A
+step's last words are in its node's message, a driver's in its pod's log alone, what a pod waits for in the pod. Nothing
+here is repeated or waited for: what cannot be read is said in a line, `Unreadable`.
 """
 
 import base64
-import binascii
 import gzip
 import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,7 @@ from pipelines.kubeflow.runs import DONE, FAILED, NOT_RUN, PENDING, RUNNING, Ste
 from zhllama.errors import InputError
 from zhllama.kubernetes.pod_state import pending_reason
 
+Node = Mapping[str, Any]
 TIMEOUT = (5.0, 20.0)
 """Seconds to connect, and between two bytes."""
 PHASES = {"Succeeded": DONE, "Failed": FAILED, "Error": FAILED, "Running": RUNNING, "Pending": PENDING,
@@ -50,25 +51,24 @@ def last_line(log: str) -> str:
     return _GLOG.sub("", lines[-1]) if lines else ""
 
 
-def nodes_of(status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def nodes_of(status: Mapping[str, Any]) -> dict[str, Node]:
     """Node id → node. Unreadable where they are not in the Workflow, or not as Argo writes them."""
     if status.get("offloadNodeStatusVersion"):
         raise Unreadable("its nodes are in Argo's own database (offloaded): ask Argo's server for them")
-    if packed := status.get("compressedNodes"):
-        try:
-            found = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
-        except (OSError, EOFError, ValueError, zlib.error, binascii.Error) as error:
-            raise Unreadable(f"its compressed nodes are damaged ({error})") from error
-        if not isinstance(found, dict):
-            raise Unreadable("its compressed nodes are damaged (no table of nodes)")
-    else:
-        found = status.get("nodes") or {}
-    return dict(found)
+    if not (packed := status.get("compressedNodes")):
+        return dict(status.get("nodes") or {})
+    try:
+        found = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise Unreadable(f"its compressed nodes are damaged ({error})") from error
+    if not isinstance(found, dict):
+        raise Unreadable("its compressed nodes are damaged (no table of nodes)")
+    return found
 
 
-def steps_of(nodes: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> list[tuple[Step, dict[str, Any]]]:
+def steps_of(nodes: Mapping[str, Node], titles: Mapping[str, str]) -> list[tuple[Step, Node]]:
     """Each step, and the node of its last pod ({} where it has none)."""
-    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    by_task: dict[str, dict[str, Node]] = {}
     for node in nodes.values():
         template, shown = str(node.get("templateName", "")), str(node.get("displayName", ""))
         if re.search(r"\(\d+\)$", shown):
@@ -77,27 +77,19 @@ def steps_of(nodes: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) 
             by_task.setdefault(shown, {})["step"] = node
         elif template.endswith("system-container-driver"):
             by_task.setdefault(shown.removesuffix("-driver"), {})["driver"] = node
-    return [_step(task, of.get("step"), of.get("driver"), nodes, titles) for task, of in by_task.items()]
+    return [_step(task, of, nodes.values(), titles) for task, of in by_task.items()]
 
 
-def _step(
-    task: str,
-    node: Mapping[str, Any] | None,
-    driver: Mapping[str, Any] | None,
-    nodes: Mapping[str, Mapping[str, Any]],
-    titles: Mapping[str, str],
-) -> tuple[Step, dict[str, Any]]:
-    began = _phase(driver)
-    shown = node
-    if driver is not None and (node is None or began == FAILED):
-        shown = driver
-        pod = _last_pod(nodes.values(), str(driver["name"]), r"(\(\d+\))?")
+def _step(task: str, of: Mapping[str, Node], nodes: Iterable[Node], titles: Mapping[str, str]) -> tuple[Step, Node]:
+    began = _phase(of.get("driver", {}))
+    if "driver" in of and ("step" not in of or began == FAILED):
+        shown = of["driver"]
+        pod = _last_pod(nodes, str(shown["name"]), r"(\(\d+\))?")
         state = began if began in (FAILED, NOT_RUN) else PENDING
     else:
-        assert node is not None
-        pod = _last_pod(nodes.values(), str(node["name"]), r"(\(\d+\))?\.executor(\(\d+\))?")
-        state = PENDING if _phase(node) == RUNNING and _phase(pod or node) == PENDING else _phase(node)
-    assert shown is not None
+        shown = of["step"]
+        pod = _last_pod(nodes, str(shown["name"]), r"(\(\d+\))?\.executor(\(\d+\))?")
+        state = PENDING if _phase(shown) == RUNNING and _phase(pod or shown) == PENDING else _phase(shown)
     message = str(pod.get("message") or "")
     said = ""
     if state == FAILED:
@@ -109,17 +101,17 @@ def _step(
     return Step(task, title(task, titles), state, started, ended, said), pod
 
 
-def _phase(node: Mapping[str, Any] | None) -> str:
-    return PHASES.get(str((node or {}).get("phase", "")), PENDING)
+def _phase(node: Node) -> str:
+    return PHASES.get(str(node.get("phase", "")), PENDING)
 
 
 def _time(text: Any) -> datetime | None:
     return datetime.fromisoformat(text) if isinstance(text, str) and text else None
 
 
-def _last_pod(nodes: Iterable[Mapping[str, Any]], name: str, rest: str) -> dict[str, Any]:
+def _last_pod(nodes: Iterable[Node], name: str, rest: str) -> Node:
     wanted = re.compile(re.escape(name) + rest)
-    pods = [dict(node) for node in nodes if node.get("type") == "Pod" and wanted.fullmatch(str(node.get("name", "")))]
+    pods = [node for node in nodes if node.get("type") == "Pod" and wanted.fullmatch(str(node.get("name", "")))]
     return max(pods, key=lambda node: str(node.get("startedAt") or ""), default={})
 
 
@@ -131,8 +123,7 @@ class Workflows:
         self._connected = False
 
     def of(self, run_id: str, titles: Mapping[str, str]) -> tuple[tuple[Step, ...], str]:
-        """The run's steps, with the words of what failed and of what waits, and the Workflow's own word of a failure.
-        Unreadable where it is not to be had."""
+        """The run's steps, with the words of what failed and of what waits, and the Workflow's own of a failure."""
         found = self._asked(
             "list_namespaced_custom_object", group="argoproj.io", version="v1alpha1", plural="workflows",
             label_selector=f"pipeline/runid={run_id}",
@@ -149,23 +140,20 @@ class Workflows:
         said = " ".join(str(status.get("message") or "").split()) if status.get("phase") in ("Failed", "Error") else ""
         return tuple(ordered(steps)), said
 
-    def _told(self, workflow: str, step: Step, node: Mapping[str, Any]) -> Step:
+    def _told(self, workflow: str, step: Step, node: Node) -> Step:
         """With the words that stand in no node: in the log of a pod that failed, in the state of one that waits."""
         if step.said or step.state not in (FAILED, PENDING) or not node:
             return step
         try:
-            pods = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
-            by_node = {
-                (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id"): pod
-                for pod in reversed(pods.get("items") or ())
-            }
-            if not (pod := by_node.get(node.get("id"))):
+            found = self._asked("list_namespaced_pod", label_selector=f"workflows.argoproj.io/workflow={workflow}")
+            pods = [pod for pod in found.get("items") or () if _node_of(pod) == node.get("id")]
+            if not pods:
                 raise Unreadable("its pod, whose log would say it, is gone")
             if step.state == FAILED:
-                name = pod["metadata"]["name"]
+                name = pods[0]["metadata"]["name"]
                 said = last_line(self._asked("read_namespaced_pod_log", name=name, container="main", tail_lines=60))
             else:
-                said = " ".join(pending_reason(pod).split())
+                said = " ".join(pending_reason(pods[0]).split())
         except Unreadable as error:
             said = f"why it failed is not known: {error}" if step.state == FAILED else ""
         code = _EXIT.fullmatch(str(node.get("message") or "").strip())
@@ -192,13 +180,15 @@ class Workflows:
             raise Unreadable(f"{needed} ({short(error)})") from error
 
 
+def _node_of(pod: Mapping[str, Any]) -> Any:
+    return (pod["metadata"].get("annotations") or {}).get("workflows.argoproj.io/node-id")
+
+
 def _titles(workflow: Mapping[str, Any]) -> dict[str, str]:
     """From the components that the Workflow carries as its arguments."""
     found: dict[str, str] = {}
     for parameter in ((workflow.get("spec") or {}).get("arguments") or {}).get("parameters") or ():
         if str(parameter.get("name", "")).startswith("components-"):
-            try:
+            with suppress(ValueError, AttributeError):
                 found |= titles_of_component(json.loads(parameter.get("value") or "{}"))
-            except (ValueError, AttributeError):
-                continue
     return found

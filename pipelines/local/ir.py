@@ -1,9 +1,8 @@
 """A compiled pipeline (KFP's IR, schema 2.1) as data.
 
-`read_package` takes the part of the IR that container components, sub-pipelines and exit handlers compile to. All else
-(conditions, loops, importers, retries …) is refused by name before anything runs: a runner that passes over what it
-does not know would say "done" of work that was not done. So is what KFP 2.17.0 cannot run and its compiler writes: a
-task that leaves an input to its component's default, parts that do not fit together, a pipeline that contains itself.
+`read_package` takes what container components, sub-pipelines and exit handlers compile to. All else (conditions,
+loops, importers, retries …) is refused by name before anything runs, lest work be passed over that then counts as done.
+So is what KFP 2.17.0 cannot run: a task that leaves an input to its component's default, parts that do not fit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,8 +100,6 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Task:
-    """A use of a component."""
-
     name: str
     title: str
     component: str
@@ -126,7 +123,6 @@ class Component:
     name: str
     parameters: Mapping[str, Parameter]
     artifacts: tuple[str, ...]
-    """Names of input artifacts."""
     output_parameters: Mapping[str, str]
     """Name → KFP type."""
     output_artifacts: tuple[str, ...]
@@ -139,8 +135,6 @@ class Component:
 
 @dataclass(frozen=True)
 class Package:
-    """A compiled pipeline."""
-
     name: str
     root: Component
     components: Mapping[str, Component]
@@ -209,14 +203,11 @@ def _damaged(what: str) -> InputError:
 
 def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) -> Component:
     inputs, outputs, dag = (value.get(key, {}) for key in ("inputDefinitions", "outputDefinitions", "dag"))
-    words: tuple[str, ...] = ()
-    environment, results = {}, {}
-    if label := value.get("executorLabel"):
-        spec = executors.get(label, {}).get("container", {})
-        if not spec.get("command"):
-            raise InputError(f"{where}: {label}: it names no command, and what its image would run is not known here")
-        environment = {item["name"]: str(item.get("value", "")) for item in spec.get("env", [])}
-        words = (*map(str, spec["command"]), *map(str, spec.get("args", [])))
+    label = value.get("executorLabel")
+    spec = executors.get(label, {}).get("container", {}) if label else {}
+    if label and not spec.get("command"):
+        raise InputError(f"{where}: {label}: it names no command, and what its image would run is not known here")
+    results = {}
     for key, given in (one for kind in ("parameters", "artifacts") for one in _of(dag.get("outputs", {}), kind)):
         items = given.get("artifactSelectors") or [given.get("valueFromParameter")]
         if len(items) != 1 or items[0] is None:
@@ -232,10 +223,10 @@ def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) 
         artifacts=tuple(inputs.get("artifacts", {})),
         output_parameters={key: given["parameterType"] for key, given in _of(outputs, "parameters")},
         output_artifacts=tuple(outputs.get("artifacts", {})),
-        words=words,
+        words=tuple(map(str, (*spec.get("command", []), *spec.get("args", [])))),
         tasks={key: _task(key, given, f"{where}: {key}") for key, given in _of(dag, "tasks")},
         results=results,
-        environment=environment,
+        environment={item["name"]: str(item.get("value", "")) for item in spec.get("env", [])},
     )
 
 
@@ -264,10 +255,9 @@ def _of(value: Mapping[str, Any], key: str) -> Any:
 def _source(value: Any, kind: str) -> Source:
     if "runtimeValue" in value:
         return Constant(value["runtimeValue"]["constant"])
-    if f"componentInput{kind}" in value:
-        return FromParent(value[f"componentInput{kind}"])
-    given = value[f"taskOutput{kind}"]
-    return FromTask(given["producerTask"], given[f"output{kind}Key"])
+    if given := value.get(f"taskOutput{kind}"):
+        return FromTask(given["producerTask"], given[f"output{kind}Key"])
+    return FromParent(value[f"componentInput{kind}"])
 
 
 # --- does it fit together? --------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """What KFP's placeholders stand for, and how its values look in a command: as KFP 2.17.0's driver and launcher do it.
 
-The driver replaces the inputs, from what the task passes alone: a component's defaults come later, so an input that is
-not passed is an error. It decides {"IfPresent": …}. The launcher replaces what is left: outputs, `{{$}}`, and inputs
-that a constant of the task names. Each writes numbers its own way: 0.00001 is `1e-05` in a word that the driver filled
-in, and `0.00001` in one of the launcher's. A word that names an output is the launcher's alone. What the two would
-leave as it stands, or replace in an order that nobody knows, is refused. Pure: no I/O.
+The driver replaces the inputs, from what the task passes alone (not passed: an error), and decides {"IfPresent": …}.
+The launcher replaces what is left: outputs, `{{$}}`, and inputs that a constant of the task names. 0.00001 is `1e-05`
+in a word of the driver's, `0.00001` in one of the launcher's, whose alone a word is that names an output. What the two
+would leave as it stands, or replace in an order that nobody knows, is refused. Pure: no I/O.
 """
 
 import json
@@ -173,9 +172,8 @@ class Surroundings:
     parameters: Mapping[str, Value]
     """The inputs that the task passes, and no others. A constant may hold placeholders of its own."""
     artifacts: Mapping[str, str] = field(default_factory=dict)
-    """Input artifact → its path (here the same as its URI)."""
+    """Input artifact → its path (here the same as its URI); so with the outputs below."""
     output_parameters: Mapping[str, str] = field(default_factory=dict)
-    """Output parameter → the file it is written to."""
     output_artifacts: Mapping[str, str] = field(default_factory=dict)
     output_file: str = ""
 
@@ -183,18 +181,14 @@ class Surroundings:
         """`{{$}}`: everything at once, as JSON, in which the launcher replaces what a constant names."""
         given = {name: value for name, value in self.parameters.items() if value is not None}
         values = {name: self.launcher(value) if isinstance(value, str) else value for name, value in given.items()}
-        inputs, outputs = (
-            {name: {"artifacts": [{"uri": path}]} for name, path in artifacts.items()}
-            for artifacts in (self.artifacts, self.output_artifacts)
+        artifacts, made = (
+            {name: {"artifacts": [{"uri": path}]} for name, path in paths.items()}
+            for paths in (self.artifacts, self.output_artifacts)
         )
         files = {name: {"outputFile": path} for name, path in self.output_parameters.items()}
-        return json.dumps(
-            {
-                "inputs": {"parameterValues": values, "artifacts": inputs},
-                "outputs": {"outputFile": self.output_file, "parameters": files, "artifacts": outputs},
-            },
-            ensure_ascii=False,
-        )
+        inputs = {"parameterValues": values, "artifacts": artifacts}
+        outputs = {"outputFile": self.output_file, "parameters": files, "artifacts": made}
+        return json.dumps({"inputs": inputs, "outputs": outputs}, ensure_ascii=False)
 
     def driver(self, text: str) -> str:
         """The driver's round: inputs alone."""

@@ -1,14 +1,13 @@
 """What may run now: the state of every task of a pipeline, from what has ended so far. Pure.
 
-The graph of a compiled pipeline is unfolded into nodes (a container step, or a group of tasks: a sub-pipeline, an exit
-handler's body). As Argo does it for KFP, a task starts when all that it waits for is done, a group with all that is in
-it; after a failure nothing new starts, but what waits for an end (an exit handler) still runs. Inputs are resolved as
-KFP 2.17.0's driver does it (`Snapshot.inputs`), and once before anything runs (`Plan.rehearse`).
+The graph is unfolded into nodes: container steps and groups of tasks. As Argo does it for KFP, a task starts when all
+that it waits for is done, a group with all that is in it; after a failure nothing new starts but what waits for an end
+(an exit handler). Inputs are resolved as KFP 2.17.0's driver does it, and once before anything runs (`Plan.rehearse`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -32,6 +31,8 @@ class State(StrEnum):
     READY = "ready"
     RUNNING = "running"
     DONE = "done"
+    UNCHANGED = "unchanged"
+    """Done in an earlier run, as a table shows it; to the plan it is done."""
     FAILED = "failed"
     NOT_RUN = "not run"
     """Something before it failed, or the run was stopped."""
@@ -124,7 +125,7 @@ class Plan:
         for node in self.steps:
             written = {name: _STAND_INS[kind] for name, kind in node.component.output_parameters.items()}
             ended[node.path] = Ended(True, written, dict.fromkeys(node.component.output_artifacts, ""))
-        snapshot = self.at(ended)
+        snapshot = Snapshot(self, ended)
         for node in self.steps:
             files = dict.fromkeys(node.component.output_parameters, "")
             self.words(node, Surroundings(*snapshot.inputs(node.path), files, ended[node.path].artifacts))
@@ -136,17 +137,15 @@ class Plan:
         except InputError as error:
             raise InputError(f"{node.name}: failed to resolve input parameters: {error}") from error
 
-    def at(
-        self, ended: Mapping[Path, Ended], running: frozenset[Path] = frozenset(), stopped: bool = False
-    ) -> "Snapshot":
-        """The pipeline at one moment. `stopped`: nothing new is to start (a failure stops by itself)."""
-        return Snapshot(self, ended, running, stopped or any(not end.done for end in ended.values()))
-
 
 class Snapshot:
-    """States and inputs, given what has ended and what runs. `states`: of every container step, in the plan's order."""
+    """States and inputs, given what has ended and what runs. `states`: of every container step, in the plan's order.
+    `stopped`: nothing new is to start (a failure stops by itself)."""
 
-    def __init__(self, plan: Plan, ended: Mapping[Path, Ended], running: frozenset[Path], stopped: bool) -> None:
+    def __init__(
+        self, plan: Plan, ended: Mapping[Path, Ended], running: Collection[Path] = (), stopped: bool = False
+    ) -> None:
+        stopped = stopped or not all(end.done for end in ended.values())
         self._plan = plan
         self._ended = ended
         self._inputs: dict[Path, tuple[dict[str, Value], dict[str, str]]] = {(): (dict(plan.arguments), {})}
@@ -203,8 +202,8 @@ class Snapshot:
     def _parameters(self, node: Node) -> dict[str, Value]:
         declared, passed = node.component.parameters, node.task.parameters
         # the driver of a group fills in defaults; that of a step does not
-        defaults = {} if node.runs else {name: one.default for name, one in declared.items() if one.optional}
-        values = {name: value for name, value in defaults.items() if name not in passed}
+        filled = {} if node.runs else {name: one for name, one in declared.items() if one.optional}
+        values = {name: one.default for name, one in filled.items() if name not in passed}
         for name, source in passed.items():
             value = self._parameter(node, name, source)
             if value is None and isinstance(source, FromParent):
@@ -299,8 +298,8 @@ def checked_arguments(package: Package, given: Mapping[str, Value]) -> dict[str,
     known = package.root.parameters
     for name in given:
         if name not in known:
-            near = nearest(name, known)
-            raise InputError(f"--set {name}: the pipeline has no such parameter{near}; see zhllama parameters")
+            missing = f"the pipeline has no such parameter{nearest(name, known)}"
+            raise InputError(f"--set {name}: {missing}; see zhllama parameters")
     values: dict[str, Value] = {}
     for name, parameter in known.items():
         value = given.get(name)

@@ -1,8 +1,7 @@
 """Child processes that never outlive their purpose: own process groups, ended whole, and gone when we are.
 
-Three nets, since each has a hole. A stop sends SIGTERM to the group and, after a while, SIGKILL. On Linux a child ends
-with its parent (zhllama/stage/child_processes.py), which covers `kill -9` of the runner. And what is running is written
-down, so that the next run ends what an earlier one left (a machine without that signal, a child that did not listen).
+Three nets, since each has a hole: a stop sends SIGTERM to the group and, after a while, SIGKILL; on Linux a child ends
+with its parent, `kill -9` included; and what runs is written down, so that the next run ends what an earlier one left.
 """
 
 import fcntl
@@ -79,8 +78,7 @@ class Ledger:
         except (FileNotFoundError, ValueError):
             return
         # a group keeps its number while it has members: one without its leader is still ours
-        left = [int(pid) for pid, started in listed.items() if started_at(int(pid)) in ("", started)]
-        left = [pid for pid in left if group_runs(pid)]
+        left = [pid for pid in map(int, listed) if started_at(pid) in ("", listed[str(pid)]) and group_runs(pid)]
         for pid in left:
             send(pid, signal.SIGTERM)
             # a stopped one (Ctrl-Z) would not hear it
@@ -94,14 +92,16 @@ class Ledger:
 
 
 @contextmanager
-def alone_in(folder: Path, busy: str = BUSY) -> Iterator[None]:
-    """Two in one folder would write over each other: the second is refused."""
+def alone_in(folder: Path, busy: str = BUSY) -> Iterator[Ledger]:
+    """Two in one folder would write over each other: the second is refused, and what a killed one left is ended."""
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             fcntl.flock(held.enter_context(open(folder / ".lock", "a+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ledger = Ledger(folder / "running.json")
+            ledger.end_leftovers()
         except BlockingIOError as error:
             raise InputError(f"--work {folder}: {busy}") from error
         except OSError as error:
             raise InputError(f"--work {folder}: {error.strerror}; choose another folder") from error
-        yield
+        yield ledger

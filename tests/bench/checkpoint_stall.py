@@ -90,7 +90,7 @@ def peer(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
 def run(scratch: Path) -> list[Table]:
     given = vars(material(str(scratch / "material"), **SIZE))
     with LocalS3(scratch / "s3", bucket="bench") as server:
-        around = server.access.environment()
+        around = server.environment()
         mine = measured(ours, given, "s3://bench/ours", str(scratch / "cache"), environment=around).result
         theirs = measured(peer, given, str(scratch / "peer"), str(scratch / "cache"), environment=around).result
     steps, slowed = _apart(mine)

@@ -47,7 +47,7 @@ def run(scratch: Path) -> list[Table]:
             for _ in range(0, SIZE, 10_000_000):
                 file.write(chance.randbytes(10_000_000))
         with LocalS3(place / "server", bucket="bench") as server:
-            environment = server.access.environment()
+            environment = server.environment()
             assert server._server is not None
             return [_large(place, environment, server._server.pid, scratch), _small(place, environment, scratch)]
     finally:

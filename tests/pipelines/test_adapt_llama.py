@@ -22,7 +22,7 @@ from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
 from pipelines.local.ir import read_package
 from pipelines.local.placeholders import Surroundings, command
-from pipelines.local.plan import Ended, Node, Plan, State, checked_arguments
+from pipelines.local.plan import Ended, Node, Plan, Snapshot, State, checked_arguments
 from tests.pipelines.kubeflow import kfp_driver
 from tests.pipelines.kubeflow.workflow_size import LIMIT, workflow_bytes
 from zhllama.errors import InputError
@@ -85,8 +85,8 @@ def runs(packages: Packages, size: str, **settings: str) -> Iterator[tuple[Node,
     package = read(packages(size, store="s3://bucket/store", **settings))
     plan = Plan(package, checked_arguments(package, {}), {"pipeline_job_uuid": "1234"})
     ended: dict[Any, Ended] = {}
-    while ready := [path for path, state in plan.at(ended).states.items() if state is State.READY]:
-        moment = plan.at(ended)
+    while ready := [path for path, state in Snapshot(plan, ended).states.items() if state is State.READY]:
+        moment = Snapshot(plan, ended)
         for path in ready:
             values, _ = moment.inputs(path)
             node = plan.nodes[path]

@@ -84,7 +84,7 @@ def world(
     root = tmp_path_factory.mktemp("end-to-end")
     store = f"s3://tests/end-to-end-{os.getpid()}"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.access.environment().items():
+        for name, value in s3_server.environment().items():
             patch.setenv(name, value)
         patch.setenv("ZHLLAMA_CACHE", str(root / "cache"))
         storage.forget_client()
@@ -140,12 +140,12 @@ def adapted(world: World) -> RunResult:
 
 
 def summary(result: RunResult, step: str) -> dict[str, Any]:
-    return dict(result.steps[step].facts)
+    return dict(result.steps[step]["facts"])
 
 
 def test_every_stage_ran_and_the_next_run_starts_none_of_them(world, adapted):
     again = world.run("adapted")
-    states = {name: step.state for name, step in again.steps.items()}
+    states = {name: step["state"] for name, step in again.steps.items()}
     ran = {name for name, state in states.items() if state == "unchanged"}
     assert ran >= {
         "fetch_weights", "convert_weights", "train_tokenizer", "extend_tokenizer", "prepare_text",
@@ -238,21 +238,21 @@ def test_published_adapters_are_merged_without_training(world, adapted):
     merged = world.run("published", weights="", model=adapted.reference("train_embeddings"), adapters=published)
     assert summary(merged, "merge_published")["weights_digest"] == summary(adapted, "merge_sft")["weights_digest"]
     assert not {"train_embeddings", "train_lora", "train_sft"} & set(merged.steps)
-    assert {merged.steps[name].state for name in ("evaluate", "generate")} == {"done"}
+    assert {merged.steps[name]["state"] for name in ("evaluate", "generate")} == {"done"}
 
 
 @pytest.mark.slowest
 def test_without_stage_1(world, adapted):
     without = world.run("no-stage-1", until="merge_lora", run_stage1="false")
     assert "train_embeddings" not in without.steps
-    assert without.steps["train_lora"].inputs["model"] == adapted.reference("extend_tokenizer")
+    assert without.steps["train_lora"]["inputs"]["model"] == adapted.reference("extend_tokenizer")
 
 
 @pytest.mark.slowest
 def test_without_sft_and_without_instructions(world, adapted):
     without = world.run("no-sft", run_sft="false", instructions="")
     assert not {"train_sft", "merge_sft", "prepare_instructions"} & set(without.steps)
-    assert without.steps["evaluate"].inputs["model"] == adapted.reference("merge_lora")
+    assert without.steps["evaluate"]["inputs"]["model"] == adapted.reference("merge_lora")
 
 
 # --- bad input, and the run after it ----------------------------------------------------------------------------------

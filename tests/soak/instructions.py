@@ -99,7 +99,7 @@ class _Seed:
         self.chance = random.Random(seed)
         self.in_s3 = seed % 2 == 1
         self.store = f"s3://soak/{seed}" if self.in_s3 else str(folder / "store")
-        self.environment = s3.access.environment() if self.in_s3 else {}
+        self.environment = s3.environment() if self.in_s3 else {}
         self.limit = self.chance.choice((0, 0, 25_000))
         self.fault_rate = self.chance.choice((0.0, 0.1, 0.3))
         self.kills = self.chance.randint(1, 4)

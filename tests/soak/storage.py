@@ -70,8 +70,8 @@ def run(seeds: Iterable[int], scratch: Path) -> dict[str, int]:
     before = dict(os.environ)
     # the server dies with the thread that started it: this one stays
     keeper = ThreadPoolExecutor(1)
-    with LocalS3(scratch / "server", bucket="soak") as server, FaultyProxy(server.access.endpoint) as proxy:
-        os.environ.update(server.access.environment())
+    with LocalS3(scratch / "server", bucket="soak") as server, FaultyProxy(server.endpoint) as proxy:
+        os.environ.update(server.environment())
         try:
             for seed in seeds:
                 try:
@@ -133,7 +133,7 @@ class _Run:
                 if number == restart_at:
                     self._counted["servers killed"] += 1
                     self._keeper.submit(kill_and_start, self._server).result()
-                    self._proxy.upstream = self._server.access.endpoint
+                    self._proxy.upstream = self._server.endpoint
             if not failing:
                 return None
             self._counted[f"faults: {kind}"] += 1
@@ -151,7 +151,7 @@ class _Run:
     def _child(self, work: Callable[..., None]) -> str:
         """`done`, `gave up` (with one clear line), `killed`, or else what a bug looks like."""
         (self._scratch / "said").unlink(missing_ok=True)
-        environment = {**self._server.access.environment(), "ZHLLAMA_S3_ENDPOINT": self._proxy.endpoint}
+        environment = {**self._server.environment(), "ZHLLAMA_S3_ENDPOINT": self._proxy.endpoint}
         arguments = (work, environment, self._store, self._plan.files, str(self._scratch))
         self._process = self._context.Process(target=_program, args=arguments)
         self._process.start()
@@ -169,7 +169,7 @@ class _Run:
 
     def _nothing_partial(self, must_be_there: bool = False) -> None:
         """Looks at the server itself, past the proxy."""
-        os.environ["ZHLLAMA_S3_ENDPOINT"] = self._server.access.endpoint
+        os.environ["ZHLLAMA_S3_ENDPOINT"] = self._server.endpoint
         manifest = find_published(self._store, "stage", "key")
         if manifest is None:
             seen = storage.exists(f"{self._store}/stage/key/manifest.json")
@@ -194,7 +194,7 @@ def kill_and_start(server: LocalS3) -> None:
     assert server._server is not None
     os.killpg(server._server.pid, signal.SIGKILL)
     server._server.wait()
-    server.stop()
+    server.__exit__()
     server.__enter__()
 
 

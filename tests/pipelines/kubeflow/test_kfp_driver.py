@@ -10,7 +10,7 @@ from kfp import dsl
 
 from pipelines.local.ir import parse_package
 from pipelines.local.placeholders import Surroundings, driver_text_of, text_of
-from pipelines.local.plan import Ended, Plan
+from pipelines.local.plan import Ended, Plan, Snapshot
 from tests.pipelines.kubeflow import kfp_driver
 from tests.pipelines.kubeflow.kfp_driver import DriverError, resolve_all, resolve_documents, unpassed
 from tests.pipelines.kubeflow.recorded_package import PACKAGE, recorded_package, without_branches
@@ -31,7 +31,7 @@ def local_words(documents, arguments, run="run-id"):
         )
         for node in plan.steps
     }
-    moment = plan.at(ended)
+    moment = Snapshot(plan, ended)
     found = {}
     for node in plan.steps:
         parameters, artifacts = moment.inputs(node.path)

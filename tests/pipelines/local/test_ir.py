@@ -6,7 +6,7 @@ from kfp import dsl, kubernetes
 
 from pipelines.local.ir import parse_package, read_package
 from pipelines.local.placeholders import Surroundings, command
-from pipelines.local.plan import Plan
+from pipelines.local.plan import Plan, Snapshot
 from zhllama.errors import InputError
 
 
@@ -145,7 +145,7 @@ def test_a_sub_pipelines_default_is_filled_in_as_kfp_does_for_groups(compiled):
         inner(value=value)
 
     plan = Plan(read_package(compiled(outer)), {"value": "a"}, {})
-    assert plan.at({}).inputs(("inner", "say-twice"))[0] == {"value": "a", "again": "and again"}
+    assert Snapshot(plan, {}).inputs(("inner", "say-twice"))[0] == {"value": "a", "again": "and again"}
 
 
 def test_an_input_whose_absence_a_component_asks_for_may_be_left_out(compiled):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.local.ir import Component, FromTask, Package, Parameter, Task
-from pipelines.local.plan import SETTLED, Ended, Plan, State, checked_arguments
+from pipelines.local.plan import SETTLED, Ended, Plan, Snapshot, State, checked_arguments
 from zhllama.errors import InputError
 
 STEP = Component("comp-step", {}, (), {"ref": "STRING"}, (), ("python",), {}, {})
@@ -46,13 +46,13 @@ def simulate(plan, order, failing=frozenset(), parallel=2):
     """Runs a plan step by step; returns the steps in the order they started, and the final states."""
     ended, running, started = {}, [], []
     while True:
-        ready = [path for path, state in plan.at(ended, frozenset(running)).states.items() if state is State.READY]
+        ready = [path for path, state in Snapshot(plan, ended, running).states.items() if state is State.READY]
         while ready and len(running) < parallel:
             path = ready.pop(order.randrange(len(ready)))
             running.append(path)
             started.append((path, frozenset(ended)))
         if not running:
-            return started, plan.at(ended).states
+            return started, Snapshot(plan, ended).states
         path = running.pop(order.randrange(len(running)))
         ended[path] = Ended(path not in failing, {"ref": str(path)})
 
@@ -109,7 +109,7 @@ def test_an_output_of_a_sub_pipeline_is_that_of_the_step_in_it():
         **{"comp-inner": inner},
     )
     ended = {("inner", "a"): Ended(True, {"ref": "of a"}), ("inner", "b"): Ended(True, {"ref": "of b"})}
-    moment = Plan(spec, {}, {}).at(ended)
+    moment = Snapshot(Plan(spec, {}, {}), ended)
     assert moment.states[("after",)] is State.READY
     assert moment.inputs(("after",))[0]["value"] == "of b"
 

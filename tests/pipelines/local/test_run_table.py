@@ -28,7 +28,7 @@ def change_all(table: RunTable, rows: list[Row]) -> None:
     fetch, convert, train, _ = rows
     table.change(fetch, State.RUNNING)
     table.change(fetch, State.DONE, "4 files, 19.0 MB")
-    table.change(convert, State.DONE, "9 M parameters", unchanged=True)
+    table.change(convert, State.UNCHANGED, "9 M parameters")
     table.change(train, State.RUNNING)
 
 

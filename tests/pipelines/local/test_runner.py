@@ -288,7 +288,7 @@ def test_a_failing_step_leaves_those_beside_it_to_end(compiled, steps, work, tmp
         steps.meet(place=place, name="one")
 
     result = run_pipeline(compiled(pipeline), {"place": str(tmp_path / "place")}, work)
-    assert {name: step.state for name, step in result.steps.items()} == {"fail-beside": "failed", "meet": "done"}
+    assert {name: step["state"] for name, step in result.steps.items()} == {"fail-beside": "failed", "meet": "done"}
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -323,9 +323,9 @@ def test_what_has_not_changed_does_not_run_again(compiled, chain, work, argument
     journal.write_text("")
     second = run_pipeline(path, arguments, work)
     assert ran() == []
-    assert {step.state for step in second.steps.values()} == {"unchanged"}
-    assert {(step.kind, step.facts["summary"]) for step in second.steps.values()} >= {("files", "2 characters")}
-    assert [step.reference for step in first.steps.values()] == [step.reference for step in second.steps.values()]
+    assert {step["state"] for step in second.steps.values()} == {"unchanged"}
+    assert {(step["kind"], step["facts"]["summary"]) for step in second.steps.values()} >= {("files", "2 characters")}
+    assert [step["reference"] for step in first.steps.values()] == [step["reference"] for step in second.steps.values()]
     assert " one       unchanged: 2 characters\n" in capsys.readouterr().out
 
 
@@ -375,7 +375,7 @@ def test_until_stops_after_a_step_and_the_next_run_goes_on(compiled, chain, work
     path = compiled(chain)
     result = run_pipeline(path, arguments, work, until="two")
     assert ran() == ["one", "two"]
-    assert sorted(step.state for step in result.steps.values()) == ["done", "done", "left out", "left out"]
+    assert sorted(step["state"] for step in result.steps.values()) == ["done", "done", "left out", "left out"]
     journal.write_text("")
     run_pipeline(path, arguments, work)
     assert sorted(ran()) == ["side", "three"]
@@ -489,7 +489,7 @@ def test_a_store_of_its_own_is_an_s3_server_whose_data_stays(published, work, mo
         monkeypatch.delenv(name, raising=False)
     first = run_pipeline(published, {}, work)
     assert first.reference("publish").startswith("s3://zhllama/artifacts/small/")
-    assert run_pipeline(published, {}, work).steps["publish"].state == "unchanged"
+    assert run_pipeline(published, {}, work).steps["publish"]["state"] == "unchanged"
     assert "ZHLLAMA_S3_ENDPOINT" not in os.environ
 
 

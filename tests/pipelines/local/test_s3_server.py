@@ -22,10 +22,10 @@ from zhllama.errors import InputError
 def test_what_was_stored_is_there_after_a_restart(tmp_path):
     with LocalS3(tmp_path / "s3") as server:
         server.client().put_object(Bucket=server.bucket, Key="a", Body=b"kept")
-        first = server.access
+        first = server.keys
     with LocalS3(tmp_path / "s3") as server:
         assert server.client().get_object(Bucket=server.bucket, Key="a")["Body"].read() == b"kept"
-        assert server.access.secret_key == first.secret_key
+        assert server.keys == first
 
 
 def test_a_second_server_on_the_same_data_is_refused(tmp_path):
@@ -84,14 +84,14 @@ def test_a_proxy_in_the_environment_is_not_asked_for_what_is_here(tmp_path, monk
     monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "example.com")
     with LocalS3(tmp_path / "s3") as server:
-        around = server.access.environment()
+        around = server.environment()
         for variable, value in around.items():
             monkeypatch.setenv(variable, value)
         storage.forget_client()
         storage.write_bytes(f"s3://{server.bucket}/a", b"kept")
         assert storage.read_bytes(f"s3://{server.bucket}/a") == b"kept"
         assert around["NO_PROXY"] == around["no_proxy"] == "example.com,127.0.0.1"
-        assert server.access.environment()["NO_PROXY"] == around["NO_PROXY"]
+        assert server.environment()["NO_PROXY"] == around["NO_PROXY"]
     storage.forget_client()
 
 
@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_at_the_first_start_does_not_spoil_the_next(tmp_path
             pass
     with LocalS3(tmp_path / "s3") as server:
         assert (tmp_path / "s3" / "s3.json").stat().st_mode & 0o777 == 0o600
-        assert server.access.secret_key
+        assert server.keys["secretKey"]
 
 
 def taking(port: int, times: int, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
@@ -130,7 +130,7 @@ def test_a_port_that_is_taken_meanwhile_is_another_one_the_next_time(tmp_path, m
         given = taking(other.getsockname()[1], 1, monkeypatch)
         with LocalS3(tmp_path / "s3") as server:
             assert len(given) == 2
-            assert server.access.endpoint.endswith(f":{given[1][8]}")
+            assert server.endpoint.endswith(f":{given[1][8]}")
             server.client().put_object(Bucket=server.bucket, Key="a", Body=b"b")
 
 

@@ -394,8 +394,8 @@ def test_a_killed_writer_leaves_nothing_visible_and_the_next_one_sends_the_rest(
 @pytest.fixture
 def own_server(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LocalS3, FaultyProxy]]:
     """A server that the test may kill, the proxy before it, and the settings of a patient client."""
-    with LocalS3(tmp_path / "server", bucket="own") as server, FaultyProxy(server.access.endpoint) as proxy:
-        for name, value in {**server.access.environment(), "ZHLLAMA_S3_ENDPOINT": proxy.endpoint}.items():
+    with LocalS3(tmp_path / "server", bucket="own") as server, FaultyProxy(server.endpoint) as proxy:
+        for name, value in {**server.environment(), "ZHLLAMA_S3_ENDPOINT": proxy.endpoint}.items():
             monkeypatch.setenv(name, value)
         # 40 tries are minutes: more than a server needs to start on a machine that does other work
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "40")
@@ -432,7 +432,7 @@ def test_a_transfer_goes_on_when_the_server_is_killed_and_started_again(own_serv
         done.add_done_callback(lambda _: reached.set())
         reached.wait()
         kill_and_start(server)
-        proxy.upstream = server.access.endpoint
+        proxy.upstream = server.endpoint
         killed.set()
         done.result()
     assert_whole(before)

@@ -285,7 +285,7 @@ def of_a_checkpoint(request: Request) -> bool:
 @pytest.mark.slow
 def test_a_failed_upload_costs_a_checkpoint_and_not_the_training(train, s3_server, s3_store):
     """Every request of the checkpoint of step 2 fails, by 503 and by broken connections; the later ones arrive."""
-    with FaultyProxy(s3_server.access.endpoint) as proxy:
+    with FaultyProxy(s3_server.endpoint) as proxy:
 
         def fault(request: Request) -> Fault | None:
             if of_a_checkpoint(request) and "/step-00000002-" in request.target:
@@ -304,7 +304,7 @@ def test_a_failed_upload_costs_a_checkpoint_and_not_the_training(train, s3_serve
 
 @pytest.mark.slow
 def test_it_stops_when_no_checkpoint_could_be_written_for_the_stated_time(train, s3_server, s3_store):
-    with FaultyProxy(s3_server.access.endpoint) as proxy:
+    with FaultyProxy(s3_server.endpoint) as proxy:
         proxy.fault = lambda request: SLOW_DOWN if of_a_checkpoint(request) else None
         options = {**LONG, "max_steps": 100_000, "save_steps": 1}
         training = train(

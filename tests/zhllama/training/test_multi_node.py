@@ -78,8 +78,8 @@ def test_two_nodes_take_the_course_of_one_process_and_of_two(
     store = f"{s3_store}/two-nodes"
     chosen = {**COURSE, "deepspeed": backend, "model": in_s3.model, "dataset": in_s3.dataset, "store": store}
     job = TrainingJob(name="two", command=(sys.executable, "-m", "components.pretrain", *words(chosen)), nodes=2)
-    access = s3_server.access.environment()
-    with FaultyProxy(s3_server.access.endpoint) as proxy:
+    access = s3_server.environment()
+    with FaultyProxy(s3_server.endpoint) as proxy:
         nodes = nodes_of(job, tmp_path, **{**access, "ZHLLAMA_S3_ENDPOINT": proxy.endpoint})
         said = [node.communicate(timeout=300)[1] for node in nodes]
         assert [node.returncode for node in nodes] == [0, 0], said
@@ -117,7 +117,7 @@ def test_an_elastic_job_that_loses_a_node_goes_on_from_s3(in_s3, s3_server, s3_s
     job = TrainingJob(name="elastic", command=command, nodes=2, min_nodes=1, max_nodes=2)
     # torch's own patience with a silent node is 15 s, with late ones 30 s
     patience = {"PET_RDZV_CONF": "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3"}
-    places = [{**patience, **s3_server.access.environment(), **own} for own in local_environments(job, _port())]
+    places = [{**patience, **s3_server.environment(), **own} for own in local_environments(job, _port())]
     lasting, lost = (
         Training(node(job, tmp_path / f"node-{number}", place)).follow() for number, place in enumerate(places)
     )
