@@ -13,16 +13,10 @@ from zhllama.errors import StorageFault
 
 
 def extents(size: int) -> list[tuple[int, int]]:
-    """The parts of a file of `size` bytes, (first byte, bytes) each: whole 8 MiB blocks but for the last one.
-
-    An empty file has one part, too.
-    """
-    found: list[tuple[int, int]] = []
-    start = 0
-    while start < size or not found:
-        length = min(storage.part_length(len(found) + 1), size - start)
-        found.append((start, length))
-        start += length
+    """The parts of a file, of an empty one too, (first byte, bytes) each: whole 8 MiB blocks but for the last one."""
+    found = [(0, min(storage.PART, size))]
+    while (start := sum(found[-1])) < size:
+        found.append((start, min(storage.part_length(len(found) + 1), size - start)))
     return found
 
 

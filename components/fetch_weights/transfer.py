@@ -163,7 +163,7 @@ class _Transfer:
             content = storage.read_bytes(file.target, start, length)
             self._advance(file, length)
             return file, content, block_digests(content)
-        content = b"".join(self._received(file, file.item.source.part(file.item.name, start, length)))
+        content = b"".join(self._received(file, file.item.source.chunks(file.item.name, start, length)))
         file.writer.put(number, content)
         # beside kept parts, it is hashed when the file is whole, from the store
         return (file, b"", []) if file.writer.kept else (file, content, block_digests(content))
