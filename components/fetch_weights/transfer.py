@@ -49,7 +49,7 @@ class Sums:
     """The hashes of one file, fed in order, and the digests of its blocks, which come along."""
 
     def __init__(self, item: Item) -> None:
-        self._item = item
+        self.item = item
         # Meta's checklists are MD5; it decides nothing that SHA-256 does not
         self._hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in ("sha256", *item.sums)}
         self.size = 0
@@ -64,10 +64,10 @@ class Sums:
 
     def check(self) -> str:
         """The SHA-256. InputError for bytes that are not the wanted ones, StorageFault when some are missing."""
-        where, size = f"{self._item.source.address}/{self._item.name}", self._item.found.size
+        where, size = f"{self.item.source.address}/{self.item.name}", self.item.found.size
         if size is not None and self.size != size:
             raise StorageFault(f"{where}: {self.size} bytes came of {size}; it was cut short or changed, try again")
-        for kind, (wanted, by) in self._item.sums.items():
+        for kind, (wanted, by) in self.item.sums.items():
             if (found := self._hashes[kind].hexdigest()) != wanted:
                 raise InputError(
                     f"{where}: {kind} {wanted} expected (by {by}), {found} found; fetch it again, or pass --expect if "
@@ -76,16 +76,16 @@ class Sums:
         return self._hashes["sha256"].hexdigest()
 
 
-class _File:
-    """A file on its way. at_rest: it lies in its place already and is only read and hashed there."""
+class _File(Sums):
+    """A file on its way. at_rest: it lies in its place already and is only read and hashed there. again: its bytes are
+    in the progress already, and what an earlier fetch left of it is not used. left: jobs whose results have not been
+    taken."""
 
     def __init__(self, item: Item, target: str, at_rest: bool, again: bool = False) -> None:
-        """again: its bytes are in the progress already, and what an earlier fetch left of it is not used."""
-        self.item, self.target, self.at_rest, self.again = item, target, at_rest, again
-        self.sums = Sums(item)
+        super().__init__(item)
+        self.target, self.at_rest, self.again = target, at_rest, again
         self.writer: Parts | None = None
         self.left = 1
-        """Jobs whose results have not been taken."""
 
 
 Job = Callable[[], tuple[_File, bytes, list[str]]]
@@ -113,7 +113,7 @@ class _Transfer:
     def __init__(self, files: Iterable[_File], out: ArtifactWriter, bar: Progress) -> None:
         self._queue = deque(files)
         self._out = out
-        self._bar, self._bar_lock = bar, threading.Lock()
+        self._bar = bar
         self._stop = threading.Event()
         self._open: list[Parts] = []
 
@@ -173,8 +173,8 @@ class _Transfer:
         with self._out.writer(file.item.name) as stream:
             for chunk in self._received(file, file.item.source.chunks(file.item.name)):
                 stream.write(chunk)
-                file.sums.add(chunk)
-            file.sums.check()
+                file.add(chunk)
+            file.check()
         return file, b"", []
 
     def _received(self, file: _File, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -186,7 +186,7 @@ class _Transfer:
 
     def _take(self, file: _File, content: bytes, blocks: list[str]) -> None:
         """A job's result, in order; the last of a file ends it."""
-        file.sums.add(content, blocks)
+        file.add(content, blocks)
         file.left -= 1
         writer = file.writer
         if file.left or (writer is None and not file.at_rest):
@@ -198,7 +198,7 @@ class _Transfer:
                 self._queue.append(_File(file.item, file.target, at_rest=True, again=True))
                 return
         try:
-            sha256 = file.sums.check()
+            sha256 = file.check()
         except (InputError, StorageFault) as error:
             if writer is not None:
                 writer.abort()
@@ -209,9 +209,8 @@ class _Transfer:
             return
         if writer is not None:
             writer.commit()
-        self._out.add_stored(File(file.item.name, file.sums.size, sha256), file.sums.blocks)
+        self._out.add_stored(File(file.item.name, file.size, sha256), file.blocks)
 
     def _advance(self, file: _File, count: int) -> None:
         if not file.again:
-            with self._bar_lock:
-                self._bar.advance(count)
+            self._bar.advance(count)
