@@ -150,7 +150,7 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the model, and of the first baseline with `_baseline` behind their names."""
     found: dict[str, float | None] = {}
     first, last = report["models"][0], report["models"][-1]
-    for model, suffix in [(last, ""), *([(first, "_baseline")] if first is not last else [])]:
+    for model, suffix in ((last, ""), (first, "_baseline"))[: len(report["models"])]:
         found[f"tokens_per_character{suffix}"] = model["tokens_per_character"]["zh"]
         found[f"tokens_per_character_en{suffix}"] = model["tokens_per_character"]["en"]
         for language in LANGUAGES:
@@ -176,9 +176,6 @@ def summary(report: Mapping[str, Any]) -> str:
     scored = last["instructions"]
     if scored and scored["accuracy"] is not None:
         said.append(f"accuracy {scored['accuracy']:.1%} (chance {scored['chance']:.1%})")
-    said += [
-        f"{exam['exam']} {exam['accuracy']:.1%} ({exam['shots']} shots)"
-        for exam in last["exams"]
-        if exam["accuracy"] is not None
-    ]
+    asked = [exam for exam in last["exams"] if exam["accuracy"] is not None]
+    said += [f"{exam['exam']} {exam['accuracy']:.1%} ({exam['shots']} shots)" for exam in asked]
     return ", ".join(said) or f"{len(report['models'])} models"

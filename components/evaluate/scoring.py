@@ -13,6 +13,7 @@ is most of a small model's work, runs at the scored positions alone, in chunks t
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -73,11 +74,10 @@ def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -
         right[index] = int(sums.argmax()) == answer
         exact += bool(hits[answer])
         losses[index] = -sums[answer]
-    groups: dict[str, list[tuple[HeldOutItem, bool]]] = {}
-    for item, hit in zip(fitting, right):
-        if len(item.choices) > 1:
-            groups.setdefault(item.item["instruction"], []).append((item, hit))
-    chosen = [pair for group in groups.values() for pair in group]
+    chosen = [(item, hit) for item, hit in zip(fitting, right) if len(item.choices) > 1]
+    groups: dict[str, list[tuple[HeldOutItem, bool]]] = defaultdict(list)
+    for item, hit in chosen:
+        groups[item.item["instruction"]].append((item, hit))
     size = sum(len(item.choices[item.answer].encode()) for item in fitting)
     bits = losses.sum().item() / math.log(2) / size if size else math.nan
     return {
@@ -136,9 +136,8 @@ def _shares(right: int, count: int) -> dict[str, Any]:
 
 
 class _Row(NamedTuple):
-    """A prompt with answers behind it: the input of one row, and what is scored in it. ids, places: (length,), the
-    tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers. at: positions whose next
-    token is scored; targets: that token; owner: which answer it belongs to."""
+    """A prompt with answers behind it. ids, places: (length,), the tokens and their positions; segments: (length,), 0
+    for the prompt, 1.. for the answers. at: positions whose next token is scored; targets: that; owner: its answer."""
 
     ids: list[int]
     places: list[int]
@@ -204,10 +203,9 @@ def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[tor
     hidden = loaded.model.base_model(
         ids.to(device), position_ids=places.to(device), attention_mask=mask.to(device), use_cache=False
     ).last_hidden_state
-    number = torch.tensor([index for index, row in enumerate(rows) for _ in row.at], device=device)
-    at = torch.tensor([place for row in rows for place in row.at], device=device)
+    at = torch.tensor([(number, place) for number, row in enumerate(rows) for place in row.at], device=device)
     targets = torch.tensor([target for row in rows for target in row.targets])
-    log_probs, hit = _log_probs(loaded, hidden[number, at], targets)
+    log_probs, hit = _log_probs(loaded, hidden[at[:, 0], at[:, 1]], targets)
     counts = [len(row.targets) for row in rows]
     return zip(log_probs.split(counts), hit.split(counts))
 
