@@ -79,7 +79,8 @@ def _card(config: GenerateInstructions, harvest: "Harvest", ended: str, source: 
         "openings": dict(Counter(item["instruction"][:2] for item in items).most_common(OPENINGS)),
         "topics": dict(sorted(harvest.topics.items(), key=lambda named: (-named[1], named[0]))),
         "task_types": dict(sorted(harvest.task_types.items(), key=lambda named: (-named[1], named[0]))),
-        "examples": [dict(item) for item in spread(items, EXAMPLES)],
+        # at equal distances, the first among them
+        "examples": [dict(item) for item in items[:: max(1, len(items) // EXAMPLES)][:EXAMPLES]],
         "settings": configuration_of(config),
     }
 
@@ -91,8 +92,8 @@ def summary(content: Mapping[str, Any]) -> str:
     text += f", {sum(content['fallen'].values()):,} left out"
     if content["source"] == "import":
         return f"{text}, of {sum(content['records'].values()):,} records"
-    cost = content["cost"]
-    text += f", {content['requests']['answered']:,} answers, {sum(cost['billed'].values()):,} tokens"
+    cost, answered = content["cost"], content["requests"]["answered"]
+    text += f", {answered:,} answers, {sum(cost['billed'].values()):,} tokens"
     return text if cost["billed_cost"] is None else f"{text}, cost {cost['billed_cost']:.4f}"
 
 
@@ -113,20 +114,13 @@ def lengths(texts: Sequence[str]) -> dict[str, Any]:
     """Characters of the texts that are not empty: mean, median, 95th percentile, longest, and counts by EDGES."""
     found = sorted(len(text) for text in texts if text)
     counts = Counter(max(edge for edge in EDGES if edge <= length) for length in found)
+    places = {"median": len(found) // 2, "p95": len(found) * 95 // 100, "longest": len(found) - 1}
     return {
         "texts": len(found),
         "mean": _mean(found),
-        "median": found[len(found) // 2] if found else 0,
-        "p95": found[min(len(found) - 1, len(found) * 95 // 100)] if found else 0,
-        "longest": found[-1] if found else 0,
+        **{name: found[place] if found else 0 for name, place in places.items()},
         "histogram": {str(edge): counts[edge] for edge in EDGES},
     }
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of them at equal distances, the first among them."""
-    step = max(1, len(items) // count)
-    return list(items[::step][:count])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -118,23 +118,19 @@ def judged(value: Any, catalogue: Catalogue) -> tuple[dict[str, str], str]:
     item = {name: content.strip() for name, content in fields.items()}
     if _NO_INPUT.fullmatch(item["input"]):
         item["input"] = ""
-    return item, _broken(item, catalogue)
-
-
-def _broken(item: Mapping[str, str], catalogue: Catalogue) -> str:
     for name in ("instruction", "output"):
         if not item[name]:
-            return f"no {name}"
+            return item, f"no {name}"
     for name in FIELDS:
         shortest, longest = catalogue.accepted[name]
         if not shortest <= len(item[name]) <= longest:
-            return f"{name} length"
+            return item, f"{name} length"
     if any(pattern.match(item["output"]) for pattern in catalogue.refusals):
-        return "refusal"
+        return item, "refusal"
     if any(pattern.search(content) for pattern in catalogue.self_mentions for content in item.values()):
-        return "speaks as a model"
+        return item, "speaks as a model"
     share = share_of(catalogue.language["script"], f"{item['instruction']}\n{item['output']}")
-    return "language" if share < catalogue.language["share"] else ""
+    return item, "language" if share < catalogue.language["share"] else ""
 
 
 def share_of(script: str, text: str) -> float:
