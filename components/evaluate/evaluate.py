@@ -42,7 +42,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     held_out, texts = select(config, inputs)
 
     models: list[dict[str, Any]] = []
-    answers: list[dict[str, str]] = [{} for _ in held_out.prompts]
+    samples: list[dict[str, Any]] = [
+        {"kind": sample.kind, "prompt": sample.asked, "expected": sample.expected, "answers": {}}
+        for sample in held_out.prompts
+    ]
     measured: dict[str, tuple[dict[str, Any], list[str | None]]] = {}
     for label, reference, artifact in zip(labels_of(config), references, artifacts):
         if artifact.digest not in measured:
@@ -50,18 +53,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
             measured[artifact.digest] = measure(config, held_out, artifact, label, option)
         figures, said = measured[artifact.digest]
         models.append({"label": label, "reference": reference, "digest": artifact.digest, **figures})
-        for sample, text in zip(answers, said):
+        for sample, text in zip(samples, said):
             if text is not None:
-                sample[label] = text
-    report: dict[str, Any] = {
-        "models": models,
-        "texts": texts,
-        "samples": [
-            {"kind": sample.kind, "prompt": sample.asked, "expected": sample.expected, "answers": given}
-            for sample, given in zip(held_out.prompts, answers)
-        ],
-        "trainings": trainings,
-    }
+                sample["answers"][label] = text
+    report: dict[str, Any] = {"models": models, "texts": texts, "samples": samples, "trainings": trainings}
     out.add_json("report.json", report)
     out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
     out.metrics = metrics_of(report)

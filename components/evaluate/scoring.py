@@ -4,12 +4,10 @@ Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not t
 positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
 across vocabularies (byte fallback: no unknown piece hides bytes); next-token accuracy is not.
 
-Answers: the training prompt, then the ids of the answer and EOS. The greatest summed log-likelihood wins; all choices
-are scored in one row behind one prompt, each seeing the prompt and itself: half the work of a row a choice, for two.
-The letters of an exam are scored in the same way, without EOS: text goes on behind them.
-
-Rows of like length run together, padded on the right (a causal model never looks there), and the output layer, which
-is most of a small model's work, runs at the scored positions alone, in chunks that stay in cache reach.
+Answers: the training prompt, then the ids of the answer and EOS (none behind an exam's letter: text goes on there).
+The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each seeing the prompt and
+itself: half the work of a row a choice, for two. Rows are padded on the right (a causal model never looks there), and
+the output layer, which is most of a small model's work, runs at the scored positions alone.
 """
 
 import math

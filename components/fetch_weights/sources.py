@@ -11,12 +11,11 @@ import re
 import time
 import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException, HTTPMessage
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from zhllama import storage
@@ -43,14 +42,11 @@ class Found:
     sha256: str | None = None
 
 
-class Source(ABC):
+class Source(Protocol):
     address: str
 
-    @abstractmethod
     def stat(self, name: str) -> Found | None: ...
-    @abstractmethod
     def names(self, likely: Iterable[str]) -> list[str]: ...
-    @abstractmethod
     def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]: ...
 
     def ranged(self, name: str) -> bool:

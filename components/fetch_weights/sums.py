@@ -1,7 +1,4 @@
-"""What the files should hash to: sha256sums files, Meta's MD5 checklists, and the table of published weights.
-
-The table is data (sha256.json): Meta's files by size, the published adapters by repository.
-"""
+"""What the files should hash to: sha256sums files, Meta's MD5 checklists, and the table of published weights."""
 
 import json
 import re

@@ -88,7 +88,7 @@ class _File(Sums):
         self.left = 1
 
 
-Job = Callable[[], tuple[_File, bytes, list[str]]]
+Result = tuple[_File, bytes, list[str]]
 
 
 class _Stopped(Exception):
@@ -111,15 +111,13 @@ def transfer(items: Sequence[Item], out: ArtifactWriter, parallel: int) -> None:
 
 class _Transfer:
     def __init__(self, files: Iterable[_File], out: ArtifactWriter, bar: Progress) -> None:
-        self._queue = deque(files)
-        self._out = out
-        self._bar = bar
+        self._queue, self._out, self._bar = deque(files), out, bar
         self._stop = threading.Event()
         self._open: list[Parts] = []
 
     def run(self, pool: ThreadPoolExecutor, limit: int) -> None:
         """At most `limit` parts are under way or not taken yet."""
-        window: deque[Future[tuple[_File, bytes, list[str]]]] = deque()
+        window: deque[Future[Result]] = deque()
         try:
             # a file whose parts were kept, or turned out wrong, is queued again when it has ended
             while self._queue:
@@ -135,7 +133,7 @@ class _Transfer:
             for writer in self._open:
                 writer.suspend()
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> Iterator[Callable[[], Result]]:
         while self._queue:
             file = self._queue.popleft()
             item, size = file.item, file.item.found.size
@@ -158,7 +156,7 @@ class _Transfer:
                 # all its parts were kept: only the end is missing
                 yield partial(lambda file: (file, b"", []), file)
 
-    def _part(self, file: _File, number: int, start: int, length: int) -> tuple[_File, bytes, list[str]]:
+    def _part(self, file: _File, number: int, start: int, length: int) -> Result:
         if file.writer is None:
             content = storage.read_bytes(file.target, start, length)
             self._advance(file, length)
@@ -168,7 +166,7 @@ class _Transfer:
         # beside kept parts, it is hashed when the file is whole, from the store
         return (file, b"", []) if file.writer.kept else (file, content, block_digests(content))
 
-    def _stream(self, file: _File) -> tuple[_File, bytes, list[str]]:
+    def _stream(self, file: _File) -> Result:
         """A file that is small, whose size is not known or whose source gives no parts: from beginning to end."""
         with self._out.writer(file.item.name) as stream:
             for chunk in self._received(file, file.item.source.chunks(file.item.name)):

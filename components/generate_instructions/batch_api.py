@@ -1,9 +1,8 @@
 """The Batch API: many requests as one file, answered within a day, usually at half the price.
 
-The first answers are asked for one by one: they show what the server takes and that the model writes items. Then a
-batch holds as many requests as are wanted at the yield seen so far and as the budget certainly holds. Its plan is in
-the journal before the file is sent, and the server keeps our name of it: killed at any moment, a later run finds the
-batch, and never makes it twice. It is left running when we are stopped: it is paid for.
+The first answers are asked for one by one: they show what the server takes and that the model writes items. A batch's
+plan is in the journal before its file is sent, and the server keeps our name of it: killed at any moment, a later run
+finds the batch, and never makes it twice. It is left running when we are stopped: it is paid for.
 """
 
 import asyncio

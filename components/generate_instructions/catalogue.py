@@ -133,7 +133,7 @@ def _faults(value: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its messages, and the topics and task types in the order it numbers them, from 1."""
+    """Its messages, and the topics and task types in the order it numbers them, from 1."""
 
     messages: list[dict[str, str]]
     topics: tuple[str, ...]

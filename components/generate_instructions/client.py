@@ -46,8 +46,8 @@ class Dialect:
             return replace(self, temperature=False)
         if "stream" in complaint and self.stream:
             return replace(self, stream=False)
-        steps = {"schema": "json", "json": "none"}
-        return replace(self, structure=steps[self.structure]) if self.structure in steps else None
+        plainer = {"schema": "json", "json": "none"}.get(self.structure)
+        return replace(self, structure=plainer) if plainer else None
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,7 @@ class Api:
 
 def completed(value: Any) -> Answer:
     """A completion in one JSON body. Raises what reading another shape raises."""
-    (choice,) = value["choices"][:1]
-    answer = _Answer()
+    (choice,), answer = value["choices"][:1], _Answer()
     ended = choice.get("finish_reason") or "stop"
     answer.add({**value, "choices": [{"delta": dict(choice["message"]), "finish_reason": ended}]})
     return answer.whole()

@@ -34,11 +34,9 @@ class Journal:
 
     def __init__(self, place: str) -> None:
         self._s3 = place if storage.is_s3(place) else ""
-        self._folder = Path(place)
-        if self._s3:
-            # where it lies on this machine meanwhile
-            key = digest_of([os.environ.get("ZHLLAMA_S3_ENDPOINT") or "", place])[:32]
-            self._folder = cache_folder() / "journals" / key
+        # where one in S3 lies on this machine meanwhile
+        key = digest_of([os.environ.get("ZHLLAMA_S3_ENDPOINT") or "", place])[:32]
+        self._folder = cache_folder() / "journals" / key if self._s3 else Path(place)
         self._objects: list[str] = []
         self._next = 0
         self._waiting: list[bytes] = []
