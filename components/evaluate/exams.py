@@ -2,8 +2,7 @@
 
 Files are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the worked examples;
 `val` is scored where it is there (C-Eval keeps the answers of its `test`), else `test`. Columns, in any case: question,
-A, B, C and so on, answer; others are ignored. A question is asked in plain text, examples first (those that do not fit
-are left out, the first ones first); the letter with the greatest log-likelihood is the model's answer.
+A, B, C and so on, answer; others are ignored. The letter with the greatest log-likelihood is the model's answer.
 """
 
 import csv

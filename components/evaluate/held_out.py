@@ -50,8 +50,6 @@ class Sample(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What the models are scored on."""
-
     texts: Mapping[str, Sequence[str]]
     """Language → documents; empty where none was given."""
     items: Sequence[HeldOutItem]
@@ -81,8 +79,7 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
     if config.lm_eval:
         from components.evaluate.harness import check_tasks
 
-        if folder := inputs.get("lm_eval_tasks"):
-            task_folder = materialize(folder)
+        task_folder = materialize(folder) if (folder := inputs.get("lm_eval_tasks")) else None
         check_tasks(split(config.lm_eval), task_folder)
     prompts = fixed_prompts(inputs.get("prompts"), config.max_prompts)
     prompts += choose_samples(texts["zh"], items, config.samples)

@@ -181,8 +181,7 @@ def _scored_rows(
                 owner = torch.tensor(rows[index].owner)
                 count = int(owner.max()) + 1
                 sums = torch.zeros(count, dtype=torch.float64).index_add_(0, owner, log_probs)
-                missed = torch.zeros(count, dtype=torch.int64).index_add_(0, owner, (~hit).long())
-                yield index, sums, missed == 0
+                yield index, sums, torch.bincount(owner[~hit], minlength=count) == 0
             bar.advance(len(batch))
 
 

@@ -1,8 +1,7 @@
 """A file written by parts, in any order and from several threads, that goes on where a killed writer stopped.
 
-In S3 the unfinished multipart upload is the record of the parts; in a folder a hidden file beside the target holds the
-bytes, and a journal says which parts of it are on the disk. Nothing is visible before commit(). Nobody who is still
-there hashed the `kept` parts: read the file again before it is believed.
+In S3 the unfinished multipart upload is the record of the parts. Nothing is visible before commit(). The `kept` parts
+were hashed by nobody who is still there: read the file again before it is believed.
 """
 
 import os

@@ -124,12 +124,9 @@ class HttpSource(Source):
         return urllib.request.build_opener(_OnlyHttps()).open(request, timeout=TIMEOUT)
 
     def stat(self, name: str) -> Found | None:
-        if name not in self._known:
-            self._known[name] = self._head(name)
-        return self._known[name]
-
-    def _head(self, name: str) -> Found | None:
-        url = self._url(name)
+        if name in self._known:
+            return self._known[name]
+        url, passes = self._url(name), (OSError, HTTPException)
 
         def head() -> Found | None:
             try:
@@ -144,15 +141,15 @@ class HttpSource(Source):
                     raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
                 raise
 
-        passes = (OSError, HTTPException)
         try:
-            return with_retries(
+            retried = with_retries(
                 head, lambda error: isinstance(error, passes), tries=ATTEMPTS, first=PAUSE, longest=LONGEST_PAUSE
             )
         except passes as error:
             raise StorageFault(
                 f"--source {url}: no answer after {ATTEMPTS} attempts ({error}); check address and network"
             ) from error
+        return self._known.setdefault(name, retried)
 
     def names(self, likely: Iterable[str]) -> list[str]:
         return [name for name in likely if self.stat(name) is not None]

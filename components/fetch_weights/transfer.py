@@ -1,9 +1,8 @@
 """The copying: parts of 16 MiB side by side, hashed in order, going on where a killed fetch stopped.
 
-Memory: `parallel + 2` parts. A file is in its place only when its sums are right. After a kill, a complete file and the
-parts of one under way (resumable.py) are kept; no hash of ours has seen them, so such a file is read once from the
-store, and dropped and fetched anew if it is not as it should be. SHA-256 of the whole is one core's: 1.8 GB/s, or 0.5
-with a checklist's MD5.
+Memory: `parallel + 2` parts. A file is in its place only when its sums are right. What was kept after a kill
+(resumable.py) no hash of ours has seen: such a file is read once from the store, and fetched anew if it is not as it
+should be. SHA-256 of the whole is one core's: 1.8 GB/s, or 0.5 with a checklist's MD5.
 """
 
 import hashlib

@@ -38,14 +38,7 @@ async def finish(scheduler: "RequestScheduler") -> None:
     scheduler.harvest_what_came()
 
 
-async def ask(scheduler: "RequestScheduler") -> None:
-    """Batch after batch until `scheduler.ended`."""
-    while not scheduler.ended:
-        await _plan(scheduler)
-        await finish(scheduler)
-
-
-async def _plan(scheduler: "RequestScheduler") -> None:
+async def plan(scheduler: "RequestScheduler") -> None:
     """Makes the next batch, or sets `scheduler.ended` when the budget holds no more."""
     chosen: dict[int, Tokens] = {}
     charged, limit = scheduler.ledger.charged, ""

@@ -1,9 +1,8 @@
 """One request to the server and what came of it; whether to ask again is for others to decide.
 
-Answers are streamed, so that what came before a connection broke, which was paid for, is kept; one JSON body in place
-of a stream is read as well. Which of the optional fields (JSON schema, temperature, stream, …) a server takes is found
-out without paying twice: the first request goes alone, and a server that refuses it with 400 or 422, which is never
-billed, is asked again without the field. The answer that comes is used, and what was learnt is in the journal.
+Answers are streamed, so that what came before a connection broke, which was paid for, is kept. Which of the optional
+fields (JSON schema, temperature, stream, …) a server takes is found out without paying twice: the first request goes
+alone, and a server that refuses it with 400 or 422, which is never billed, is asked again without the field.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
 """Items out of answers: found leniently, each held to the rules, in the order of the requests' numbers.
 
 Every object that reads as JSON is taken where it begins; one that does not, but closes, goes through json_repair; one
-that never closes was cut off, and is counted and left. An item falls at the first rule that it breaks; the rules are
-cheap and certain, and guess at nothing (a wrong answer). Which of two near duplicates is kept depends on the order they
-are looked at in, so that is fixed, whatever order the answers came in: the same answers give the same items.
+that never closes was cut off, and is counted and left. An item falls at the first rule that it breaks; the rules guess
+at nothing. The order that near duplicates are looked at in is fixed, whatever order the answers came in.
 """
 
 import json

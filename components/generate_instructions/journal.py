@@ -2,8 +2,7 @@
 
 `append` returns when its line is on the disk (fsync) and, for a store in S3, in S3 too, which cannot append: what has
 gathered while the last upload ran is the next object, and 200 objects are put together into one. A run that goes on,
-here or on another machine, reads all of them and what is on this disk. The journal belongs to the requests (model,
-address, catalogue, seeds, …): more items, or a higher limit, go on from the same answers.
+here or on another machine, reads all of them and what is on this disk.
 """
 
 import asyncio
