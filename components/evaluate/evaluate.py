@@ -42,7 +42,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     held_out, texts = select(config, inputs)
 
     models: list[dict[str, Any]] = []
-    answers: list[dict[str, str]] = [{} for _ in held_out.prompts]
+    samples: list[dict[str, Any]] = [
+        {"kind": sample.kind, "prompt": sample.asked, "expected": sample.expected, "answers": {}}
+        for sample in held_out.prompts
+    ]
     measured: dict[str, tuple[dict[str, Any], list[str | None]]] = {}
     for label, reference, artifact in zip(labels_of(config), references, artifacts):
         if artifact.digest not in measured:
@@ -50,18 +53,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
             measured[artifact.digest] = measure(config, held_out, artifact, label, option)
         figures, said = measured[artifact.digest]
         models.append({"label": label, "reference": reference, "digest": artifact.digest, **figures})
-        for sample, text in zip(answers, said):
+        for sample, text in zip(samples, said):
             if text is not None:
-                sample[label] = text
-    report: dict[str, Any] = {
-        "models": models,
-        "texts": texts,
-        "samples": [
-            {"kind": sample.kind, "prompt": sample.asked, "expected": sample.expected, "answers": given}
-            for sample, given in zip(held_out.prompts, answers)
-        ],
-        "trainings": trainings,
-    }
+                sample["answers"][label] = text
+    report: dict[str, Any] = {"models": models, "texts": texts, "samples": samples, "trainings": trainings}
     out.add_json("report.json", report)
     out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
     out.metrics = metrics_of(report)
@@ -150,7 +145,7 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the model, and of the first baseline with `_baseline` behind their names."""
     found: dict[str, float | None] = {}
     first, last = report["models"][0], report["models"][-1]
-    for model, suffix in [(last, ""), *([(first, "_baseline")] if first is not last else [])]:
+    for model, suffix in ((last, ""), (first, "_baseline"))[: len(report["models"])]:
         found[f"tokens_per_character{suffix}"] = model["tokens_per_character"]["zh"]
         found[f"tokens_per_character_en{suffix}"] = model["tokens_per_character"]["en"]
         for language in LANGUAGES:
@@ -176,9 +171,6 @@ def summary(report: Mapping[str, Any]) -> str:
     scored = last["instructions"]
     if scored and scored["accuracy"] is not None:
         said.append(f"accuracy {scored['accuracy']:.1%} (chance {scored['chance']:.1%})")
-    said += [
-        f"{exam['exam']} {exam['accuracy']:.1%} ({exam['shots']} shots)"
-        for exam in last["exams"]
-        if exam["accuracy"] is not None
-    ]
+    asked = [exam for exam in last["exams"] if exam["accuracy"] is not None]
+    said += [f"{exam['exam']} {exam['accuracy']:.1%} ({exam['shots']} shots)" for exam in asked]
     return ", ".join(said) or f"{len(report['models'])} models"

@@ -2,8 +2,7 @@
 
 Files are `<split>/<subject>.csv` (CMMLU) or `<split>/<subject>_<split>.csv` (C-Eval). `dev` holds the worked examples;
 `val` is scored where it is there (C-Eval keeps the answers of its `test`), else `test`. Columns, in any case: question,
-A, B, C and so on, answer; others are ignored. A question is asked in plain text, examples first (those that do not fit
-are left out, the first ones first); the letter with the greatest log-likelihood is the model's answer.
+A, B, C and so on, answer; others are ignored. The letter with the greatest log-likelihood is the model's answer.
 """
 
 import csv
@@ -17,38 +16,34 @@ from zhllama.errors import InputError
 
 
 class Question(NamedTuple):
-    """A question and its choices; `answer` is the index of the right one."""
-
     text: str
     choices: tuple[str, ...]
     answer: int
+    """The index of the right one."""
 
 
 class Subject(NamedTuple):
-    """The questions of one subject, and its worked examples."""
-
     name: str
     examples: tuple[Question, ...]
     questions: tuple[Question, ...]
 
 
 class Exam(NamedTuple):
-    """An exam under the name of its folder; subjects in the order of their names."""
-
     name: str
+    """Of its folder."""
     subjects: tuple[Subject, ...]
+    """In the order of their names."""
 
 
 def read_exam(artifact: Artifact, max_questions: int = 0) -> Exam:
-    """The exam, or the first `max_questions` of each subject. InputError names what is wrong: no split, no column, an
-    answer that is none of the choices."""
+    """The exam, or the first `max_questions` of each subject. InputError names what is wrong."""
     found: dict[str, dict[str, str]] = {}
     for name in sorted(artifact.names):
         *folders, file = name.split("/")
         if file.lower().endswith(".csv") and folders:
             split = folders[-1]
             found.setdefault(split, {})[file[: -len(".csv")].removesuffix(f"_{split}")] = name
-    scored = next((split for split in ("val", "test") if found.get(split)), None)
+    scored = found.get("val") or found.get("test")
     if scored is None:
         raise InputError(
             f"{artifact.root}: no questions in it; an exam has val/<subject>.csv or test/<subject>.csv, and "
@@ -61,7 +56,7 @@ def read_exam(artifact: Artifact, max_questions: int = 0) -> Exam:
             tuple(_questions(artifact, examples[subject])) if subject in examples else (),
             tuple(_questions(artifact, name))[: max_questions or None],
         )
-        for subject, name in sorted(found[scored].items())
+        for subject, name in sorted(scored.items())
     ]
     return Exam(artifact.root.rstrip("/").rsplit("/", 1)[-1], tuple(subjects))
 
@@ -78,9 +73,7 @@ def _questions(artifact: Artifact, name: str) -> Iterator[Question]:
     missing = [column for column in ("question", "a", "b", "answer") if column not in columns]
     if missing:
         raise InputError(f"{where}: no column {', '.join(missing)}; an exam's columns are question, A, B, C, D, answer")
-    for row in rows:
-        if not row:
-            continue
+    for row in filter(None, rows):
         place = f"{where}: line {rows.line_num}"
         if len(row) != len(columns):
             raise InputError(f"{place} has {len(row)} fields for {len(columns)} columns; mend or remove it")

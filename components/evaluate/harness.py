@@ -24,8 +24,7 @@ def check_tasks(tasks: Sequence[str], folder: Path | None) -> None:
         raise InputError(f"--lm-eval: the harness is not installed ({error.name} is missing); {INSTALL}") from error
     _quiet()
     known = _manager(folder).all_tasks
-    unknown = [task for task in tasks if task not in known]
-    if unknown:
+    if unknown := [task for task in tasks if task not in known]:
         raise InputError(
             f"--lm-eval {unknown[0]}: the harness knows no such task; `lm-eval ls tasks` lists them, or give a folder "
             "with the task's YAML file as --lm-eval-tasks"

@@ -10,7 +10,6 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +50,6 @@ class Sample(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What the models are scored on."""
-
     texts: Mapping[str, Sequence[str]]
     """Language → documents; empty where none was given."""
     items: Sequence[HeldOutItem]
@@ -67,27 +64,22 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
     texts: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     said: dict[str, Any] = dict.fromkeys(LANGUAGES)
     for language, option in (("zh", "text_validation" if config.text_validation else "text"), ("en", "english")):
-        artifact = inputs.get(option)
-        if artifact is None:
-            continue
-        chosen = choose_texts(read_documents(artifact), config.max_bytes)
-        texts[language] = chosen
-        said[language] = {
-            "reference": getattr(config, option),
-            "documents": len(chosen),
-            "bytes": sum(len(text.encode()) for text in chosen),
-            "characters": sum(map(len, chosen)),
-        }
-    items: list[HeldOutItem] = []
-    if artifact := inputs.get("instructions_validation") or inputs.get("instructions"):
-        items = choose_items(read_instructions(artifact), config.max_items)
+        if artifact := inputs.get(option):
+            texts[language] = chosen = choose_texts(read_documents(artifact), config.max_bytes)
+            said[language] = {
+                "reference": getattr(config, option),
+                "documents": len(chosen),
+                "bytes": sum(len(text.encode()) for text in chosen),
+                "characters": sum(map(len, chosen)),
+            }
+    artifact = inputs.get("instructions_validation") or inputs.get("instructions")
+    items = choose_items(read_instructions(artifact), config.max_items) if artifact else []
     exams = [read_exam(exam, config.max_questions) for exam in inputs.all("exams")]
     task_folder = None
     if config.lm_eval:
         from components.evaluate.harness import check_tasks
 
-        if folder := inputs.get("lm_eval_tasks"):
-            task_folder = materialize(folder)
+        task_folder = materialize(folder) if (folder := inputs.get("lm_eval_tasks")) else None
         check_tasks(split(config.lm_eval), task_folder)
     prompts = fixed_prompts(inputs.get("prompts"), config.max_prompts)
     prompts += choose_samples(texts["zh"], items, config.samples)
@@ -128,17 +120,16 @@ def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> list[Hel
     groups: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
     for item in items:
         groups[item["instruction"]][content_hash(json.dumps(dict(item), sort_keys=True, ensure_ascii=False))] = item
-    choice: list[tuple[str, HeldOutItem]] = []
-    free: list[tuple[str, HeldOutItem]] = []
+    choice: dict[str, HeldOutItem] = {}
+    free: dict[str, HeldOutItem] = {}
     for group in groups.values():
         choices = tuple(sorted({item["output"] for item in group.values()}))
         if 2 <= len(choices) <= MAX_CHOICES and len(group) >= RECURRENCE * len(choices):
-            found = [HeldOutItem(item, choices, choices.index(item["output"])) for item in group.values()]
-            choice += zip(group, found)
+            choice |= {of: HeldOutItem(item, choices, choices.index(item["output"])) for of, item in group.items()}
         else:
-            free += zip(group, [HeldOutItem(item, (item["output"],), 0) for item in group.values()])
-    best = heapq.nsmallest(max_items, choice, key=itemgetter(0))
-    return [item for _, item in best + heapq.nsmallest(-(-max_items // 5), free, key=itemgetter(0))]
+            free |= {of: HeldOutItem(item, (item["output"],), 0) for of, item in group.items()}
+    best = [choice[of] for of in heapq.nsmallest(max_items, choice)]
+    return best + [free[of] for of in heapq.nsmallest(-(-max_items // 5), free)]
 
 
 def chance(items: Iterable[HeldOutItem]) -> float:
@@ -152,13 +143,12 @@ def chance(items: Iterable[HeldOutItem]) -> float:
 
 def fixed_prompts(artifact: Artifact | None, count: int) -> list[Sample]:
     """The first `count` of the prompts that are the same in every evaluation: the user's, or the project's own."""
-    if artifact is None:
-        lines = (Path(__file__).parent / "prompts.txt").read_text("utf-8").splitlines()
-        return [Sample("prompt", wrap(line), line, "") for line in lines[:count]]
-    if any(name.endswith(".txt") for name in artifact.names):
-        texts = read_documents(artifact)
-        return [Sample("prompt", wrap(text), text, "") for text in itertools.islice(texts, count)]
-    return [_sample("prompt", item) for item in itertools.islice(read_instructions(artifact, answered=False), count)]
+    if artifact and not any(name.endswith(".txt") for name in artifact.names):
+        items = read_instructions(artifact, answered=False)
+        return [_sample("prompt", item) for item in itertools.islice(items, count)]
+    own = Path(__file__).with_name("prompts.txt")
+    texts = read_documents(artifact) if artifact else own.read_text("utf-8").splitlines()
+    return [Sample("prompt", wrap(text), text, "") for text in itertools.islice(texts, count)]
 
 
 def _sample(kind: str, item: Mapping[str, str]) -> Sample:
@@ -173,7 +163,7 @@ def choose_samples(texts: Sequence[str], held_out: Sequence[HeldOutItem], count:
         groups[one.item["instruction"]].append(one.item)
     commonest = sorted(groups, key=lambda name: (-len(groups[name]), content_hash(name)))
     rounds = itertools.zip_longest(*(groups[name] for name in commonest))
-    items = [item for each in rounds for item in each if item is not None][:count]
+    items = [item for each in rounds for item in each if item][:count]
     long_enough = [text for text in texts if len(text) > 2 * CONTINUED][:count]
     asked = min(len(items), max(count - count // 2, count - len(long_enough)))
     return [_sample("instruction", item) for item in items[:asked]] + [

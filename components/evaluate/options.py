@@ -63,11 +63,10 @@ class Evaluate(StageOptions):
             if (value := getattr(self, name)) < least:
                 raise InputError(f"evaluate: --{name.replace('_', '-')} is {value}; it must be {least} or more")
         shots_of(self.shots)
-        count = len(split_references(self.baseline)) + 1
-        named = [label for label in split(self.labels) if label]
-        if named and (len(named) != count or len(set(named)) != count):
+        count, names = len(split_references(self.baseline)) + 1, labels_of(self)
+        if not len(names) == len(set(names)) == count:
             raise InputError(
-                f"evaluate: --labels has {len(named)} names ({self.labels}) for {count} models, the baselines and the "
+                f"evaluate: --labels has {len(names)} names ({self.labels}) for {count} models, the baselines and the "
                 "model; give each one its own, comma-separated"
             )
 
@@ -86,8 +85,6 @@ def shots_of(text: str) -> list[int]:
 
 def labels_of(config: Evaluate) -> list[str]:
     """The given names, or `baseline` (numbered when there are several) and `model`."""
-    given = [label for label in split(config.labels) if label]
-    if given:
-        return given
     count = len(split_references(config.baseline))
-    return [*(("baseline" if count == 1 else f"baseline {index + 1}") for index in range(count)), "model"]
+    baselines = ["baseline"] if count == 1 else [f"baseline {index + 1}" for index in range(count)]
+    return [label for label in split(config.labels) if label] or [*baselines, "model"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zhllama.stage import report_page
+from zhllama.stage.report_figures import task_rows
 from zhllama.stage.report_page import curves, number, percent
 
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
@@ -30,7 +31,7 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
         bits=list(filter(None, (bits_bars(report, language) for language in LANGUAGE_NAMES))),
         accuracy=accuracy_bars(report),
         exams=exam_bars(report),
-        tasks=task_rows(report),
+        tasks=task_rows(report["models"]),
         curves=[curves(training) for training in report["trainings"] if len(training["points"]) > 1],
         languages=LANGUAGE_NAMES,
         answer_tokens=answer_tokens,
@@ -114,10 +115,9 @@ def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
     found = [share_bars(models, scored, "All multiple-choice items", f"{scored[-1]['items']:,} items")]
     groups = scored[-1]["groups"]
     for last in groups if len(groups) > 1 else []:
-        name = last["instruction"]
+        name, note = last["instruction"], f"{last['items']:,} items; {' / '.join(last['choices'])}"
         of_each = [group for each in scored for group in each["groups"] if group["instruction"] == name]
         if len(of_each) == len(models):
-            note = f"{last['items']:,} items; {' / '.join(last['choices'])}"
             found.append(share_bars(models, of_each, name, note))
     return found
 
@@ -127,20 +127,8 @@ def exam_bars(report: Mapping[str, Any]) -> list[Bars]:
     models = report["models"]
     found = []
     for each in zip(*(model["exams"] for model in models)):
-        if any(one["accuracy"] is None for one in each):
-            continue
-        exam = each[-1]
-        subjects = len(exam["subjects"])
-        note = f"{exam['items']:,} questions, {subjects} {'subject' if subjects == 1 else 'subjects'}"
-        found.append(share_bars(models, each, f"{exam['exam']}, {exam['shots']} shots", note))
+        if all(one["accuracy"] is not None for one in each):
+            exam, subjects = each[-1], len(each[-1]["subjects"])
+            note = f"{exam['items']:,} questions, {subjects} {'subject' if subjects == 1 else 'subjects'}"
+            found.append(share_bars(models, each, f"{exam['exam']}, {exam['shots']} shots", note))
     return found
-
-
-def task_rows(report: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """(task and metric, its value for each model) of lm-evaluation-harness."""
-    models = report["models"]
-    return [
-        (f"{task}, {metric.removesuffix(',none')}", [model["lm_eval"].get(task, {}).get(metric) for model in models])
-        for task, figures in models[-1]["lm_eval"].items()
-        for metric in figures
-    ]

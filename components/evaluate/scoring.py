@@ -4,15 +4,14 @@ Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not t
 positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
 across vocabularies (byte fallback: no unknown piece hides bytes); next-token accuracy is not.
 
-Answers: the training prompt, then the ids of the answer and EOS. The greatest summed log-likelihood wins; all choices
-are scored in one row behind one prompt, each seeing the prompt and itself: half the work of a row a choice, for two.
-The letters of an exam are scored in the same way, without EOS: text goes on behind them.
-
-Rows of like length run together, padded on the right (a causal model never looks there), and the output layer, which
-is most of a small model's work, runs at the scored positions alone, in chunks that stay in cache reach.
+Answers: the training prompt, then the ids of the answer and EOS (none behind an exam's letter: text goes on there).
+The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each seeing the prompt and
+itself: half the work of a row a choice, for two. Rows are padded on the right (a causal model never looks there), and
+the output layer, which is most of a small model's work, runs at the scored positions alone.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -73,11 +72,10 @@ def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -
         right[index] = int(sums.argmax()) == answer
         exact += bool(hits[answer])
         losses[index] = -sums[answer]
-    groups: dict[str, list[tuple[HeldOutItem, bool]]] = {}
-    for item, hit in zip(fitting, right):
-        if len(item.choices) > 1:
-            groups.setdefault(item.item["instruction"], []).append((item, hit))
-    chosen = [pair for group in groups.values() for pair in group]
+    chosen = [(item, hit) for item, hit in zip(fitting, right) if len(item.choices) > 1]
+    groups: dict[str, list[tuple[HeldOutItem, bool]]] = defaultdict(list)
+    for item, hit in chosen:
+        groups[item.item["instruction"]].append((item, hit))
     size = sum(len(item.choices[item.answer].encode()) for item in fitting)
     bits = losses.sum().item() / math.log(2) / size if size else math.nan
     return {
@@ -136,9 +134,8 @@ def _shares(right: int, count: int) -> dict[str, Any]:
 
 
 class _Row(NamedTuple):
-    """A prompt with answers behind it: the input of one row, and what is scored in it. ids, places: (length,), the
-    tokens and their positions. segments: (length,), 0 for the prompt, 1.. for the answers. at: positions whose next
-    token is scored; targets: that token; owner: which answer it belongs to."""
+    """A prompt with answers behind it. ids, places: (length,), the tokens and their positions; segments: (length,), 0
+    for the prompt, 1.. for the answers. at: positions whose next token is scored; targets: that; owner: its answer."""
 
     ids: list[int]
     places: list[int]
@@ -184,8 +181,7 @@ def _scored_rows(
                 owner = torch.tensor(rows[index].owner)
                 count = int(owner.max()) + 1
                 sums = torch.zeros(count, dtype=torch.float64).index_add_(0, owner, log_probs)
-                missed = torch.zeros(count, dtype=torch.int64).index_add_(0, owner, (~hit).long())
-                yield index, sums, missed == 0
+                yield index, sums, torch.bincount(owner[~hit], minlength=count) == 0
             bar.advance(len(batch))
 
 
@@ -204,10 +200,9 @@ def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[tor
     hidden = loaded.model.base_model(
         ids.to(device), position_ids=places.to(device), attention_mask=mask.to(device), use_cache=False
     ).last_hidden_state
-    number = torch.tensor([index for index, row in enumerate(rows) for _ in row.at], device=device)
-    at = torch.tensor([place for row in rows for place in row.at], device=device)
+    at = torch.tensor([(number, place) for number, row in enumerate(rows) for place in row.at], device=device)
     targets = torch.tensor([target for row in rows for target in row.targets])
-    log_probs, hit = _log_probs(loaded, hidden[number, at], targets)
+    log_probs, hit = _log_probs(loaded, hidden[at[:, 0], at[:, 1]], targets)
     counts = [len(row.targets) for row in rows]
     return zip(log_probs.split(counts), hit.split(counts))
 

@@ -1,7 +1,5 @@
-"""The stage: fetch what the plan names, check it, publish it.
-
-What is missing is found before the first weight is copied; a file whose sum is wrong stops everything, and nothing is
-published. A pickle (.pth, .bin) is never opened here.
+"""The stage: fetch what the plan names, check it, publish it. One file whose sum is wrong stops everything, and nothing
+is published. A pickle (.pth, .bin) is never opened here.
 """
 
 import logging
@@ -37,9 +35,8 @@ def fetch_weights(config: FetchWeights, inputs: Inputs, out: ArtifactWriter) -> 
     out.inputs = {"source": Input(plan.source.address, content)}
     out.facts["size"] = plan.size
     out.facts["verified"] = {item.name: item.verified_by for item in plan.items if item.verified_by}
-    total = sum(file.size for file in out.files)
-    verified = len(plan.items) - len(unknown)
-    out.facts["summary"] = f"{len(plan.items)} files, {human(total, 'B')}, {verified} verified"
+    total = human(sum(file.size for file in out.files), "B")
+    out.facts["summary"] = f"{len(plan.items)} files, {total}, {len(plan.items) - len(unknown)} verified"
     return out.publish(plan.kind)
 
 
@@ -48,8 +45,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     items = {item.name: item for item in plan.items}
 
     def content(name: str) -> bytes:
-        found = read(items[name].source, name)
-        sums = Sums(items[name])
+        sums, found = Sums(items[name]), read(items[name].source, name)
         sums.add(found)
         sums.check()
         return found

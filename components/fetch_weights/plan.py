@@ -47,22 +47,15 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
     source = _model_folder(open_source(address), size)
     size = size or _recognised_size(source)
     names = source.names(_likely_names(source, size))
-    expected: dict[str, str] = {}
-    beside: dict[str, str] = {}
-    checklists: dict[str, tuple[str, str]] = {}
-    if expect:
-        expected = of_folder(parse_sums(read_expected(expect), f"--expect {expect}"), _size_folders(size))
-    else:
-        beside = _sums_of(source, SUMS, size) if SUMS in names else {}
-        checklists = _checklists(source, names, size)
+    folders = _size_folders(size)
+    expected = of_folder(parse_sums(read_expected(expect), f"--expect {expect}"), folders) if expect else {}
+    beside = _sums_of(source, SUMS, size) if SUMS in names and not expect else {}
+    checklists = {} if expect else _checklists(source, names, size)
     kind, wanted = _survey(source, size, names, [*expected, *beside, *checklists])
-    published: Mapping[str, str] = {}
-    if kind == "meta-weights":
-        published = table()["meta"].get(size, {})
-    elif kind == "adapter":
-        # the repositories' names are known, also as the last two parts of a mirror's address
-        name = source.repository if isinstance(source, HubSource) else "/".join(source.address.split("/")[-2:])
-        published = table()["adapters"].get(name, {})
+    # the repositories' names are known, also as the last two parts of a mirror's address
+    name = source.repository if isinstance(source, HubSource) else "/".join(source.address.split("/")[-2:])
+    tables = {"meta-weights": table()["meta"].get(size), "adapter": table()["adapters"].get(name)}
+    published: Mapping[str, str] = tables.get(kind) or {}
     items = []
     for name in wanted:
         holder = source if name in names else source.above()
@@ -135,8 +128,8 @@ def _indexed_shards(source: Source) -> list[str]:
     try:
         return sorted(set(object_of(read(source, INDEX))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        where = f"--source {source.address}/{INDEX}"
-        raise InputError(f"{where}: no index of safetensors ({error}); fetch another copy") from error
+        wrong = f"no index of safetensors ({error}); fetch another copy"
+        raise InputError(f"--source {source.address}/{INDEX}: {wrong}") from error
 
 
 def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> tuple[str, list[str]]:

@@ -1,8 +1,7 @@
 """A file written by parts, in any order and from several threads, that goes on where a killed writer stopped.
 
-In S3 the unfinished multipart upload is the record of the parts; in a folder a hidden file beside the target holds the
-bytes, and a journal says which parts of it are on the disk. Nothing is visible before commit(). Nobody who is still
-there hashed the `kept` parts: read the file again before it is believed.
+In S3 the unfinished multipart upload is the record of the parts. Nothing is visible before commit(). The `kept` parts
+were hashed by nobody who is still there: read the file again before it is believed.
 """
 
 import os
@@ -13,16 +12,10 @@ from zhllama.errors import StorageFault
 
 
 def extents(size: int) -> list[tuple[int, int]]:
-    """The parts of a file of `size` bytes, (first byte, bytes) each: whole 8 MiB blocks but for the last one.
-
-    An empty file has one part, too.
-    """
-    found: list[tuple[int, int]] = []
-    start = 0
-    while start < size or not found:
-        length = min(storage.part_length(len(found) + 1), size - start)
-        found.append((start, length))
-        start += length
+    """The parts of a file, of an empty one too, (first byte, bytes) each: whole 8 MiB blocks but for the last one."""
+    found = [(0, min(storage.PART, size))]
+    while (start := sum(found[-1])) < size:
+        found.append((start, min(storage.part_length(len(found) + 1), size - start)))
     return found
 
 

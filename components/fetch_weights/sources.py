@@ -1,8 +1,8 @@
 """Where weights come from: a folder, S3, HTTP, the Hugging Face hub, behind a few questions.
 
 `stat(name)`: is this file there, how large. `names(likely)`: what is there (HTTP has no listing: the likely names are
-tried). `chunks(name)`: its bytes; a broken connection goes on where it broke. `ranged(name)`: whether it can be had by
-`part(name, start, length)`, which simple HTTP servers do not give.
+tried). `chunks(name)`: its bytes; a broken connection goes on where it broke. `ranged(name)`: whether a part of it can
+be had (`chunks(name, start, length)`), which simple HTTP servers do not give.
 """
 
 import ipaddress
@@ -11,12 +11,11 @@ import re
 import time
 import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException, HTTPMessage
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from zhllama import storage
@@ -43,17 +42,12 @@ class Found:
     sha256: str | None = None
 
 
-class Source(ABC):
+class Source(Protocol):
     address: str
 
-    @abstractmethod
     def stat(self, name: str) -> Found | None: ...
-    @abstractmethod
     def names(self, likely: Iterable[str]) -> list[str]: ...
-    @abstractmethod
-    def chunks(self, name: str) -> Iterator[bytes]: ...
-    @abstractmethod
-    def part(self, name: str, start: int, length: int) -> Iterator[bytes]: ...
+    def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]: ...
 
     def ranged(self, name: str) -> bool:
         return True
@@ -104,35 +98,9 @@ class StoredSource(Source):
     def names(self, likely: Iterable[str]) -> list[str]:
         return list(self._listing)
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        return storage.read_chunks(storage.join(self.address, name), CHUNK)
-
-    def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
+    def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """At once, as the hub's: what is larger than a part is asked for by parts."""
         yield storage.read_bytes(storage.join(self.address, name), start, length)
-
-
-class _Resume(Exception):
-    """A connection that ended early."""
-
-
-def _resumed(name: str, connect: Callable[[int], Iterator[bytes]], end: int | None, start: int = 0) -> Iterator[bytes]:
-    """What `connect(start)` streams up to `end`, connected anew where it broke. StorageFault if it keeps breaking."""
-    at, failures = start, 0
-    while True:
-        before = at
-        try:
-            for chunk in connect(at):
-                at += len(chunk)
-                yield chunk
-            if end is not None and at < end:
-                raise _Resume(f"{at - start} of {end - start} bytes came")
-            return
-        except (_Resume, OSError, HTTPException) as error:
-            # progress made: the server is alive, so the count begins anew
-            failures = 1 if at > before else failures + 1
-            if failures >= ATTEMPTS:
-                raise StorageFault(f"{name}: the connection broke at byte {at} ({error}); try again") from error
-            time.sleep(pause_after(failures, PAUSE, LONGEST_PAUSE))
 
 
 class HttpSource(Source):
@@ -150,76 +118,80 @@ class HttpSource(Source):
     def _url(self, name: str) -> str:
         return f"{self.address}/{quote(name)}"
 
-    def _open(self, url: str, method: str = "GET", start: int | None = None, end: int | None = None) -> Any:
-        request = urllib.request.Request(url, method=method)
-        request.add_header("User-Agent", "zhllama")
-        if start is not None:
-            request.add_header("Range", f"bytes={start}-" + ("" if end is None else str(end - 1)))
+    def _open(self, url: str, method: str = "GET", span: str = "") -> Any:
+        headers = {"User-Agent": "zhllama"} | ({"Range": f"bytes={span}"} if span else {})
+        request = urllib.request.Request(url, headers=headers, method=method)
         return urllib.request.build_opener(_OnlyHttps()).open(request, timeout=TIMEOUT)
 
     def stat(self, name: str) -> Found | None:
-        if name not in self._known:
-            self._known[name] = self._head(name)
-        return self._known[name]
-
-    def _head(self, name: str) -> Found | None:
-        url = self._url(name)
+        if name in self._known:
+            return self._known[name]
+        url, passes = self._url(name), (OSError, HTTPException)
 
         def head() -> Found | None:
-            with self._open(url, "HEAD") as answer:
-                length = answer.headers.get("Content-Length")
-                return Found(name, int(length) if length else None, _tag(answer.headers))
-
-        def passes(error: BaseException) -> bool:
-            return isinstance(error, (OSError, HTTPException)) and (
-                not isinstance(error, urllib.error.HTTPError) or error.code >= 500
-            )
+            try:
+                with self._open(url, "HEAD") as answer:
+                    length = answer.headers.get("Content-Length")
+                    return Found(name, int(length) if length else None, _tag(answer.headers))
+            except urllib.error.HTTPError as error:
+                if error.code in (403, 404, 410):
+                    # object stores answer 403 for what is absent when listing is not allowed
+                    return None
+                if error.code < 500:
+                    raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
+                raise
 
         try:
-            return with_retries(head, passes, tries=ATTEMPTS, first=PAUSE, longest=LONGEST_PAUSE)
-        except urllib.error.HTTPError as error:
-            if error.code in (403, 404, 410):
-                # object stores answer 403 for what is absent when listing is not allowed
-                return None
-            if error.code < 500:
-                raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
-            failed: Exception = error
-        except (OSError, HTTPException) as error:
-            failed = error
-        raise StorageFault(
-            f"--source {url}: no answer after {ATTEMPTS} attempts ({failed}); check address and network"
-        ) from failed
+            retried = with_retries(
+                head, lambda error: isinstance(error, passes), tries=ATTEMPTS, first=PAUSE, longest=LONGEST_PAUSE
+            )
+        except passes as error:
+            raise StorageFault(
+                f"--source {url}: no answer after {ATTEMPTS} attempts ({error}); check address and network"
+            ) from error
+        return self._known.setdefault(name, retried)
 
     def names(self, likely: Iterable[str]) -> list[str]:
         return [name for name in likely if self.stat(name) is not None]
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        found = self.stat(name)
-        return _resumed(self._url(name), lambda at: self._stream(name, at or None, None), found.size if found else None)
+    def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Connected anew where it broke. StorageFault if it keeps breaking."""
+        url, known = self._url(name), self.stat(name)
+        size = known.size if length is None and known else length
+        at, failures, last = start, 0, "" if length is None else start + length - 1
+        while True:
+            before = at
+            try:
+                # the whole is asked for without a range: not every server knows them
+                span = f"{at}-{last}" if at or length is not None else ""
+                with self._open(url, span=span) as answer:
+                    if span and answer.status != 206:
+                        raise InputError(
+                            f"--source {url}: the server knows no ranges, and the connection broke; try again"
+                        )
+                    if known and _tag(answer.headers) != known.tag:
+                        raise StorageFault(f"--source {url}: the file was changed while it was fetched; try again")
+                    while chunk := answer.read(CHUNK):
+                        at += len(chunk)
+                        yield chunk
+                if size is None or at - start >= size:
+                    return
+                raise HTTPException(f"{at - start} of {size} bytes came")
+            except (OSError, HTTPException) as error:
+                # progress made: the server is alive, so the count begins anew
+                failures = 1 if at > before else failures + 1
+                if failures >= ATTEMPTS:
+                    raise StorageFault(f"{url}: the connection broke at byte {at} ({error}); try again") from error
+                time.sleep(pause_after(failures, PAUSE, LONGEST_PAUSE))
 
     def ranged(self, name: str) -> bool:
         """Asked with a range of one byte: what a server says of itself in headers is often left out."""
         try:
-            with self._open(self._url(name), start=0, end=1) as answer:
+            with self._open(self._url(name), span="0-0") as answer:
                 return bool(answer.status == 206)
         except (OSError, HTTPException):
             # the stream that is tried instead says what is wrong
             return False
-
-    def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
-        end = start + length
-        return _resumed(self._url(name), lambda at: self._stream(name, at, end), end, start)
-
-    def _stream(self, name: str, start: int | None, end: int | None) -> Iterator[bytes]:
-        url = self._url(name)
-        with self._open(url, start=start, end=end) as answer:
-            if start is not None and answer.status != 206:
-                raise InputError(f"--source {url}: the server knows no ranges, and the connection broke; try again")
-            tag, known = _tag(answer.headers), self.stat(name)
-            if known is not None and tag != known.tag:
-                raise StorageFault(f"--source {url}: the file was changed while it was fetched; try again")
-            while chunk := answer.read(CHUNK):
-                yield chunk
 
 
 def _tag(headers: HTTPMessage) -> str:
@@ -269,13 +241,9 @@ class HubSource(Source):
     def names(self, likely: Iterable[str]) -> list[str]:
         return list(self._listing[1])
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """At once: what is larger than a part is asked for by parts."""
-        return self.part(name, 0, self._listing[1][name].size or 0)
-
-    def part(self, name: str, start: int, length: int) -> Iterator[bytes]:
-        content = bytearray(length)
-        self._listing[0](name, start, length, memoryview(content), None)
+    def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        content = bytearray(self._listing[1][name].size or 0 if length is None else length)
+        self._listing[0](name, start, len(content), memoryview(content), None)
         yield bytes(content)
 
     def below(self, folder: str) -> Source:

@@ -1,14 +1,11 @@
-"""What the files should hash to: sha256sums files, Meta's MD5 checklists, and the table of published weights.
-
-The table is data (sha256.json): Meta's files by size, the published adapters by repository.
-"""
+"""What the files should hash to: sha256sums files, Meta's MD5 checklists, and the table of published weights."""
 
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from components.fetch_weights.sources import HttpSource, read
 from zhllama import storage
@@ -22,8 +19,7 @@ _DIGITS = {"sha256": 64, "md5": 32}
 
 def table() -> Mapping[str, Any]:
     """`meta`: size → file → SHA-256; `adapters`: repository → file → SHA-256."""
-    found: Mapping[str, Any] = json.loads(Path(__file__).with_name("sha256.json").read_text())
-    return found
+    return cast(Mapping[str, Any], json.loads(Path(__file__).with_name("sha256.json").read_text()))
 
 
 def parse_sums(content: bytes, where: str, kind: str = "sha256") -> dict[str, str]:
@@ -62,10 +58,7 @@ def read_expected(reference: str) -> bytes:
 
 
 def of_folder(sums: Mapping[str, str], folders: tuple[str, ...]) -> dict[str, str]:
-    """The lines that speak of one folder's files, by their plain names.
-
-    Lines without a folder, and those below one of `folders` (`13B/params.json`); of the other folders, none.
-    """
+    """The lines without a folder and those below one of `folders` (`13B/params.json`), by the files' plain names."""
     found = {name: digest for name, digest in sums.items() if "/" not in name}
     for name, digest in sums.items():
         folder, _, plain = name.rpartition("/")

@@ -1,9 +1,8 @@
 """The copying: parts of 16 MiB side by side, hashed in order, going on where a killed fetch stopped.
 
-Memory: `parallel + 2` parts. A file is in its place only when its sums are right. After a kill, a complete file and the
-parts of one under way (resumable.py) are kept; no hash of ours has seen them, so such a file is read once from the
-store, and dropped and fetched anew if it is not as it should be. SHA-256 of the whole is one core's: 1.8 GB/s, or 0.5
-with a checklist's MD5.
+Memory: `parallel + 2` parts. A file is in its place only when its sums are right. What was kept after a kill
+(resumable.py) no hash of ours has seen: such a file is read once from the store, and fetched anew if it is not as it
+should be. SHA-256 of the whole is one core's: 1.8 GB/s, or 0.5 with a checklist's MD5.
 """
 
 import hashlib
@@ -49,7 +48,7 @@ class Sums:
     """The hashes of one file, fed in order, and the digests of its blocks, which come along."""
 
     def __init__(self, item: Item) -> None:
-        self._item = item
+        self.item = item
         # Meta's checklists are MD5; it decides nothing that SHA-256 does not
         self._hashes = {kind: hashlib.new(kind, usedforsecurity=False) for kind in ("sha256", *item.sums)}
         self.size = 0
@@ -64,10 +63,10 @@ class Sums:
 
     def check(self) -> str:
         """The SHA-256. InputError for bytes that are not the wanted ones, StorageFault when some are missing."""
-        where, size = f"{self._item.source.address}/{self._item.name}", self._item.found.size
+        where, size = f"{self.item.source.address}/{self.item.name}", self.item.found.size
         if size is not None and self.size != size:
             raise StorageFault(f"{where}: {self.size} bytes came of {size}; it was cut short or changed, try again")
-        for kind, (wanted, by) in self._item.sums.items():
+        for kind, (wanted, by) in self.item.sums.items():
             if (found := self._hashes[kind].hexdigest()) != wanted:
                 raise InputError(
                     f"{where}: {kind} {wanted} expected (by {by}), {found} found; fetch it again, or pass --expect if "
@@ -76,19 +75,19 @@ class Sums:
         return self._hashes["sha256"].hexdigest()
 
 
-class _File:
-    """A file on its way. at_rest: it lies in its place already and is only read and hashed there."""
+class _File(Sums):
+    """A file on its way. at_rest: it lies in its place already and is only read and hashed there. again: its bytes are
+    in the progress already, and what an earlier fetch left of it is not used. left: jobs whose results have not been
+    taken."""
 
     def __init__(self, item: Item, target: str, at_rest: bool, again: bool = False) -> None:
-        """again: its bytes are in the progress already, and what an earlier fetch left of it is not used."""
-        self.item, self.target, self.at_rest, self.again = item, target, at_rest, again
-        self.sums = Sums(item)
+        super().__init__(item)
+        self.target, self.at_rest, self.again = target, at_rest, again
         self.writer: Parts | None = None
         self.left = 1
-        """Jobs whose results have not been taken."""
 
 
-Job = Callable[[], tuple[_File, bytes, list[str]]]
+Result = tuple[_File, bytes, list[str]]
 
 
 class _Stopped(Exception):
@@ -111,15 +110,13 @@ def transfer(items: Sequence[Item], out: ArtifactWriter, parallel: int) -> None:
 
 class _Transfer:
     def __init__(self, files: Iterable[_File], out: ArtifactWriter, bar: Progress) -> None:
-        self._queue = deque(files)
-        self._out = out
-        self._bar, self._bar_lock = bar, threading.Lock()
+        self._queue, self._out, self._bar = deque(files), out, bar
         self._stop = threading.Event()
         self._open: list[Parts] = []
 
     def run(self, pool: ThreadPoolExecutor, limit: int) -> None:
         """At most `limit` parts are under way or not taken yet."""
-        window: deque[Future[tuple[_File, bytes, list[str]]]] = deque()
+        window: deque[Future[Result]] = deque()
         try:
             # a file whose parts were kept, or turned out wrong, is queued again when it has ended
             while self._queue:
@@ -135,7 +132,7 @@ class _Transfer:
             for writer in self._open:
                 writer.suspend()
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> Iterator[Callable[[], Result]]:
         while self._queue:
             file = self._queue.popleft()
             item, size = file.item, file.item.found.size
@@ -158,23 +155,23 @@ class _Transfer:
                 # all its parts were kept: only the end is missing
                 yield partial(lambda file: (file, b"", []), file)
 
-    def _part(self, file: _File, number: int, start: int, length: int) -> tuple[_File, bytes, list[str]]:
+    def _part(self, file: _File, number: int, start: int, length: int) -> Result:
         if file.writer is None:
             content = storage.read_bytes(file.target, start, length)
             self._advance(file, length)
             return file, content, block_digests(content)
-        content = b"".join(self._received(file, file.item.source.part(file.item.name, start, length)))
+        content = b"".join(self._received(file, file.item.source.chunks(file.item.name, start, length)))
         file.writer.put(number, content)
         # beside kept parts, it is hashed when the file is whole, from the store
         return (file, b"", []) if file.writer.kept else (file, content, block_digests(content))
 
-    def _stream(self, file: _File) -> tuple[_File, bytes, list[str]]:
+    def _stream(self, file: _File) -> Result:
         """A file that is small, whose size is not known or whose source gives no parts: from beginning to end."""
         with self._out.writer(file.item.name) as stream:
             for chunk in self._received(file, file.item.source.chunks(file.item.name)):
                 stream.write(chunk)
-                file.sums.add(chunk)
-            file.sums.check()
+                file.add(chunk)
+            file.check()
         return file, b"", []
 
     def _received(self, file: _File, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -186,7 +183,7 @@ class _Transfer:
 
     def _take(self, file: _File, content: bytes, blocks: list[str]) -> None:
         """A job's result, in order; the last of a file ends it."""
-        file.sums.add(content, blocks)
+        file.add(content, blocks)
         file.left -= 1
         writer = file.writer
         if file.left or (writer is None and not file.at_rest):
@@ -198,7 +195,7 @@ class _Transfer:
                 self._queue.append(_File(file.item, file.target, at_rest=True, again=True))
                 return
         try:
-            sha256 = file.sums.check()
+            sha256 = file.check()
         except (InputError, StorageFault) as error:
             if writer is not None:
                 writer.abort()
@@ -209,9 +206,8 @@ class _Transfer:
             return
         if writer is not None:
             writer.commit()
-        self._out.add_stored(File(file.item.name, file.sums.size, sha256), file.sums.blocks)
+        self._out.add_stored(File(file.item.name, file.size, sha256), file.blocks)
 
     def _advance(self, file: _File, count: int) -> None:
         if not file.again:
-            with self._bar_lock:
-                self._bar.advance(count)
+            self._bar.advance(count)

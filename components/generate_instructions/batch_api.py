@@ -1,9 +1,8 @@
 """The Batch API: many requests as one file, answered within a day, usually at half the price.
 
-The first answers are asked for one by one: they show what the server takes and that the model writes items. Then a
-batch holds as many requests as are wanted at the yield seen so far and as the budget certainly holds. Its plan is in
-the journal before the file is sent, and the server keeps our name of it: killed at any moment, a later run finds the
-batch, and never makes it twice. It is left running when we are stopped: it is paid for.
+The first answers are asked for one by one: they show what the server takes and that the model writes items. A batch's
+plan is in the journal before its file is sent, and the server keeps our name of it: killed at any moment, a later run
+finds the batch, and never makes it twice. It is left running when we are stopped: it is paid for.
 """
 
 import asyncio
@@ -39,14 +38,7 @@ async def finish(scheduler: "RequestScheduler") -> None:
     scheduler.harvest_what_came()
 
 
-async def ask(scheduler: "RequestScheduler") -> None:
-    """Batch after batch until `scheduler.ended`."""
-    while not scheduler.ended:
-        await _plan(scheduler)
-        await finish(scheduler)
-
-
-async def _plan(scheduler: "RequestScheduler") -> None:
+async def plan(scheduler: "RequestScheduler") -> None:
     """Makes the next batch, or sets `scheduler.ended` when the budget holds no more."""
     chosen: dict[int, Tokens] = {}
     charged, limit = scheduler.ledger.charged, ""
@@ -64,26 +56,24 @@ async def _plan(scheduler: "RequestScheduler") -> None:
         scheduler.ended = limit
         return
     name = uuid.uuid4().hex
-    made_before = {number: scheduler.ledger.attempts[number] for number in chosen}
-    if (most_attempts := max(made_before.values())) >= ATTEMPTS:
+    made = scheduler.ledger.attempts
+    if (most_attempts := max(made[number] for number in chosen)) >= ATTEMPTS:
         raise StorageFault(
             f"{scheduler.where} did not answer a request in {most_attempts} batches; what came is kept, run this again "
             "without --batch"
         )
-    planned = [[number, made_before[number] + 1, most.prompt, most.answer] for number, most in chosen.items()]
+    planned = [[number, made[number] + 1, most.prompt, most.answer] for number, most in chosen.items()]
     await scheduler.record("batch planned", batch=name, requests=planned)
-    lines = []
+    client, content = scheduler.api.client, bytearray()
     for number in chosen:
         body = scheduler.api.body(scheduler.requests[number], scheduler.dialect, stream=False)
         line = {"custom_id": str(number), "method": "POST", "url": ENDPOINT, "body": body}
-        lines.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    content = b"".join(lines)
-    client = scheduler.api.client
+        content += json.dumps(line, ensure_ascii=False).encode() + b"\n"
     try:
-        file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", content), purpose="batch")
+        file = await _call(scheduler, client.files.create, file=(f"{name}.jsonl", bytes(content)), purpose="batch")
         what = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h", "metadata": {NAME: name}}
         # once and no more: whether a call without an answer made the batch is looked up, not tried again
-        made = await client.batches.create(**what)
+        begun = await client.batches.create(**what)
     except Exception as error:
         failure = _told_apart(scheduler, error)
         if isinstance(failure, Failed):
@@ -92,8 +82,8 @@ async def _plan(scheduler: "RequestScheduler") -> None:
         if isinstance(failure, NoBatches):
             await _undone(scheduler, name, "the batch was refused")
         raise failure from error
-    await scheduler.record("batch created", batch=name, id=made.id)
-    log.info("batch %s: %d requests", made.id, len(chosen))
+    await scheduler.record("batch created", batch=name, id=begun.id)
+    log.info("batch %s: %d requests", begun.id, len(chosen))
 
 
 async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> None:
@@ -113,9 +103,8 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
         # of bytes, since a text's lines end at signs too that may stand in an answer
         for line in (await _call(scheduler, client.files.content, file)).content.splitlines():
             await _keep(scheduler, batch, line)
-    await _undone(
-        scheduler, name, "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
-    )
+    missing = "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
+    await _undone(scheduler, name, missing)
     if state.status == "failed":
         said = "; ".join(str(error.message) for error in (state.errors.data or [])[:3]) if state.errors else ""
         raise InputError(

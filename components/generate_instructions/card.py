@@ -1,23 +1,20 @@
 """The data card: what is in the data, what was left out and why, what it cost, and how it can be made again.
 
-card.json for programs, report.html for people. The date is that of the last answer, so that the same
-answers make the same card.
+The date is that of the last answer, so that the same answers make the same card.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from components.generate_instructions.harvest import RULES, UNNAMED, Harvest, share_of
 from components.generate_instructions.ledger import Ledger
 from components.generate_instructions.options import GenerateInstructions
 from zhllama.data.instructions import FIELDS
 from zhllama.stage.options import configuration_of
 from zhllama.stage.report_page import render
-
-if TYPE_CHECKING:
-    from components.generate_instructions.harvest import Harvest
 
 EDGES = (1, 2, 5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 """Characters: the lower ends of a histogram's bars. The last is open."""
@@ -32,13 +29,13 @@ ENDINGS = {
 }
 
 
-def imported(config: GenerateInstructions, harvest: "Harvest", records: Mapping[str, int]) -> dict[str, Any]:
+def imported(config: GenerateInstructions, harvest: Harvest, records: Mapping[str, int]) -> dict[str, Any]:
     """The card, a JSON value, of items that were imported from so many records by form."""
     ended = "items" if harvest.full else "all records"
     return {**_card(config, harvest, ended, "import"), "records": records}
 
 
-def generated(config: GenerateInstructions, harvest: "Harvest", ended: str, ledger: Ledger) -> dict[str, Any]:
+def generated(config: GenerateInstructions, harvest: Harvest, ended: str, ledger: Ledger) -> dict[str, Any]:
     """The card of items that a model wrote."""
     budget, billed, charged = config.budget, ledger.billed, ledger.charged
     return _card(config, harvest, ended, "model") | {
@@ -61,9 +58,7 @@ def generated(config: GenerateInstructions, harvest: "Harvest", ended: str, ledg
     }
 
 
-def _card(config: GenerateInstructions, harvest: "Harvest", ended: str, source: str) -> dict[str, Any]:
-    from components.generate_instructions.harvest import RULES, share_of
-
+def _card(config: GenerateInstructions, harvest: Harvest, ended: str, source: str) -> dict[str, Any]:
     items, language = harvest.items, harvest.catalogue.language
     return {
         "items": len(items),
@@ -79,7 +74,8 @@ def _card(config: GenerateInstructions, harvest: "Harvest", ended: str, source: 
         "openings": dict(Counter(item["instruction"][:2] for item in items).most_common(OPENINGS)),
         "topics": dict(sorted(harvest.topics.items(), key=lambda named: (-named[1], named[0]))),
         "task_types": dict(sorted(harvest.task_types.items(), key=lambda named: (-named[1], named[0]))),
-        "examples": [dict(item) for item in spread(items, EXAMPLES)],
+        # at equal distances, the first among them
+        "examples": [dict(item) for item in items[:: max(1, len(items) // EXAMPLES)][:EXAMPLES]],
         "settings": configuration_of(config),
     }
 
@@ -91,8 +87,8 @@ def summary(content: Mapping[str, Any]) -> str:
     text += f", {sum(content['fallen'].values()):,} left out"
     if content["source"] == "import":
         return f"{text}, of {sum(content['records'].values()):,} records"
-    cost = content["cost"]
-    text += f", {content['requests']['answered']:,} answers, {sum(cost['billed'].values()):,} tokens"
+    cost, answered = content["cost"], content["requests"]["answered"]
+    text += f", {answered:,} answers, {sum(cost['billed'].values()):,} tokens"
     return text if cost["billed_cost"] is None else f"{text}, cost {cost['billed_cost']:.4f}"
 
 
@@ -113,20 +109,13 @@ def lengths(texts: Sequence[str]) -> dict[str, Any]:
     """Characters of the texts that are not empty: mean, median, 95th percentile, longest, and counts by EDGES."""
     found = sorted(len(text) for text in texts if text)
     counts = Counter(max(edge for edge in EDGES if edge <= length) for length in found)
+    places = {"median": len(found) // 2, "p95": len(found) * 95 // 100, "longest": len(found) - 1}
     return {
         "texts": len(found),
         "mean": _mean(found),
-        "median": found[len(found) // 2] if found else 0,
-        "p95": found[min(len(found) - 1, len(found) * 95 // 100)] if found else 0,
-        "longest": found[-1] if found else 0,
+        **{name: found[place] if found else 0 for name, place in places.items()},
         "histogram": {str(edge): counts[edge] for edge in EDGES},
     }
-
-
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of them at equal distances, the first among them."""
-    step = max(1, len(items) // count)
-    return list(items[::step][:count])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -135,8 +124,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def page(content: Mapping[str, Any]) -> str:
     """The card as one HTML page."""
-    from components.generate_instructions.harvest import RULES, UNNAMED
-
     histograms = []
     for field, found in content["lengths"].items():
         # columns of (from, height in percent, count), the empty ends left off

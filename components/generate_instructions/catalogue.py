@@ -1,9 +1,8 @@
 """What is asked and what is taken of the answers: catalogue.yaml, or a file of the user's in its place.
 
-Request number n is made of the seed and its number alone, so that a run that goes on asks what it would have asked:
-the recipe's 20 items on 10 topics of 10 task types. Both are numbered in it and each item names its own by number, for
-the data card. What depends on the data's language is in the catalogue, but for the line before the examples of --seeds
-(Chinese; part of the answers' key) and the words that mean "no input" (harvest.py: Chinese and English).
+Request number n is made of the seed and its number alone, so that a run that goes on asks what it would have asked.
+What depends on the language is in the catalogue, but for the line before the examples of --seeds (Chinese; part of the
+answers' key) and the words that mean "no input" (harvest.py: Chinese and English).
 """
 
 import json
@@ -133,7 +132,7 @@ def _faults(value: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its messages, and the topics and task types in the order it numbers them, from 1."""
+    """Its messages, and the topics and task types in the order it numbers them, from 1."""
 
     messages: list[dict[str, str]]
     topics: tuple[str, ...]
@@ -163,14 +162,9 @@ class Requests:
             return tuple(chance.sample(some, min(asked[name], len(some))))
 
         topics, types = drawn("topics", self.catalogue.topics), drawn("task_types", self.catalogue.task_types)
-        text = Template(self.catalogue.request).substitute(
-            count=self.count,
-            language=self.catalogue.language["name"],
-            topics=_numbered(topics),
-            task_types=_numbered(types),
-            input=asked["input"],
-            output=asked["output"],
-        )
+        numbered = {"topics": _numbered(topics), "task_types": _numbered(types)}
+        language = self.catalogue.language["name"]
+        text = Template(self.catalogue.request).substitute({**asked, **numbered}, count=self.count, language=language)
         if shown := drawn("examples", self.seeds):
             text += "\n例子（不要照抄）：\n" + "\n".join(json.dumps(dict(one), ensure_ascii=False) for one in shown)
         return Request([{"role": "user", "content": text.strip()}], topics, types)

@@ -1,9 +1,8 @@
 """One request to the server and what came of it; whether to ask again is for others to decide.
 
-Answers are streamed, so that what came before a connection broke, which was paid for, is kept; one JSON body in place
-of a stream is read as well. Which of the optional fields (JSON schema, temperature, stream, …) a server takes is found
-out without paying twice: the first request goes alone, and a server that refuses it with 400 or 422, which is never
-billed, is asked again without the field. The answer that comes is used, and what was learnt is in the journal.
+Answers are streamed, so that what came before a connection broke, which was paid for, is kept. Which of the optional
+fields (JSON schema, temperature, stream, …) a server takes is found out without paying twice: the first request goes
+alone, and a server that refuses it with 400 or 422, which is never billed, is asked again without the field.
 """
 
 import asyncio
@@ -46,8 +45,8 @@ class Dialect:
             return replace(self, temperature=False)
         if "stream" in complaint and self.stream:
             return replace(self, stream=False)
-        steps = {"schema": "json", "json": "none"}
-        return replace(self, structure=steps[self.structure]) if self.structure in steps else None
+        plainer = {"schema": "json", "json": "none"}.get(self.structure)
+        return replace(self, structure=plainer) if plainer else None
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ class Api:
 
 def completed(value: Any) -> Answer:
     """A completion in one JSON body. Raises what reading another shape raises."""
-    (choice,) = value["choices"][:1]
-    answer = _Answer()
+    (choice,), answer = value["choices"][:1], _Answer()
     ended = choice.get("finish_reason") or "stop"
     answer.add({**value, "choices": [{"delta": dict(choice["message"]), "finish_reason": ended}]})
     return answer.whole()

@@ -16,10 +16,8 @@ import numpy as np
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
-_TOKEN = re.compile(
-    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af]"  # one by one
-    "|[^\\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af]+"  # by the word
-)
+_SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af"
+_TOKEN = re.compile(f"[{_SIGNS}]|[^\\W_{_SIGNS}]+")  # one by one, and by the word
 _FIRST_WORD = 0x40000
 """Code points from here on belong to no script: words are numbered with them, so that a sequence is a str."""
 _WORDS = 0x10FFFF - _FIRST_WORD

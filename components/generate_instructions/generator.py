@@ -1,7 +1,5 @@
-"""From options to an artifact: instructions.json, card.json and its page, report.html.
-
-The artifact's place depends on all that decides its items; the answers' place (journal.py) only on what decides the
-requests. So `--items 1000`, a look at the card, and `--items 50000` pay for 50,000 items once.
+"""From options to an artifact. Its place depends on all that decides its items; the answers' place (journal.py) only on
+what decides the requests. So `--items 1000`, a look at the card, and `--items 50000` pay for 50,000 items once.
 """
 
 import asyncio
@@ -13,7 +11,6 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from components.generate_instructions import card
 from components.generate_instructions.catalogue import SCHEMA, Requests, load_catalogue
 from components.generate_instructions.ledger import YIELD, Ledger, Tokens, bought, replayed, usual
 from components.generate_instructions.options import GenerateInstructions
@@ -29,11 +26,11 @@ if TYPE_CHECKING:
     from components.generate_instructions.harvest import Harvest
 log = logging.getLogger("generate_instructions")
 INSTRUCTIONS = "instructions.json"
-CARD = "card.json"
 
 
 def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Asks the model, or reads the data sets, and publishes the items, the card and its page."""
+    from components.generate_instructions import card
     from components.generate_instructions.dedup import Seen, question
     from components.generate_instructions.harvest import Harvest
     from components.generate_instructions.importer import import_items
@@ -63,7 +60,7 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
     else:
         content = _ask(config, seeds, harvest)
     out.add_json(INSTRUCTIONS, harvest.items)
-    out.add_json(CARD, content)
+    out.add_json("card.json", content)
     out.add_bytes(REPORT, card.page(content).encode())
     out.facts["summary"] = card.summary(content)
     out.metrics = card.metrics(content)
@@ -72,6 +69,7 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
 
 def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Harvest") -> Mapping[str, Any]:
     """The card of what the model wrote."""
+    from components.generate_instructions import card
     from components.generate_instructions.client import Api
     from components.generate_instructions.journal import Journal
     from components.generate_instructions.scheduler import RequestScheduler, Stopped
@@ -123,8 +121,8 @@ def _announce(config: GenerateInstructions, requests: Requests, ledger: Ledger) 
     """What it will cost, about, before anything is sent."""
     budget = config.budget
     if came := len(ledger.settled):
-        charged = budget.said(ledger.charged)
-        log.info("%d answers are here already (%s); they are not asked for again", came, charged)
+        said = budget.said(ledger.charged)
+        log.info("%d answers are here already (%s); they are not asked for again", came, said)
     size = sum(len(message["content"].encode()) for message in requests[0].messages)
     one = usual(config.per_request, size, config.answer_tokens)
     if config.items:

@@ -1,9 +1,8 @@
 """Items out of answers: found leniently, each held to the rules, in the order of the requests' numbers.
 
 Every object that reads as JSON is taken where it begins; one that does not, but closes, goes through json_repair; one
-that never closes was cut off, and is counted and left. An item falls at the first rule that it breaks; the rules are
-cheap and certain, and guess at nothing (a wrong answer). Which of two near duplicates is kept depends on the order they
-are looked at in, so that is fixed, whatever order the answers came in: the same answers give the same items.
+that never closes was cut off, and is counted and left. An item falls at the first rule that it breaks; the rules guess
+at nothing. The order that near duplicates are looked at in is fixed, whatever order the answers came in.
 """
 
 import json
@@ -118,23 +117,19 @@ def judged(value: Any, catalogue: Catalogue) -> tuple[dict[str, str], str]:
     item = {name: content.strip() for name, content in fields.items()}
     if _NO_INPUT.fullmatch(item["input"]):
         item["input"] = ""
-    return item, _broken(item, catalogue)
-
-
-def _broken(item: Mapping[str, str], catalogue: Catalogue) -> str:
     for name in ("instruction", "output"):
         if not item[name]:
-            return f"no {name}"
+            return item, f"no {name}"
     for name in FIELDS:
         shortest, longest = catalogue.accepted[name]
         if not shortest <= len(item[name]) <= longest:
-            return f"{name} length"
+            return item, f"{name} length"
     if any(pattern.match(item["output"]) for pattern in catalogue.refusals):
-        return "refusal"
+        return item, "refusal"
     if any(pattern.search(content) for pattern in catalogue.self_mentions for content in item.values()):
-        return "speaks as a model"
+        return item, "speaks as a model"
     share = share_of(catalogue.language["script"], f"{item['instruction']}\n{item['output']}")
-    return "language" if share < catalogue.language["share"] else ""
+    return item, "language" if share < catalogue.language["share"] else ""
 
 
 def share_of(script: str, text: str) -> float:

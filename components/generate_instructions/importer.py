@@ -1,8 +1,8 @@
 """Public data sets in their usual forms as Alpaca items: every record is validated and compared like an answer.
 
-Alpaca JSON and JSONL (and the same under other names: prompt and completion, …), ShareGPT conversations (from/value, or
-messages of role/content), and Parquet of either; .gz and .zst too, and data sets of the Hub, streamed. Of a
-conversation the first question and its answer are taken: a later turn alone has lost what it answers.
+Alpaca items (or prompt and completion, …) and ShareGPT conversations (from/value, or messages of role/content) as JSON,
+JSONL and Parquet; .gz and .zst too, and data sets of the Hub, streamed. Of a conversation the first question and its
+answer are taken: a later turn alone has lost what it answers.
 """
 
 from collections import Counter
@@ -32,8 +32,8 @@ ROLES = {
 
 
 def import_items(artifact: Artifact, harvest: Harvest) -> Mapping[str, int]:
-    """Takes every record of the artifact's files, in order of name and place, into the harvest; how many there were, by
-    form. InputError for a file that cannot be read as what its name says; a broken record is counted, not fatal."""
+    """Takes every record, in order of file name and place; returns how many there were by form. InputError for a file
+    that cannot be read as what its name says; a broken record is counted, not fatal."""
     forms = Counter({"alpaca": 0, "conversation": 0, "unknown": 0})
     with Progress("importing", None, "records") as bar:
         for record in _all_records(artifact):

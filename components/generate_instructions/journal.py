@@ -2,8 +2,7 @@
 
 `append` returns when its line is on the disk (fsync) and, for a store in S3, in S3 too, which cannot append: what has
 gathered while the last upload ran is the next object, and 200 objects are put together into one. A run that goes on,
-here or on another machine, reads all of them and what is on this disk. The journal belongs to the requests (model,
-address, catalogue, seeds, …): more items, or a higher limit, go on from the same answers.
+here or on another machine, reads all of them and what is on this disk.
 """
 
 import asyncio
@@ -34,11 +33,9 @@ class Journal:
 
     def __init__(self, place: str) -> None:
         self._s3 = place if storage.is_s3(place) else ""
-        self._folder = Path(place)
-        if self._s3:
-            # where it lies on this machine meanwhile
-            key = digest_of([os.environ.get("ZHLLAMA_S3_ENDPOINT") or "", place])[:32]
-            self._folder = cache_folder() / "journals" / key
+        # where one in S3 lies on this machine meanwhile
+        key = digest_of([os.environ.get("ZHLLAMA_S3_ENDPOINT") or "", place])[:32]
+        self._folder = cache_folder() / "journals" / key if self._s3 else Path(place)
         self._objects: list[str] = []
         self._next = 0
         self._waiting: list[bytes] = []

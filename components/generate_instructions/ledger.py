@@ -118,6 +118,8 @@ class Ledger:
         """One line, as this program writes it."""
         self.first = self.first or str(record.get("time", ""))
         self.last = str(record.get("time", self.last))
+        # whatever ends an attempt frees the most that it could cost
+        most = self.open.pop((record.get("request", -1), record.get("attempt", -1)), Tokens())
         match record["event"]:
             case "dialect":
                 self.dialect = record["dialect"]
@@ -131,28 +133,24 @@ class Ledger:
                 self.batches.pop(record["batch"], None)
             case "sent":
                 self._sent(*(record[name] for name in ("request", "attempt", "prompt_tokens", "answer_tokens")))
+            case "failed":
+                self.failures[record["reason"]] += 1
+                self.unseen += most * bool(record["may_be_billed"])
+            case "answered":
+                if record["prompt_tokens"] is None:
+                    self.unseen += most
+                else:
+                    self.billed += Tokens(record["prompt_tokens"], record["answer_tokens"])
+                self.models.update(filter(None, [record.get("model")]))
+                self.settled.setdefault(record["request"], record["content"])
+            case "given up":
+                self.settled.setdefault(record["request"], "")
             case event:
-                self._ended(event, record, self.open.pop((record["request"], record["attempt"]), Tokens()))
+                raise ValueError(f"a journal line of an unknown event {event!r}")
 
     def _sent(self, number: int, attempt: int, prompt: int, answer: int) -> None:
         self.attempts[number] = max(attempt, self.attempts[number])
         self.open[number, attempt] = Tokens(prompt, answer)
-
-    def _ended(self, event: str, record: Mapping[str, Any], most: Tokens) -> None:
-        if event == "failed":
-            self.failures[record["reason"]] += 1
-            self.unseen += most * bool(record["may_be_billed"])
-        elif event == "answered":
-            if record["prompt_tokens"] is None:
-                self.unseen += most
-            else:
-                self.billed += Tokens(record["prompt_tokens"], record["answer_tokens"])
-            self.models.update(filter(None, [record.get("model")]))
-            self.settled.setdefault(record["request"], record["content"])
-        elif event == "given up":
-            self.settled.setdefault(record["request"], "")
-        else:
-            raise ValueError(f"a journal line of an unknown event {event!r}")
 
 
 def replayed(records: list[dict[str, Any]]) -> Ledger:

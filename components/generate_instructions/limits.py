@@ -1,8 +1,7 @@
 """How fast to ask: requests and tokens per minute as sliding windows, pauses that the server asks for, and back-off.
 
 A window counts what was sent in the last 60 seconds, so that no minute, wherever it begins, holds more than the limit
-(a bucket lets twice that through in its first). A server's Retry-After holds for all requests: it is the account that
-is throttled. Without one, waits double from half a second to a minute, at random below that.
+(a bucket lets twice that through in its first). A server's Retry-After holds for all: the account is throttled.
 """
 
 import asyncio

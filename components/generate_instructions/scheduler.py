@@ -1,10 +1,9 @@
 """Requests to the model, many at a time, until a limit is reached; what comes is harvested in order.
 
 The first request goes alone (client.py), and until one has given an item no more are out than may still be fruitless:
-a model that writes only rubbish is asked exactly `fruitless` times. After that as many are out as `concurrency`, the
-limits and the items still wanted need, at the yield seen so far: no answer is bought only to be thrown away. One that
-fails ATTEMPTS times while others are answered is given up; when nothing is answered, the server has failed. On SIGTERM,
-Ctrl-C or an error nothing more is sent, and what is on its way, which will be billed, is waited for.
+a model that writes only rubbish is asked exactly `fruitless` times. After that no answer is bought only to be thrown
+away. One that fails ATTEMPTS times while others are answered is given up; when nothing is answered, the server has
+failed. On SIGTERM, Ctrl-C or an error nothing more is sent, and what is on its way, and billed, is waited for.
 """
 
 import asyncio
@@ -77,18 +76,19 @@ class RequestScheduler:
             finally:
                 await self._drain()
                 await self.api.client.close()
-            if self.ended in ("max-cost", "max-tokens"):
-                # what waited for an answer that will not come
-                for number in sorted(number for number in self.ledger.settled if number >= self.taken):
-                    if not self.harvest.full:
-                        self._take(number)
+            # what waited for an answer that will not come
+            waiting = sorted(self.ledger.settled.keys() - range(self.taken))
+            for number in waiting if self.ended in ("max-cost", "max-tokens") else ():
+                if not self.harvest.full:
+                    self._take(number)
 
     async def _loop(self) -> None:
         await batch_api.finish(self)
         while not self.ended:
             if self.config.batch and self.known and self.harvest.items:
-                await batch_api.ask(self)
-                return
+                await batch_api.plan(self)
+                await batch_api.finish(self)
+                continue
             while (number := self.next_number()) is not None:
                 self._running[number] = asyncio.create_task(self._settle(number))
             if not self._running:

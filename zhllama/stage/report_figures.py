@@ -37,14 +37,20 @@ def figures_table(title: str, models: Sequence[Mapping[str, Any]]) -> "Table":
         of_exam = [model["exams"][index] for model in models]
         rows.append((f"{exam['exam']}, {exam['shots']} shots", "{:.1%}", [one["accuracy"] for one in of_exam]))
         rows.append(("  chance", "{:.1%}", [one["chance"] for one in of_exam]))
-    for task, figures in models[-1].get("lm_eval", {}).items():
-        for metric in figures:
-            values = [_at(model, ("lm_eval", task, metric)) for model in models]
-            rows.append((f"{task}, {metric.removesuffix(',none')}", "{:.3f}", values))
+    rows += [(name, "{:.3f}", values) for name, values in task_rows(models)]
     for name, form, values in rows:
         if any(value is not None for value in values):
             table.add_row(name, *(UNMEASURED if value is None else form.format(value) for value in values))
     return table
+
+
+def task_rows(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float | None]]]:
+    """(task and metric, its value for each model) of lm-evaluation-harness."""
+    return [
+        (f"{task}, {metric.removesuffix(',none')}", [_at(model, ("lm_eval", task, metric)) for model in models])
+        for task, figures in models[-1].get("lm_eval", {}).items()
+        for metric in figures
+    ]
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:

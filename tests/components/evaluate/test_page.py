@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.page import change, exam_bars, headlines, ratio, render, task_rows
+from components.evaluate.page import change, exam_bars, headlines, ratio, render
+from zhllama.stage.report_figures import task_rows
 from zhllama.stage.report_page import averaged, curves, ticks
 
 
@@ -163,7 +164,7 @@ def test_a_prompt_that_did_not_fit_and_an_empty_answer_are_told_apart(report: di
 
 def test_exams_and_tasks_are_shown_for_every_model(report: dict[str, Any]) -> None:
     asked, _ = exam_bars(report)
-    shown = task_rows(report)
+    shown = task_rows(report["models"])
     assert asked.title == "考试, 0 shots"
     assert [text for _, _, text, _, _ in asked.bars] == ["50.0%", "75.0%"]
     assert asked.chance == 25

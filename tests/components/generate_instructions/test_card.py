@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from components.generate_instructions.card import EDGES, lengths, spread
+from components.generate_instructions.card import EDGES, imported, lengths
+from components.generate_instructions.catalogue import load_catalogue
+from components.generate_instructions.dedup import Seen
+from components.generate_instructions.harvest import Harvest
+from components.generate_instructions.options import GenerateInstructions
 from tests.components.generate_instructions.model_server import ModelServer
 from tests.components.generate_instructions.test_generator import card_of, items_of, run, said
 from zhllama.artifacts.open import open_artifact
@@ -68,7 +72,11 @@ def test_the_page_is_whole_and_loads_and_runs_nothing(model: ModelServer, tmp_pa
 
 @pytest.mark.parametrize("count", [0, 1, 5, 6, 7, 100])
 def test_examples_are_spread_over_the_data(count: int) -> None:
-    found = spread(list(range(count)), 6)
+    config = GenerateInstructions(store="s", import_from="d")
+    items = [{"instruction": f"{number:03}", "input": "", "output": "好"} for number in range(count)]
+    found = [
+        item["instruction"] for item in imported(config, Harvest(load_catalogue(), Seen(), items=items), {})["examples"]
+    ]
     assert len(found) == min(count, 6)
     assert found == sorted(set(found))
 
