@@ -173,16 +173,13 @@ class Cluster:
                 progress = rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
             if progress.reason != said:
                 said = progress.reason
-                log.info("%s: %s", name_of(applied), said or progress.state.value)
-            if progress.state is rollout.State.READY:
+                log.info("%s: %s", name_of(applied), said)
+            if progress.pods:
                 return progress
-            if progress.state is rollout.State.WRONG_INPUT:
-                raise InputError(progress.reason)
             left = until - monotonic()
-            if progress.state is rollout.State.FAILED or left <= 0:
-                late = f"is not ready after {seconds / 60:.0f} minutes"
-                why = "failed" if progress.state is rollout.State.FAILED else late
-                raise StorageFault(f"{name_of(applied)} {why}: {progress.reason or 'no pod says why'}")
+            if progress.late or left <= 0:
+                why = "failed" if progress.late else f"is not ready after {seconds / 60:.0f} minutes"
+                raise StorageFault(f"{name_of(applied)} {why}: {said}")
             self._until_changed(seen, min(left, LOOK_EVERY))
 
     def _new_pods(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
