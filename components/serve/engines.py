@@ -15,18 +15,19 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
+
+import httpx2
 
 from components.serve.options import EngineName
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.model_server import vllm_sampling
+from zhllama.retries import with_retries
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -178,18 +179,17 @@ class EngineProcess:
 
     def wait_until_healthy(self) -> None:
         """RuntimeError when the engine ends before it answers, or does not within a quarter of an hour."""
-        until = time.monotonic() + START_SECONDS
-        while True:
+        address = f"{self.address}{self._engine.health}"
+        try:
+            with_retries(
+                lambda: httpx2.get(address, timeout=5, trust_env=False).raise_for_status(),
+                lambda error: isinstance(error, httpx2.HTTPError),
+                seconds=START_SECONDS, first=0.1, longest=0.1, goes_on=lambda: self.alive,
+            )  # fmt: skip
+        except httpx2.HTTPError:
             if not self.alive:
                 self._ended()
-            try:
-                with urllib.request.urlopen(f"{self.address}{self._engine.health}", timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                if time.monotonic() > until:
-                    raise RuntimeError(f"the engine did not answer within {START_SECONDS:.0f} s") from None
-            time.sleep(0.1)
+            raise RuntimeError(f"the engine did not answer within {START_SECONDS:.0f} s") from None
 
     def wait(self) -> NoReturn:
         """Until the engine ends by itself, which is a RuntimeError."""
@@ -203,11 +203,9 @@ class EngineProcess:
 
     def __exit__(self, *_: object) -> None:
         """SIGTERM, and SIGKILL when it does not go within ten seconds."""
-        if self.alive:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
         self._reader.join(STOP_SECONDS)
