@@ -114,22 +114,20 @@ def _recipe() -> dict[str, Any]:
     return {name: getattr(Sampling(), name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
 
 
-def lay_out(source: Path, target: Path, encoder: Encoder) -> Path:
-    """Links the files of a model folder into `target`, with generation settings of our own; returns `target`. A
-    published model says nothing of sampling, and the server takes what it does not find in a request from the model's
-    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature."""
+def lay_out(source: Path, target: Path, encoder: Encoder) -> None:
+    """Links the files of a model folder into `target`, with generation settings of our own. A published model says
+    nothing of sampling, and the server takes what a request does not say from the model's generation_config.json: left
+    as it is, it would decode greedily and ignore a request's temperature."""
     target.mkdir()
     for file in source.iterdir():
         if file.name != GENERATION:
             (target / file.name).symlink_to(file.resolve())
     pad = encoder.eos if encoder.pad is None else encoder.pad
     ids = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": pad}
-    settings = {"do_sample": True, **_recipe(), **ids}
     given = source / GENERATION
-    if given.exists():
-        settings |= json.loads(given.read_text())
+    said = json.loads(given.read_text()) if given.exists() else {}
+    settings = {"do_sample": True, **_recipe(), **ids, **said}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
-    return target
 
 
 class EngineProcess:

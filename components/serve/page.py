@@ -102,13 +102,10 @@ def chat_page(gateway: Gateway) -> Any:
         chat = Chat("chat", history=False)
         said: list[dict[str, str]] = []
 
-        def words() -> dict[str, str]:
-            search = session.clientdata.url_search()
-            return WORDS[language_of(search, session.http_conn.headers.get("accept-language", ""))]
-
         @chat.on_user_submit
         async def _(text: str) -> None:
-            spoken = words()
+            accepted = session.http_conn.headers.get("accept-language", "")
+            spoken = WORDS[language_of(session.clientdata.url_search(), accepted)]
             if gateway.needs_key and not gateway.key_matches(input.key() or ""):
                 await chat.append_message(spoken["wrong key"])
                 return

@@ -37,11 +37,10 @@ class Progress(NamedTuple):
 
 def controlled_by(things: Sequence[dict[str, Any]], uid: str) -> list[dict[str, Any]]:
     """Those whose controller has that uid."""
-
-    def own(owner: dict[str, Any]) -> bool:
-        return bool(owner.get("controller")) and owner["uid"] == uid
-
-    return [thing for thing in things if any(map(own, thing["metadata"].get("ownerReferences", ())))]
+    own = {"controller": True, "uid": uid}.items()
+    return [
+        thing for thing in things if any(own <= one.items() for one in thing["metadata"].get("ownerReferences", ()))
+    ]
 
 
 def newest_replica_set(deployment: dict[str, Any], sets: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

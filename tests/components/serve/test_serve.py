@@ -369,7 +369,8 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     folder: Path, tmp_path: Path, llama_tokenizer: bytes
 ) -> None:
     (folder / GENERATION).write_text('{"temperature": 0.7}')
-    settings = json.loads((lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer)) / GENERATION).read_text())
+    lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer))
+    settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
 
