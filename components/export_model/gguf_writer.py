@@ -1,8 +1,8 @@
 """Hugging Face safetensors → GGUF, as a stream: each tensor is read by rows, put into llama.cpp's order, and written.
 
-The `gguf` package makes the header; the tensors follow it straight into the store. Memory: 64 MB of rows and the
-header. llama.cpp wants rows of q and k in Meta's order, one-dimensional tensors in float32, no rows that only pad, and
-SentencePiece's pieces, scores and types as they are: it merges by score and from the left, so ties give the same ids.
+The tensors follow the header straight into the store. Memory: 64 MB of rows and the header. llama.cpp wants rows of q
+and k in Meta's order, one-dimensional tensors in float32, no rows that only pad, and SentencePiece's pieces, scores and
+types as they are: it merges by score and from the left, so ties give the same ids.
 """
 
 import math

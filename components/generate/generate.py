@@ -4,8 +4,7 @@ Prompts are encoded as in training (BOS + SentencePiece's ids); an answer ends a
 where the context ends. Answers are kept as they come (journal.py), so that a run that is killed goes on after its last
 one: a batch is the next prompts in order, not those of like length, and each draws from a seed of its own.
 
-A conversation is prompt + answer + EOS, repeated, as the chat template has it, shown in whole characters. When it
-outgrows the model's positions the oldest turns are left out.
+A conversation is prompt + answer + EOS, repeated, as the chat template has it.
 """
 
 import itertools

@@ -7,9 +7,8 @@ beside the artifact and deleted once that is published; a file of one's own grow
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,16 @@ Journal = tuple[list[Sample], Callable[[Sequence[Sample]], None]]
 """The answers to the first questions, whole batches of them (all, where all are there), and what keeps the next."""
 
 
-def _answered(samples: Sequence[Any], asked: Sequence[str]) -> list[Sample]:
+def _answered(samples: Iterable[Any], asked: Sequence[str]) -> list[Sample]:
     """The samples up to the first that is none, or no answer to the question at its place; whole batches, or all."""
-
-    def answers(sample: Any, question: str) -> bool:
-        return (
-            isinstance(sample, dict)
-            and isinstance(answer := sample.get("Output"), str)
-            and sample == {"Input": question, "Output": answer}
-        )
-
-    count = sum(1 for _ in takewhile(lambda pair: answers(*pair), zip(samples, asked)))
-    return list(samples[: count if count == len(asked) else count - count % BATCH])
+    found: list[Sample] = []
+    for sample, question in zip(samples, asked):
+        if not isinstance(sample, dict) or not isinstance(answer := sample.get("Output"), str):
+            break
+        if sample != {"Input": question, "Output": answer}:
+            break
+        found.append(sample)
+    return found if len(found) == len(asked) else found[: len(found) - len(found) % BATCH]
 
 
 @contextmanager

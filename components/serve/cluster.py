@@ -40,8 +40,6 @@ def name_of(wanted: dict[str, Any]) -> str:
 
 
 class Cluster:
-    """The API server, as a deployment needs it."""
-
     def __init__(self) -> None:
         self.namespace = connect()
         self._api = client.ApiClient()

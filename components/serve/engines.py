@@ -1,8 +1,7 @@
 """Which engine serves a model, how it is started, and what it needs to be told in a request.
 
 transformers' server for a Hugging Face folder, llama.cpp's (llama-cpp-python) for a GGUF file, vLLM's where it is
-installed and a GPU is there. Each is somebody else's program behind the same gateway; what differs is in this module:
-the command, the path that says it is ready, the names of the sampling settings, and the request fields that it refuses.
+installed and a GPU is there. Each is somebody else's program behind the same gateway; what differs is in this module.
 """
 
 import collections
@@ -134,8 +133,7 @@ class EngineProcess:
     """An engine as a child process on loopback: `with EngineProcess(engine) as process: process.wait_until_healthy()`.
 
     It stays in our process group, so that what ends the group (Ctrl-C, a runner) ends it too; a signal to us alone is
-    passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log, a
-    record a line. It cannot be reached from another machine: keys, limits and metrics are the gateway's (gateway.py).
+    passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log.
     """
 
     def __init__(self, engine: Engine) -> None:

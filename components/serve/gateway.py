@@ -1,8 +1,6 @@
 """The server that people reach: routes, keys, checks, metrics and the chat page, in front of an engine on loopback.
 
-Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key. So all
-requests end here; what is in order goes on to the engine, and its answer comes back as it comes.
-
+Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key.
 Without a key the server listens on loopback alone, and then refuses requests that name another host, and those that a
 page of another site makes a browser send: a page that is merely open must not talk to the model.
 """

@@ -1,8 +1,5 @@
-"""The server on this machine: model checked, engine started, gateway listening, all of it ended together.
-
-5 s to the first answer with a tiny model. Before it is announced the tokenizer that the engine uses is held against
-SentencePiece: ids in are the ids of training.
-"""
+"""The server on this machine: model checked, engine started, gateway listening, all of it ended together. Before it is
+announced the tokenizer that the engine uses is held against SentencePiece: ids in are the ids of training."""
 
 import socket
 import tempfile

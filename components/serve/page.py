@@ -1,8 +1,7 @@
 """The chat page: Shiny's chat component, on the gateway's own answers.
 
-The component (shinychat: streaming, Markdown, phone width, keyboard) is a library's, 5 MB from PyPI with no build step
-and nothing fetched at run time. Looked at instead: gradio (its pins exclude this server's starlette and pydantic),
-nicegui (no chat input, twice the packages), a component from npm (a laptop that has pip may have no node).
+shinychat is 5 MB from PyPI with no build step and nothing fetched at run time. Looked at instead: gradio (its pins
+exclude this server's starlette and pydantic), nicegui (no chat input, twice the packages), npm (needs node).
 """
 
 import os

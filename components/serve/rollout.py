@@ -74,8 +74,7 @@ def judge_inference_service(
     """Ready when KServe says so, and its Deployments have brought what was applied last. `rollouts`: each of them, and
     its new pods. Its address is the cluster's own where there is one.
 
-    In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods while they
-    serve, so that neither says whether the new version stands: the Deployments do.
+    In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods.
     """
     status = service.get("status", {})
     complaints = _complaints(status.get("conditions", ()))

@@ -1,7 +1,4 @@
-"""A deployed server, tried through its own API: it knows its model, encodes as in training, answers, asks for a key.
-
-What is asked is what users ask, so it holds for vLLM behind a Service, behind KServe, and for the server here.
-"""
+"""A deployed server, tried through its own API: it knows its model, encodes as in training, answers, asks for a key."""
 
 import logging
 from collections.abc import Callable

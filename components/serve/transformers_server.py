@@ -2,8 +2,7 @@
 
 Known of transformers 5.24 with tokenizers 0.23: a stream ends with an error ("Invalid prefix encountered") when a
 model says bytes that are no UTF-8 and goes on, as any LLaMA with byte pieces may. The server takes `DecodeStream` from
-`tokenizers.decoders` for each answer; here it finds one that decodes the answer so far and never fails. Half a
-character is held back until the rest of it has come, or something else has.
+`tokenizers.decoders` for each answer; here it finds one that decodes the answer so far and never fails.
 """
 
 from typing import Any
