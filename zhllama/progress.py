@@ -60,7 +60,6 @@ class Progress:
     def __init__(self, title: str, total: float | None, unit: str = "B") -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0.0
-        self._row: Any = None
         self.note = ""
         """What stands behind the figures, for as long as it is not changed."""
         self._started = time.monotonic()
@@ -81,12 +80,18 @@ class Progress:
         if self._ended.wait(SHOW_AFTER):
             return
         with _drawing:
-            self._row = _rows().add_task(self._title, total=self._total, shown="")
+            row = _rows().add_task(self._title, total=self._total, shown=self._text(), completed=self._done)
             _rows().start()
-        while True:
-            _rows().update(self._row, completed=self._done, shown=self._text())
-            if self._ended.wait(0.1):
-                return
+        while not self._ended.wait(0.1):
+            _rows().update(row, completed=self._done, shown=self._text())
+        with _drawing:
+            if len(_rows().tasks) > 1:
+                _rows().remove_task(row)
+                _rows().refresh()
+            else:
+                # with its row still in it: what it does not know it does not erase
+                _rows().stop()
+                _rows.cache_clear()
 
     def _tell(self) -> None:
         """Elsewhere: a line every 30 seconds."""
@@ -114,15 +119,6 @@ class Progress:
         elapsed = time.monotonic() - self._started
         self._ended.set()
         self._clock.join()
-        if self._row is not None:
-            with _drawing:
-                if len(_rows().tasks) > 1:
-                    _rows().remove_task(self._row)
-                    _rows().refresh()
-                else:
-                    # with its row still in it: what it does not know it does not erase
-                    _rows().stop()
-                    _rows.cache_clear()
         if kind is None and elapsed >= QUIET_BELOW:
             done, rate = human(self._done, self._unit), human(self._done / elapsed, self._unit)
             log.info("%s: %s in %s, %s/s", self._title, done, duration(elapsed), rate)

@@ -30,7 +30,7 @@ class WholeCharacters:
         return added
 
 
-def main() -> None:
+if __name__ == "__main__":
     import tokenizers.decoders
 
     setattr(tokenizers.decoders, "DecodeStream", WholeCharacters)  # noqa: B010 - its declared type is final
@@ -40,7 +40,3 @@ def main() -> None:
     app = typer.Typer()
     app.command()(Serve)
     app()
-
-
-if __name__ == "__main__":
-    main()
