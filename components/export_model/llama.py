@@ -55,7 +55,7 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
             float(config["rms_norm_eps"]), n_kv_heads=int(config.get("num_key_value_heads") or 0) or None,
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
         )  # fmt: skip
-        rest = {
+        rest: dict[str, Any] = {
             "feed_forward": int(config["intermediate_size"]),
             "head_width": int(config.get("head_dim") or params.head_dim),
             "positions": int(config.get("max_position_embeddings", 2048)),
