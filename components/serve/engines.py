@@ -175,13 +175,13 @@ class EngineProcess:
 
     def wait_until_healthy(self) -> None:
         """RuntimeError when the engine ends before it answers, or does not within a quarter of an hour."""
-        address = f"{self.address}{self._engine.health}"
         try:
-            with_retries(
-                lambda: httpx2.get(address, timeout=5, trust_env=False).raise_for_status(),
-                lambda error: isinstance(error, httpx2.HTTPError),
-                seconds=START_SECONDS, first=0.1, longest=0.1, goes_on=lambda: self.alive,
-            )  # fmt: skip
+            with httpx2.Client(base_url=self.address, timeout=5, trust_env=False) as client:
+                with_retries(
+                    lambda: client.get(self._engine.health).raise_for_status(),
+                    lambda error: isinstance(error, httpx2.HTTPError),
+                    seconds=START_SECONDS, first=0.1, longest=0.1, goes_on=lambda: self.alive,
+                )  # fmt: skip
         except httpx2.HTTPError:
             if not self.alive:
                 self._ended()

@@ -60,9 +60,9 @@ class _Tried(httpx2.Client):
     """Requests with the key, and what is wrong with their answers in one line."""
 
     def __init__(self, address: str, api_key: str) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"}
-        super().__init__(base_url=address, timeout=ANSWER_SECONDS, trust_env=False, headers=headers)
+        super().__init__(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
         self._address = address
+        self._key = {"Authorization": f"Bearer {api_key}"}
 
     def served(self, name: str, there: Callable[[], bool] = lambda: True) -> dict[str, Any]:
         """What the server says of the model: asked again until it is reached, for two minutes and as long as it is
@@ -87,15 +87,14 @@ class _Tried(httpx2.Client):
 
     def asks_for_key(self) -> bool:
         try:
-            answer = httpx2.get(f"{self._address}/v1/models", timeout=ANSWER_SECONDS, trust_env=False)
+            return self.get("/v1/models").status_code in (401, 403)
         except httpx2.HTTPError as error:
             raise StorageFault(f"{self._address}/v1/models: {short(error)}") from error
-        return answer.status_code in (401, 403)
 
     def answer(self, path: str, read: Callable[[Any], Any], asked: dict[str, Any] | None = None) -> Any:
         """What is read of the answer to a request, a GET where nothing is asked."""
         try:
-            answer = self.request("POST" if asked else "GET", path, json=asked)
+            answer = self.request("POST" if asked else "GET", path, json=asked, headers=self._key)
             if answer.status_code in (401, 403):
                 raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
             return read(answer.raise_for_status().json())
