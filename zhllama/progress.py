@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from functools import cache
 from typing import Any, Self
 
 log = logging.getLogger("progress")
@@ -38,37 +39,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-class _Display:
-    """The rows that are drawn on the terminal now: one live display for all of them."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.drawn: Any = None
-
-    def add(self, title: str, total: float | None) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        with self.lock:
-            if self.drawn is None:
-                columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
-                self.drawn = RichProgress(*columns, console=Console(stderr=True), transient=True)
-                self.drawn.start()
-            return self.drawn.add_task(title, total=total, shown="")
-
-    def remove(self, row: Any) -> None:
-        with self.lock:
-            if len(self.drawn.tasks) > 1:
-                self.drawn.remove_task(row)
-                self.drawn.refresh()
-            else:
-                # with its row still in it: what it does not know it does not erase
-                self.drawn.stop()
-                self.drawn = None
+_drawing = threading.Lock()
 
 
-_display = _Display()
+@cache
+def _rows() -> Any:
+    """The one live display of all rows that are on the terminal now."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
+    return RichProgress(*columns, console=Console(stderr=True), transient=True)
 
 
 class Progress:
@@ -78,7 +60,6 @@ class Progress:
     def __init__(self, title: str, total: float | None, unit: str = "B") -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0.0
-        self._row: Any = None
         self.note = ""
         """What stands behind the figures, for as long as it is not changed."""
         self._started = time.monotonic()
@@ -98,11 +79,19 @@ class Progress:
         """On a terminal: a row, drawn again ten times a second."""
         if self._ended.wait(SHOW_AFTER):
             return
-        self._row = _display.add(self._title, self._total)
-        while True:
-            _display.drawn.update(self._row, completed=self._done, shown=self._text())
-            if self._ended.wait(0.1):
-                return
+        with _drawing:
+            row = _rows().add_task(self._title, total=self._total, shown=self._text(), completed=self._done)
+            _rows().start()
+        while not self._ended.wait(0.1):
+            _rows().update(row, completed=self._done, shown=self._text())
+        with _drawing:
+            if len(_rows().tasks) > 1:
+                _rows().remove_task(row)
+                _rows().refresh()
+            else:
+                # with its row still in it: what it does not know it does not erase
+                _rows().stop()
+                _rows.cache_clear()
 
     def _tell(self) -> None:
         """Elsewhere: a line every 30 seconds."""
@@ -130,8 +119,6 @@ class Progress:
         elapsed = time.monotonic() - self._started
         self._ended.set()
         self._clock.join()
-        if self._row is not None:
-            _display.remove(self._row)
         if kind is None and elapsed >= QUIET_BELOW:
             done, rate = human(self._done, self._unit), human(self._done / elapsed, self._unit)
             log.info("%s: %s in %s, %s/s", self._title, done, duration(elapsed), rate)

@@ -1,8 +1,8 @@
 """Hugging Face safetensors → GGUF, as a stream: each tensor is read by rows, put into llama.cpp's order, and written.
 
-The `gguf` package makes the header; the tensors follow it straight into the store. Memory: 64 MB of rows and the
-header. llama.cpp wants rows of q and k in Meta's order, one-dimensional tensors in float32, no rows that only pad, and
-SentencePiece's pieces, scores and types as they are: it merges by score and from the left, so ties give the same ids.
+The tensors follow the header straight into the store. Memory: 64 MB of rows and the header. llama.cpp wants rows of q
+and k in Meta's order, one-dimensional tensors in float32, no rows that only pad, and SentencePiece's pieces, scores and
+types as they are: it merges by score and from the left, so ties give the same ids.
 """
 
 import math
@@ -78,7 +78,7 @@ class GgufModel:
         import gguf
         import numpy as np
 
-        llama = self.llama
+        llama, shape = self.llama, self.llama.params
         writer = gguf.GGUFWriter(None, "llama")
         writer.add_type("model")
         writer.add_name(self.name)
@@ -87,17 +87,13 @@ class GgufModel:
         writer.add_string("zhllama.model", llama.artifact.digest)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "f32" else f"MOSTLY_{precision.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_block_count(llama.layers)
-        writer.add_context_length(llama.positions)
-        writer.add_embedding_length(llama.width)
-        writer.add_feed_forward_length(llama.feed_forward)
-        writer.add_head_count(llama.heads)
-        writer.add_head_count_kv(llama.kv_heads)
-        writer.add_key_length(llama.head_width)
-        writer.add_value_length(llama.head_width)
-        writer.add_layer_norm_rms_eps(llama.norm_eps)
-        writer.add_rope_dimension_count(llama.head_width)
-        writer.add_rope_freq_base(llama.rope_theta)
+        for name, value in {
+            "block_count": shape.n_layers, "context_length": llama.positions, "embedding_length": shape.dim,
+            "feed_forward_length": llama.feed_forward, "head_count": shape.n_heads, "head_count_kv": shape.kv_heads,
+            "key_length": llama.head_width, "value_length": llama.head_width, "layer_norm_rms_eps": shape.norm_eps,
+            "rope_dimension_count": llama.head_width, "rope_freq_base": shape.rope_theta,
+        }.items():  # fmt: skip
+            getattr(writer, f"add_{name}")(value)
         if llama.stretch != 1.0:
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(llama.stretch)
@@ -123,9 +119,10 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
     from gguf import MODEL_ARCH, get_tensor_name_map
 
     llama = open_llama(model, "GGUF", ("default", "linear"))
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, llama.layers)
-    pieces, width, wide = llama.encoder.size, llama.width, llama.feed_forward
-    q, kv = llama.heads * llama.head_width, llama.kv_heads * llama.head_width
+    params = llama.params
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, params.n_layers)
+    pieces, width, wide = llama.encoder.size, params.dim, llama.feed_forward
+    q, kv = params.n_heads * llama.head_width, params.kv_heads * llama.head_width
     expected = {
         "q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q),
         "gate_proj": (wide, width), "up_proj": (wide, width), "down_proj": (width, wide),

@@ -8,28 +8,24 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 from zhllama.weights.fit import require_rows
-from zhllama.weights.meta_format import EMBEDDING, HEAD, ROPE_THETA, Place, places
+from zhllama.weights.meta_format import EMBEDDING, HEAD, ROPE_THETA, MetaParams, Place, places
 from zhllama.weights.safetensors_io import Checkpoint, TensorInfo
 
 
 @dataclass(frozen=True)
 class Llama:
-    """A LLaMA model. `stretch`: linear scaling of positions, 1 for none. `config`: config.json as it is."""
+    """A LLaMA model: its shape as Meta says it, and what only other formats can say. `stretch`: linear scaling of
+    positions, 1 for none. `config`: config.json as it is."""
 
     artifact: Artifact
     checkpoint: Checkpoint
     encoder: Encoder
     places: tuple[Place, ...]
     config: dict[str, Any]
-    layers: int
-    width: int
+    params: MetaParams
     feed_forward: int
-    heads: int
-    kv_heads: int
     head_width: int
-    norm_eps: float
     positions: int
-    rope_theta: float
     stretch: float
 
     def info(self, place: Place) -> TensorInfo:
@@ -54,17 +50,15 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
             raise InputError(
                 f"{where}: config.json stretches the rotary positions ({kind}), which is not exported to {form}"
             )
-        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        numbers: dict[str, Any] = {
-            "layers": int(config["num_hidden_layers"]),
-            "width": width,
+        params = MetaParams(
+            int(config["hidden_size"]), int(config["num_hidden_layers"]), int(config["num_attention_heads"]),
+            float(config["rms_norm_eps"]), n_kv_heads=int(config.get("num_key_value_heads") or 0) or None,
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
+        )  # fmt: skip
+        rest: dict[str, Any] = {
             "feed_forward": int(config["intermediate_size"]),
-            "heads": heads,
-            "kv_heads": int(config.get("num_key_value_heads") or heads),
-            "head_width": int(config.get("head_dim") or width // heads),
-            "norm_eps": float(config["rms_norm_eps"]),
+            "head_width": int(config.get("head_dim") or params.head_dim),
             "positions": int(config.get("max_position_embeddings", 2048)),
-            "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
             "stretch": float(rope["factor"]) if kind == "linear" else 1.0,
         }
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
@@ -74,8 +68,8 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
     checkpoint.refuse_quantised()
     rows = checkpoint.info(EMBEDDING).shape[0]
     require_rows(encoder.size, rows, where, "the model")
-    all_places = places(numbers["layers"], heads, numbers["kv_heads"])
+    all_places = places(params.n_layers, params.n_heads, params.kv_heads)
     wanted = tuple(place for place in all_places if place.hf == HEAD or checkpoint.info(place.hf))
     if unknown := sorted(set(checkpoint.tensors) - {place.hf for place in wanted}):
         raise InputError(f"{where}: tensor {unknown[0]} is none of a LLaMA model; {form} has no place for it")
-    return Llama(model, checkpoint, encoder, wanted, config, **numbers)
+    return Llama(model, checkpoint, encoder, wanted, config, params, **rest)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from zhllama.errors import StorageFault
 from zhllama.stage.child_processes import die_with_parent
@@ -33,19 +32,15 @@ def quantise(source: Path, target: Path, kind: str) -> None:
 
 
 def encode(path: Path, texts: Sequence[str]) -> list[list[int]]:
-    """The ids that llama.cpp gives each text, BOS first, by the tokenizer inside a GGUF (its tensors are not read)."""
-    model = load(path, vocab_only=True)
-    return [model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
-
-
-def load(path: Path, **settings: Any) -> Any:
-    """`llama_cpp.Llama`, silent. StorageFault for a file that llama.cpp does not load."""
+    """The ids that llama.cpp gives each text, BOS first, by the tokenizer inside a GGUF (its tensors are not read).
+    StorageFault for a file that llama.cpp does not load."""
     from llama_cpp import Llama
 
     try:
-        return Llama(str(path), verbose=False, **settings)
+        model = Llama(str(path), verbose=False, vocab_only=True)
     except ValueError as error:
         raise StorageFault(f"llama.cpp does not load {path}: {error}") from error
+    return [model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
 
 
 if __name__ == "__main__":

@@ -23,13 +23,11 @@ META_SHARDS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
 def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
     """Writes the shards, params.json, tokenizer.model and sha256sums.txt. `shards` 0: as Meta's own files."""
     llama = open_llama(model, "Meta's format", ("default",))
-    for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("head_dim", llama.width // llama.heads)):
+    params = llama.params
+    for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("head_dim", params.head_dim)):
         if (value := llama.config.get(name)) not in (None, wanted):
             raise InputError(f"--model {model.root}: config.json has {name}={value}, which Meta's format cannot say")
-    params = MetaParams(
-        llama.width, llama.layers, llama.heads, llama.norm_eps, n_kv_heads=llama.kv_heads, rope_theta=llama.rope_theta
-    )
-    count = shards or META_SHARDS.get(llama.width, 1)
+    count = shards or META_SHARDS.get(params.dim, 1)
     parts = {place: _parts(llama, place, count) for place in llama.places}
     total = 0
     with ExitStack() as files:

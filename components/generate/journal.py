@@ -7,113 +7,98 @@ beside the artifact and deleted once that is published; a file of one's own grow
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.inference.generate import BATCH
 
 Sample = dict[str, str]
+Journal = tuple[list[Sample], Callable[[Sequence[Sample]], None]]
+"""The answers to the first questions, whole batches of them (all, where all are there), and what keeps the next."""
 
 
-def _answered(samples: Sequence[Any], asked: Sequence[str]) -> list[Sample]:
+def _answered(samples: Iterable[Any], asked: Sequence[str]) -> list[Sample]:
     """The samples up to the first that is none, or no answer to the question at its place; whole batches, or all."""
-    count = 0
+    found: list[Sample] = []
     for sample, question in zip(samples, asked):
-        if not isinstance(sample, dict) or not isinstance(sample.get("Output"), str):
+        if not isinstance(sample, dict) or not isinstance(answer := sample.get("Output"), str):
             break
-        if sample != {"Input": question, "Output": sample["Output"]}:
+        if sample != {"Input": question, "Output": answer}:
             break
-        count += 1
-    return list(samples[: count if count == len(asked) else count - count % BATCH])
+        found.append(sample)
+    return found if len(found) == len(asked) else found[: len(found) - len(found) % BATCH]
 
 
-class StoreJournal:
+@contextmanager
+def store_journal(root: str, asked: Sequence[str]) -> Iterator[Journal]:
     """In the artifact's own place, which is named by all that decides the answers."""
+    found: list[Any] = []
+    batches = 0
 
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._batches = 0
+    def place(batch: int) -> str:
+        return storage.join(root, f".answers/{batch:08d}.json")
 
-    def _place(self, batch: int) -> str:
-        return storage.join(self._root, f".answers/{batch:08d}.json")
+    def keep(batch: Sequence[Sample]) -> None:
+        nonlocal batches
+        storage.write_bytes(place(batches), json.dumps(batch, ensure_ascii=False).encode())
+        batches += 1
 
-    def read(self, asked: Sequence[str]) -> list[Sample]:
-        """The answers to the first questions, whole batches of them (all, where all are there)."""
-        found: list[Any] = []
-        while (content := storage.read_or_none(self._place(self._batches))) is not None:
-            found += json.loads(content)
-            self._batches += 1
-        return _answered(found, asked)
-
-    def write(self, batch: Sequence[Sample]) -> None:
-        """Keeps the answers to the next questions."""
-        storage.write_bytes(self._place(self._batches), json.dumps(batch, ensure_ascii=False).encode())
-        self._batches += 1
-
-    def delete(self) -> None:
-        for batch in range(self._batches):
-            storage.delete(self._place(batch))
+    while (content := storage.read_or_none(place(batches))) is not None:
+        found += json.loads(content)
+        batches += 1
+    yield _answered(found, asked), keep
+    for batch in range(batches):
+        storage.delete(place(batch))
 
 
-class FileJournal:
+@contextmanager
+def file_journal(path: Path, key: str, asked: Sequence[str]) -> Iterator[Journal]:
     """A .jsonl file that grows, or what becomes a .json file at the end; `key` is all that decides the answers. The key
     is kept beside it until all is answered: a file that other settings began is refused, not gone on with."""
+    growing = path if path.suffix == ".jsonl" else path.with_name(f".{path.name}.lines")
+    mark = path.with_name(f".{path.name}.key")
+    if not mark.exists():
+        if path.exists():
+            raise InputError(f"--answers {path}: it is there already; give another name, or delete it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # lines without a mark are nothing that could be gone on with
+        growing.unlink(missing_ok=True)
+        storage.write_bytes(str(mark.absolute()), key.encode())
+    elif mark.read_text() != key:
+        raise InputError(
+            f"--answers {path}: it was begun with another model or other settings; give another name, or delete it "
+            f"and {mark.name}"
+        )
+    lines = growing.read_bytes().split(b"\n")[:-1] if growing.exists() else []
+    answered = _answered([_parsed(line) for line in lines], asked)
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path = path
-        self._lines = path if path.suffix == ".jsonl" else path.with_name(f".{path.name}.lines")
-        self._mark = path.with_name(f".{path.name}.key")
-        self._key = key
-        self._file: Any = None
-
-    def read(self, asked: Sequence[str]) -> list[Sample]:
-        """As StoreJournal.read."""
-        if not self._mark.exists():
-            if self._path.exists():
-                raise InputError(f"--answers {self._path}: it is there already; give another name, or delete it")
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # lines without a mark are nothing that could be gone on with
-            self._lines.unlink(missing_ok=True)
-            storage.write_bytes(str(self._mark.absolute()), self._key.encode())
-        elif self._mark.read_text() != self._key:
-            raise InputError(
-                f"--answers {self._path}: it was begun with another model or other settings; give another name, or "
-                f"delete it and {self._mark.name}"
-            )
-        lines = self._lines.read_bytes().split(b"\n")[:-1] if self._lines.exists() else []
-        found = _answered([_parsed(line) for line in lines], asked)
-        self._file = open(self._lines, "ab")
-        # a line that a kill left half, and what follows the last whole batch
-        self._file.truncate(sum(len(line) + 1 for line in lines[: len(found)]))
-        return found
-
-    def write(self, batch: Sequence[Sample]) -> None:
+    def keep(batch: Sequence[Sample]) -> None:
         for sample in batch:
-            self._file.write((json.dumps(sample, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+            file.write((json.dumps(sample, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._file is None:
-            return
-        self._file.close()
-        if kind is None:
-            if self._lines != self._path:
-                samples = [json.loads(line) for line in self._lines.read_bytes().split(b"\n")[:-1]]
-                text = json.dumps(samples, ensure_ascii=False, indent=1) + "\n"
-                storage.write_bytes(str(self._path.absolute()), text.encode())
-                self._lines.unlink()
-            self._mark.unlink()
-        elif not self._lines.stat().st_size:
+    try:
+        with open(growing, "ab") as file:
+            # a line that a kill left half, and what follows the last whole batch
+            file.truncate(sum(len(line) + 1 for line in lines[: len(answered)]))
+            yield answered, keep
+    except BaseException:
+        if not growing.stat().st_size:
             # nothing was answered, so nothing is left
-            self._lines.unlink()
-            self._mark.unlink()
+            growing.unlink()
+            mark.unlink()
+        raise
+    if growing != path:
+        samples = [json.loads(line) for line in growing.read_bytes().split(b"\n")[:-1]]
+        text = json.dumps(samples, ensure_ascii=False, indent=1) + "\n"
+        storage.write_bytes(str(path.absolute()), text.encode())
+        growing.unlink()
+    mark.unlink()
 
 
 def _parsed(line: bytes) -> Any:

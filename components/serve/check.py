@@ -8,6 +8,7 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 import logging
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,23 +126,21 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
 
 def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
     """The bytes of the tokenizer.model that these pieces, scores and types are of. Types have the same numbers."""
-    proto = new_model()
     rows = zip(*(fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")), strict=True)
-    for text, score, kind in rows:
-        proto.pieces.add(piece=text, score=score, type=kind)
-    trainer = proto.trainer_spec
-    trainer.model_type = BPE
-    trainer.byte_fallback = True
-    trainer.vocab_size = len(proto.pieces)
-    trainer.unk_id = int(fields.get("tokenizer.ggml.unknown_token_id", 0))
-    trainer.bos_id = int(fields["tokenizer.ggml.bos_token_id"])
-    trainer.eos_id = int(fields["tokenizer.ggml.eos_token_id"])
-    trainer.pad_id = -1
-    normaliser = proto.normalizer_spec
-    normaliser.name = "identity"
-    normaliser.add_dummy_prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-    normaliser.remove_extra_whitespaces = False
-    return bytes(proto.SerializeToString())
+    pieces = [{"piece": text, "score": score, "type": kind} for text, score, kind in rows]
+    ids = {
+        "unk_id": int(fields.get("tokenizer.ggml.unknown_token_id", 0)),
+        "bos_id": int(fields["tokenizer.ggml.bos_token_id"]),
+        "eos_id": int(fields["tokenizer.ggml.eos_token_id"]),
+        "pad_id": -1,
+    }
+    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    model = new_model(
+        pieces=pieces,
+        trainer_spec={"model_type": BPE, "byte_fallback": True, "vocab_size": len(pieces), **ids},
+        normalizer_spec={"name": "identity", "add_dummy_prefix": prefix, "remove_extra_whitespaces": False},
+    )
+    return bytes(model.SerializeToString())
 
 
 def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> None:
@@ -150,15 +149,12 @@ def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> No
     import jinja2.sandbox
     import llama_cpp
 
-    model = llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
     mend = "export the model again; with tied scores (--scores zero) no engine can agree"
-    try:
+    with closing(llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)) as model:
         for line in (*LINES, wrap(LINES[0])):
             # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
             if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:
                 raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
-    finally:
-        model.close()
     if not template:
         raise InputError(f"{where}: there is no chat template in it; export the model again")
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

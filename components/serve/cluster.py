@@ -40,8 +40,6 @@ def name_of(wanted: dict[str, Any]) -> str:
 
 
 class Cluster:
-    """The API server, as a deployment needs it."""
-
     def __init__(self) -> None:
         self.namespace = connect()
         self._api = client.ApiClient()
@@ -94,38 +92,35 @@ class Cluster:
             except (InputError, StorageFault) as error:
                 log.error("%s is as it was, but not ready: %s", name_of(found), error)
 
-    def apply(self, wanted: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, wanted: dict[str, Any], attempts: int = APPLIED_WITHIN) -> dict[str, Any]:
         """Creates the object, or makes it as it is wanted, but for what of its scale is another's; what the server made
         of it."""
-        attempt = 0
-        while True:
-            attempt += 1
-            found = self._asked("GET", wanted)
-            autoscaler = ""
-            if wanted["kind"] == "Deployment":
-                # KServe makes its own from what it is told
-                listing = client.AutoscalingV2Api(self._api).list_namespaced_horizontal_pod_autoscaler
-                scaling = self._items(listing, namespace=wanted["metadata"]["namespace"])
-                autoscaler = next((one["metadata"]["name"] for one in scaling if rollout.targets(one, wanted)), "")
-            asked, said = rollout.with_anothers_scale(wanted, found, autoscaler)
-            options = [("fieldManager", rollout.MANAGER)]
-            if found is not None:
-                version = {"resourceVersion": found["metadata"]["resourceVersion"]}
-                asked = asked | {"metadata": asked["metadata"] | version}
-                options.append(("force", "true"))
-            try:
-                made = self._ask("PATCH", wanted, asked, query_params=options)
-            except ApiException as error:
-                if error.status == 409 and attempt < APPLIED_WITHIN:
-                    # it is another than it was a moment ago
-                    continue
-                if error.status == 404 and wanted["kind"] == "PodMonitor":
-                    log.warning("this cluster has no PodMonitor: its metrics are not collected by that")
-                    return wanted
-                raise _refused(wanted, error) from error
-            if said:
-                log.info("%s: %s", name_of(wanted), said)
-            return made
+        found = self._asked("GET", wanted)
+        autoscaler = ""
+        if wanted["kind"] == "Deployment":
+            # KServe makes its own from what it is told
+            listing = client.AutoscalingV2Api(self._api).list_namespaced_horizontal_pod_autoscaler
+            scaling = self._items(listing, namespace=wanted["metadata"]["namespace"])
+            autoscaler = next((one["metadata"]["name"] for one in scaling if rollout.targets(one, wanted)), "")
+        asked, said = rollout.with_anothers_scale(wanted, found, autoscaler)
+        options = [("fieldManager", rollout.MANAGER)]
+        if found is not None:
+            version = {"resourceVersion": found["metadata"]["resourceVersion"]}
+            asked = asked | {"metadata": asked["metadata"] | version}
+            options.append(("force", "true"))
+        try:
+            made = self._ask("PATCH", wanted, asked, query_params=options)
+        except ApiException as error:
+            if error.status == 409 and attempts > 1:
+                # it is another than it was a moment ago
+                return self.apply(wanted, attempts - 1)
+            if error.status == 404 and wanted["kind"] == "PodMonitor":
+                log.warning("this cluster has no PodMonitor: its metrics are not collected by that")
+                return wanted
+            raise _refused(wanted, error) from error
+        if said:
+            log.info("%s: %s", name_of(wanted), said)
+        return made
 
     def _asked(self, method: str, about: dict[str, Any], body: Any = None) -> dict[str, Any] | None:
         """The answer; None where there is no such object."""
@@ -173,16 +168,13 @@ class Cluster:
                 progress = rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
             if progress.reason != said:
                 said = progress.reason
-                log.info("%s: %s", name_of(applied), said or progress.state.value)
-            if progress.state is rollout.State.READY:
+                log.info("%s: %s", name_of(applied), said)
+            if progress.pods:
                 return progress
-            if progress.state is rollout.State.WRONG_INPUT:
-                raise InputError(progress.reason)
             left = until - monotonic()
-            if progress.state is rollout.State.FAILED or left <= 0:
-                late = f"is not ready after {seconds / 60:.0f} minutes"
-                why = "failed" if progress.state is rollout.State.FAILED else late
-                raise StorageFault(f"{name_of(applied)} {why}: {progress.reason or 'no pod says why'}")
+            if progress.late or left <= 0:
+                why = "failed" if progress.late else f"is not ready after {seconds / 60:.0f} minutes"
+                raise StorageFault(f"{name_of(applied)} {why}: {said}")
             self._until_changed(seen, min(left, LOOK_EVERY))
 
     def _new_pods(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:

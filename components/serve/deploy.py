@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -32,8 +32,7 @@ log = logging.getLogger("deploy")
 
 def server_of(config: Serve) -> ModelServer:
     """What `--deploy` is to deploy: what an option and a field call alike is the same."""
-    of = {field.name for field in fields(ModelServer)}
-    given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config) if field.name in of}
+    given = {name: value for name, value in vars(config).items() if name in ModelServer.__dataclass_fields__}
     return ModelServer(
         **given
         | {

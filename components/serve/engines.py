@@ -1,8 +1,7 @@
 """Which engine serves a model, how it is started, and what it needs to be told in a request.
 
 transformers' server for a Hugging Face folder, llama.cpp's (llama-cpp-python) for a GGUF file, vLLM's where it is
-installed and a GPU is there. Each is somebody else's program behind the same gateway; what differs is in this module:
-the command, the path that says it is ready, the names of the sampling settings, and the request fields that it refuses.
+installed and a GPU is there. Each is somebody else's program behind the same gateway; what differs is in this module.
 """
 
 import collections
@@ -15,18 +14,19 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
+
+import httpx2
 
 from components.serve.options import EngineName
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.model_server import vllm_sampling
+from zhllama.retries import with_retries
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -113,30 +113,27 @@ def _recipe() -> dict[str, Any]:
     return {name: getattr(Sampling(), name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
 
 
-def lay_out(source: Path, target: Path, encoder: Encoder) -> Path:
-    """Links the files of a model folder into `target`, with generation settings of our own; returns `target`. A
-    published model says nothing of sampling, and the server takes what it does not find in a request from the model's
-    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature."""
+def lay_out(source: Path, target: Path, encoder: Encoder) -> None:
+    """Links the files of a model folder into `target`, with generation settings of our own. A published model says
+    nothing of sampling, and the server takes what a request does not say from the model's generation_config.json: left
+    as it is, it would decode greedily and ignore a request's temperature."""
     target.mkdir()
     for file in source.iterdir():
         if file.name != GENERATION:
             (target / file.name).symlink_to(file.resolve())
     pad = encoder.eos if encoder.pad is None else encoder.pad
     ids = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": pad}
-    settings = {"do_sample": True, **_recipe(), **ids}
     given = source / GENERATION
-    if given.exists():
-        settings |= json.loads(given.read_text())
+    said = json.loads(given.read_text()) if given.exists() else {}
+    settings = {"do_sample": True, **_recipe(), **ids, **said}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
-    return target
 
 
 class EngineProcess:
     """An engine as a child process on loopback: `with EngineProcess(engine) as process: process.wait_until_healthy()`.
 
     It stays in our process group, so that what ends the group (Ctrl-C, a runner) ends it too; a signal to us alone is
-    passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log, a
-    record a line. It cannot be reached from another machine: keys, limits and metrics are the gateway's (gateway.py).
+    passed on when the `with` block is left, and the kernel ends it when we are killed. Its output becomes our log.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -178,18 +175,17 @@ class EngineProcess:
 
     def wait_until_healthy(self) -> None:
         """RuntimeError when the engine ends before it answers, or does not within a quarter of an hour."""
-        until = time.monotonic() + START_SECONDS
-        while True:
+        try:
+            with httpx2.Client(base_url=self.address, timeout=5, trust_env=False) as client:
+                with_retries(
+                    lambda: client.get(self._engine.health).raise_for_status(),
+                    lambda error: isinstance(error, httpx2.HTTPError),
+                    seconds=START_SECONDS, first=0.1, longest=0.1, goes_on=lambda: self.alive,
+                )  # fmt: skip
+        except httpx2.HTTPError:
             if not self.alive:
                 self._ended()
-            try:
-                with urllib.request.urlopen(f"{self.address}{self._engine.health}", timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                if time.monotonic() > until:
-                    raise RuntimeError(f"the engine did not answer within {START_SECONDS:.0f} s") from None
-            time.sleep(0.1)
+            raise RuntimeError(f"the engine did not answer within {START_SECONDS:.0f} s") from None
 
     def wait(self) -> NoReturn:
         """Until the engine ends by itself, which is a RuntimeError."""
@@ -203,11 +199,9 @@ class EngineProcess:
 
     def __exit__(self, *_: object) -> None:
         """SIGTERM, and SIGKILL when it does not go within ten seconds."""
-        if self.alive:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
         self._reader.join(STOP_SECONDS)

@@ -1,8 +1,6 @@
 """The server that people reach: routes, keys, checks, metrics and the chat page, in front of an engine on loopback.
 
-Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key. So all
-requests end here; what is in order goes on to the engine, and its answer comes back as it comes.
-
+Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key.
 Without a key the server listens on loopback alone, and then refuses requests that name another host, and those that a
 page of another site makes a browser send: a page that is merely open must not talk to the model.
 """
@@ -64,10 +62,6 @@ class Metrics:
         self.prompt_tokens = counter("zhllama_prompt_tokens", "Tokens of prompts.")
         self.answer_tokens = counter("zhllama_answer_tokens", "Tokens of answers.")
         self.engine = gauge("zhllama_engine_up", "1 while the engine runs.", ("model",)).labels(name)
-
-    def text(self, alive: bool) -> bytes:
-        self.engine.set(alive)
-        return prometheus_client.generate_latest(self.registry)
 
 
 class Gateway:
@@ -164,7 +158,8 @@ class Gateway:
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        text = self.metrics.text(self._alive())
+        self.metrics.engine.set(self._alive())
+        text = prometheus_client.generate_latest(self.metrics.registry)
         if self._engine.metrics:
             try:
                 text += (await self._client.get(self._engine.metrics, timeout=5)).content
@@ -247,7 +242,7 @@ class Gateway:
 
     async def _events(self, upstream: httpx2.Response, record: "_Record") -> AsyncIterator[dict[str, Any]]:
         """The events of a stream; a failure becomes a last one, {"error": …}. Closing it stops the engine's work."""
-        status = 499
+        status, first = 499, True
         try:
             async for line in _lines(upstream):
                 content = line.removeprefix(b"data:").strip()
@@ -256,7 +251,9 @@ class Gateway:
                 event = json.loads(content)
                 if "error" in event:
                     raise ValueError(f"it said {event['error']}")
-                record.first()
+                if first:
+                    self.metrics.first.observe(time.monotonic() - record.begin)
+                    first = False
                 if usage := event.get("usage"):
                     record.answer_tokens = int(usage.get("completion_tokens", 0))
                 yield event
@@ -282,16 +279,10 @@ class _Record:
     def __init__(self, metrics: Metrics, path: str) -> None:
         self._metrics = metrics
         self._path = path
-        self._begin = time.monotonic()
-        self._seen = False
+        self.begin = time.monotonic()
         self.prompt_tokens = 0
         self.answer_tokens = 0
         metrics.running.inc()
-
-    def first(self) -> None:
-        if not self._seen:
-            self._seen = True
-            self._metrics.first.observe(time.monotonic() - self._begin)
 
     @contextmanager
     def of_failures(self) -> Iterator[None]:
@@ -304,7 +295,7 @@ class _Record:
 
     def end(self, status: int) -> None:
         """499: the client went away."""
-        seconds = time.monotonic() - self._begin
+        seconds = time.monotonic() - self.begin
         self._metrics.running.dec()
         self._metrics.requests.labels(self._path, str(status)).inc()
         self._metrics.seconds.labels(self._path).observe(seconds)

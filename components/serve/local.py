@@ -1,8 +1,5 @@
-"""The server on this machine: model checked, engine started, gateway listening, all of it ended together.
-
-5 s to the first answer with a tiny model. Before it is announced the tokenizer that the engine uses is held against
-SentencePiece: ids in are the ids of training.
-"""
+"""The server on this machine: model checked, engine started, gateway listening, all of it ended together. Before it is
+announced the tokenizer that the engine uses is held against SentencePiece: ids in are the ids of training."""
 
 import socket
 import tempfile
@@ -10,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 
@@ -32,26 +29,19 @@ SAMPLES = "samples.json"
 STOP_SECONDS = 5
 
 
-class Server(NamedTuple):
-    """A gateway that listens, and the engine behind it."""
-
-    address: str
-    engine: EngineProcess
-
-
 def serve(config: Serve) -> None:
     """Serves until it is stopped (Ctrl-C, SIGTERM); RuntimeError when the engine ends by itself."""
-    with served(config) as server:
+    with served(config) as (address, engine):
         try:
             key = f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if config.api_key() else ""
-            page = f"{server.address}/ is a chat page. " if config.page else ""
+            page = f"{address}/ is a chat page. " if config.page else ""
             print(
-                f'{server.address}/v1 answers as "{config.name}". {page}Ctrl-C ends it. To ask it:\n'
-                f"curl {server.address}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+                f'{address}/v1 answers as "{config.name}". {page}Ctrl-C ends it. To ask it:\n'
+                f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' "
                 f'-d \'{{"model": "{config.name}", "messages": [{{"role": "user", "content": "你好"}}]}}\'',
                 flush=True,
             )
-            server.engine.wait()
+            engine.wait()
         except KeyboardInterrupt:
             print("stopped", flush=True)
 
@@ -68,16 +58,16 @@ def ask(config: Serve, artifact: Artifact | None = None) -> str:
     """Starts the server, asks `--ask` through the API, and ends it. artifact: as of `served`."""
     body = {"model": config.name, "messages": [{"role": "user", "content": config.ask}]}
     headers = {"Authorization": f"Bearer {key}"} if (key := config.api_key()) else {}
-    with served(config, artifact) as server:
-        address = f"{server.address}/v1/chat/completions"
-        answer = httpx2.post(address, json=body, headers=headers, timeout=None, trust_env=False).raise_for_status()
+    with served(config, artifact) as (address, _):
+        url = f"{address}/v1/chat/completions"
+        answer = httpx2.post(url, json=body, headers=headers, timeout=None, trust_env=False).raise_for_status()
         return str(answer.json()["choices"][0]["message"]["content"])
 
 
 @contextmanager
-def served(config: Serve, artifact: Artifact | None = None) -> Iterator[Server]:
-    """A server that answers for `--model`. artifact: what is behind it, where it is open already. InputError where the
-    model is not fit to be served, or the place is not."""
+def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[str, EngineProcess]]:
+    """The address of a server that answers for `--model`, and the engine behind it. artifact: the model, where it is
+    open already. InputError where the model is not fit to be served, or the place is not."""
     api_key = config.api_key()
     if not api_key and not is_loopback(config.host):
         raise InputError(
@@ -115,7 +105,7 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[Server]:
             gateway = Gateway(limits, engine, process.address, lambda: process.alive, api_key, config.host)
             with running(gateway.app(chat_page(gateway) if config.page else None), listener):
                 host, port = listener.getsockname()[:2]
-                yield Server(f"http://{f'[{host}]' if ':' in host else host}:{port}", process)
+                yield f"http://{f'[{host}]' if ':' in host else host}:{port}", process
 
 
 def gguf_file(artifact: Artifact, chosen: str) -> str | None:

@@ -1,8 +1,7 @@
 """The chat page: Shiny's chat component, on the gateway's own answers.
 
-The component (shinychat: streaming, Markdown, phone width, keyboard) is a library's, 5 MB from PyPI with no build step
-and nothing fetched at run time. Looked at instead: gradio (its pins exclude this server's starlette and pydantic),
-nicegui (no chat input, twice the packages), a component from npm (a laptop that has pip may have no node).
+shinychat is 5 MB from PyPI with no build step and nothing fetched at run time. Looked at instead: gradio (its pins
+exclude this server's starlette and pydantic), nicegui (no chat input, twice the packages), npm (needs node).
 """
 
 import os
@@ -102,13 +101,10 @@ def chat_page(gateway: Gateway) -> Any:
         chat = Chat("chat", history=False)
         said: list[dict[str, str]] = []
 
-        def words() -> dict[str, str]:
-            search = session.clientdata.url_search()
-            return WORDS[language_of(search, session.http_conn.headers.get("accept-language", ""))]
-
         @chat.on_user_submit
         async def _(text: str) -> None:
-            spoken = words()
+            accepted = session.http_conn.headers.get("accept-language", "")
+            spoken = WORDS[language_of(session.clientdata.url_search(), accepted)]
             if gateway.needs_key and not gateway.key_matches(input.key() or ""):
                 await chat.append_message(spoken["wrong key"])
                 return

@@ -1,8 +1,5 @@
-"""A way to a pod's port through the API server, for a command that does not run in the cluster: `kubectl port-forward`.
-
-Each connection to the loopback address is a forwarded one of its own. The kubernetes client opens them; here bytes are
-carried back and forth.
-"""
+"""A way to a pod's port through the API server, for a command that does not run in the cluster: `kubectl port-forward`,
+by the kubernetes client. Each connection to the loopback address is a forwarded one of its own."""
 
 import logging
 import socket

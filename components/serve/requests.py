@@ -1,8 +1,7 @@
 """What a request may say, checked before an engine sees it: wrong ones get OpenAI's 4xx body, and the engine none.
 
-Engines differ in what they do with a wrong request (transformers' server answers 500 to a message without a role, and
-says nothing of a prompt that is longer than the model's positions), so all is checked here, once, in the ids of
-training.
+Engines differ in what they do with a wrong one: transformers' server answers 500 to a message without a role, and says
+nothing of a prompt that is longer than the model's positions.
 """
 
 import json

@@ -10,10 +10,9 @@ is applied as it stands: a field that its only manager leaves out falls back to 
 
 from collections.abc import Sequence
 from copy import deepcopy
-from enum import Enum
 from typing import Any, NamedTuple
 
-from zhllama.errors import EXIT_INPUT
+from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
 
 MANAGER = "zhllama"
@@ -25,30 +24,23 @@ SCALE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 REVISION = "deployment.kubernetes.io/revision"
 
 
-class State(Enum):
-    WAITING = "waiting"
-    READY = "ready"
-    FAILED = "failed"
-    WRONG_INPUT = "wrong input"
-    """A pod's check says that the model is not fit to be served: no other try will mend it."""
-
-
 class Progress(NamedTuple):
-    state: State
-    reason: str = ""
+    """How far an object is: ready where there are new pods that answer."""
+
+    reason: str = "ready"
+    late: bool = False
+    """Whether the object's own deadline is over."""
     address: str = ""
     """Where it answers within the cluster, if the object says."""
     pods: tuple[dict[str, Any], ...] = ()
-    """The new ones that answer, when it is ready."""
 
 
 def controlled_by(things: Sequence[dict[str, Any]], uid: str) -> list[dict[str, Any]]:
     """Those whose controller has that uid."""
-
-    def own(owner: dict[str, Any]) -> bool:
-        return bool(owner.get("controller")) and owner["uid"] == uid
-
-    return [thing for thing in things if any(map(own, thing["metadata"].get("ownerReferences", ())))]
+    own = {"controller": True, "uid": uid}.items()
+    return [
+        thing for thing in things if any(own <= one.items() for one in thing["metadata"].get("ownerReferences", ()))
+    ]
 
 
 def newest_replica_set(deployment: dict[str, Any], sets: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -59,21 +51,21 @@ def newest_replica_set(deployment: dict[str, Any], sets: Sequence[dict[str, Any]
 
 
 def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Progress:
-    """Ready when every replica is of the newest kind, available, and no older one is left. `pods`: the new ones."""
+    """Ready when every replica is of the newest kind, available, and no older one is left. `pods`: the new ones.
+    InputError when the check of one says that the model is not fit to be served: no other try will mend it."""
     spec, status = deployment["spec"], deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 1):
-        return Progress(State.WAITING, "the controller has not seen it yet")
-    if wrong := _wrong_input(pods):
-        return Progress(State.WRONG_INPUT, wrong)
+        return Progress("the controller has not seen it yet")
+    _require_fit(pods)
     wanted = spec.get("replicas", 1)
     counted = [status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")]
     ready = tuple(pod for pod in pods if answers(pod))
     if counted == [wanted] * 3 and ready:
-        return Progress(State.READY, pods=ready)
+        return Progress(pods=ready)
     conditions = status.get("conditions", ())
     why = _why(pods) or f"{len(ready)} of {wanted} new pods ready"
     late = any(one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded" for one in conditions)
-    return Progress(State.FAILED if late else State.WAITING, _joined(why, *_complaints(conditions)))
+    return Progress(_joined(why, *_complaints(conditions)), late)
 
 
 def judge_inference_service(
@@ -82,28 +74,25 @@ def judge_inference_service(
     """Ready when KServe says so, and its Deployments have brought what was applied last. `rollouts`: each of them, and
     its new pods. Its address is the cluster's own where there is one.
 
-    In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods while they
-    serve, so that neither says whether the new version stands: the Deployments do.
+    In the Standard mode KServe's `observedGeneration` is its Deployment's and its Ready that of the old pods.
     """
     status = service.get("status", {})
     complaints = _complaints(status.get("conditions", ()))
     wanted = service["spec"]["predictor"].get("labels", {})
     labels = [one["spec"]["template"]["metadata"].get("labels", {}) for one, _ in rollouts]
     if not rollouts or not all(wanted.items() <= each.items() for each in labels):
-        return Progress(State.WAITING, _joined("KServe has made no Deployment of it yet", *complaints))
+        return Progress(_joined("KServe has made no Deployment of it yet", *complaints))
     ready: list[dict[str, Any]] = []
     for deployment, pods in rollouts:
         progress = judge_deployment(deployment, pods)
-        if progress.state is State.WRONG_INPUT:
-            return progress
-        if progress.state is not State.READY:
+        if not progress.pods:
             # the deadline of KServe's Deployments is KServe's, ten minutes: shorter than large models take to load
-            return Progress(State.WAITING, _joined(progress.reason, *complaints))
+            return Progress(_joined(progress.reason, *complaints))
         ready += progress.pods
     if not any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", ())):
-        return Progress(State.WAITING, _joined("its pods are ready, KServe does not say so yet", *complaints))
+        return Progress(_joined("its pods are ready, KServe does not say so yet", *complaints))
     address = (status.get("address") or {}).get("url") or status.get("url") or ""
-    return Progress(State.READY, address=address.rstrip("/"), pods=tuple(ready))
+    return Progress(address=address.rstrip("/"), pods=tuple(ready))
 
 
 def answers(pod: dict[str, Any]) -> bool:
@@ -130,13 +119,16 @@ def _joined(*parts: str) -> str:
     return "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
 
 
-def _wrong_input(pods: Sequence[dict[str, Any]]) -> str:
+def _require_fit(pods: Sequence[dict[str, Any]]) -> None:
     for pod in pods:
         for container in containers(pod, "initContainerStatuses"):
             if (end := crash(container)) and end["exitCode"] == EXIT_INPUT:
-                message = (end.get("message") or "").strip().splitlines()
-                return message[-1].removeprefix("error: ") if message else "the model is not fit to be served"
-    return ""
+                said = _last_line(end.get("message"))
+                raise InputError(said.removeprefix("error: ") or "the model is not fit to be served")
+
+
+def _last_line(text: str | None) -> str:
+    return "".join((text or "").strip().splitlines()[-1:])
 
 
 def _why(pods: Sequence[dict[str, Any]]) -> str:
@@ -147,8 +139,8 @@ def _why(pods: Sequence[dict[str, Any]]) -> str:
             return f"{name}: {reason}"
         for container in containers(pod):
             if end := crash(container):
-                last = (end.get("message") or end.get("reason") or "").strip().splitlines()[-1:]
-                return f"{name}: {container['name']} ended with {end['exitCode']}: {''.join(last)}"
+                last = _last_line(end.get("message") or end.get("reason"))
+                return f"{name}: {container['name']} ended with {end['exitCode']}: {last}"
             if reason := waiting_reason(container):
                 return f"{name}: {container['name']}: {reason}"
     for name, pod in staying.items():

@@ -1,10 +1,7 @@
-"""A deployed server, tried through its own API: it knows its model, encodes as in training, answers, asks for a key.
-
-What is asked is what users ask, so it holds for vLLM behind a Service, behind KServe, and for the server here.
-"""
+"""A deployed server, tried through its own API: it knows its model, encodes as in training, answers, asks for a key."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -34,11 +31,11 @@ def try_out(
     """What was asked and answered, as {"Input", "Output"}. `there`: whether it is worth another try to reach it.
     InputError when it is another model or tokenises otherwise, StorageFault when it does not answer as it should."""
     answered = []
-    with _Tried(address, api_key, there) as tried:
-        length = tried.served(name).get("max_model_len", context_length)
+    with _Tried(address, api_key) as tried:
+        length = tried.served(name, there).get("max_model_len", context_length)
         if length < context_length:
             raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
-        if tried.status_without_key("/v1/models") not in (401, 403):
+        if not tried.asks_for_key():
             raise InputError(f"{address}: it answers without an API key; check the secret of the API key")
         for line in LINES:
             tried.encodes({"model": name, "prompt": line}, repr(line), [encoder.bos, *encoder.encode(line)])
@@ -46,10 +43,9 @@ def try_out(
             asked = {"model": name, "messages": [{"role": "user", "content": line}]}
             wanted = [encoder.bos, *encoder.encode(wrap(line))]
             tried.encodes({**asked, "add_generation_prompt": True}, f"the question {line!r}", wanted)
-            said = tried.answer("/v1/chat/completions", {**asked, "max_tokens": 16, "temperature": 0})
-            message = said["choices"][0]["message"]["content"]
-            log.info("%s → %s", line, message)
-            answered.append({"Input": line, "Output": message})
+            said = tried.answer("/v1/chat/completions", _said, {**asked, "max_tokens": 16, "temperature": 0})
+            log.info("%s → %s", line, said)
+            answered.append({"Input": line, "Output": said})
     log.info("%s: serves %s, encodes as in training, answers, and asks for a key", address, name)
     return answered
 
@@ -63,54 +59,50 @@ def reach(address: str, name: str, api_key: str) -> None:
 class _Tried(httpx2.Client):
     """Requests with the key, and what is wrong with their answers in one line."""
 
-    def __init__(self, address: str, api_key: str, there: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, address: str, api_key: str) -> None:
         super().__init__(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
         self._address = address
         self._key = {"Authorization": f"Bearer {api_key}"}
-        self._there = there
 
-    def served(self, name: str) -> dict[str, Any]:
+    def served(self, name: str, there: Callable[[], bool] = lambda: True) -> dict[str, Any]:
         """What the server says of the model: asked again until it is reached, for two minutes and as long as it is
         there."""
-        found = with_retries(
-            lambda: self.answer("/v1/models"), lambda error: isinstance(error, StorageFault),
-            seconds=REACHED_WITHIN, goes_on=self._there,
+        served = with_retries(
+            lambda: self.answer("/v1/models", lambda value: {model["id"]: model for model in value["data"]}),
+            lambda error: isinstance(error, StorageFault), seconds=REACHED_WITHIN, goes_on=there,
         )  # fmt: skip
-        served: dict[str, dict[str, Any]] = {model["id"]: model for model in found["data"]}
         if name not in served:
             raise InputError(
                 f"{self._address}: it serves {', '.join(served) or 'nothing'}, not {name}; is it another server?"
             )
-        return served[name]
+        return dict(served[name])
 
-    def encodes(self, asked: dict[str, Any], what: str, wanted: Sequence[int]) -> None:
-        found = self.answer("/tokenize", asked)["tokens"]
-        if list(found) != list(wanted):
+    def encodes(self, asked: dict[str, Any], what: str, wanted: list[int]) -> None:
+        found = self.answer("/tokenize", lambda value: list(value["tokens"]), asked)
+        if found != wanted:
             raise InputError(
-                f"{self._address}: it encodes {what} as {list(found)[:12]}…, training as {list(wanted)[:12]}…; publish "
-                "the model again (with tied scores, --scores zero, no served tokenizer can agree)"
+                f"{self._address}: it encodes {what} as {found[:12]}…, training as {wanted[:12]}…; publish the model "
+                "again (with tied scores, --scores zero, no served tokenizer can agree)"
             )
 
-    def status_without_key(self, path: str) -> int:
+    def asks_for_key(self) -> bool:
         try:
-            return self.get(path).status_code
+            return self.get("/v1/models").status_code in (401, 403)
         except httpx2.HTTPError as error:
-            raise StorageFault(f"{self._address}{path}: {short(error)}") from error
+            raise StorageFault(f"{self._address}/v1/models: {short(error)}") from error
 
-    def answer(self, path: str, asked: dict[str, Any] | None = None) -> Any:
-        """What is said to a request, a GET where nothing is asked; what is read of it is there."""
+    def answer(self, path: str, read: Callable[[Any], Any], asked: dict[str, Any] | None = None) -> Any:
+        """What is read of the answer to a request, a GET where nothing is asked."""
         try:
-            method = "GET" if asked is None else "POST"
-            answer = self.request(method, path, json=asked, headers=self._key)
+            answer = self.request("POST" if asked else "GET", path, json=asked, headers=self._key)
             if answer.status_code in (401, 403):
                 raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
-            value = answer.raise_for_status().json()
-            if path == "/v1/models":
-                _ = [model["id"] for model in value["data"]]
-            elif path == "/tokenize":
-                _ = list(value["tokens"])
-            elif not isinstance(value["choices"][0]["message"]["content"], str):
-                raise ValueError("an answer without text")
-            return value
+            return read(answer.raise_for_status().json())
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
             raise StorageFault(f"{self._address}{path}: {type(error).__name__}: {short(error)}") from error
+
+
+def _said(value: Any) -> str:
+    if not isinstance(said := value["choices"][0]["message"]["content"], str):
+        raise ValueError("an answer without text")
+    return said

@@ -2,8 +2,7 @@
 
 Known of transformers 5.24 with tokenizers 0.23: a stream ends with an error ("Invalid prefix encountered") when a
 model says bytes that are no UTF-8 and goes on, as any LLaMA with byte pieces may. The server takes `DecodeStream` from
-`tokenizers.decoders` for each answer; here it finds one that decodes the answer so far and never fails. Half a
-character is held back until the rest of it has come, or something else has.
+`tokenizers.decoders` for each answer; here it finds one that decodes the answer so far and never fails.
 """
 
 from typing import Any
@@ -31,7 +30,7 @@ class WholeCharacters:
         return added
 
 
-def main() -> None:
+if __name__ == "__main__":
     import tokenizers.decoders
 
     setattr(tokenizers.decoders, "DecodeStream", WholeCharacters)  # noqa: B010 - its declared type is final
@@ -41,7 +40,3 @@ def main() -> None:
     app = typer.Typer()
     app.command()(Serve)
     app()
-
-
-if __name__ == "__main__":
-    main()

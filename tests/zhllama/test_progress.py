@@ -123,4 +123,4 @@ def test_a_terminal_gets_a_bar_and_work_inside_it_a_row(monkeypatch):
     os.close(controller)
     assert b"merging" in said
     assert b"fetching" in said
-    assert progress._display.drawn is None
+    assert not progress._rows.cache_info().currsize

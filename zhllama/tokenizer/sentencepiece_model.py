@@ -19,9 +19,9 @@ BPE = 2
 TOKENIZER_MODEL = "tokenizer.model"
 
 
-def new_model() -> Any:
-    """A ModelProto without pieces."""
-    return _generated()["ModelProto"]()
+def new_model(**fields: Any) -> Any:
+    """A ModelProto of these fields."""
+    return _generated()["ModelProto"](**fields)
 
 
 @cache

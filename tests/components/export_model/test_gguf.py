@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,9 +168,15 @@ def wanted(trained_model, lines) -> list[torch.Tensor]:
         return [model(torch.tensor([ids])).logits[0] for ids in lines]
 
 
+def load(path: Path, **settings: int) -> Any:
+    from llama_cpp import Llama
+
+    return Llama(str(path), verbose=False, **settings)
+
+
 def logits(path: Path, lines: list[list[int]]) -> list[torch.Tensor]:
     """llama.cpp's logits of each line."""
-    model = llama_cpp_tools.load(path, n_ctx=256, logits_all=True, n_threads=1, n_threads_batch=1)
+    model = load(path, n_ctx=256, logits_all=True, n_threads=1, n_threads_batch=1)
     found = []
     for ids in lines:
         model.reset()
@@ -246,14 +253,14 @@ def test_the_models_own_precision_is_the_default_and_padding_rows_are_left_out(t
     assert metadata(path)["general.name"] == "Padded"
     assert manifest.vocabulary is not None
     assert manifest.vocabulary.rows == 800
-    llama_cpp_tools.load(path, n_ctx=64)
+    load(path, n_ctx=64)
 
 
 def test_a_tied_model_has_no_head_of_its_own(tmp_path, model):
     configure(model, tie_word_embeddings=True)
     path = Path(export(tmp_path / "store", model).root, "model-f16.gguf")
     assert "output.weight" not in [tensor.name for tensor in gguf.GGUFReader(path).tensors]
-    llama_cpp_tools.load(path, n_ctx=64)
+    load(path, n_ctx=64)
 
 
 def test_linear_stretching_is_said(tmp_path, model):

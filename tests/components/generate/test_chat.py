@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from components.generate.generate import PROMPT, Conversation
+from components.generate.generate import PROMPT, chat_prompt
 from zhllama.inference.load import LoadedModel, load_model
 from zhllama.tokenizer.prompt import wrap
 
@@ -26,20 +26,18 @@ def loaded(tiny_model: str) -> LoadedModel:
 
 def test_a_conversation_is_prompt_answer_eos_repeated(loaded: LoadedModel) -> None:
     encoder = loaded.encoder
-    conversation = Conversation(loaded, True, 100)
-    conversation.add("你好", [500, 501])
-    expected = [encoder.bos, *encoder.encode(wrap("你好")), 500, 501, encoder.eos, *encoder.encode(wrap("再见"))]
-    assert conversation.prompt("再见") == expected
+    turn = [*encoder.encode(wrap("你好")), 500, 501, encoder.eos]
+    asked = encoder.encode(wrap("再见"))
+    assert chat_prompt(loaded, [turn], asked, 100) == [encoder.bos, *turn, *asked]
 
 
 def test_the_chat_template_gives_the_same_ids_and_order(loaded: LoadedModel, tiny_model: str) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(Path(tiny_model).parent)
-    conversation = Conversation(loaded, True, 100)
     messages = [{"role": "user", "content": "你好, hello"}]
     ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert list(ids) == conversation.prompt("你好, hello")
+    assert list(ids) == chat_prompt(loaded, [], loaded.encoder.encode(wrap("你好, hello")), 100)
     messages += [{"role": "assistant", "content": "good day"}, {"role": "user", "content": "bye"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
     assert rendered == f"<s>{wrap('你好, hello')}good day</s>{wrap('bye')}"
@@ -47,19 +45,17 @@ def test_the_chat_template_gives_the_same_ids_and_order(loaded: LoadedModel, tin
 
 def test_turns_that_do_not_fit_are_forgotten_oldest_first(loaded: LoadedModel) -> None:
     narrow = dataclasses.replace(loaded, positions=400)
-    conversation = Conversation(narrow, False, 50)
-    for index in range(300, 306):
-        conversation.add("", [index] * 80)
-    prompt = conversation.prompt("再见")
+    turns = [[index] * 80 for index in range(300, 306)]
+    prompt = chat_prompt(narrow, turns, loaded.encoder.encode("再见"), 50)
     assert len(prompt) + 50 <= 400
     assert [index for index in range(300, 306) if index in prompt] == [302, 303, 304, 305]
+    assert [turn[0] for turn in turns] == [302, 303, 304, 305]
 
 
 def test_a_message_that_fits_nowhere_forgets_nothing(loaded: LoadedModel) -> None:
-    conversation = Conversation(dataclasses.replace(loaded, positions=60), False, 10)
-    conversation.add("", [300] * 20)
-    assert len(conversation.prompt("长" * 100)) > 60
-    assert 300 in conversation.prompt("再见")
+    narrow, turns = dataclasses.replace(loaded, positions=60), [[300] * 20]
+    assert len(chat_prompt(narrow, turns, loaded.encoder.encode("长" * 100), 10)) > 60
+    assert 300 in chat_prompt(narrow, turns, loaded.encoder.encode("再见"), 10)
 
 
 # --- in a terminal ----------------------------------------------------------------------------------------------------

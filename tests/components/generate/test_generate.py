@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.generate.generate import SAMPLES, answer_into_file, generate, read_questions
-from components.generate.journal import FileJournal
+from components.generate.generate import SAMPLES, answer_into_file, generate, questions, read_questions
+from components.generate.journal import file_journal
 from components.generate.options import Generate
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -64,20 +65,21 @@ def test_questions_come_from_lines_or_items(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_text(content)
     first = "翻译。" if name == "a.txt" else "翻译。\nOpen file"
     expected = [first, "写诗。"]
-    found = read_questions(open_artifact(str(tmp_path / name)), wrapped)
+    config = Generate(model="", input=str(tmp_path / name), with_prompt=wrapped)
+    found = questions(config, Inputs.open(config))
     assert found == ([wrap(text) for text in expected] if wrapped else expected)
 
 
 def test_compressed_items_are_items(tmp_path: Path) -> None:
     (tmp_path / "items.json.gz").write_bytes(gzip.compress(json.dumps(items).encode()))
-    assert read_questions(open_artifact(str(tmp_path / "items.json.gz")), False) == ["翻译。\nOpen file", "写诗。"]
+    assert read_questions(open_artifact(str(tmp_path / "items.json.gz"))) == ["翻译。\nOpen file", "写诗。"]
 
 
 @pytest.mark.parametrize("beside", ["report.json", "card.json"])
 def test_what_lies_beside_the_lines_makes_them_no_items(tmp_path: Path, beside: str) -> None:
     (tmp_path / "a.txt").write_text("翻译。\n写诗。\n")
     (tmp_path / beside).write_text("{}")
-    assert read_questions(open_artifact(str(tmp_path)), False) == ["翻译。", "写诗。"]
+    assert read_questions(open_artifact(str(tmp_path))) == ["翻译。", "写诗。"]
 
 
 def test_a_file_is_answered_in_order(tiny_model: str, tmp_path: Path, chinese_text: list[str]) -> None:
@@ -171,13 +173,17 @@ def test_a_killed_run_into_a_store_goes_on_too(command: list[str], tmp_path: Pat
 
 
 def test_answers_that_other_settings_began_are_not_gone_on_with(tmp_path: Path) -> None:
-    with FileJournal(tmp_path / "a.jsonl", "one") as journal:
-        journal.read(["q"] * 9)
-        journal.write([{"Input": "q", "Output": "a"}] * 8)
-        with pytest.raises(InputError, match="begun with another model or other settings"):
-            FileJournal(tmp_path / "a.jsonl", "two").read(["q"])
-        # other questions are simply asked
-        assert FileJournal(tmp_path / "a.jsonl", "one").read(["other"]) == []
+    with suppress(KeyboardInterrupt), file_journal(tmp_path / "a.jsonl", "one", ["q"] * 9) as (_, keep):
+        keep([{"Input": "q", "Output": "a"}] * 8)
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(InputError, match="begun with another model or other settings"),
+        file_journal(tmp_path / "a.jsonl", "two", ["q"]),
+    ):
+        pass
+    # other questions are simply asked
+    with file_journal(tmp_path / "a.jsonl", "one", ["other"]) as (answered, _):
+        assert answered == []
 
 
 def test_a_file_that_is_somebody_elses_is_left_alone(tiny_model: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("llama_cpp", reason="NOT CHECKED: llama-cpp-python is not he
 from components.export_model.exporter import export_model
 from components.export_model.options import ExportModel
 from components.serve.check import check_gguf
-from components.serve.local import Server, served
+from components.serve.local import served
 from components.serve.options import Serve
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -38,14 +38,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory, extended_model: str) -> s
 
 
 @pytest.fixture(scope="module")
-def server(exported: str) -> Iterator[Server]:
-    with served(Serve(model=exported, file="model-f32.gguf", port=0)) as made:
+def address(exported: str) -> Iterator[str]:
+    with served(Serve(model=exported, file="model-f32.gguf", port=0)) as (made, _):
         yield made
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made:
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
@@ -58,14 +58,14 @@ def test_llama_cpp_answers_as_the_model_does(client: openai.OpenAI, extended_mod
     assert made.choices[0].message.content.strip() == loaded.encoder.decode(ids).strip()
 
 
-def test_it_streams_and_counts_and_is_checked_as_any_model(client: openai.OpenAI, server: Server) -> None:
+def test_it_streams_and_counts_and_is_checked_as_any_model(client: openai.OpenAI, address: str) -> None:
     made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=20, stream=True)
     assert list(made)[-1].choices[0].finish_reason in ("length", "stop")
     with pytest.raises(openai.BadRequestError, match="context is 2048 tokens"):
         client.chat.completions.create(model="zhllama", messages=[{"role": "user", "content": "长" * 3000}])
     assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
-    assert httpx2.get(f"{server.address}/health").json() == {"status": "ok"}
-    assert "zhllama_requests_total" in httpx2.get(f"{server.address}/metrics").text
+    assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
+    assert "zhllama_requests_total" in httpx2.get(f"{address}/metrics").text
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

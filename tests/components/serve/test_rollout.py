@@ -9,7 +9,6 @@ import pytest
 
 from components.serve.rollout import (
     Progress,
-    State,
     answers,
     controlled_by,
     judge_deployment,
@@ -74,14 +73,14 @@ def test_a_rollout_is_ready_only_when_its_new_pods_are_and_names_them() -> None:
     # a change is applied at 3.43: the old pod is Ready all the while
     between = [progress for t, progress in replay.said if 3.43 <= t < 5.7]
     assert between
-    assert {progress.state for progress in between} == {State.WAITING}
+    assert not any(progress.pods or progress.late for progress in between)
     assert names(replay.last) == ["d-5dc89d746d"]
 
 
 def test_an_old_pod_that_is_ready_and_terminating_is_never_among_those_that_answer() -> None:
     replay = Replay("rollout")
     # 5.76: counted as one replica of one, while the old pod is still Ready
-    assert replay.at(5.76).state is State.READY
+    assert replay.at(5.76).reason == "ready"
     assert all(names(progress) == ["d-5dc89d746d"] for t, progress in replay.said if t >= 5.76)
     terminating = next(
         event["object"]
@@ -105,7 +104,8 @@ def test_an_old_pod_that_is_ready_and_terminating_is_never_among_those_that_answ
 )  # fmt: skip
 def test_a_rollout_past_its_deadline_has_failed_and_says_why(name: str, said: str) -> None:
     last = Replay(name).last
-    assert last.state is State.FAILED
+    assert last.late
+    assert not last.pods
     assert said in last.reason
     assert "Progressing=False (ProgressDeadlineExceeded): ReplicaSet" in last.reason
     assert "\n" not in last.reason
@@ -119,25 +119,27 @@ def test_a_refused_pod_is_said_as_soon_as_the_deployment_says_it_and_is_waited_f
         for (_, progress) in replay.said
         if "ReplicaFailure=True (FailedCreate)" in progress.reason and "forbidden" in progress.reason
     ]
-    assert refused[0].state is State.WAITING
+    assert not refused[0].pods
+    assert not refused[0].late
     # before the Deployment had said so, no reason of another kind had been given out as final
     before = replay.said[: [progress for _, progress in replay.said].index(refused[0])]
-    assert State.FAILED not in {progress.state for _, progress in before}
+    assert not any(progress.late for _, progress in before)
 
 
 def test_a_missing_account_is_named() -> None:
     last = Replay("service-account").last
-    assert last.state is State.WAITING
+    assert not last.pods
+    assert not last.late
     assert 'serviceaccount "nobody" not found' in last.reason
     assert "Available=False (MinimumReplicasUnavailable)" in last.reason
 
 
 def test_old_pods_do_not_make_a_new_version_look_ready() -> None:
     replay = Replay("surge-quota")
-    assert replay.at(4.9).state is State.READY
+    assert replay.at(4.9).pods
     # "1 of 1 ready" was said here while the new version could not start
     assert replay.at(6).reason.startswith("0 of 1 new pods ready; ReplicaFailure=True")
-    assert replay.at(6).state is State.WAITING
+    assert not replay.at(6).pods
 
 
 def test_after_a_rollback_the_newest_replica_set_is_the_one_that_was_gone_back_to() -> None:
@@ -180,15 +182,15 @@ TRUE = {"type": "Ready", "status": "True"}
 
 def test_kserves_own_generation_is_not_compared_with_its_deployments() -> None:
     progress = judge_inference_service(service(TRUE, {"type": "Stopped", "status": "False"}), [rolled_out(LABELS, POD)])
-    assert (progress.state, progress.address, progress.pods) == (State.READY, "http://a.team.svc", (POD,))
+    assert (progress.reason, progress.address, progress.pods) == ("ready", "http://a.team.svc", (POD,))
 
 
 def test_kserves_ready_of_the_old_pods_is_not_the_new_versions() -> None:
     progress = judge_inference_service(service(TRUE), [rolled_out({"zhllama.io/version": "1"}, POD)])
-    assert progress.state is State.WAITING
+    assert not progress.pods
     refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: team"}
     progress = judge_inference_service(service(TRUE), [rolled_out(LABELS, conditions=[refused])])
-    assert progress.state is State.WAITING
+    assert not progress.pods
     assert progress.reason == "0 of 1 new pods ready; ReplicaFailure=True (FailedCreate): exceeded quota: team"
 
 
@@ -197,6 +199,6 @@ def test_what_kserve_says_is_false_is_said_with_its_reason(rollouts: list[Any]) 
     wrong = {"type": "PredictorReady", "status": "False", "reason": "Invalid", "message": "no such runtime"}
     bare = {"type": "IngressReady", "status": "False", "reason": "Predictor ingress not created"}
     progress = judge_inference_service(service(wrong, bare), rollouts)
-    assert progress.state is State.WAITING
+    assert not progress.pods
     assert "PredictorReady=False (Invalid): no such runtime" in progress.reason
     assert "IngressReady=False (Predictor ingress not created)" in progress.reason

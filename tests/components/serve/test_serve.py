@@ -207,11 +207,11 @@ def test_a_signal_ends_the_server_too(tiny_model: str, sent: signal.Signals, cod
 
 @pytest.mark.slow
 def test_a_server_that_dies_is_a_fault(model: str) -> None:
-    with served(Serve(model=model, port=0)) as server:
-        server.engine._process.kill()
+    with served(Serve(model=model, port=0)) as (address, engine):
+        engine._process.kill()
         with pytest.raises(RuntimeError, match=r"the engine \(transformers\) ended with -9"):
-            server.engine.wait()
-        assert httpx2.get(f"{server.address}/health").status_code == 503
+            engine.wait()
+        assert httpx2.get(f"{address}/health").status_code == 503
 
 
 @pytest.mark.slow
@@ -369,7 +369,8 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     folder: Path, tmp_path: Path, llama_tokenizer: bytes
 ) -> None:
     (folder / GENERATION).write_text('{"temperature": 0.7}')
-    settings = json.loads((lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer)) / GENERATION).read_text())
+    lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer))
+    settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
 
