@@ -18,7 +18,7 @@ from components.serve.options import Serve
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
 from pipelines.setting import Value
-from pipelines.settings import OPTIONS, compiled_options
+from pipelines.settings import OPTIONS, SERVED, compiled_options
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -108,51 +108,35 @@ def launch_options(told: Configuration, training: str, arguments: str, **given: 
 
 
 def _training_machine(told: Configuration, training: str) -> dict[str, Any]:
-    return {
-        **told.machine(training),
-        "nodes": told[f"{training}_nodes"],
-        "size": told["size"],
-        "namespace": told["namespace"],
-        "service_account": told["training_account"],
-        "queue": told["queue"],
-        "priority_class": told["priority_class"],
-        "team": told["team"],
-        "labels": told["labels"],
-        "annotations": told["annotations"],
-        "node_selector": told["gpu_node_selector"],
-        "tolerations": told["gpu_tolerations"],
-        "run_as_user": told["run_as_user"],
-        **_secrets(told),
-    }
+    names = (
+        "size", "namespace", "service_account", "queue", "priority_class", "team", "labels", "annotations",
+        "node_selector", "tolerations", "run_as_user",
+    )  # fmt: skip
+    nodes = {"nodes": told[f"{training}_nodes"]}
+    return told.machine(training) | nodes | {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
+
+
+_CALLED = {
+    "service_account": "training_account", "node_selector": "gpu_node_selector", "tolerations": "gpu_tolerations",
+    "name": "serve_name", "vllm_image": "serve_image", "api_key_secret": "serve_secret",
+    **{name: f"serve_{name}" for name in SERVED},
+}  # fmt: skip
+"""Options of launch_training and of serve → their settings, where those are called otherwise."""
 
 
 def serving_machine(told: Configuration) -> dict[str, Any]:
     """serve's options for the model that is served. InputError for what no server can be made of."""
-    machine = {
-        "deploy": told.shape.deploy,
-        "name": told["serve_name"],
-        "namespace": told["namespace"],
-        "gpu_resource": told.size.serving.gpu,
-        **{name: told[f"serve_{name}"] for name in _SERVED},
-        "vllm_image": told["serve_image"],
-        "api_key_secret": told["serve_secret"],
-        "size": told["size"],
-        "labels": told["labels"],
-        "node_selector": told["gpu_node_selector"],
-        "tolerations": told["gpu_tolerations"],
-        **_secrets(told),
-    }
-    machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
     from components.serve.deploy import server_of
 
+    names = (
+        "deploy", "name", "namespace", "gpu_resource", *SERVED, "vllm_image", "api_key_secret", "size", "labels",
+        "node_selector", "tolerations",
+    )  # fmt: skip
+    machine = {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
+    machine["gpu_resource"] = told.size.serving.gpu
+    machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
     server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
     return _said(Serve, machine)
-
-
-_SERVED = (
-    "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
-    "openshift", "wait_minutes",
-)  # fmt: skip
 
 
 def _said(kind: type, machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
 from pipelines.setting import Settings
-from pipelines.sizes import SIZED, STAGES, Training
+from pipelines.sizes import SIZED, STAGES, Serving, Training
 from zhllama.kubernetes.pod_security import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
 from zhllama.stage.options import PLUMBING, described, references_in
@@ -34,6 +34,16 @@ MACHINE = (
     "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
+GENERATED = (
+    "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
+    "price_answer", "requests_per_minute", "tokens_per_minute",
+)  # fmt: skip
+"""Options of generate_instructions that a run may change, as `generate_items`."""
+SERVED = (
+    "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
+    "openshift", "wait_minutes",
+)  # fmt: skip
+"""Options of serve that have a setting each, as `serve_gpus`."""
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
 
@@ -127,10 +137,7 @@ compiled("skip_bad", (PrepareDataset, "skip_bad"))
 compiled("drop_near_duplicates", (PrepareDataset, "drop_near_duplicates"))
 
 heading("Instructions that a model writes")
-for name in (
-    "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
-    "price_answer", "requests_per_minute", "tokens_per_minute",
-):  # fmt: skip
+for name in GENERATED:
     declare = address if name in ("seeds", "against", "catalogue") else parameter
     declare(f"generate_{name}", (GenerateInstructions, name))
 compiled("generate_concurrency", (GenerateInstructions, "concurrency"))
@@ -252,10 +259,9 @@ compiled(
     "serve_name", kind=str, default=lambda size: f"llama-{size.name}",
     note="What requests call the served model, and what its objects are called.",
 )  # fmt: skip
-for name in ("replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length"):
-    compiled(f"serve_{name}", (Serve, name), fields=(f"serving.{name}",))
-for name in ("stop_first", "openshift", "wait_minutes"):
-    compiled(f"serve_{name}", (Serve, name))
+for name in SERVED:
+    sized = (f"serving.{name}",) if name in {one.name for one in dataclasses.fields(Serving)} else ()
+    compiled(f"serve_{name}", (Serve, name), fields=sized)
 compiled("serve_image", (Serve, "vllm_image"))
 compiled(
     "serve_secret", default="zhllama-api-key",

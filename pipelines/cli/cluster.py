@@ -137,8 +137,8 @@ def compile_(given: argparse.Namespace) -> None:
         from rich.text import Text
 
         table = Table("step", "because", box=None, padding=(0, 2, 0, 0))
-        for one in made:
-            table.add_row(Text(one.step), Text(one.because))
+        for step, because in made:
+            table.add_row(Text(step), Text(because))
         console = options.console()
         console.print(table)
         needed = [setting.name for setting, _, required in told.parameters() if required]
