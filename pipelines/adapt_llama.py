@@ -12,8 +12,8 @@ and a barrier each (830 s for what takes 602 s without, at size tiny). What a ru
 parameters; settings.py lists both. What KFP can set on a step is in steps.py, what a job's machine is in machines.py.
 """
 
-import inspect
 from functools import partial
+from inspect import Parameter, Signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -224,15 +224,11 @@ def adapt_llama(told: Configuration, made: list[tuple[str, str]]) -> Any:
             course(told, steps, given)
 
     # kfp reads a pipeline's parameters from the function's signature and docstring
-    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    named = Parameter.POSITIONAL_OR_KEYWORD
+    pipeline.__signature__ = Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(
-                setting.name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=inspect.Parameter.empty if required else default,
-                annotation=setting.kind,
-            )
-            for setting, default, required in parameters
+            Parameter(one.name, named, default=Parameter.empty if required else default, annotation=one.kind)
+            for one, default, required in parameters
         ]
     )
     notes = "\n".join(f"    {setting.name}: {setting.note}" for setting, _, _ in parameters)

@@ -30,16 +30,12 @@ class Published:
     reference: str
 
     @property
-    def bytes(self) -> int:
-        return self.manifest.size
-
-    @property
     def summary(self) -> str:
         return str(self.manifest.facts.get("summary", ""))
 
     def as_json(self) -> Mapping[str, Any]:
         own = {name: getattr(self.manifest, name) for name in ("kind", "stage", "digest", "created")}
-        return {"reference": self.reference, **own, "bytes": self.bytes, "summary": self.summary}
+        return {"reference": self.reference, **own, "bytes": self.manifest.size, "summary": self.summary}
 
 
 @dataclass

@@ -7,7 +7,7 @@ is wrong with a machine is said here, with the code that makes the job, and not 
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,9 +16,8 @@ from components.launch_training.command import training_arguments as launched_ar
 from components.launch_training.options import LaunchTraining
 from components.serve.options import Serve
 from pipelines.configuration import Configuration
-from pipelines.local.placeholders import text_of
-from pipelines.setting import Value
-from pipelines.settings import OPTIONS, SERVED, compiled_options
+from pipelines.local.placeholders import Value, text_of
+from pipelines.settings import ADAPTER, OPTIONS, SERVED, compiled_options
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -33,12 +32,10 @@ def training_options(size: Size, training: str, values: Mapping[str, Value]) -> 
     """Options of a training's command: what a size says, and what else was set (`values`, by the setting's name)."""
     of = size.training(training)
     of_command, names = described(OPTIONS[training]), EACH_RUN | SIZED
-    sized = [option for option in of_command if option in names and hasattr(of, names[option])]
-    options: dict[str, Any] = {option: getattr(of, names[option]) for option in sized}
+    options = {name: getattr(of, names[name]) for name in of_command if name in names and hasattr(of, names[name])}
     if training != "embeddings":
         # 0, 0 and -1 mean an adapter's own, which no size says
-        shape = {f"lora_{'r' if name == 'rank' else name}": name for name in ("rank", "alpha", "dropout")}
-        options |= {option: values.get(f"lora_{name}", getattr(size.adapter, name)) for option, name in shape.items()}
+        options |= {option: values.get(f"lora_{name}", getattr(size.adapter, name)) for name, option in ADAPTER.items()}
     if training == "sft" and size.sft_trains_embeddings:
         options["train_embeddings"] = True
     for option in compiled_options(OPTIONS[training]):
@@ -51,18 +48,18 @@ def training_options(size: Size, training: str, values: Mapping[str, Value]) -> 
 def fixed_arguments(told: Configuration, training: str) -> str:
     """What no run changes of them, as one text: launch_training's --arguments."""
     said = training_options(told.size, training, told.values)
-    options = {name: value for name, value in said.items() if name not in EACH_RUN}
-    return " ".join(filter(None, (as_words(options, _short), told[f"{training}_arguments"])))
+    options = {
+        name: f"{value:g}" if isinstance(value, float) else value
+        for name, value in said.items()
+        if name not in EACH_RUN
+    }
+    return " ".join(filter(None, (as_words(options), told[f"{training}_arguments"])))
 
 
-def as_words(options: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
-    """Options as a shell reads them; `text`: of a value that is no switch."""
-    shown = {name: text_of(value) if isinstance(value, bool) else text(value) for name, value in options.items()}
+def as_words(options: Mapping[str, Any]) -> str:
+    """Options as a shell reads them."""
+    shown = {name: text_of(value) if isinstance(value, bool) else str(value) for name, value in options.items()}
     return shlex.join(word for name, value in shown.items() for word in (option_of(name), value))
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def training_arguments(

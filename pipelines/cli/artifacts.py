@@ -116,7 +116,7 @@ def list_(given: argparse.Namespace) -> None:
         for one in chosen:
             line = Text().append(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
             line.append(f"{one.manifest.kind:<14}", "bold")
-            line.append(f"  {human(one.bytes, 'B'):>9}  {one.summary or one.manifest.stage}")
+            line.append(f"  {human(one.manifest.size, 'B'):>9}  {one.summary or one.manifest.stage}")
             # a terminal's line is short, and a reference has to be copied whole
             line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
             console.print(line, soft_wrap=True)

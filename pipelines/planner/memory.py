@@ -167,11 +167,6 @@ class Phase:
         return sum(self.parts.values())
 
 
-def peak(setting: Setting) -> Phase:
-    """The phase at which the most is in memory."""
-    return max(phases(setting), key=lambda phase: phase.total)
-
-
 # --- what a layer keeps for its backward pass -------------------------------------------------------------------------
 
 
@@ -228,8 +223,8 @@ def dropout_mask_bytes(s: Setting) -> int:
 # --- the phases -------------------------------------------------------------------------------------------------------
 
 
-def phases(s: Setting) -> list[Phase]:
-    """Every phase that can be the peak."""
+def peak(s: Setting) -> Phase:
+    """The phase at which the most is in memory, of all that can be it."""
     h, f, c, layers, tokens = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.layers, s.tokens
     head_gradient = s.table * FLOAT32 if s.trains_head else 0
     before, with_head, at_end, for_step = gradients(s)
@@ -276,7 +271,8 @@ def phases(s: Setting) -> list[Phase]:
         "backward's end": (at_end, around + stream, 0, buffers),
         "optimizer": (for_step, 0, 0, always),
     }
-    return [Phase(name, dict(zip(PARTS, (*standing(s), *parts), strict=True))) for name, parts in sums.items()]
+    name = max(sums, key=lambda phase: sum(sums[phase]))
+    return Phase(name, dict(zip(PARTS, (*standing(s), *sums[name]), strict=True)))
 
 
 PARTS = ("weights", "optimizer", "gradients", "activations", "loss", "buffers")

@@ -50,8 +50,9 @@ def _twice(document: Document, seen: dict[tuple[str, str, str], Document]) -> It
 
 def _check_rules(document: Document, node: Node) -> Iterator[Finding]:
     """All that no schema says of one object."""
-    for of_object in job_rules.RULES:
-        yield from of_object(document)
+    for of_training in job_rules.OF_TRAININGS if document.kind in job_rules.TRAINING_KINDS else ():
+        yield from of_training(document)
+    yield from job_rules.queue_label(document)
     for pod in pods(document):
         for of_pod in pod_rules.OF_PODS:
             yield from of_pod(pod)

@@ -6,7 +6,6 @@ from typing import Any
 
 from pipelines.manifests.check.documents import Document, Finding, Place
 from zhllama.kubernetes.job_manifest import RUNTIME
-from zhllama.kubernetes.quantity import quantity
 
 _OF_TRAINER = {"image": "image", "command": "command", "args": "args", "env": "env", "resourcesPerNode": "resources"}
 """Fields of a TrainJob's trainer, and of the container that they are."""
@@ -77,10 +76,6 @@ class Container:
     @property
     def limits(self) -> Mapping[str, Any]:
         return mapping(self.value, "resources", "limits")
-
-    def gpus(self) -> Iterator[tuple[str, float | None]]:
-        """(resource, how many it may have) of every kind of GPU in its limits."""
-        return ((kind, quantity(count)) for kind, count in self.limits.items() if is_gpu(kind))
 
     def error(self, rule: str, message: str, *place: str | int) -> Finding:
         """`place`: in the container."""
