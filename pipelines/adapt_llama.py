@@ -159,7 +159,7 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         "evaluation", generate, "generate", "always",
         store=given.store, model=adapted, input=given.prompts, default_prompt=given.prompt,
     )  # fmt: skip
-    if shape.deploy != "none":
+    if told["deploy"] != "none":
         deployed = steps.add(
             "deploy", deploy, "deploy", why("deploy"), model=adapted, machine=as_json(serving_machine(told))
         )
@@ -185,9 +185,8 @@ def _instructions(told: Configuration, steps: Steps, given: SimpleNamespace) -> 
 
 def _trained(told: Configuration, steps: Steps, given: SimpleNamespace, training: str, **inputs: Any) -> Any:
     """A training as a job of its own, on the machines that its size and settings name."""
-    for option, name in EACH_RUN.items():
-        if hasattr(given, f"{training}_{name}"):
-            inputs[option] = getattr(given, f"{training}_{name}")
+    of_run = {option: f"{training}_{name}" for option, name in EACH_RUN.items()}
+    inputs |= {option: getattr(given, name) for option, name in of_run.items() if hasattr(given, name)}
     return steps.result(
         "launch", launch_training, f"train_{training}", told.reason(f"run_{training}"),
         store=given.store,

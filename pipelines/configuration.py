@@ -210,13 +210,11 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
         imply("instructions_from", "given", "instructions")
     elif layer.get("import_instructions"):
         if layer.get("generate_base_url"):
-            raise InputError(
-                f"{source} generate_base_url: an import asks no model; leave import_instructions out, or it"
-            )
+            wrong = "an import asks no model; leave import_instructions out, or it"
+            raise InputError(f"{source} generate_base_url: {wrong}")
         imply("instructions_from", "import", "import_instructions")
-    elif layer.get("generate_base_url") or layer.get("generate_items"):
-        by = "generate_base_url" if layer.get("generate_base_url") else "generate_items"
-        imply("instructions_from", "generate", by)
+    elif by := [name for name in ("generate_base_url", "generate_items") if layer.get(name)]:
+        imply("instructions_from", "generate", by[0])
     if layer.get("lora_adapter"):
         if layer.get("run_stage1") is True:
             raise InputError(f"{source} run_stage1=true: stage 1 is left out with lora_adapter; leave one of them out")
@@ -235,15 +233,14 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
     starts = made.reasons.get("start", "").rpartition(" ")[2]
     on = [name for name in ("run_pretraining", "run_stage1", "run_sft", "check_merge") if values[name] is True]
     asked = [(name, "=true") for name in on]
-    items = []
     if words in ("generate", "import") and made.reasons["instructions"].endswith(" instructions"):
-        items = [("instructions", f"={words}")]
+        asked.append(("instructions", f"={words}"))
     if shape.start == "adapters":
-        for name, shown in asked + items:
+        for name, shown in asked:
             refuse(name, shown, starts, "start=adapters" if starts == "start" else "a run from adapters")
     leave = {"run_pretraining": ("run_stage1", "check_merge"), "run_sft": ("check_merge", "instructions")}
     for of, names in leave.items():
-        for name, shown in asked + items if values[of] is False else ():
+        for name, shown in asked if values[of] is False else ():
             if name in names:
                 refuse(name, shown, of, f"{of}=false")
     if values["tokenizer"] == "given":

@@ -8,7 +8,6 @@ is wrong with a machine is said here, with the code that makes the job, and not 
 import json
 import shlex
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from components.launch_training.command import parse_training
@@ -63,7 +62,7 @@ def as_words(options: Mapping[str, Any]) -> str:
 
 
 def training_arguments(
-    size: Size, stage: str, given: Mapping[str, str], more: str = "", values: Mapping[str, Value] = MappingProxyType({})
+    size: Size, stage: str, given: Mapping[str, str], more: str, values: Mapping[str, Value]
 ) -> list[str]:
     """The training's own arguments. InputError for what the training would not take."""
     try:
@@ -73,7 +72,7 @@ def training_arguments(
     return launched_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
 
 
-def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value] = MappingProxyType({})) -> str:
+def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> str:
     """The training's options, as one text: the size's, and those that come last."""
     words = as_words(training_options(size, stage, values))
     return " ".join(filter(None, (words, size.training(stage).arguments, more)))
@@ -81,9 +80,8 @@ def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value]
 
 def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> TrainingOptions:
     """A training's options with the size's values, as its command reads them."""
-    return parse_training(
-        stage, training_arguments(size, stage, dict.fromkeys(("model", "dataset", "store"), "-"), more, values)
-    )
+    given = dict.fromkeys(("model", "dataset", "store"), "-")
+    return parse_training(stage, training_arguments(size, stage, given, more, values))
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:

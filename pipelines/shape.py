@@ -20,7 +20,6 @@ class Shape:
     stage2: bool
     sft: bool
     check_merge: bool
-    deploy: Literal["none", "kubernetes", "kserve"]
 
     @property
     def extends(self) -> bool:
@@ -64,8 +63,8 @@ def shape_of(values: Mapping[str, Any], words: Any) -> Shape:
     if start == "extended" and base == "weights":
         raise InputError("base=weights: with start=extended it is model or extended")
     if base is None:
-        of_adapters = "extended" if values["extended_model"] else "weights" if start == "adapters" else start
-        base = "model" if values["model"] else of_adapters
+        there = [one for one, address in (("model", "model"), ("extended", "extended_model")) if values[address]]
+        base = (*there, "weights" if start == "adapters" else start)[0]
     instructions = words or ("given" if sft else "none")
     if not trains or (not sft and instructions != "given"):
         # what nothing learns from is not made
@@ -79,5 +78,4 @@ def shape_of(values: Mapping[str, Any], words: Any) -> Shape:
         stage2=stage2,
         sft=sft,
         check_merge=stage2 and sft and values["check_merge"] is True,
-        deploy=values["deploy"],
     )

@@ -5,9 +5,8 @@ Three rules come from KFP 2.17's backend, and are kept here alone. Its driver re
 the *task* passes, and knows no defaults. Each input of a step stands in the Workflow a dozen times, which may not grow
 past a megabyte. So what is known when the pipeline is compiled is written into a step's arguments, and its inputs are
 what a run decides, every one of them passed. And a step is called by its own name in the Workflow too (`train-lora`,
-not `launch-training-2`): each use of a component is a component of that name.
-What KFP cannot set at all: a read-only root (the images are made for one), and a request
-for ephemeral storage (the size of /tmp stands in for it).
+not `launch-training-2`): each use of a component is a component of that name. What KFP cannot set at all: a read-only
+root (the images are made for one), and a request for ephemeral storage (the size of /tmp stands in for it).
 """
 
 import copy
@@ -137,17 +136,14 @@ def _written(words: list[Any], constants: Mapping[str, Any]) -> list[Any]:
     written: list[Any] = []
     for word in words:
         name, equals, value = str(word).partition("=")
-        if str(word) in texts:
-            if texts[str(word)]:
-                written.append(texts[str(word)])
-            else:
-                # its option
-                written.pop()
-        elif equals and name.startswith("--") and value in texts:
-            if texts[value]:
-                written.append(f"{name}={texts[value]}")
-        else:
+        option, shown = (f"{name}=", value) if equals and name.startswith("--") else ("", str(word))
+        if shown not in texts:
             written.append(word)
+        elif texts[shown]:
+            written.append(option + texts[shown])
+        elif not option:
+            # it stands before its value
+            written.pop()
     return written
 
 

@@ -46,17 +46,16 @@ def training_job(
     for option, address in addresses.items():
         if address and not storage.is_s3(storage.normalise(address)):
             raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
-    words = training_arguments(size, stage, addresses, arguments)
-    settings: dict[str, str | int] = {f"{stage}_{option}": count for option, count in nodes.items()}
+    words = training_arguments(size, stage, addresses, arguments, {})
+    settings: dict[str, Any] = {f"{stage}_{option}": count for option, count in nodes.items()}
     settings |= {"namespace": namespace, "queue": queue}
     # what a pipeline's namespace may have for all of its pods (k8s/base), a job by itself has to be told
-    plain: dict[str, str | int] = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
+    plain = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
     told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
-    launch = launch_options(told, stage, training_text(size, stage, arguments), **addresses)
+    launch = launch_options(told, stage, training_text(size, stage, arguments, {}), **addresses)
     # nodes: what is put to a job's Master and Workers (k8s/components) has to know whether it has them
-    elastic = launch.min_nodes or launch.max_nodes
-    labels = {"size": size.name, "stage": stage, "nodes": "elastic" if elastic else str(launch.nodes)}
-    labels = {f"{LABEL}{name}": value for name, value in labels.items()}
+    of_nodes = "elastic" if launch.min_nodes or launch.max_nodes else str(launch.nodes)
+    labels = {f"{LABEL}size": size.name, f"{LABEL}stage": stage, f"{LABEL}nodes": of_nodes}
     return launch.job(name or f"llama-{size.name}-{stage}", command_line(stage, words), labels)
 
 

@@ -1,4 +1,7 @@
-"""The whole check: files or folders in, findings out, in the order of files and lines."""
+"""The whole check: files or folders in, findings out, in the order of files and lines.
+
+Each object is held to its schema, strictly (schema.py), and to rules: generators of findings, named as those are.
+"""
 
 import re
 from collections.abc import Iterator, Sequence

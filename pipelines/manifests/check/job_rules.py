@@ -1,7 +1,4 @@
-"""What no schema says of a training job: the training operator's validating webhook (v1.9), deadlines, Kueue's labels.
-
-Each rule is a generator of findings, named as the findings are.
-"""
+"""What no schema says of a training job: the training operator's webhook (v1.9), deadlines, Kueue's labels."""
 
 import re
 from collections.abc import Iterator, Mapping
