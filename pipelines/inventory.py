@@ -69,9 +69,8 @@ def published(store: str) -> tuple[list[Manifest], list[str]]:
     def read(name: str) -> None:
         uri = f"{root}/{name}"
         try:
-            found.append(
-                replace(Manifest.from_json(storage.read_bytes(uri), uri), root=uri.removesuffix(f"/{MANIFEST}"))
-            )
+            manifest = Manifest.from_json(storage.read_bytes(uri), uri)
+            found.append(replace(manifest, root=uri.removesuffix(f"/{MANIFEST}")))
         except InputError as error:
             damaged.append(str(error))
         except FileNotFoundError:

@@ -39,9 +39,8 @@ def _replicas(document: Document) -> Iterator[Finding]:
         yield from _elastic(document, replicas)
     elif not masters or masters.get("replicas", 1) != 1:
         place = ("Master", "replicas") if masters else ()
-        yield document.error(
-            "one-master", "exactly one Master is needed; the other nodes are Workers", *REPLICAS, *place
-        )
+        wrong = "exactly one Master is needed; the other nodes are Workers"
+        yield document.error("one-master", wrong, *REPLICAS, *place)
     for replica, value in replicas.items():
         restart = mapping(value).get("restartPolicy")
         if restart is not None and restart not in RESTARTS:
@@ -49,9 +48,8 @@ def _replicas(document: Document) -> Iterator[Finding]:
             yield document.error("restart-policy", wrong, *REPLICAS, replica, "restartPolicy")
         containers = sequence(mapping(value, "template", "spec").get("containers"))
         if "pytorch" not in [mapping(container).get("name") for container in containers]:
-            wrong = (
-                "no container is named pytorch: the operator sets its variables in that one alone, and refuses the job"
-            )
+            why = "the operator sets its variables in that one alone, and refuses the job"
+            wrong = f"no container is named pytorch: {why}"
             yield document.error("container-name", wrong, *REPLICAS, replica, "template", "spec", "containers")
 
 

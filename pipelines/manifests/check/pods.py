@@ -85,7 +85,6 @@ class Container:
 def pods(document: Document) -> list[Pod]:
     """The pod templates of an object."""
     value, kind = document.value, document.kind
-    spec = mapping(value, "spec")
     if kind in _TEMPLATES:
         return [Pod(document, _TEMPLATES[kind], mapping(value, *_TEMPLATES[kind]))]
     if kind == "TrainJob" and is_of_known_runtime(document):
@@ -94,7 +93,7 @@ def pods(document: Document) -> list[Pod]:
         way = ("spec", "pytorchReplicaSpecs")
         replicas = mapping(value, *way).items()
         return [Pod(document, (*way, name, "template"), mapping(one, "template"), True) for name, one in replicas]
-    if kind == "InferenceService" and "predictor" in spec:
+    if kind == "InferenceService" and "predictor" in (spec := mapping(value, "spec")):
         # a predictor is a pod's spec with KServe's own fields beside it
         return [Pod(document, ("spec", "predictor"), {"spec": spec.get("predictor")})]
     return []
