@@ -65,7 +65,7 @@ def shape_of(values: Mapping[str, Any], words: Any) -> Shape:
     if base is None:
         there = [one for one, address in (("model", "model"), ("extended", "extended_model")) if values[address]]
         base = (*there, "weights" if start == "adapters" else start)[0]
-    instructions = words or ("given" if sft else "none")
+    instructions: Any = words or ("given" if sft else "none")
     if not trains or (not sft and instructions != "given"):
         # what nothing learns from is not made
         instructions = "none"
