@@ -137,9 +137,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         if shape.check_merge:
             # the same weights as one after the other, from stage 1's model in one call
             step(
-                "weights", merge_adapters, "merge_both", why("check_merge"),
-                model=first, adapters=lora, adapters_2=sft,
-            )  # fmt: skip
+                "weights", merge_adapters, "merge_both", why("check_merge"), model=first, adapters=lora, adapters_2=sft
+            )
 
     # --- what came of it
 

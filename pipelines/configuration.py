@@ -175,14 +175,15 @@ def typed_value(name: str, value: Any, where: str) -> Value:
     if setting.choices and value not in setting.choices:
         near = nearest(str(value), setting.choices)
         raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
+    checked: Any = value
     # what is written into pods, as the sizes' files are checked
-    sizes.check_pod(name, value, where)
+    sizes.check_pod(name, checked, where)
     counts = name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes"))
-    if counts and value < 1:
-        raise InputError(f"{where}: {value}; at least 1 is needed")
+    if counts and checked < 1:
+        raise InputError(f"{where}: {checked}; at least 1 is needed")
     if name == "run_as_user":
-        uid(value, where)
-    return cast(Value, value)
+        uid(checked, where)
+    return cast(Value, checked)
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------
