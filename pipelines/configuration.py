@@ -162,9 +162,8 @@ def _flat(value: Mapping[Any, Any], where: str, before: str) -> Iterator[tuple[s
 def typed_value(name: str, value: Any, where: str) -> Value:
     """A value as its setting has it. InputError for an unknown name, a wrong type or a choice that there is not."""
     if name not in SETTINGS:
-        raise InputError(
-            f"{where}: the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
-        )
+        wrong = f"the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
+        raise InputError(f"{where}: {wrong}")
     setting = SETTINGS[name]
     if isinstance(value, str) and setting.kind is not str:
         value = value_of(value, KFP_KINDS[setting.kind], where)
