@@ -12,16 +12,24 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipelines import sizes
-from pipelines.layers import WORDS_OF_INSTRUCTIONS, read_file, typed_value
-from pipelines.setting import Setting, Value
-from pipelines.settings import MACHINE, SETTINGS, TRAININGS, of_all
+from pipelines.local.placeholders import Value, value_of
+from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, of_all
 from pipelines.shape import Shape, shape_of
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.kubernetes.pods import uid
+from zhllama.stage.command_line import nearest
 
 _STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
 """Address → the start that it implies; the first that is given decides."""
+KFP_KINDS = {
+    str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", dict: "STRUCT", list: "LIST"
+}  # fmt: skip
+_A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
+_NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"))
+"""A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
+WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,29 +115,74 @@ def configure(
     for source, layer in layers:
         before = dict(chosen)
         by |= dict.fromkeys(layer, source)
-        told = dict(layer)
-        _imply(told, source, reasons)
-        chosen |= told
+        _imply(layer, source, reasons)
+        chosen |= layer
     words = cast(str | None, chosen.get("instructions_from"))
-    of = _over(plain, chosen)
-    values = {name: chosen.get(name, setting.default(of)) for name, setting in SETTINGS.items()}
+    of, values = _resolved(plain, chosen)
     shape = shape_of(values, words)
-    of_files = _over(plain, before)
-    without = {name: before.get(name, setting.default(of_files)) for name, setting in SETTINGS.items()}
     needed = shape.reads()
     if texts.get("instructions") in WORDS_OF_INSTRUCTIONS:
         del texts["instructions"]
-    arguments = {
-        name: text
-        for name, text in texts.items()
-        if not SETTINGS[name].compiled and _is_read(SETTINGS[name], shape, needed)
-    }
+    run = {name for name, setting in SETTINGS.items() if not setting.compiled and _is_read(setting, shape, needed)}
     made = Configuration(
-        size=of, shape=shape, values=values, defaults=values if write else without, arguments=arguments, reasons=reasons
-    )
+        size=of, shape=shape, values=values, defaults=values if write else _resolved(plain, before)[1],
+        arguments={name: text for name, text in texts.items() if name in run}, reasons=reasons,
+    )  # fmt: skip
     _refuse_contradictions(made, by, words)
     _refuse_unread(made, texts)
     return made
+
+
+def read_file(path: Path) -> dict[str, Value]:
+    """A team's file: names as `--set` takes them, or nested as in a size's file. InputError names file and field."""
+    value = sizes.read_yaml(path, f"--config {path}")
+    if not isinstance(value, Mapping):
+        raise InputError(f"--config {path}: settings by name are needed, as `lora_steps: 3000`")
+    found: dict[str, Value] = {}
+    for name, one in _flat(value, str(path), ""):
+        if name in found:
+            raise InputError(f"--config {path}: {name} is there twice; keep one")
+        found[name] = typed_value(name, one, f"--config {path}: {name}")
+    return found
+
+
+def _flat(value: Mapping[Any, Any], where: str, before: str) -> Iterator[tuple[str, Any]]:
+    for key, one in value.items():
+        name = f"{before}{key}"
+        for nested, flat in _NESTED:
+            name = flat + name.removeprefix(nested) if name.startswith(nested) and before else name
+        if isinstance(one, Mapping) and name not in SETTINGS:
+            yield from _flat(one, where, f"{before}{key}_")
+        elif name in SETTINGS or before:
+            yield name, one
+        else:
+            raise InputError(f"--config {where}: there is no setting {name}{nearest(name, SETTINGS)}")
+
+
+def typed_value(name: str, value: Any, where: str) -> Value:
+    """A value as its setting has it. InputError for an unknown name, a wrong type or a choice that there is not."""
+    if name not in SETTINGS:
+        wrong = f"the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
+        raise InputError(f"{where}: {wrong}")
+    setting = SETTINGS[name]
+    if isinstance(value, str) and setting.kind is not str:
+        value = value_of(value, KFP_KINDS[setting.kind], where)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and setting.kind in (str, float):
+        value = setting.kind(value)
+    if not isinstance(value, setting.kind) or (isinstance(value, bool) and setting.kind is not bool):
+        raise InputError(f"{where}: {value!r} where {_A[setting.kind]} is needed")
+    if setting.choices and value not in setting.choices:
+        near = nearest(str(value), setting.choices)
+        raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
+    checked: Any = value
+    # what is written into pods, as the sizes' files are checked
+    sizes.check_pod(name, checked, where)
+    counts = name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes"))
+    if counts and checked < 1:
+        raise InputError(f"{where}: {checked}; at least 1 is needed")
+    if name == "run_as_user":
+        uid(checked, where)
+    return cast(Value, checked)
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------
@@ -157,13 +210,11 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
         imply("instructions_from", "given", "instructions")
     elif layer.get("import_instructions"):
         if layer.get("generate_base_url"):
-            raise InputError(
-                f"{source} generate_base_url: an import asks no model; leave import_instructions out, or it"
-            )
+            wrong = "an import asks no model; leave import_instructions out, or it"
+            raise InputError(f"{source} generate_base_url: {wrong}")
         imply("instructions_from", "import", "import_instructions")
-    elif layer.get("generate_base_url") or layer.get("generate_items"):
-        by = "generate_base_url" if layer.get("generate_base_url") else "generate_items"
-        imply("instructions_from", "generate", by)
+    elif by := [name for name in ("generate_base_url", "generate_items") if layer.get(name)]:
+        imply("instructions_from", "generate", by[0])
     if layer.get("lora_adapter"):
         if layer.get("run_stage1") is True:
             raise InputError(f"{source} run_stage1=true: stage 1 is left out with lora_adapter; leave one of them out")
@@ -182,15 +233,14 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
     starts = made.reasons.get("start", "").rpartition(" ")[2]
     on = [name for name in ("run_pretraining", "run_stage1", "run_sft", "check_merge") if values[name] is True]
     asked = [(name, "=true") for name in on]
-    items = []
     if words in ("generate", "import") and made.reasons["instructions"].endswith(" instructions"):
-        items = [("instructions", f"={words}")]
+        asked.append(("instructions", f"={words}"))
     if shape.start == "adapters":
-        for name, shown in asked + items:
+        for name, shown in asked:
             refuse(name, shown, starts, "start=adapters" if starts == "start" else "a run from adapters")
     leave = {"run_pretraining": ("run_stage1", "check_merge"), "run_sft": ("check_merge", "instructions")}
     for of, names in leave.items():
-        for name, shown in asked + items if values[of] is False else ():
+        for name, shown in asked if values[of] is False else ():
             if name in names:
                 refuse(name, shown, of, f"{of}=false")
     if values["tokenizer"] == "given":
@@ -222,8 +272,9 @@ def _refuse_unread(made: Configuration, told: Iterable[str]) -> None:
             )
 
 
-def _over(size: Size, chosen: Mapping[str, Value]) -> Size:
-    """The size with the settings that stand over its fields; a training's own over the one for all three."""
+def _resolved(size: Size, chosen: Mapping[str, Value]) -> tuple[Size, dict[str, Value]]:
+    """The size with the settings that stand over its fields, a training's own over the one for all three; and every
+    setting, its default where nothing was chosen."""
     for name in sorted(chosen.keys() & SETTINGS.keys(), key=lambda name: (-len(SETTINGS[name].fields), name)):
         value = chosen[name]
         least = 0 if name == "lora_dropout" else 1e-12
@@ -232,7 +283,7 @@ def _over(size: Size, chosen: Mapping[str, Value]) -> Size:
             continue
         for path in SETTINGS[name].fields if value is not None else ():
             size = _replaced(size, path, value)
-    return size
+    return size, {name: chosen.get(name, setting.default(size)) for name, setting in SETTINGS.items()}
 
 
 def _replaced(record: Any, path: str, value: Value) -> Any:

@@ -9,7 +9,7 @@ manifest names is never counted, and where a manifest cannot be read, nothing of
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,26 +20,6 @@ from zhllama.errors import InputError
 
 _STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__))
 _PLACE = re.compile(rf"((?:(?:{_STAGE})/[0-9a-f]{{32}})|(?:checkpoints/(?:{_STAGE})/[0-9a-f]{{32}}/step-[^/]+))/(.+)")
-
-
-@dataclass(frozen=True)
-class Published:
-    """An artifact in a store, by its manifest."""
-
-    manifest: Manifest
-    reference: str
-
-    @property
-    def bytes(self) -> int:
-        return self.manifest.size
-
-    @property
-    def summary(self) -> str:
-        return str(self.manifest.facts.get("summary", ""))
-
-    def as_json(self) -> Mapping[str, Any]:
-        own = {name: getattr(self.manifest, name) for name in ("kind", "stage", "digest", "created")}
-        return {"reference": self.reference, **own, "bytes": self.bytes, "summary": self.summary}
 
 
 @dataclass
@@ -72,17 +52,25 @@ class Unreferenced:
         return {"where": self.where, "what": self.what, "modified": modified, "bytes": self.bytes}
 
 
-def published(store: str) -> tuple[list[Published], list[str]]:
-    """The artifacts of a store, oldest first; and what is wrong with manifests that cannot be read."""
+def as_json(manifest: Manifest) -> Mapping[str, Any]:
+    """What `zhllama list --json` says of an artifact."""
+    own = {name: getattr(manifest, name) for name in ("reference", "kind", "stage", "digest", "created")}
+    return own | {"bytes": manifest.size, "summary": str(manifest.facts.get("summary", ""))}
+
+
+def published(store: str) -> tuple[list[Manifest], list[str]]:
+    """The artifacts of a store, oldest first, by where their manifests lie, whatever root they say: a copy of a store
+    is one too; and what is wrong with manifests that cannot be read."""
     root = storage.normalise(store)
     names = [item.name for item in storage.listing(root) if item.name.split("/")[-1] == MANIFEST]
-    found: list[Published] = []
+    found: list[Manifest] = []
     damaged: list[str] = []
 
     def read(name: str) -> None:
         uri = f"{root}/{name}"
         try:
-            found.append(Published(Manifest.from_json(storage.read_bytes(uri), uri), uri))
+            manifest = Manifest.from_json(storage.read_bytes(uri), uri)
+            found.append(replace(manifest, root=uri.removesuffix(f"/{MANIFEST}")))
         except InputError as error:
             damaged.append(str(error))
         except FileNotFoundError:
@@ -90,7 +78,7 @@ def published(store: str) -> tuple[list[Published], list[str]]:
             return
 
     storage.in_parallel(read, names)
-    return sorted(found, key=lambda one: (one.manifest.created, one.reference)), sorted(damaged)
+    return sorted(found, key=lambda one: (one.created, one.reference)), sorted(damaged)
 
 
 def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list[Unreferenced], list[str]]:
@@ -98,13 +86,8 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
     root = storage.normalise(store)
     items = storage.listing(root, hidden=True)
     artifacts, damaged = published(root)
-    # by where the manifests lie, whatever root they say: a copy of a store is no waste
-    named = {
-        f"{one.reference.removesuffix(MANIFEST)}{path}"
-        for one in artifacts
-        for path in (MANIFEST, *(file.path for file in one.manifest.files))
-    }
-    whole = {one.reference.removesuffix(f"/{MANIFEST}") for one in artifacts}
+    named = {f"{one.root}/{path}" for one in artifacts for path in (MANIFEST, *(file.path for file in one.files))}
+    whole = {one.root for one in artifacts}
     places: dict[str, Unreferenced] = {}
 
     def place(name: str) -> Unreferenced:

@@ -7,8 +7,7 @@ is wrong with a machine is said here, with the code that makes the job, and not 
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any
 
 from components.launch_training.command import parse_training
@@ -16,9 +15,8 @@ from components.launch_training.command import training_arguments as launched_ar
 from components.launch_training.options import LaunchTraining
 from components.serve.options import Serve
 from pipelines.configuration import Configuration
-from pipelines.local.placeholders import text_of
-from pipelines.setting import Value
-from pipelines.settings import OPTIONS, compiled_options
+from pipelines.local.placeholders import Value, text_of
+from pipelines.settings import ADAPTER, OPTIONS, SERVED, compiled_options
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -33,12 +31,10 @@ def training_options(size: Size, training: str, values: Mapping[str, Value]) -> 
     """Options of a training's command: what a size says, and what else was set (`values`, by the setting's name)."""
     of = size.training(training)
     of_command, names = described(OPTIONS[training]), EACH_RUN | SIZED
-    sized = [option for option in of_command if option in names and hasattr(of, names[option])]
-    options: dict[str, Any] = {option: getattr(of, names[option]) for option in sized}
+    options = {name: getattr(of, names[name]) for name in of_command if name in names and hasattr(of, names[name])}
     if training != "embeddings":
         # 0, 0 and -1 mean an adapter's own, which no size says
-        shape = {f"lora_{'r' if name == 'rank' else name}": name for name in ("rank", "alpha", "dropout")}
-        options |= {option: values.get(f"lora_{name}", getattr(size.adapter, name)) for option, name in shape.items()}
+        options |= {option: values.get(f"lora_{name}", getattr(size.adapter, name)) for name, option in ADAPTER.items()}
     if training == "sft" and size.sft_trains_embeddings:
         options["train_embeddings"] = True
     for option in compiled_options(OPTIONS[training]):
@@ -51,22 +47,22 @@ def training_options(size: Size, training: str, values: Mapping[str, Value]) -> 
 def fixed_arguments(told: Configuration, training: str) -> str:
     """What no run changes of them, as one text: launch_training's --arguments."""
     said = training_options(told.size, training, told.values)
-    options = {name: value for name, value in said.items() if name not in EACH_RUN}
-    return " ".join(filter(None, (as_words(options, _short), told[f"{training}_arguments"])))
+    options = {
+        name: f"{value:g}" if isinstance(value, float) else value
+        for name, value in said.items()
+        if name not in EACH_RUN
+    }
+    return " ".join(filter(None, (as_words(options), told[f"{training}_arguments"])))
 
 
-def as_words(options: Mapping[str, Any], text: Callable[[Any], str] = str) -> str:
-    """Options as a shell reads them; `text`: of a value that is no switch."""
-    shown = {name: text_of(value) if isinstance(value, bool) else text(value) for name, value in options.items()}
+def as_words(options: Mapping[str, Any]) -> str:
+    """Options as a shell reads them."""
+    shown = {name: text_of(value) if isinstance(value, bool) else str(value) for name, value in options.items()}
     return shlex.join(word for name, value in shown.items() for word in (option_of(name), value))
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def training_arguments(
-    size: Size, stage: str, given: Mapping[str, str], more: str = "", values: Mapping[str, Value] = MappingProxyType({})
+    size: Size, stage: str, given: Mapping[str, str], more: str, values: Mapping[str, Value]
 ) -> list[str]:
     """The training's own arguments. InputError for what the training would not take."""
     try:
@@ -76,7 +72,7 @@ def training_arguments(
     return launched_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
 
 
-def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value] = MappingProxyType({})) -> str:
+def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> str:
     """The training's options, as one text: the size's, and those that come last."""
     words = as_words(training_options(size, stage, values))
     return " ".join(filter(None, (words, size.training(stage).arguments, more)))
@@ -84,9 +80,8 @@ def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value]
 
 def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> TrainingOptions:
     """A training's options with the size's values, as its command reads them."""
-    return parse_training(
-        stage, training_arguments(size, stage, dict.fromkeys(("model", "dataset", "store"), "-"), more, values)
-    )
+    given = dict.fromkeys(("model", "dataset", "store"), "-")
+    return parse_training(stage, training_arguments(size, stage, given, more, values))
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
@@ -108,51 +103,35 @@ def launch_options(told: Configuration, training: str, arguments: str, **given: 
 
 
 def _training_machine(told: Configuration, training: str) -> dict[str, Any]:
-    return {
-        **told.machine(training),
-        "nodes": told[f"{training}_nodes"],
-        "size": told["size"],
-        "namespace": told["namespace"],
-        "service_account": told["training_account"],
-        "queue": told["queue"],
-        "priority_class": told["priority_class"],
-        "team": told["team"],
-        "labels": told["labels"],
-        "annotations": told["annotations"],
-        "node_selector": told["gpu_node_selector"],
-        "tolerations": told["gpu_tolerations"],
-        "run_as_user": told["run_as_user"],
-        **_secrets(told),
-    }
+    names = (
+        "size", "namespace", "service_account", "queue", "priority_class", "team", "labels", "annotations",
+        "node_selector", "tolerations", "run_as_user",
+    )  # fmt: skip
+    nodes = {"nodes": told[f"{training}_nodes"]}
+    return told.machine(training) | nodes | {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
+
+
+_CALLED = {
+    "service_account": "training_account", "node_selector": "gpu_node_selector", "tolerations": "gpu_tolerations",
+    "name": "serve_name", "vllm_image": "serve_image", "api_key_secret": "serve_secret",
+    **{name: f"serve_{name}" for name in SERVED},
+}  # fmt: skip
+"""Options of launch_training and of serve → their settings, where those are called otherwise."""
 
 
 def serving_machine(told: Configuration) -> dict[str, Any]:
     """serve's options for the model that is served. InputError for what no server can be made of."""
-    machine = {
-        "deploy": told.shape.deploy,
-        "name": told["serve_name"],
-        "namespace": told["namespace"],
-        "gpu_resource": told.size.serving.gpu,
-        **{name: told[f"serve_{name}"] for name in _SERVED},
-        "vllm_image": told["serve_image"],
-        "api_key_secret": told["serve_secret"],
-        "size": told["size"],
-        "labels": told["labels"],
-        "node_selector": told["gpu_node_selector"],
-        "tolerations": told["gpu_tolerations"],
-        **_secrets(told),
-    }
-    machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
     from components.serve.deploy import server_of
 
+    names = (
+        "deploy", "name", "namespace", "gpu_resource", *SERVED, "vllm_image", "api_key_secret", "size", "labels",
+        "node_selector", "tolerations",
+    )  # fmt: skip
+    machine = {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
+    machine["gpu_resource"] = told.size.serving.gpu
+    machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
     server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
     return _said(Serve, machine)
-
-
-_SERVED = (
-    "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
-    "openshift", "wait_minutes",
-)  # fmt: skip
 
 
 def _said(kind: type, machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """What a run can be told, as people read it: the table in docs/pipeline.md. It comes from settings.py."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines import sizes
 from pipelines.local.placeholders import text_of
-from pipelines.setting import Setting
-from pipelines.settings import SETTINGS
+from pipelines.settings import SETTINGS, Setting
 from zhllama.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "pipeline.md"
@@ -22,17 +20,14 @@ def shown_default(setting: Setting, size: sizes.Size) -> str:
 
 def table() -> str:
     """Markdown: a table a group, with the sizes' defaults where they differ."""
-    return "".join(f"{line}\n" for line in _lines())
-
-
-def _lines() -> Iterator[str]:
     loaded = [sizes.load(name) for name in sizes.names()]
+    lines: list[str] = []
     group = None
     for one in SETTINGS.values():
         if one.group != group:
             group = one.group
-            yield from (f"\n### {group}\n",) if group else ("",)
-            yield from ("| setting | of | | default | |", "|---|---|---|---|---|")
+            heading = f"\n### {group}\n" if group else ""
+            lines += (heading, "| setting | of | | default | |", "|---|---|---|---|---|")
         # `8`, or where sizes differ `tiny: 2; 7b, 13b: 8`
         names: dict[str, list[str]] = {}
         for size in loaded:
@@ -40,7 +35,8 @@ def _lines() -> Iterator[str]:
         several = "; ".join(f"{', '.join(of)}: {text}" for text, of in names.items())
         default = several if len(names) > 1 else next(iter(names))
         when, kind = one.described()
-        yield f"| `{one.name}` | {when} | {kind} | {default} | {one.note.replace('|', '/')} |"
+        lines.append(f"| `{one.name}` | {when} | {kind} | {default} | {one.note.replace('|', '/')} |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _code(text: str) -> str:

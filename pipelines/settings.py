@@ -6,7 +6,11 @@ own; where the size file has a value, that is the default.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import operator
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.evaluate.options import Evaluate
@@ -18,12 +22,89 @@ from components.launch_training.options import LaunchTraining
 from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
-from pipelines.setting import Settings
-from pipelines.sizes import SIZED, STAGES, Training
+from pipelines.local.placeholders import Value
+from pipelines.sizes import SIZED, STAGES, Serving, Size, Training
 from zhllama.kubernetes.pods import USER
 from zhllama.stage.images import DIGESTS, REGISTRY, TAG
 from zhllama.stage.options import PLUMBING, described, references_in
 from zhllama.training.options import EACH_RUN, FinetuneOptions, PretrainOptions
+
+KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "JSON", list: "JSON list"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One name."""
+
+    name: str
+    group: str
+    kind: type
+    """Of the value: str, int, float, bool; dict and list are JSON."""
+    note: str
+    default: Callable[[Size], Value]
+    """None: it says nothing, and what is more general counts."""
+    compiled: bool
+    choices: tuple[str, ...] = ()
+    address: bool = False
+    """Whether it is a reference to data (several, comma-separated)."""
+    fields: tuple[str, ...] = ()
+    """Fields of the size that it stands over: ("lora.steps",)."""
+
+    def described(self) -> tuple[str, str]:
+        """For people: when it is said (compile, or run: each run may say it), and what kind of value it has."""
+        return "compile" if self.compiled else "run", KINDS[self.kind]
+
+
+class Settings(dict[str, Setting]):
+    """By name, in the order in which they were declared."""
+
+    _heading = ""
+
+    def heading(self, text: str) -> None:
+        """Those that follow stand under it."""
+        self._heading = text
+
+    def _add(
+        self,
+        name: str,
+        option: tuple[type, str] | None = None,
+        *,
+        compiled: bool,
+        kind: Any = None,
+        default: Any = dataclasses.MISSING,
+        note: str = "",
+        of: str = "",
+        fields: tuple[str, ...] = (),
+        address: bool = False,
+    ) -> None:
+        """`option`: whose type, default and text are the setting's where nothing else is told; without one the type
+        follows from the default. `of`: what the text is said of."""
+        if option:
+            one = described(option[0])[option[1]]
+            kind, note = kind or one.kind, note or one.note
+            default = one.default if default is dataclasses.MISSING and not fields else default
+        kind = kind or type(default)
+        reader = default if callable(default) else lambda _: default
+        if fields and default is dataclasses.MISSING:
+            reader = operator.attrgetter(fields[0])
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+        if of:
+            # a sentence after a colon begins small, unless a name or CPU begins it
+            note = f"{of}: {note if note[1:2].isupper() else note[:1].lower() + note[1:]}"
+        self[name] = Setting(
+            name=name, group=self._heading, kind=str if choices else kind, note=note, default=reader, compiled=compiled,
+            choices=choices, address=address, fields=fields,
+        )  # fmt: skip
+
+    compiled = functools.partialmethod(_add, compiled=True)
+    """What is decided when the pipeline is compiled."""
+    parameter = functools.partialmethod(_add, compiled=False)
+    """What a run of the compiled pipeline may change."""
+    address = functools.partialmethod(_add, compiled=False, address=True, default="")
+    """A parameter that is a reference to data."""
+
+
+# --- the settings, heading by heading ---------------------------------------------------------------------------------
 
 OPTIONS: Mapping[str, type] = {"embeddings": PretrainOptions, "lora": PretrainOptions, "sft": FinetuneOptions}
 """Whose options each training has."""
@@ -34,6 +115,18 @@ MACHINE = (
     "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
+GENERATED = (
+    "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
+    "price_answer", "requests_per_minute", "tokens_per_minute",
+)  # fmt: skip
+"""Options of generate_instructions that a run may change, as `generate_items`."""
+SERVED = (
+    "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
+    "openshift", "wait_minutes",
+)  # fmt: skip
+"""Options of serve that have a setting each, as `serve_gpus`."""
+ADAPTER = {"rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+"""What sizes say of the adapter → the trainings' options."""
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
 
@@ -47,7 +140,7 @@ def compiled_options(kind: type) -> list[str]:
     """Of a training's options, those that each of the three has a compiled setting for: no addresses, none that the
     launcher gives, none that has a name of its own for all trainings."""
     refs = references_in(kind)
-    own = {"stage", "train_embeddings", "lora_r", "lora_alpha", "lora_dropout", "resume_from_checkpoint"}
+    own = {"stage", "train_embeddings", "resume_from_checkpoint", *ADAPTER.values()}
     return [one for one in described(kind) if one not in {*PLUMBING, *refs, *own, *EACH_RUN}]
 
 
@@ -95,9 +188,7 @@ address(
     note="An adapter that the LoRA phase goes on from, trained on the model that comes in; the embeddings' phase "
     "is left out.",
 )
-address(
-    "sft_adapter", note="An adapter that instruction tuning goes on from, trained on the model that comes to it."
-)  # fmt: skip
+address("sft_adapter", note="An adapter that instruction tuning goes on from, trained on the model that comes to it.")
 
 heading("What it learns from")
 address(
@@ -127,10 +218,7 @@ compiled("skip_bad", (PrepareDataset, "skip_bad"))
 compiled("drop_near_duplicates", (PrepareDataset, "drop_near_duplicates"))
 
 heading("Instructions that a model writes")
-for name in (
-    "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
-    "price_answer", "requests_per_minute", "tokens_per_minute",
-):  # fmt: skip
+for name in GENERATED:
     declare = address if name in ("seeds", "against", "catalogue") else parameter
     declare(f"generate_{name}", (GenerateInstructions, name))
 compiled("generate_concurrency", (GenerateInstructions, "concurrency"))
@@ -145,9 +233,8 @@ compiled(
     note="Whether there is continued pre-training (embeddings, then LoRA); false leaves out both of its phases.",
 )  # fmt: skip
 compiled(
-    "run_stage1", default=True,
-    note="Whether its first phase (the embeddings alone) runs. False with lora_adapter.",
-)  # fmt: skip
+    "run_stage1", default=True, note="Whether its first phase (the embeddings alone) runs. False with lora_adapter."
+)
 compiled("run_sft", default=True, note="Whether there is instruction tuning.")
 compiled(
     "check_merge", kind=bool, default=lambda size: not size.sft.gpu,
@@ -174,7 +261,7 @@ compiled(
     "sft_trains_embeddings", (FinetuneOptions, "train_embeddings"), of=TRAININGS["sft"],
     fields=("sft_trains_embeddings",),
 )  # fmt: skip
-for name, option in (("rank", "lora_r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+for name, option in ADAPTER.items():
     compiled(f"lora_{name}", (PretrainOptions, option), fields=(f"adapter.{name}",))
 
 heading("The training jobs")
@@ -239,28 +326,22 @@ compiled(
 )  # fmt: skip
 compiled("pull_secret", default="zhllama-pull", note="Secret to pull images with; it may be absent.")
 compiled(
-    "proxy_secret", default="zhllama-proxy",
-    note="Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY; it may be absent.",
-)  # fmt: skip
+    "proxy_secret", default="zhllama-proxy", note="Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY; it may be absent."
+)
 compiled(
-    "ca_config_map", default="zhllama-ca",
-    note="ConfigMap with certificates to trust (*.crt, *.pem); it may be absent.",
-)  # fmt: skip
+    "ca_config_map", default="zhllama-ca", note="ConfigMap with certificates to trust (*.crt, *.pem); it may be absent."
+)
 
 heading("The served model")
 compiled(
     "serve_name", kind=str, default=lambda size: f"llama-{size.name}",
     note="What requests call the served model, and what its objects are called.",
 )  # fmt: skip
-for name in ("replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length"):
-    compiled(f"serve_{name}", (Serve, name), fields=(f"serving.{name}",))
-for name in ("stop_first", "openshift", "wait_minutes"):
-    compiled(f"serve_{name}", (Serve, name))
+for name in SERVED:
+    sized = (f"serving.{name}",) if name in {one.name for one in dataclasses.fields(Serving)} else ()
+    compiled(f"serve_{name}", (Serve, name), fields=sized)
 compiled("serve_image", (Serve, "vllm_image"))
-compiled(
-    "serve_secret", default="zhllama-api-key",
-    note="Secret with the key that requests must give, under API_KEY.",
-)  # fmt: skip
+compiled("serve_secret", default="zhllama-api-key", note="Secret with the key that requests must give, under API_KEY.")
 
 heading("Images")
 compiled("registry", default="", note=f"Where the images are; empty: {REGISTRY}, or no registry.")

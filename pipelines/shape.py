@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from pipelines.setting import Value
 from zhllama.errors import InputError
 
 
@@ -21,7 +20,6 @@ class Shape:
     stage2: bool
     sft: bool
     check_merge: bool
-    deploy: Literal["none", "kubernetes", "kserve"]
 
     @property
     def extends(self) -> bool:
@@ -56,8 +54,8 @@ class Shape:
         return {name: needed for name, (read, needed) in addresses.items() if read}
 
 
-def shape_of(values: Mapping[str, Value], words: str | None) -> Shape:
-    start = cast(Literal["weights", "model", "extended", "adapters"], values["start"])
+def shape_of(values: Mapping[str, Any], words: Any) -> Shape:
+    start = values["start"]
     trains = start != "adapters"
     stage2 = trains and values["run_pretraining"] is True
     sft = trains and values["run_sft"] is True
@@ -66,19 +64,18 @@ def shape_of(values: Mapping[str, Value], words: str | None) -> Shape:
         raise InputError("base=weights: with start=extended it is model or extended")
     if base is None:
         there = [one for one, address in (("model", "model"), ("extended", "extended_model")) if values[address]]
-        base = there[0] if there else {"adapters": "weights"}.get(start, start)
-    instructions = words or ("given" if sft else "none")
+        base = (*there, "weights" if start == "adapters" else start)[0]
+    instructions: Any = words or ("given" if sft else "none")
     if not trains or (not sft and instructions != "given"):
         # what nothing learns from is not made
         instructions = "none"
     return Shape(
         start=start,
-        base=cast(Any, base),
-        tokenizer=cast(Any, values["tokenizer"]),
-        instructions=cast(Any, instructions),
+        base=base,
+        tokenizer=values["tokenizer"],
+        instructions=instructions,
         stage1=stage2 and values["run_stage1"] is True,
         stage2=stage2,
         sft=sft,
         check_merge=stage2 and sft and values["check_merge"] is True,
-        deploy=cast(Any, values["deploy"]),
     )

@@ -5,17 +5,16 @@ Three rules come from KFP 2.17's backend, and are kept here alone. Its driver re
 the *task* passes, and knows no defaults. Each input of a step stands in the Workflow a dozen times, which may not grow
 past a megabyte. So what is known when the pipeline is compiled is written into a step's arguments, and its inputs are
 what a run decides, every one of them passed. And a step is called by its own name in the Workflow too (`train-lora`,
-not `launch-training-2`): each use of a component is a component of that name.
-What KFP cannot set at all: a read-only root (the images are made for one), and a request
-for ephemeral storage (the size of /tmp stands in for it).
+not `launch-training-2`): each use of a component is a component of that name. What KFP cannot set at all: a read-only
+root (the images are made for one), and a request for ephemeral storage (the size of /tmp stands in for it).
 """
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import kubernetes
 from kfp.dsl import pipeline_channel
 from kfp.dsl.structures import InputSpec
 
@@ -26,13 +25,8 @@ from zhllama.kubernetes.pods import USER
 from zhllama.stage import images
 from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
 
-
-@dataclass(frozen=True)
-class Why:
-    """A step of a compiled pipeline, and what it is there for."""
-
-    step: str
-    because: str
+_WORK = {"cleanup": "control", "launch": "control", "deploy": "data"}
+"""Kind of a step → the kind of work of which its pod is; the others are called as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,43 +34,48 @@ class Steps:
     """Makes components steps of a pipeline."""
 
     configuration: Configuration
-    made: list[Why] = field(default_factory=list)
+    made: list[tuple[str, str]]
+    """Each step, and what it is there for."""
 
-    def control(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that asks the cluster's API server alone: it gets no credentials."""
-        return self._step(self._task(component, name, because, given), "control", credentials=False)
+    def result(self, kind: str, component: Any, name: str, because: str, **given: Any) -> Any:
+        """What an added step hands on: the reference of what it made."""
+        return self.add(kind, component, name, because, **given).outputs["ref"]
 
-    def data(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that reads weights as they come, texts, instructions, datasets."""
-        return self._step(self._task(component, name, because, given), "data")
-
-    def weights(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that streams a whole model."""
-        return self._step(self._task(component, name, because, given), "weights")
-
-    def evaluation(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that runs a model: with the size's GPU, where those pods are."""
+    def add(self, kind: str, component: Any, name: str, because: str, **given: Any) -> Any:
+        """A step. kind: its work, as sizes have it: data, weights or evaluation (with the size's GPU, where those pods
+        are); or cleanup: it asks the cluster's API server alone, and gets no credentials; launch: it follows a job, and
+        has no deadline, since the job may wait in a queue for days and has its own; deploy: it deploys a model, and
+        loads its tokenizer to try it."""
+        told = self.configuration
+        work = getattr(told.size.work, _WORK.get(kind, kind))
         task = self._task(component, name, because, given)
-        if self._on_gpu:
-            task.set_accelerator_type(self.configuration.size.lora.gpu)
-            task.set_accelerator_limit(self.configuration["evaluation_gpus"])
-        return self._step(task, "evaluation")
-
-    def launch(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that follows a job: without a deadline, since the job may wait in a queue for days and has its own."""
-        return _names_images(self._step(self._task(component, name, because, given), "control", deadline=False))
-
-    def deploy(self, component: Any, name: str, because: str, **given: Any) -> Any:
-        """A step that deploys a model, and loads its tokenizer to try it."""
-        return _names_images(self.data(component, name, because, **given))
-
-    @property
-    def _on_gpu(self) -> bool:
-        size = self.configuration.size
-        return bool(size.work.evaluation.gpu and size.lora.gpu and self.configuration["evaluation_gpus"] != "0")
+        gpu = told.size.lora.gpu if kind == "evaluation" and work.gpu and told["evaluation_gpus"] != "0" else ""
+        if gpu:
+            task.set_accelerator_type(gpu).set_accelerator_limit(told["evaluation_gpus"])
+        # requests are what limits are, where none are said
+        task.set_cpu_limit(work.cpu).set_memory_limit(work.memory)
+        kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
+        if kind != "cleanup":
+            self._credentials(task)
+        if told["pull_secret"]:
+            kubernetes.set_image_pull_secrets(task, [told["pull_secret"]])
+        self._place(task, "gpu_" if gpu else "")
+        # unsaid the user is the images' own, a number; that it may not be root, which a restricted namespace wants to
+        # hear, KFP says of its own containers alone
+        user = None if told["run_as_user"] in ("none", str(USER)) else int(told["run_as_user"])
+        kubernetes.set_security_context(task, run_as_user=user, run_as_non_root=True)
+        if kind != "launch":
+            kubernetes.set_timeout(task, work.deadline_seconds)
+        if told["pull_policy"]:
+            kubernetes.set_image_pull_policy(task, told["pull_policy"])
+        _say_names_once(task.platform_config["kubernetes"])
+        if kind in ("launch", "deploy") and (settings := images.settings()):
+            # it names images when it runs: it is told what this compilation was
+            task.container_spec.env = settings
+        return task
 
     def _task(self, component: Any, name: str, because: str, given: Mapping[str, Any]) -> Any:
-        self.made.append(Why(name, because))
+        self.made.append((name, because))
         spec = copy.deepcopy(component.component_spec)
         spec.name = name.replace("_", "-")
         declared = spec.inputs or {}
@@ -96,27 +95,6 @@ class Steps:
         task = renamed(**{one: given[one] for one in spec.inputs})
         return task.set_display_name(name).set_caching_options(False)
 
-    def _step(self, task: Any, kind: str, deadline: bool = True, credentials: bool = True) -> Any:
-        told, work = self.configuration, getattr(self.configuration.size.work, kind)
-        # requests are what limits are, where none are said
-        task.set_cpu_limit(work.cpu).set_memory_limit(work.memory)
-        kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
-        if credentials:
-            self._credentials(task)
-        if told["pull_secret"]:
-            kubernetes.set_image_pull_secrets(task, [told["pull_secret"]])
-        self._place(task, on_gpu=kind == "evaluation" and self._on_gpu)
-        # unsaid the user is the images' own, a number; that it may not be root, which a restricted namespace wants to
-        # hear, KFP says of its own containers alone
-        user = None if told["run_as_user"] in ("none", str(USER)) else int(told["run_as_user"])
-        kubernetes.set_security_context(task, run_as_user=user, run_as_non_root=True)
-        if deadline:
-            kubernetes.set_timeout(task, work.deadline_seconds)
-        if told["pull_policy"]:
-            kubernetes.set_image_pull_policy(task, told["pull_policy"])
-        _say_names_once(task.platform_config["kubernetes"])
-        return task
-
     def _credentials(self, task: Any) -> None:
         """Each may be absent: then the account's own identity is used, the public authorities are trusted alone, …"""
         told = self.configuration
@@ -127,19 +105,14 @@ class Steps:
         if told["ca_config_map"]:
             kubernetes.use_config_map_as_volume(task, told["ca_config_map"], CA_FOLDER, optional=True)
 
-    def _place(self, task: Any, on_gpu: bool) -> None:
+    def _place(self, task: Any, nodes: str) -> None:
+        """nodes: `gpu_` or none, the settings of where the pod runs."""
         told = self.configuration
-        for name, value in told["gpu_node_selector" if on_gpu else "node_selector"].items():
+        for name, value in told[f"{nodes}node_selector"].items():
             kubernetes.add_node_selector(task, name, value)
-        for one in told["gpu_tolerations" if on_gpu else "tolerations"]:
-            kubernetes.add_toleration(
-                task,
-                key=one.get("key"),
-                operator=one.get("operator"),
-                value=one.get("value"),
-                effect=one.get("effect"),
-                toleration_seconds=one.get("tolerationSeconds"),
-            )
+        for one in told[f"{nodes}tolerations"]:
+            fields = ("key", "operator", "value", "effect", "tolerationSeconds")
+            kubernetes.add_toleration(task, *map(one.get, fields))
         labels = {
             **told["step_labels"],
             f"{LABEL}size": told.size.name,
@@ -163,17 +136,14 @@ def _written(words: list[Any], constants: Mapping[str, Any]) -> list[Any]:
     written: list[Any] = []
     for word in words:
         name, equals, value = str(word).partition("=")
-        if str(word) in texts:
-            if texts[str(word)]:
-                written.append(texts[str(word)])
-            else:
-                # its option
-                written.pop()
-        elif equals and name.startswith("--") and value in texts:
-            if texts[value]:
-                written.append(f"{name}={texts[value]}")
-        else:
+        option, shown = (f"{name}=", value) if equals and name.startswith("--") else ("", str(word))
+        if shown not in texts:
             written.append(word)
+        elif texts[shown]:
+            written.append(option + texts[shown])
+        elif not option:
+            # it stands before its value
+            written.pop()
     return written
 
 
@@ -196,15 +166,3 @@ def _say_names_once(settings: dict[str, Any]) -> None:
     for one in (each for listed in settings.values() if isinstance(listed, list) for each in listed):
         for name in ("secretNameParameter", "configMapNameParameter"):
             one.pop(name, None)
-
-
-def _names_images(task: Any) -> Any:
-    """A step that names images when it runs: it is told what this compilation was."""
-    if settings := images.settings():
-        task.container_spec.env = settings
-    return task
-
-
-def reference(task: dsl.PipelineTask) -> Any:
-    """What a step hands on: the reference of what it made."""
-    return task.outputs["ref"]

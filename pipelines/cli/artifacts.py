@@ -101,18 +101,18 @@ def list_(given: argparse.Namespace) -> None:
     with _reaching(given, given.store, folder=True) as store:
         found, damaged = inventory.published(store)
     # a training has many checkpoints, and looks after them itself
-    kinds = {given.kind} if given.kind else {one.manifest.kind for one in found} - {"checkpoint"}
-    chosen = [one for one in found if one.manifest.kind in kinds and given.stage in ("", one.manifest.stage)]
+    kinds = {given.kind} if given.kind else {one.kind for one in found} - {"checkpoint"}
+    chosen = [one for one in found if one.kind in kinds and given.stage in ("", one.stage)]
     console = options.console()
     if given.json:
-        print(json.dumps([one.as_json() for one in chosen], indent=1, ensure_ascii=False))
+        print(json.dumps([inventory.as_json(one) for one in chosen], indent=1, ensure_ascii=False))
     elif not chosen:
         print(f"{store}: no artifact is here")
     else:
         for one in chosen:
-            line = Text().append(f"{one.manifest.created[:16].replace('T', ' ')}  ", "dim")
-            line.append(f"{one.manifest.kind:<14}", "bold")
-            line.append(f"  {human(one.bytes, 'B'):>9}  {one.summary or one.manifest.stage}")
+            line = Text().append(f"{one.created[:16].replace('T', ' ')}  ", "dim")
+            line.append(f"{one.kind:<14}", "bold")
+            line.append(f"  {human(one.size, 'B'):>9}  {one.facts.get('summary') or one.stage}")
             # a terminal's line is short, and a reference has to be copied whole
             line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
             console.print(line, soft_wrap=True)

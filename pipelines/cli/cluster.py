@@ -137,8 +137,8 @@ def compile_(given: argparse.Namespace) -> None:
         from rich.text import Text
 
         table = Table("step", "because", box=None, padding=(0, 2, 0, 0))
-        for one in made:
-            table.add_row(Text(one.step), Text(one.because))
+        for step, because in made:
+            table.add_row(Text(step), Text(because))
         console = options.console()
         console.print(table)
         needed = [setting.name for setting, _, required in told.parameters() if required]
@@ -236,12 +236,13 @@ def render_serving(given: argparse.Namespace) -> None:
     options.use_images(given.registry, given.tag, given.digests)
     from pipelines import sizes
     from pipelines.manifests import serving
+    from pipelines.manifests.render import yaml_of
 
     same = ("name", "namespace", "api_key_secret", "vllm_image", "stop_first", "openshift", "s3_secret")
     more: dict[str, Any] = {**{name: getattr(given, name) for name in same}, **serving.replicas_of(given.replicas)}
     more |= {"labels": _pairs("label", given.label), "s3": _s3(given), **_placed(given)}
     server = serving.model_server(sizes.load(given.size), given.model, **more)
-    print(serving.as_yaml(server, given.kserve, given.pod_monitor), end="")
+    print(yaml_of(server.objects(given.kserve, given.pod_monitor)), end="")
 
 
 def render_base(given: argparse.Namespace) -> None:
@@ -262,8 +263,7 @@ def render_dev_secrets(given: argparse.Namespace) -> None:
 
 def render_all(given: argparse.Namespace) -> None:
     from pipelines import parameters as pipeline_parameters
-    from pipelines.manifests import render, serving
+    from pipelines.manifests.render import write_examples
 
-    for module in (render, serving):
-        print(*render.replace_files(module.FOLDER, module.examples()), sep="\n")
+    print(*write_examples(), sep="\n")
     print(pipeline_parameters.write_page())

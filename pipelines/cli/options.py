@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.configuration import Configuration
-    from pipelines.setting import Value
+    from pipelines.local.placeholders import Value
 
 _OF_THEIR_OWN = ("run_as_user", "pull_policy", "registry", "tag", "digests")
 """Settings that have an option of their own, beside labels and annotations."""

@@ -1,6 +1,7 @@
 """Before a GPU is rented or a cluster asked: `zhllama plan` (does a training fit?) and `check` (of manifests)."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -99,7 +100,8 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
     mended = {made.stage: [] if made.fits else remedies.remedies([made], request, kinds) for made in plans}
     # what the size's file gives to its jobs belongs to the machines that it names
     warned = {made.stage: remedies.warnings(made, request.size) for made in plans}
-    fitting = {made.stage: remedies.kinds_that_fit(made, request, kinds) if request.gpu else [] for made in plans}
+    others = [(gpu.name, dataclasses.replace(request, gpu=gpu)) for gpu in kinds if request.gpu]
+    fitting = {stage: [name for name, other in others if estimate.plan(stage, other).fits] for stage in stages}
     if given.json:
         records = [table.record(made, mended[made.stage], warned[made.stage], fitting[made.stage]) for made in plans]
         print(json.dumps({"size": request.size.name, "plans": records}, indent=2))

@@ -31,25 +31,22 @@ def base_objects(
 ) -> list[dict[str, Any]]:
     """The cluster overlay's objects, or for a namespace that others own the profile overlay's; `components` instead of
     the overlay's own. Images are named as the environment says (zhllama.stage.images)."""
+    wanted: dict[str, Any] = {"namespace": namespace or "zhllama"}
     if namespace:
         check_namespace("--namespace", namespace)
-    if not namespace and not with_namespace:
+        # unlike `namespace`, it also names the namespace of accounts that are not ours
+        wanted["transformers"] = [_NAMESPACE.format(namespace)]
+    elif not with_namespace:
         raise InputError("--without-namespace: whose namespace is it? Name it with --namespace")
-    wanted: dict[str, Any] = {"namespace": namespace or "zhllama"}
     if components is None:
         wanted["resources"] = [f"overlays/{'cluster' if with_namespace else 'profile'}"]
     else:
         for name in components:
             if name not in COMPONENTS:
-                known = ", ".join(COMPONENTS)
-                raise InputError(
-                    f"--components {name}: there is no such component{nearest(name, COMPONENTS)}; use {known}"
-                )
+                known = f"there is no such component{nearest(name, COMPONENTS)}; use {', '.join(COMPONENTS)}"
+                raise InputError(f"--components {name}: {known}")
         more = [] if with_namespace else ["in-shared-namespace"]
         wanted |= {"resources": ["base"], "components": [f"components/{name}" for name in (*components, *more)]}
-    if namespace:
-        # unlike `namespace`, it also names the namespace of accounts that are not ours
-        wanted["transformers"] = [_NAMESPACE.format(namespace)]
     objects = _kustomized(wanted)
     _name_images(objects)
     for value in objects:

@@ -1,7 +1,8 @@
 """Training jobs as manifests for `kubectl apply`, for teams that run no pipeline: from the sizes, through TrainingJob.
 
 A job comes with its NetworkPolicy, without which the base's denial leaves its pods no network. `k8s/pytorchjob/
-<size>/<stage>.yaml` are such manifests with example addresses; a test keeps them as this module writes them.
+<size>/<stage>.yaml` and `k8s/serving/<size>/{vllm,kserve}.yaml` are such manifests, of jobs and of served models
+(serving.py), with example addresses; a test keeps them as this module writes them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from components.launch_training.command import command_line
 from pipelines import sizes
 from pipelines.configuration import configure
 from pipelines.machines import launch_options, training_arguments, training_text
+from pipelines.manifests.serving import model_server
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
@@ -20,10 +22,9 @@ from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.network_policy import S3Network, network_policy
 from zhllama.kubernetes.training_job import TrainingJob
 
-FOLDER = Path(__file__).parents[2] / "k8s" / "pytorchjob"
-EXAMPLE_STORE = "s3://zhllama/artifacts"
-EXAMPLE_MODELS = {"embeddings": "extended", "lora": "stage-1", "sft": "stage-2"}
-EXAMPLE_DATASETS = {"embeddings": "text", "lora": "text", "sft": "instructions"}
+FOLDER = Path(__file__).parents[2] / "k8s"
+_STORE = "s3://zhllama/artifacts"
+_MODELS = {"embeddings": "extended", "lora": "stage-1", "sft": "stage-2"}
 
 
 def training_job(
@@ -45,17 +46,16 @@ def training_job(
     for option, address in addresses.items():
         if address and not storage.is_s3(storage.normalise(address)):
             raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
-    words = training_arguments(size, stage, addresses, arguments)
-    settings: dict[str, str | int] = {f"{stage}_{option}": count for option, count in nodes.items()}
+    words = training_arguments(size, stage, addresses, arguments, {})
+    settings: dict[str, Any] = {f"{stage}_{option}": count for option, count in nodes.items()}
     settings |= {"namespace": namespace, "queue": queue}
     # what a pipeline's namespace may have for all of its pods (k8s/base), a job by itself has to be told
-    plain: dict[str, str | int] = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
+    plain = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
     told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
-    launch = launch_options(told, stage, training_text(size, stage, arguments), **addresses)
+    launch = launch_options(told, stage, training_text(size, stage, arguments, {}), **addresses)
     # nodes: what is put to a job's Master and Workers (k8s/components) has to know whether it has them
-    elastic = launch.min_nodes or launch.max_nodes
-    labels = {"size": size.name, "stage": stage, "nodes": "elastic" if elastic else str(launch.nodes)}
-    labels = {f"{LABEL}{name}": value for name, value in labels.items()}
+    of_nodes = "elastic" if launch.min_nodes or launch.max_nodes else str(launch.nodes)
+    labels = {f"{LABEL}size": size.name, f"{LABEL}stage": stage, f"{LABEL}nodes": of_nodes}
     return launch.job(name or f"llama-{size.name}-{stage}", command_line(stage, words), labels)
 
 
@@ -73,23 +73,34 @@ def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:
 
 
 def examples() -> dict[str, str]:
-    """The manifests below k8s/pytorchjob: `<size>/<stage>.yaml` → text, for every size that trains on GPUs."""
-    found = {}
+    """Below k8s/: `pytorchjob/<size>/<stage>.yaml` → text, for every size that trains on GPUs, and
+    `serving/<size>/<kind>.yaml`, for every size that is served on them."""
+    jobs, servers = {}, {}
     for size in map(sizes.load, sizes.names()):
         trained = [stage for stage in sizes.STAGES if size.training(stage).gpu]
         if trained:
-            found[f"{size.name}/kustomization.yaml"] = kustomization(f"{stage}.yaml" for stage in trained)
+            jobs[f"pytorchjob/{size.name}/kustomization.yaml"] = kustomization(f"{stage}.yaml" for stage in trained)
         for stage in trained:
-            model = f"{EXAMPLE_STORE}/models/{size.name}-{EXAMPLE_MODELS[stage]}"
-            dataset = f"{EXAMPLE_STORE}/datasets/{EXAMPLE_DATASETS[stage]}"
-            job = training_job(size, stage, model=model, dataset=dataset, store=EXAMPLE_STORE)
-            found[f"{size.name}/{stage}.yaml"] = f"{_HEAD.format(size=size.name, stage=stage)}{as_yaml(job)}"
-    return found
+            model = f"{_STORE}/models/{size.name}-{_MODELS[stage]}"
+            dataset = f"{_STORE}/datasets/{'instructions' if stage == 'sft' else 'text'}"
+            job = training_job(size, stage, model=model, dataset=dataset, store=_STORE)
+            head = f"{_HEAD}pytorchjob --size {size.name} --stage {stage} --model REF --dataset REF --store "
+            jobs[f"pytorchjob/{size.name}/{stage}.yaml"] = f"{head}s3://bucket/prefix\n{as_yaml(job)}"
+        if size.serving.gpu:
+            # the two kinds have objects of the same names: one of them at a time
+            servers[f"serving/{size.name}/kustomization.yaml"] = kustomization(["vllm.yaml"])
+            for kind, more in (("vllm", ""), ("kserve", " --kserve")):
+                text = yaml_of(model_server(size).objects(kind == "kserve"))
+                head = f"{_HEAD}serving --size {size.name}{more} --model s3://bucket/prefix\n{_SECRETS}"
+                servers[f"serving/{size.name}/{kind}.yaml"] = head + text
+    return jobs | servers
 
 
 _HEAD = """\
 # Written by `zhllama render all`. With your own addresses:
-# zhllama render pytorchjob --size {size} --stage {stage} --model REF --dataset REF --store s3://bucket/prefix
+# zhllama render """
+_SECRETS = """\
+# It needs the secrets zhllama-s3 (k8s/base/s3-secret.example.yaml) and zhllama-api-key, with the key API_KEY.
 """
 
 
@@ -102,15 +113,14 @@ def kustomization(files: Iterable[str]) -> str:
     )
 
 
-def replace_files(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Makes `<size>/<name>.yaml` below the folder these texts and no others; InputError where it cannot be written."""
-    if not folder.parent.is_dir():
-        raise InputError(f"{folder.parent}: not there in an installed package; run it from a clone of the repository")
-    wanted = {folder / name: text for name, text in texts.items()}
+def write_examples(folder: Path = FOLDER) -> list[Path]:
+    """Writes the examples below the folder, and takes away those that are no more; InputError where it cannot."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not there in an installed package; run it from a clone of the repository")
+    wanted = {folder / name: text for name, text in examples().items()}
     try:
-        for old in folder.glob("*/*.yaml"):
-            if old not in wanted:
-                old.unlink()
+        for old in {*folder.glob("pytorchjob/*/*.yaml"), *folder.glob("serving/*/*.yaml")} - wanted.keys():
+            old.unlink()
         for path, text in wanted.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

@@ -220,10 +220,8 @@ class ServingPlan:
     concurrency: int
     weights: int
     """On each GPU."""
-    cache_per_token: int
-    """Keys and values of one token, on each GPU."""
     cache: int
-    """For `concurrency` requests of a whole context each, on each GPU."""
+    """Keys and values, for `concurrency` requests of a whole context each, on each GPU."""
     needed: int
     available: int
     most: int
@@ -253,7 +251,7 @@ def serving_plan(request: PlanRequest, context: int = 0, concurrency: int = 0, g
     available = int(request.gpu.memory * VLLM_SHARE)
     cache = token * context * concurrency
     return ServingPlan(
-        gpu=request.gpu, gpus=split, context=context, concurrency=concurrency, weights=weights, cache_per_token=token,
-        cache=cache, needed=weights + cache + RESERVED, available=available,
+        gpu=request.gpu, gpus=split, context=context, concurrency=concurrency, weights=weights, cache=cache,
+        needed=weights + cache + RESERVED, available=available,
         most=max(available - weights - RESERVED, 0) // (token * context),
     )  # fmt: skip

@@ -82,15 +82,13 @@ class Setting:
     @classmethod
     def of(cls, options: TrainingOptions, settings: dict[str, Any] | None, **more: Any) -> "Setting":
         """From the training's own options. `more`: model, pieces, new_rows, processes, block and where it runs."""
-        adapts, shape = options.gives_adapter, new_shape(options)
-        device = more.get("device", "cuda")
+        device, shape = more.get("device", "cuda"), new_shape(options)
         whole = options.precision == "float32" or (options.precision == "auto" and device != "cuda")
+        lora: dict[str, Any] = {"rank": shape.r, "targets": tuple(shape.targets), "dropout": shape.dropout}
         return cls(
-            trains=options.trained_rows if adapts else "embed_tokens",
+            trains=options.trained_rows if options.gives_adapter else "embed_tokens",
             head_too=isinstance(options, PretrainOptions) and options.also_lm_head,
-            rank=shape.r if adapts else 0,
-            targets=tuple(shape.targets) if adapts else (),
-            dropout=shape.dropout if adapts else 0.0,
+            **(lora if options.gives_adapter else {}),
             compute_bytes=FLOAT32 if whole else 2,
             zero=Zero.of(settings, device),
             batch=options.per_device_train_batch_size,
@@ -167,11 +165,6 @@ class Phase:
         return sum(self.parts.values())
 
 
-def peak(setting: Setting) -> Phase:
-    """The phase at which the most is in memory."""
-    return max(phases(setting), key=lambda phase: phase.total)
-
-
 # --- what a layer keeps for its backward pass -------------------------------------------------------------------------
 
 
@@ -220,16 +213,14 @@ SOURCES = {
 
 def dropout_mask_bytes(s: Setting) -> int:
     """Of an element: a GPU keeps a byte, a CPU the factors, in the type that LoRA's weights have."""
-    if s.device == "cuda":
-        return 1
-    return FLOAT32 if autocasts(s) else s.compute_bytes
+    return 1 if s.device == "cuda" else FLOAT32 if autocasts(s) else s.compute_bytes
 
 
 # --- the phases -------------------------------------------------------------------------------------------------------
 
 
-def phases(s: Setting) -> list[Phase]:
-    """Every phase that can be the peak."""
+def peak(s: Setting) -> Phase:
+    """The phase at which the most is in memory, of all that can be it."""
     h, f, c, layers, tokens = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.layers, s.tokens
     head_gradient = s.table * FLOAT32 if s.trains_head else 0
     before, with_head, at_end, for_step = gradients(s)
@@ -276,7 +267,8 @@ def phases(s: Setting) -> list[Phase]:
         "backward's end": (at_end, around + stream, 0, buffers),
         "optimizer": (for_step, 0, 0, always),
     }
-    return [Phase(name, dict(zip(PARTS, (*standing(s), *parts), strict=True))) for name, parts in sums.items()]
+    name = max(sums, key=lambda phase: sum(sums[phase]))
+    return Phase(name, dict(zip(PARTS, (*standing(s), *sums[name]), strict=True)))
 
 
 PARTS = ("weights", "optimizer", "gradients", "activations", "loss", "buffers")

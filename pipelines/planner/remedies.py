@@ -67,11 +67,6 @@ def _changes(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> Iterator
         yield f"--nodes {nodes} {zero3[0]}", replace(zero3[1], nodes=nodes)
 
 
-def kinds_that_fit(made: Plan, request: PlanRequest, kinds: Sequence[Gpu]) -> list[str]:
-    """The kinds of GPU on which this very plan fits."""
-    return [gpu.name for gpu in kinds if plan(made.stage, replace(request, gpu=gpu)).fits]
-
-
 def warnings(made: Plan, size: Size) -> list[str]:
     """Where the size's file gives the job less than the plan needs."""
     training, seconds = size.training(made.stage), made.seconds

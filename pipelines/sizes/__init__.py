@@ -178,13 +178,8 @@ Record = TypeVar("Record")
 
 def names() -> list[str]:
     """The sizes that there are, smallest first."""
-
-    def billions(name: str) -> float:
-        return float(found[0]) if (found := re.match(r"\d+", name)) else 0.0
-
-    return sorted(
-        (path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (name != "tiny", billions(name), name)
-    )
+    found = (path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(found, key=lambda name: (name != "tiny", int("0" + re.sub(r"\D.*", "", name)), name))
 
 
 def load(name: str) -> Size:
@@ -237,7 +232,6 @@ def record(kind: type[Record], value: Any, file: str, prefix: str = "", **known:
 
 _RATIOS = ("validation_fraction", "warmup_ratio", "dropout", "weight_decay")
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-_QUANTITIES = ("cpu", "memory", "shared_memory", "ephemeral_storage")
 
 
 def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
@@ -251,18 +245,16 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         raise InputError(f"{field}: {value} is not in [0, 1)")
     if name not in _RATIOS and hint in (int, float) and value <= 0:
         raise InputError(f"{field}: {value} where a positive number is needed")
-    if name in _QUANTITIES:
-        check_quantity(value, field)
-    if name == "gpu" and hint is str and value:
-        check_resource(value, field)
+    check_pod(name, value, field)
     return hint(value)
 
 
-def check_quantity(value: Any, where: str) -> None:
-    if not re.fullmatch(r"\d+(\.\d+)?(m|[kMGT]i?)?", str(value)):
-        raise InputError(f"{where}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
-
-
-def check_resource(value: Any, where: str) -> None:
-    if not re.fullmatch(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+", str(value)):
-        raise InputError(f"{where}: {value!r} is not a resource name; write nvidia.com/gpu, or nothing for none")
+def check_pod(name: str, value: Any, where: str) -> None:
+    """InputError for a quantity or a GPU, by the name of what it is, that Kubernetes does not know."""
+    if re.search(r"(^|_)(cpu|memory|ephemeral_storage)$", name):
+        if not re.fullmatch(r"\d+(\.\d+)?(m|[kMGT]i?)?", str(value)):
+            raise InputError(f"{where}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
+        return
+    named = value if isinstance(value, str) and re.search(r"(^gpu|gpu_resource)$", name) else ""
+    if named and not re.fullmatch(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+", named):
+        raise InputError(f"{where}: {named!r} is not a resource name; write nvidia.com/gpu, or nothing for none")

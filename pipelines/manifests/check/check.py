@@ -1,4 +1,7 @@
-"""The whole check: files or folders in, findings out, in the order of files and lines."""
+"""The whole check: files or folders in, findings out, in the order of files and lines.
+
+Each object is held to its schema, strictly (schema.py), and to rules: generators of findings, named as those are.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -50,8 +53,9 @@ def _twice(document: Document, seen: dict[tuple[str, str, str], Document]) -> It
 
 def _check_rules(document: Document, node: Node) -> Iterator[Finding]:
     """All that no schema says of one object."""
-    for of_object in job_rules.RULES:
-        yield from of_object(document)
+    for of_training in job_rules.OF_TRAININGS if document.kind in job_rules.TRAINING_KINDS else ():
+        yield from of_training(document)
+    yield from job_rules.queue_label(document)
     for pod in pods(document):
         for of_pod in pod_rules.OF_PODS:
             yield from of_pod(pod)

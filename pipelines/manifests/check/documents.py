@@ -61,10 +61,8 @@ class Document:
 
 
 def read_documents(path: Path) -> Iterator[Document | Finding]:
-    """Every object of a YAML file, `List` objects taken apart; a Finding for what is no object, or no YAML.
-
-    InputError when the file cannot be read.
-    """
+    """Every object of a YAML file, `List` objects taken apart; a Finding for what is no object, or no YAML. InputError
+    when the file cannot be read."""
     import yaml
 
     try:
@@ -89,9 +87,8 @@ def _documents(file: str, node: Any) -> Iterator[Document | Finding]:
         return
     document = Document(file)
     value = document.value = _value(node, (), document)
-    if isinstance(value, dict) and all(
-        value.get(name) and isinstance(value[name], str) for name in ("kind", "apiVersion")
-    ):
+    named = [value.get(name) for name in ("kind", "apiVersion")] if isinstance(value, dict) else [None]
+    if all(name and isinstance(name, str) for name in named):
         yield document
     elif value is not None:  # an empty document between two separators
         yield document.error("yaml", "not a Kubernetes object: it needs apiVersion and kind, each a text")

@@ -1,21 +1,18 @@
-"""What no schema says of a training job: the training operator's validating webhook (v1.9), deadlines, Kueue's labels.
-
-Each rule is a generator of findings, named as the findings are.
-"""
+"""What no schema says of a training job: the training operator's webhook (v1.9), deadlines, Kueue's labels."""
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.manifests.check.documents import Document, Finding
-from pipelines.manifests.check.pods import is_of_known_runtime, mapping, pods, sequence
+from pipelines.manifests.check.pods import is_gpu, is_of_known_runtime, mapping, pods, sequence
 from zhllama.kubernetes.job_manifest import RUNTIME
+from zhllama.kubernetes.names import LONGEST_JOB_NAME
+from zhllama.kubernetes.quantity import quantity
 
 TRAINING_KINDS = ("PyTorchJob", "TrainJob")
 RENDEZVOUS = ("c10d", "etcd", "etcd-v2")
 RESTARTS = ("Always", "OnFailure", "Never", "ExitCode")
-LONGEST_JOB_NAME = 63 - len("-worker-999")
-"""The operator appends to it to name pods and services, whose names are DNS labels."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"
 REPLICAS = ("spec", "pytorchReplicaSpecs")
@@ -23,8 +20,6 @@ REPLICAS = ("spec", "pytorchReplicaSpecs")
 
 def operator(document: Document) -> Iterator[Finding]:
     """What the operators' webhooks refuse, and what they should."""
-    if document.kind not in TRAINING_KINDS:
-        return
     name = document.name
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > LONGEST_JOB_NAME:
         form = f"lower-case letters, digits and dashes, a letter first, at most {LONGEST_JOB_NAME} characters"
@@ -44,9 +39,8 @@ def _replicas(document: Document) -> Iterator[Finding]:
         yield from _elastic(document, replicas)
     elif not masters or masters.get("replicas", 1) != 1:
         place = ("Master", "replicas") if masters else ()
-        yield document.error(
-            "one-master", "exactly one Master is needed; the other nodes are Workers", *REPLICAS, *place
-        )
+        wrong = "exactly one Master is needed; the other nodes are Workers"
+        yield document.error("one-master", wrong, *REPLICAS, *place)
     for replica, value in replicas.items():
         restart = mapping(value).get("restartPolicy")
         if restart is not None and restart not in RESTARTS:
@@ -54,9 +48,8 @@ def _replicas(document: Document) -> Iterator[Finding]:
             yield document.error("restart-policy", wrong, *REPLICAS, replica, "restartPolicy")
         containers = sequence(mapping(value, "template", "spec").get("containers"))
         if "pytorch" not in [mapping(container).get("name") for container in containers]:
-            wrong = (
-                "no container is named pytorch: the operator sets its variables in that one alone, and refuses the job"
-            )
+            why = "the operator sets its variables in that one alone, and refuses the job"
+            wrong = f"no container is named pytorch: {why}"
             yield document.error("container-name", wrong, *REPLICAS, replica, "template", "spec", "containers")
 
 
@@ -81,8 +74,6 @@ def _elastic(document: Document, replicas: Mapping[str, Any]) -> Iterator[Findin
 
 def deadlines(document: Document) -> Iterator[Finding]:
     """A training that hangs is ended, a finished one goes away, and a dead pod's logs stay until then."""
-    if document.kind not in TRAINING_KINDS:
-        return
     place = ("spec",) if document.kind == "TrainJob" else ("spec", "runPolicy")
     policy = mapping(document.value, *place)
     why = {
@@ -112,11 +103,11 @@ def processes(document: Document) -> Iterator[Finding]:
     """One process a GPU."""
     way, name = (("spec", "trainer"), "numProcPerNode") if document.kind == "TrainJob" else (("spec",), "nprocPerNode")
     count = mapping(document.value, *way).get(name)
-    if document.kind not in TRAINING_KINDS or count is None or not str(count).isdecimal():
+    if count is None or not str(count).isdecimal():
         return
     for container in (container for pod in pods(document) for container in pod.containers() if not container.init):
-        for kind, cards in container.gpus():
-            if cards not in (None, float(count)):
+        for kind in filter(is_gpu, container.limits):
+            if quantity(container.limits[kind]) not in (None, float(count)):
                 wrong = f"{container.limits[kind]} GPUs for {name} {count}: one process a GPU is needed"
                 yield container.error("processes", wrong, "resources", "limits", kind)
 
@@ -136,4 +127,4 @@ def queue_label(document: Document) -> Iterator[Finding]:
         yield document.error("queue-label", f"a priority without {QUEUE}", "metadata", "labels", PRIORITY)
 
 
-RULES = (operator, deadlines, operators_pods, processes, queue_label)
+OF_TRAININGS = (operator, deadlines, operators_pods, processes)

@@ -1,8 +1,5 @@
 """What no schema says of a pod: the *restricted* Pod Security Standard, and what has cost people days: a shared memory
-that is too small, an image that moves, a secret in plain text, a pod that no machine holds.
-
-Each rule is a generator of findings, of a pod or of one of its containers.
-"""
+that is too small, an image that moves, a secret in plain text, a pod that no machine holds."""
 
 import re
 from collections.abc import Iterator

@@ -6,7 +6,6 @@ from typing import Any
 
 from pipelines.manifests.check.documents import Document, Finding, Place
 from zhllama.kubernetes.job_manifest import RUNTIME
-from zhllama.kubernetes.quantity import quantity
 
 _OF_TRAINER = {"image": "image", "command": "command", "args": "args", "env": "env", "resourcesPerNode": "resources"}
 """Fields of a TrainJob's trainer, and of the container that they are."""
@@ -78,10 +77,6 @@ class Container:
     def limits(self) -> Mapping[str, Any]:
         return mapping(self.value, "resources", "limits")
 
-    def gpus(self) -> Iterator[tuple[str, float | None]]:
-        """(resource, how many it may have) of every kind of GPU in its limits."""
-        return ((kind, quantity(count)) for kind, count in self.limits.items() if is_gpu(kind))
-
     def error(self, rule: str, message: str, *place: str | int) -> Finding:
         """`place`: in the container."""
         return self.pod.error(rule, message, *self.place, *place)
@@ -90,7 +85,6 @@ class Container:
 def pods(document: Document) -> list[Pod]:
     """The pod templates of an object."""
     value, kind = document.value, document.kind
-    spec = mapping(value, "spec")
     if kind in _TEMPLATES:
         return [Pod(document, _TEMPLATES[kind], mapping(value, *_TEMPLATES[kind]))]
     if kind == "TrainJob" and is_of_known_runtime(document):
@@ -99,7 +93,7 @@ def pods(document: Document) -> list[Pod]:
         way = ("spec", "pytorchReplicaSpecs")
         replicas = mapping(value, *way).items()
         return [Pod(document, (*way, name, "template"), mapping(one, "template"), True) for name, one in replicas]
-    if kind == "InferenceService" and "predictor" in spec:
+    if kind == "InferenceService" and "predictor" in (spec := mapping(value, "spec")):
         # a predictor is a pod's spec with KServe's own fields beside it
         return [Pod(document, ("spec", "predictor"), {"spec": spec.get("predictor")})]
     return []

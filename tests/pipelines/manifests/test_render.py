@@ -28,22 +28,34 @@ def no_registry(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def written(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for name in ("pytorchjob", "serving") for path in folder.glob(f"{name}/*/*")}
+
+
 def test_k8s_holds_what_the_sizes_give():
-    kept = {str(path.relative_to(render.FOLDER)): path.read_text() for path in render.FOLDER.glob("*/*.yaml")}
-    assert kept == render.examples(), "k8s/pytorchjob is not as pipelines/sizes say; run: zhllama render all"
+    kept = {name: (render.FOLDER / name).read_text() for name in written(render.FOLDER)}
+    assert kept == render.examples(), "k8s/ is not as pipelines/sizes say; run: zhllama render all"
 
 
-def test_every_size_with_gpus_has_its_three_trainings():
+def test_every_size_with_gpus_has_its_three_trainings_and_is_served_both_ways():
+    kinds = {"pytorchjob": (*sizes.STAGES, "kustomization"), "serving": ("vllm", "kserve", "kustomization")}
     assert set(render.examples()) == {
-        f"{size}/{name}.yaml" for size in ("7b", "13b", "33b", "65b") for name in (*sizes.STAGES, "kustomization")
+        f"{folder}/{size}/{name}.yaml"
+        for folder, names in kinds.items()
+        for size in ("7b", "13b", "33b", "65b")
+        for name in names
     }
+
+
+def test_no_example_needs_prometheus_operator() -> None:
+    assert not [name for name, text in render.examples().items() if "PodMonitor" in text]
 
 
 @pytest.mark.skipif(
     not CRDS.is_dir(), reason="NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)"
 )
 def test_the_jobs_pass_the_check():
-    found = check([render.FOLDER], CRDS)
+    found = check([render.FOLDER / "pytorchjob"], CRDS)
     assert [str(finding) for finding in found if finding.level == "error"] == []
     assert "no-schema" not in {finding.rule for finding in found}
 
@@ -200,10 +212,10 @@ def test_the_command_writes_a_manifest_to_standard_output(names):
 
 
 def test_examples_of_a_size_that_is_no_more_are_taken_away(tmp_path):
-    (tmp_path / "9b").mkdir()
-    (tmp_path / "9b" / "lora.yaml").touch()
-    render.replace_files(tmp_path, render.examples())
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.yaml")} == set(render.examples())
+    (tmp_path / "pytorchjob" / "9b").mkdir(parents=True)
+    (tmp_path / "pytorchjob" / "9b" / "lora.yaml").touch()
+    render.write_examples(tmp_path)
+    assert written(tmp_path) == set(render.examples())
 
 
 def zhllama(*words: str) -> "subprocess.CompletedProcess[str]":

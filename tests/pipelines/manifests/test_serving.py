@@ -1,4 +1,4 @@
-"""The rendered servers are what is in k8s/ (where tests/k8s checks them), and what serve's own --deploy applies."""
+"""The rendered servers are what serve's own --deploy applies."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from components.serve.deploy import server_of
 from components.serve.options import Serve
 from pipelines import sizes
 from pipelines.manifests import serving
+from pipelines.manifests.render import yaml_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.model_server import KEY, ModelServer
 from zhllama.stage.command_line import parse
@@ -26,16 +27,7 @@ def no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_k8s_holds_what_the_sizes_give() -> None:
-    kept = {str(path.relative_to(serving.FOLDER)): path.read_text() for path in serving.FOLDER.glob("*/*.yaml")}
-    assert kept == serving.examples(), "k8s/serving is not as pipelines/sizes say; run: zhllama render all"
-
-
-def test_every_size_with_gpus_is_served_both_ways() -> None:
-    wanted = {
-        f"{size}/{kind}.yaml" for size in ("7b", "13b", "33b", "65b") for kind in ("vllm", "kserve", "kustomization")
-    }
-    assert set(serving.examples()) == wanted
+def test_a_size_without_gpus_is_not_served_on_a_cluster() -> None:
     with pytest.raises(InputError, match=r"size tiny has no GPUs.*python -m components\.serve"):
         serving.model_server(sizes.load("tiny"))
 
@@ -52,7 +44,7 @@ def pod_of(value: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(params=[False, True], ids=["vllm", "kserve"])
 def pod(request: pytest.FixtureRequest) -> dict[str, Any]:
     server = serving.model_server(sizes.load("33b"), f"{MODEL}/manifest.json")
-    made = objects(serving.as_yaml(server, request.param))
+    made = objects(yaml_of(server.objects(request.param)))
     return pod_of(made["InferenceService" if request.param else "Deployment"])
 
 
@@ -115,7 +107,7 @@ def test_probes_wait_for_a_large_model_and_then_watch_it(pod: dict[str, Any]) ->
 
 
 def test_what_belongs_together_selects_the_same_pods() -> None:
-    made = objects(serving.as_yaml(serving.model_server(sizes.load("7b"), MODEL), monitored=True))
+    made = objects(yaml_of(serving.model_server(sizes.load("7b"), MODEL).objects(monitored=True)))
     labels = made["Deployment"]["spec"]["template"]["metadata"]["labels"]
     selectors = [
         made["Deployment"]["spec"]["selector"]["matchLabels"],
@@ -134,7 +126,7 @@ def test_what_belongs_together_selects_the_same_pods() -> None:
 
 
 def test_kserves_pods_have_the_labels_that_the_network_policy_selects() -> None:
-    made = objects(serving.as_yaml(serving.model_server(sizes.load("7b"), MODEL), kserve=True))
+    made = objects(yaml_of(serving.model_server(sizes.load("7b"), MODEL).objects(kserve=True)))
     selected = made["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
     assert selected.items() <= made["InferenceService"]["spec"]["predictor"]["labels"].items()
 
@@ -161,7 +153,7 @@ PLACE = {"node_selector": {"pool": "gpu"}, "tolerations": ({"key": "nvidia.com/g
 def test_what_a_site_asks_of_pods_is_asked_of_a_served_models_too(kserve: bool) -> None:
     labels = {"team": "nlp", "app.kubernetes.io/name": "mine"}
     server = serving.model_server(sizes.load("13b"), MODEL, labels=labels, **SITE, **PLACE)
-    made = objects(serving.as_yaml(server, kserve))
+    made = objects(yaml_of(server.objects(kserve)))
     value = made["InferenceService" if kserve else "Deployment"]
     metadata = value["spec"]["predictor"] if kserve else value["spec"]["template"]["metadata"]
     selected = made["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
@@ -269,10 +261,6 @@ def test_a_pod_monitor_is_rendered_only_where_it_is_asked_for(kind: list[str]) -
     assert "PodMonitor" not in bare
     assert old == bare
     assert set(monitored) == {*bare, "PodMonitor"}
-
-
-def test_no_example_needs_prometheus_operator() -> None:
-    assert not [name for name, text in serving.examples().items() if "PodMonitor" in text]
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_each_size_is_served_on_what_its_file_says(size, gpu):
 
 
 def test_the_cache_of_a_token_of_7b_is_half_a_megabyte():
-    assert serving_plan(request("7b")).cache_per_token == 2 * 32 * 4096 * 2
+    assert serving_plan(request("7b"), context=1, concurrency=1).cache == 2 * 32 * 4096 * 2
 
 
 @given(st.sampled_from(GIANTS), st.sampled_from([kind.name for kind in KINDS]), st.integers(256, 4096))
