@@ -43,7 +43,7 @@ def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     from components.pretrain.pretraining import pretrain
     from zhllama.stage.run import run_stage
     from zhllama.training.checkpointing import CheckpointManager
-    from zhllama.training.uploads import Uploads
+    from zhllama.training.training_state import Uploads
 
     os.environ["ZHLLAMA_CACHE"] = cache
     ends: list[float] = []

@@ -105,14 +105,12 @@ def _found(run_folder: str) -> Iterator[tuple[str, Manifest | None]]:
     for where, files in sorted(sizes.items(), reverse=True):
         manifest = None
         try:
-            if MANIFEST in files:
-                manifest = Manifest.from_json(storage.read_bytes(f"{where}/{MANIFEST}"), f"{where}/{MANIFEST}")
+            if MANIFEST in files and (content := storage.read_or_none(f"{where}/{MANIFEST}")) is not None:
+                manifest = Manifest.from_json(content, f"{where}/{MANIFEST}")
                 if manifest.root != where:
                     raise InputError(f"{where}: this checkpoint was copied from {manifest.root}")
                 if any(files.get(file.path) != file.size for file in manifest.files):
                     raise InputError(f"{where}: files of this checkpoint are missing")
-        except FileNotFoundError:
-            manifest = None
         except InputError as error:
             log.warning("a checkpoint is damaged and is left aside: %s", error)
             manifest = None
@@ -174,17 +172,11 @@ def commit(out: ArtifactWriter, ranks: int, give_up: threading.Event) -> Manifes
     """Waits for the parts of ranks 1 to `ranks` - 1 and publishes the checkpoint; None when `give_up` was set."""
     pause = 0.05
     for rank in range(1, ranks):
-        while True:
-            if give_up.is_set():
+        while (part := storage.read_or_none(storage.join(out.root, part_of(rank)))) is None:
+            if give_up.wait(pause):
                 return None
-            try:
-                part = json.loads(storage.read_bytes(storage.join(out.root, part_of(rank))))
-            except (FileNotFoundError, NotADirectoryError):
-                give_up.wait(pause)
-                pause = min(2 * pause, LONGEST_LOOK)
-                continue
-            out.merge_part(part)
-            break
+            pause = min(2 * pause, LONGEST_LOOK)
+        out.merge_part(json.loads(part))
     return out.publish(KIND)
 
 

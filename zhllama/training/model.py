@@ -204,26 +204,25 @@ def _put_in(model: PeftModel, adapter: Artifact) -> None:
 
 def _with_masters(model: Any) -> Any:
     if not is_deepspeed_zero3_enabled():
-        for parameter in trainable(model):
+        for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
     return model
 
 
-def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
-    return (parameter for parameter in model.parameters() if parameter.requires_grad)
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies, which
     lie in parts on all processes: all call it together, before the engine is given up."""
     found = {}
-    for name, tensor in model.named_parameters():
-        if tensor.requires_grad:
-            if hasattr(tensor, "_hp_mapping") or hasattr(tensor, "ds_id"):
-                from deepspeed.utils import safe_get_full_fp32_param
+    for name, tensor in trainable(model).items():
+        if hasattr(tensor, "_hp_mapping") or hasattr(tensor, "ds_id"):
+            from deepspeed.utils import safe_get_full_fp32_param
 
-                tensor = safe_get_full_fp32_param(tensor)
-            found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+            tensor = safe_get_full_fp32_param(tensor)
+        found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
     return found
 
 

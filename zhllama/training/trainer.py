@@ -25,7 +25,7 @@ from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import peak_tflops
 from zhllama.training.metrics import History, MetricsCallback, flops_per_token
-from zhllama.training.model import collate, trained_weights
+from zhllama.training.model import collate, trainable, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings
 
 _AS_GIVEN = (
@@ -123,10 +123,9 @@ class PackedTrainer(Trainer):
             return self.optimizer
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         trained: Any = self.model
-        for name, parameter in trained.named_parameters():
-            if parameter.requires_grad:
-                embedding = "embed_tokens" in name or "lm_head" in name
-                groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
+        for name, parameter in trainable(trained).items():
+            embedding = "embed_tokens" in name or "lm_head" in name
+            groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
         lr, embedding_lr = self.args.learning_rate, self._options.embedding_lr or self.args.learning_rate
         decay, betas = self.args.weight_decay, (self.args.adam_beta1, self.args.adam_beta2)
         given = [
@@ -268,4 +267,4 @@ def train(
         if held_out is not None and not evaluated and not manager.stopping:
             trainer.evaluate()
         manager.over()
-    return History.of(lines), trained_weights(model)
+    return History(lines), trained_weights(model)

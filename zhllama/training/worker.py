@@ -75,20 +75,13 @@ def run_worker(run: Run) -> None:
     model = trained_model(options, inputs, getattr(torch, precision_of(options)))
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
-        facts, threads, world = inputs.dataset.manifest.facts, torch.get_num_threads(), arguments.world_size
-        log.info(
-            "training %s of %s parameters on %s blocks of %d tokens: %d process%s, %s, %s, %d thread%s each",
-            f"{sum(map(size_of, trainable(model))):,}",
-            f"{sum(map(size_of, model.parameters())):,}",
-            f"{len(blocks):,}",
-            facts["block_size"],
-            world,
-            "" if world == 1 else "es",
-            f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism",
-            precision_of(options),
-            threads,
-            "" if threads == 1 else "s",
-        )
+        trained, whole = (sum(map(size_of, one)) for one in (trainable(model).values(), model.parameters()))
+        sizes = f"{trained:,} of {whole:,} parameters on {len(blocks):,} blocks of {blocks.block_size} tokens"
+        world, threads = arguments.world_size, torch.get_num_threads()
+        processes = f"{world} process{'' if world == 1 else 'es'}"
+        spread = f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism"
+        each = f"{threads} thread{'' if threads == 1 else 's'} each"
+        log.info("training %s: %s, %s, %s, %s", sizes, processes, spread, precision_of(options), each)
     out = run.result_writer()
     history, weights = train(options, arguments, model, blocks, held_out, run, metrics_root=out.root)
     if rank == 0:
@@ -107,9 +100,9 @@ def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Mani
     model = trained_model(options, inputs, torch.float32)
     saved = Checkpoint(checkpoint, "the checkpoint", single=WEIGHTS)
     weights = {name: saved.read(name).float() for name in saved.tensors}
-    if weights.keys() != {name for name, parameter in model.named_parameters() if parameter.requires_grad}:
+    if weights.keys() != trainable(model).keys():
         raise InputError(f"--publish-checkpoint {options.publish_checkpoint}: its weights are none of this training's")
-    history = History.of(json.loads(checkpoint.read(TRAINER))["log_history"])
+    history = History(json.loads(checkpoint.read(TRAINER))["log_history"])
     out = run.result_writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
     opened.require_unchanged()
