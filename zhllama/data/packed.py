@@ -56,11 +56,7 @@ class Segments:
 
         if len(parts) == 1:
             return parts[0]
-        return cls(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.prompts for part in parts]),
-        )
+        return cls(*(np.concatenate([getattr(part, of) for part in parts]) for of in ("ids", "lengths", "prompts")))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -73,9 +69,7 @@ class Segments:
 
     def where(self, kept: "np.ndarray") -> Self:
         """The segments for which `kept` is true."""
-        import numpy as np
-
-        return type(self)(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept], self.prompts[kept])
+        return self.take(kept.nonzero()[0])
 
     def take(self, chosen: "np.ndarray") -> Self:
         """The segments of these numbers, in this order."""

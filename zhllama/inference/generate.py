@@ -126,19 +126,14 @@ class TextStream:
 
     def __init__(self, encoder: Encoder, write: Callable[[str], None]) -> None:
         self.ids: list[int] = []
-        self._encoder = encoder
-        self._write = write
-        self._written = ""
-        self._prompt = True
+        self._encoder, self._write = encoder, write
+        self._written, self._prompt = "", True
 
     def put(self, value: "torch.Tensor") -> None:
-        for index in () if self._prompt else value.reshape(-1).tolist():
-            self.add(index)
+        if not self._prompt:
+            self.ids += value.reshape(-1).tolist()
+            self._pass_on(self._encoder.decode(self.ids).rstrip("\ufffd"))
         self._prompt = False
-
-    def add(self, index: int) -> None:
-        self.ids.append(index)
-        self._pass_on(self._encoder.decode(self.ids).rstrip("\ufffd"))
 
     def end(self) -> None:
         self._pass_on(self._encoder.decode(self.ids))

@@ -50,10 +50,6 @@ FOLDER_VARIABLE = "ZHLLAMA_AGENT_FOLDER"
 """Tells a worker that folder."""
 
 
-class TrainingFault(StorageFault):
-    """A training process ended badly: one line that says which and how; exit code 1, worth another attempt."""
-
-
 class Deadline:
     """While it is open, this process is told to stop when its deadline comes. StorageFault then takes the place of the
     cancel, and is raised at once where the deadline has passed already. InputError for a deadline that is no number."""
@@ -169,7 +165,7 @@ def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> 
     """Runs `worker(run)` in every process of this node and returns what rank 0, on whichever node, published.
 
     `worker` is a function of a module (it is pickled); deadline: the one that is open. InputError with the worker's
-    line when one ends with 2, SystemExit(143) when they were cancelled, TrainingFault otherwise.
+    line when one ends with 2, SystemExit(143) when they were cancelled, StorageFault otherwise.
     """
     if any(name.startswith("PET_") for name in os.environ):
         _run_elastic(worker, run, deadline)
@@ -178,7 +174,7 @@ def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> 
         worker(run)
     manifest = find_published(run.store, run.stage, run.key)
     if manifest is None:
-        raise TrainingFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
+        raise StorageFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
     return manifest
 
 
@@ -206,7 +202,7 @@ def _run_elastic(worker: Callable[[Run], None], run: Run, deadline: Deadline) ->
             lines = {int(path.name.split("-")[1]): path.read_text() for path in Path(said).glob("rank-*")}
             raise _outcome(codes, lines) from error
         except (RendezvousError, DistError) as error:
-            raise TrainingFault(node.not_found(error)) from error
+            raise StorageFault(node.not_found(error)) from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -257,6 +253,7 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
     Path(said, f"{STARTED}{os.getpid()}").touch()
     try:
         worker(run)
+        return
     except InputError as error:
         code, line = EXIT_INPUT, str(error)
     except (KeyboardInterrupt, SystemExit) as stopped:
@@ -265,13 +262,11 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        given = stopped.code if isinstance(stopped, SystemExit) else EXIT_CANCELLED
+        given = getattr(stopped, "code", EXIT_CANCELLED)
         os._exit(given if isinstance(given, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
         print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
         code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]
-    else:
-        return
     Path(said, f"rank-{rank}").write_text(" ".join(line.split()))
     sys.exit(code)
 
@@ -288,4 +283,4 @@ def _outcome(codes: Mapping[int, int], said: Mapping[int, str]) -> BaseException
     rank = min(codes, key=lambda rank: (codes[rank] >= 0, rank not in said, rank))
     code = codes[rank]
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return TrainingFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))
+    return StorageFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))

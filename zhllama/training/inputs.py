@@ -92,11 +92,9 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
 
 def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
     """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
-    if artifact.manifest.vocabulary is not None:
-        return artifact.manifest.vocabulary
-    if "tokenizer.model" in artifact:
+    if artifact.manifest.vocabulary is None and "tokenizer.model" in artifact:
         return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
-    return None
+    return artifact.manifest.vocabulary
 
 
 @dataclass(frozen=True)
