@@ -77,14 +77,12 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
     if artifact.manifest.kind == hub_dataset.KIND:
         column = hub_dataset.HubDataset.parse(artifact.root).column
         values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
-        for texts in _column(values, f"{artifact.root}: row", column, skipped):
-            yield Documents(texts, "")
+        yield from _column(values, f"{artifact.root}: row", column, "", skipped)
     for name in text_files(artifact):
         where = f"{artifact.root}/{name}"
         if name.endswith(".parquet"):
             values = (text for batch in parquet_batches(artifact, name, "text") for text in batch.column(0).to_pylist())
-            for texts in _column(values, f"{where}: row", "text", skipped):
-                yield Documents(texts, name)
+            yield from _column(values, f"{where}: row", "text", name, skipped)
             continue
         number, json_lines = 1, plain_name(name).endswith(".jsonl")
         for block in line_blocks(artifact, name):
@@ -135,7 +133,7 @@ def _text_field(line: str, where: str) -> str:
     return text
 
 
-def _column(values: Iterator[Any], where: str, column: str, skipped: Skipped | None) -> Iterator[list[str]]:
+def _column(values: Iterator[Any], where: str, column: str, file: str, skipped: Skipped | None) -> Iterator[Documents]:
     texts: list[str] = []
     characters = 0
     for number, value in enumerate(values, start=1):
@@ -147,6 +145,6 @@ def _column(values: Iterator[Any], where: str, column: str, skipped: Skipped | N
         texts.append(value)
         characters += len(value)
         if len(texts) == ROWS or characters >= CHARACTERS:
-            yield texts
+            yield Documents(texts, file)
             texts, characters = [], 0
-    yield texts
+    yield Documents(texts, file)

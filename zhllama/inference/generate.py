@@ -24,9 +24,8 @@ STRETCH = 1.1
 def _room(loaded: LoadedModel, ids: Sequence[int], sampling: Sampling) -> int:
     """How many tokens the answer to a prompt may have."""
     if len(ids) >= loaded.positions:
-        raise InputError(
-            f"the prompt has {len(ids)} tokens and the model {loaded.positions} positions; shorten the prompt"
-        )
+        said = f"the prompt has {len(ids)} tokens and the model {loaded.positions} positions"
+        raise InputError(f"{said}; shorten the prompt")
     return min(loaded.positions - len(ids), sampling.max_new_tokens)
 
 

@@ -232,15 +232,7 @@ class CheckpointManager(TrainerCallback):
             return
         part = take(self.trainer, self._buffers)
         self._taken = part.step
-        self._uploads.begin(
-            part,
-            step=part.step,
-            world=self._world,
-            zero_stage=self.zero_stage,
-            global_batch=self._global_batch,
-            came_of=self._named,
-            cache_version=self._run.cache_version,
-        )
+        self._uploads.begin(part, zero_stage=self.zero_stage, global_batch=self._global_batch, came_of=self._named)
 
     def _agree(self) -> Agreed:
         """Exchanges the numbers, and on rank 0 gives up a checkpoint of which another rank's part will not come, and

@@ -141,16 +141,13 @@ def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | No
         return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
     have = _shape_of(adapter)
     where, mend = f"the adapter {adapter.root}", "leave the option out, or start a new adapter"
+    rows = options.embedding_rows if options.embedding_rows != "auto" else None
     for option, given, has in (
         ("--lora-r", options.lora_r or None, have.r),
         ("--lora-alpha", options.lora_alpha or None, have.alpha),
         ("--lora-dropout", options.lora_dropout if options.lora_dropout >= 0 else None, have.dropout),
         ("--lora-targets", ",".join(sorted(options.targets)) or None, ",".join(have.targets)),
-        (
-            "--embedding-rows",
-            options.embedding_rows if options.embedding_rows != "auto" else None,
-            have.embeddings or "none that are trained",
-        ),
+        ("--embedding-rows", rows, have.embeddings or "none that are trained"),
     ):
         if given is not None and given != has:
             said, had = (value if isinstance(value, str) else f"{value:g}" for value in (given, has))

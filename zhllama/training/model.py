@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed_reader import IGNORED
+from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
 from zhllama.training.inputs import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, TrainingInputs, lora_shape
 from zhllama.training.loss import Score, labelled, score, summed_loss

@@ -162,9 +162,8 @@ class PretrainOptions(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage == "embeddings" and self.adapter:
-            raise InputError(
-                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it"
-            )
+            said = "--stage embeddings trains no adapter; leave it out, or merge it"
+            raise InputError(f"--adapter {self.adapter}: {said}")
         if self.stage == "lora" and self.also_lm_head:
             raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
         if self.stage == "embeddings" and self.embedding_rows == "new":

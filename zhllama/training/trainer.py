@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from zhllama.data.packed_reader import IGNORED, PackedDataset
+from zhllama.data.packed import IGNORED, PackedDataset
 from zhllama.errors import InputError
 from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run

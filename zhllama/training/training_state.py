@@ -207,7 +207,7 @@ class Saved:
             return json.loads(checkpoint.read(name))
 
         self.manifest = checkpoint.manifest
-        self.step: int = checkpoint.manifest.facts["step"]
+        self.step: int = self.manifest.facts["step"]
         self.trainer: dict[str, Any] = document(TRAINER)
         self._shared_places = document(f"{SHARED}.json")
         self._shared = _tensors(checkpoint, f"{SHARED}.safetensors", rank == 0)
@@ -306,7 +306,7 @@ class Uploads:
         self.step = part.step
         self.give_up.clear()
         out = self._run.writer(part.step, self.start)
-        out.facts |= facts
+        out.facts |= {"step": part.step, "world": self._world, "cache_version": self._run.cache_version, **facts}
         self._begin(self._upload, part, out)
 
     def begin_cleaning(self) -> None:
@@ -355,9 +355,9 @@ def _write(part: Part, out: ArtifactWriter) -> None:
         for key, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NotFinite(f"{key} is not finite any more")
+        declared = {key: (str(one.dtype).removeprefix("torch."), tuple(one.shape)) for key, one in tensors.items()}
         with out.writer(name) as sink:
-            kinds = {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()}
-            stream = SafetensorsStream(sink, {key: (kinds[key], tuple(one.shape)) for key, one in tensors.items()})
+            stream = SafetensorsStream(sink, declared)
             for key, tensor in tensors.items():
                 stream.write(key, tensor)
             stream.close()

@@ -24,8 +24,7 @@ from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
 from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import TRAIN, VALIDATION
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render

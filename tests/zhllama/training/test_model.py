@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.training.inputs import LoraShape
 from zhllama.training.model import (
