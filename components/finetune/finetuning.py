@@ -8,7 +8,7 @@ from components.finetune.options import Finetune
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
-from zhllama.training.stage import run_training
+from zhllama.training.elastic import run_training
 
 
 def finetune(config: Finetune, inputs: Inputs, out: ArtifactWriter) -> Manifest:

@@ -8,7 +8,7 @@ from components.pretrain.options import Pretrain
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.stage.inputs import Inputs
-from zhllama.training.stage import run_training
+from zhllama.training.elastic import run_training
 
 
 def pretrain(config: Pretrain, inputs: Inputs, out: ArtifactWriter) -> Manifest:

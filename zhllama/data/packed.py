@@ -108,10 +108,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 class PackedWriter(ExitStack):
-    """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write_blocks(…)`.
-
-    Memory: 1 MB of blocks beyond those it is given, however much is written.
-    """
+    """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write_blocks(…)`, with
+    1 MB of memory for blocks beyond those it is given, however much is written."""
 
     def __init__(
         self, out: "ArtifactWriter", split: str, block_size: int, vocabulary_size: int, pad: int, prompts: bool = True
@@ -217,10 +215,9 @@ def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Seq
 
 
 class PackedDataset:
-    """One split, readable by index, memory-mapped: a sequence that torch's DataLoader takes as it is.
-
-    The files are fetched whole, once, and verified; with `by_range` nothing is fetched but what is asked for (to look
-    at a block of a large dataset in S3).
+    """One split, readable by index, memory-mapped: a sequence that torch's DataLoader takes as it is. The files are
+    fetched whole, once, and verified; with `by_range` nothing is fetched but what is asked for (to look at a block of a
+    large dataset in S3).
 
     An item is a dictionary of int64 arrays of shape [block_size]: `input_ids`; `labels`, -100 over prompts, padding
     and each segment's first token (so that after the model's shift nothing is predicted across a border);

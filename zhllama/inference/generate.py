@@ -35,11 +35,9 @@ def answer(
     sampling: Sampling,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
-    """The ids of an answer to each prompt (ids that begin with BOS), without EOS; in order.
-
-    Prompts of like length are answered together, padded on the left; one that goes beyond the model's own positions
-    alone, since its length decides its rotary base. `done(n)` is called after n more answers. InputError for a prompt
-    that fills the context.
+    """The ids of an answer to each prompt (ids that begin with BOS), without EOS; in order. Prompts of like length are
+    answered together, padded on the left; one that goes beyond the model's own positions alone, since its length
+    decides its rotary base. `done(n)` is called after n more answers. InputError for a prompt that fills the context.
     """
     import torch
 

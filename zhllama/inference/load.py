@@ -1,9 +1,9 @@
 """A model that answers: loaded from its artifact, adapters merged in, with the encoder it was trained with.
 
 evaluate, generate and serve ask in the ids of training: SentencePiece encodes, BOS and EOS are put in by id, a prompt
-begins with BOS. What does not belong together is refused before a weight is loaded; for models
-that do not fit into memory with their adapters there is merge_adapters. float32 on a CPU, bfloat16 (float16 on older
-cards) on a GPU, there int8 and 4 bits on request.
+begins with BOS. What does not belong together is refused from headers, before a weight is read; for models that do not
+fit into memory with their adapters there is merge_adapters. float32 on a CPU, bfloat16 (float16 on older cards) on a
+GPU, there int8 and 4 bits on request.
 """
 
 import importlib.util
@@ -60,12 +60,10 @@ def load_model(
     context_length: int = 0,
     rope_alpha: float | None = None,
 ) -> LoadedModel:
-    """A model, with adapters merged in, in that order; either may be given by reference.
-
-    context_length: tokens of prompt and answer together; 0: the model's own positions. InputError, before a weight is
-    loaded, for what is no model, a damaged or missing shard, a tokenizer of another size, an adapter of another model,
-    architecture or vocabulary, a precision that this machine has not.
-    """
+    """A model, with adapters merged in, in that order; either may be given by reference. context_length: tokens of
+    prompt and answer together; 0: the model's own positions. InputError, before a weight is loaded, for what is no
+    model, a damaged or missing shard, a tokenizer of another size, an adapter of another model, architecture or
+    vocabulary, a precision that this machine has not."""
     artifact = open_artifact(reference, option) if isinstance(reference, str) else reference
     artifact.require_kind("hf-model", option=option)
     encoder, _ = check_model(artifact, option)

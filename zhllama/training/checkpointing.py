@@ -87,11 +87,9 @@ class CheckpointManager(TrainerCallback):
         self._before: Any = None  # the handler of SIGTERM before the first step
 
     def resume(self) -> str | None:
-        """Reads the checkpoint to go on from, chosen by rank 0; None when there is none.
-
-        What is returned is a folder for Trainer.train: its state, without a weight. InputError when the one that was
-        asked for cannot be gone on from; StorageFault when the store does not answer.
-        """
+        """Reads the checkpoint to go on from, chosen by rank 0, and returns a folder for Trainer.train (its state,
+        without a weight); None when there is none. InputError when the one that was asked for cannot be gone on from;
+        StorageFault when the store does not answer."""
         self._uploads.start = self._of_all(secrets.token_hex(4))[0]
         candidates = self._candidates()
         while self.saved is None:
@@ -133,8 +131,7 @@ class CheckpointManager(TrainerCallback):
             yield self._fit(manifest)
 
     def _fit(self, checkpoint: Manifest) -> str:
-        """Its reference. InputError when no training like this one can go on from it; nor from an older one of its
-        kind."""
+        """Its reference. InputError when no training like this one can go on from it, nor from an older one."""
         checkpoints.require_same_run(checkpoint, self._run, self._option)
         checkpoints.require_world(checkpoint, self._world, self.zero_stage)
         if checkpoint.facts["global_batch"] != self._global_batch:

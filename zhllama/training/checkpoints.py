@@ -24,7 +24,7 @@ from typing import Any
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
 from zhllama.artifacts.open import open_artifact
-from zhllama.artifacts.published import find_published
+from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -71,24 +71,19 @@ class Run:
     @classmethod
     def of(cls, options: Any, out: ArtifactWriter) -> "Run":
         """The training whose result belongs at `out`."""
-        kind: Any = type(options)
-        defaults = {name: one.default for name, one in described(kind).items()}
-        key = out.root.rsplit("/", 1)[1]
-        given = (options.store, out.stage, key, out.configuration, out.inputs)
-        return cls(*given, kind.cache_version, defaults, options)
+        defaults = {name: one.default for name, one in described(type(options)).items()}
+        given = (options.store, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
+        return cls(*given, options.cache_version, defaults, options)
 
     @property
     def folder(self) -> str:
-        return f"{self._checkpoints}/{self.stage}/{self.key}"
-
-    @property
-    def _checkpoints(self) -> str:
-        return storage.join(storage.normalise(self.store), "checkpoints")
+        return place(storage.join(self.store, "checkpoints"), self.stage, self.key)
 
     def writer(self, step: int, start: str) -> ArtifactWriter:
         """The checkpoint of a step in the making; `start`: eight hexadecimal digits of this start of the training."""
         name = f"{self.key}/step-{step:08d}-{start}"
-        return ArtifactWriter(self._checkpoints, self.stage, name, self.configuration, self.inputs)
+        store = storage.join(self.store, "checkpoints")
+        return ArtifactWriter(store, self.stage, name, self.configuration, self.inputs)
 
     def result_writer(self) -> ArtifactWriter:
         """The result in the making; only the first process of the first node may write to it."""

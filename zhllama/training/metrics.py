@@ -91,11 +91,9 @@ class History:
 
 
 def flops_per_token(model: nn.Module, predicted: float) -> float:
-    """Floating-point operations that a token costs, forward and backward, in the model's matrices.
-
-    A matrix of n weights takes 2n forward, 2n for the gradient of its input, and 2n for its own if it is trained.
-    predicted: the share of tokens that have a label: lm_head is applied to no others.
-    """
+    """Floating-point operations that a token costs, forward and backward, in the model's matrices: one of n weights
+    takes 2n forward, 2n for the gradient of its input, and 2n for its own if it is trained. predicted: the share of
+    tokens that have a label: lm_head is applied to no others."""
     total = 0.0
     for name, parameter in model.named_parameters():
         # an embedding is looked up; a replaced original is not used
@@ -161,12 +159,10 @@ class MetricsUploader:
 
 
 class MetricsCallback(TrainerCallback, ExitStack):
-    """Measures speed, MFU and memory, shows the course, and stops a training whose loss is no number.
-
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it. tokens: of documents (no padding)
-    in an optimizer step on all processes; peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the
-    metrics of the running training are put, on rank 0. The bar and the uploads end with the context.
-    """
+    """Measures speed, MFU and memory into the Trainer's own log (a checkpoint carries them), shows the course, and stops
+    a training whose loss is no number. tokens: of documents (no padding) in an optimizer step on all processes;
+    peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the metrics of the running training are put,
+    on rank 0. The bar and the uploads end with the context."""
 
     def __init__(
         self, tokens: float, flops_per_token: float = 0.0, peak_flops: float = 0.0, root: str | None = None

@@ -52,10 +52,8 @@ def measure(rows: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, traini
 
 
 class PackedLlama(LlamaForCausalLM):
-    """A LLaMA that takes packed blocks and gives their loss; never logits.
-
-    The name must not contain `ForCausalLM`: by it the Trainer tells that labels are yet to be shifted.
-    """
+    """A LLaMA that takes packed blocks and gives their loss; never logits. The name must not contain `ForCausalLM`: by
+    it the Trainer tells that labels are yet to be shifted."""
 
     accepts_loss_kwargs = True
 
@@ -71,11 +69,9 @@ class PackedLlama(LlamaForCausalLM):
         num_items_in_batch: torch.Tensor | None = None,
         **unused: Any,
     ) -> ModelOutput:
-        """All three [batch, block]; labels[i, t] is the token that follows t, or -100.
-
-        In training: `loss`, the sum over labels divided by `num_items_in_batch` (those of the whole step, on all
-        processes; by default this batch's). In evaluation: `loss`, `correct`, `labels`: sums over this batch's labels.
-        """
+        """All three [batch, block], as `collate` gives them. In training: `loss`, the sum over labels divided by
+        `num_items_in_batch` (those of the whole step, on all processes; by default this batch's). In evaluation:
+        `loss`, `correct`, `labels`: sums over this batch's labels."""
         borders: dict[str, Any] = {}
         if self.config._attn_implementation == FLASH:
             input_ids, position_ids, labels, borders = in_one_row(input_ids, position_ids, labels)
@@ -95,16 +91,14 @@ class PackedLlama(LlamaForCausalLM):
 
 
 def collate(blocks: Sequence[Mapping[str, np.ndarray]], faithful: bool = False) -> dict[str, torch.Tensor]:
-    """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100.
-
-    The dataset's labels stand at the tokens' own places (a segment's first token has none); here they move to the place
+    """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100. The
+    dataset's labels stand at the tokens' own places (a segment's first token has none); here they move to the place
     that predicts them. faithful: as the recipe does it, padding cut to the longest of the batch, and nothing in a block
-    kept apart.
-    """
+    kept apart."""
     batch = {name: torch.from_numpy(np.stack([block[name] for block in blocks])) for name in blocks[0]}
     labels = torch.full_like(batch["labels"], IGNORED)
     labels[:, :-1] = batch["labels"][:, 1:]
-    found = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "labels": labels}
+    found = batch | {"labels": labels}
     if faithful:
         # a sample's last token is always learned, and has no label after the move
         length = int((batch["labels"] != IGNORED).any(dim=0).nonzero().max()) + 1

@@ -206,10 +206,8 @@ def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
 
 
 def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
-    """What `--deepspeed` says, what it leaves open being as the options say; None for `none`.
-
-    InputError when it cannot be read or contradicts the options.
-    """
+    """What `--deepspeed` says, what it leaves open being as the options say; None for `none`. InputError when it cannot
+    be read or contradicts the options."""
     if options.deepspeed == "none":
         return None
     path, where = Path(options.deepspeed), f"--deepspeed {options.deepspeed}"

@@ -110,8 +110,7 @@ class PackedTrainer(Trainer):
 
     def __init__(self, options: TrainingOptions, manager: CheckpointManager, **settings: Any) -> None:
         super().__init__(data_collator=partial(collate, faithful=options.faithful), **settings)
-        self._options = options
-        self._manager = manager
+        self._options, self._manager = options, manager
         manager.trainer = self
         self.add_callback(manager)
         # labels stand where they are predicted: nothing is left to be shifted
@@ -136,10 +135,8 @@ class PackedTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes.
-
-        A cancel ends it, without a figure, and the training with it.
-        """
+        """Loss, perplexity and next-token accuracy over the held-out blocks, each once, on all processes. A cancel ends
+        it, without a figure, and the training with it."""
         blocks: Any = self.eval_dataset
         model: Any = self.model
         was_training = self.model_wrapped.training
@@ -174,10 +171,8 @@ class PackedTrainer(Trainer):
             dist.all_reduce(sums)
         loss, correct, count = sums.tolist()
         mean = loss / max(count, 1)
-        try:
-            perplexity = math.exp(mean)
-        except OverflowError:
-            perplexity = math.inf
+        # beyond 709.78 it is no number of 64 bits
+        perplexity = math.inf if mean > 709.78 else math.exp(mean)
         metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": correct / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -247,9 +242,7 @@ def train(
     by name (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it runs.
     SystemExit(143) when asked to stop."""
     manager = CheckpointManager(options, run, arguments)
-    peak = options.peak_tflops
-    if not peak and torch.cuda.is_available():
-        peak = peak_tflops(torch.cuda.get_device_name())
+    peak = options.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0)
     facts, world = blocks.facts, arguments.world_size
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps * world
     flops = flops_per_token(model, facts["learned"] / facts["tokens"])

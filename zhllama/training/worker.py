@@ -63,9 +63,8 @@ def run_worker(run: Run) -> None:
     opened = Inputs.open(options)
     opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
-    blocks, held_out = PackedDataset(inputs.dataset, TRAIN), None
-    if VALIDATION in inputs.dataset.manifest.facts["splits"]:
-        held_out = PackedDataset(inputs.dataset, VALIDATION)
+    splits, blocks = inputs.dataset.manifest.facts["splits"], PackedDataset(inputs.dataset, TRAIN)
+    held_out = PackedDataset(inputs.dataset, VALIDATION) if VALIDATION in splits else None
     # the Trainer's own small files on this node; removed after a success
     folder = cache_folder() / "training" / run.key
     start_processes(options)
