@@ -154,9 +154,8 @@ def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
         return encoder, encoder.vocabulary()
     found = encoder.vocabulary(also_at=(int(size) for size in stated.prefixes))
     if found.relation_to(stated) is not Relation.EQUAL:
-        raise InputError(
-            f"{option} {artifact.root}: its tokenizer.model has {found}, its manifest says {stated}; publish it again"
-        )
+        said = f"its tokenizer.model has {found}, its manifest says {stated}"
+        raise InputError(f"{option} {artifact.root}: {said}; publish it again")
     return encoder, stated
 
 
@@ -217,7 +216,5 @@ def _check_fit(adapter: Checkpoint, base: Checkpoint, where: str) -> None:
         shape = base.tensors[weight].shape
         # the embedding's rows may be more in the adapter; transposed layers are not LLaMA's
         if info.shape[side] != shape[side] and "embed_tokens" not in weight and "lm_head" not in weight:
-            raise InputError(
-                f"{where}: it changes {weight} with {info.shape[side]} along axis {side}, the model's is "
-                f"{' × '.join(map(str, shape))}; give an adapter for a model of this size"
-            )
+            said = f"with {info.shape[side]} along axis {side}, the model's is {' × '.join(map(str, shape))}"
+            raise InputError(f"{where}: it changes {weight} {said}; give an adapter for a model of this size")

@@ -189,10 +189,8 @@ def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
         raise InputError(f"{option} {checkpoint.root}: a checkpoint of {checkpoint.stage}; this is {run.stage}")
     for name, theirs in _differences(checkpoint, run):
         if name not in (*_SPLIT_OF_THE_BATCH, "publish_checkpoint"):
-            raise InputError(
-                f"{option} {checkpoint.root}: it is of another training: its {option_of(name)} was {theirs}; "
-                "give one of its own checkpoints, or start without"
-            )
+            said = f"it is of another training: its {option_of(name)} was {theirs}"
+            raise InputError(f"{option} {checkpoint.root}: {said}; give one of its own checkpoints, or start without")
     if checkpoint.root.rsplit("/", 2)[1] != run.key and "publish_checkpoint" not in run.inputs:
         log.warning("the checkpoint is of another release or another split of the batch; the options are the same")
 
@@ -205,7 +203,8 @@ def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
     if stage != zero_stage:
         raise InputError(f"{where} is of ZeRO stage {stage}, this training of {zero_stage}; give the same --deepspeed")
     if stage and saved != world:
-        raise InputError(
-            f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with "
-            f"{saved} processes, or publish the checkpoint with --publish-checkpoint and train on from its result"
+        said = (
+            f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with"
         )
+        mend = "or publish the checkpoint with --publish-checkpoint and train on from its result"
+        raise InputError(f"{said} {saved} processes, {mend}")

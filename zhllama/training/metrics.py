@@ -118,35 +118,27 @@ class MetricsUploader:
 
     def __init__(self, root: str, every: float = 5.0) -> None:
         self._root, self._every = root, every
-        self._newest: list[Line] | None = None
-        self._changed = threading.Condition()
-        self._over = False
+        self._newest: list[Line] = []
+        self._shown, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-metrics", daemon=True)
         self._thread.start()
 
     def show(self, lines: Sequence[Line]) -> None:
         """The Trainer's log so far; what is shown of it is made in the thread."""
-        with self._changed:
-            self._newest = list(lines)
-            self._changed.notify()
+        self._newest = list(lines)
+        self._shown.set()
 
     def close(self) -> None:
         """Waits for the upload in flight, if there is one; the last lines are published with the artifact."""
-        with self._changed:
-            self._over = True
-            self._newest = None
-            self._changed.notify()
+        self._over.set()
+        self._shown.set()
         self._thread.join()
 
     def _run(self) -> None:
         warned = False
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._newest is not None or self._over)
-                lines, self._newest = self._newest, None
-            if lines is None:
-                return
-            history = History(lines)
+        while self._shown.wait() and not self._over.is_set():
+            self._shown.clear()
+            history = History(self._newest)
             try:
                 storage.write_bytes(storage.join(self._root, METRICS), history.jsonl())
                 storage.write_bytes(storage.join(self._root, EVENTS), history.events())
@@ -154,12 +146,11 @@ class MetricsUploader:
                 if not warned:
                     log.warning("the metrics of the running training could not be shown: %s", error)
                 warned = True
-            with self._changed:
-                self._changed.wait_for(lambda: self._over, timeout=self._every)
+            self._over.wait(self._every)
 
 
 class MetricsCallback(TrainerCallback, ExitStack):
-    """Measures speed, MFU and memory into the Trainer's own log (a checkpoint carries them), shows the course, and stops
+    """Measures speed, MFU and memory into the Trainer's own log (a checkpoint carries it), shows the course, and stops
     a training whose loss is no number. tokens: of documents (no padding) in an optimizer step on all processes;
     peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the metrics of the running training are put,
     on rank 0. The bar and the uploads end with the context."""

@@ -189,10 +189,8 @@ def _put_in(model: PeftModel, adapter: Artifact) -> None:
     for name in sorted(wanted.keys() | weights.keys()):
         has, needs = (list(one[name].shape) if name in one else "nothing" for one in (weights, wanted))
         if has != needs:
-            raise InputError(
-                f"--adapter {adapter.root}: its weights do not fit this model: {name} is {has} there and {needs} here; "
-                "give an adapter of this model"
-            )
+            said = f"its weights do not fit this model: {name} is {has} there and {needs} here"
+            raise InputError(f"--adapter {adapter.root}: {said}; give an adapter of this model")
     set_peft_model_state_dict(model, weights)
 
 

@@ -329,8 +329,7 @@ class Uploads:
             if self._rank:
                 write_part(out, self._rank)
                 return
-            manifest = commit(out, self._world, self.give_up)
-            if manifest is None:
+            if (manifest := commit(out, self._world, self.give_up)) is None:
                 return
             self.newest = manifest
             log.info("checkpoint of step %d is complete: %s", part.step, manifest.reference)

@@ -34,12 +34,10 @@ from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInp
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
 from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
+from zhllama.training.training_state import Tensors
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
 log = logging.getLogger("training")
-
-Trained = Mapping[str, torch.Tensor]
-"""By the names of the model's parameters, float32, on the CPU."""
 
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -107,8 +105,9 @@ def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Mani
     return publish(out, inputs, model, history, weights)
 
 
-def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained) -> Manifest:
-    """Publishes the result of a training, from its course and the trained weights. For rank 0."""
+def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Tensors) -> Manifest:
+    """Publishes the result of a training, from its course and the trained weights (by the names of the model's
+    parameters, float32, on the CPU). For rank 0."""
     adapter = isinstance(model, PeftModel)
     if adapter:
         _add_adapter(out, inputs, model, trained)
@@ -123,7 +122,7 @@ def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: Hi
     return out.publish("adapter" if adapter else "hf-model")
 
 
-def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> None:
+def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Tensors) -> None:
     weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     if len(weights) != len(trained):
         raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
@@ -150,7 +149,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
-def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Trained) -> None:
+def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
