@@ -122,12 +122,9 @@ class PackedWriter(ExitStack):
         block_bytes = block_size * int(self._type[-1])
         self._per_shard = max(1, MAX_SHARD // block_bytes)
         self._at_once = max(1, _AT_ONCE // block_bytes)
-        self._streams: list[FileStream] = []
-        """Of the shard in the making, which the stack closes: ids, offsets, segments."""
-        self._segments_before = 0
-        """Segments of the shard that are written already."""
-        self.shards: list[int] = []
-        """Blocks in each shard."""
+        self._streams: list[FileStream] = []  # of the shard in the making, closed by the stack: ids, offsets, segments
+        self._segments_before = 0  # segments of the shard that are written already
+        self.shards: list[int] = []  # blocks in each
         self.segments = self.tokens = self.loss_tokens = 0
 
     @property

@@ -15,10 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.json_file import read_object
-from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.stage.options import split_references
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.safetensors_io import Checkpoint
@@ -53,22 +51,19 @@ class LoadedModel:
 
 
 def load_model(
-    reference: str | Artifact,
-    adapters: str | Sequence[Artifact] = "",
+    artifact: Artifact,
+    adapters: Sequence[Artifact] = (),
     option: str = "--model",
     precision: Precision = "auto",
     context_length: int = 0,
     rope_alpha: float | None = None,
 ) -> LoadedModel:
-    """A model, with adapters merged in, in that order; either may be given by reference. context_length: tokens of
-    prompt and answer together; 0: the model's own positions. InputError, before a weight is loaded, for what is no
-    model, a damaged or missing shard, a tokenizer of another size, an adapter of another model, architecture or
-    vocabulary, a precision that this machine has not."""
-    artifact = open_artifact(reference, option) if isinstance(reference, str) else reference
+    """A model, with adapters merged in, in that order. context_length: tokens of prompt and answer together; 0: the
+    model's own positions. InputError, before a weight is loaded, for what is no model, a damaged or missing shard, a
+    tokenizer of another size, an adapter of another model, architecture or vocabulary, a precision that this machine
+    has not."""
     artifact.require_kind("hf-model", option=option)
     encoder, _ = check_model(artifact, option)
-    if isinstance(adapters, str):
-        adapters = [open_artifact(one, "--adapters") for one in split_references(adapters)]
     plan = plan_adapters(artifact, encoder, adapters)
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
     # beside other work: 45 s of waiting for 9 s of arithmetic)

@@ -71,7 +71,8 @@ class Run:
     @classmethod
     def of(cls, options: Any, out: ArtifactWriter) -> "Run":
         """The training whose result belongs at `out`."""
-        defaults = {name: one.default for name, one in described(type(options)).items()}
+        kind: Any = type(options)
+        defaults = {name: one.default for name, one in described(kind).items()}
         given = (options.store, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
         return cls(*given, options.cache_version, defaults, options)
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.folders import add_folder
+from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.generate import TextStream, answer, stream, stretch
-from zhllama.inference.load import LoadedModel, choose_precision, load_model
+from zhllama.inference.load import LoadedModel, choose_precision
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
