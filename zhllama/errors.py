@@ -11,18 +11,17 @@ EXIT_INPUT = 2
 EXIT_CANCELLED = 143
 
 
-class InputError(Exception):
+class _OneLine(Exception):
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class InputError(_OneLine):
     """The input is wrong. The text is one line: what is wrong, where, and how to mend it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
-
-class StorageFault(Exception):
+class StorageFault(_OneLine):
     """A server or a network failed after the retries were used up."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 class Truncated(StorageFault):

@@ -18,7 +18,7 @@ from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.inference.check import check_model
+from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model

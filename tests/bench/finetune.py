@@ -21,7 +21,7 @@ from tests.bench.small_llama import (
     usual_training,
 )
 from tests.packed_data import Segment, in_arrays
-from zhllama.data.packed_reader import IGNORED
+from zhllama.data.packed import IGNORED
 
 SAMPLES = 2000
 BATCH = 8

@@ -51,11 +51,8 @@ def text_files(artifact: Artifact) -> list[str]:
 
 
 def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[str]:
-    """Every document; blank lines are left out unless `keep_blank`.
-
-    InputError names file and line of bytes that are not UTF-8 or a line without text; with `skipped` such lines are
-    counted there and left out.
-    """
+    """Every document; blank lines are left out unless `keep_blank`. InputError names file and line of bytes that are
+    not UTF-8 or a line without text; with `skipped` such lines are counted there and left out."""
     for texts, _ in read_batches(artifact, keep_blank, skipped):
         yield from texts
 
@@ -77,20 +74,19 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
     if artifact.manifest.kind == hub_dataset.KIND:
         column = hub_dataset.HubDataset.parse(artifact.root).column
         values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
-        for texts in _column(values, f"{artifact.root}: row", column, skipped):
-            yield Documents(texts, "")
+        yield from _column(values, f"{artifact.root}: row", column, "", skipped)
     for name in text_files(artifact):
         where = f"{artifact.root}/{name}"
         if name.endswith(".parquet"):
             values = (text for batch in parquet_batches(artifact, name, "text") for text in batch.column(0).to_pylist())
-            for texts in _column(values, f"{where}: row", "text", skipped):
-                yield Documents(texts, name)
+            yield from _column(values, f"{where}: row", "text", name, skipped)
             continue
+        # at the begin of a file a byte order mark may stand, which is no text
         number, json_lines = 1, plain_name(name).endswith(".jsonl")
         for block in line_blocks(artifact, name):
             lines = block.removesuffix(b"\n")
             try:
-                texts = [] if json_lines else lines.decode(_encoding(number)).split("\n")
+                texts = [] if json_lines else lines.decode("utf-8-sig" if number == 1 else "utf-8").split("\n")
                 texts = [one.rstrip("\r") for one in texts] if b"\r" in lines else texts
             except UnicodeDecodeError:
                 texts = []
@@ -100,17 +96,12 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
             number += lines.count(b"\n") + 1
 
 
-def _encoding(line: int) -> str:
-    """At the begin of a file a byte order mark may stand, which is no text."""
-    return "utf-8-sig" if line == 1 else "utf-8"
-
-
 def _line_by_line(
     lines: list[bytes], first: int, where: str, json_lines: bool, skipped: Skipped | None
 ) -> Iterator[str]:
     for number, line in enumerate(lines, start=first):
         try:
-            text = line.decode(_encoding(number)).rstrip("\r")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
             yield _text_field(text, f"{where}: line {number}") if json_lines and text.strip() else text
         except UnicodeDecodeError as error:
             reason = f"is not UTF-8 ({error.reason}); convert the file, or --skip-bad"
@@ -135,7 +126,7 @@ def _text_field(line: str, where: str) -> str:
     return text
 
 
-def _column(values: Iterator[Any], where: str, column: str, skipped: Skipped | None) -> Iterator[list[str]]:
+def _column(values: Iterator[Any], where: str, column: str, file: str, skipped: Skipped | None) -> Iterator[Documents]:
     texts: list[str] = []
     characters = 0
     for number, value in enumerate(values, start=1):
@@ -147,6 +138,6 @@ def _column(values: Iterator[Any], where: str, column: str, skipped: Skipped | N
         texts.append(value)
         characters += len(value)
         if len(texts) == ROWS or characters >= CHARACTERS:
-            yield texts
+            yield Documents(texts, file)
             texts, characters = [], 0
-    yield texts
+    yield Documents(texts, file)

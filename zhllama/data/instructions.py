@@ -1,8 +1,7 @@
 """Alpaca items: `{"instruction", "input", "output"}`, as a JSON list or one object a line (JSONL), .gz and .zst too.
 
-A list is parsed as a stream, so that the memory is one item's, whatever the file's size. A dataset of the Hugging Face
-Hub with these columns is read as `hf://datasets/OWNER/NAME` (hub_dataset.py). Of a packed dataset the held-out items
-are read, so that its reference is a set to evaluate on.
+A list is parsed as a stream: the memory is one item's. A dataset of the Hugging Face Hub with these columns is read as
+`hf://datasets/OWNER/NAME` (hub_dataset.py); of a packed dataset the held-out items, as a set to evaluate on.
 """
 
 import json
@@ -25,11 +24,9 @@ _NEEDED = f"a list of objects with {', '.join(FIELDS)} is needed"
 def read_instructions(
     artifact: Artifact, answered: bool = True, skipped: Skipped | None = None
 ) -> Iterator[dict[str, str]]:
-    """Every item of the artifact's .json and .jsonl files, in order of file name and place.
-
-    Items have exactly the three fields, as text; `input` may be missing, and `output` too, or be empty, unless
-    `answered`. InputError names file, item and field; with `skipped` such items are counted there and left out.
-    """
+    """Every item of the artifact's .json and .jsonl files, in order of file name and place, with exactly the three
+    fields, as text; `input` may be missing, and `output` too, or be empty, unless `answered`. InputError names file,
+    item and field; with `skipped` such items are counted there and left out."""
     empty, hub = True, artifact.manifest.kind == hub_dataset.KIND
     sources = [(artifact.root, hub_dataset.hub_rows(artifact))] if hub else []
     for name in instruction_files(artifact):

@@ -15,11 +15,17 @@ document stands before it. What follows the last segment of a block is padding. 
 that is 2.04 bytes a token. Splits: `train`, and `validation` unless nothing was held out.
 """
 
+import bisect
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
 from zhllama.tokenizer.spans import spans
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ VALIDATION = "validation"
 HELD_OUT_TEXT = "held-out.jsonl"
 HELD_OUT_INSTRUCTIONS = "held-out.json"
 """The validation documents as they were, for `evaluate`: `{"text"}` lines, or an Alpaca list."""
+IGNORED = -100
+"""The label of a token that is not predicted, torch's convention."""
 MAX_SHARD = 10**9
 _AT_ONCE = 2**20
 """Bytes of blocks that are laid out together."""
@@ -56,11 +64,7 @@ class Segments:
 
         if len(parts) == 1:
             return parts[0]
-        return cls(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.prompts for part in parts]),
-        )
+        return cls(*(np.concatenate([getattr(part, of) for part in parts]) for of in ("ids", "lengths", "prompts")))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -73,9 +77,7 @@ class Segments:
 
     def where(self, kept: "np.ndarray") -> Self:
         """The segments for which `kept` is true."""
-        import numpy as np
-
-        return type(self)(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept], self.prompts[kept])
+        return self.take(kept.nonzero()[0])
 
     def take(self, chosen: "np.ndarray") -> Self:
         """The segments of these numbers, in this order."""
@@ -106,10 +108,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 class PackedWriter(ExitStack):
-    """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write_blocks(…)`.
-
-    Memory: 1 MB of blocks beyond those it is given, however much is written.
-    """
+    """Writes one split: `with PackedWriter(out, TRAIN, 512, encoder.size, pad) as split: split.write_blocks(…)`, with
+    1 MB of memory for blocks beyond those it is given, however much is written."""
 
     def __init__(
         self, out: "ArtifactWriter", split: str, block_size: int, vocabulary_size: int, pad: int, prompts: bool = True
@@ -122,12 +122,9 @@ class PackedWriter(ExitStack):
         block_bytes = block_size * int(self._type[-1])
         self._per_shard = max(1, MAX_SHARD // block_bytes)
         self._at_once = max(1, _AT_ONCE // block_bytes)
-        self._streams: list[FileStream] = []
-        """Of the shard in the making, which the stack closes: ids, offsets, segments."""
-        self._segments_before = 0
-        """Segments of the shard that are written already."""
-        self.shards: list[int] = []
-        """Blocks in each shard."""
+        self._streams: list[FileStream] = []  # of the shard in the making, closed by the stack: ids, offsets, segments
+        self._segments_before = 0  # segments of the shard that are written already
+        self.shards: list[int] = []  # blocks in each
         self.segments = self.tokens = self.loss_tokens = 0
 
     @property
@@ -212,3 +209,95 @@ def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Seq
         "pad_id": pad_id,
         "splits": {split.split: split.facts() for split in splits if split.shards},
     }
+
+
+class PackedDataset:
+    """One split, readable by index, memory-mapped: a sequence that torch's DataLoader takes as it is. The files are
+    fetched whole, once, and verified; with `by_range` nothing is fetched but what is asked for (to look at a block of a
+    large dataset in S3).
+
+    An item is a dictionary of int64 arrays of shape [block_size]: `input_ids`; `labels`, -100 over prompts, padding
+    and each segment's first token (so that after the model's shift nothing is predicted across a border);
+    `position_ids`, which begin at 0 in each segment and again in the padding.
+    """
+
+    def __init__(
+        self, artifact: Artifact, split: str = TRAIN, option: str = "--dataset", by_range: bool = False
+    ) -> None:
+        artifact.require_kind(KIND, option=option)
+        facts, where = artifact.manifest.facts, f"{option} {artifact.root}"
+        if "splits" not in facts:
+            raise InputError(f"{where}: not a packed dataset; give what prepare_dataset wrote")
+        if split not in facts["splits"]:
+            raise InputError(f"{where}: it has no {split} split; prepare it with --validation-fraction or --validation")
+        self.split = split
+        self.block_size: int = facts["block_size"]
+        self.facts: dict[str, Any] = facts["splits"][split]
+        if "columns" not in self.facts:
+            raise InputError(f"{where}: an older version of zhllama wrote it; run prepare_dataset again")
+        self._columns: int = self.facts["columns"]
+        self._token_type: str = facts["token_type"]
+        self._ends = list(itertools.accumulate(self.facts["shards"]))
+        self._source: Path | Artifact = artifact if by_range else materialize(artifact)
+        self._open: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a memory map would be pickled whole; a DataLoader's worker opens its own
+        return {**self.__dict__, "_open": {}}
+
+    def _numbers(self, name: str, kind: str, begin: int, end: int) -> "np.ndarray":
+        """Some of the numbers of a file; those that are read by range are verified."""
+        import numpy as np
+
+        if isinstance(self._source, Artifact):
+            width = np.dtype(kind).itemsize
+            return np.frombuffer(self._source.read_range(name, begin * width, (end - begin) * width), kind)
+        if name not in self._open:
+            self._open[name] = np.memmap(self._source / name, dtype=kind, mode="r")
+        some: np.ndarray = self._open[name][begin:end]
+        return some
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        """The shard of a block and the block's number in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        return shard_name(self.split, number), index - (self._ends[number - 1] if number else 0)
+
+    def tokens(self, index: int) -> "np.ndarray":
+        """The ids of a block as they are stored, [block_size]."""
+        name, at = self._locate(index)
+        return self._numbers(f"{name}.bin", self._token_type, at * self.block_size, (at + 1) * self.block_size)
+
+    def segments(self, index: int) -> "np.ndarray":
+        """The places of a block's segments: int64 [segments, 3], columns start, loss_start, end."""
+        import numpy as np
+
+        name, at = self._locate(index)
+        first, end = (self._columns * self._numbers(f"{name}.offsets.bin", "<u4", at, at + 2).astype("int64")).tolist()
+        places = self._numbers(f"{name}.segments.bin", place_type(self.block_size), first, end)
+        rows = places.astype("int64").reshape(-1, self._columns)
+        ends = rows[:, -1]
+        found = np.zeros((len(rows), 3), np.int64)
+        found[1:, 0] = ends[:-1]
+        found[:, 1] = rows[:, 0] if self._columns == 2 else found[:, 0] + 1
+        found[:, 2] = ends
+        return found
+
+    def __getitem__(self, index: int) -> dict[str, "np.ndarray"]:
+        import numpy as np
+
+        if index < 0:
+            index += len(self)
+        input_ids = self.tokens(index).astype(np.int64)
+        labels = np.full(self.block_size, IGNORED, np.int64)
+        position_ids = np.arange(self.block_size, dtype=np.int64)
+        end = 0
+        for start, loss_start, end in self.segments(index).tolist():
+            labels[loss_start:end] = input_ids[loss_start:end]
+            position_ids[start:end] -= start
+        position_ids[end:] -= end
+        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed import TRAIN
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import TRAIN, PackedDataset
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 

@@ -41,10 +41,8 @@ def data_files(artifact: Artifact, endings: tuple[str, ...], held_out: str, opti
         return []
     if artifact.manifest.kind == KIND:
         if held_out not in artifact:
-            raise InputError(
-                f"{artifact.root}: this packed dataset holds no {option} back; prepare it from --{option} with "
-                "--validation-fraction or --validation"
-            )
+            mend = f"prepare it from --{option} with --validation-fraction or --validation"
+            raise InputError(f"{artifact.root}: this packed dataset holds no {option} back; {mend}")
         return [held_out]
     names = [name for name in sorted(artifact.names) if plain_name(name).endswith(endings) and name not in NO_ITEMS]
     if not names:

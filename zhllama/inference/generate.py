@@ -24,9 +24,8 @@ STRETCH = 1.1
 def _room(loaded: LoadedModel, ids: Sequence[int], sampling: Sampling) -> int:
     """How many tokens the answer to a prompt may have."""
     if len(ids) >= loaded.positions:
-        raise InputError(
-            f"the prompt has {len(ids)} tokens and the model {loaded.positions} positions; shorten the prompt"
-        )
+        said = f"the prompt has {len(ids)} tokens and the model {loaded.positions} positions"
+        raise InputError(f"{said}; shorten the prompt")
     return min(loaded.positions - len(ids), sampling.max_new_tokens)
 
 
@@ -36,11 +35,9 @@ def answer(
     sampling: Sampling,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
-    """The ids of an answer to each prompt (ids that begin with BOS), without EOS; in order.
-
-    Prompts of like length are answered together, padded on the left; one that goes beyond the model's own positions
-    alone, since its length decides its rotary base. `done(n)` is called after n more answers. InputError for a prompt
-    that fills the context.
+    """The ids of an answer to each prompt (ids that begin with BOS), without EOS; in order. Prompts of like length are
+    answered together, padded on the left; one that goes beyond the model's own positions alone, since its length
+    decides its rotary base. `done(n)` is called after n more answers. InputError for a prompt that fills the context.
     """
     import torch
 
@@ -126,19 +123,14 @@ class TextStream:
 
     def __init__(self, encoder: Encoder, write: Callable[[str], None]) -> None:
         self.ids: list[int] = []
-        self._encoder = encoder
-        self._write = write
-        self._written = ""
-        self._prompt = True
+        self._encoder, self._write = encoder, write
+        self._written, self._prompt = "", True
 
     def put(self, value: "torch.Tensor") -> None:
-        for index in () if self._prompt else value.reshape(-1).tolist():
-            self.add(index)
+        if not self._prompt:
+            self.ids += value.reshape(-1).tolist()
+            self._pass_on(self._encoder.decode(self.ids).rstrip("\ufffd"))
         self._prompt = False
-
-    def add(self, index: int) -> None:
-        self.ids.append(index)
-        self._pass_on(self._encoder.decode(self.ids).rstrip("\ufffd"))
 
     def end(self) -> None:
         self._pass_on(self._encoder.decode(self.ids))

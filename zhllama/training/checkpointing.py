@@ -29,8 +29,7 @@ from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.training import checkpoints
 from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT, training_begins
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
-from zhllama.training.training_state import Saved, take
-from zhllama.training.uploads import Uploads
+from zhllama.training.training_state import Saved, Uploads, take
 
 log = logging.getLogger("training")
 
@@ -58,10 +57,6 @@ class Agreed(NamedTuple):
     too_long: int  # whether no checkpoint could be written for too long
 
 
-class _Unfit(InputError):
-    """The checkpoint is whole, but no training like this one can go on from it; nor from an older one of its kind."""
-
-
 class CheckpointManager(TrainerCallback):
     """Takes checkpoints, finds the newest, and ends the training where it has to end. `trainer` is to be set."""
 
@@ -81,6 +76,7 @@ class CheckpointManager(TrainerCallback):
         self._owed = False
         self._good: Manifest | None = None
         self.saved: Saved | None = None
+        self._option = RESUME if options.resume_from_checkpoint else "the checkpoint"
         self._named = ""  # the checkpoint that the options name, when rank 0 has told it
         self._loss: torch.Tensor | None = None
         self._wrong = 0
@@ -91,11 +87,9 @@ class CheckpointManager(TrainerCallback):
         self._before: Any = None  # the handler of SIGTERM before the first step
 
     def resume(self) -> str | None:
-        """Reads the checkpoint to go on from, chosen by rank 0; None when there is none.
-
-        What is returned is a folder for Trainer.train: its state, without a weight. InputError when the one that was
-        asked for cannot be gone on from; StorageFault when the store does not answer.
-        """
+        """Reads the checkpoint to go on from, chosen by rank 0, and returns a folder for Trainer.train (its state,
+        without a weight); None when there is none. InputError when the one that was asked for cannot be gone on from;
+        StorageFault when the store does not answer."""
         self._uploads.start = self._of_all(secrets.token_hex(4))[0]
         candidates = self._candidates()
         while self.saved is None:
@@ -126,48 +120,44 @@ class CheckpointManager(TrainerCallback):
     def _candidates(self) -> Iterator[str]:
         """References in the order in which they are tried. Of a checkpoint that the options name, those that came of
         it go first: a start that is repeated, as a killed pod's is, goes on where the one before was."""
+        named = None
         if self._options.resume_from_checkpoint:
-            self._named = checkpoints.open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest.reference
+            named = checkpoints.open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest
+            self._named = named.reference
         for manifest in checkpoints.complete(self._run.folder):
-            if not self._named or manifest.facts.get("came_of") == self._named:
-                yield manifest.reference
-        if self._named:
-            yield self._named
-            return
-        for manifest in checkpoints.of_earlier_release(self._run):
-            yield manifest.reference
+            if named is None or manifest.facts.get("came_of") == self._named:
+                yield self._fit(manifest)
+        for manifest in [named] if named is not None else checkpoints.of_earlier_release(self._run):
+            yield self._fit(manifest)
+
+    def _fit(self, checkpoint: Manifest) -> str:
+        """Its reference. InputError when no training like this one can go on from it, nor from an older one."""
+        checkpoints.require_same_run(checkpoint, self._run, self._option)
+        checkpoints.require_world(checkpoint, self._world, self.zero_stage)
+        if checkpoint.facts["global_batch"] != self._global_batch:
+            log.warning(
+                "the checkpoint was trained with %d blocks a step, this training takes %d: its steps are counted "
+                "on, but the order of the data changes; keep the product of processes, batch and accumulation",
+                checkpoint.facts["global_batch"],
+                self._global_batch,
+            )
+        return checkpoint.reference
 
     def _read(self, reference: str) -> None:
-        """Sets `saved` when every rank could read its part. All of them raise where none could go on anyway, or it is
-        the one that was named."""
-        option = RESUME if self._options.resume_from_checkpoint else "the checkpoint"
+        """Sets `saved` when every rank could read its part. All of them raise when it is the one that was named."""
         problem: Exception | None = None
         try:
-            checkpoint = open_artifact(reference, option)
-            facts = checkpoint.manifest.facts
-            try:
-                checkpoints.require_same_run(checkpoint.manifest, self._run, option)
-                checkpoints.require_world(checkpoint.manifest, self._world, self.zero_stage)
-            except InputError as error:
-                raise _Unfit(str(error)) from error
-            if facts["global_batch"] != self._global_batch and self._rank == 0:
-                log.warning(
-                    "the checkpoint was trained with %d blocks a step, this training takes %d: its steps are counted "
-                    "on, but the order of the data changes; keep the product of processes, batch and accumulation",
-                    facts["global_batch"],
-                    self._global_batch,
-                )
-            self.saved = Saved(checkpoint, self._rank, self._world)
+            self.saved = Saved(open_artifact(reference, self._option), self._rank, self._world)
         except (InputError, StorageFault, ValueError, KeyError, TypeError) as error:
             problem = error
         problems = [one for one in self._of_all(problem) if one is not None]
         if not problems:
             return
         self.saved = None
-        worst = next((one for one in problems if isinstance(one, StorageFault | _Unfit)), problems[0])
+        worst = next((one for one in problems if isinstance(one, StorageFault)), problems[0])
         if isinstance(worst, StorageFault):
             raise worst
-        if isinstance(worst, _Unfit) or reference == self._named:
+        if reference == self._named:
             raise InputError(str(worst))
         if self._rank == 0:
             log.warning("%s cannot be read and is left aside: %s", reference, worst)
@@ -239,15 +229,7 @@ class CheckpointManager(TrainerCallback):
             return
         part = take(self.trainer, self._buffers)
         self._taken = part.step
-        self._uploads.begin(
-            part,
-            step=part.step,
-            world=self._world,
-            zero_stage=self.zero_stage,
-            global_batch=self._global_batch,
-            came_of=self._named,
-            cache_version=self._run.cache_version,
-        )
+        self._uploads.begin(part, zero_stage=self.zero_stage, global_batch=self._global_batch, came_of=self._named)
 
     def _agree(self) -> Agreed:
         """Exchanges the numbers, and on rank 0 gives up a checkpoint of which another rank's part will not come, and

@@ -24,7 +24,7 @@ from typing import Any
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
 from zhllama.artifacts.open import open_artifact
-from zhllama.artifacts.published import find_published
+from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -73,22 +73,18 @@ class Run:
         """The training whose result belongs at `out`."""
         kind: Any = type(options)
         defaults = {name: one.default for name, one in described(kind).items()}
-        key = out.root.rsplit("/", 1)[1]
-        given = (options.store, out.stage, key, out.configuration, out.inputs)
-        return cls(*given, kind.cache_version, defaults, options)
+        given = (options.store, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
+        return cls(*given, options.cache_version, defaults, options)
 
     @property
     def folder(self) -> str:
-        return f"{self._checkpoints}/{self.stage}/{self.key}"
-
-    @property
-    def _checkpoints(self) -> str:
-        return storage.join(storage.normalise(self.store), "checkpoints")
+        return place(storage.join(self.store, "checkpoints"), self.stage, self.key)
 
     def writer(self, step: int, start: str) -> ArtifactWriter:
         """The checkpoint of a step in the making; `start`: eight hexadecimal digits of this start of the training."""
         name = f"{self.key}/step-{step:08d}-{start}"
-        return ArtifactWriter(self._checkpoints, self.stage, name, self.configuration, self.inputs)
+        store = storage.join(self.store, "checkpoints")
+        return ArtifactWriter(store, self.stage, name, self.configuration, self.inputs)
 
     def result_writer(self) -> ArtifactWriter:
         """The result in the making; only the first process of the first node may write to it."""
@@ -105,14 +101,12 @@ def _found(run_folder: str) -> Iterator[tuple[str, Manifest | None]]:
     for where, files in sorted(sizes.items(), reverse=True):
         manifest = None
         try:
-            if MANIFEST in files:
-                manifest = Manifest.from_json(storage.read_bytes(f"{where}/{MANIFEST}"), f"{where}/{MANIFEST}")
+            if MANIFEST in files and (content := storage.read_or_none(f"{where}/{MANIFEST}")) is not None:
+                manifest = Manifest.from_json(content, f"{where}/{MANIFEST}")
                 if manifest.root != where:
                     raise InputError(f"{where}: this checkpoint was copied from {manifest.root}")
                 if any(files.get(file.path) != file.size for file in manifest.files):
                     raise InputError(f"{where}: files of this checkpoint are missing")
-        except FileNotFoundError:
-            manifest = None
         except InputError as error:
             log.warning("a checkpoint is damaged and is left aside: %s", error)
             manifest = None
@@ -174,17 +168,11 @@ def commit(out: ArtifactWriter, ranks: int, give_up: threading.Event) -> Manifes
     """Waits for the parts of ranks 1 to `ranks` - 1 and publishes the checkpoint; None when `give_up` was set."""
     pause = 0.05
     for rank in range(1, ranks):
-        while True:
-            if give_up.is_set():
+        while (part := storage.read_or_none(storage.join(out.root, part_of(rank)))) is None:
+            if give_up.wait(pause):
                 return None
-            try:
-                part = json.loads(storage.read_bytes(storage.join(out.root, part_of(rank))))
-            except (FileNotFoundError, NotADirectoryError):
-                give_up.wait(pause)
-                pause = min(2 * pause, LONGEST_LOOK)
-                continue
-            out.merge_part(part)
-            break
+            pause = min(2 * pause, LONGEST_LOOK)
+        out.merge_part(json.loads(part))
     return out.publish(KIND)
 
 
@@ -202,10 +190,8 @@ def require_same_run(checkpoint: Manifest, run: Run, option: str) -> None:
         raise InputError(f"{option} {checkpoint.root}: a checkpoint of {checkpoint.stage}; this is {run.stage}")
     for name, theirs in _differences(checkpoint, run):
         if name not in (*_SPLIT_OF_THE_BATCH, "publish_checkpoint"):
-            raise InputError(
-                f"{option} {checkpoint.root}: it is of another training: its {option_of(name)} was {theirs}; "
-                "give one of its own checkpoints, or start without"
-            )
+            said = f"it is of another training: its {option_of(name)} was {theirs}"
+            raise InputError(f"{option} {checkpoint.root}: {said}; give one of its own checkpoints, or start without")
     if checkpoint.root.rsplit("/", 2)[1] != run.key and "publish_checkpoint" not in run.inputs:
         log.warning("the checkpoint is of another release or another split of the batch; the options are the same")
 
@@ -218,7 +204,8 @@ def require_world(checkpoint: Manifest, world: int, zero_stage: int) -> None:
     if stage != zero_stage:
         raise InputError(f"{where} is of ZeRO stage {stage}, this training of {zero_stage}; give the same --deepspeed")
     if stage and saved != world:
-        raise InputError(
-            f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with "
-            f"{saved} processes, or publish the checkpoint with --publish-checkpoint and train on from its result"
+        said = (
+            f"{where} holds the ZeRO-{stage} optimizer of {saved} processes, this training has {world}; start it with"
         )
+        mend = "or publish the checkpoint with --publish-checkpoint and train on from its result"
+        raise InputError(f"{said} {saved} processes, {mend}")

@@ -1,9 +1,10 @@
-"""The processes of a training on this node: torch's elastic launcher, in this process, from PET_* variables.
+"""The body of pretrain and finetune: checked inputs, then the processes of this node, by torch's elastic launcher.
 
-torchrun as a program turns every exit code into 1 and kills workers 30 s after SIGTERM. Here a worker's 2 (wrong input,
-with its line) and 143 (cancelled) are the stage's too, and a SIGTERM is passed on to the workers, which get the grace
-period (TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). Workers are spawned, not forked: each imports torch and transformers
-anew (4 s), but inherits no threads or locks. Without PET_* the one process is this one.
+It runs in this process, from PET_* variables; without them the one process is this one. torchrun as a program turns
+every exit code into 1 and kills workers 30 s after SIGTERM. Here a worker's 2 (wrong input, with its line) and 143
+(cancelled) are the stage's too, and a SIGTERM is passed on to the workers, which get the grace period
+(TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds). Workers are spawned, not forked: each imports torch and transformers anew
+(4 s), but inherits no threads or locks.
 
 The training operator (1.9) sets no timer for activeDeadlineSeconds: a job fails by it only when something else touches
 it. So a pod is told the deadline (ZHLLAMA_DEADLINE_SECONDS), and at it the training does what it does on SIGTERM, and
@@ -27,14 +28,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from zhllama.artifacts.cache import materialize, require_room
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import find_published
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.kubernetes.pods import DEADLINE_VARIABLE
 from zhllama.stage.child_processes import die_with_parent
+from zhllama.stage.inputs import Inputs
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
-from zhllama.training.checkpoints import Run
+from zhllama.stage.options import option_of
+from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
 from zhllama.training.hardware import allowed_cores
+from zhllama.training.inputs import checked_inputs
+from zhllama.training.options import TrainingOptions
 
 log = logging.getLogger("training")
 
@@ -48,10 +55,6 @@ STARTED, TRAINING = "started-", "training-"
 """Files that a worker leaves in the agent's folder, with its process id: it is there; its first step has begun."""
 FOLDER_VARIABLE = "ZHLLAMA_AGENT_FOLDER"
 """Tells a worker that folder."""
-
-
-class TrainingFault(StorageFault):
-    """A training process ended badly: one line that says which and how; exit code 1, worth another attempt."""
 
 
 class Deadline:
@@ -95,14 +98,12 @@ class Deadline:
 
 
 class Node:
-    """This node, from the rendezvous on: while it waits for others it says so, and a cancel ends it at once.
-
-    In the rendezvous, and in a worker's init_process_group, the main thread is in a call of C++, where no handler of
-    Python's runs (on a real cluster a cancelled pod stayed for 300 seconds). The C handler writes each signal into a
-    pipe, and a thread reads it. Before the first step nothing is to be saved, so that thread ends the workers and the
-    process; after it the agent passes SIGTERM on, and the workers write a checkpoint. folder: the agent's own, where
-    its workers leave files; say_every: seconds between two lines about what is waited for.
-    """
+    """This node, from the rendezvous on: while it waits for others it says so, and a cancel ends it at once. In the
+    rendezvous, and in a worker's init_process_group, the main thread is in a call of C++, where no handler of Python's
+    runs (on a real cluster a cancelled pod stayed for 300 seconds). The C handler writes each signal into a pipe, and a
+    thread reads it. Before the first step nothing is to be saved, so that thread ends the workers and the process;
+    after it the agent passes SIGTERM on, and the workers write a checkpoint. folder: the agent's own, where its workers
+    leave files; say_every: seconds between two lines about what is waited for."""
 
     def __init__(self, folder: Path, nodes: int, deadline: Deadline, say_every: float = 60.0) -> None:
         self._folder, self._nodes, self._deadline, self._say_every = folder, nodes, deadline, say_every
@@ -165,12 +166,39 @@ def training_begins() -> None:
         Path(folder, f"{TRAINING}{os.getpid()}").touch()
 
 
-def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> Manifest:
-    """Runs `worker(run)` in every process of this node and returns what rank 0, on whichever node, published.
+def run_training(options: TrainingOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
+    """Trains in as many processes as PET_* says (one without) and returns what they published; with
+    `publish_checkpoint`, what the checkpoint holds."""
+    with Deadline() as deadline:
+        inputs = checked_inputs(options, opened)
+        run = Run.of(options, out)
+        for name in ("resume_from_checkpoint", "publish_checkpoint"):
+            if reference := getattr(options, name):
+                option = option_of(name)
+                require_same_run(open_checkpoint(reference, option).manifest, run, option)
+        # once a node, before its processes start: they find them there
+        given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
+        require_room(given)
+        for artifact in given:
+            materialize(artifact, recheck=True)
+        if options.publish_checkpoint:
+            from zhllama.training.worker import publish_checkpoint
 
-    `worker` is a function of a module (it is pickled); deadline: the one that is open. InputError with the worker's
-    line when one ends with 2, SystemExit(143) when they were cancelled, TrainingFault otherwise.
-    """
+            return publish_checkpoint(run, opened, inputs)
+        return run_workers(train_worker, run, deadline)
+
+
+def train_worker(run: Run) -> None:
+    """One process of the training; torch is loaded there alone."""
+    from zhllama.training.worker import run_worker
+
+    run_worker(run)
+
+
+def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> Manifest:
+    """Runs `worker(run)`, a function of a module (it is pickled), in every process of this node and returns what rank
+    0, on whichever node, published. deadline: the one that is open. InputError with the worker's line when one ends
+    with 2, SystemExit(143) when they were cancelled, StorageFault otherwise."""
     if any(name.startswith("PET_") for name in os.environ):
         _run_elastic(worker, run, deadline)
     else:
@@ -178,7 +206,7 @@ def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> 
         worker(run)
     manifest = find_published(run.store, run.stage, run.key)
     if manifest is None:
-        raise TrainingFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
+        raise StorageFault(f"{run.result_writer().root}: rank 0 of the training published nothing; see its log")
     return manifest
 
 
@@ -206,7 +234,7 @@ def _run_elastic(worker: Callable[[Run], None], run: Run, deadline: Deadline) ->
             lines = {int(path.name.split("-")[1]): path.read_text() for path in Path(said).glob("rank-*")}
             raise _outcome(codes, lines) from error
         except (RendezvousError, DistError) as error:
-            raise TrainingFault(node.not_found(error)) from error
+            raise StorageFault(node.not_found(error)) from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -257,6 +285,7 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
     Path(said, f"{STARTED}{os.getpid()}").touch()
     try:
         worker(run)
+        return
     except InputError as error:
         code, line = EXIT_INPUT, str(error)
     except (KeyboardInterrupt, SystemExit) as stopped:
@@ -265,13 +294,11 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        given = stopped.code if isinstance(stopped, SystemExit) else EXIT_CANCELLED
+        given = getattr(stopped, "code", EXIT_CANCELLED)
         os._exit(given if isinstance(given, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
         print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
         code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]
-    else:
-        return
     Path(said, f"rank-{rank}").write_text(" ".join(line.split()))
     sys.exit(code)
 
@@ -288,4 +315,4 @@ def _outcome(codes: Mapping[int, int], said: Mapping[int, str]) -> BaseException
     rank = min(codes, key=lambda rank: (codes[rank] >= 0, rank not in said, rank))
     code = codes[rank]
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return TrainingFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))
+    return StorageFault(f"training process {rank} {ended}" + (f": {said[rank]}" if rank in said else ""))

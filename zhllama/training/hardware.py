@@ -23,11 +23,9 @@ def peak_tflops(device: str) -> float:
 
 
 def allowed_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many cores a process may use, at least 1: its affinity, or its container's quota where that is less.
-
-    A pod with a limit of one CPU sees all of its node's cores: threads for each of them would take turns on the one.
-    cgroups: where the kernel shows this container's limits (version 2, or the cpu controller's of 1).
-    """
+    """How many cores a process may use, at least 1: its affinity, or its container's quota where that is less (a pod
+    with a limit of one CPU sees all of its node's). cgroups: where the kernel shows this container's limits (version 2,
+    or the cpu controller's of 1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in (
         ("cpu.max",),

@@ -40,14 +40,12 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     model = opened["model"].require_kind("hf-model", option="--model")
     dataset = opened["dataset"].require_kind(KIND, option="--dataset")
     adapter = opened.get("adapter")
-    if adapter is not None:
-        adapter.require_kind("adapter", option="--adapter")
-
     names = f"--model {options.model}", f"--dataset {options.dataset}"
     vocabulary = vocabulary_of(model)
     require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
     assert vocabulary is not None
     if adapter is not None:
+        adapter.require_kind("adapter", option="--adapter")
         require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {options.adapter}", names[0])
         require_trained_on(adapter, model, f"--adapter {options.adapter}")
 
@@ -68,8 +66,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     if block > positions:
         said = f"blocks of {block} tokens, but the model has {positions} positions"
         raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
-    stage = zero_stage(deepspeed_settings(options))
-    tensors = Checkpoint(model).tensors
+    settings, tensors = deepspeed_settings(options), Checkpoint(model).tensors
     if options.gives_adapter:
         shape = lora_shape(options, model, adapter)
         if adapter is not None and ADAPTER_WEIGHTS not in adapter and PICKLED_WEIGHTS not in adapter:
@@ -78,7 +75,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         for target in shape.targets:
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
                 raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
-        if shape.embeddings == "new" and stage == 3:
+        if shape.embeddings == "new" and zero_stage(settings) == 3:
             said = "under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained alone"
             raise InputError(f"--embedding-rows new: {said}; give --deepspeed zero2 or none")
     packing = dataset.manifest.configuration.get("packing")
@@ -92,11 +89,9 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
 
 def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
     """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
-    if artifact.manifest.vocabulary is not None:
-        return artifact.manifest.vocabulary
-    if "tokenizer.model" in artifact:
+    if artifact.manifest.vocabulary is None and "tokenizer.model" in artifact:
         return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
-    return None
+    return artifact.manifest.vocabulary
 
 
 @dataclass(frozen=True)
@@ -143,16 +138,13 @@ def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | No
         return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
     have = _shape_of(adapter)
     where, mend = f"the adapter {adapter.root}", "leave the option out, or start a new adapter"
+    rows = options.embedding_rows if options.embedding_rows != "auto" else None
     for option, given, has in (
         ("--lora-r", options.lora_r or None, have.r),
         ("--lora-alpha", options.lora_alpha or None, have.alpha),
         ("--lora-dropout", options.lora_dropout if options.lora_dropout >= 0 else None, have.dropout),
         ("--lora-targets", ",".join(sorted(options.targets)) or None, ",".join(have.targets)),
-        (
-            "--embedding-rows",
-            options.embedding_rows if options.embedding_rows != "auto" else None,
-            have.embeddings or "none that are trained",
-        ),
+        ("--embedding-rows", rows, have.embeddings or "none that are trained"),
     ):
         if given is not None and given != has:
             said, had = (value if isinstance(value, str) else f"{value:g}" for value in (given, has))

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from zhllama.data.packed_reader import IGNORED
+from zhllama.data.packed import IGNORED
 from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
 
 

@@ -12,14 +12,13 @@ import math
 import operator
 import resource
 import statistics
+import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from contextlib import ExitStack, closing
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,17 +42,12 @@ _RECORDED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class History:
-    """The course of a training: the lines of metrics.jsonl."""
+    """The course of a training: the lines of metrics.jsonl, which are what is ours of the Trainer's own log."""
 
-    lines: list[Line]
-
-    @classmethod
-    def of(cls, log_history: Sequence[Line]) -> "History":
-        """What is ours of the Trainer's own log."""
+    def __init__(self, log_history: Sequence[Line]) -> None:
         measured = [line for line in log_history if "loss" in line or "eval_loss" in line]
-        return cls([{name: line[name] for name in _RECORDED if name in line} for line in measured])
+        self.lines: list[Line] = [{name: line[name] for name in _RECORDED if name in line} for line in measured]
 
     def jsonl(self) -> bytes:
         return "".join(json.dumps(line) + "\n" for line in self.lines).encode()
@@ -62,7 +56,7 @@ class History:
         """The same as a file of TensorBoard's: train/loss, eval/loss and so on."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.record_writer import masked_crc32c
 
         began = self.lines[0].get("time", 0.0) if self.lines else 0.0
         events = [Event(wall_time=began, file_version="brain.Event:2")]
@@ -72,13 +66,10 @@ class History:
             values = [Summary.Value(tag=tags[name], simple_value=value) for name, value in measured.items()]
             step, at = int(line["step"]), line.get("time", 0.0)
             events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
-        with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
-            path = Path(folder, "events")
-            writer = RecordWriter(str(path))
-            for event in events:
-                writer.write(event.SerializeToString())
-            writer.close()
-            return path.read_bytes()
+        # a record: its length, its content, and after each of the two a checksum
+        contents = [event.SerializeToString() for event in events]
+        parts = [part for content in contents for part in (struct.pack("<Q", len(content)), content)]
+        return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
 
     def metrics(self) -> dict[str, float]:
         """The figures of a manifest: first and last loss, the last evaluation, the median speed, the peak memory."""
@@ -100,11 +91,9 @@ class History:
 
 
 def flops_per_token(model: nn.Module, predicted: float) -> float:
-    """Floating-point operations that a token costs, forward and backward, in the model's matrices.
-
-    A matrix of n weights takes 2n forward, 2n for the gradient of its input, and 2n for its own if it is trained.
-    predicted: the share of tokens that have a label: lm_head is applied to no others.
-    """
+    """Floating-point operations that a token costs, forward and backward, in the model's matrices: one of n weights
+    takes 2n forward, 2n for the gradient of its input, and 2n for its own if it is trained. predicted: the share of
+    tokens that have a label: lm_head is applied to no others."""
     total = 0.0
     for name, parameter in model.named_parameters():
         # an embedding is looked up; a replaced original is not used
@@ -128,37 +117,28 @@ class MetricsUploader:
     two uploads at least. A store that cannot be reached costs a warning: what is published does not depend on it."""
 
     def __init__(self, root: str, every: float = 5.0) -> None:
-        self._root = root
-        self._every = every
-        self._newest: list[Line] | None = None
-        self._changed = threading.Condition()
-        self._over = False
+        self._root, self._every = root, every
+        self._newest: list[Line] = []
+        self._shown, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-metrics", daemon=True)
         self._thread.start()
 
     def show(self, lines: Sequence[Line]) -> None:
         """The Trainer's log so far; what is shown of it is made in the thread."""
-        with self._changed:
-            self._newest = list(lines)
-            self._changed.notify()
+        self._newest = list(lines)
+        self._shown.set()
 
     def close(self) -> None:
         """Waits for the upload in flight, if there is one; the last lines are published with the artifact."""
-        with self._changed:
-            self._over = True
-            self._newest = None
-            self._changed.notify()
+        self._over.set()
+        self._shown.set()
         self._thread.join()
 
     def _run(self) -> None:
         warned = False
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._newest is not None or self._over)
-                lines, self._newest = self._newest, None
-            if lines is None:
-                return
-            history = History.of(lines)
+        while self._shown.wait() and not self._over.is_set():
+            self._shown.clear()
+            history = History(self._newest)
             try:
                 storage.write_bytes(storage.join(self._root, METRICS), history.jsonl())
                 storage.write_bytes(storage.join(self._root, EVENTS), history.events())
@@ -166,21 +146,19 @@ class MetricsUploader:
                 if not warned:
                     log.warning("the metrics of the running training could not be shown: %s", error)
                 warned = True
-            with self._changed:
-                self._changed.wait_for(lambda: self._over, timeout=self._every)
+            self._over.wait(self._every)
 
 
-class MetricsCallback(TrainerCallback):
-    """Measures speed, MFU and memory, shows the course, and stops a training whose loss is no number.
-
-    What it measures goes into the Trainer's own log, so that a checkpoint carries it. tokens: of documents (no padding)
-    in an optimizer step on all processes; peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the
-    metrics of the running training are put, on rank 0. The bar and the uploads end with the context.
-    """
+class MetricsCallback(TrainerCallback, ExitStack):
+    """Measures speed, MFU and memory into the Trainer's own log (a checkpoint carries it), shows the course, and stops
+    a training whose loss is no number. tokens: of documents (no padding) in an optimizer step on all processes;
+    peak_flops: FLOP/s of all devices, 0 when it is not known. root: where the metrics of the running training are put,
+    on rank 0. The bar and the uploads end with the context."""
 
     def __init__(
         self, tokens: float, flops_per_token: float = 0.0, peak_flops: float = 0.0, root: str | None = None
     ) -> None:
+        super().__init__()
         self._tokens, self._flops_per_token, self._peak_flops = tokens, flops_per_token, peak_flops
         self._began = self._last = 0.0
         self._first_step = self._last_step = 0
@@ -188,30 +166,20 @@ class MetricsCallback(TrainerCallback):
         self._uploader: MetricsUploader | None = None
         self._bar: Any = None  # on a terminal: rich's, log lines go above it
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        if self._uploader is not None:
-            self._uploader.close()
-
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = self._last = time.monotonic()
         self._first_step = self._last_step = state.global_step
         if not state.is_world_process_zero:
             return
         if self._root is not None:
-            self._uploader = MetricsUploader(self._root)
+            self._uploader = self.enter_context(closing(MetricsUploader(self._root)))
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}")
-            console = Console(file=sys.stderr)
-            self._bar = Progress(TextColumn("training"), *columns, console=console, transient=True)
-            self._bar.start()
+            bar = Progress(TextColumn("training"), *columns, console=Console(file=sys.stderr), transient=True)
+            self._bar = self.enter_context(bar)
             self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed_reader import IGNORED
+from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
 from zhllama.training.inputs import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, TrainingInputs, lora_shape
 from zhllama.training.loss import Score, labelled, score, summed_loss
@@ -52,10 +52,8 @@ def measure(rows: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, traini
 
 
 class PackedLlama(LlamaForCausalLM):
-    """A LLaMA that takes packed blocks and gives their loss; never logits.
-
-    The name must not contain `ForCausalLM`: by it the Trainer tells that labels are yet to be shifted.
-    """
+    """A LLaMA that takes packed blocks and gives their loss; never logits. The name must not contain `ForCausalLM`: by
+    it the Trainer tells that labels are yet to be shifted."""
 
     accepts_loss_kwargs = True
 
@@ -71,11 +69,9 @@ class PackedLlama(LlamaForCausalLM):
         num_items_in_batch: torch.Tensor | None = None,
         **unused: Any,
     ) -> ModelOutput:
-        """All three [batch, block]; labels[i, t] is the token that follows t, or -100.
-
-        In training: `loss`, the sum over labels divided by `num_items_in_batch` (those of the whole step, on all
-        processes; by default this batch's). In evaluation: `loss`, `correct`, `labels`: sums over this batch's labels.
-        """
+        """All three [batch, block], as `collate` gives them. In training: `loss`, the sum over labels divided by
+        `num_items_in_batch` (those of the whole step, on all processes; by default this batch's). In evaluation:
+        `loss`, `correct`, `labels`: sums over this batch's labels."""
         borders: dict[str, Any] = {}
         if self.config._attn_implementation == FLASH:
             input_ids, position_ids, labels, borders = in_one_row(input_ids, position_ids, labels)
@@ -95,16 +91,14 @@ class PackedLlama(LlamaForCausalLM):
 
 
 def collate(blocks: Sequence[Mapping[str, np.ndarray]], faithful: bool = False) -> dict[str, torch.Tensor]:
-    """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100.
-
-    The dataset's labels stand at the tokens' own places (a segment's first token has none); here they move to the place
+    """Blocks → input_ids, position_ids and labels, each [batch, block]; labels[i, t] is the token after t, or -100. The
+    dataset's labels stand at the tokens' own places (a segment's first token has none); here they move to the place
     that predicts them. faithful: as the recipe does it, padding cut to the longest of the batch, and nothing in a block
-    kept apart.
-    """
+    kept apart."""
     batch = {name: torch.from_numpy(np.stack([block[name] for block in blocks])) for name in blocks[0]}
     labels = torch.full_like(batch["labels"], IGNORED)
     labels[:, :-1] = batch["labels"][:, 1:]
-    found = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "labels": labels}
+    found = batch | {"labels": labels}
     if faithful:
         # a sample's last token is always learned, and has no label after the move
         length = int((batch["labels"] != IGNORED).any(dim=0).nonzero().max()) + 1
@@ -195,35 +189,32 @@ def _put_in(model: PeftModel, adapter: Artifact) -> None:
     for name in sorted(wanted.keys() | weights.keys()):
         has, needs = (list(one[name].shape) if name in one else "nothing" for one in (weights, wanted))
         if has != needs:
-            raise InputError(
-                f"--adapter {adapter.root}: its weights do not fit this model: {name} is {has} there and {needs} here; "
-                "give an adapter of this model"
-            )
+            said = f"its weights do not fit this model: {name} is {has} there and {needs} here"
+            raise InputError(f"--adapter {adapter.root}: {said}; give an adapter of this model")
     set_peft_model_state_dict(model, weights)
 
 
 def _with_masters(model: Any) -> Any:
     if not is_deepspeed_zero3_enabled():
-        for parameter in trainable(model):
+        for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
     return model
 
 
-def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
-    return (parameter for parameter in model.parameters() if parameter.requires_grad)
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def trained_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every trained parameter, whole, in float32 and on the CPU: from DeepSpeed its masters, not its half copies, which
     lie in parts on all processes: all call it together, before the engine is given up."""
     found = {}
-    for name, tensor in model.named_parameters():
-        if tensor.requires_grad:
-            if hasattr(tensor, "_hp_mapping") or hasattr(tensor, "ds_id"):
-                from deepspeed.utils import safe_get_full_fp32_param
+    for name, tensor in trainable(model).items():
+        if hasattr(tensor, "_hp_mapping") or hasattr(tensor, "ds_id"):
+            from deepspeed.utils import safe_get_full_fp32_param
 
-                tensor = safe_get_full_fp32_param(tensor)
-            found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+            tensor = safe_get_full_fp32_param(tensor)
+        found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
     return found
 
 

@@ -112,19 +112,21 @@ class TrainingOptions(StageOptions):
     extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""
 
     def __post_init__(self) -> None:
-        for name in _ABOVE_0:
-            _check(self, name, getattr(self, name) > 0, "a number above 0 is needed")
-        for name in _AT_LEAST_0:
-            _check(self, name, getattr(self, name) >= 0, "a number of at least 0 is needed")
-        _check(self, "max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1")
-        whole = self.warmup_steps < 1 or self.warmup_steps == int(self.warmup_steps)
-        _check(self, "warmup_steps", whole, "give whole steps, or a share below 1")
-        _check(self, "lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)")
-        _check(self, "lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)")
-        _check(self, "lora_dropout", self.lora_dropout < 1, "a share below 1 is needed")
-        _check(self, "lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer")
-        for name in sorted({"embed_tokens", "lm_head"}.intersection(self.targets)):
-            _check(self, "lora_targets", False, f"{name} is trained by rows, not by LoRA; leave it out")
+        rows = sorted({"embed_tokens", "lm_head"}.intersection(self.targets))
+        whole = self.warmup_steps < 1 or self.warmup_steps % 1 == 0
+        for name, holds, mend in (
+            *((name, getattr(self, name) > 0, "a number above 0 is needed") for name in _ABOVE_0),
+            *((name, getattr(self, name) >= 0, "a number of at least 0 is needed") for name in _AT_LEAST_0),
+            ("max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1"),
+            ("warmup_steps", whole, "give whole steps, or a share below 1"),
+            ("lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)"),
+            ("lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)"),
+            ("lora_dropout", self.lora_dropout < 1, "a share below 1 is needed"),
+            ("lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer"),
+            *(("lora_targets", False, f"{row} is trained by rows, not by LoRA; leave it out") for row in rows),
+        ):
+            if not holds:
+                raise InputError(f"{option_of(name)} {getattr(self, name)}: {mend}")
 
     def more_inputs(self) -> dict[str, Input]:
         """What a DeepSpeed file of one's own says: edited, it is another training's."""
@@ -162,9 +164,8 @@ class PretrainOptions(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage == "embeddings" and self.adapter:
-            raise InputError(
-                f"--adapter {self.adapter}: --stage embeddings trains no adapter; leave it out, or merge it"
-            )
+            said = "--stage embeddings trains no adapter; leave it out, or merge it"
+            raise InputError(f"--adapter {self.adapter}: {said}")
         if self.stage == "lora" and self.also_lm_head:
             raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
         if self.stage == "embeddings" and self.embedding_rows == "new":
@@ -201,16 +202,9 @@ class FinetuneOptions(TrainingOptions):
         return super().trained_rows if self.train_embeddings else ""
 
 
-def _check(options: TrainingOptions, name: str, holds: bool, mend: str) -> None:
-    if not holds:
-        raise InputError(f"{option_of(name)} {getattr(options, name)}: {mend}")
-
-
 def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
-    """What `--deepspeed` says, what it leaves open being as the options say; None for `none`.
-
-    InputError when it cannot be read or contradicts the options.
-    """
+    """What `--deepspeed` says, what it leaves open being as the options say; None for `none`. InputError when it cannot
+    be read or contradicts the options."""
     if options.deepspeed == "none":
         return None
     path, where = Path(options.deepspeed), f"--deepspeed {options.deepspeed}"

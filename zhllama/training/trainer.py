@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from zhllama.data.packed_reader import IGNORED, PackedDataset
+from zhllama.data.packed import IGNORED, PackedDataset
 from zhllama.errors import InputError
 from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import peak_tflops
 from zhllama.training.metrics import History, MetricsCallback, flops_per_token
-from zhllama.training.model import collate, trained_weights
+from zhllama.training.model import collate, trainable, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings
 
 _AS_GIVEN = (
@@ -56,9 +56,8 @@ def start_processes(options: TrainingOptions) -> None:
         # one process, which DeepSpeed would otherwise look for under MPI
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()})
+            port = str(free.getsockname()[1])
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
@@ -110,8 +109,7 @@ class PackedTrainer(Trainer):
 
     def __init__(self, options: TrainingOptions, manager: CheckpointManager, **settings: Any) -> None:
         super().__init__(data_collator=partial(collate, faithful=options.faithful), **settings)
-        self._options = options
-        self._manager = manager
+        self._options, self._manager = options, manager
         manager.trainer = self
         self.add_callback(manager)
         # labels stand where they are predicted: nothing is left to be shifted
@@ -123,10 +121,9 @@ class PackedTrainer(Trainer):
             return self.optimizer
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         trained: Any = self.model
-        for name, parameter in trained.named_parameters():
-            if parameter.requires_grad:
-                embedding = "embed_tokens" in name or "lm_head" in name
-                groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
+        for name, parameter in trainable(trained).items():
+            embedding = "embed_tokens" in name or "lm_head" in name
+            groups.setdefault((embedding, parameter.ndim > 1), []).append(parameter)
         lr, embedding_lr = self.args.learning_rate, self._options.embedding_lr or self.args.learning_rate
         decay, betas = self.args.weight_decay, (self.args.adam_beta1, self.args.adam_beta2)
         given = [
@@ -137,10 +134,8 @@ class PackedTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss, perplexity and next-token accuracy over the held-out blocks, each block once, on all processes.
-
-        A cancel ends it, without a figure, and the training with it.
-        """
+        """Loss, perplexity and next-token accuracy over the held-out blocks, each once, on all processes. A cancel ends
+        it, without a figure, and the training with it."""
         blocks: Any = self.eval_dataset
         model: Any = self.model
         was_training = self.model_wrapped.training
@@ -175,10 +170,8 @@ class PackedTrainer(Trainer):
             dist.all_reduce(sums)
         loss, correct, count = sums.tolist()
         mean = loss / max(count, 1)
-        try:
-            perplexity = math.exp(mean)
-        except OverflowError:
-            perplexity = math.inf
+        # beyond 709.78 it is no number of 64 bits
+        perplexity = math.inf if mean > 709.78 else math.exp(mean)
         metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": correct / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -248,9 +241,7 @@ def train(
     by name (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it runs.
     SystemExit(143) when asked to stop."""
     manager = CheckpointManager(options, run, arguments)
-    peak = options.peak_tflops
-    if not peak and torch.cuda.is_available():
-        peak = peak_tflops(torch.cuda.get_device_name())
+    peak = options.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0)
     facts, world = blocks.facts, arguments.world_size
     size = options.per_device_train_batch_size * options.gradient_accumulation_steps * world
     flops = flops_per_token(model, facts["learned"] / facts["tokens"])
@@ -268,4 +259,4 @@ def train(
         if held_out is not None and not evaluated and not manager.stopping:
             trainer.evaluate()
         manager.over()
-    return History.of(lines), trained_weights(model)
+    return History(lines), trained_weights(model)

@@ -2,12 +2,15 @@
 
 Nothing here is pickled. A state is a tree of dictionaries, lists and numbers, written as JSON, whose tensors stand in
 a safetensors file: nothing in it can run. (DeepSpeed 0.19's own loader calls torch.load with weights_only=False.)
-Taking it costs one copy to host memory; writing is for a thread (uploads.py).
+Taking it costs one copy to host memory; a thread writes it to the store while the training goes on.
 """
 
 import json
+import logging
+import os
 import random
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,12 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
+from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.training.checkpoints import SHARED, TRAINER, WEIGHTS, state_of
-from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.training.checkpoints import SHARED, TRAINER, WEIGHTS, Run, clean, commit, state_of, write_part
+from zhllama.training.model import trainable
+from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
+
+log = logging.getLogger("training")
 
 Tree = Any
 """Dictionaries with texts or whole numbers as keys, lists, tuples, numbers, texts, None and tensors."""
@@ -96,12 +103,12 @@ def take(trainer: Any, buffers: Tensors) -> Part:
         elif first:
             shared["optimizer"] = trainer.optimizer.state_dict()
         _add(part, state_of(trainer.args.process_index), own, buffers)
-    weights: Tensors = {name: parameter.detach() for name, parameter in _trained(trainer).items()}
+    weights: Tensors = {name: parameter.detach() for name, parameter in trainable(trainer.model).items()}
     if _lies_in_parts(trainer):
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
         # one after another
-        for name, parameter in _trained(trainer).items():
+        for name, parameter in trainable(trainer.model).items():
             with GatheredParameters([parameter]):
                 if first:
                     weights[name] = parameter.detach().to("cpu", copy=True)
@@ -123,10 +130,6 @@ def _add(part: Part, name: str, tree: Tree, buffers: Tensors) -> None:
 def _lies_in_parts(trainer: Any) -> bool:
     """Whether each parameter lies in pieces on all ranks, as under ZeRO-3."""
     return bool(trainer.is_deepspeed_enabled and trainer.model_wrapped.zero_optimization_stage() == 3)
-
-
-def _trained(trainer: Any) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
 
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -168,19 +171,16 @@ def _partitioned(trainer: Any) -> Iterator[None]:
         optimizer.checkpoint_event_epilogue()
 
 
+_NUMPY = ("kind", "keys", "position", "has_gauss", "gauss")
+
+
 def random_state() -> Tree:
     """The state of Python's, numpy's and torch's generators in this process."""
     version, words, following = random.getstate()
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    state: dict[str, Any] = {
+    numpy: dict[str, Any] = dict(zip(_NUMPY, np.random.get_state()))
+    state = {
         "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": following},
-        "numpy": {
-            "kind": str(kind),
-            "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "gauss": float(gauss),
-        },
+        "numpy": numpy | {"keys": torch.from_numpy(numpy["keys"].astype(np.int64))},
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -191,8 +191,8 @@ def random_state() -> Tree:
 def set_random_state(state: Tree) -> None:
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    keys = numpy["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
+    numpy = numpy | {"keys": numpy["keys"].numpy().astype(np.uint32)}
+    np.random.set_state(tuple(numpy[name] for name in _NUMPY))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
@@ -207,7 +207,7 @@ class Saved:
             return json.loads(checkpoint.read(name))
 
         self.manifest = checkpoint.manifest
-        self.step: int = checkpoint.manifest.facts["step"]
+        self.step: int = self.manifest.facts["step"]
         self.trainer: dict[str, Any] = document(TRAINER)
         self._shared_places = document(f"{SHARED}.json")
         self._shared = _tensors(checkpoint, f"{SHARED}.safetensors", rank == 0)
@@ -230,7 +230,7 @@ class Saved:
         shared = unflatten(self._shared_places, self._passed_on(self._shared))
         with torch.no_grad(), _partitioned(trainer):
             if not _lies_in_parts(trainer):
-                parameters, saved = _trained(trainer), self._passed_on(self._weights)
+                parameters, saved = trainable(trainer.model), self._passed_on(self._weights)
                 for name in sorted(parameters.keys() | saved.keys()):
                     if name not in saved or name not in parameters or saved[name].shape != parameters[name].shape:
                         where = f"the checkpoint {self.manifest.root}"
@@ -275,3 +275,97 @@ def _tensors(checkpoint: Artifact, file: str, read: bool) -> Tensors:
     if read:
         return {name: reader.read(name) for name in reader.tensors}
     return {name: torch.empty(info.shape, dtype=getattr(torch, info.dtype)) for name, info in reader.tensors.items()}
+
+
+class NotFinite(Exception):
+    """A weight or a moment is not a finite number: not worth keeping, and not to be mistaken for a good checkpoint."""
+
+
+class Uploads:
+    """What one rank sends to the store, in a thread of its own, one part at a time. Rank 0's also waits for the others'
+    parts, completes the checkpoint and deletes what is older than the ones to keep. The threads speak to each other
+    through the store alone; what the main threads have to know (busy, failed) they read here. It runs at a lower
+    priority: without spare cores it takes what training leaves."""
+
+    def __init__(self, run: Run, rank: int, world: int, keep: int) -> None:
+        self._run, self._rank, self._world, self._keep = run, rank, world, keep
+        self._thread = threading.Thread()
+        self.give_up = threading.Event()  # another rank's part will not come: the checkpoint stays incomplete
+        self.start = ""  # names this start of the training in its checkpoints' folders; told by rank 0
+        self.step = 0  # of the upload that runs, or ran last
+        self.failed_step = 0  # of the last upload that failed on this rank; 0: none
+        self.why = ""  # why it failed
+        self.newest: Manifest | None = None  # the newest complete checkpoint, on rank 0
+
+    @property
+    def busy(self) -> bool:
+        return self._thread.is_alive()
+
+    def begin(self, part: Part, **facts: object) -> None:
+        """Starts the upload of a part; none may be running."""
+        self.step = part.step
+        self.give_up.clear()
+        out = self._run.writer(part.step, self.start)
+        out.facts |= {"step": part.step, "world": self._world, "cache_version": self._run.cache_version, **facts}
+        self._begin(self._upload, part, out)
+
+    def begin_cleaning(self) -> None:
+        """Deletes in the background what an earlier start left incomplete, and what is too old. For rank 0."""
+        self._begin(self._clean)
+
+    def _begin(self, work: Callable[..., None], *given: Any) -> None:
+        assert not self.busy
+        self._thread = threading.Thread(target=work, args=given, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        if self.busy:
+            self._thread.join(seconds)
+
+    def _upload(self, part: Part, out: ArtifactWriter) -> None:
+        try:
+            _lower_priority()
+            _write(part, out)
+            if self._rank:
+                write_part(out, self._rank)
+                return
+            if (manifest := commit(out, self._world, self.give_up)) is None:
+                return
+            self.newest = manifest
+            log.info("checkpoint of step %d is complete: %s", part.step, manifest.reference)
+        except Exception as error:  # noqa: BLE001 - a thread that ended unheard would end all checkpoints
+            self.why = f"{type(error).__name__}: {error}"
+            self.failed_step = part.step
+            said = "rank %d could not write its part of the checkpoint of step %d, the training goes on: %s"
+            log.warning(said, self._rank, part.step, self.why)
+            return
+        self._clean()
+
+    def _clean(self) -> None:
+        try:
+            _lower_priority()
+            clean(self._run.folder, self._keep, self.start)
+        except Exception as error:  # noqa: BLE001 - what could not be deleted is deleted next time
+            log.warning("older checkpoints could not be cleaned away: %s", error)
+
+
+def _write(part: Part, out: ArtifactWriter) -> None:
+    for name, tensors in part.tensors.items():
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NotFinite(f"{key} is not finite any more")
+        declared = {key: (str(one.dtype).removeprefix("torch."), tuple(one.shape)) for key, one in tensors.items()}
+        with out.writer(name) as sink:
+            stream = SafetensorsStream(sink, declared)
+            for key, tensor in tensors.items():
+                stream.write(key, tensor)
+            stream.close()
+    for name, document in part.documents.items():
+        out.add_json(name, document)
+
+
+def _lower_priority() -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    except OSError as error:
+        log.debug("the upload keeps its priority: %s", error)

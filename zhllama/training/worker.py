@@ -24,8 +24,7 @@ from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
 from zhllama.artifacts.manifest import MANIFEST, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.data.packed import TRAIN, VALIDATION
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
@@ -35,12 +34,10 @@ from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInp
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
 from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
+from zhllama.training.training_state import Tensors
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
 log = logging.getLogger("training")
-
-Trained = Mapping[str, torch.Tensor]
-"""By the names of the model's parameters, float32, on the CPU."""
 
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -64,9 +61,8 @@ def run_worker(run: Run) -> None:
     opened = Inputs(options)
     opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
-    blocks, held_out = PackedDataset(inputs.dataset, TRAIN), None
-    if VALIDATION in inputs.dataset.manifest.facts["splits"]:
-        held_out = PackedDataset(inputs.dataset, VALIDATION)
+    splits, blocks = inputs.dataset.manifest.facts["splits"], PackedDataset(inputs.dataset, TRAIN)
+    held_out = PackedDataset(inputs.dataset, VALIDATION) if VALIDATION in splits else None
     # the Trainer's own small files on this node; removed after a success
     folder = cache_folder() / "training" / run.key
     start_processes(options)
@@ -75,20 +71,13 @@ def run_worker(run: Run) -> None:
     model = trained_model(options, inputs, getattr(torch, precision_of(options)))
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
-        facts, threads, world = inputs.dataset.manifest.facts, torch.get_num_threads(), arguments.world_size
-        log.info(
-            "training %s of %s parameters on %s blocks of %d tokens: %d process%s, %s, %s, %d thread%s each",
-            f"{sum(map(size_of, trainable(model))):,}",
-            f"{sum(map(size_of, model.parameters())):,}",
-            f"{len(blocks):,}",
-            facts["block_size"],
-            world,
-            "" if world == 1 else "es",
-            f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism",
-            precision_of(options),
-            threads,
-            "" if threads == 1 else "s",
-        )
+        trained, whole = (sum(map(size_of, one)) for one in (trainable(model).values(), model.parameters()))
+        sizes = f"{trained:,} of {whole:,} parameters on {len(blocks):,} blocks of {blocks.block_size} tokens"
+        world, threads = arguments.world_size, torch.get_num_threads()
+        processes = f"{world} process{'' if world == 1 else 'es'}"
+        spread = f"DeepSpeed {options.deepspeed}" if options.deepspeed != "none" else "plain data parallelism"
+        each = f"{threads} thread{'' if threads == 1 else 's'} each"
+        log.info("training %s: %s, %s, %s, %s", sizes, processes, spread, precision_of(options), each)
     out = run.result_writer()
     history, weights = train(options, arguments, model, blocks, held_out, run, metrics_root=out.root)
     if rank == 0:
@@ -107,17 +96,18 @@ def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Mani
     model = trained_model(options, inputs, torch.float32)
     saved = Checkpoint(checkpoint, "the checkpoint", single=WEIGHTS)
     weights = {name: saved.read(name).float() for name in saved.tensors}
-    if weights.keys() != {name for name, parameter in model.named_parameters() if parameter.requires_grad}:
+    if weights.keys() != trainable(model).keys():
         raise InputError(f"--publish-checkpoint {options.publish_checkpoint}: its weights are none of this training's")
-    history = History.of(json.loads(checkpoint.read(TRAINER))["log_history"])
+    history = History(json.loads(checkpoint.read(TRAINER))["log_history"])
     out = run.result_writer()
     out.facts["step"] = checkpoint.manifest.facts["step"]
     opened.require_unchanged()
     return publish(out, inputs, model, history, weights)
 
 
-def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Trained) -> Manifest:
-    """Publishes the result of a training, from its course and the trained weights. For rank 0."""
+def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: History, trained: Tensors) -> Manifest:
+    """Publishes the result of a training, from its course and the trained weights (by the names of the model's
+    parameters, float32, on the CPU). For rank 0."""
     adapter = isinstance(model, PeftModel)
     if adapter:
         _add_adapter(out, inputs, model, trained)
@@ -132,7 +122,7 @@ def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: Hi
     return out.publish("adapter" if adapter else "hf-model")
 
 
-def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Trained) -> None:
+def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, trained: Tensors) -> None:
     weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     if len(weights) != len(trained):
         raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
@@ -159,7 +149,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
-def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Trained) -> None:
+def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}

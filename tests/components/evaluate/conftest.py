@@ -13,7 +13,7 @@ ANSWERS = ("好评", "差评")
 
 @pytest.fixture(scope="session")
 def loaded(tiny_model: str) -> Any:
-    from zhllama.inference.load import load_model
+    from tests.loaded_model import load_model
 
     return load_model(tiny_model)
 
@@ -53,8 +53,8 @@ def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, reviews: li
     """The tiny model after it has learnt the reviews' labels by heart: a plain model folder."""
     import torch
 
+    from tests.loaded_model import load_model
     from zhllama.artifacts.open import open_artifact
-    from zhllama.inference.load import load_model
     from zhllama.tokenizer.prompt import wrap_item
 
     torch.manual_seed(1)

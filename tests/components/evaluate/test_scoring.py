@@ -81,7 +81,7 @@ def test_choices_behind_one_prompt_score_as_rows_of_their_own(
 
 
 def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dict[str, str]]) -> None:
-    from zhllama.inference.load import load_model
+    from tests.loaded_model import load_model
 
     learnt = load_model(str(judge))
     selection = choose_items([*reviews[:20], {"instruction": "别的。", "input": "", "output": "答案"}], 500)
@@ -102,7 +102,7 @@ def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dic
 def test_a_model_that_learnt_the_answers_has_them_right(
     loaded: LoadedModel, judge: Any, reviews: list[dict[str, str]]
 ) -> None:
-    from zhllama.inference.load import load_model
+    from tests.loaded_model import load_model
 
     selection = choose_items(reviews, 500)
     before = scoring.score_items(loaded, selection, "items")

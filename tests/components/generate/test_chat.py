@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from components.generate.generate import PROMPT, chat_prompt
-from zhllama.inference.load import LoadedModel, load_model
+from tests.loaded_model import load_model
+from zhllama.inference.load import LoadedModel
 from zhllama.tokenizer.prompt import wrap
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from components.prepare_dataset import examples
 from components.prepare_dataset.examples import Examples, instruction_examples, text_examples
 from zhllama.data.corpus import Documents
-from zhllama.data.packed_reader import IGNORED
+from zhllama.data.packed import IGNORED
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder
 

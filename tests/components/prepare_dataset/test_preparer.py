@@ -16,7 +16,7 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import read_instructions
-from zhllama.data.packed_reader import IGNORED, PackedDataset
+from zhllama.data.packed import IGNORED, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap

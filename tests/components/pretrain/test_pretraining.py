@@ -17,7 +17,7 @@ from components.pretrain.options import Pretrain
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.training.inputs import EMBEDDING

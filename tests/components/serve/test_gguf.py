@@ -16,10 +16,10 @@ from components.export_model.options import ExportModel
 from components.serve.check import check_gguf
 from components.serve.local import served
 from components.serve.options import Serve
+from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.generate import answer
-from zhllama.inference.load import load_model
 from zhllama.inference.sampling import Sampling
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap

@@ -22,11 +22,11 @@ from components.serve.check import check_tokenizer
 from components.serve.engines import GENERATION, lay_out
 from components.serve.local import SAMPLES, listening, serve_and_ask, served
 from components.serve.options import Serve
+from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.generate import answer
-from zhllama.inference.load import load_model
 from zhllama.inference.sampling import Sampling
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs

@@ -12,8 +12,7 @@ from tests.packed_data import Segment, blocks_of, in_arrays
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data import packed
-from zhllama.data.packed import KIND, PackedWriter, Segments, packed_facts, token_type
-from zhllama.data.packed_reader import IGNORED, PackedDataset
+from zhllama.data.packed import IGNORED, KIND, PackedDataset, PackedWriter, Segments, packed_facts, token_type
 from zhllama.errors import InputError
 
 BLOCK = 16

@@ -12,8 +12,8 @@ from components.prepare_dataset.preparer import prepare_dataset
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
-from zhllama.data import packed_reader
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data import packed
+from zhllama.data.packed import PackedDataset
 from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
@@ -78,7 +78,7 @@ def test_a_document_that_was_cut_is_shown_as_cut(tmp_path, tokenizer, english_te
 def test_blocks_are_read_by_range(store, tokenizer, tmp_path, english_text, monkeypatch):
     (tmp_path / "a.txt").write_text("\n".join(english_text[:500]))
     artifact = prepared(store, tokenizer, text=str(tmp_path / "a.txt"), block_size=64)
-    monkeypatch.setattr(packed_reader, "materialize", lambda artifact: pytest.fail("fetched whole"))
+    monkeypatch.setattr(packed, "materialize", lambda artifact: pytest.fail("fetched whole"))
     assert len(as_json(artifact, 3)) == 3
 
 

@@ -7,15 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.folders import add_folder
+from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.generate import TextStream, answer, stream, stretch
-from zhllama.inference.load import LoadedModel, choose_precision, load_model
+from zhllama.inference.load import LoadedModel, choose_precision
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
@@ -51,7 +53,6 @@ def extended(model: bytes, pieces: list[str]) -> bytes:
 
 def write_adapter(folder: Path, base: Any, tokenizer: bytes, seed: int) -> Path:
     """A peft adapter on `base` with random LoRA weights; full embeddings when the vocabulary is larger than base's."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -98,7 +99,6 @@ def adapters(
 def test_adapters_are_merged_in_order_with_their_rows_and_tokenizer(
     tiny_model: str, adapters: tuple[Path, Path, Any]
 ) -> None:
-    import torch
 
     first, second, expected = adapters
     merged = load_model(tiny_model, f"{first},{second}")
@@ -204,7 +204,6 @@ def test_another_kind_of_artifact_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_in_s3_is_loaded_through_the_cache(plain_model: Path, s3_store: str, loaded: LoadedModel) -> None:
-    import torch
 
     out = ArtifactWriter(s3_store, "convert_weights", "key")
     source = open_artifact(str(plain_model))
@@ -266,7 +265,6 @@ def test_a_precision_is_what_the_machine_has_or_refused(
 
 def frequencies(length: int, dim: int = 16, alpha: float | None = None) -> list[float]:
     """Of a model of 2,048 positions that is stretched to a length, the fastest first."""
-    import torch
 
     config = SimpleNamespace(head_dim=dim, max_position_embeddings=2048, rope_parameters={"rope_theta": 10_000.0})
     rotary = SimpleNamespace(inv_freq=torch.zeros(dim // 2))
@@ -290,7 +288,6 @@ def test_the_slowest_frequency_falls_by_alpha_and_the_fastest_stays(alpha: float
 
 
 def test_a_stretched_model_reads_as_one_made_with_that_base(tiny_model: str) -> None:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = Path(tiny_model).parent
@@ -394,8 +391,9 @@ def test_streamed_pieces_are_the_text_and_never_half_a_character(
     ids = [*encoder.encode(before), *between, *encoder.encode(after)]
     said: list[str] = []
     text = TextStream(encoder, said.append)
+    text.put(torch.tensor([encoder.bos]))
     for index in ids:
-        text.add(index)
+        text.put(torch.tensor([index]))
         assert "".join(said) == encoder.decode(ids)[: len("".join(said))]
     text.end()
     whole = encoder.decode(ids)
@@ -408,7 +406,8 @@ def test_whole_text_streams_without_a_replacement_character(llama_tokenizer: byt
     encoder = Encoder(llama_tokenizer)
     said: list[str] = []
     text = TextStream(encoder, said.append)
+    text.put(torch.tensor([encoder.bos]))
     for index in encoder.encode(given_text.replace("\ufffd", "")):
-        text.add(index)
+        text.put(torch.tensor([index]))
     text.end()
     assert "\ufffd" not in "".join(said)

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from zhllama.artifacts.open import open_artifact
-from zhllama.data.packed import TRAIN, VALIDATION
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.training.model import collate
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.errors import InputError
+from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.job_manifest import local_environments
 from zhllama.stage.options import StageOptions
 from zhllama.training.checkpoints import Run
-from zhllama.training.elastic import Deadline, TrainingFault, _outcome, run_workers
+from zhllama.training.elastic import Deadline, _outcome, run_workers
 
 FOLDER = Path(__file__).parent
 
@@ -62,13 +62,13 @@ def test_a_workers_wrong_input_is_the_stages_with_its_line(examples, two, tmp_pa
 
 @pytest.mark.slow
 def test_a_workers_fault_names_the_rank_and_the_error(examples, two, tmp_path):
-    with pytest.raises(TrainingFault, match="process 1 ended with exit code 1: RuntimeError: a bug"):
+    with pytest.raises(StorageFault, match="process 1 ended with exit code 1: RuntimeError: a bug"):
         run(examples.rank_1_fails, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_a_fault(examples, two, tmp_path):
-    with pytest.raises(TrainingFault, match="process 1 was killed by signal 9"):
+    with pytest.raises(StorageFault, match="process 1 was killed by signal 9"):
         run(examples.rank_1_is_killed, tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_sigterm_is_passed_on_and_waited_for(examples, two, tmp_path):
 
 
 def test_a_training_that_published_nothing_is_a_fault(examples, tmp_path):
-    with pytest.raises(TrainingFault, match="published nothing"):
+    with pytest.raises(StorageFault, match="published nothing"):
         run(examples.nothing, tmp_path)
 
 
@@ -113,8 +113,8 @@ def test_pet_variables_that_make_no_sense_are_wrong_input(examples, monkeypatch,
         ({0: 1, 1: 2}, {0: "lost its peer", 1: "wrong"}, InputError, "wrong"),
         ({0: -15, 1: 1}, {}, SystemExit, "143"),
         ({0: 143}, {}, SystemExit, "143"),
-        ({0: 1, 1: -9}, {0: "lost its peer"}, TrainingFault, "process 1 was killed by signal 9"),
-        ({0: 1, 1: 1}, {1: "a bug"}, TrainingFault, "process 1 ended with exit code 1: a bug"),
+        ({0: 1, 1: -9}, {0: "lost its peer"}, StorageFault, "process 1 was killed by signal 9"),
+        ({0: 1, 1: 1}, {1: "a bug"}, StorageFault, "process 1 ended with exit code 1: a bug"),
     ],
     ids=["wrong input wins", "told to stop", "stopped", "the killed one is the cause", "the one that says why"],
 )

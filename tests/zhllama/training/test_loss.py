@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zhllama.data.packed_reader import IGNORED
+from zhllama.data.packed import IGNORED
 from zhllama.training import loss as chunked
 from zhllama.training.loss import labelled, loss_kernel, score, summed_loss
 

@@ -56,7 +56,7 @@ def events_of(content: bytes) -> list[Event]:
 
 
 def test_what_was_measured_is_kept_and_nothing_else():
-    history = History.of(LOG)
+    history = History(LOG)
     assert [line["step"] for line in history.lines] == [1, 2, 2]
     assert not any({"epoch", "train_runtime"} & line.keys() for line in history.lines)
     assert [json.loads(line) for line in history.jsonl().splitlines()] == history.lines
@@ -67,7 +67,7 @@ def test_what_was_measured_is_kept_and_nothing_else():
 
 
 def test_tensorboard_finds_every_value_at_its_step_and_time():
-    first, *events = events_of(History.of(LOG).events())
+    first, *events = events_of(History(LOG).events())
     assert first.file_version == "brain.Event:2"
     assert [(event.step, event.wall_time) for event in events] == [(1, 100.5), (2, 101.5), (2, 102.5)]
     values = [{value.tag: value.simple_value for value in event.summary.value} for event in events]
@@ -78,7 +78,7 @@ def test_tensorboard_finds_every_value_at_its_step_and_time():
 
 def test_a_longer_course_begins_with_the_same_bytes():
     """TensorBoard reads on where it stopped in a file that has grown."""
-    assert History.of(LOG).events().startswith(History.of(LOG[:1]).events())
+    assert History(LOG).events().startswith(History(LOG[:1]).events())
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def test_the_metrics_of_a_running_training_stand_in_the_store(store):
     uploader.show(LOG[:1])
     wait_for(lambda: read(root, EVENTS))
     uploader.show(LOG)
-    wait_for(lambda: read(root, METRICS) == History.of(LOG).jsonl())
-    wait_for(lambda: read(root, EVENTS) == History.of(LOG).events())
+    wait_for(lambda: read(root, METRICS) == History(LOG).jsonl())
+    wait_for(lambda: read(root, EVENTS) == History(LOG).events())
     uploader.close()
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.open import open_artifact
-from zhllama.data.packed_reader import PackedDataset
+from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.training.inputs import LoraShape
 from zhllama.training.model import (
@@ -65,12 +65,12 @@ def test_as_many_parameters_of_a_7b_model_are_trained_as_in_the_recipe(pieces, m
     )
     with torch.device("meta"):
         model = PackedLlama(config).requires_grad_(False)
-        assert sum(parameter.numel() for parameter in trainable(make(model))) == count
+        assert sum(parameter.numel() for parameter in trainable(make(model)).values()) == count
 
 
 def test_trained_weights_are_float32_and_the_rest_stays_as_it_was(tiny_model):
     model = add_lora(load_base(open_artifact(tiny_model), torch.bfloat16), shape())
-    assert {parameter.dtype for parameter in trainable(model)} == {torch.float32}
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
     frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
     assert frozen == {torch.bfloat16}
 
@@ -122,7 +122,7 @@ def test_new_rows_alone_are_trained_and_begin_where_the_base_has_them(base, batc
         ("lm_head", (100, 64)),
     }
     every = add_lora_count(embeddings="all")
-    assert every - sum(one.numel() for one in trainable(model)) == 2 * 700 * 64
+    assert every - sum(one.numel() for one in trainable(model).values()) == 2 * 700 * 64
     model.train()
     model(**batch).loss.backward()
     for name, parameter in rows.items():
@@ -137,7 +137,7 @@ def add_lora_count(embeddings: str) -> int:
             vocab_size=800, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
         )
         model = add_lora(PackedLlama(config).requires_grad_(False), shape(embeddings=embeddings))
-    return sum(parameter.numel() for parameter in trainable(model))
+    return sum(parameter.numel() for parameter in trainable(model).values())
 
 
 def test_new_rows_get_the_gradient_that_they_get_among_all(tiny_model, batch):
@@ -191,7 +191,7 @@ def test_the_loss_is_the_same_by_segments_and_by_a_mask(recomputed, tiny_model, 
         model.train()
         loss = model(**batch).loss
         loss.backward()
-        found.append((loss.item(), torch.cat([one.grad.flatten() for one in trainable(model)])))
+        found.append((loss.item(), torch.cat([one.grad.flatten() for one in trainable(model).values()])))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
 
@@ -234,7 +234,7 @@ def test_gradients_are_the_same_with_activations_recomputed(tiny_model, batch):
         seen = []
         model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
         model(**batch).loss.backward()
-        found.append([parameter.grad for parameter in trainable(model)])
+        found.append([parameter.grad for parameter in trainable(model).values()])
         passes.append(len(seen))
     assert passes == [1, 2]
     assert any(gradient.any() for gradient in found[0])
@@ -267,7 +267,7 @@ def test_a_published_adapter_is_continued_from_its_pickle(tiny_model, tmp_path):
     """As those of the recipe are: a pickle, half precision, with rotary frequencies that old versions of peft saved."""
     torch.manual_seed(3)
     given = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape())
-    for parameter in trainable(given):
+    for parameter in trainable(given).values():
         parameter.data = torch.randn_like(parameter)
     weights = {name: tensor.half() for name, tensor in get_peft_model_state_dict(given).items()}
     frequencies = {"base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}

@@ -85,6 +85,7 @@ def step(tmp_path, monkeypatch) -> Callable[..., None]:
     """`step(seconds, failed=3, why="503")`: a step's end at this time, when an upload has failed; `newest`: arrived."""
     options: Any = SimpleNamespace(
         deepspeed="none", per_device_train_batch_size=1, gradient_accumulation_steps=1, save_total_limit=3,
+        resume_from_checkpoint="",
         save_steps=0, max_minutes_without_checkpoint=2.0,
     )  # fmt: skip
     arguments: Any = SimpleNamespace(process_index=0, world_size=1)
