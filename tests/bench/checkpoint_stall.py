@@ -42,7 +42,7 @@ def ours(given: dict[str, str], store: str, cache: str) -> dict[str, Any]:
     from components.pretrain.options import Pretrain
     from zhllama.stage.run import run_stage
     from zhllama.training.checkpointing import CheckpointManager
-    from zhllama.training.elastic import run_training as pretrain
+    from zhllama.training.stage import run_training as pretrain
     from zhllama.training.training_state import Uploads
 
     os.environ["ZHLLAMA_CACHE"] = cache

@@ -1,4 +1,4 @@
-"""The body of pretrain and finetune: checked inputs, then the processes of this node, by torch's elastic launcher.
+"""The processes of this node, by torch's elastic launcher.
 
 It runs in this process, from PET_* variables; without them the one process is this one. torchrun as a program turns
 every exit code into 1 and kills workers 30 s after SIGTERM. Here a worker's 2 (wrong input, with its line) and 143
@@ -28,20 +28,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from zhllama.artifacts.cache import materialize, require_room
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import find_published
-from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.kubernetes.pods import DEADLINE_VARIABLE
 from zhllama.stage.child_processes import die_with_parent
-from zhllama.stage.inputs import Inputs
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
-from zhllama.stage.options import option_of
-from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
+from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import allowed_cores
-from zhllama.training.inputs import checked_inputs
-from zhllama.training.options import TrainingOptions
 
 log = logging.getLogger("training")
 
@@ -164,35 +158,6 @@ def training_begins() -> None:
     """In a worker, at its first step: from now on a cancel asks for a checkpoint."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         Path(folder, f"{TRAINING}{os.getpid()}").touch()
-
-
-def run_training(options: TrainingOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
-    """Trains in as many processes as PET_* says (one without) and returns what they published; with
-    `publish_checkpoint`, what the checkpoint holds."""
-    with Deadline() as deadline:
-        inputs = checked_inputs(options, opened)
-        run = Run.of(options, out)
-        for name in ("resume_from_checkpoint", "publish_checkpoint"):
-            if reference := getattr(options, name):
-                option = option_of(name)
-                require_same_run(open_checkpoint(reference, option).manifest, run, option)
-        # once a node, before its processes start: they find them there
-        given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
-        require_room(given)
-        for artifact in given:
-            materialize(artifact, recheck=True)
-        if options.publish_checkpoint:
-            from zhllama.training.worker import publish_checkpoint
-
-            return publish_checkpoint(run, opened, inputs)
-        return run_workers(train_worker, run, deadline)
-
-
-def train_worker(run: Run) -> None:
-    """One process of the training; torch is loaded there alone."""
-    from zhllama.training.worker import run_worker
-
-    run_worker(run)
 
 
 def run_workers(worker: Callable[[Run], None], run: Run, deadline: Deadline) -> Manifest:
