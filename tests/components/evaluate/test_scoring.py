@@ -80,6 +80,7 @@ def test_choices_behind_one_prompt_score_as_rows_of_their_own(
         assert log_probs.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.xdist_group("a model that learnt the answers")
 def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dict[str, str]]) -> None:
     from tests.loaded_model import load_model
 
@@ -99,6 +100,7 @@ def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dic
     assert (scored["exact_match"], scored["exact_match_items"]) == (sum(expected) / len(items), len(items))
 
 
+@pytest.mark.xdist_group("a model that learnt the answers")
 def test_a_model_that_learnt_the_answers_has_them_right(
     loaded: LoadedModel, judge: Any, reviews: list[dict[str, str]]
 ) -> None:

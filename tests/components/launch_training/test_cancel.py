@@ -140,6 +140,7 @@ def test_the_delete_is_made_again_until_it_is_answered(cluster, command):
     assert not cluster.jobs
 
 
+@pytest.mark.slow
 def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(cluster, monkeypatch):
     """The API server has not answered in time, so the launcher asked again; then it is cancelled."""
     monkeypatch.setattr(kubernetes_api, "TIMEOUT", (5.0, 0.3))
