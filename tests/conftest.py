@@ -135,8 +135,7 @@ def tiny_state(llama_tokenizer: bytes) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_meta(tmp_path_factory: pytest.TempPathFactory, tiny_state: dict[str, Any], llama_tokenizer: bytes) -> Path:
     """`tiny_state` as a folder in Meta's layout: two shards, params.json, tokenizer.model, sha256sums.txt."""
-    from tests.meta_files import meta_files
-    from zhllama.weights.meta_format import MetaParams
+    from zhllama.weights.meta_format import MetaParams, meta_files
 
     folder = tmp_path_factory.mktemp("tiny-meta")
     params = MetaParams(dim=64, n_layers=2, n_heads=4, norm_eps=1e-6, multiple_of=32)

@@ -168,3 +168,21 @@ def split_to_shards(
         for shard, part in zip(cut, split(weight, place.axis, shards, place.uneven)):
             shard[place.meta] = part.contiguous().clone()
     return cut
+
+
+def meta_files(
+    tensors: Mapping[str, "torch.Tensor"], params: MetaParams, tokenizer: bytes, shards: int
+) -> Mapping[str, bytes]:
+    """A small Hugging Face state dict as the files of a Meta model, `sha256sums.txt` among them: name → content."""
+    import hashlib
+    import io
+
+    import torch
+
+    files = {PARAMS: params.to_json(), TOKENIZER: tokenizer}
+    for index, shard in enumerate(split_to_shards(tensors, params.n_heads, shards, params.kv_heads)):
+        buffer = io.BytesIO()
+        torch.save(shard, buffer)
+        files[shard_name(index)] = buffer.getvalue()
+    sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
+    return {**files, SUMS: "".join(sums).encode()}

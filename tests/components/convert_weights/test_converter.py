@@ -16,13 +16,12 @@ from components.convert_weights.converter import EMBEDDINGS_FILE, convert_weight
 from components.convert_weights.options import ConvertWeights
 from tests.bench.measure import run
 from tests.folders import add_folder
-from tests.meta_files import meta_files
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.weights.meta_format import MetaParams
+from zhllama.weights.meta_format import MetaParams, meta_files
 from zhllama.weights.safetensors_io import Checkpoint
 
 

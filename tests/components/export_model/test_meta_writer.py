@@ -54,7 +54,7 @@ def test_metas_own_shards_come_back_tensor_for_tensor(store, tiny_model, tiny_me
 @pytest.fixture
 def eight_heads(tmp_path, tiny_state, llama_tokenizer) -> str:
     """The tiny model's weights as a model of eight heads, which eight shards can hold."""
-    from tests.meta_files import meta_files
+    from zhllama.weights.meta_format import meta_files
 
     (tmp_path / "meta").mkdir()
     params = MetaParams(dim=64, n_layers=2, n_heads=8, norm_eps=1e-6, multiple_of=32)
