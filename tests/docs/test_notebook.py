@@ -1,5 +1,7 @@
 """docs/convert_and_quantise.ipynb runs from its first cell to its last, and shows what it printed."""
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -32,3 +34,14 @@ def test_the_notebook_shows_what_it_printed_and_nothing_of_the_machine_it_ran_on
     assert "the same ids as in training: True" in shown
     assert not [word for word in shown.split() if word.startswith("/")]
     assert NOTEBOOK["nbformat"] == 4
+
+
+def test_what_the_notebook_takes_from_the_package_is_in_it():
+    """Whoever installed it has no tests folder."""
+    imports = [node for code in CODE for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if str(node.module).startswith("zhllama.")]
+    assert ours
+    for node in ours:
+        module = importlib.import_module(str(node.module))
+        assert not [one.name for one in node.names if not hasattr(module, one.name)]
+    assert not [node.module for node in imports if str(node.module).partition(".")[0] == "tests"]

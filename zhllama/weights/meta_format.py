@@ -172,7 +172,7 @@ def split_to_shards(
 
 def meta_files(
     tensors: Mapping[str, "torch.Tensor"], params: MetaParams, tokenizer: bytes, shards: int
-) -> dict[str, bytes]:
+) -> Mapping[str, bytes]:
     """A small Hugging Face state dict as the files of a Meta model, `sha256sums.txt` among them: name → content."""
     import hashlib
     import io
