@@ -27,6 +27,7 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import multipart
+from zhllama.storage.s3_errors import server_code
 
 SMALL = b"small" * 1000
 PART = 5 * 2**20
@@ -275,6 +276,21 @@ def test_what_is_given_up_is_aborted(proxy, s3_store):
         cancelled()
     assert "abort" in proxy.kinds()
     assert storage.unfinished(s3_store) == []
+
+
+def test_a_fault_of_a_part_keeps_its_cause_and_an_upload_that_is_gone_is_said(proxy, s3_store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    storage.forget_client()
+    upload = storage.Upload(f"{s3_store}/a")
+    proxy.fault = once("part", Fault("status", status=500, code="InternalError"))
+    with pytest.raises(StorageFault) as raised:
+        upload.put(1, b"x")
+    assert server_code(raised.value) == "InternalError"
+    upload.put(1, b"x")
+    upload.abort()
+    for late in (upload.complete, lambda: upload.put(1, b"x")):
+        with pytest.raises(StorageFault, match="the upload is gone: ended by another run, or lost; try again"):
+            late()
 
 
 def test_a_copy_within_s3_is_the_servers_work(proxy, s3_store):
