@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 from zhllama.errors import InputError
 
@@ -50,13 +51,18 @@ class OneLine(logging.Formatter):
         return mask(" | ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Standard error as it is at the moment of writing: a progress bar that is drawn puts itself in its place."""
+
+    stream = property(lambda self: sys.stderr, lambda self, stream: None)
+
+
 def set_up_logging() -> None:
     """Sends all records to standard error. Level: ZHLLAMA_LOG, else INFO; InputError for what is none."""
     wanted = (os.environ.get("ZHLLAMA_LOG") or "INFO").upper()
     if wanted not in logging.getLevelNamesMapping():
         raise InputError(f"ZHLLAMA_LOG={wanted}: no such level; use DEBUG, INFO, WARNING or ERROR")
-    # to standard error as it is at the moment of writing: a progress bar that is drawn puts itself in its place
-    handler = logging._StderrHandler()  # type: ignore[attr-defined]
+    handler = _Stderr()
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -79,10 +79,10 @@ class Upload:
 
     def put(self, number: int, content: s3.Buffer) -> None:
         """Sends part `number`, from 1, unless the server has it already."""
-        checksum, there = s3.checksum_headers(content, self._md5), self.there.get(number)
-        if there is not None and there.holds(content):
-            tag = there.tag
-        else:
+        there = self.there.get(number)
+        tag = there.tag if there is not None and there.holds(content) else None
+        checksum = {} if tag and self._md5 else s3.checksum_headers(content, self._md5)
+        if tag is None:
             query = urlencode({"partNumber": number, "uploadId": self._id}, quote_via=quote)
             try:
                 answer = s3.until_answered(

@@ -1,6 +1,7 @@
 """Storage under faults: a real S3 server behind a proxy that breaks things. Right bytes, or one clear line."""
 
 import errno
+import hashlib
 import itertools
 import logging
 import os
@@ -27,6 +28,7 @@ from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.storage import multipart
+from zhllama.storage.s3_errors import server_code
 
 SMALL = b"small" * 1000
 PART = 5 * 2**20
@@ -275,6 +277,34 @@ def test_what_is_given_up_is_aborted(proxy, s3_store):
         cancelled()
     assert "abort" in proxy.kinds()
     assert storage.unfinished(s3_store) == []
+
+
+def test_a_part_that_is_there_is_hashed_once(s3_store, monkeypatch):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    storage.forget_client()
+    storage.Upload(f"{s3_store}/a").put(1, LARGE)
+    hashed, md5 = [], hashlib.md5
+    monkeypatch.setattr(hashlib, "md5", lambda content, **more: hashed.append(len(content)) or md5(content, **more))
+    upload = storage.Upload(f"{s3_store}/a")
+    upload.put(1, LARGE)
+    assert hashed.count(len(LARGE)) == 1
+    upload.complete()
+    assert storage.read_bytes(f"{s3_store}/a") == LARGE
+
+
+def test_a_fault_of_a_part_keeps_its_cause_and_an_upload_that_is_gone_is_said(proxy, s3_store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    storage.forget_client()
+    upload = storage.Upload(f"{s3_store}/a")
+    proxy.fault = once("part", Fault("status", status=500, code="InternalError"))
+    with pytest.raises(StorageFault) as raised:
+        upload.put(1, b"x")
+    assert server_code(raised.value) == "InternalError"
+    upload.put(1, b"x")
+    upload.abort()
+    for late in (upload.complete, lambda: upload.put(1, b"x")):
+        with pytest.raises(StorageFault, match="the upload is gone: ended by another run, or lost; try again"):
+            late()
 
 
 def test_a_copy_within_s3_is_the_servers_work(proxy, s3_store):
