@@ -6,6 +6,7 @@ knows a little English and no Chinese, as LLaMA hardly did. The same versions gi
 """
 
 import argparse
+import hashlib
 import logging
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from zhllama import storage
 from zhllama.stage.program import guarded
 from zhllama.tokenizer.vocabulary import Encoder
-from zhllama.weights.meta_format import MetaParams, meta_files
+from zhllama.weights.meta_format import MetaParams, shard_name
 
 log = logging.getLogger("base")
 
@@ -22,7 +23,7 @@ SHARDS = 2
 BLOCK, BATCH, STEPS, RATE = 128, 16, 120, 4e-3
 SEED = 1
 ROOM = 40 * 2**20
-"""Bytes: twice what the files take."""
+"""Bytes: twice what the files take. torch.save says of a full disk only that it failed."""
 
 
 def make_base(english: Path, tokenizer: Path, out: Path) -> None:
@@ -32,7 +33,7 @@ def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from zhllama.training.loss import summed_loss
+    from zhllama.weights.meta_format import split_to_shards
 
     torch.manual_seed(SEED)
     config = LlamaConfig(
@@ -60,19 +61,38 @@ def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     started = time.monotonic()
     for step, batch in enumerate(tokens, start=1):
         hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
-        targets = batch[:, 1:].reshape(-1)
-        loss = summed_loss(hidden.flatten(0, 1), model.lm_head.weight, targets) / len(targets)
-        loss.backward()
+        loss = _loss_with_gradient(hidden.flatten(0, 1), model.lm_head.weight, batch[:, 1:].reshape(-1))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 20 == 0 or step in (1, STEPS):
-            log.info("step %d of %d, loss %.3f, %.0f s", step, STEPS, loss.item(), time.monotonic() - started)
+            log.info("step %d of %d, loss %.3f, %.0f s", step, STEPS, loss, time.monotonic() - started)
     out.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    for name, content in meta_files(state, PARAMS, encoder.model, SHARDS).items():
-        (out / name).write_bytes(content)
+    for number, shard in enumerate(split_to_shards(state, PARAMS.n_heads, SHARDS)):
+        # by name, which stands in the file: to a buffer, the same tensors are other bytes
+        torch.save(shard, out / shard_name(number))
+    (out / "params.json").write_bytes(PARAMS.to_json())
+    (out / "tokenizer.model").write_bytes(encoder.model)
+    files = [path for path in sorted(out.iterdir()) if path.suffix != ".txt"]
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (out / "sha256sums.txt").write_text("".join(sums))
+
+
+def _loss_with_gradient(hidden, head, targets):  # type: ignore[no-untyped-def]
+    """Mean cross-entropy of `hidden` [tokens, dim] through `head` [pieces, dim]; backward is run here, by chunks. The
+    library's loss rounds otherwise, and the base would be another one."""
+    import torch.nn.functional as F
+
+    total, leaf = 0.0, hidden.detach().requires_grad_()
+    for rows in range(0, len(targets), 256):
+        logits = leaf[rows : rows + 256] @ head.T
+        loss = F.cross_entropy(logits, targets[rows : rows + 256], reduction="sum") / len(targets)
+        loss.backward()
+        total += loss.item()
+    hidden.backward(leaf.grad)
+    return total
 
 
 if __name__ == "__main__":

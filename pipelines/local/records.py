@@ -20,7 +20,7 @@ from pipelines.local.placeholders import Surroundings, Value, is_of, value_of
 from pipelines.local.plan import Node
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of
-from zhllama.artifacts.published import published_at
+from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 
 RECORD = "record.json"
@@ -52,10 +52,16 @@ class Record:
 
     def still_there(self) -> bool:
         """Whether what the step published is where it was: same manifest, every file of its size."""
-        if self.manifest is None:
+        manifest = self.manifest
+        if manifest is None:
             return False
-        stored = published_at(self.manifest.root)
-        return stored is not None and stored.digest == self.manifest.digest
+        try:
+            stored = open_artifact(manifest.reference)
+        except InputError:
+            # nothing, a damaged one, a store that is not to be had: the stage is asked, and says so
+            return False
+        there = {item.name: item.size for item in storage.listing(manifest.root)}
+        return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.files)
 
     def write(self, folder: Path) -> None:
         storage.write_bytes(str(folder / RECORD), (json.dumps(asdict(self), ensure_ascii=False) + "\n").encode())

@@ -13,6 +13,7 @@ import pytest
 from kfp import dsl
 
 from pipelines.local.processes import started_at
+from pipelines.local.records import read_record
 from pipelines.local.runner import run_pipeline
 from zhllama import storage
 from zhllama.errors import InputError
@@ -491,6 +492,23 @@ def test_a_store_of_its_own_is_an_s3_server_whose_data_stays(published, work, mo
     assert first.reference("publish").startswith("s3://zhllama/artifacts/small/")
     assert run_pipeline(published, {}, work).steps["publish"]["state"] == "unchanged"
     assert "ZHLLAMA_S3_ENDPOINT" not in os.environ
+
+
+def test_a_store_that_is_not_to_be_had_or_a_damaged_manifest_asks_the_stage(
+    published, work, tmp_path, monkeypatch, caplog
+):
+    first = run_pipeline(published, {"store": str(tmp_path / "store")}, work)
+    record = read_record(work / "steps" / "publish")
+    assert record.still_there()
+    Path(first.reference("publish")).write_text("{")
+    assert not record.still_there()
+    assert not caplog.records
+
+    def refused(uri: str) -> bytes:
+        raise InputError(f"{uri}: S3 refuses these credentials")
+
+    monkeypatch.setattr(storage, "read_bytes", refused)
+    assert not record.still_there()
 
 
 @pytest.mark.slow
