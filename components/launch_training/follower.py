@@ -101,9 +101,11 @@ class Follower:
         settled = time.monotonic() + SETTLED
         while True:
             found = self._cluster.read(job)
-            if found is not None and uid and found["metadata"]["uid"] != uid:
-                # deleted, and made again by another launcher
-                found = None
+            if found is not None:
+                # of an unknown uid: the one that is there
+                uid = uid or found["metadata"]["uid"]
+                # another one: deleted, and made again by another launcher
+                found = found if found["metadata"]["uid"] == uid else None
             pods, told_by, warnings = [], [], list[str]()
             if found is not None:
                 pods = told_by = self._cluster.pods(job, uid)

@@ -80,7 +80,7 @@ class ModelServer:
     proxy_secret: str = ""
     """Secret with HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as far as they are there."""
     ca_config_map: str = ""
-    """ConfigMap with certificates to trust (site.py), which may be absent."""
+    """ConfigMap with certificates to trust (zhllama/stage/tls.py), which may be absent."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     service_account: str = "zhllama-serving"

@@ -10,6 +10,8 @@ import pytest
 from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.cluster import Cluster, refused
+from components.launch_training.follower import Follower
+from components.launch_training.job_state import State
 from components.launch_training.launcher import launch_training, training_job
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import CRDS, ROOTS
@@ -285,14 +287,16 @@ def test_a_job_that_is_being_deleted_is_waited_for_and_made_anew(cluster, launch
     labels = {f"zhllama.io/{name}": value for name, value in (("run", "run-7"), ("stage", "lora"))}
     first = threading.Thread(target=ended, args=(launch,))
     first.start()
-    cluster.until(lambda: cluster.jobs)
+    # it follows its job
+    cluster.until(lambda: any("/events" in path for _, path in cluster.requests))
     path = f"{ROOTS['PyTorchJob']}/run-7-lora-a1"
     with cluster.changed:
         assert labels.items() <= cluster.objects[path]["metadata"]["labels"].items()
         cluster.objects[path]["metadata"]["finalizers"] = ["a/finalizer"]
     cluster.delete(path)
     old = cluster.jobs["run-7-lora-a1"]["metadata"]["uid"]
-    cluster.on_create = succeed(cluster)
+    # a result that is there would be the first one's too
+    cluster.on_create = lambda job: (first.join(120), succeed(cluster)(job))
     second = threading.Thread(target=launch)
     with caplog.at_level("INFO"):
         second.start()
@@ -429,6 +433,17 @@ def test_a_500_that_will_be_one_for_ever_is_not_asked_again(words):
     error = ApiException(500)
     error.body = json.dumps({"message": words})
     assert not passes(error)
+
+
+def test_a_job_that_another_launcher_made_a_moment_ago_is_heard_too(cluster, monkeypatch):
+    """Its uid is not known: of those of its name that are there it is the one."""
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.05)
+    cluster.put_job("run-7-lora-a1")
+    words = "Error pod run-7-lora-a1-master-0 container pytorch exitCode: 2 terminated message: error: no such layer"
+    cluster.warn("run-7-lora-a1", "Error", words, uid=cluster.jobs["run-7-lora-a1"]["metadata"]["uid"])
+    job = TrainingJob(name="run-7-lora-a1", command=("train",), namespace="team")
+    verdict, _ = Follower(Cluster(PYTORCHJOB), 1, lambda: False, lambda: False).follow(job, "")
+    assert (verdict.state, verdict.reason) == (State.WRONG_INPUT, "no such layer")
 
 
 def test_events_of_an_earlier_job_of_the_same_name_say_nothing(cluster, launch):

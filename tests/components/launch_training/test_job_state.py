@@ -1,11 +1,15 @@
 """What the API server shows, and what it means."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from components.launch_training.follower import Follower
 from components.launch_training.job_state import LATE, State, Verdict, already, in_time, judge, newest
 from zhllama.errors import InputError
+from zhllama.kubernetes.job_kinds import PYTORCHJOB
 from zhllama.kubernetes.training_job import TrainingJob
 
 
@@ -95,6 +99,26 @@ def test_a_job_that_waits_for_too_long_has_expired():
     late = in_time(WAITS, 101, JOB, waiting=100)
     assert late.state is State.EXPIRED
     assert "waited 101 s for queue gpus (suspended)" in late.reason
+
+
+def test_waiting_adds_up_and_running_does_not_count_as_waiting(monkeypatch):
+    """Kueue may suspend a job again, and again."""
+    now, stays = [1.0], iter([("Suspended", 50), ("Running", 500)] * 2 + [("Suspended", 1)] * 2)
+
+    def look(_: TrainingJob) -> dict:
+        condition, seconds[0] = next(stays)
+        return job((condition, "True")) | {"metadata": {"name": "job", "uid": "uid"}}
+
+    def sleep(_: Follower, most: float) -> None:
+        now[0] += seconds[0]
+
+    seconds = [0.0]
+    monkeypatch.setattr("components.launch_training.follower.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Follower, "sleep", sleep)
+    cluster: Any = SimpleNamespace(api=None, kind=PYTORCHJOB, read=look, pods=lambda *_: [], warnings=lambda *_: [])
+    verdict, _ = Follower(cluster, 100, lambda: False, lambda: False).follow(JOB, "uid")
+    assert verdict.state is State.EXPIRED
+    assert "waited 101 s for queue gpus (suspended" in verdict.reason
 
 
 def test_the_launcher_keeps_the_deadline_for_the_operator_sets_no_timer():
