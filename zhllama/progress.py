@@ -81,17 +81,19 @@ class Progress:
             return
         with _drawing:
             row = _rows().add_task(self._title, total=self._total, shown=self._text(), completed=self._done)
+        try:
             _rows().start()
-        while not self._ended.wait(0.1):
-            _rows().update(row, completed=self._done, shown=self._text())
-        with _drawing:
-            if len(_rows().tasks) > 1:
-                _rows().remove_task(row)
-                _rows().refresh()
-            else:
-                # with its row still in it: what it does not know it does not erase
-                _rows().stop()
-                _rows.cache_clear()
+            while not self._ended.wait(0.1):
+                _rows().update(row, completed=self._done, shown=self._text())
+        finally:
+            with _drawing:
+                if len(_rows().tasks) > 1:
+                    _rows().remove_task(row)
+                    _rows().refresh()
+                else:
+                    # with its row still in it: what it does not know it does not erase
+                    _rows().stop()
+                    _rows.cache_clear()
 
     def _tell(self) -> None:
         """Elsewhere: a line every 30 seconds."""

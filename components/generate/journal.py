@@ -75,6 +75,7 @@ def file_journal(path: Path, key: str, asked: Sequence[str]) -> Iterator[Journal
         )
     lines = growing.read_bytes().split(b"\n")[:-1] if growing.exists() else []
     answered = _answered([_parsed(line) for line in lines], asked)
+    growing.touch()
 
     def keep(batch: Sequence[Sample]) -> None:
         for sample in batch:

@@ -124,3 +124,19 @@ def test_a_terminal_gets_a_bar_and_work_inside_it_a_row(monkeypatch):
     assert b"merging" in said
     assert b"fetching" in said
     assert not progress._rows.cache_info().currsize
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_row_that_the_terminal_refuses_leaves_none_behind(monkeypatch):
+    def refused(display: object) -> None:
+        raise BlockingIOError
+
+    controller, terminal = pty.openpty()
+    monkeypatch.setattr(progress, "SHOW_AFTER", 0.0)
+    monkeypatch.setattr("rich.progress.Progress.start", refused)
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Progress("merging", 1):
+            until(lambda: not any(thread.name.endswith("(_show)") for thread in threading.enumerate()))
+    assert not progress._rows.cache_info().currsize
+    os.close(controller)

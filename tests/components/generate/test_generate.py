@@ -1,5 +1,6 @@
 """Batch answers: what is asked reaches the model as in training, and the answers are published."""
 
+import errno
 import gzip
 import json
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from components.generate import journal
 from components.generate.generate import SAMPLES, answer_into_file, generate, questions, read_questions
 from components.generate.journal import file_journal
 from components.generate.options import Generate
@@ -184,6 +186,15 @@ def test_answers_that_other_settings_began_are_not_gone_on_with(tmp_path: Path) 
     # other questions are simply asked
     with file_journal(tmp_path / "a.jsonl", "one", ["other"]) as (answered, _):
         assert answered == []
+
+
+def test_answers_that_cannot_be_kept_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal, "open", full, raising=False)
+    with pytest.raises(OSError, match="No space left"), file_journal(tmp_path / "a.jsonl", "one", ["q"]):
+        pass
 
 
 def test_a_file_that_is_somebody_elses_is_left_alone(tiny_model: str, tmp_path: Path) -> None:
