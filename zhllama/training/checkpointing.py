@@ -126,22 +126,31 @@ class CheckpointManager(TrainerCallback):
             self._named = named.reference
         for manifest in checkpoints.complete(self._run.folder):
             if named is None or manifest.facts.get("came_of") == self._named:
-                yield self._fit(manifest)
+                yield from self._fit(manifest)
         for manifest in [named] if named is not None else checkpoints.of_earlier_release(self._run):
-            yield self._fit(manifest)
+            yield from self._fit(manifest)
 
-    def _fit(self, checkpoint: Manifest) -> str:
-        """Its reference. InputError when no training like this one can go on from it, nor from an older one."""
+    def _fit(self, checkpoint: Manifest) -> Iterator[str]:
+        """Its reference; none, where its manifest is of no use and it is not the one that the options name. InputError
+        when no training like this one can go on from it, nor from an older one."""
+        reference = checkpoint.reference
         checkpoints.require_same_run(checkpoint, self._run, self._option)
-        checkpoints.require_world(checkpoint, self._world, self.zero_stage)
-        if checkpoint.facts["global_batch"] != self._global_batch:
+        try:
+            checkpoints.require_world(checkpoint, self._world, self.zero_stage)
+            batch = checkpoint.facts["global_batch"]
+        except KeyError as error:
+            if reference == self._named:
+                raise InputError(f"{RESUME} {reference}: its manifest has no {error}; give another") from error
+            log.warning("%s cannot be read and is left aside: its manifest has no %s", reference, error)
+            return
+        if batch != self._global_batch:
             log.warning(
                 "the checkpoint was trained with %d blocks a step, this training takes %d: its steps are counted "
                 "on, but the order of the data changes; keep the product of processes, batch and accumulation",
-                checkpoint.facts["global_batch"],
+                batch,
                 self._global_batch,
             )
-        return checkpoint.reference
+        yield reference
 
     def _read(self, reference: str) -> None:
         """Sets `saved` when every rank could read its part. All of them raise when it is the one that was named."""

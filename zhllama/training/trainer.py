@@ -170,8 +170,8 @@ class PackedTrainer(Trainer):
             dist.all_reduce(sums)
         loss, correct, count = sums.tolist()
         mean = loss / max(count, 1)
-        # beyond 709.78 it is no number of 64 bits
-        perplexity = math.inf if mean > 709.78 else math.exp(mean)
+        # beyond 709.78 it is no number of 64 bits, and infinity none of JSON
+        perplexity = math.exp(min(mean, 709.78))
         metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": correct / max(count, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

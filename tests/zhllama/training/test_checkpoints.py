@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from zhllama.artifacts.manifest import Input
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.training.checkpointing import CheckpointManager
 from zhllama.training.checkpoints import (
     KIND,
     Run,
@@ -216,6 +219,26 @@ def test_the_optimizer_has_to_fit_the_processes(run, zero, world, asked, said):
         return
     with pytest.raises(InputError, match=said):
         require_world(manifest, *asked)
+
+
+def manager(run: Run, **named: str) -> CheckpointManager:
+    options: Any = SimpleNamespace(
+        deepspeed="none", per_device_train_batch_size=8, gradient_accumulation_steps=1, save_total_limit=3,
+        **{"resume_from_checkpoint": "", **named},
+    )  # fmt: skip
+    return CheckpointManager(options, run, SimpleNamespace(process_index=0, world_size=1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lacking", ["world", "zero_stage", "global_batch"])
+def test_one_whose_manifest_lacks_a_fact_is_left_aside_unless_it_is_named(run, lacking, caplog):
+    older = checkpoint(run, 3)
+    out = part(run, 4, FIRST, 0)
+    del out.facts[lacking]
+    newer = out.publish(KIND).reference
+    assert list(manager(run)._candidates()) == [older.reference]
+    assert f"{newer} cannot be read and is left aside: its manifest has no '{lacking}'" in caplog.text
+    with pytest.raises(InputError, match=f"its manifest has no '{lacking}'; give another"):
+        list(manager(run, resume_from_checkpoint=newer)._candidates())
 
 
 # --- under another key ------------------------------------------------------------------------------------------------

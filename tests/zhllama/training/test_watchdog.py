@@ -17,6 +17,7 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
 from zhllama.training.checkpointing import OVERFLOWS, CheckpointManager
 from zhllama.training.checkpoints import Run
+from zhllama.training.loss import Score
 from zhllama.training.stage import run_training as pretrain
 from zhllama.training.trainer import at_smallest_scale
 
@@ -75,6 +76,13 @@ def test_deepspeeds_own_end_of_the_scale_is_recognised():
         scaler.update_scale(True)
     assert at_smallest_scale(raised.value)
     assert not at_smallest_scale(ValueError("loss scale already at minimum"))
+
+
+def test_a_perplexity_beyond_all_numbers_is_one_of_json(pretrained, monkeypatch):
+    monkeypatch.setattr("zhllama.training.model.score", lambda rows, *_: Score(torch.tensor(1e6), rows.sum() * 0, 1))
+    metrics = pretrained(max_steps=1, save_steps=0).metrics
+    assert metrics["eval_loss"] == 1e6
+    json.dumps(metrics, allow_nan=False)
 
 
 # --- the time without a checkpoint ------------------------------------------------------------------------------------
