@@ -53,7 +53,7 @@ class Unreferenced:
 
 
 def as_json(manifest: Manifest) -> Mapping[str, Any]:
-    """What `zhllama list --json` says of an artifact."""
+    """What `zhllama ls --json` says of an artifact."""
     own = {name: getattr(manifest, name) for name in ("reference", "kind", "stage", "digest", "created")}
     return own | {"bytes": manifest.size, "summary": str(manifest.facts.get("summary", ""))}
 

@@ -128,6 +128,7 @@ def serving_machine(told: Configuration) -> dict[str, Any]:
         "node_selector", "tolerations",
     )  # fmt: skip
     machine = {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
+    # that setting stands over what the size says, and is None where nobody says it
     machine["gpu_resource"] = told.size.serving.gpu
     machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
     server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
