@@ -73,7 +73,7 @@ class PodLog:
         # only the stream whose turn it is passes lines on
         self._turn = 0
         self._stopped = threading.Event()
-        threading.Thread(target=self._follow, daemon=True).start()
+        threading.Thread(target=self._follow, name=f"log of {name}", daemon=True).start()
 
     def _follow(self) -> None:
         pause = FIRST_WAIT

@@ -68,7 +68,7 @@ def test_questions_come_from_lines_or_items(tmp_path: Path, name: str, content: 
     first = "翻译。" if name == "a.txt" else "翻译。\nOpen file"
     expected = [first, "写诗。"]
     config = Generate(model="", input=str(tmp_path / name), with_prompt=wrapped)
-    found = questions(config, Inputs.open(config))
+    found = questions(config, Inputs(config))
     assert found == ([wrap(text) for text in expected] if wrapped else expected)
 
 

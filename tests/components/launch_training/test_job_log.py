@@ -131,13 +131,15 @@ def test_a_stream_that_loses_its_turn_while_it_reads_an_earlier_log_leaves_it_to
     cluster.restart_log(POD)
     cluster.set_pod("run-a1", "Running", 1, "fault", last=True, restarts=1)
     cluster.write_log(POD, "second 1")
+    before = set(threading.enumerate())
     follow(cluster, job)
     cluster.until(lambda: "earlier" in requests)
     finishing = threading.Thread(target=finish, args=(cluster, job, 1))
     finishing.start()
     cluster.until(lambda: "GET" in requests)
+    (following,) = {one for one in threading.enumerate() if one.name == f"log of {POD}"} - before
     earlier.set()
-    job._followed[POD]._thread.join(60)
+    following.join(60)
     last.set()
     finishing.join(60)
     assert list(job.kept) == [f"{POD} | first 1", f"{POD} | second 1"]
