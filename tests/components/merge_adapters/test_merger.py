@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -305,11 +306,12 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_killed_in(tmp_path, store, 
     written: dict[str, int] = {}
     writer = ArtifactWriter.writer
 
+    @contextmanager
     def counting(out: ArtifactWriter, name: str):
-        stream = writer(out, name)
-        write = stream.write
-        stream.write = lambda data: written.update({name: written.get(name, 0) + len(data)}) or write(data)
-        return stream
+        with writer(out, name) as stream:
+            write = stream.write
+            stream.write = lambda data: written.update({name: written.get(name, 0) + len(data)}) or write(data)
+            yield stream
 
     with monkeypatch.context() as patched:
         patched.setattr(ArtifactWriter, "writer", counting)
