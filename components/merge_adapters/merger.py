@@ -23,7 +23,7 @@ from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, t
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 
 if TYPE_CHECKING:
-    from components.merge_adapters.lora import Adapter
+    from zhllama.weights.adapter import Adapter
     from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("merge")
@@ -31,10 +31,10 @@ log = logging.getLogger("merge")
 
 def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
-    from components.merge_adapters.lora import Adapter
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.weights.adapter import Adapter
     from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")

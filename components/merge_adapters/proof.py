@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from components.merge_adapters.lora import Adapter
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
 
 PROMPTS = (

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from components.merge_adapters.lora import Adapter, Change
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.storage.prefetch import map_ordered
+from zhllama.weights.adapter import Adapter, Change
 from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream, TensorInfo, index_json
 
 log = logging.getLogger("merge")

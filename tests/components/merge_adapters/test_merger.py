@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from components.merge_adapters import proof, stream
-from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from tests.folders import add_folder
@@ -26,6 +25,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
 
 MODULES = ["embed_tokens", "lm_head"]
