@@ -36,6 +36,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.adapter import Adapter
     from zhllama.weights.safetensors_io import Checkpoint
+    from zhllama.weights.ties import settle
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     checkpoint = Checkpoint(model)
@@ -43,10 +44,10 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     checkpoint.refuse_quantised()
     given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
     adapters = [Adapter(artifact, "--adapters") for artifact in given]
-    tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
     encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]
     vocabularies = contracts_of([model, *given], encoders)
     encoder = next((each for each in reversed(encoders) if each is not None), None)
+    settings["tie_word_embeddings"] = tied = settle(checkpoint, adapters)
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
     steps = []
     for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):
@@ -124,12 +125,10 @@ def _check_shapes(
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         for name in sorted(adapter.touched):
-            ties = tied and name == HEAD
-            if ties or name not in shapes:
-                why = "ties to its embedding" if ties else "does not have"
+            if name not in shapes:
                 raise InputError(
-                    f"{adapter.where}: it changes {name}, which {checkpoint.artifact.root} {why}; give the model that "
-                    "it was trained on"
+                    f"{adapter.where}: it changes {name}, which {checkpoint.artifact.root} does not have; give the "
+                    "model that it was trained on"
                 )
         for name, key in adapter.replaced.items():
             brought = adapter.stored[key].shape

@@ -90,7 +90,7 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
             found = out.resume_record(file)
             if found is not None:
                 log.info("%s: kept from a run that was ended", file)
-            elif touched.isdisjoint(info.name for info in infos):
+            elif file not in checkpoint.partly and touched.isdisjoint(info.name for info in infos):
                 out.copy(checkpoint.artifact, file)
                 out.record_complete(file, found := {})
             else:
