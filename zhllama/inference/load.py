@@ -20,6 +20,7 @@ from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.ties import is_tied
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"]
 ADAPTER = "adapter_model.safetensors"
@@ -87,7 +88,10 @@ def load_model(
         quantised = BitsAndBytesConfig(**(four if chosen == "4bit" else {"load_in_8bit": True}))
         options = {"dtype": half, "device_map": {"": 0}, "quantization_config": quantised}
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    model, seen = loading(materialize(artifact), **options, output_loading_info=True)
+    tied = is_tied(Checkpoint(artifact, option))
+    model, seen = loading(materialize(artifact), **options, tie_word_embeddings=tied, output_loading_info=True)
+    if tied:
+        model.tie_weights()
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")

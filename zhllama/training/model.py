@@ -32,6 +32,9 @@ from zhllama.errors import InputError
 from zhllama.training.inputs import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, TrainingInputs, lora_shape
 from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
+from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.ties import is_tied
 from zhllama.weights.torch_zip import load_tensors
 
 FLASH = "flash_attention_2"
@@ -128,9 +131,13 @@ def attention(dtype: torch.dtype) -> str:
 def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
+    tied = is_tied(Checkpoint(model))
     loaded = PackedLlama.from_pretrained(
-        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
-    )
+        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    if tied:
+        loaded.tie_weights()
     loaded.config.use_cache = False
     loaded.requires_grad_(False)
     return loaded
@@ -160,19 +167,24 @@ def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama
 def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
     """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; with
     `adapter`, its weights. InputError when they do not fit this model."""
-    if shape.embeddings and model.config.tie_word_embeddings:
-        raise InputError("the model's embeddings are tied: they cannot be trained as two; leave the embeddings out")
+    # of a tied model the embedding is trained, which is its head too
+    tied = model.config.tie_word_embeddings
+    saved = EMBEDDINGS[:1] if tied else EMBEDDINGS
     config = LoraConfig(
         r=shape.r,
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=shape.dropout,
         target_modules=shape.targets,
-        modules_to_save=list(EMBEDDINGS) if shape.embeddings == "all" else None,
+        modules_to_save=list(saved) if shape.embeddings == "all" else None,
         trainable_token_indices={name: list(shape.rows) for name in EMBEDDINGS} if shape.embeddings == "new" else None,
         task_type="CAUSAL_LM",
     )
     # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    if tied and shape.embeddings == "all":
+        model.lm_head.weight = model.get_input_embeddings().weight
+        # saved as both, whatever loads it has them alike
+        adapted.peft_config["default"].modules_to_save = list(EMBEDDINGS)  # type: ignore[union-attr]
     if adapter is not None:
         _put_in(adapted, adapter)
     return _with_masters(adapted)
@@ -185,13 +197,25 @@ def _put_in(model: PeftModel, adapter: Artifact) -> None:
         weights = load_tensors(materialize(adapter) / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
         # rotary frequencies are no weights; old versions of peft saved them
         weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".inv_freq")}
-    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = for_both_tables(model, get_peft_model_state_dict(model, save_embedding_layers=False))
     for name in sorted(wanted.keys() | weights.keys()):
         has, needs = (list(one[name].shape) if name in one else "nothing" for one in (weights, wanted))
         if has != needs:
             said = f"its weights do not fit this model: {name} is {has} there and {needs} here"
             raise InputError(f"--adapter {adapter.root}: {said}; give an adapter of this model")
+    embedding, head = (weights.get(f"base_model.model.{name}") for name in (EMBEDDING, HEAD))
+    if embedding is not None and model.config.tie_word_embeddings and not torch.equal(embedding, head):
+        said = "its embedding and head are two, and the model's are one; merge the adapter, and start a new one"
+        raise InputError(f"--adapter {adapter.root}: {said}")
     set_peft_model_state_dict(model, weights)
+
+
+def for_both_tables(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter's tensors, with a head where a tied model's one table is saved as both."""
+    head, embedding = (f"base_model.model.{name}" for name in (HEAD, EMBEDDING))
+    saved = model.peft_config["default"].modules_to_save or ()  # type: ignore[union-attr]
+    missing = set(saved) == set(EMBEDDINGS) and head not in weights
+    return weights | ({head: weights[embedding].clone()} if missing else {})
 
 
 def _with_masters(model: Any) -> Any:

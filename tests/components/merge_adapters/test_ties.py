@@ -21,14 +21,8 @@ ROWS = [799, 3, 500]
 
 
 @pytest.fixture(scope="module")
-def tied(tmp_path_factory, tiny_folder) -> Path:
-    folder = tmp_path_factory.mktemp("tied")
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder, tie_word_embeddings=True)
-    model.tie_weights()
-    model.save_pretrained(folder)
-    shutil.copy(tiny_folder / "tokenizer.model", folder)
-    assert HEAD not in load_file(folder / "model.safetensors")
-    return folder
+def tied(tied_model) -> Path:
+    return Path(tied_model)
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +168,9 @@ def test_rows_of_the_embedding_beside_lora_on_the_head_are_refused(tmp_path, tie
     adapter = adapter_of(1, target_modules=["lm_head"], trainable_token_indices={"embed_tokens": ROWS})
     with pytest.raises(InputError, match="trains rows of the embedding and LoRA on the head, which are one"):
         merge(tmp_path, tied, adapter)
+
+
+def test_what_a_tied_model_becomes_can_be_proved(tmp_path, tied, adapter_of):
+    rows, parts = adapter_of(1, trainable_token_indices=ROWS), adapter_of(2, **PARTED["LoRA on the embedding"])
+    manifest = merge(tmp_path, tied, rows, parts, adapter_of(3), prove=True)
+    assert manifest.facts["proof"]["relative_difference"] < 2e-3

@@ -242,12 +242,6 @@ def test_gradients_are_the_same_with_activations_recomputed(tiny_model, batch):
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_tied_embeddings_cannot_be_trained_as_two(base):
-    base.config.tie_word_embeddings = True
-    with pytest.raises(InputError, match="tied"):
-        add_lora(base, shape())
-
-
 def test_an_adapter_of_another_shape_is_refused(tiny_model, tmp_path):
     small = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=4, embeddings=""))
     save_file(get_peft_model_state_dict(small), tmp_path / "adapter_model.safetensors")
