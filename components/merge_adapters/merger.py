@@ -16,6 +16,7 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
+from zhllama.tokenizer.beside import require_known_tokens
 from zhllama.tokenizer.vocabulary import load_encoder, padding_multiple
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
@@ -41,6 +42,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]
     vocabularies = contracts_of([model, *given], encoders)
     encoder = next((each for each in reversed(encoders) if each is not None), None)
+    require_known_tokens([model, *given], encoders, checkpoint.info(EMBEDDING).shape[0])
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
     steps = []
     for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):

@@ -169,8 +169,8 @@ class Adapter:
                 lost.append(name)
         if lost:
             raise InputError(
-                f"{self.where}: {CONFIG} names {lost[0]}, and the adapter has no tensor of it ({len(lost)} such); it was "
-                "cut short, save or fetch it again"
+                f"{self.where}: {CONFIG} names {lost[0]}, and the adapter has no tensor of it ({len(lost)} such); it "
+                "was cut short, save or fetch it again"
             )
         if strange:
             raise InputError(

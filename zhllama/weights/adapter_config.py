@@ -7,6 +7,7 @@ every release, and each of them passed as long as the known bad ones were listed
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from zhllama.artifacts.json_file import read_object
@@ -149,7 +150,7 @@ def _matcher(names: Collection[str] | str | None) -> Callable[[str], bool]:
 def _layer_of(module: str, lists: Iterable[str]) -> int | None:
     """The number that peft takes for a module's layer: the first one, or that after the name of a list of layers."""
     parts = module.split(".")
-    for before, part in zip(parts, parts[1:]):
+    for before, part in pairwise(parts):
         if part.isdecimal() and (not lists or before in lists):
             return int(part)
     return None

@@ -42,7 +42,7 @@ def whole_match(pattern: str) -> Match:
 def _refuse(parts: Iterable[Any]) -> None:
     for operation, given in parts:
         kind = str(operation)
-        if kind in ("BRANCH",):
+        if kind == "BRANCH":
             for each in given[1]:
                 _refuse(each)
         elif kind in ("SUBPATTERN", "MAX_REPEAT", "MIN_REPEAT"):

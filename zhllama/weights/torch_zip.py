@@ -34,8 +34,8 @@ _NESTED = ("state_dict", "model_state_dict", "module", "model")
 
 
 def load_tensors(stream: Any, where: str) -> dict[str, Any]:
-    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors, or one that holds it. InputError for its refusals, and for
-    anything else."""
+    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors, or of one inside another. InputError
+    for its refusals, and for anything else."""
     import torch
 
     try:
