@@ -30,8 +30,8 @@ def require_known_tokens(artifacts: Sequence[Artifact], encoders: Sequence[Encod
         if wrong is not None:
             its, has = (repr(each[wrong]) if wrong in each else "none" for each in (named, known))
             raise InputError(
-                f"--adapters {artifact.root}: its tokenizer has {its} as token {wrong} (of {len(named)}), and the model "
-                f"{has} (of {len(known) or rows}); give the model that it was trained on, with its vocabulary"
+                f"--adapters {artifact.root}: its tokenizer has {its} as token {wrong} (of {len(named)}), and the "
+                f"model {has} (of {len(known) or rows}); give the model that it was trained on, with its vocabulary"
             )
 
 

@@ -34,7 +34,7 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _OUTSIDE = {"state_dict", "module", "model", "_forward_module"}
 """Parts before _PREFIX: of a dictionary, of DDP and DeepSpeed, of Lightning. All but `model` without it as well."""
 _KEY = re.compile(
-    r"(?P<module>.+?)\.(?:(?P<part>lora_(?:embedding_)?[AB])(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?"
+    r"(?P<module>.+?)\.(?:(?P<part>lora_(?:embedding_)?[AB])(?:\.(?!(?:weight|bias)$)(?P<name>[^.]+))?(?:\.weight)?"
     r"|token_adapter\.(?P<rows>trainable_tokens_delta)(?:\.(?P<rows_name>[^.]+))?"
     r"|(?:modules_to_save\.(?:(?!weight$)(?P<saved_name>[^.]+)\.)?|base_layer\.|token_adapter\.base_layer\.)?"
     r"(?P<saved>weight))"
