@@ -1,4 +1,4 @@
-"""One reader for adapters: what their configuration may say, how their tensors may be called, and what is half of one."""
+"""One reader for adapters: what their configuration may say, how their tensors may be called, what is half of one."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,8 @@ PLAIN = {
     for name in LAYERS
     for part, shape in (("A", (2, 8)), ("B", (8, 2)))
 }
+
+FIRST = next(iter(PLAIN))
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor] = PLAIN, config: Any = None, pickled: Any = None) -> Adapter:
@@ -181,10 +183,10 @@ def test_a_pickle_may_hold_the_tensors_one_level_down(tmp_path: Path, name: str)
         ({key: value for key, value in PLAIN.items() if "layers.1" not in key}, r"names \S+layers\.1\S+.* cut short"),
         ({key: value for key, value in PLAIN.items() if "0.self_attn.q" not in key}, r"\(1 such\); it was cut short"),
         (dict(list(PLAIN.items())[1:]), "has one of its two LoRA factors"),
-        (PLAIN | {list(PLAIN)[0]: torch.tensor(0.5)}, "is a single number"),
+        (PLAIN | {FIRST: torch.tensor(0.5)}, "is a single number"),
         (PLAIN | {"model.embed_tokens.weight": torch.tensor(0.5)}, "is a single number"),
-        (PLAIN | {list(PLAIN)[0]: torch.ones(2, 8, dtype=torch.int8)}, "is int8; give the adapter in float16"),
-        (PLAIN | {list(PLAIN)[0]: torch.ones(0)}, r"has factors \(0,\)"),
+        (PLAIN | {FIRST: torch.ones(2, 8, dtype=torch.int8)}, "is int8; give the adapter in float16"),
+        (PLAIN | {FIRST: torch.ones(0)}, r"has factors \(0,\)"),
     ],
 )
 def test_other_names_and_halves_are_refused(tmp_path: Path, tensors: Any, said: str) -> None:
