@@ -1,9 +1,9 @@
 """Is a model's head its embedding? Decided here for every stage; and whether it still is under an adapter.
 
-A tied model has one table. peft gives an adapter that trains either use of it (modules_to_save, LoRA) a copy, and the
-other use keeps the old table: the result is not tied. Rows of the embedding that are trained are the head's as well, and
-what comes alike for both (peft's ensure_weight_tying) is one table still. Merged into the one tensor by peft itself,
-LoRA on it would reach the other use too, twice where both have it: no longer the model with its adapter.
+A tied model has one table. An adapter that trains one use of it (modules_to_save, LoRA) leaves the other use the old
+table: the result is not tied. Rows of the embedding that are trained are the head's as well, and what comes alike for
+both (peft's ensure_weight_tying) is one table still. So it is while peft runs the adapter beside the model; its own
+merge adds LoRA to the one tensor, for both uses, and twice where both have it: that is another model.
 """
 
 import logging
@@ -52,10 +52,9 @@ def settle(checkpoint: Checkpoint, adapters: Sequence["Adapter"]) -> bool:
 def stays_tied(adapter: "Adapter") -> bool:
     """Whether a tied model stays so under the adapter, whose changes of the table are then the embedding's alone;
     else what it changes of either is named for each. InputError for what has no one meaning."""
-    own = {str(name).rpartition(".")[2] for name in adapter.config.get("modules_to_save") or ()}
     saved = {name: key for name in (EMBEDDING, HEAD) if (key := adapter.replaced.get(name)) is not None}
     # saved beside what is trained, it is the table that both have
-    common = next((key for name, key in saved.items() if name.split(".")[-2] not in own), None)
+    common = next((key for name, key in saved.items() if not adapter.config.saves(name.removesuffix(".weight"))), None)
     if common is not None:
         adapter.replaced |= {EMBEDDING: common, HEAD: common} | saved
     if EMBEDDING in adapter.tokens:

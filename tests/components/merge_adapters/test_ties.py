@@ -103,7 +103,7 @@ def test_the_merged_model_is_the_model_with_its_adapter(tmp_path, tied, adapter_
     assert manifest.vocabulary.tied is stays
 
 
-@pytest.mark.parametrize("name", [name for name in PARTED])
+@pytest.mark.parametrize("name", list(PARTED))
 def test_what_is_parted_has_the_bits_of_peft_on_the_model_with_two_tables(tmp_path, tied, adapter_of, name):
     adapter = adapter_of(2, **PARTED[name])
     wanted = PeftModel.from_pretrained(apart(tied), adapter).merge_and_unload().state_dict()

@@ -115,7 +115,8 @@ def test_the_embeddings_phase_trains_the_head_with_them(tmp_path, tied_model, pa
         for path in Path(tied_model).iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         weights = load_file(folder / "model.safetensors")
-        save_file(weights | {HEAD: torch.zeros(800, 64).half()}, folder / "model.safetensors", metadata={"format": "pt"})
+        weights[HEAD] = torch.zeros(800, 64).half()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         inputs = TrainingInputs(open_artifact(str(folder)), inputs.dataset, None, inputs.vocabulary)
     model = trained(train_embeddings_only(load_base(inputs.model, torch.float32), also_lm_head=beside), batch)
     assert list(trainable(model)) == [EMBEDDING]
