@@ -21,7 +21,9 @@ def require_known_tokens(artifacts: Sequence[Artifact], encoders: Sequence[Encod
         if encoder is not None:
             # of a model: what its files name beyond its pieces as well
             known = (known if place == 0 else {}) | dict(enumerate(encoder.pieces))
-        named = tokens_beside(artifact) if place and encoder is None else {}
+        if place == 0 or encoder is not None:
+            continue
+        named = tokens_beside(artifact)
         wrong = next((index for index in sorted(named) if known.get(index) != named[index]), None)
         if not known:
             wrong = next((index for index in sorted(named) if index >= rows), None)

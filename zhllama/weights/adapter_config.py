@@ -100,6 +100,26 @@ class AdapterConfig:
                     "with peft"
                 )
 
+    def for_peft(self) -> dict[str, Any]:
+        """The arguments of a LoraConfig, those that say something."""
+        given = {
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rank_stabilised,
+            "rank_pattern": self.ranks,
+            "alpha_pattern": self.alphas,
+            "target_modules": self.targets,
+            "exclude_modules": self._excluded,
+            "layers_to_transform": sorted(self.layers or ()),
+            "layers_pattern": self._layer_lists,
+            "modules_to_save": self.saved,
+            "trainable_token_indices": self.token_rows,
+            "ensure_weight_tying": self.keeps_tied,
+            "task_type": "CAUSAL_LM",
+        }
+        return {name: value for name, value in given.items() if value}
+
     def rank_of(self, module: str) -> int:
         """The first pattern that matches the end of its name decides, as in peft."""
         return next((rank for matches, rank in self._rank_of if matches(module)), self.rank)

@@ -241,8 +241,12 @@ def test_the_merged_model_answers_as_the_model_with_its_adapters(
 
 def test_a_merge_that_is_wrong_does_not_prove(tmp_path, tiny_model, make_adapter, monkeypatch):
     update = Adapter._update
-    monkeypatch.setattr(Adapter, "_update", lambda *given: update(*given)._replace(scale=1.0))
-    with pytest.raises(RuntimeError, match="the merged model is not the model with its adapters"):
+
+    def wrong(adapter, weight, parts):
+        return update(adapter, weight, parts)._replace(**({"scale": 99.0} if weight == DOWN else {}))
+
+    monkeypatch.setattr(Adapter, "_update", wrong)
+    with pytest.raises(InputError, match=rf"the merged model is not the model with its adapters.* most {DOWN}, by \d"):
         merge(tmp_path, tiny_model, make_adapter(1), prove=True)
     assert not list(tmp_path.rglob("manifest.json"))
 

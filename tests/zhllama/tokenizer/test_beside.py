@@ -54,6 +54,11 @@ def test_a_folder_without_a_tokenizer_says_nothing(check: Any) -> None:
     check({"adapter_config.json": {}})
 
 
+def test_files_beside_a_sentencepiece_model_are_not_held_against_it(tmp_path: Path, encoder: Encoder) -> None:
+    paths = [folder(tmp_path / name, tokenizer_json(encoder)) for name in ("model", "first", "second")]
+    require_known_tokens([open_artifact(str(path)) for path in paths], [encoder, encoder, None], 800)
+
+
 def test_what_the_model_names_beyond_its_pieces_is_its_own(check: Any, encoder: Encoder) -> None:
     more = {"added_tokens.json": {"<|im_start|>": 800, "<|im_end|>": 801}}
     check(tokenizer_json(encoder, "<|im_start|>", "<|im_end|>"), more)
