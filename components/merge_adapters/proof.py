@@ -16,11 +16,13 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.inference.adapters import merge_into
 from zhllama.progress import human
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.ties import is_tied, stays_tied
 
 PROMPTS = (
     "中国的首都是",
@@ -98,24 +100,34 @@ def _most_different(
     return name, found[name]
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, **settings: bool) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings)
 
 
 def _with_adapters(model: Artifact, adapters: Sequence[Adapter], pieces: int, scratch: Path) -> Any:
-    loaded = _load(model.fetch(scratch / "model"))
-    for index, adapter in enumerate(adapters):
+    tied = is_tied(Checkpoint(model))
+    loaded = _load(model.fetch(scratch / "model"), tie_word_embeddings=tied)
+    if tied:
+        loaded.tie_weights()
+    # opened anew: in those that are merged stands already what becomes of tied embeddings
+    for index, adapter in enumerate(Adapter(one.artifact, "--adapters") for one in adapters):
         key = adapter.replaced.get(EMBEDDING)
         rows = pieces if key is None else adapter.stored[key].shape[0]
         if key is not None and rows != loaded.get_input_embeddings().weight.shape[0]:
             # what comes with the adapter overwrites every row: how the new ones begin does not matter
             loaded.resize_token_embeddings(rows, mean_resizing=False)
+        last = index + 1 == len(adapters)
+        if not last and loaded.lm_head.weight is loaded.model.embed_tokens.weight:
+            # peft's merge of LoRA on one use of the table changes the other
+            stays_tied(adapter)
+            merge_into(loaded, adapter, rows)
+            continue
         loaded = _by_peft(loaded, adapter)
-        if index + 1 < len(adapters):
+        if not last:
             loaded = loaded.merge_and_unload()
     return loaded
 

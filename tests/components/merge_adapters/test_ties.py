@@ -15,6 +15,7 @@ from tests.components.merge_adapters.conftest import randomise
 from tests.components.merge_adapters.test_merger import merge, tensors_of
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
+from zhllama.inference.load import load_model
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = [799, 3, 500]
@@ -174,3 +175,19 @@ def test_what_a_tied_model_becomes_can_be_proved(tmp_path, tied, adapter_of):
     rows, parts = adapter_of(1, trainable_token_indices=ROWS), adapter_of(2, **PARTED["LoRA on the embedding"])
     manifest = merge(tmp_path, tied, rows, parts, adapter_of(3), prove=True)
     assert manifest.facts["proof"]["relative_difference"] < 2e-3
+
+
+@pytest.mark.parametrize(("changes", "stays"), CASES)
+def test_what_is_asked_with_adapters_beside_is_what_they_merge_to(tmp_path, tied, adapter_of, changes, stays):
+    adapters = [adapter_of(1, trainable_token_indices=[7, 8]), adapter_of(2, **changes), adapter_of(3)]
+    wanted = tensors_of(merge(tmp_path, tied, *adapters))
+    model = load_model(
+        open_artifact(str(tied)), [open_artifact(str(one)) for one in adapters], precision="float32"
+    ).model
+    found, prompt = model.state_dict(), torch.tensor([[1, 3, 500, 799, 7]])
+    for name in wanted:
+        assert (found[name] - wanted[name].float()).norm() <= 2e-3 * wanted[name].float().norm(), name
+    assert model.config.tie_word_embeddings is stays
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is stays
+    merged = AutoModelForCausalLM.from_pretrained(next(tmp_path.glob("merge_adapters/*")))
+    assert (logits(model, of=prompt) - logits(merged, of=prompt)).norm() < 2e-3 * logits(merged, of=prompt).norm()
