@@ -25,6 +25,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from zhllama import storage
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED
@@ -38,6 +39,8 @@ from zhllama.weights.ties import is_tied
 from zhllama.weights.torch_zip import load_tensors
 
 FLASH = "flash_attention_2"
+_ALWAYS = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias", "target_modules")
+"""Of adapter_config.json: other programs (vLLM, llama.cpp) read these without peft's defaults."""
 
 
 class Head(nn.Linear):
@@ -249,10 +252,17 @@ def checkpoint_activations(model: nn.Module) -> None:
     base.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def adapter_config_json(model: PeftModel) -> bytes:
-    """adapter_config.json as peft reads it. The base is named in the manifest, by digest, not here by a path."""
-    value = model.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": None}
-    value = {name: sorted(field) if isinstance(field, set) else field for name, field in value.items()}
+def adapter_config_json(model: PeftModel, base: Artifact) -> bytes:
+    """adapter_config.json with what says something: older peft stops at each key that it does not know, null or not.
+    The base is the Hub's name of it, or where it lies: from it peft and transformers load the model. What it must be is
+    in the manifest, by digest."""
+    has, usual = model.peft_config["default"].to_dict(), LoraConfig().to_dict()
+    said = {name: field for name, field in has.items() if name in _ALWAYS or field != usual[name]}
+    value = {name: sorted(field) if isinstance(field, set) else field for name, field in said.items()}
+    name, _, revision = base.root.removeprefix("hf://").partition("@")
+    hub = {"revision": revision.partition("/")[0]} if revision and base.root.startswith("hf://") else {}
+    where = name if base.root.startswith("hf://") else storage.normalise(base.root)
+    value |= {"inference_mode": True, "base_model_name_or_path": where, **hub}
     return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 

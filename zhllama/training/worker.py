@@ -134,7 +134,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)
         out.add_file(ADAPTER_WEIGHTS, path)
-    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model))
+    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model))
     for name in TOKENIZER_FILES:
         if name in inputs.model:
             out.copy(inputs.model, name)

@@ -64,6 +64,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
         {"trainable_token_indices": [799, 3, 500]},
         {"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [799, 7]}},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.1\..*(?:q|v)_proj"},
+        {"layers_to_transform": [1], "exclude_modules": ["up_proj"], "modules_to_save": ["input_layernorm", "norm"]},
+        {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     ],
     ids=[
         "projections",
@@ -75,6 +79,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         "embedding",
         "tokens",
         "tokens-by-module",
+        "all-linear",
+        "expression",
+        "one-layer-and-norms",
+        "orthogonal",
     ],
 )
 def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter, merged_by_peft, options):
@@ -179,6 +187,30 @@ def test_fan_in_fan_out_is_put_aside_for_linear_layers_as_peft_does(tmp_path, ti
     adapter = shutil.copytree(make_adapter(1, target_modules=["q_proj"], r=4, lora_alpha=2), tmp_path / "adapter")
     change_config(adapter, fan_in_fan_out=True)
     assert_same(tensors_of(merge(tmp_path, tiny_model, adapter)), merged_by_peft([adapter]))
+
+
+SPELLINGS = {
+    "without a prefix": lambda key: key.removeprefix("base_model.model."),
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "older peft": lambda key: key.replace("lora_A", "lora_A.default").replace(
+        "embed_tokens", "embed_tokens.modules_to_save"
+    ),
+    "sharded": lambda key: key.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_tensors_are_the_same_whatever_a_trainer_called_them(tmp_path, tiny_model, make_adapter, name):
+    adapter = shutil.copytree(make_adapter(1, modules_to_save=MODULES), tmp_path / "adapter")
+    wanted = merge(tmp_path / "store", tiny_model, adapter).facts["weights_digest"]
+    change_tensors(adapter, lambda tensors: {SPELLINGS[name](key): tensor for key, tensor in tensors.items()})
+    assert merge(tmp_path / "store", tiny_model, adapter, prove=True).facts["weights_digest"] == wanted
+
+
+def test_a_pissa_adapter_is_refused_since_peft_changes_its_base(tmp_path, tiny_model, make_adapter):
+    adapter = make_adapter(1, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+    with pytest.raises(InputError, match=r"sets init_lora_weights='pissa' \(it changes the base"):
+        merge(tmp_path, tiny_model, adapter)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -423,6 +455,18 @@ BAD = {
         r"q_proj\.weight is \(64, 32\) in the adapter and \(64, 64\) in the model",
     ),
     "another rank": (lambda a: change_config(a, r=4), "where rank 4 is configured"),
+    "half of it": (
+        lambda a: change_tensors(a, lambda t: {k: v for k, v in t.items() if "layers.1" not in k}),
+        r"names model\.layers\.1\.\S+, and the adapter has no tensor of it",
+    ),
+    "other tokens": (
+        lambda a: (a / "added_tokens.json").write_text('{"<|im_start|>": 800}'),
+        r"its tokenizer has '<\|im_start\|>' as token 800",
+    ),
+    "a pointer": (
+        lambda a: (a / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1"),
+        "adapter_config.json is no LoRA configuration",
+    ),
     "DoRA": (lambda a: change_config(a, use_dora=True), r"sets use_dora \(DoRA\)"),
     "bias": (lambda a: change_config(a, bias="all"), "sets bias='all'"),
     "not LoRA": (lambda a: change_config(a, peft_type="IA3"), "a IA3 adapter; only LoRA"),
