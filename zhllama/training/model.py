@@ -30,13 +30,13 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
-from zhllama.training.inputs import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, TrainingInputs, lora_shape
+from zhllama.training.inputs import EMBEDDINGS, LoraShape, TrainingInputs, lora_shape, opened_adapter
 from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
+from zhllama.weights.adapter import SAFE
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied
-from zhllama.weights.torch_zip import load_tensors
 
 FLASH = "flash_attention_2"
 _ALWAYS = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias", "target_modules")
@@ -194,22 +194,16 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
 
 
 def _put_in(model: PeftModel, adapter: Artifact) -> None:
-    if ADAPTER_WEIGHTS in adapter:
-        weights = load_file(materialize(adapter) / ADAPTER_WEIGHTS)
-    else:
-        weights = load_tensors(materialize(adapter) / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
-        # rotary frequencies are no weights; old versions of peft saved them
-        weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".inv_freq")}
-    wanted = for_both_tables(model, get_peft_model_state_dict(model, save_embedding_layers=False))
+    reader = opened_adapter(adapter, model.config.tie_word_embeddings)
+    # a file that is whole on this node already is read at once
+    held = load_file(materialize(adapter) / SAFE) if SAFE in adapter else None
+    weights = {name: reader.read(key) if held is None else held[key] for name, key in reader.peft_keys()}
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(wanted.keys() | weights.keys()):
         has, needs = (list(one[name].shape) if name in one else "nothing" for one in (weights, wanted))
         if has != needs:
             said = f"its weights do not fit this model: {name} is {has} there and {needs} here"
-            raise InputError(f"--adapter {adapter.root}: {said}; give an adapter of this model")
-    embedding, head = (weights.get(f"base_model.model.{name}") for name in (EMBEDDING, HEAD))
-    if embedding is not None and model.config.tie_word_embeddings and not torch.equal(embedding, head):
-        said = "its embedding and head are two, and the model's are one; merge the adapter, and start a new one"
-        raise InputError(f"--adapter {adapter.root}: {said}")
+            raise InputError(f"{reader.where}: {said}; give an adapter of this model")
     set_peft_model_state_dict(model, weights)
 
 

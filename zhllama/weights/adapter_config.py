@@ -71,7 +71,7 @@ class AdapterConfig:
         self.rank_stabilised, self.keeps_tied = _flag(given, "use_rslora"), _flag(given, "ensure_weight_tying")
         self.ranks = {name: _whole(rank, name) for name, rank in _object(given, "rank_pattern").items()}
         self.alphas = {name: _number(alpha, name) for name, alpha in _object(given, "alpha_pattern").items()}
-        self.targets, self._excluded = _names(given, "target_modules"), _names(given, "exclude_modules")
+        self.targets, self.excluded = _names(given, "target_modules"), _names(given, "exclude_modules")
         self.saved = _names(given, "modules_to_save") or []
         if isinstance(self.saved, str):
             raise ValueError("modules_to_save is no list")
@@ -82,7 +82,7 @@ class AdapterConfig:
         self._rank_of = [(_ending(name), rank) for name, rank in self.ranks.items()]
         self._alpha_of = [(_ending(name), alpha) for name, alpha in self.alphas.items()]
         self._targeted = _matcher(self.targets)
-        self._left_out = _matcher(self._excluded)
+        self._left_out = _matcher(self.excluded)
 
     def _refuse(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -110,7 +110,7 @@ class AdapterConfig:
             "rank_pattern": self.ranks,
             "alpha_pattern": self.alphas,
             "target_modules": self.targets,
-            "exclude_modules": self._excluded,
+            "exclude_modules": self.excluded,
             "layers_to_transform": sorted(self.layers or ()),
             "layers_pattern": self._layer_lists,
             "modules_to_save": self.saved,

@@ -253,7 +253,8 @@ def test_an_adapter_of_another_shape_is_refused(tiny_model, tmp_path):
 
 def adapter_in(folder, weights, save):
     folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
+    settings = {"r": 8, "lora_alpha": 32, "target_modules": TARGETS, "modules_to_save": ["embed_tokens", "lm_head"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     save(weights, folder)
     return open_artifact(str(folder))
 
