@@ -77,7 +77,8 @@ class _Places:
         if kind == "SUBPATTERN":
             return self.after(given[-1], at)
         if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self._repeated(*given, at)
+            least, most, repeated = given
+            return self._repeated(int(least), int(most), repeated, at)
         if kind in ("ASSERT", "ASSERT_NOT"):
             return [at] if bool(self.after(given[1], at)) == (kind == "ASSERT") else []
         if kind == "AT":
