@@ -16,8 +16,8 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
-from zhllama.tokenizer.beside import require_known_tokens
 from zhllama.tokenizer.vocabulary import load_encoder, padding_multiple
+from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 
@@ -52,7 +52,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     out.facts["lineage"] = require_fit(model, vocabularies[0], steps)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
-        shapes = adapter.fitted(shapes, model.root, vocabulary and vocabulary.size)
+        shapes = adapter.fitted(shapes, model.root, vocabulary.size if vocabulary else None)
 
     if config.prove:
         require_memory(checkpoint)

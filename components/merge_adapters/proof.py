@@ -137,7 +137,7 @@ def _by_peft(model: Any, adapter: Adapter) -> Any:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     adapted = get_peft_model(model, LoraConfig(**adapter.config.for_peft()))
-    result = set_peft_model_state_dict(adapted, {name: adapter.read(key) for name, key in adapter.peft_keys()})
+    result: Any = set_peft_model_state_dict(adapted, {name: adapter.read(key) for name, key in adapter.peft_keys()})
     if result.unexpected_keys:
         raise RuntimeError(f"{adapter.where}: peft has no place for {result.unexpected_keys[0]}")
     return adapted

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.beside import require_known_tokens
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
 from zhllama.weights.adapter import Adapter
+from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 from zhllama.weights.safetensors_io import Checkpoint
@@ -183,7 +183,7 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
     require_fit(model, first, steps)
     planned = []
     for adapter, contract, its in zip(opened, others, own, strict=True):
-        shapes = adapter.fitted(shapes, model.root, contract and contract.size)
+        shapes = adapter.fitted(shapes, model.root, contract.size if contract else None)
         encoder = its or encoder
         planned.append(PlannedAdapter(adapter, encoder, shapes[EMBEDDING][0]))
     return planned

@@ -13,11 +13,11 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.beside import require_known_tokens
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import CONFIG, AdapterConfig
+from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 from zhllama.weights.safetensors_io import Checkpoint

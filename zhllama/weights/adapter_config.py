@@ -6,6 +6,7 @@ every release, and each of them passed as long as the known bad ones were listed
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,9 @@ from zhllama.errors import InputError
 from zhllama.weights.name_pattern import whole_match
 
 CONFIG = "adapter_config.json"
+_MOST_PATTERNS = 20_000
+_SECONDS = 10.0
+"""Of the processor, for all patterns of a configuration: those of 80 layers take a tenth of one."""
 
 _DONE = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
@@ -79,10 +83,13 @@ class AdapterConfig:
         self.token_rows: Sequence[int] | Mapping[str, Sequence[int]] = _token_rows(given)
         base = given.get("base_model_name_or_path")
         self.base = base if isinstance(base, str) else ""
-        self._rank_of = [(_ending(name), rank) for name, rank in self.ranks.items()]
-        self._alpha_of = [(_ending(name), alpha) for name, alpha in self.alphas.items()]
-        self._targeted = _matcher(self.targets)
-        self._left_out = _matcher(self.excluded)
+        if len(self.ranks) + len(self.alphas) > _MOST_PATTERNS:
+            raise ValueError(f"it has {len(self.ranks) + len(self.alphas):,} patterns")
+        left = [_SECONDS]
+        self._rank_of = [(_ending(name, left), rank) for name, rank in self.ranks.items()]
+        self._alpha_of = [(_ending(name, left), alpha) for name, alpha in self.alphas.items()]
+        self._targeted = _matcher(self.targets, left)
+        self._left_out = _matcher(self.excluded, left)
 
     def _refuse(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -155,13 +162,18 @@ def _ends(module: str, name: str) -> bool:
     return f".{module}".endswith(f".{name}")
 
 
-def _ending(pattern: str) -> Callable[[str], bool]:
-    return whole_match(rf"(.*\.)?({pattern})$")
+def _ending(pattern: str, left: list[float]) -> Callable[[str], bool]:
+    whole = rf"(.*\.)?({pattern})$"
+    if re.fullmatch(r"[\w.-]+", pattern):
+        # a module's name, one for each layer in EVA's adapters: nothing in it that could take long
+        plain = re.compile(whole)
+        return lambda module: plain.match(module) is not None
+    return whole_match(whole, left)
 
 
-def _matcher(names: Collection[str] | str | None) -> Callable[[str], bool]:
+def _matcher(names: Collection[str] | str | None, left: list[float]) -> Callable[[str], bool]:
     if isinstance(names, str):
-        return whole_match(names)
+        return whole_match(names, left)
     chosen = set(names or ())
     # every ending of the module's name that begins after a dot
     return lambda module: any(module.split(".", cut)[cut] in chosen for cut in range(module.count(".") + 1))

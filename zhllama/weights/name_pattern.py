@@ -7,8 +7,11 @@ the answer is `re`'s. What would need more (references to what was matched, look
 
 import importlib
 import re
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from zhllama.errors import InputError
 
 LONGEST = 10_000
 """Characters of an expression."""
@@ -18,8 +21,9 @@ _CATEGORIES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w", "NOT_DIGIT": r"\D"
 Match = Callable[[str], bool]
 
 
-def whole_match(pattern: str) -> Match:
-    """As re.fullmatch. ValueError for what is no regular expression, or more than is done here."""
+def whole_match(pattern: str, left: list[float]) -> Match:
+    """As re.fullmatch. ValueError for what is no regular expression, or more than is done here. left: the seconds that
+    all of its user's patterns may take together, counted down here; InputError when they are over."""
     if len(pattern) > LONGEST:
         raise ValueError(f"a pattern of {len(pattern):,} characters")
     try:
@@ -30,10 +34,15 @@ def whole_match(pattern: str) -> Match:
         raise ValueError(f"{pattern[:80]!r} sets flags")
 
     def match(name: str) -> bool:
+        began = time.thread_time()
         try:
-            return len(name) in _Places(name).after(parsed, 0)
-        except RecursionError as error:
-            raise ValueError(f"{pattern[:80]!r} is nested too deeply") from error
+            found = len(name) in _Places(name).after(parsed, 0)
+            left[0] -= time.thread_time() - began
+        except RecursionError:
+            left[0] = -1.0
+        if left[0] < 0:
+            raise InputError(f"the pattern {pattern[:80]!r} takes too long; give names in its place")
+        return found
 
     _refuse(parsed)
     return match
@@ -77,7 +86,8 @@ class _Places:
         if kind == "SUBPATTERN":
             return self.after(given[-1], at)
         if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self._repeated(*given, at)
+            least, most, repeated = given
+            return self._repeated(int(least), int(most), repeated, at)
         if kind in ("ASSERT", "ASSERT_NOT"):
             return [at] if bool(self.after(given[1], at)) == (kind == "ASSERT") else []
         if kind == "AT":
@@ -88,6 +98,8 @@ class _Places:
         key = id(parts), -1 - at  # by the parts alone: a sequence is repeated by one operation
         if key in self._known:
             return self._known[key]
+        if len(parts) == 1 and str(parts[0][0]) == "ANY" and "\n" not in self._name:
+            return frozenset(range(at + least, min(len(self._name), at + most) + 1))
         places, found, count = frozenset([at]), frozenset[int](), 0
         while places and count <= most:
             if count >= least:

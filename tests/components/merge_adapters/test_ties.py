@@ -32,7 +32,7 @@ def adapter_of(tmp_path_factory, tied):
     """`adapter_of(seed, **LoraConfig)` → what peft saves of an adapter of the tied model."""
 
     def make(seed: int, **changes) -> Path:
-        options = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **deepcopy(changes)}
+        options = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | deepcopy(changes)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(tied), LoraConfig(**options))
         randomise(model, seed)
         weights = dict(model.named_parameters())

@@ -29,7 +29,8 @@ def adapter(tmp_path, tiny_model):
     """`adapter(**LoraConfig)`: what peft saves of a model that was trained somewhere."""
 
     def make(base: str = tiny_model, **changes) -> Path:
-        options = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0, **deepcopy(changes)}
+        options = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
+        options |= deepcopy(changes)
         folder = Path(base) if Path(base).is_dir() else Path(base).parent
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(**options))
         torch.manual_seed(1)
@@ -100,7 +101,7 @@ def test_another_vocabulary_beside_it_is_refused(adapter, tiny_model, packed_tex
     one, other = list(vocabulary)[500:502]
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(InputError, match="as token 500 .* give the model that it was trained on"):
+    with pytest.raises(InputError, match=r"as token 500 .* give the model that it was trained on"):
         checked_inputs(options := given(folder, tiny_model, packed_text), Inputs(options))
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zhllama.errors import InputError
 from zhllama.weights.name_pattern import whole_match
 
 NAMES = [
@@ -39,7 +40,9 @@ UNSLOTH = (
     ],
 )
 def test_a_pattern_matches_what_it_matches_in_re(pattern: str) -> None:
-    assert [whole_match(pattern)(name) for name in NAMES] == [bool(re.fullmatch(pattern, name)) for name in NAMES]
+    assert [whole_match(pattern, [5.0])(name) for name in NAMES] == [
+        bool(re.fullmatch(pattern, name)) for name in NAMES
+    ]
 
 
 _parts = st.recursive(
@@ -59,7 +62,7 @@ _parts = st.recursive(
 
 @given(_parts, st.text("ab.", max_size=7))
 def test_any_pattern_matches_what_it_matches_in_re(pattern: str, name: str) -> None:
-    assert whole_match(pattern)(name) == bool(re.fullmatch(pattern, name)), pattern
+    assert whole_match(pattern, [5.0])(name) == bool(re.fullmatch(pattern, name)), pattern
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_any_pattern_matches_what_it_matches_in_re(pattern: str, name: str) -> N
     ],
 )
 def test_what_takes_python_for_ever_is_known_at_once(pattern: str) -> None:
-    assert not whole_match(pattern)("a" * 60)
+    assert not whole_match(pattern, [5.0])("a" * 60)
 
 
 @pytest.mark.parametrize(
@@ -82,4 +85,12 @@ def test_what_takes_python_for_ever_is_known_at_once(pattern: str) -> None:
 )
 def test_what_is_no_pattern_or_more_than_is_done_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"pattern|expression|flags"):
-        whole_match(pattern)
+        whole_match(pattern, [5.0])
+
+
+def test_patterns_together_have_so_many_seconds() -> None:
+    left = [0.05]
+    match = whole_match("(a?(b?(c?)*)*)*" * 40, left)
+    with pytest.raises(InputError, match="takes too long"):
+        all(match("abc" * 20) is not None for _ in range(1000))
+    assert left[0] < 0

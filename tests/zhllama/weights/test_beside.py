@@ -8,8 +8,8 @@ import pytest
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.beside import require_known_tokens, tokens_beside
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.beside import require_known_tokens, tokens_beside
 
 
 def folder(path: Path, files: dict[str, Any]) -> Path:
