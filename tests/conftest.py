@@ -156,6 +156,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str
 
 
 @pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str:
+    """`tiny_model` with its embedding for a head, a folder as transformers saves one."""
+    from transformers import AutoModelForCausalLM
+
+    folder, tiny = tmp_path_factory.mktemp("tied-model"), Path(tiny_model).parent
+    model = AutoModelForCausalLM.from_pretrained(tiny, tie_word_embeddings=True)
+    model.tie_weights()
+    model.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes((tiny / "tokenizer.model").read_bytes())
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, chinese_tokenizer: bytes) -> str:
     """The reference of `tiny_model` extended by the pieces of `chinese_tokenizer` and [PAD]."""
     from components.extend_tokenizer.extender import extend_tokenizer

@@ -129,7 +129,7 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
     }  # fmt: skip
     tensors = []
     for place in llama.places:
-        if place.hf == HEAD and (llama.config.get("tie_word_embeddings") or HEAD not in llama.checkpoint.tensors):
+        if place.hf == HEAD and llama.tied:
             continue  # llama.cpp then takes the embedding
         module = place.hf.removesuffix(".weight")
         shape = found = llama.info(place).shape

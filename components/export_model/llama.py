@@ -10,6 +10,7 @@ from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD, ROPE_THETA, MetaParams, Place, places
 from zhllama.weights.safetensors_io import Checkpoint, TensorInfo
+from zhllama.weights.ties import is_tied
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class Llama:
     head_width: int
     positions: int
     stretch: float
+    tied: bool
 
     def info(self, place: Place) -> TensorInfo:
         """Of a tied model's head, which is not in the file, the embedding's."""
-        tied = place.hf == HEAD and HEAD not in self.checkpoint.tensors
-        return self.checkpoint.info(EMBEDDING if tied else place.hf)
+        return self.checkpoint.info(EMBEDDING if place.hf == HEAD and self.tied else place.hf)
 
 
 def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
@@ -72,4 +73,4 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
     wanted = tuple(place for place in all_places if place.hf == HEAD or checkpoint.info(place.hf))
     if unknown := sorted(set(checkpoint.tensors) - {place.hf for place in wanted}):
         raise InputError(f"{where}: tensor {unknown[0]} is none of a LLaMA model; {form} has no place for it")
-    return Llama(model, checkpoint, encoder, wanted, config, params, **rest)
+    return Llama(model, checkpoint, encoder, wanted, config, params, **rest, tied=is_tied(checkpoint))

@@ -19,6 +19,7 @@ from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_en
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
+from zhllama.weights.ties import is_tied
 
 REST_FILE = "model-00000.safetensors"
 """What a single-file model keeps beside its embeddings."""
@@ -34,7 +35,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     base = load_encoder(model, "--model")
     checkpoint = Checkpoint(model)
     settings = checkpoint.settings()
-    tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
+    tables = [EMBEDDING] if is_tied(checkpoint) else [EMBEDDING, HEAD]
     checkpoint.refuse_quantised(tables)
     for table in tables:
         require_rows(base.size, checkpoint.info(table).shape[0], checkpoint.where, table)
@@ -52,7 +53,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     for name, content in files.items():
         out.add_bytes(name, content)
     special = {f"{name}_token_id": getattr(vocabulary, name) for name in ("bos", "eos", "pad")}
-    out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
+    sizes = {"vocab_size": vocabulary.rows, "tie_word_embeddings": vocabulary.tied}
+    out.add_json("config.json", settings | special | sizes)
     generation = checkpoint.settings("generation_config.json") if "generation_config.json" in model else {}
     out.add_json("generation_config.json", generation | special)
     _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)

@@ -39,6 +39,7 @@ _AT_LEAST_0 = (
 class TrainingOptions(StageOptions):
     """What every training takes."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
     model: Ref

@@ -30,12 +30,16 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
-from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInputs, checked_inputs
+from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
-from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
+from zhllama.training.model import adapter_config_json, for_both_tables, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
+from zhllama.weights.adapter import SAFE
+from zhllama.weights.adapter_config import CONFIG
+from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
+from zhllama.weights.ties import is_tied
 
 log = logging.getLogger("training")
 
@@ -126,13 +130,13 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     if len(weights) != len(trained):
         raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
-    half = {name: weight.to(torch.float16).contiguous() for name, weight in weights.items()}
+    half = {name: one.to(torch.float16).contiguous() for name, one in for_both_tables(model, weights).items()}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
-        path = Path(folder, ADAPTER_WEIGHTS)
+        path = Path(folder, SAFE)
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)
-        out.add_file(ADAPTER_WEIGHTS, path)
-    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model))
+        out.add_file(SAFE, path)
+    out.add_bytes(CONFIG, adapter_config_json(model, inputs.model))
     for name in TOKENIZER_FILES:
         if name in inputs.model:
             out.copy(inputs.model, name)
@@ -152,6 +156,8 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
+    if HEAD in checkpoint.tensors and is_tied(checkpoint):
+        trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
     for name in inputs.model.names:
         if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:

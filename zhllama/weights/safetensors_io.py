@@ -106,6 +106,8 @@ class Checkpoint:
         if missing := sorted(set(named) - set(self.tensors)):
             raise InputError(f"{where}: the index names {missing[0]}, but no shard has it; fetch it again")
         self.files = files
+        self.partly: set[str] = set()
+        """Files that have a tensor more, which is left out."""
 
     def settings(self, name: str = "config.json") -> dict[str, Any]:
         """A JSON file of the model; InputError when it is none."""
@@ -118,6 +120,16 @@ class Checkpoint:
         if name not in self.tensors:
             raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
         return self.tensors[name]
+
+    def leave_out(self, name: str) -> None:
+        """Whoever writes the model on writes it without this tensor."""
+        info = self.tensors.pop(name, None)
+        if info is None:
+            return
+        if any(other.file == info.file for other in self.tensors.values()):
+            self.partly.add(info.file)
+        else:
+            self.files.remove(info.file)
 
     def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
         """InputError when one of these tensors (default: all) is not of floating-point numbers. Integers with scales

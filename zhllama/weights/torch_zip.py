@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 _ZIP = b"PK\x03\x04"
 _WINDOW = 16 * 2**10
 """Bytes of a read while a file is indexed."""
+_NESTED = ("state_dict", "model_state_dict", "module", "model")
+"""Where Lightning, trainers of one's own and DeepSpeed put the state dict in their file."""
 
 
 def load_tensors(stream: Any, where: str) -> dict[str, Any]:
-    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors. InputError for its refusals, and for
-    anything else."""
+    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors, or of one inside another. InputError
+    for its refusals, and for anything else."""
     import torch
 
     try:
@@ -49,6 +51,9 @@ def load_tensors(stream: Any, where: str) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where}: not a PyTorch checkpoint, or cut short ({said}); fetch it again") from error
+    if isinstance(found, dict) and len(inside := [found[name] for name in _NESTED if name in found]) == 1:
+        # beside it lie the state of an optimizer, counters and the like
+        found = inside[0] if isinstance(inside[0], dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
     return found

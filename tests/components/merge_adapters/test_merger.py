@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from components.merge_adapters import proof, stream
-from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from tests.folders import add_folder
@@ -27,6 +26,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
 
 MODULES = ["embed_tokens", "lm_head"]
@@ -65,6 +65,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
         {"trainable_token_indices": [799, 3, 500]},
         {"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [799, 7]}},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.1\..*(?:q|v)_proj"},
+        {"layers_to_transform": [1], "exclude_modules": ["up_proj"], "modules_to_save": ["input_layernorm", "norm"]},
+        {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     ],
     ids=[
         "projections",
@@ -76,6 +80,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         "embedding",
         "tokens",
         "tokens-by-module",
+        "all-linear",
+        "expression",
+        "one-layer-and-norms",
+        "orthogonal",
     ],
 )
 def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter, merged_by_peft, options):
@@ -176,14 +184,34 @@ def test_a_pickled_adapter_merges_as_its_safetensors_do(tmp_path, tiny_model, ma
         assert merge(tmp_path, tiny_model, pickled).facts["weights_digest"] == wanted
 
 
-def test_fan_in_fan_out_transposes_the_product(tmp_path, tiny_model, make_adapter, tiny_state):
-    adapter = make_adapter(1, target_modules=["q_proj"], r=4, lora_alpha=2)
+def test_fan_in_fan_out_is_put_aside_for_linear_layers_as_peft_does(tmp_path, tiny_model, make_adapter, merged_by_peft):
+    adapter = shutil.copytree(make_adapter(1, target_modules=["q_proj"], r=4, lora_alpha=2), tmp_path / "adapter")
     change_config(adapter, fan_in_fan_out=True)
-    factors = load_file(adapter / "adapter_model.safetensors")
-    name = "model.layers.1.self_attn.q_proj"
-    a, b = (factors[f"base_model.model.{name}.lora_{which}.weight"].float() for which in "AB")
-    wanted = (tiny_state[f"{name}.weight"].float() + (b @ a).T * 0.5).half()
-    assert torch.equal(tensors_of(merge(tmp_path, tiny_model, adapter))[f"{name}.weight"], wanted)
+    assert_same(tensors_of(merge(tmp_path, tiny_model, adapter)), merged_by_peft([adapter]))
+
+
+SPELLINGS = {
+    "without a prefix": lambda key: key.removeprefix("base_model.model."),
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "older peft": lambda key: key.replace("lora_A", "lora_A.default").replace(
+        "embed_tokens", "embed_tokens.modules_to_save"
+    ),
+    "sharded": lambda key: key.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_tensors_are_the_same_whatever_a_trainer_called_them(tmp_path, tiny_model, make_adapter, name):
+    adapter = shutil.copytree(make_adapter(1, modules_to_save=MODULES), tmp_path / "adapter")
+    wanted = merge(tmp_path / "store", tiny_model, adapter).facts["weights_digest"]
+    change_tensors(adapter, lambda tensors: {SPELLINGS[name](key): tensor for key, tensor in tensors.items()})
+    assert merge(tmp_path / "store", tiny_model, adapter, prove=True).facts["weights_digest"] == wanted
+
+
+def test_a_pissa_adapter_is_refused_since_peft_changes_its_base(tmp_path, tiny_model, make_adapter):
+    adapter = make_adapter(1, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+    with pytest.raises(InputError, match=r"sets init_lora_weights='pissa' \(it changes the base"):
+        merge(tmp_path, tiny_model, adapter)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -246,8 +274,12 @@ def test_the_merged_model_answers_as_the_model_with_its_adapters(
 
 def test_a_merge_that_is_wrong_does_not_prove(tmp_path, tiny_model, make_adapter, monkeypatch):
     update = Adapter._update
-    monkeypatch.setattr(Adapter, "_update", lambda *given: update(*given)._replace(scale=1.0))
-    with pytest.raises(RuntimeError, match="the merged model is not the model with its adapters"):
+
+    def wrong(adapter, weight, parts):
+        return update(adapter, weight, parts)._replace(**({"scale": 99.0} if weight == DOWN else {}))
+
+    monkeypatch.setattr(Adapter, "_update", wrong)
+    with pytest.raises(InputError, match=rf"the merged model is not the model with its adapters.* most {DOWN}, by \d"):
         merge(tmp_path, tiny_model, make_adapter(1), prove=True)
     assert not list(tmp_path.rglob("manifest.json"))
 
@@ -425,6 +457,18 @@ BAD = {
         r"q_proj\.weight is \(64, 32\) in the adapter and \(64, 64\) in the model",
     ),
     "another rank": (lambda a: change_config(a, r=4), "where rank 4 is configured"),
+    "half of it": (
+        lambda a: change_tensors(a, lambda t: {k: v for k, v in t.items() if "layers.1" not in k}),
+        r"names model\.layers\.1\.\S+, and the adapter has no tensor of it",
+    ),
+    "other tokens": (
+        lambda a: (a / "added_tokens.json").write_text('{"<|im_start|>": 800}'),
+        r"its tokenizer has '<\|im_start\|>' as token 800",
+    ),
+    "a pointer": (
+        lambda a: (a / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1"),
+        "adapter_config.json is no LoRA configuration",
+    ),
     "DoRA": (lambda a: change_config(a, use_dora=True), r"sets use_dora \(DoRA\)"),
     "bias": (lambda a: change_config(a, bias="all"), "sets bias='all'"),
     "not LoRA": (lambda a: change_config(a, peft_type="IA3"), "a IA3 adapter; only LoRA"),

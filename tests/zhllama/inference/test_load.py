@@ -1,6 +1,7 @@
 """A model is loaded whole or refused; adapters are merged as peft merges them; text streams in whole characters."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from tests.folders import add_folder
 from tests.loaded_model import load_model
@@ -67,7 +69,7 @@ def write_adapter(folder: Path, base: Any, tokenizer: bytes, seed: int) -> Path:
         modules_to_save=["embed_tokens", "lm_head"] if grows else None,
         init_lora_weights=False,
     )
-    get_peft_model(base, config).save_pretrained(folder)
+    get_peft_model(base, config).save_pretrained(folder, save_embedding_layers=grows)
     (folder / "tokenizer.model").write_bytes(tokenizer)
     return folder
 
@@ -138,6 +140,101 @@ def test_an_adapter_of_another_model_is_refused_by_its_manifest(
     assert load_model(tiny_model, f"{tmp_path / 'adapter'},{reference}").encoder.size == 800
 
 
+@pytest.fixture
+def whole(tmp_path: Path, tiny_model: str, llama_tokenizer: bytes) -> Path:
+    """An adapter as peft writes it, without a tokenizer."""
+    folder = write_adapter(tmp_path / "whole", load_model(tiny_model).model, llama_tokenizer, 1)
+    (folder / "tokenizer.model").unlink()
+    return folder
+
+
+def rewritten(folder: Path, change: Any) -> None:
+    """Its tensors by other names, or some of them."""
+    file = folder / "adapter_model.safetensors"
+    save_file(dict(filter(None, map(change, load_file(file).items()))), file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda key: key.removeprefix("base_model.model."),
+        lambda key: f"_orig_mod.{key}",
+        lambda key: key.replace("layers.", "layers._orig_mod."),
+        lambda key: key.replace(".weight", ".default.weight"),
+    ],
+    ids=["without a prefix", "compiled", "compiled by layer", "older peft"],
+)
+def test_an_adapter_answers_whatever_its_trainer_called_its_tensors(tiny_model: str, whole: Path, name: Any) -> None:
+    wanted = load_model(tiny_model, str(whole)).model.state_dict()
+    base = load_model(tiny_model).model.state_dict()
+    rewritten(whole, lambda item: (name(item[0]), item[1]))
+    found = load_model(tiny_model, str(whole)).model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    assert not torch.equal(
+        found["model.layers.0.self_attn.q_proj.weight"], base["model.layers.0.self_attn.q_proj.weight"]
+    )
+
+
+def test_a_pickle_with_the_tensors_one_level_down_answers_as_well(tiny_model: str, whole: Path) -> None:
+    wanted = load_model(tiny_model, str(whole)).model.state_dict()
+    tensors = load_file(whole / "adapter_model.safetensors")
+    (whole / "adapter_model.safetensors").unlink()
+    torch.save({"state_dict": tensors, "epoch": 1}, whole / "adapter_model.bin")
+    found = load_model(tiny_model, str(whole)).model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda at: rewritten(at, lambda item: None if "layers.1" in item[0] else item), "it was cut short"),
+        (lambda at: configured(at, init_lora_weights="pissa"), "sets init_lora_weights='pissa'"),
+        (lambda at: configured(at, use_of_next_year=1), "sets use_of_next_year"),
+        (lambda at: configured(at, peft_type="VERA"), "a VERA adapter"),
+        (lambda at: rewritten(at, lambda item: (f"critic.{item[0]}", item[1])), "which .* does not have"),
+        (lambda at: (at / "added_tokens.json").write_text('{"<|im_end|>": 800}'), r"'<\|im_end\|>' as token 800"),
+        (lambda at: rewritten(at, lambda item: (item[0], item[1] * torch.nan)), "is not finite after the merge"),
+    ],
+    ids=["half", "PiSSA", "unknown", "VeRA", "other names", "other tokens", "not finite"],
+)
+def test_an_adapter_that_cannot_be_merged_is_not_asked_either(
+    tiny_model: str, whole: Path, spoil: Any, said: str
+) -> None:
+    spoil(whole)
+    with pytest.raises(InputError, match=said):
+        load_model(tiny_model, str(whole))
+
+
+def test_a_tied_model_with_a_trained_embedding_keeps_its_head_as_peft_keeps_it(copied: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(copied, dtype=torch.float32)
+    base.config.tie_word_embeddings = True
+    base.lm_head.weight = base.model.embed_tokens.weight
+    tied = tmp_path / "tied"
+    base.save_pretrained(tied)
+    shutil.copy(copied / "tokenizer.model", tied)
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], init_lora_weights=False)
+    adapted = get_peft_model(base, config)
+    for name, parameter in adapted.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)
+    wanted = PeftModel.from_pretrained(again, tmp_path / "adapter").eval()
+    found = load_model(str(tied), str(tmp_path / "adapter")).model
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(found(ids).logits, wanted(ids).logits)
+
+
 # --- what is no model -------------------------------------------------------------------------------------------------
 
 
@@ -180,10 +277,6 @@ def test_what_is_no_whole_model_is_refused_in_one_line(copied: Path, damage: Any
 
 
 def test_a_model_that_lacks_a_tensor_is_refused(copied: Path) -> None:
-    import json
-
-    from safetensors.torch import load_file, save_file
-
     for file in copied.glob("model-0*.safetensors"):
         state = load_file(file)
         state.pop("model.layers.1.mlp.up_proj.weight", None)
@@ -223,12 +316,12 @@ def test_an_adapter_of_another_architecture_is_refused_before_a_weight_is_loaded
     shape = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 2}
     wider = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
     adapter = write_adapter(tmp_path / "wider", wider, llama_tokenizer, 1)
-    with pytest.raises(InputError, match=r"proj\.weight with 96 along axis \d, the model's is 64 × .*of this size"):
+    with pytest.raises(InputError, match=r"proj\.weight is \(96, 192\) in the adapter and \(64, 192\) in the model"):
         load_model(tiny_model, str(adapter))
     shape |= {"hidden_size": 64, "num_hidden_layers": 3}
     deeper = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
     adapter = write_adapter(tmp_path / "deeper", deeper, llama_tokenizer, 1)
-    with pytest.raises(InputError, match=r"changes model\.layers\.2\..*, which the model has not"):
+    with pytest.raises(InputError, match=r"changes model\.layers\.2\..*, which .* does not have"):
         load_model(tiny_model, str(adapter))
 
 
