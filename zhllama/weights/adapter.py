@@ -6,6 +6,7 @@ All of it is done for some rows at a time. One reader for whoever merges, asks o
 notice of names that it does not know, and the model answers as if there were no adapter.
 """
 
+import logging
 import math
 import re
 import threading
@@ -23,6 +24,8 @@ from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 if TYPE_CHECKING:
     import torch
 
+
+log = logging.getLogger("adapter")
 
 SAFE = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -121,6 +124,8 @@ class Adapter:
         """The shape of every tensor of a model after this adapter, from those before. InputError for a target that the
         model has not, or of another size, and for one that the adapter should change and does not. pieces: of the
         adapter's own vocabulary, which may bring rows."""
+        if self.config.base:
+            log.info("%s: it says that it was trained on %s; it is given to %s", self.where, self.config.base, model)
         after = dict(shapes)
         for name in sorted(self.touched):
             if name not in shapes:

@@ -215,3 +215,9 @@ def test_saved_modules_are_known_by_either_name_and_must_be_there(tmp_path: Path
         assert ("base_model.model.model.embed_tokens.weight" in dict(adapter.peft_keys())) is True
     with pytest.raises(InputError, match=r"names model\.embed_tokens\.weight, and the adapter has no tensor of it"):
         fit(write(tmp_path / "adapter", config=saved))
+
+
+def test_the_base_that_an_adapter_names_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(write(tmp_path / "adapter", config={"base_model_name_or_path": "someone/other-model"}))
+    assert "it says that it was trained on someone/other-model; it is given to the model" in caplog.text
