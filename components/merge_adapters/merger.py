@@ -35,12 +35,13 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     checkpoint = Checkpoint(model)
-    settings = checkpoint.settings()
     checkpoint.refuse_quantised()
+    settings = model_config(checkpoint)
     given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
     adapters = [Adapter(artifact, "--adapters") for artifact in given]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors

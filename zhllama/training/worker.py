@@ -35,6 +35,7 @@ from zhllama.training.metrics import EVENTS, METRICS, History, size_of
 from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
+from zhllama.weights.model_config import CONFIG, model_config
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
 log = logging.getLogger("training")
@@ -154,8 +155,9 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
     for name in inputs.model.names:
-        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
+        if name not in rewritten | {CONFIG, METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
             out.copy(inputs.model, name)
+    out.add_json(CONFIG, model_config(checkpoint))
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
         with out.writer(file) as sink:
