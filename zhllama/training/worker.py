@@ -154,9 +154,9 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
-    for name in inputs.model.names:
+    for name in checkpoint.artifact.names:
         if name not in rewritten | {CONFIG, METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
-            out.copy(inputs.model, name)
+            out.copy(checkpoint.artifact, name)
     out.add_json(CONFIG, model_config(checkpoint))
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}

@@ -38,7 +38,9 @@ def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return settings
 
 
-def read_config(names: Artifact | Mapping[str, Any], read: Callable[[str], dict[str, Any]], where: str) -> dict[str, Any]:
+def read_config(
+    names: Artifact | Mapping[str, Any], read: Callable[[str], dict[str, Any]], where: str
+) -> dict[str, Any]:
     """As model_config, where the tensors are not looked at. The generation_config.json beside it is checked as well.
     `names`: of the model's files; `read`: the object in one, or ValueError."""
     if CONFIG not in names:
