@@ -18,7 +18,8 @@ from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
+from zhllama.weights.meta_format import EMBEDDING, HEAD, PARAMS, TOKENIZER, MetaParams
+from zhllama.weights.model_config import checked_config
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SafetensorsStream, index_json
 
 FILE_LIMIT = 2 * 10**9
@@ -85,8 +86,8 @@ def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, lis
 
 
 def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
-    """config.json of a LLaMA model, in the terms of transformers 5 (rope_parameters, dtype)."""
-    return {
+    """config.json of a LLaMA model."""
+    return checked_config({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": vocabulary.rows,
@@ -99,7 +100,7 @@ def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positi
         "hidden_act": "silu",
         "rms_norm_eps": params.norm_eps,
         "max_position_embeddings": max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": params.rope_theta},
+        "rope_theta": params.rope_theta,
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
@@ -109,4 +110,4 @@ def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positi
         "pad_token_id": vocabulary.pad,
         "dtype": vocabulary.dtype,
         "use_cache": True,
-    }
+    }, PARAMS)  # fmt: skip

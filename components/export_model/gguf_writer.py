@@ -20,6 +20,7 @@ from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
+from zhllama.weights.rope import DEFAULT
 from zhllama.weights.safetensors_io import Checkpoint, Sink
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ CHUNK = 64 * 2**20
 PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """What a GGUF may hold unquantised → torch's name."""
 _ALIGNMENT = 32
+_YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None, "mscale": 0, "mscale_all_dim": 0}
+"""Settings of yarn, and what they are in every engine where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,11 @@ class GgufModel:
             "rope_dimension_count": llama.head_width, "rope_freq_base": shape.rope_theta,
         }.items():  # fmt: skip
             getattr(writer, f"add_{name}")(value)
-        if llama.stretch != 1.0:
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(llama.stretch)
+        if llama.rope.kind != DEFAULT:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(llama.rope.kind))
+            writer.add_rope_scaling_factor(llama.rope.settings["factor"])
+        if llama.rope.kind == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(llama.rope.settings["original_max_position_embeddings"])
         writer.add_vocab_size(llama.encoder.size)
         add_tokenizer(writer, llama.encoder, self.chat_template)
         for tensor in self.tensors if tensors else ():
@@ -118,29 +123,18 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
     """Checks a model from its headers and small files. InputError for what llama.cpp's LLaMA cannot hold."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
-    llama = open_llama(model, "GGUF", ("default", "linear"))
-    params = llama.params
+    llama = open_llama(model, "GGUF", ("default", "linear", "yarn"))
+    params, rope = llama.params, llama.rope
+    if odd := [name for name, value in rope.settings.items() if name in _YARN and value != _YARN[name]]:
+        raise InputError(f"--model {model.root}: config.json sets {odd[0]} of its rope, which is not exported to GGUF")
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, params.n_layers)
-    pieces, width, wide = llama.encoder.size, params.dim, llama.feed_forward
-    q, kv = params.n_heads * llama.head_width, params.kv_heads * llama.head_width
-    expected = {
-        "q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q),
-        "gate_proj": (wide, width), "up_proj": (wide, width), "down_proj": (width, wide),
-    }  # fmt: skip
+    pieces, width = llama.encoder.size, params.dim
     tensors = []
     for place in llama.places:
         if place.hf == HEAD and llama.tied:
             continue  # llama.cpp then takes the embedding
         module = place.hf.removesuffix(".weight")
-        shape = found = llama.info(place).shape
-        wanted: tuple[int, ...] = expected.get(module.rpartition(".")[2], (width,))
-        if place.hf in (EMBEDDING, HEAD):
-            shape, wanted = (pieces, width), (max(pieces, found[0]), width)
-        if found != wanted:
-            raise InputError(
-                f"--model {model.root}: {place.hf} is {found} where config.json and the tokenizer say {wanted}; "
-                "publish or fetch the model again"
-            )
+        shape = (pieces, width) if place.hf in (EMBEDDING, HEAD) else llama.info(place).shape
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
     return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint))
 

@@ -18,6 +18,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
 from zhllama.weights.ties import is_tied
 
@@ -34,7 +35,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
     checkpoint = Checkpoint(model)
-    settings = checkpoint.settings()
+    settings = model_config(checkpoint)
     tables = [EMBEDDING] if is_tied(checkpoint) else [EMBEDDING, HEAD]
     checkpoint.refuse_quantised(tables)
     for table in tables:

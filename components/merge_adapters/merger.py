@@ -30,13 +30,14 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.adapter import Adapter
+    from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
     from zhllama.weights.ties import settle
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     checkpoint = Checkpoint(model)
-    settings = checkpoint.settings()
     checkpoint.refuse_quantised()
+    settings = model_config(checkpoint)
     given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
     adapters = [Adapter(artifact, "--adapters") for artifact in given]
     encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -23,6 +22,8 @@ from zhllama.stage.options import Ref
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
+from zhllama.weights.model_config import model_config
+from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("check")
 
@@ -73,10 +74,10 @@ def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
                 found = f"{there[name]} bytes" if name in there else "not there"
                 raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
     encoder, _ = check_model(artifact, "--model")
-    try:
-        return encoder, int(read_object(artifact, "config.json")["max_position_embeddings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: config.json has no max_position_embeddings ({error}); publish it again") from error
+    positions = model_config(Checkpoint(artifact)).get("max_position_embeddings")
+    if positions is None:
+        raise InputError(f"{where}: config.json has no max_position_embeddings; publish it again")
+    return encoder, int(positions)
 
 
 def check_tokenizer(folder: Path, encoder: Encoder, where: str) -> None:

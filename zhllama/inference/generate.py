@@ -4,6 +4,7 @@ A longer context than the model's positions is a stretched rotary base, the same
 base that grew with the answer, as in the recipe's patch, would leave the cached keys at another.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +145,18 @@ class TextStream:
 def stretch(loaded: LoadedModel, length: int) -> None:
     """Makes the model read and say `length` tokens, by its rotary base: base·α^(d/(d−2)), so that the slowest frequency
     falls by α and the fastest stays (NTK-aware stretching). α is the model's `rope_alpha`, or the recipe's `auto`:
-    (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions."""
-    import torch
-
-    config = loaded.model.config
-    dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions. What config.json says of the
+    positions holds besides; a model that stretches itself (`dynamic`) is left to that."""
+    config, rotary = loaded.model.config, loaded.model.model.rotary_emb
     own = int(config.max_position_embeddings)
     alpha = loaded.rope_alpha or (1.0 if length <= own else (length / (own / 2) - 1) * STRETCH)
-    base = float(config.rope_parameters["rope_theta"]) * alpha ** (dim / (dim - 2))
-    rotary = loaded.model.model.rotary_emb
-    inverse = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
-    rotary.inv_freq.copy_(inverse.to(rotary.inv_freq.device))
+    inverse = rotary.original_inv_freq
+    if rotary.rope_type == "dynamic":
+        # transformers stretches it as it grows, and begins anew here
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
+    elif alpha != 1:
+        stretched = copy.deepcopy(config)
+        dim = 2 * len(inverse)
+        stretched.rope_parameters["rope_theta"] *= alpha ** (dim / (dim - 2))
+        inverse = type(rotary)(stretched).inv_freq
+    rotary.inv_freq = inverse.to(loaded.device, copy=True)

@@ -20,6 +20,8 @@ from zhllama.weights.adapter import Adapter
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.model_config import model_config
+from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, settle
 
@@ -65,6 +67,9 @@ def load_model(
     has not."""
     artifact.require_kind("hf-model", option=option)
     encoder, _ = check_model(artifact, option)
+    if rope_alpha and Rope.of(model_config(Checkpoint(artifact, option)), option).kind == "dynamic":
+        said = "stretches the rotary positions by itself (dynamic)"
+        raise InputError(f"--rope-alpha: {option} {artifact.root} {said}; leave --rope-alpha out")
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -133,13 +138,13 @@ def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes:
 
 def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     """The tokenizer of a model and its contract, after every shard's header was read. InputError when a shard is
-    missing or damaged, or the embedding's rows are not the tokenizer's pieces."""
+    missing or damaged, the embedding's rows are not the tokenizer's pieces, or config.json not of these tensors."""
     encoder, vocabulary = open_encoder(artifact, option)
-    if "config.json" not in artifact:
-        raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
-    rows = Checkpoint(artifact, option).info("model.embed_tokens.weight").shape[0]
+    checkpoint = Checkpoint(artifact, option)
+    rows = checkpoint.info("model.embed_tokens.weight").shape[0]
     fit = rows_fit(encoder.size, rows, artifact.manifest.vocabulary)
     require_rows(encoder.size, rows, f"{option} {artifact.root}", "the embedding", fit)
+    model_config(checkpoint)
     return encoder, vocabulary
 
 

@@ -20,6 +20,7 @@ from zhllama.weights.adapter_config import CONFIG, AdapterConfig
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
 
@@ -51,11 +52,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
             require_equal(contract, vocabulary, f"--adapter {options.adapter}", names[0])
         require_trained_on(adapter, model, f"--adapter {options.adapter}")
 
-    try:
-        config = read_object(model, "config.json")
-    except (ValueError, TypeError) as error:
-        said = f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
-        raise InputError(said) from error
+    checkpoint = Checkpoint(model)
+    config = model_config(checkpoint)
     if config.get("model_type") != "llama":
         raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     rows = config["vocab_size"]
@@ -68,8 +66,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     if block > positions:
         said = f"blocks of {block} tokens, but the model has {positions} positions"
         raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
-    settings, checkpoint = deepspeed_settings(options), Checkpoint(model)
-    tensors = checkpoint.tensors
+    settings, tensors = deepspeed_settings(options), checkpoint.tensors
     if options.gives_adapter:
         shape = lora_shape(options, model, adapter)
         if adapter is not None:

@@ -36,8 +36,9 @@ from zhllama.training.model import adapter_config_json, for_both_tables, read_ba
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
-from zhllama.weights.adapter_config import CONFIG
+from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_config import CONFIG, model_config
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 from zhllama.weights.ties import is_tied
 
@@ -136,7 +137,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)
         out.add_file(SAFE, path)
-    out.add_bytes(CONFIG, adapter_config_json(model, inputs.model))
+    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model))
     for name in TOKENIZER_FILES:
         if name in inputs.model:
             out.copy(inputs.model, name)
@@ -159,9 +160,10 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     if HEAD in checkpoint.tensors and is_tied(checkpoint):
         trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    for name in inputs.model.names:
-        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
-            out.copy(inputs.model, name)
+    for name in checkpoint.artifact.names:
+        if name not in rewritten | {CONFIG, METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
+            out.copy(checkpoint.artifact, name)
+    out.add_json(CONFIG, model_config(checkpoint))
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
         with out.writer(file) as sink:

@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.reader import Artifact, RangeStream
 from zhllama.errors import InputError
-from zhllama.weights.safetensors_io import Sink, TensorInfo, read_rows
+from zhllama.weights.tensors import Sink, TensorInfo, read_rows
 
 if TYPE_CHECKING:
     import torch
 
-    from zhllama.weights.safetensors_io import Room
+    from zhllama.weights.tensors import Room
 
 _ZIP = b"PK\x03\x04"
 _WINDOW = 16 * 2**10

@@ -270,6 +270,33 @@ def test_linear_stretching_is_said(tmp_path, model):
     assert found["llama.rope.freq_base"] == 5000.0
 
 
+ROPES = {
+    "base": {"rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_llama_cpp_turns_positions_as_transformers_does(tmp_path, model, rope):
+    from transformers import LlamaForCausalLM
+
+    configure(model, rope_parameters={"rope_theta": 1e4, **rope})
+    ids = torch.randint(3, 800, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    (found,) = logits(Path(export(tmp_path / "store", model, "f32").root, "model-f32.gguf"), [ids])
+    with torch.inference_mode():
+        right = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)(torch.tensor([ids])).logits[0]
+    # llama.cpp keeps keys and values in float16; another rope is 10% off
+    assert float((found - right).norm() / right.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["attention_factor", "beta_fast"])
+def test_settings_of_yarn_that_llama_cpp_reads_otherwise_are_refused(tmp_path, model, name):
+    configure(model, rope_scaling={"type": "yarn", "factor": 4.0, name: 1.5})
+    with pytest.raises(InputError, match=f"sets {name} of its rope, which is not exported to GGUF"):
+        export(tmp_path / "store", model)
+
+
 # --- what cannot be exported ------------------------------------------------------------------------------------------
 
 

@@ -290,7 +290,7 @@ def broken_model(tmp_path, llama_tokenizer, fault):
         ("tokenizer", "no tokenizer.model in it .*as LLaMA 3 has it.*: byte-level tokenizers are not supported"),
         ("junk", "not a SentencePiece model"),
         ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
-        ("config", "no file config.json"),
+        ("config", "no config.json in it"),
         ("json", "config.json is no JSON object"),
         ("weights", "no model.safetensors"),
         ("quantised", r"lm_head\.weight is int8, a quantised weight; give the model in float16"),

@@ -380,7 +380,7 @@ def test_a_missing_shard_is_missed_over_http_too(tmp_path, http, tiny_meta):
     ("change", "message"),
     [
         (lambda m: (m / "model-00001.safetensors").unlink(), r"model-00001\.safetensors named by .*, but missing"),
-        (lambda m: (m / "model.safetensors.index.json").write_text("[]"), "no index of safetensors"),
+        (lambda m: (m / "model.safetensors.index.json").write_text("[]"), r"index\.json is damaged"),
         (lambda m: (m / "config.json").unlink(), "neither Meta's files"),
         (lambda m: (m / "config.json").write_text(json.dumps({"vocab_size": 700})), "has 800 pieces and .* says 700"),
     ],
@@ -392,12 +392,12 @@ def test_an_incomplete_model_is_refused(tmp_path, model, change, message):
         fetch(tmp_path / "store", model, size="")
 
 
-def test_pickled_models_are_refused(tmp_path, model):
+def test_pickled_models_are_fetched_and_not_opened(tmp_path, model):
     for path in model.glob("model*"):
         path.unlink()
     (model / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match="save the model as safetensors"):
-        fetch(tmp_path / "store", model, size="")
+    found = fetch(tmp_path / "store", model, size="")
+    assert [file.path for file in found.files if file.path.endswith(".bin")] == ["pytorch_model.bin"]
 
 
 def test_an_adapter_without_weights_is_refused(tmp_path, adapter):

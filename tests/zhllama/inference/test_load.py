@@ -358,12 +358,14 @@ def test_a_precision_is_what_the_machine_has_or_refused(
 
 def frequencies(length: int, dim: int = 16, alpha: float | None = None) -> list[float]:
     """Of a model of 2,048 positions that is stretched to a length, the fastest first."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = SimpleNamespace(head_dim=dim, max_position_embeddings=2048, rope_parameters={"rope_theta": 10_000.0})
-    rotary = SimpleNamespace(inv_freq=torch.zeros(dim // 2))
-    model = SimpleNamespace(config=config, model=SimpleNamespace(rotary_emb=rotary))
+    config = LlamaConfig(head_dim=dim, max_position_embeddings=2048)
+    rotary = LlamaRotaryEmbedding(config)
+    model = SimpleNamespace(config=config, model=SimpleNamespace(rotary_emb=rotary), device="cpu")
     stretch(LoadedModel(model, None, length, alpha), length)  # type: ignore[arg-type]
-    return rotary.inv_freq.tolist()
+    return torch.as_tensor(rotary.inv_freq).tolist()
 
 
 @pytest.mark.parametrize(("length", "alpha"), [(512, 1.0), (2048, 1.0), (2049, 1.1010742), (4096, 3.3), (8192, 7.7)])
@@ -398,6 +400,55 @@ def test_a_stretched_model_reads_as_one_made_with_that_base(tiny_model: str) -> 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         assert torch.equal(loaded.model(ids[:, :300]).logits, plain(ids[:, :300]).logits)
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    "linear, old": {"rope_parameters": None, "rope_theta": 5e4, "rope_scaling": {"type": "linear", "factor": 4}},
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_positions_are_turned_as_transformers_turns_them(tmp_path: Path, tiny_model: str, rope: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64, **rope}))
+    made = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = load_model(str(folder), context_length=96)
+    chance = torch.Generator().manual_seed(1)
+    # a longer one in between leaves nothing behind
+    for length in (40, 90, 40):
+        ids = torch.randint(3, 800, (1, length), generator=chance)
+        with torch.inference_mode():
+            said = made.generate(ids, attention_mask=ids * 0 + 1, do_sample=False, max_new_tokens=6, eos_token_id=2)
+        found = answer(loaded, [ids[0].tolist()], dataclasses.replace(GREEDY, max_new_tokens=6))[0]
+        if length == 40 or "dynamic" in str(rope):
+            assert found == said[0, length:].tolist()
+        elif "linear" in str(rope):
+            # a longer context is a stretched base, of what config.json says
+            assert loaded.model.model.rotary_emb.inv_freq[0] == 0.25
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids).logits, made(ids).logits)
+
+
+def test_a_model_that_stretches_itself_takes_no_alpha(tmp_path: Path, tiny_model: str) -> None:
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | ROPES["dynamic"]))
+    with pytest.raises(InputError, match=r"--rope-alpha: .* by itself \(dynamic\); leave"):
+        load_model(str(folder), rope_alpha=2.0)
 
 
 def test_prompts_beyond_the_positions_are_answered_as_alone_and_the_others_as_ever(
