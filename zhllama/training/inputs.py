@@ -8,7 +8,6 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
