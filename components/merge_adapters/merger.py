@@ -18,9 +18,9 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
-from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
+from zhllama.tokenizer.vocabulary import Vocabulary, has_tokenizer, load_encoder, padding_multiple
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.meta_format import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from components.merge_adapters.lora import Adapter
@@ -44,7 +44,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
     adapters = [Adapter(artifact, "--adapters") for artifact in given]
     tied = bool(settings.get("tie_word_embeddings")) or HEAD not in checkpoint.tensors
-    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]
+    encoders = [load_encoder(each, "the tokenizer of") if has_tokenizer(each) else None for each in (model, *given)]
     vocabularies = contracts_of([model, *given], encoders)
     encoder = next((each for each in reversed(encoders) if each is not None), None)
     embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
@@ -58,7 +58,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     if config.prove:
         require_memory(checkpoint)
         if encoder is None:
-            raise InputError(f"--prove: no {TOKENIZER} in {model.root} or in an adapter; prompts cannot be encoded")
+            raise InputError(f"--prove: no tokenizer in {model.root} or in an adapter; prompts cannot be encoded")
     read = sum(info.length for info in checkpoint.tensors.values())
     written = bytes_after(checkpoint, shapes)
     log.info(

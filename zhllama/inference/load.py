@@ -17,7 +17,7 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, has_tokenizer, load_encoder
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -149,7 +149,7 @@ def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
         return encoder, encoder.vocabulary()
     found = encoder.vocabulary(also_at=(int(size) for size in stated.prefixes))
     if found.relation_to(stated) is not Relation.EQUAL:
-        said = f"its tokenizer.model has {found}, its manifest says {stated}"
+        said = f"its tokenizer has {found}, its manifest says {stated}"
         raise InputError(f"{option} {artifact.root}: {said}; publish it again")
     return encoder, stated
 
@@ -175,7 +175,7 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
         except ValueError as error:
             raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
         rows, own = None, None
-        if "tokenizer.model" in adapter:
+        if has_tokenizer(adapter):
             own, vocabulary = open_encoder(adapter, "--adapters")
             rows = vocabulary.rows if vocabulary.size > encoder.size else None
             encoder = own

@@ -12,7 +12,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
+from zhllama.tokenizer.vocabulary import Vocabulary, has_tokenizer, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
 from zhllama.weights.safetensors_io import Checkpoint
@@ -41,12 +41,12 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     dataset = opened["dataset"].require_kind(KIND, option="--dataset")
     adapter = opened.get("adapter")
     names = f"--model {options.model}", f"--dataset {options.dataset}"
-    vocabulary = vocabulary_of(model)
+    vocabulary = vocabulary_of(model, "--model")
     require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
     assert vocabulary is not None
     if adapter is not None:
         adapter.require_kind("adapter", option="--adapter")
-        require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {options.adapter}", names[0])
+        require_equal(vocabulary_of(adapter, "--adapter"), vocabulary, f"--adapter {options.adapter}", names[0])
         require_trained_on(adapter, model, f"--adapter {options.adapter}")
 
     try:
@@ -87,10 +87,10 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     return TrainingInputs(model, dataset, adapter, vocabulary)
 
 
-def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
-    """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
-    if artifact.manifest.vocabulary is None and "tokenizer.model" in artifact:
-        return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
+def vocabulary_of(artifact: Artifact, option: str) -> Vocabulary | None:
+    """The contract in the manifest, or, in a plain folder, of its tokenizer; None without either."""
+    if artifact.manifest.vocabulary is None and has_tokenizer(artifact):
+        return load_encoder(artifact, option).vocabulary()
     return artifact.manifest.vocabulary
 
 
