@@ -1,9 +1,9 @@
 """The SentencePiece model of a folder: its tokenizer.model, with whatever else the folder names as tokens.
 
-Trainers of ChatML or of a `[PAD]` leave tokenizer.model alone and name their tokens in added_tokens.json, tokenizer.json
-or tokenizer_config.json. Each has a row, so each is a piece: special ones of type CONTROL (their text in a user's words
-stays text), others USER_DEFINED. Contract, extension, merge and exports then know them without knowing of these files.
-What only added_tokens.json names, which does not say, is special. BOS, EOS and padding are those that
+Trainers of ChatML or of a `[PAD]` leave tokenizer.model alone and name their tokens in added_tokens.json,
+tokenizer.json or tokenizer_config.json. Each has a row, so each is a piece: special ones of type CONTROL (their text in
+a user's words stays text), others USER_DEFINED. Contract, extension, merge and exports then know them without knowing
+of these files. What only added_tokens.json names, which does not say, is special. BOS, EOS and padding are those that
 tokenizer_config.json (else special_tokens_map.json) names, where they are in the vocabulary.
 """
 
@@ -69,8 +69,8 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
             )
         if text not in tokens:
             raise InputError(
-                f"{where}: {VOCABULARY} has {text!r} as piece {index}, and {TOKENIZER_MODEL} has {size} pieces: they are "
-                "of two tokenizers; take the one that is not the model's away"
+                f"{where}: {VOCABULARY} has {text!r} as piece {index}, and {TOKENIZER_MODEL} has {size} pieces: they "
+                "are of two tokenizers; take the one that is not the model's away"
             )
         proto.pieces.add(piece=text, score=0.0, type=CONTROL if special.get(text, True) else USER_DEFINED)
     rows = described.get(MODEL_CONFIG, {}).get("vocab_size")
@@ -86,8 +86,8 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
     if len(proto.pieces) > size and isinstance(rows, int) and rows < len(proto.pieces):
         beyond = ", ".join(piece.piece for piece in proto.pieces[max(rows, size) :][:5])
         raise InputError(
-            f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); take "
-            f"them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
+            f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); "
+            f"take them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
         )
     return len(proto.pieces) - size
 

@@ -22,7 +22,9 @@ _ELSE = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
 def is_byte_level(fast: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is a byte-level one, as LLaMA 3's or GPT-2's."""
+    """Whether a tokenizer.json is a byte-level one, as LLaMA 3's or GPT-2's, or none at all."""
+    if "model" not in fast:
+        return True
     parts = [fast.get(name) or {} for name in ("pre_tokenizer", "decoder")]
     parts += [one for part in parts for name in ("pretokenizers", "decoders") for one in part.get(name) or ()]
     return any(part.get("type") == "ByteLevel" for part in parts)
@@ -35,8 +37,8 @@ def rebuilt_model(fast: Mapping[str, Any], where: str) -> Any:
         return _rebuilt(fast)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{where}: no SentencePiece model can be made of it ({error}); give a tokenizer.model, or LLaMA's tokenizer "
-            "as it was saved"
+            f"{where}: no SentencePiece model can be made of it ({error}); give a tokenizer.model, or LLaMA's "
+            "tokenizer as it was saved"
         ) from error
 
 

@@ -26,12 +26,7 @@ if TYPE_CHECKING:
     from zhllama.artifacts.reader import Artifact
     from zhllama.tokenizer.segments import SegmentEncoder
 
-_LINES = (
-    "你好，世界！𠀀🤗",
-    "The quick brown fox, 3.14:\n\tand more",
-    "a  two   and" + " " * 37 + "many spaces",
-    "é\x01",
-)
+_LINES = ("你好，世界！𠀀🤗", "The quick brown fox, 3.14:\n\tand more", f"a  two{' ' * 37}spaces", "é\x01")
 RECIPE_SIZES = (32_000, 49_953, 49_954)
 """LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")
@@ -221,7 +216,7 @@ def _object(artifact: "Artifact", name: str, where: str) -> dict[str, Any]:
     try:
         return read_object(artifact, name)
     except ValueError as error:
-        raise InputError(f"{where}/{name}: no file of a tokenizer or model ({error}); fetch it again") from error
+        raise InputError(f"{where}: {name} is no JSON object ({error}); fetch it again") from error
 
 
 def _rebuilt(content: bytes, described: Mapping[str, Mapping[str, Any]], where: str) -> bytes:
