@@ -17,7 +17,7 @@ from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, has_tokenizer, load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -144,9 +144,7 @@ def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
 def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     """The tokenizer of a model or adapter, and its contract; InputError when it is not the manifest's."""
     encoder = load_encoder(artifact, option)
-    stated = artifact.manifest.vocabulary
-    if stated is None:
-        return encoder, encoder.vocabulary()
+    stated = contract_of(artifact, encoder)
     found = encoder.vocabulary(also_at=(int(size) for size in stated.prefixes))
     if found.relation_to(stated) is not Relation.EQUAL:
         said = f"its tokenizer has {found}, its manifest says {stated}"

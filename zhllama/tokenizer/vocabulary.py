@@ -16,7 +16,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.effective_model import DESCRIBED, FAST, PAD_PIECE, append_named, effective_model, name_specials
+from zhllama.tokenizer.effective_model import (
+    DESCRIBED,
+    FAST,
+    MODEL_CONFIG,
+    PAD_PIECE,
+    append_named,
+    effective_model,
+    name_specials,
+)
 from zhllama.tokenizer.rebuilt_model import is_byte_level, rebuilt_model, require_same_ids
 from zhllama.tokenizer.sentencepiece_model import NORMAL, TOKENIZER_MODEL
 
@@ -144,6 +152,15 @@ class Encoder:
         arrays = [np.zeros(0, np.int32), *found]
         return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
 
+    def unknown_bytes(self, texts: Sequence[str]) -> list[int]:
+        """How many bytes of UTF-8 of each text are unknown to it: none where it falls back to bytes."""
+        unknown, counts = self._processor.unk_id(), []
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            pieces = self._processor.encode(text, out_type=str) if unknown in ids else ()
+            spelt = (piece.replace("▁", " ") for piece, index in zip(pieces, ids) if index == unknown)
+            counts.append(sum(len(piece.encode()) for piece in spelt))
+        return counts
+
     def differing(self, texts: Sequence[str], found: Iterable[Sequence[int]]) -> int:
         """How many texts another tokenizer has `found` other ids for than BOS and SentencePiece's."""
         wanted = self.encode_batch(texts)
@@ -210,12 +227,26 @@ def load_encoder(artifact: "Artifact", option: str) -> Encoder:
     return Encoder(model, where)
 
 
+def contract_of(artifact: "Artifact", encoder: Encoder) -> Vocabulary:
+    """The contract in an artifact's manifest, else of its own encoder; that too where it has more pieces: earlier
+    releases left out of the manifest what the folder's other files name."""
+    stated = artifact.manifest.vocabulary
+    if stated is None:
+        return encoder.vocabulary()
+    multiple = padding_multiple(encoder.size, max(stated.rows, encoder.size))
+    facts = {"tied": stated.tied, "dtype": stated.dtype, "padding_multiple": multiple}
+    found = encoder.vocabulary(also_at=(stated.size, *map(int, stated.prefixes)), **facts)
+    return found if found.relation_to(stated) is Relation.EXTENDS else stated
+
+
 def _object(artifact: "Artifact", name: str, where: str) -> dict[str, Any]:
     from zhllama.artifacts.json_file import read_object
 
     try:
         return read_object(artifact, name)
     except ValueError as error:
+        if name == MODEL_CONFIG:  # whoever needs more of it than the rows says what it is
+            return {}
         raise InputError(f"{where}: {name} is no JSON object ({error}); fetch it again") from error
 
 

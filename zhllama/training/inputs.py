@@ -12,7 +12,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Vocabulary, has_tokenizer, load_encoder
+from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
 from zhllama.weights.safetensors_io import Checkpoint
@@ -89,8 +89,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
 
 def vocabulary_of(artifact: Artifact, option: str) -> Vocabulary | None:
     """The contract in the manifest, or, in a plain folder, of its tokenizer; None without either."""
-    if artifact.manifest.vocabulary is None and has_tokenizer(artifact):
-        return load_encoder(artifact, option).vocabulary()
+    if has_tokenizer(artifact):
+        return contract_of(artifact, load_encoder(artifact, option))
     return artifact.manifest.vocabulary
 
 
