@@ -29,7 +29,7 @@ _NAMED = ("bos", "eos", "pad")
 class _Named(NamedTuple):
     file: str
     text: str
-    index: int
+    id: int
     special: bool | None
     """None where the file does not say."""
 
@@ -50,10 +50,10 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
     special: dict[str, bool] = {}
     tokens: set[str] = set()
     for one in _named(described, where):
-        if texts.setdefault(one.index, one.text) != one.text or ids.setdefault(one.text, one.index) != one.index:
-            other = texts[one.index] if texts[one.index] != one.text else f"{one.text} at {ids[one.text]}"
+        if texts.setdefault(one.id, one.text) != one.text or ids.setdefault(one.text, one.id) != one.id:
+            other = texts[one.id] if texts[one.id] != one.text else f"{one.text} at {ids[one.text]}"
             raise InputError(
-                f"{where}: {one.file} names {one.text} as token {one.index}, and {other} is in the vocabulary there "
+                f"{where}: {one.file} names {one.text} as token {one.id}, and {other} is in the vocabulary there "
                 "already; give a folder whose tokenizer files belong together"
             )
         if one.special is not None:
@@ -161,6 +161,6 @@ def _named(described: Mapping[str, Mapping[str, Any]], where: str) -> Iterator[_
 
 
 def _checked(one: _Named) -> _Named:
-    if not isinstance(one.text, str) or not one.text or not isinstance(one.index, int) or one.index < 0:
-        raise ValueError(f"{one.text!r} as token {one.index!r}")
+    if not isinstance(one.text, str) or not one.text or not isinstance(one.id, int) or one.id < 0:
+        raise ValueError(f"{one.text!r} as token {one.id!r}")
     return one

@@ -240,10 +240,8 @@ def contract_of(artifact: "Artifact", encoder: Encoder) -> Vocabulary:
 
 
 def _object(artifact: "Artifact", name: str, where: str) -> dict[str, Any]:
-    from zhllama.artifacts.json_file import read_object
-
     try:
-        return read_object(artifact, name)
+        return artifact.read_object(name)
     except ValueError as error:
         if name == MODEL_CONFIG:  # whoever needs more of it than the rows says what it is
             return {}
