@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from pipelines.local.s3_server import LocalS3
+from tests.named_tokens import chatml_model  # noqa: F401 - a fixture of all layers
 from tests.packed_data import packed_chinese, packed_instructions, packed_text  # noqa: F401 - fixtures of all layers
 from tests.texts import chinese_sentences, llama_shaped
 from zhllama import storage

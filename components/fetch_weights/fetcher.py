@@ -14,6 +14,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.effective_model import DESCRIBED, effective_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
@@ -58,7 +59,11 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         settings = read_config(items, lambda name: object_of(content(name)), where)
     if TOKENIZER not in items:
         return None
-    encoder = Encoder(content(TOKENIZER), f"{where}/{TOKENIZER}")
+    try:
+        described = {name: object_of(content(name)) for name in DESCRIBED if name in items}
+    except ValueError as error:
+        raise InputError(f"{where}: a file of its tokenizer is no JSON object ({error}); fetch another copy") from error
+    encoder = Encoder(effective_model(content(TOKENIZER), described, where), f"{where}/{TOKENIZER}")
     if plan.kind != "hf-model":
         return encoder.vocabulary()
     rows = settings.get("vocab_size")

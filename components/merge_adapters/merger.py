@@ -16,10 +16,10 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
-from zhllama.tokenizer.vocabulary import load_encoder, padding_multiple
+from zhllama.tokenizer.vocabulary import has_tokenizer, load_encoder, padding_multiple
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.meta_format import EMBEDDING, HEAD
 
 log = logging.getLogger("merge")
 
@@ -40,7 +40,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     settings = model_config(checkpoint)
     given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
     adapters = [Adapter(artifact, "--adapters") for artifact in given]
-    encoders = [load_encoder(each, "the tokenizer of") if TOKENIZER in each else None for each in (model, *given)]
+    encoders = [load_encoder(each, "the tokenizer of") if has_tokenizer(each) else None for each in (model, *given)]
     vocabularies = contracts_of([model, *given], encoders)
     encoder = next((each for each in reversed(encoders) if each is not None), None)
     settings["tie_word_embeddings"] = tied = settle(checkpoint, adapters)
@@ -58,7 +58,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     if config.prove:
         require_memory(checkpoint)
         if encoder is None:
-            raise InputError(f"--prove: no {TOKENIZER} in {model.root} or in an adapter; prompts cannot be encoded")
+            raise InputError(f"--prove: no tokenizer in {model.root} or in an adapter; prompts cannot be encoded")
     read = sum(info.length for info in checkpoint.tensors.values())
     written = bytes_after(checkpoint, shapes)
     log.info(

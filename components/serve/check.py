@@ -19,6 +19,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
+from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
@@ -27,7 +28,7 @@ from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("check")
 
-TOKENIZER_FILES = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.model", *DESCRIBED)
 LINES = (
     "你好，世界！今天天气不错。",
     "The quick brown fox, 3.14 and more.",
@@ -129,12 +130,11 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
     """The bytes of the tokenizer.model that these pieces, scores and types are of. Types have the same numbers."""
     rows = zip(*(fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")), strict=True)
     pieces = [{"piece": text, "score": score, "type": kind} for text, score, kind in rows]
-    ids = {
-        "unk_id": int(fields.get("tokenizer.ggml.unknown_token_id", 0)),
-        "bos_id": int(fields["tokenizer.ggml.bos_token_id"]),
-        "eos_id": int(fields["tokenizer.ggml.eos_token_id"]),
-        "pad_id": -1,
-    }
+    ids: dict[str, Any] = {"pad_id": -1}
+    for name, field in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        if (index := fields.get(f"tokenizer.ggml.{field}_token_id")) is not None:
+            # SentencePiece finds them by their texts
+            ids |= {f"{name}_id": int(index), f"{name}_piece": pieces[int(index)]["piece"]}
     prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
     model = new_model(
         pieces=pieces,
@@ -159,12 +159,13 @@ def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> No
     if not template:
         raise InputError(f"{where}: there is no chat template in it; export the model again")
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    special = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    begin = encoder.pieces[encoder.bos]
+    special = {"bos_token": begin, "eos_token": encoder.pieces[encoder.eos], "add_generation_prompt": True}
     try:
         rendered = environment.from_string(template).render(messages=[{"role": "user", "content": LINES[0]}], **special)
     except jinja2.TemplateError as error:
         raise InputError(f"{where}: its chat template cannot be read ({error}); export the model again") from error
-    if rendered.removeprefix("<s>") != wrap(LINES[0]):
+    if rendered.removeprefix(begin) != wrap(LINES[0]):
         raise InputError(f"{where}: its chat template is not the training prompt; export the model again")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK, BlockReader, Source, run_length, runs_of, stored_files
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import Progress
@@ -64,6 +65,10 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         return self.read_range(name, 0, self.file(name).size)
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file; ValueError as json_file says."""
+        return read_object(self, name)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more). What

@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
@@ -151,12 +151,10 @@ def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
 def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     """The tokenizer of a model or adapter, and its contract; InputError when it is not the manifest's."""
     encoder = load_encoder(artifact, option)
-    stated = artifact.manifest.vocabulary
-    if stated is None:
-        return encoder, encoder.vocabulary()
+    stated = contract_of(artifact, encoder)
     found = encoder.vocabulary(also_at=(int(size) for size in stated.prefixes))
     if found.relation_to(stated) is not Relation.EQUAL:
-        said = f"its tokenizer.model has {found}, its manifest says {stated}"
+        said = f"its tokenizer has {found}, its manifest says {stated}"
         raise InputError(f"{option} {artifact.root}: {said}; publish it again")
     return encoder, stated
 
@@ -176,7 +174,7 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
     opened = [Adapter(one.require_kind("adapter", option="--adapters"), "--adapters") for one in adapters]
     tied = settle(checkpoint, opened)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    own = [open_encoder(one, "--adapters")[0] if TOKENIZER in one else None for one in adapters]
+    own = [open_encoder(one, "--adapters")[0] if has_tokenizer(one) else None for one in adapters]
     require_known_tokens([model, *adapters], [encoder, *own], shapes[EMBEDDING][0])
     first, *others = contracts_of([model, *adapters], [encoder, *own])
     # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there

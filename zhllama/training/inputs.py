@@ -12,13 +12,13 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import CONFIG, AdapterConfig
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
@@ -42,12 +42,12 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     dataset = opened["dataset"].require_kind(KIND, option="--dataset")
     adapter = opened.get("adapter")
     names = f"--model {options.model}", f"--dataset {options.dataset}"
-    vocabulary = vocabulary_of(model)
+    vocabulary = vocabulary_of(model, "--model")
     require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
     assert vocabulary is not None
     if adapter is not None:
         adapter.require_kind("adapter", option="--adapter")
-        if (contract := vocabulary_of(adapter)) is not None:
+        if (contract := vocabulary_of(adapter, "--adapter")) is not None:
             require_equal(contract, vocabulary, f"--adapter {options.adapter}", names[0])
         require_trained_on(adapter, model, f"--adapter {options.adapter}")
 
@@ -100,18 +100,18 @@ def _require_fitting(adapter: Artifact, checkpoint: Checkpoint, vocabulary: Voca
     shapes = {name: info.shape for name, info in checkpoint.tensors.items() if not tied or name != HEAD}
     reader = opened_adapter(adapter, tied)
     reader.fitted(shapes, model.root, None)
-    if vocabulary_of(adapter) is None:
-        encoder = load_encoder(model, "--model") if TOKENIZER in model else None
+    if vocabulary_of(adapter, "--adapter") is None:
+        encoder = load_encoder(model, "--model") if has_tokenizer(model) else None
         require_known_tokens([model, adapter], [encoder, None], shapes[EMBEDDING][0])
         base = f", though it names {reader.config.base}" if reader.config.base else ""
         log.info("%s: it names no vocabulary; its tensors fit: taken as trained on this model, with its %d pieces%s",
                  reader.where, vocabulary.size, base)  # fmt: skip
 
 
-def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
-    """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
-    if artifact.manifest.vocabulary is None and "tokenizer.model" in artifact:
-        return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
+def vocabulary_of(artifact: Artifact, option: str) -> Vocabulary | None:
+    """The contract in the manifest, or, in a plain folder, of its tokenizer; None without either."""
+    if has_tokenizer(artifact):
+        return contract_of(artifact, load_encoder(artifact, option))
     return artifact.manifest.vocabulary
 
 

@@ -45,7 +45,8 @@ from zhllama.weights.ties import is_tied
 log = logging.getLogger("training")
 
 TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
 )  # fmt: skip
 FIGURES = {
     "loss": ("last training loss", "{:.4f}"),

@@ -336,6 +336,9 @@ def test_a_missing_shard_a_cut_file_and_a_foreign_tokenizer_are_named(tmp_path, 
         export(tmp_path / "store", model)
     shard.write_bytes(whole)
     (model / "tokenizer.model").write_bytes(more_pieces(chinese_tokenizer))
+    with pytest.raises(InputError, match="give a folder whose tokenizer files belong together"):
+        export(tmp_path / "store", model)
+    (model / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="has 801 pieces and the model 800 rows"):
         export(tmp_path / "store", model)
 
@@ -425,3 +428,18 @@ def test_the_command_exports_and_a_cancelled_one_leaves_nothing(tmp_path, traine
     assert not list((tmp_path / "store").rglob("manifest.json"))
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
     assert open_artifact((tmp_path / "ref").read_text()).names == ["model-q8_0.gguf", "tokenizer.model"]
+
+
+def test_tokens_that_the_folder_names_are_in_the_file(tmp_path, chatml_model):
+    from components.serve.check import check_gguf
+
+    manifest = export(tmp_path / "store", chatml_model, "f16")
+    (path,) = Path(manifest.root).glob("*.gguf")
+    fields = metadata(path)
+    assert fields["tokenizer.ggml.tokens"][800:] == ["<|im_start|>", "<|im_end|>"]
+    assert fields["tokenizer.ggml.token_type"][800:] == [3, 3]
+    assert fields["tokenizer.ggml.eos_token_id"] == 801
+    assert rows_of(path, "token_embd.weight").shape == (802, 64)
+    assert manifest.facts["tokenizer_lines_differing"] == 0
+    encoder, _ = check_gguf(path, manifest.vocabulary, "m")
+    assert (encoder.size, encoder.eos) == (802, 801)

@@ -22,6 +22,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.meta_format import MetaParams
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -198,3 +199,10 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, longer_model, tiny_mo
     shutil.copy(longer_model / "tokenizer.model", model)
     with pytest.raises(InputError, match="has 803 pieces and the model 800 rows"):
         export(tmp_path / "store", model)
+
+
+def test_tokens_that_the_folder_names_are_exported_with_their_rows(tmp_path, chatml_model):
+    manifest = export(tmp_path / "store", chatml_model)
+    assert load(manifest, 0)["tok_embeddings.weight"].shape[0] == 802
+    encoder = load_encoder(open_artifact(manifest.reference), "")
+    assert (encoder.size, encoder.eos, encoder.pieces[800]) == (802, 801, "<|im_start|>")

@@ -261,6 +261,18 @@ def test_padded_rows_may_be_extended_again(tmp_path, tiny_model, chinese, unigra
     assert torch.equal(Checkpoint(again).read(EMBEDDING)[:size], Checkpoint(padded).read(EMBEDDING)[:size])
 
 
+def test_tokens_that_the_folder_names_keep_their_rows(tmp_path, chatml_model, chinese):
+    extended = extend(tmp_path / "store", chatml_model, chinese)
+    encoder = load_encoder(extended, "")
+    assert encoder.pieces[800:802] == ["<|im_start|>", "<|im_end|>"]
+    assert (encoder.eos, extended.manifest.vocabulary.eos) == (801, 801)
+    assert extended.manifest.facts["pieces_before"] == 802
+    old, new = Checkpoint(open_artifact(str(chatml_model))), Checkpoint(extended)
+    for table in (EMBEDDING, HEAD):
+        assert torch.equal(new.read(table)[:802], old.read(table))
+    assert json.loads(extended.read("config.json"))["eos_token_id"] == 801
+
+
 def broken_model(tmp_path, llama_tokenizer, fault):
     folder = llama(tmp_path / "model", vocab_size=700 if fault == "rows" else 800)
     if fault != "tokenizer":

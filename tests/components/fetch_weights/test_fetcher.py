@@ -19,6 +19,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.vocabulary import Relation, contract_of, load_encoder
 
 META = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
 
@@ -112,6 +113,14 @@ def test_a_hugging_face_model_carries_its_vocabulary(tmp_path, model, tiny_model
         f.path for f in manifest.files
     }
     assert manifest.vocabulary == open_artifact(tiny_model).manifest.vocabulary
+
+
+def test_the_tokens_that_a_model_names_are_in_its_vocabulary(tmp_path, chatml_model):
+    manifest = fetch(tmp_path / "store", chatml_model, size="")
+    artifact = open_artifact(manifest.reference)
+    wanted = load_encoder(open_artifact(str(chatml_model)), "").vocabulary()
+    assert contract_of(artifact, load_encoder(artifact, "")).relation_to(wanted) is Relation.EQUAL
+    assert manifest.vocabulary is None or manifest.vocabulary.size == wanted.size == 802
 
 
 def test_an_adapter_is_fetched_unopened(tmp_path, adapter):

@@ -524,3 +524,38 @@ def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, me
 def test_a_model_given_as_an_adapter_is_refused(tmp_path, tiny_model):
     with pytest.raises(InputError, match="this is of kind hf-model; adapter is needed"):
         merge(tmp_path, tiny_model, tiny_model)
+
+
+def test_tokens_that_the_folder_names_are_published(tmp_path, chatml_model, make_adapter):
+    from transformers import AutoTokenizer
+
+    manifest = merge(tmp_path / "store", chatml_model, make_adapter(1))
+    merged = open_artifact(manifest.reference)
+    encoder = load_encoder(merged, "")
+    assert (encoder.size, encoder.eos, encoder.pieces[800:]) == (802, 801, ["<|im_start|>", "<|im_end|>"])
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.eos, manifest.vocabulary.rows) == (802, 801, 802)
+    tokenizer = AutoTokenizer.from_pretrained(merged.root)
+    assert tokenizer("<|im_start|>user")["input_ids"] == [1, 800, *encoder.encode("user")]
+    assert tokenizer.eos_token_id == 801
+
+
+def test_an_adapter_brings_the_tokens_that_its_folder_names(tmp_path, tiny_model, make_adapter, llama_tokenizer):
+    adapter = make_adapter(1, rows=802, tokenizer=llama_tokenizer, modules_to_save=MODULES)
+    (adapter / "added_tokens.json").write_text('{"<|im_start|>": 800, "<|im_end|>": 801}')
+    (adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    manifest = merge(tmp_path, tiny_model, adapter)
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.eos) == (802, 801)
+    assert load_encoder(open_artifact(manifest.reference), "").eos == 801
+
+
+def test_an_adapter_of_more_pieces_in_tokenizer_json_alone_is_refused(
+    tmp_path, tiny_model, make_adapter, longer_tokenizer
+):
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+
+    adapter = make_adapter(1)
+    (adapter / "tokenizer.json").write_bytes(tokenizer_files(longer_tokenizer)["tokenizer.json"])
+    with pytest.raises(InputError, match="modules_to_save bring no embedding rows"):
+        merge(tmp_path, tiny_model, adapter)

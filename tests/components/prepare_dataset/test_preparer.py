@@ -21,6 +21,7 @@ from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.training.inputs import vocabulary_of
 from zhllama.weights.fit import require_equal
 
 ITEMS = [
@@ -371,6 +372,14 @@ def test_the_contract_is_the_models(tmp_path, extended_model, english):
     model = open_artifact(extended_model)
     require_equal(artifact.manifest.vocabulary, model.manifest.vocabulary, "--dataset", "--model")
     assert artifact.manifest.facts["pad_id"] == load_encoder(model, "").pad
+
+
+def test_the_contract_has_the_tokens_that_the_models_folder_names(tmp_path, chatml_model, english):
+    model = open_artifact(str(chatml_model))
+    artifact = prepare(tmp_path / "store", str(chatml_model), text=english)
+    require_equal(artifact.manifest.vocabulary, vocabulary_of(model, "--model"), "--dataset", "--model")
+    assert artifact.manifest.vocabulary.eos == 801
+    assert any(801 in item["input_ids"].tolist() for item in PackedDataset(artifact))
 
 
 def test_the_same_data_gives_the_same_digest_and_other_settings_another_place(tmp_path, tokenizer, english):

@@ -248,7 +248,8 @@ def drop_shard(folder: Path) -> None:
 
 
 def drop_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.model").unlink()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (folder / name).unlink()
 
 
 def swap_tokenizer(folder: Path) -> None:
@@ -555,3 +556,8 @@ def test_whole_text_streams_without_a_replacement_character(llama_tokenizer: byt
         text.put(torch.tensor([index]))
     text.end()
     assert "\ufffd" not in "".join(said)
+
+
+def test_a_model_ends_with_the_token_that_its_folder_names(chatml_model: Path) -> None:
+    loaded = load_model(str(chatml_model))
+    assert (loaded.encoder.size, loaded.encoder.eos) == (802, 801)
