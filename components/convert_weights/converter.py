@@ -17,9 +17,11 @@ from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SafetensorsStream, index_json
+from zhllama.weights.settings import write_settings
 
 FILE_LIMIT = 2 * 10**9
 """Bytes per safetensors file, embeddings apart: what changes together stays together, what fails is sent again."""
@@ -58,8 +60,8 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
                 tensors.close()
     place_of = {name: file for file, names in files.items() for name in names}
     out.add_bytes(INDEX, index_json(place_of, total))
-    out.add_json("config.json", hf_config(model.params, model.width, out.vocabulary, config.max_positions))
-    out.add_json("generation_config.json", {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos})
+    settings = hf_config(model.params, model.width, out.vocabulary, config.max_positions)
+    write_settings(out, settings, {}, special_ids(encoder, {}, "--weights"))
     for name, content in tokenizer_files(encoder.model, config.max_positions).items():
         out.add_bytes(name, content)
 
@@ -104,9 +106,6 @@ def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positi
         "mlp_bias": False,
         "tie_word_embeddings": False,
         "initializer_range": 0.02,
-        "bos_token_id": vocabulary.bos,
-        "eos_token_id": vocabulary.eos,
-        "pad_token_id": vocabulary.pad,
         "dtype": vocabulary.dtype,
         "use_cache": True,
     }

@@ -21,6 +21,7 @@ from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
 from zhllama.weights.safetensors_io import Checkpoint, Sink
+from zhllama.weights.settings import ids_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,8 @@ class GgufModel:
     tensors: tuple[Tensor, ...]
     name: str
     chat_template: str
+    further: tuple[int, ...] = ()
+    """Ids that end an answer as EOS does."""
 
     @property
     def parameters(self) -> int:
@@ -99,6 +102,9 @@ class GgufModel:
             writer.add_rope_scaling_factor(llama.stretch)
         writer.add_vocab_size(llama.encoder.size)
         add_tokenizer(writer, llama.encoder, self.chat_template)
+        if self.further:
+            # llama.cpp knows of one more end by its id, and of the usual ones by their text
+            writer.add_eot_token_id(self.further[0])
         for tensor in self.tensors if tensors else ():
             kind = gguf.GGMLQuantizationType["F32" if len(tensor.shape) == 1 else precision.upper()]
             # raw_dtype says what the bytes are; of the dtype only uint8 is looked at, which would mean packed blocks
@@ -142,7 +148,8 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
                 "publish or fetch the model again"
             )
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
-    return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint))
+    further = ids_of(llama.checkpoint, llama.encoder).further
+    return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint), further)
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:

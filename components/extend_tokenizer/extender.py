@@ -15,10 +15,12 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
+from zhllama.weights.settings import GENERATION, read_settings, write_settings
 
 REST_FILE = "model-00000.safetensors"
 """What a single-file model keeps beside its embeddings."""
@@ -51,10 +53,9 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048))
     for name, content in files.items():
         out.add_bytes(name, content)
-    special = {f"{name}_token_id": getattr(vocabulary, name) for name in ("bos", "eos", "pad")}
-    out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
-    generation = checkpoint.settings("generation_config.json") if "generation_config.json" in model else {}
-    out.add_json("generation_config.json", generation | special)
+    given = read_settings(checkpoint)
+    ids = special_ids(encoder, given, checkpoint.where)
+    write_settings(out, settings | {"vocab_size": vocabulary.rows}, given.get(GENERATION, {}), ids)
     _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)
 
     lines = probe(extension.appended, config.seed)

@@ -18,9 +18,11 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.settings import GENERATION, read_settings, write_settings
 
 if TYPE_CHECKING:
     from components.merge_adapters.lora import Adapter
@@ -80,12 +82,17 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
             f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
             "(untrained, or saved empty)"
         )
-    copied = ["generation_config.json"]
+    copied: list[str] = []
+    settings["vocab_size"] = shapes[EMBEDDING][0]
     if encoder is not None:
+        given_settings = read_settings(checkpoint)
+        ids = special_ids(encoder, given_settings, checkpoint.where)
+        write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
         for name, content in tokenizer_files(encoder.model, int(settings.get("max_position_embeddings", 2048))).items():
             out.add_bytes(name, content)
     else:
-        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+        out.add_json("config.json", settings)
+        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
     for name in copied:
         if name in model:
             out.copy(model, name)
@@ -96,9 +103,6 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)
-        settings["pad_token_id"] = vocabulary.pad
-    settings["vocab_size"] = rows
-    out.add_json("config.json", settings)
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
     count = len(checkpoint.tensors)

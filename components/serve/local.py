@@ -24,6 +24,8 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
+from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.settings import ids_of
 
 SAMPLES = "samples.json"
 STOP_SECONDS = 5
@@ -86,7 +88,7 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
         folder = Path(temporary)
         if file is None:
             encoder, positions = check_weights(artifact)
-            lay_out(materialize(artifact), folder / config.name, encoder)
+            lay_out(materialize(artifact), folder / config.name, ids_of(Checkpoint(artifact), encoder))
             if chosen == "vllm":
                 engine = vllm_engine(folder, config.name, positions)
             else:

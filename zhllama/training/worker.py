@@ -29,6 +29,8 @@ from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
+from zhllama.tokenizer.special_ids import special_ids
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
@@ -36,6 +38,7 @@ from zhllama.training.model import adapter_config_json, read_back, trainable, tr
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
+from zhllama.weights.settings import CONFIG, GENERATION, read_settings, write_settings
 
 log = logging.getLogger("training")
 
@@ -154,8 +157,11 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
     for name in inputs.model.names:
-        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
+        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS, CONFIG, GENERATION}:
             out.copy(inputs.model, name)
+    settings = read_settings(checkpoint)
+    ids = special_ids(load_encoder(inputs.model, "--model"), settings, checkpoint.where)
+    write_settings(out, settings[CONFIG], settings.get(GENERATION, {}), ids)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
         with out.writer(file) as sink:

@@ -1,8 +1,10 @@
 """The extended model: old rows, old files and old behaviour as they were; new rows as asked; one contract."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,3 +334,17 @@ def test_the_command_takes_kfps_texts(tmp_path, tiny_model, chinese):
     assert artifact.manifest.kind == "hf-model"
     assert artifact.manifest.vocabulary.pad is None
     assert artifact.manifest.configuration["pad"] is False
+
+
+def test_the_special_ids_of_the_base_are_the_tokenizers_whatever_its_files_say(tmp_path, tiny_model, chinese_tokenizer):
+    model = tmp_path / "model"
+    shutil.copytree(Path(tiny_model).parent, model)
+    (model / "manifest.json").unlink()
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((model / name).read_text()) | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+        (model / name).write_text(json.dumps(said))
+    options = ExtendTokenizer(store=str(tmp_path / "store"), model=str(model))
+    made = open_artifact(run_stage(options, extend_tokenizer).reference)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads(made.read(name))
+        assert [settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 800]

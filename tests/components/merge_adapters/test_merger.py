@@ -478,3 +478,32 @@ def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, me
 def test_a_model_given_as_an_adapter_is_refused(tmp_path, tiny_model):
     with pytest.raises(InputError, match="this is of kind hf-model; adapter is needed"):
         merge(tmp_path, tiny_model, tiny_model)
+
+
+# --- what is published beside the weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A copy of the tiny model without its manifest, to be changed."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    return tmp_path / "model"
+
+
+def change_json(path: Path, **changes: object) -> None:
+    value = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(value | changes))
+
+
+def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_folder, make_adapter, caplog):
+    for name in ("config.json", "generation_config.json"):
+        change_json(model_folder / name, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    change_json(model_folder / "generation_config.json", top_p=0.5)
+    artifact = open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference)
+    config, generation = (json.loads(artifact.read(name)) for name in ("config.json", "generation_config.json"))
+    assert [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, None]
+    assert generation == {"top_p": 0.5, "bos_token_id": 1, "eos_token_id": 2}
+    assert config["transformers_version"]
+    (line,) = [line for line in caplog.messages if "the tokenizer counts" in line]
+    assert "config.json says bos 0, eos 1, pad 0 and generation_config.json says bos 0, eos 1, pad 0" in line

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from components.serve.check import check_tokenizer
-from components.serve.engines import GENERATION, lay_out
+from components.serve.engines import lay_out
 from components.serve.local import SAMPLES, listening, serve_and_ask, served
 from components.serve.options import Serve
 from tests.loaded_model import load_model
@@ -33,7 +33,9 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.settings import GENERATION
 
 QUESTION = [{"role": "user", "content": "你好"}]
 
@@ -369,10 +371,19 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     folder: Path, tmp_path: Path, llama_tokenizer: bytes
 ) -> None:
     (folder / GENERATION).write_text('{"temperature": 0.7}')
-    lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer))
+    lay_out(folder, tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
     settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
+
+
+def test_the_server_stops_by_the_tokenizer_and_not_by_what_the_model_says(
+    folder: Path, tmp_path: Path, llama_tokenizer: bytes
+) -> None:
+    (folder / GENERATION).write_text('{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}')
+    lay_out(folder, tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
+    settings = json.loads((tmp_path / "view" / GENERATION).read_text())
+    assert [settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 2]
 
 
 @pytest.mark.slow

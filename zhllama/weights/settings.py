@@ -1,0 +1,34 @@
+"""config.json and generation_config.json of a model that is published: one writer for every stage that does.
+
+The special ids are those of the one rule (zhllama/tokenizer/special_ids.py), and who wrote a configuration stays named.
+"""
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.tokenizer.special_ids import SpecialIds, special_ids
+from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.safetensors_io import Checkpoint
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+
+
+def read_settings(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """config.json and generation_config.json, as far as they are there. InputError for one that is none."""
+    return {name: checkpoint.settings(name) for name in (CONFIG, GENERATION) if name in checkpoint.artifact}
+
+
+def ids_of(checkpoint: Checkpoint, encoder: Encoder) -> SpecialIds:
+    """A model's special ids: its tokenizer's, with one line in the log where its files disagree."""
+    return special_ids(encoder, read_settings(checkpoint), checkpoint.where)
+
+
+def write_settings(
+    out: ArtifactWriter, config: Mapping[str, Any], generation: Mapping[str, Any], ids: SpecialIds
+) -> None:
+    """Both files, with these ids."""
+    out.add_json(CONFIG, {"transformers_version": importlib.metadata.version("transformers"), **config, **ids.config})
+    out.add_json(GENERATION, ids.generation(generation))
