@@ -16,11 +16,11 @@ from components.export_model.llama import Llama, open_llama
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.chat_template import Template, chosen
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
-from zhllama.weights.safetensors_io import Checkpoint, Sink
+from zhllama.weights.safetensors_io import Sink
 from zhllama.weights.settings import ids_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class GgufModel:
     llama: Llama
     tensors: tuple[Tensor, ...]
     name: str
-    chat_template: str
+    chat_template: Template
     further: tuple[int, ...] = ()
     """Ids that end an answer as EOS does."""
 
@@ -149,7 +149,7 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
             )
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
     further = ids_of(llama.checkpoint, llama.encoder).further
-    return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint), further)
+    return GgufModel(llama, tuple(tensors), name, chosen(model)[0], further)
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
@@ -173,17 +173,7 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             sink.write(b"\0" * (_padded(written) - written))
 
 
-def _chat_template(checkpoint: Checkpoint) -> str:
-    """The model's own, else the training's: every model that this project trains is asked with that."""
-    model = checkpoint.artifact
-    if "chat_template.jinja" in model:
-        return model.read("chat_template.jinja").decode()
-    settings = checkpoint.settings("tokenizer_config.json") if "tokenizer_config.json" in model else {}
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else CHAT_TEMPLATE
-
-
-def add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
+def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template) -> None:
     """SentencePiece's pieces as they are: GGUF's token types are SentencePiece's numbers."""
     proto = parse_model(encoder.model)
     writer.add_tokenizer_model("llama")

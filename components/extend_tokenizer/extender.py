@@ -17,6 +17,7 @@ from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
+from zhllama.weights.chat_template import chosen
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
@@ -50,7 +51,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         padding_multiple=config.pad_to_multiple_of,
     )
 
-    files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048))
+    template, why = chosen(model)
+    files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048), template)
     for name, content in files.items():
         out.add_bytes(name, content)
     given = read_settings(checkpoint)
@@ -68,6 +70,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         "completing": {"count": len(extension.completing), "first": extension.completing[:SHOWN]},
         "dropped": {"count": len(extension.dropped), "first": extension.dropped[:SHOWN]},
         "unreachable": unreachable(extension),
+        "chat_template": why,
         "parity": {"lines": len(lines), "differ": differ},
     }
     said = [

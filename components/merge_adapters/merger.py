@@ -20,6 +20,7 @@ from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multiple
+from zhllama.weights.chat_template import JINJA, chosen
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
 from zhllama.weights.settings import GENERATION, read_settings, write_settings
@@ -83,16 +84,21 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
             "(untrained, or saved empty)"
         )
     copied: list[str] = []
+    template, why = chosen(model, given)
+    log.info("chat template: %s", why)
     settings["vocab_size"] = shapes[EMBEDDING][0]
     if encoder is not None:
         given_settings = read_settings(checkpoint)
         ids = special_ids(encoder, given_settings, checkpoint.where)
         write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
-        for name, content in tokenizer_files(encoder.model, int(settings.get("max_position_embeddings", 2048))).items():
+        positions = int(settings.get("max_position_embeddings", 2048))
+        for name, content in tokenizer_files(encoder.model, positions, template).items():
             out.add_bytes(name, content)
+        out.facts["chat_template"] = why
     else:
         out.add_json("config.json", settings)
-        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", JINJA]
+        why = "as the model has it"
     for name in copied:
         if name in model:
             out.copy(model, name)
@@ -106,7 +112,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
     count = len(checkpoint.tensors)
-    out.add_json("report.json", {"unchanged": count - len(changes), "changed": report, "proof": proof})
+    said = {"unchanged": count - len(changes), "changed": report, "proof": proof, "chat_template": why}
+    out.add_json("report.json", said)
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
     out.facts["changed_tensors"] = len(changes)

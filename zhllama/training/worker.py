@@ -29,6 +29,7 @@ from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
@@ -37,13 +38,14 @@ from zhllama.training.metrics import EVENTS, METRICS, History, size_of
 from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
+from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, copy_tokenizer, template_in
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 from zhllama.weights.settings import CONFIG, GENERATION, read_settings, write_settings
 
 log = logging.getLogger("training")
 
 TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
 FIGURES = {
     "loss": ("last training loss", "{:.4f}"),
@@ -136,9 +138,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         tensors = read_back(path, half)
         out.add_file(ADAPTER_WEIGHTS, path)
     out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model))
-    for name in TOKENIZER_FILES:
-        if name in inputs.model:
-            out.copy(inputs.model, name)
+    _add_tokenizer(out, inputs, [name for name in TOKENIZER_FILES if name in inputs.model])
     config: Any = model.peft_config["default"]
     out.facts |= {
         "base_digest": inputs.model.digest,
@@ -152,13 +152,19 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
+def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, names: Sequence[str]) -> None:
+    """The base's files of these names, with the template that was taught, or its own."""
+    taught = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
+    copy_tokenizer(out, inputs.model, names, CHAT_TEMPLATE if taught else template_in(inputs.model, "--model"))
+    out.facts[PROMPT_FACT] = ALPACA if taught else ""
+
+
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
-    for name in inputs.model.names:
-        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS, CONFIG, GENERATION}:
-            out.copy(inputs.model, name)
+    ours = rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS, CONFIG, GENERATION}
+    _add_tokenizer(out, inputs, [name for name in inputs.model.names if name not in ours])
     settings = read_settings(checkpoint)
     ids = special_ids(load_encoder(inputs.model, "--model"), settings, checkpoint.where)
     write_settings(out, settings[CONFIG], settings.get(GENERATION, {}), ids)

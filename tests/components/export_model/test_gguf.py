@@ -398,3 +398,16 @@ def test_the_command_exports_and_a_cancelled_one_leaves_nothing(tmp_path, traine
     assert not list((tmp_path / "store").rglob("manifest.json"))
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
     assert open_artifact((tmp_path / "ref").read_text()).names == ["model-q8_0.gguf", "tokenizer.model"]
+
+
+def test_the_models_own_template_and_further_end_are_in_the_file(tmp_path, model):
+    from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
+
+    proto = parse_model((model / "tokenizer.model").read_bytes())
+    proto.pieces[700].type = CONTROL
+    (model / "tokenizer.model").write_bytes(proto.SerializeToString())
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 700]}')
+    (model / "chat_template.jinja").write_text("{{ 'mine' }}")
+    found = metadata(Path(export(tmp_path / "store", model).root, "model-f16.gguf"))
+    assert found["tokenizer.chat_template"] == "{{ 'mine' }}"
+    assert [found[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")] == [1, 2, 700]

@@ -25,6 +25,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -507,3 +508,37 @@ def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_f
     assert config["transformers_version"]
     (line,) = [line for line in caplog.messages if "the tokenizer counts" in line]
     assert "config.json says bos 0, eos 1, pad 0 and generation_config.json says bos 0, eos 1, pad 0" in line
+
+
+def published_template(manifest: Manifest) -> tuple[str, str, str]:
+    """As transformers reads it, and what the report and the manifest say of it."""
+    from transformers import AutoTokenizer
+
+    artifact = open_artifact(manifest.reference)
+    assert "chat_template.jinja" not in artifact
+    written = json.loads(artifact.read("tokenizer_config.json"))["chat_template"]
+    assert AutoTokenizer.from_pretrained(artifact.root).chat_template == written
+    return written, json.loads(artifact.read("report.json"))["chat_template"], manifest.facts["chat_template"]
+
+
+def test_the_models_own_chat_template_is_published_in_one_place(tmp_path, model_folder, make_adapter):
+    (model_folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    found = published_template(merge(tmp_path / "store", model_folder, make_adapter(1)))
+    assert found == ("{{ messages[0]['content'] }}", "the model's own", "the model's own")
+
+
+def test_the_chat_template_that_a_finetuning_taught_is_published(tmp_path, model_folder, make_adapter):
+    (model_folder / "chat_template.jinja").write_text("of the model")
+    out = ArtifactWriter(str(tmp_path / "adapters"), "finetune", "key")
+    add_folder(out, make_adapter(1))
+    why = "Alpaca's: the adapter was trained with it"
+    manifest = merge(tmp_path / "store", model_folder, out.publish("adapter").reference)
+    assert published_template(manifest) == (CHAT_TEMPLATE, why, why)
+
+
+def test_a_foreign_adapters_own_chat_template_is_published(tmp_path, model_folder, make_adapter):
+    adapter = shutil.copytree(make_adapter(1), tmp_path / "adapter")
+    (adapter / "chat_template.jinja").write_text("{{ 'of the adapter' }}")
+    (model_folder / "chat_template.jinja").write_text("of the model")
+    found = published_template(merge(tmp_path / "store", model_folder, adapter))
+    assert found == ("{{ 'of the adapter' }}", "the one beside the adapter", "the one beside the adapter")
