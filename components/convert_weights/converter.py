@@ -20,6 +20,7 @@ from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
+from zhllama.weights.model_card import write_card
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SafetensorsStream, index_json
 from zhllama.weights.settings import write_settings
 
@@ -64,6 +65,8 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     write_settings(out, settings, {}, special_ids(encoder, {}, "--weights"))
     for name, content in tokenizer_files(encoder.model, config.max_positions).items():
         out.add_bytes(name, content)
+
+    write_card(out, weights, "A LLaMA model converted from Meta's checkpoint.", {"Parameters": f"{parameters:,}"})
 
     out.facts["parameters"] = parameters
     out.facts["shards"] = len(model.shards)

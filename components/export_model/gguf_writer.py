@@ -20,6 +20,7 @@ from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.chat_template import Template, chosen
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
+from zhllama.weights.model_card import Origin, origin_of
 from zhllama.weights.safetensors_io import Sink
 from zhllama.weights.settings import ids_of
 
@@ -54,6 +55,7 @@ class GgufModel:
     tensors: tuple[Tensor, ...]
     name: str
     chat_template: Template
+    origin: Origin
     further: tuple[int, ...] = ()
     """Ids that end an answer as EOS does."""
 
@@ -87,6 +89,16 @@ class GgufModel:
         writer.add_name(self.name)
         writer.add_size_label(gguf.size_label(self.parameters, self.parameters, 0, 0))
         writer.add_languages(["zh", "en"])
+        origin = self.origin
+        for field in ("license", "license_name", "license_link"):
+            if said := getattr(origin, field):
+                getattr(writer, f"add_{field}")(said)
+        if origin.base:
+            owner, _, repository = origin.base.partition("/")
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, repository)
+            writer.add_base_model_organization(0, owner)
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{origin.base}")
         writer.add_string("zhllama.model", llama.artifact.digest)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "f32" else f"MOSTLY_{precision.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -149,7 +161,7 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
             )
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
     further = ids_of(llama.checkpoint, llama.encoder).further
-    return GgufModel(llama, tuple(tensors), name, chosen(model)[0], further)
+    return GgufModel(llama, tuple(tensors), name, chosen(model)[0], origin_of(model), further)
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:

@@ -20,6 +20,7 @@ from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_en
 from zhllama.weights.chat_template import chosen
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_card import write_card
 from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
 from zhllama.weights.settings import GENERATION, read_settings, write_settings
 
@@ -59,6 +60,9 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     ids = special_ids(encoder, given, checkpoint.where)
     write_settings(out, settings | {"vocab_size": vocabulary.rows}, given.get(GENERATION, {}), ids)
     _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)
+
+    made = f"A LLaMA model whose vocabulary was extended by {len(extension.appended):,} pieces, not yet trained."
+    write_card(out, model, made, {"Vocabulary": f"{encoder.size:,} pieces", "Chat template": why})
 
     lines = probe(extension.appended, config.seed)
     differ = differing(files, encoder, lines)

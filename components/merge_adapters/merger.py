@@ -23,6 +23,7 @@ from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder, padding_multi
 from zhllama.weights.chat_template import JINJA, chosen
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.model_card import write_card
 from zhllama.weights.settings import GENERATION, read_settings, write_settings
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)
+    made = f"A LLaMA model with {len(given)} adapter{'s' if len(given) > 1 else ''} merged into it."
+    pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
+    write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
     count = len(checkpoint.tensors)

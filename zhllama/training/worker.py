@@ -39,6 +39,7 @@ from zhllama.training.model import adapter_config_json, read_back, trainable, tr
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
 from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, copy_tokenizer, template_in
+from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 from zhllama.weights.settings import CONFIG, GENERATION, read_settings, write_settings
 
@@ -163,7 +164,7 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
-    ours = rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS, CONFIG, GENERATION}
+    ours = rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS, CONFIG, GENERATION, README, *terms_in(inputs.model)}
     _add_tokenizer(out, inputs, [name for name in inputs.model.names if name not in ours])
     settings = read_settings(checkpoint)
     ids = special_ids(load_encoder(inputs.model, "--model"), settings, checkpoint.where)
@@ -176,6 +177,7 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
                 kind = getattr(torch, info.dtype)
                 stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
+    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", {})
     out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
         # the next phase may train the new rows alone: it has to know which they are

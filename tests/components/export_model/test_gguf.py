@@ -400,7 +400,7 @@ def test_the_command_exports_and_a_cancelled_one_leaves_nothing(tmp_path, traine
     assert open_artifact((tmp_path / "ref").read_text()).names == ["model-q8_0.gguf", "tokenizer.model"]
 
 
-def test_the_models_own_template_and_further_end_are_in_the_file(tmp_path, model):
+def test_the_models_own_template_further_end_and_origin_are_in_the_file(tmp_path, model):
     from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 
     proto = parse_model((model / "tokenizer.model").read_bytes())
@@ -408,6 +408,13 @@ def test_the_models_own_template_and_further_end_are_in_the_file(tmp_path, model
     (model / "tokenizer.model").write_bytes(proto.SerializeToString())
     (model / "generation_config.json").write_text('{"eos_token_id": [1, 700]}')
     (model / "chat_template.jinja").write_text("{{ 'mine' }}")
+    front = "license: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: owner/name\ntags: [zhllama]"
+    (model / "README.md").write_text(f"---\n{front}\n---\n")
     found = metadata(Path(export(tmp_path / "store", model).root, "model-f16.gguf"))
     assert found["tokenizer.chat_template"] == "{{ 'mine' }}"
     assert [found[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")] == [1, 2, 700]
+    general = {name.removeprefix("general."): value for name, value in found.items() if name.startswith("general.")}
+    assert [general[name] for name in ("license", "license.name", "license.link")] == ["other", "mine", "LICENSE"]
+    assert general["base_model.count"] == 1
+    base = [general[f"base_model.0.{name}"] for name in ("name", "organization", "repo_url")]
+    assert base == ["name", "owner", "https://huggingface.co/owner/name"]

@@ -114,6 +114,16 @@ def test_a_hugging_face_model_carries_its_vocabulary(tmp_path, model, tiny_model
     assert manifest.vocabulary == open_artifact(tiny_model).manifest.vocabulary
 
 
+@pytest.mark.parametrize("kind", ["model", "weights"])
+def test_the_terms_of_a_model_are_fetched_with_it(tmp_path, request, kind):
+    folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / "source")
+    for name in ("README.md", "LICENSE.txt", "USE_POLICY.md", "notes.md"):
+        (folder / name).write_text("Mine.")
+    found = {file.path for file in fetch(tmp_path / "store", folder, size="").files}
+    assert {"README.md", "LICENSE.txt", "USE_POLICY.md"} <= found
+    assert "notes.md" not in found
+
+
 def test_an_adapter_is_fetched_unopened(tmp_path, adapter):
     manifest = fetch(tmp_path / "store", adapter, size="7b")
     assert manifest.kind == "adapter"

@@ -510,6 +510,18 @@ def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_f
     assert "config.json says bos 0, eos 1, pad 0 and generation_config.json says bos 0, eos 1, pad 0" in line
 
 
+def test_the_model_card_says_what_is_known(tmp_path, model_folder, make_adapter):
+    front = "license: llama2\ntags: [zhllama]\nbase_model: owner/name"
+    (model_folder / "README.md").write_text(f"---\n{front}\n---\n")
+    (model_folder / "LICENSE").write_text("of the base")
+    artifact = open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference)
+    card = artifact.read("README.md").decode()
+    assert card.startswith("---\nbase_model: owner/name\nlicense: llama2\nlanguage:\n- zh\n- en\n")
+    assert "1 adapter merged into it" in card
+    assert "Chat template: the model's own" in card
+    assert artifact.read("LICENSE") == b"of the base"
+
+
 def published_template(manifest: Manifest) -> tuple[str, str, str]:
     """As transformers reads it, and what the report and the manifest say of it."""
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""What a training publishes beside its weights: settings by the tokenizer, and the one chat template that was taught."""
+"""What a training publishes beside its weights: settings by the tokenizer, and the chat template that was taught."""
 
 import json
 import shutil
