@@ -21,7 +21,7 @@ from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
 from zhllama.weights.model_card import write_card
-from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SafetensorsStream, index_json
+from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
 from zhllama.weights.settings import write_settings
 
 FILE_LIMIT = 2 * 10**9
@@ -75,18 +75,19 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
 
 
 def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, list[str]]:
-    """File → tensors: the embeddings apart, the rest in order, each file filled up to `limit` bytes."""
-    files: dict[str, list[str]] = {EMBEDDINGS_FILE: []}
-    current, used = "", limit + 1
+    """File → tensors: the embeddings apart, in the first, the rest in order, each filled up to `limit` bytes."""
+    files: list[list[str]] = [[]]
+    used = limit + 1
     for name, size in sizes.items():
         if name in (EMBEDDING, HEAD):
-            files[EMBEDDINGS_FILE].append(name)
+            files[0].append(name)
             continue
         if used + size > limit:
-            current, used = f"model-{len(files):05d}.safetensors", 0
-        files.setdefault(current, []).append(name)
+            files.append([])
+            used = 0
+        files[-1].append(name)
         used += size
-    return files
+    return {shard_file(number, len(files)): names for number, names in enumerate(files, 1)}
 
 
 def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:

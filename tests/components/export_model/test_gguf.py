@@ -93,7 +93,7 @@ def lengthen(model: Path, rows: int) -> None:
     """Zero rows below the embedding and the head, up to `rows`."""
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
     save_file({name: torch.cat([t, t.new_zeros(rows - len(t), t.shape[1])]) for name, t in tensors.items()}, path)
     configure(model, vocab_size=rows)
@@ -299,13 +299,13 @@ def test_a_quantised_model_is_refused(tmp_path, model):
 
 
 def test_a_missing_shard_a_cut_file_and_a_foreign_tokenizer_are_named(tmp_path, model, chinese_tokenizer):
-    shard = model / "model-00001.safetensors"
+    shard = model / "model-00002-of-00002.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-9])
     with pytest.raises(InputError, match="is cut short"):
         export(tmp_path / "store", model)
     shard.unlink()
-    with pytest.raises(InputError, match=r"the shard model-00001\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"the shard model-00002-of-00002\.safetensors is missing"):
         export(tmp_path / "store", model)
     shard.write_bytes(whole)
     (model / "tokenizer.model").write_bytes(more_pieces(chinese_tokenizer))
@@ -325,7 +325,7 @@ def more_pieces(tokenizer: bytes) -> bytes:
 def test_a_weight_that_the_precision_cannot_hold_is_named(tmp_path, model, value, message):
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
     tensors["lm_head.weight"][3, 4] = value
     save_file(tensors, path)

@@ -108,7 +108,7 @@ def test_a_tokenizer_above_the_sizes_folder_is_found(tmp_path, weights):
 def test_a_hugging_face_model_carries_its_vocabulary(tmp_path, model, tiny_model):
     manifest = fetch(tmp_path / "store", model, size="")
     assert manifest.kind == "hf-model"
-    assert {"config.json", "model.safetensors.index.json", "model-00001.safetensors"} <= {
+    assert {"config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"} <= {
         f.path for f in manifest.files
     }
     assert manifest.vocabulary == open_artifact(tiny_model).manifest.vocabulary
@@ -160,7 +160,7 @@ def test_the_command_fetches_a_repository_of_the_hub(tmp_path, hub, model):
     assert ended.returncode == 0, ended.stderr
     manifest = open_artifact((tmp_path / "ref").read_text()).manifest
     assert manifest.kind == "hf-model"
-    assert manifest.facts["verified"]["model-00001.safetensors"] == "the hub"
+    assert manifest.facts["verified"]["model-00002-of-00002.safetensors"] == "the hub"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,10 @@ def test_a_missing_shard_is_missed_over_http_too(tmp_path, http, tiny_meta):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: (m / "model-00001.safetensors").unlink(), r"model-00001\.safetensors named by .*, but missing"),
+        (
+            lambda m: (m / "model-00002-of-00002.safetensors").unlink(),
+            r"model-00002-of-00002\.safetensors named by .*, but missing",
+        ),
         (lambda m: (m / "model.safetensors.index.json").write_text("[]"), "no index of safetensors"),
         (lambda m: (m / "config.json").unlink(), "neither Meta's files"),
         (lambda m: (m / "config.json").write_text(json.dumps({"vocab_size": 700})), "has 800 pieces and .* says 700"),

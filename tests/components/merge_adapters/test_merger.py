@@ -193,8 +193,8 @@ def test_the_embeddings_are_copied_when_no_adapter_touches_them(store, tiny_mode
     manifest = merge(store, tiny_model, make_adapter(1))
     before = {file.path: file.sha256 for file in open_artifact(tiny_model).manifest.files}
     after = {file.path: file.sha256 for file in manifest.files}
-    assert after["model-embeddings.safetensors"] == before["model-embeddings.safetensors"]
-    assert after["model-00001.safetensors"] != before["model-00001.safetensors"]
+    assert after["model-00001-of-00002.safetensors"] == before["model-00001-of-00002.safetensors"]
+    assert after["model-00002-of-00002.safetensors"] != before["model-00002-of-00002.safetensors"]
 
 
 def test_the_report_names_every_changed_tensor_and_its_size(tmp_path, tiny_model, make_adapter, tiny_state):
@@ -463,15 +463,18 @@ def test_an_adapter_that_wants_to_run_code_is_refused(tmp_path, tiny_model, make
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"model-00001\.safetensors: tensor .* is cut short"),
-        (lambda path: path.unlink(), r"the shard model-00001\.safetensors is missing"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-9]),
+            r"model-00002-of-00002\.safetensors: tensor .* is cut short",
+        ),
+        (lambda path: path.unlink(), r"the shard model-00002-of-00002\.safetensors is missing"),
         (lambda path: quantise(path.parent), r"\.weight is int8, a quantised weight; give the model in float16"),
     ],
     ids=["cut short", "missing", "quantised"],
 )
 def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, message):
     model = shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json"))
-    spoil(model / "model-00001.safetensors")
+    spoil(model / "model-00002-of-00002.safetensors")
     with pytest.raises(InputError, match=message):
         merge(tmp_path / "store", model, make_adapter(1))
 

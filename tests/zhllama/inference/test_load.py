@@ -185,8 +185,8 @@ def drop_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (damage_shard, "model-00001.*(cut short|header)"),
-        (drop_shard, "shard model-00001.* is missing"),
+        (damage_shard, "model-00002.*(cut short|header)"),
+        (drop_shard, "shard model-00002.* is missing"),
         (drop_tokenizer, "no tokenizer.model"),
         (swap_tokenizer, "tokenizer.model has 801 pieces and the embedding 800 rows"),
         (drop_config, "no config.json"),
