@@ -52,7 +52,7 @@ def special_ids(encoder: Encoder, files: Mapping[str, Mapping[str, Any]], where:
     ends = dict.fromkeys(one for ids in said.values() for one in ids["eos"] if type(one) is int and one != encoder.eos)
     further = _further(encoder, list(ends)) if ends else ()
     found = SpecialIds(encoder.bos, encoder.eos, encoder.pad, further)
-    right = {"bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad}}
+    right: dict[str, set[int | None]] = {"bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad}}
     wrong = {
         file: ", ".join(
             f"{name} {', '.join(map(str, given))}"[:_LONGEST]
