@@ -16,12 +16,14 @@ from components.export_model.llama import Llama, open_llama
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.chat_template import Template, chosen
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
+from zhllama.weights.model_card import Origin, origin_of
 from zhllama.weights.rope import DEFAULT
-from zhllama.weights.safetensors_io import Checkpoint, Sink
+from zhllama.weights.safetensors_io import Sink
+from zhllama.weights.settings import ids_of
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +57,10 @@ class GgufModel:
     llama: Llama
     tensors: tuple[Tensor, ...]
     name: str
-    chat_template: str
+    chat_template: Template
+    origin: Origin
+    further: tuple[int, ...] = ()
+    """Ids that end an answer as EOS does."""
 
     @property
     def parameters(self) -> int:
@@ -87,6 +92,16 @@ class GgufModel:
         writer.add_name(self.name)
         writer.add_size_label(gguf.size_label(self.parameters, self.parameters, 0, 0))
         writer.add_languages(["zh", "en"])
+        origin = self.origin
+        for field in ("license", "license_name", "license_link"):
+            if said := getattr(origin, field):
+                getattr(writer, f"add_{field}")(said)
+        if origin.base:
+            owner, _, repository = origin.base.partition("/")
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, repository)
+            writer.add_base_model_organization(0, owner)
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{origin.base}")
         writer.add_string("zhllama.model", llama.artifact.digest)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "f32" else f"MOSTLY_{precision.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -104,6 +119,9 @@ class GgufModel:
             writer.add_rope_scaling_orig_ctx_len(llama.rope.settings["original_max_position_embeddings"])
         writer.add_vocab_size(llama.encoder.size)
         add_tokenizer(writer, llama.encoder, self.chat_template)
+        if self.further:
+            # llama.cpp knows of one more end by its id, and of the usual ones by their text
+            writer.add_eot_token_id(self.further[0])
         for tensor in self.tensors if tensors else ():
             kind = gguf.GGMLQuantizationType["F32" if len(tensor.shape) == 1 else precision.upper()]
             # raw_dtype says what the bytes are; of the dtype only uint8 is looked at, which would mean packed blocks
@@ -136,7 +154,8 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
         module = place.hf.removesuffix(".weight")
         shape = (pieces, width) if place.hf in (EMBEDDING, HEAD) else llama.info(place).shape
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
-    return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint))
+    further = ids_of(llama.checkpoint, llama.encoder).further
+    return GgufModel(llama, tuple(tensors), name, chosen(model)[0], origin_of(model), further)
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
@@ -160,17 +179,7 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             sink.write(b"\0" * (_padded(written) - written))
 
 
-def _chat_template(checkpoint: Checkpoint) -> str:
-    """The model's own, else the training's: every model that this project trains is asked with that."""
-    model = checkpoint.artifact
-    if "chat_template.jinja" in model:
-        return model.read("chat_template.jinja").decode()
-    settings = checkpoint.settings("tokenizer_config.json") if "tokenizer_config.json" in model else {}
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else CHAT_TEMPLATE
-
-
-def add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
+def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template) -> None:
     """SentencePiece's pieces as they are: GGUF's token types are SentencePiece's numbers."""
     proto = parse_model(encoder.model)
     writer.add_tokenizer_model("llama")

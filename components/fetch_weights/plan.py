@@ -16,6 +16,7 @@ from components.fetch_weights.transfer import Item
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, shard_name
+from zhllama.weights.model_card import README, is_terms
 from zhllama.weights.safetensors_io import INDEX, PICKLED, PICKLED_INDEX, SINGLE, model_files
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -146,7 +147,7 @@ def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[
             raise InputError(f"{where}: {ADAPTER_CONFIG} is there, but neither {' nor '.join(ADAPTER_WEIGHTS)}")
         return "adapter", [ADAPTER_CONFIG, *weights, *among(*_TOKENIZER_FILES)]
     if PARAMS in names or any(map(_SHARD.fullmatch, names)):
-        return "meta-weights", _meta(source, size, names, listed)
+        return "meta-weights", [*_meta(source, size, names, listed), *_cards(names)]
     if CONFIG not in names:
         raise InputError(
             f"{where}: neither Meta's files ({PARAMS}), nor a Hugging Face model ({CONFIG}), nor an adapter "
@@ -156,7 +157,12 @@ def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[
     weights = [*among(PICKLED_INDEX if weights[0].endswith(".bin") else INDEX), *weights]
     if missing := [name for name in weights if name not in names]:
         raise InputError(f"{where}: {', '.join(missing)} named by {weights[0]}, but missing; complete the source")
-    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *weights]
+    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *_cards(names), *weights]
+
+
+def _cards(names: Collection[str]) -> list[str]:
+    """What says under which terms a model may be used."""
+    return sorted(name for name in names if name == README or is_terms(name))
 
 
 def _meta(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> list[str]:

@@ -16,10 +16,15 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import has_tokenizer, load_encoder, padding_multiple
 from zhllama.weights.beside import require_known_tokens
+from zhllama.weights.chat_template import JINJA, chosen
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_card import write_card
+from zhllama.weights.model_config import GENERATION
+from zhllama.weights.settings import read_settings, write_settings
 
 log = logging.getLogger("merge")
 
@@ -80,12 +85,22 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
             f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
             "(untrained, or saved empty)"
         )
-    copied = ["generation_config.json"]
+    copied: list[str] = []
+    template, why = chosen(model, given)
+    log.info("chat template: %s", why)
+    settings["vocab_size"] = shapes[EMBEDDING][0]
     if encoder is not None:
-        for name, content in tokenizer_files(encoder.model, int(settings.get("max_position_embeddings", 2048))).items():
+        given_settings = read_settings(checkpoint)
+        ids = special_ids(encoder, given_settings, checkpoint.where)
+        write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
+        positions = int(settings.get("max_position_embeddings", 2048))
+        for name, content in tokenizer_files(encoder.model, positions, template).items():
             out.add_bytes(name, content)
+        out.facts["chat_template"] = why
     else:
-        copied += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+        out.add_json("config.json", settings)
+        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", JINJA]
+        why = "as the model has it"
     for name in copied:
         if name in model:
             out.copy(model, name)
@@ -96,13 +111,14 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)
-        settings["pad_token_id"] = vocabulary.pad
-    settings["vocab_size"] = rows
-    out.add_json("config.json", settings)
+    made = f"A LLaMA model with {len(given)} adapter{'s' if len(given) > 1 else ''} merged into it."
+    pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
+    write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
     count = len(checkpoint.tensors)
-    out.add_json("report.json", {"unchanged": count - len(changes), "changed": report, "proof": proof})
+    said = {"unchanged": count - len(changes), "changed": report, "proof": proof, "chat_template": why}
+    out.add_json("report.json", said)
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
     out.facts["changed_tensors"] = len(changes)

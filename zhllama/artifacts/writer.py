@@ -102,18 +102,20 @@ class ArtifactWriter:
                 self._before = found
             self._look_at = time.monotonic() + 1
 
-    def copy(self, source: Artifact, name: str) -> None:
-        """A file of another artifact, unchanged: server-side within S3 when its digests are known."""
-        file, target = source.file(name), storage.join(self.root, name)
+    def copy(self, source: Artifact, name: str, new_name: str = "") -> None:
+        """A file of another artifact, unchanged: server-side within S3 when its digests are known. new_name: another
+        one than it has there."""
+        file, new_name = source.file(name), new_name or name
+        target = storage.join(self.root, new_name)
         if source.verified and storage.is_s3(source.root) and storage.is_s3(self.root):
             storage.copy(storage.join(source.root, name), target)
         else:
             # what is verified when it is read has known digests: nothing is hashed a second time
-            with storage.committed(storage.open_writer(target)) if source.verified else self.writer(name) as stream:
+            with storage.committed(storage.open_writer(target)) if source.verified else self.writer(new_name) as stream:
                 source.pour(name, stream.write)
                 self.require_alone()
         if source.verified:
-            self.add_stored(file, source.reader.block_digests(file))
+            self.add_stored(replace(file, path=new_name), source.reader.block_digests(file))
 
     def add_stored(self, file: File, blocks: list[str]) -> None:
         """Counts in a file that lies in its place below the root already: its digest, and those of its 8 MiB blocks."""

@@ -6,6 +6,7 @@ base that grew with the answer, as in the recipe's patch, would leave the cached
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from zhllama.errors import InputError
@@ -62,13 +63,13 @@ def answer(
         # (batch, width + new): as many as the row with most room may have, and each row cut at its own
         made = _generate(loaded, ids, mask, sampling, max(rooms[index] for index in batch))
         for row, index in enumerate(batch):
-            answers[index] = _until_eos(made[row, width : width + rooms[index]].tolist(), loaded.encoder.eos)
+            answers[index] = _until_end(made[row, width : width + rooms[index]].tolist(), loaded.stops)
         done(len(batch))
     return answers
 
 
-def _until_eos(ids: list[int], eos: int) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
+def _until_end(ids: list[int], stops: Sequence[int]) -> list[int]:
+    return list(takewhile(lambda index: index not in stops, ids))
 
 
 def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> list[int]:
@@ -85,7 +86,7 @@ def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write
         _generate(loaded, ids, torch.ones_like(ids), sampling, room, text)
     except KeyboardInterrupt:
         text.end()
-    return _until_eos(text.ids, loaded.encoder.eos)
+    return _until_end(text.ids, loaded.stops)
 
 
 def _generate(
@@ -105,7 +106,7 @@ def _generate(
         repetition_penalty=sampling.repetition_penalty,
         max_new_tokens=room,
         bos_token_id=loaded.encoder.bos,
-        eos_token_id=loaded.encoder.eos,
+        eos_token_id=list(loaded.stops),
         pad_token_id=loaded.padding,
     )
     # the model's own generation settings would fill what is unset here

@@ -23,6 +23,7 @@ from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.settings import ids_of
 from zhllama.weights.ties import is_tied, settle
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"]
@@ -38,10 +39,17 @@ class LoadedModel:
     """Of prompt and answer together: what the model was made for, or what it is stretched to."""
     rope_alpha: float | None = None
     """Of the rotary base; None: by the length of what is read and said, 1 up to the model's own positions."""
+    further: tuple[int, ...] = ()
+    """Ids that end an answer as EOS does."""
 
     @property
     def device(self) -> Any:
         return self.model.device
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return (self.encoder.eos, *self.further)
 
     @property
     def padding(self) -> int:
@@ -109,7 +117,9 @@ def load_model(
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, encoder, context_length or int(model.config.max_position_embeddings), rope_alpha)
+    further = ids_of(Checkpoint(artifact, option), encoder).further
+    positions = context_length or int(model.config.max_position_embeddings)
+    return LoadedModel(model, encoder, positions, rope_alpha, further)
 
 
 def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes: bool, adapters: bool) -> Precision:

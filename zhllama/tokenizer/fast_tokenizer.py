@@ -15,7 +15,9 @@ from zhllama.tokenizer.sentencepiece_model import BPE, CONTROL, TOKENIZER_MODEL,
 from zhllama.tokenizer.vocabulary import Encoder
 
 
-def tokenizer_files(model: bytes, model_max_length: int = 2048) -> dict[str, bytes]:
+def tokenizer_files(
+    model: bytes, model_max_length: int = 2048, chat_template: str | list[dict[str, str]] = CHAT_TEMPLATE
+) -> dict[str, bytes]:
     """Name → content of the tokenizer files of a model folder. `model`: the bytes of a `tokenizer.model`.
     `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model that is not
     BPE or has no BOS, EOS or unknown piece."""
@@ -45,7 +47,7 @@ def tokenizer_files(model: bytes, model_max_length: int = 2048) -> dict[str, byt
         **special,
         "clean_up_tokenization_spaces": False,
         "model_max_length": model_max_length,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template,
     }
     return {
         TOKENIZER_MODEL: model,

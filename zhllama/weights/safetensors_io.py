@@ -32,8 +32,6 @@ PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-EMBEDDINGS_FILE = "model-embeddings.safetensors"
-"""What extending the vocabulary and the first stage of training change, in a file of its own."""
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -269,6 +267,11 @@ class SafetensorsStream:
         """ValueError when a declared tensor was not written (a bug)."""
         if self._left:
             raise ValueError(f"{self._left[0][0]} was declared and not written")
+
+
+def shard_file(number: int, count: int) -> str:
+    """The name of a file of several, the first of which is 1."""
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def index_json(tensors: Mapping[str, TensorInfo | str], total_bytes: int) -> bytes:

@@ -93,7 +93,7 @@ def lengthen(model: Path, rows: int) -> None:
     """Zero rows below the embedding and the head, up to `rows`."""
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
     save_file({name: torch.cat([t, t.new_zeros(rows - len(t), t.shape[1])]) for name, t in tensors.items()}, path)
     configure(model, vocab_size=rows)
@@ -326,13 +326,13 @@ def test_a_quantised_model_is_refused(tmp_path, model):
 
 
 def test_a_missing_shard_a_cut_file_and_a_foreign_tokenizer_are_named(tmp_path, model, chinese_tokenizer):
-    shard = model / "model-00001.safetensors"
+    shard = model / "model-00002-of-00002.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-9])
     with pytest.raises(InputError, match="is cut short"):
         export(tmp_path / "store", model)
     shard.unlink()
-    with pytest.raises(InputError, match=r"the shard model-00001\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"the shard model-00002-of-00002\.safetensors is missing"):
         export(tmp_path / "store", model)
     shard.write_bytes(whole)
     (model / "tokenizer.model").write_bytes(more_pieces(chinese_tokenizer))
@@ -355,7 +355,7 @@ def more_pieces(tokenizer: bytes) -> bytes:
 def test_a_weight_that_the_precision_cannot_hold_is_named(tmp_path, model, value, message):
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
     tensors["lm_head.weight"][3, 4] = value
     save_file(tensors, path)
@@ -443,3 +443,23 @@ def test_tokens_that_the_folder_names_are_in_the_file(tmp_path, chatml_model):
     assert manifest.facts["tokenizer_lines_differing"] == 0
     encoder, _ = check_gguf(path, manifest.vocabulary, "m")
     assert (encoder.size, encoder.eos) == (802, 801)
+
+
+def test_the_models_own_template_further_end_and_origin_are_in_the_file(tmp_path, model):
+    from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
+
+    proto = parse_model((model / "tokenizer.model").read_bytes())
+    proto.pieces[700].type = CONTROL
+    (model / "tokenizer.model").write_bytes(proto.SerializeToString())
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 700]}')
+    (model / "chat_template.jinja").write_text("{{ 'mine' }}")
+    front = "license: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: owner/name\ntags: [zhllama]"
+    (model / "README.md").write_text(f"---\n{front}\n---\n")
+    found = metadata(Path(export(tmp_path / "store", model).root, "model-f16.gguf"))
+    assert found["tokenizer.chat_template"] == "{{ 'mine' }}"
+    assert [found[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")] == [1, 2, 700]
+    general = {name.removeprefix("general."): value for name, value in found.items() if name.startswith("general.")}
+    assert [general[name] for name in ("license", "license.name", "license.link")] == ["other", "mine", "LICENSE"]
+    assert general["base_model.count"] == 1
+    base = [general[f"base_model.0.{name}"] for name in ("name", "organization", "repo_url")]
+    assert base == ["name", "owner", "https://huggingface.co/owner/name"]

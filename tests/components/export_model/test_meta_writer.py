@@ -104,7 +104,7 @@ def longer_model(model, llama_tokenizer) -> Path:
     for text in ("中文", "你好", "[PAD]"):
         proto.pieces.add(piece=text, score=0.0)
     (model / "tokenizer.model").write_bytes(proto.SerializeToString())
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     rows = {name: torch.cat([tensor, tensor[5:8] * 2]) for name, tensor in load_file(path).items()}
     save_file(rows, path)
     configure(model, vocab_size=803)
@@ -119,7 +119,7 @@ def test_rows_that_only_pad_are_left_out(tmp_path, longer_model, llama_tokenizer
 def test_a_tied_model_gets_a_head_of_its_own(tmp_path, model):
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
     save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, path)
     index = json.loads((model / "model.safetensors.index.json").read_text())

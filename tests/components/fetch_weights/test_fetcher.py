@@ -109,7 +109,7 @@ def test_a_tokenizer_above_the_sizes_folder_is_found(tmp_path, weights):
 def test_a_hugging_face_model_carries_its_vocabulary(tmp_path, model, tiny_model):
     manifest = fetch(tmp_path / "store", model, size="")
     assert manifest.kind == "hf-model"
-    assert {"config.json", "model.safetensors.index.json", "model-00001.safetensors"} <= {
+    assert {"config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"} <= {
         f.path for f in manifest.files
     }
     assert manifest.vocabulary == open_artifact(tiny_model).manifest.vocabulary
@@ -121,6 +121,16 @@ def test_the_tokens_that_a_model_names_are_in_its_vocabulary(tmp_path, chatml_mo
     wanted = load_encoder(open_artifact(str(chatml_model)), "").vocabulary()
     assert contract_of(artifact, load_encoder(artifact, "")).relation_to(wanted) is Relation.EQUAL
     assert manifest.vocabulary is None or manifest.vocabulary.size == wanted.size == 802
+
+
+@pytest.mark.parametrize("kind", ["model", "weights"])
+def test_the_terms_of_a_model_are_fetched_with_it(tmp_path, request, kind):
+    folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / "source")
+    for name in ("README.md", "LICENSE.txt", "USE_POLICY.md", "notes.md"):
+        (folder / name).write_text("Mine.")
+    found = {file.path for file in fetch(tmp_path / "store", folder, size="").files}
+    assert {"README.md", "LICENSE.txt", "USE_POLICY.md"} <= found
+    assert "notes.md" not in found
 
 
 def test_an_adapter_is_fetched_unopened(tmp_path, adapter):
@@ -159,7 +169,7 @@ def test_the_command_fetches_a_repository_of_the_hub(tmp_path, hub, model):
     assert ended.returncode == 0, ended.stderr
     manifest = open_artifact((tmp_path / "ref").read_text()).manifest
     assert manifest.kind == "hf-model"
-    assert manifest.facts["verified"]["model-00001.safetensors"] == "the hub"
+    assert manifest.facts["verified"]["model-00002-of-00002.safetensors"] == "the hub"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +398,10 @@ def test_a_missing_shard_is_missed_over_http_too(tmp_path, http, tiny_meta):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: (m / "model-00001.safetensors").unlink(), r"model-00001\.safetensors named by .*, but missing"),
+        (
+            lambda m: (m / "model-00002-of-00002.safetensors").unlink(),
+            r"model-00002-of-00002\.safetensors named by .*, but missing",
+        ),
         (lambda m: (m / "model.safetensors.index.json").write_text("[]"), r"index\.json is damaged"),
         (lambda m: (m / "config.json").unlink(), "neither Meta's files"),
         (lambda m: (m / "config.json").write_text(json.dumps({"vocab_size": 700})), "has 800 pieces and .* says 700"),

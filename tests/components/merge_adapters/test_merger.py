@@ -25,6 +25,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
@@ -221,8 +222,8 @@ def test_the_embeddings_are_copied_when_no_adapter_touches_them(store, tiny_mode
     manifest = merge(store, tiny_model, make_adapter(1))
     before = {file.path: file.sha256 for file in open_artifact(tiny_model).manifest.files}
     after = {file.path: file.sha256 for file in manifest.files}
-    assert after["model-embeddings.safetensors"] == before["model-embeddings.safetensors"]
-    assert after["model-00001.safetensors"] != before["model-00001.safetensors"]
+    assert after["model-00001-of-00002.safetensors"] == before["model-00001-of-00002.safetensors"]
+    assert after["model-00002-of-00002.safetensors"] != before["model-00002-of-00002.safetensors"]
 
 
 def test_the_report_names_every_changed_tensor_and_its_size(tmp_path, tiny_model, make_adapter, tiny_state):
@@ -508,15 +509,18 @@ def test_an_adapter_that_wants_to_run_code_is_refused(tmp_path, tiny_model, make
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"model-00001\.safetensors: tensor .* is cut short"),
-        (lambda path: path.unlink(), r"the shard model-00001\.safetensors is missing"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-9]),
+            r"model-00002-of-00002\.safetensors: tensor .* is cut short",
+        ),
+        (lambda path: path.unlink(), r"the shard model-00002-of-00002\.safetensors is missing"),
         (lambda path: quantise(path.parent), r"\.weight is int8, a quantised weight; give the model in float16"),
     ],
     ids=["cut short", "missing", "quantised"],
 )
 def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, message):
     model = shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json"))
-    spoil(model / "model-00001.safetensors")
+    spoil(model / "model-00002-of-00002.safetensors")
     with pytest.raises(InputError, match=message):
         merge(tmp_path / "store", model, make_adapter(1))
 
@@ -559,3 +563,78 @@ def test_an_adapter_of_more_pieces_in_tokenizer_json_alone_is_refused(
     (adapter / "tokenizer.json").write_bytes(tokenizer_files(longer_tokenizer)["tokenizer.json"])
     with pytest.raises(InputError, match="modules_to_save bring no embedding rows"):
         merge(tmp_path, tiny_model, adapter)
+
+
+# --- what is published beside the weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A copy of the tiny model without its manifest, to be changed."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    return tmp_path / "model"
+
+
+def change_json(path: Path, **changes: object) -> None:
+    value = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(value | changes))
+
+
+def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_folder, make_adapter, caplog):
+    for name in ("config.json", "generation_config.json"):
+        change_json(model_folder / name, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    change_json(model_folder / "generation_config.json", top_p=0.5)
+    artifact = open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference)
+    config, generation = (json.loads(artifact.read(name)) for name in ("config.json", "generation_config.json"))
+    assert [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, None]
+    assert generation == {"top_p": 0.5, "bos_token_id": 1, "eos_token_id": 2}
+    assert config["transformers_version"]
+    (line,) = [line for line in caplog.messages if "the tokenizer counts" in line]
+    assert "config.json says bos 0, eos 1, pad 0 and generation_config.json says bos 0, eos 1, pad 0" in line
+
+
+def test_the_model_card_says_what_is_known(tmp_path, model_folder, make_adapter):
+    front = "license: llama2\ntags: [zhllama]\nbase_model: owner/name"
+    (model_folder / "README.md").write_text(f"---\n{front}\n---\n")
+    (model_folder / "LICENSE").write_text("of the base")
+    artifact = open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference)
+    card = artifact.read("README.md").decode()
+    assert card.startswith("---\nbase_model: owner/name\nlicense: llama2\nlanguage:\n- zh\n- en\n")
+    assert "1 adapter merged into it" in card
+    assert "Chat template: the model's own" in card
+    assert artifact.read("LICENSE") == b"of the base"
+
+
+def published_template(manifest: Manifest) -> tuple[str, str, str]:
+    """As transformers reads it, and what the report and the manifest say of it."""
+    from transformers import AutoTokenizer
+
+    artifact = open_artifact(manifest.reference)
+    assert "chat_template.jinja" not in artifact
+    written = json.loads(artifact.read("tokenizer_config.json"))["chat_template"]
+    assert AutoTokenizer.from_pretrained(artifact.root).chat_template == written
+    return written, json.loads(artifact.read("report.json"))["chat_template"], manifest.facts["chat_template"]
+
+
+def test_the_models_own_chat_template_is_published_in_one_place(tmp_path, model_folder, make_adapter):
+    (model_folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    found = published_template(merge(tmp_path / "store", model_folder, make_adapter(1)))
+    assert found == ("{{ messages[0]['content'] }}", "the model's own", "the model's own")
+
+
+def test_the_chat_template_that_a_finetuning_taught_is_published(tmp_path, model_folder, make_adapter):
+    (model_folder / "chat_template.jinja").write_text("of the model")
+    out = ArtifactWriter(str(tmp_path / "adapters"), "finetune", "key")
+    add_folder(out, make_adapter(1))
+    why = "Alpaca's: the adapter was trained with it"
+    manifest = merge(tmp_path / "store", model_folder, out.publish("adapter").reference)
+    assert published_template(manifest) == (CHAT_TEMPLATE, why, why)
+
+
+def test_a_foreign_adapters_own_chat_template_is_published(tmp_path, model_folder, make_adapter):
+    adapter = shutil.copytree(make_adapter(1), tmp_path / "adapter")
+    (adapter / "chat_template.jinja").write_text("{{ 'of the adapter' }}")
+    (model_folder / "chat_template.jinja").write_text("of the model")
+    found = published_template(merge(tmp_path / "store", model_folder, adapter))
+    assert found == ("{{ 'of the adapter' }}", "the one beside the adapter", "the one beside the adapter")

@@ -21,7 +21,7 @@ from zhllama.errors import InputError
 from zhllama.inference.generate import TextStream, answer, stream, stretch
 from zhllama.inference.load import LoadedModel, choose_precision
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
@@ -235,6 +235,25 @@ def test_a_tied_model_with_a_trained_embedding_keeps_its_head_as_peft_keeps_it(c
         torch.testing.assert_close(found(ids).logits, wanted(ids).logits)
 
 
+# --- where an answer ends ---------------------------------------------------------------------------------------------
+
+
+def test_an_answer_ends_at_every_end_that_the_model_names(copied: Path, plain_model: Path) -> None:
+    proto = parse_model((copied / "tokenizer.model").read_bytes())
+    proto.pieces[700].type = CONTROL
+    (copied / "tokenizer.model").write_bytes(proto.SerializeToString())
+    (copied / "generation_config.json").write_text('{"eos_token_id": [1, 700, 701]}')
+    loaded = load_model(str(copied))
+    assert loaded.stops == (2, 700)
+    prompt = loaded.prompt_ids("你好")
+    model = loaded.model.model
+    with torch.no_grad():
+        loaded.model.lm_head.weight.zero_()
+        loaded.model.lm_head.weight[700] = model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    assert answer(loaded, [prompt], GREEDY) == [[]]
+    assert stream(loaded, prompt, GREEDY, lambda text: None) == []
+
+
 # --- what is no model -------------------------------------------------------------------------------------------------
 
 
@@ -264,8 +283,8 @@ def drop_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (damage_shard, "model-00001.*(cut short|header)"),
-        (drop_shard, "shard model-00001.* is missing"),
+        (damage_shard, "model-00002.*(cut short|header)"),
+        (drop_shard, "shard model-00002.* is missing"),
         (drop_tokenizer, "no tokenizer.model"),
         (swap_tokenizer, "tokenizer.model has 801 pieces and the embedding 800 rows"),
         (drop_config, "no config.json"),
