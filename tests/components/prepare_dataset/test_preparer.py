@@ -385,7 +385,7 @@ def test_the_same_data_gives_the_same_digest_and_other_settings_another_place(tm
     ("content", "said"),
     [
         ("[{", "not JSON"),
-        ('{"instruction": "a"}', "a dict where a list of objects"),
+        ('{"a": 1}', "a dict where a list of objects"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', r"item 2: field 'output' is missing"),
         ('[{"instruction": "a", "output": 5}]', r"item 1: field 'output' is not text"),
         ("[]", "no item in it"),
