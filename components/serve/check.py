@@ -7,8 +7,8 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
+from zhllama.stage.program import bounded
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
@@ -36,6 +37,8 @@ LINES = (
     "",
 )
 """What the served tokenizer is tried on."""
+RENDERING = 10.0
+"""Seconds that a chat template may take for one message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,8 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str) -> None:
         raise InputError(f"{where}: tokenizer_config.json has no chat template; {mend}")
     for line in LINES[:2]:
         asked = [{"role": "user", "content": line}]
-        ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False)
+        with _template(where, mend):
+            ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False)
         if list(ids) != [encoder.bos, *encoder.encode(wrap(line))]:
             raise InputError(f"{where}: its chat template is not the training prompt; {mend}")
 
@@ -145,7 +149,6 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
 
 def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> None:
     """InputError where llama.cpp, or the chat template in the file, gives other ids than training."""
-    import jinja2
     import jinja2.sandbox
     import llama_cpp
 
@@ -159,12 +162,22 @@ def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> No
         raise InputError(f"{where}: there is no chat template in it; export the model again")
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     special = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
-    try:
+    with _template(where, "export the model again"):
         rendered = environment.from_string(template).render(messages=[{"role": "user", "content": LINES[0]}], **special)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{where}: its chat template cannot be read ({error}); export the model again") from error
     if rendered.removeprefix("<s>") != wrap(LINES[0]):
         raise InputError(f"{where}: its chat template is not the training prompt; export the model again")
+
+
+@contextmanager
+def _template(where: str, mend: str) -> Iterator[None]:
+    """InputError for a chat template that is none, fails, or goes on for longer than any conversation's takes."""
+    import jinja2
+
+    try:
+        with bounded(RENDERING, f"{where}: its chat template does not end; {mend}"):
+            yield
+    except (jinja2.TemplateError, ArithmeticError, MemoryError, LookupError, RecursionError, TypeError) as error:
+        raise InputError(f"{where}: its chat template cannot be read ({error}); {mend}") from error
 
 
 def main() -> None:
