@@ -58,7 +58,7 @@ def error_in(value: Any) -> ServerError | None:
         status for text in (kind, said) for status, name in _STATUS.items() if re.search(name, text, re.IGNORECASE)
     )
     asked = inner.get("retry_after")
-    wait = float(asked) if type(asked) in (int, float) and 0 <= asked <= 100 * LONGEST_PAUSE else None
+    wait = float(asked) if isinstance(asked, int | float) and 0 <= asked <= 100 * LONGEST_PAUSE else None
     return ServerError(next(numbers, 0) or next(named, 0), said[:300], kind, wait)
 
 

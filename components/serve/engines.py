@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Self
 import httpx2
 
 from components.serve.options import EngineName
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.model_server import vllm_sampling
@@ -124,7 +125,10 @@ def lay_out(source: Path, target: Path, encoder: Encoder) -> None:
     pad = encoder.eos if encoder.pad is None else encoder.pad
     ids = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": pad}
     given = source / GENERATION
-    said = json.loads(given.read_text()) if given.exists() else {}
+    try:
+        said = object_of(given.read_bytes()) if given.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{given}: no JSON object ({error}); publish the model again") from error
     settings = {"do_sample": True, **_recipe(), **ids, **said}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -3,9 +3,10 @@
 import json
 import re
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zhllama.artifacts.reader import Artifact
+if TYPE_CHECKING:
+    from zhllama.artifacts.reader import Artifact
 
 LARGEST = 64 * 2**20
 """Bytes. The index of a model with 10,000 tensors has one megabyte."""
@@ -20,7 +21,7 @@ class HalfCharacter(ValueError):
     """Half of a surrogate pair stands alone: JSON, but no text."""
 
 
-def read_object(artifact: Artifact, name: str) -> dict[str, Any]:
+def read_object(artifact: "Artifact", name: str) -> dict[str, Any]:
     """The object in a file of an artifact. ValueError for what object_of refuses, and for a file that is too large."""
     if (size := artifact.file(name).size) > LARGEST:
         raise ValueError(f"it has {size:,} bytes, and {LARGEST:,} are read at most")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zhllama.artifacts.json_file import object_of, read_object
+from zhllama.artifacts.json_file import object_of, read_object, stand_in
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 
@@ -34,6 +34,7 @@ _CODES = {name: code for code, name in DTYPES.items()}
 _WIDTHS = {code: 1 if code == "BOOL" else int(code.lstrip("BFIU")) // 8 for code in DTYPES}
 """Bytes of an element."""
 _MAX_HEADER = 100 * 2**20
+_MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         raise InputError(f"{where}: {size} bytes is no safetensors file; fetch it again")
     (length,) = struct.unpack("<Q", artifact.read_range(file, 0, 8))
     if length > min(_MAX_HEADER, size - 8):
+        if said := stand_in(artifact.read_range(file, 0, min(size, 1024))):
+            raise InputError(f"{where}: {said}")
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
     found: dict[str, TensorInfo] = {}
     try:
@@ -68,7 +71,9 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         for name, entry in header.items():
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = (*shape, begin, end)
-            if len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
+            wrong = len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers)
+            # torch counts elements, empty ones too, in 63 bits
+            if wrong or len(shape) > _MOST_AXES or math.prod(max(n, 1) for n in shape) >= 2**60:
                 raise ValueError("not an entry of a safetensors header")
             if dtype not in DTYPES:
                 raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
