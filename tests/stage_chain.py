@@ -127,7 +127,7 @@ def run(
         command, env=environment(store.parent, proxy), cwd=store.parent, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
-    return json.loads(Path(reference.read_text()).read_text()), done.stdout + done.stderr
+    return json.loads(Path(reference.read_text()).read_text(encoding="utf-8")), done.stdout + done.stderr
 
 
 def run_chain(store: Path, uploads: Path, proxy: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

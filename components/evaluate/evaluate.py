@@ -4,7 +4,6 @@ Models of equal digest (a stage that was skipped) are scored once. Measured at 4
 Chinese, 100 kB of English and 500 two-way items: 8 to 10 CPU seconds a model, the output layer being most of them.
 """
 
-import json
 import logging
 import math
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
+from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -76,9 +76,9 @@ def read_trainings(references: Sequence[str], artifacts: Sequence[Artifact]) -> 
             log.info("%s: no %s in it, so no loss curve is shown", artifact.root, METRICS)
             continue
         points = []
-        for count, line in enumerate(artifact.read(METRICS).decode().splitlines(), start=1):
+        for count, line in enumerate(artifact.read(METRICS).splitlines(), start=1):
             try:
-                value = json.loads(line)
+                value = value_of(line)
                 step = int(value["step"])
                 losses = {name: _finite(value.get(name)) for name in ("loss", "eval_loss")}
             except (ValueError, TypeError, KeyError, AttributeError) as error:

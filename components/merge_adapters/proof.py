@@ -49,7 +49,7 @@ def require_memory(checkpoint: Checkpoint) -> None:
 
 def available_memory() -> int:
     """Bytes that this process may still take: of the machine, or of its container where that has a limit."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
     if limit.exists() and (text := limit.read_text().strip()) != "max":

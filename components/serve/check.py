@@ -7,8 +7,8 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
+from zhllama.stage.program import bounded
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.prompt import wrap
@@ -41,6 +42,8 @@ LINES = (
     "",
 )
 """What the served tokenizer is tried on."""
+RENDERING = 10.0
+"""Seconds that a chat template may take for one message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +112,9 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> N
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
     for line in LINES[:2]:
         asked = [{"role": "user", "content": line}]
-        wanted = chat.ids(asked)
-        ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False, add_generation_prompt=True)
+        with _template(where, mend):
+            wanted = chat.ids(asked)
+            ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False, add_generation_prompt=True)
         if list(ids) != wanted:
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for a question; {mend}")
 
@@ -172,8 +176,22 @@ def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
             if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:
                 raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
         asked = [{"role": "user", "content": LINES[0]}]
-        if model.tokenize(chat.text(asked).encode(), add_bos=False, special=True) != chat.ids(asked):
+        with _template(where, "export the model again"):
+            text, wanted = chat.text(asked), chat.ids(asked)
+        if model.tokenize(text.encode(), add_bos=False, special=True) != wanted:
             raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
+
+
+@contextmanager
+def _template(where: str, mend: str) -> Iterator[None]:
+    """InputError for a chat template that is none, fails, or goes on for longer than any conversation's takes."""
+    import jinja2
+
+    try:
+        with bounded(RENDERING, f"{where}: its chat template does not end; {mend}"):
+            yield
+    except (jinja2.TemplateError, ArithmeticError, MemoryError, LookupError, RecursionError, TypeError) as error:
+        raise InputError(f"{where}: its chat template cannot be read ({error}); {mend}") from error
 
 
 def main() -> None:

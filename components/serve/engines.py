@@ -23,6 +23,7 @@ from typing import Any, NoReturn, Self
 import httpx2
 
 from components.serve.options import EngineName
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.model_server import vllm_sampling
@@ -122,7 +123,10 @@ def lay_out(source: Path, target: Path, ids: SpecialIds) -> None:
         if file.name != GENERATION:
             (target / file.name).symlink_to(file.resolve())
     given = source / GENERATION
-    said = json.loads(given.read_text("utf-8")) if given.exists() else {}
+    try:
+        said = object_of(given.read_bytes()) if given.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{given}: no JSON object ({error}); publish the model again") from error
     settings = {"pad_token_id": ids.eos, **ids.generation({"do_sample": True, **_recipe(), **said})}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
 

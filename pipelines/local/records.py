@@ -139,7 +139,7 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
             if not is_of(values[name], kind):
                 raise InputError(f"{node.name}: its output {name} is {values[name]!r}, which is no {kind}")
         elif path.exists():
-            values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
+            values[name] = value_of(path.read_text(encoding="utf-8"), kind, f"{node.name}: its output {name}")
         else:
             raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
     made = (artifact for listed in executor.get("artifacts", {}).values() for artifact in listed.get("artifacts", []))

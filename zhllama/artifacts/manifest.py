@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from zhllama import storage
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Vocabulary
 
@@ -89,7 +90,7 @@ class Manifest:
     def from_json(content: bytes, where: str) -> "Manifest":
         """Parses and checks a manifest; InputError when it is not one or does not match its own digest."""
         try:
-            value = json.loads(content)
+            value = value_of(content)
             version = value.pop("format")
             if version != FORMAT:
                 raise InputError(f"{where}: manifest format {version}; this program reads format {FORMAT}")

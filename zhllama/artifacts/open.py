@@ -50,6 +50,9 @@ def is_bare_name(reference: str) -> bool:
 
 def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
     """Files without a manifest. Their digest is of content in a folder, of the server's tags in S3."""
+    for name in (root, *(item.name for item in stored)):
+        if name.encode(errors="ignore").decode() != name:
+            raise InputError(f"{root!a}: {name!a} is a name that is no UTF-8, which no manifest holds; rename it")
     files = tuple(File(item.name, item.size, "") for item in stored)
     if storage.is_s3(root):
         identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]

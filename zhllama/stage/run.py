@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from zhllama import storage
+from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
@@ -84,7 +85,7 @@ def _output_file(executor_input: str) -> str:
     if not executor_input:
         return ""
     try:
-        return str(json.loads(executor_input)["outputs"]["outputFile"])
+        return str(value_of(executor_input)["outputs"]["outputFile"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--executor-input: not KFP's executor input ({error!r}); pass {{{{$}}}} as it is") from error
 

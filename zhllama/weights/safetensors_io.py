@@ -16,7 +16,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
-from zhllama.artifacts.json_file import object_of, read_object
+from zhllama.artifacts.json_file import object_of, read_object, stand_in
 from zhllama.artifacts.manifest import File
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -43,6 +43,7 @@ _WIDTHS = {code: 1 if code == "BOOL" else int(code.lstrip("BFIU")) // 8 for code
 _FREQUENCIES = "rotary_emb.inv_freq"
 """Tensors of old .bin files that say nothing: config.json gives the frequencies."""
 _MAX_HEADER = 100 * 2**20
+_MOST_AXES = 8
 
 
 def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
@@ -53,6 +54,8 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         raise InputError(f"{where}: {size} bytes is no safetensors file; fetch it again")
     (length,) = struct.unpack("<Q", artifact.read_range(file, 0, 8))
     if length > min(_MAX_HEADER, size - 8):
+        if said := stand_in(artifact.read_range(file, 0, min(size, 1024))):
+            raise InputError(f"{where}: {said}")
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
     found: dict[str, TensorInfo] = {}
     try:
@@ -61,7 +64,9 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         for name, entry in header.items():
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = (*shape, begin, end)
-            if len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
+            wrong = len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers)
+            # torch counts elements, empty ones too, in 63 bits
+            if wrong or len(shape) > _MOST_AXES or math.prod(max(n, 1) for n in shape) >= 2**60:
                 raise ValueError("not an entry of a safetensors header")
             if dtype not in DTYPES:
                 raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")

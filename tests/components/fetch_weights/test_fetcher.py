@@ -1,12 +1,14 @@
 """Fetching: every source gives the same verified files; what is missing or altered is named, and nothing published."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from components.fetch_weights import fetcher, plan, sources
 from components.fetch_weights.fetcher import fetch_weights
 from components.fetch_weights.options import FetchWeights
+from components.fetch_weights.sources import Found, StoredSource, read
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
@@ -453,3 +456,22 @@ def test_a_server_that_is_gone_is_a_fault(tmp_path, http, monkeypatch):
     http.server_close()
     with pytest.raises(StorageFault, match="no answer after"):
         fetch(tmp_path / "store", address)
+
+
+class Endless(StoredSource):
+    """A server that says no length, and never ends."""
+
+    def stat(self, name: str) -> Found | None:
+        return Found(name, None, "")
+
+    def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        return itertools.repeat(b"{" * 2**20)
+
+
+def test_a_small_file_that_does_not_end_is_given_up(tmp_path):
+    with pytest.raises(InputError, match=r"/params.json: over 67,108,864 bytes; fetch another copy"):
+        read(Endless(str(tmp_path)), "params.json")
+    with open(tmp_path / "params.json", "wb") as file:
+        file.truncate(2**27)
+    with pytest.raises(InputError, match=r"/params.json: over 67,108,864 bytes"):
+        read(StoredSource(str(tmp_path)), "params.json")

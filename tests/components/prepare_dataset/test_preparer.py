@@ -350,7 +350,7 @@ def test_an_unchanged_input_is_not_tokenised_twice(tmp_path, tokenizer, english,
 def test_what_decides_the_result_is_in_the_key(tmp_path, tokenizer, english, english_text, chinese_tokenizer, changed):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tokenizer.model").write_bytes(chinese_tokenizer)
-    (tmp_path / "other.txt").write_text(Path(english).read_text() + "\none line more")
+    (tmp_path / "other.txt").write_text(Path(english).read_text(encoding="utf-8") + "\none line more")
     (tmp_path / "evaluation.txt").write_text("\n".join(english_text[:20]))
     given = {"tokenizer": tokenizer, "text": english}
     first = prepare(tmp_path / "s", **given)
@@ -394,7 +394,7 @@ def test_the_same_data_gives_the_same_digest_and_other_settings_another_place(tm
     ("content", "said"),
     [
         ("[{", "not JSON"),
-        ('{"instruction": "a"}', "a dict where a list of objects"),
+        ('{"a": 1}', "a dict where a list of objects"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', r"item 2: field 'output' is missing"),
         ('[{"instruction": "a", "output": 5}]', r"item 1: field 'output' is not text"),
         ("[]", "no item in it"),
