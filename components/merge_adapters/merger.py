@@ -102,7 +102,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
     count = len(checkpoint.tensors)
-    out.add_json("report.json", {"unchanged": count - len(changes), "changed": report, "proof": proof})
+    out.add_json("report.json", {"unchanged": count - len(changes), "changed": report, "proof": proof}, beside=True)
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
     out.facts["changed_tensors"] = len(changes)

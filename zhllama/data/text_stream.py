@@ -23,7 +23,7 @@ LINES_BYTES = 2**20
 """Of a file, what is read as one block of lines."""
 ROWS = 1000
 """Rows of a table in memory at a time."""
-NO_ITEMS = ("manifest.json", "blocks.json", "report.json", "card.json")
+NO_ITEMS = ("manifest.json", "provenance.json", "blocks.json", "report.json", "card.json")
 """What may lie beside the data in an artifact."""
 
 

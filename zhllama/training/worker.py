@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
-from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
@@ -114,9 +114,9 @@ def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: Hi
     else:
         _add_model(out, inputs, trained)
     out.vocabulary = inputs.vocabulary
-    out.add_bytes(METRICS, history.jsonl())
-    out.add_bytes(EVENTS, history.events())
-    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
+    out.add_bytes(METRICS, history.jsonl(), beside=True)
+    out.add_bytes(EVENTS, history.events(), beside=True)
+    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode(), beside=True)
     out.metrics |= history.metrics()
     out.facts["summary"] = history.summary()
     return out.publish("adapter" if adapter else "hf-model")
@@ -154,7 +154,7 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     checkpoint = Checkpoint(inputs.model)
     rewritten = {checkpoint.info(name).file for name in trained}
     for name in inputs.model.names:
-        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
+        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS}:
             out.copy(inputs.model, name)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
