@@ -111,4 +111,4 @@ def find_input(manifest: Manifest, name: str) -> str:
         return found.reference
     if reference := store_of(manifest)(given.digest) or given.reference:
         return reference
-    raise InputError(f"{manifest.root}: the {name} that it was made with is not in its store; copy the store as a whole")
+    raise InputError(f"{manifest.root}: the {name} that it was made with is not in its store; copy the whole store")

@@ -222,7 +222,7 @@ def _original(copy: Manifest, here: str, where: str) -> Manifest:
         found = Manifest.from_json(content, f"{root}/{MANIFEST}", root)
         if found.digest == copy.digest:
             return with_provenance(found)
-    raise InputError(f"{where}: none of its files is here, and {copy.root} is not read for it; give the artifact itself")
+    raise InputError(f"{where}: none of its files is here, and {copy.root} is not read for it; give the artifact")
 
 
 def with_provenance(manifest: Manifest) -> Manifest:

@@ -69,4 +69,5 @@ def test_the_store_of_a_release_is_whole_wherever_it_was_unpacked(tmp_path):
         assert artifact.find_corruption() == []
     (merged,) = tmp_path.glob("store/merge_adapters/*/manifest.json")
     said = stages(lineage(manifest_of(str(merged))))
-    assert {"merge_adapters", "finetune", "pretrain", "extend_tokenizer", "convert_weights", "fetch_weights"} <= set(said)
+    made_by = {"merge_adapters", "finetune", "pretrain", "extend_tokenizer", "convert_weights", "fetch_weights"}
+    assert made_by <= set(said)
