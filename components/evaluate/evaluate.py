@@ -57,8 +57,8 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
             if text is not None:
                 sample["answers"][label] = text
     report: dict[str, Any] = {"models": models, "texts": texts, "samples": samples, "trainings": trainings}
-    out.add_json("report.json", report)
-    out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
+    out.add_json("report.json", report, beside=True)
+    out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode(), beside=True)
     out.metrics = metrics_of(report)
     out.facts["summary"] = summary(report)
     if sys.stdout.isatty():
@@ -72,7 +72,7 @@ def read_trainings(references: Sequence[str], artifacts: Sequence[Artifact]) -> 
     """The loss curves of what `--trainings` names; what holds no metrics.jsonl (a skipped stage) is left out."""
     found = []
     for reference, artifact in zip(references, artifacts, strict=True):
-        if METRICS not in artifact:
+        if METRICS not in (*artifact.names, *artifact.beside):
             log.info("%s: no %s in it, so no loss curve is shown", artifact.root, METRICS)
             continue
         points = []

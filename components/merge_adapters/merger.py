@@ -118,7 +118,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
 
     count = len(checkpoint.tensors)
     said = {"unchanged": count - len(changes), "changed": report, "proof": proof, "chat_template": why}
-    out.add_json("report.json", said)
+    out.add_json("report.json", said, beside=True)
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
     out.facts["changed_tensors"] = len(changes)

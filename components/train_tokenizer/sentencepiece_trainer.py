@@ -52,7 +52,7 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
         "bad_lines": skipped.count if skipped else 0,
     }
     out.add_bytes("tokenizer.model", model)
-    out.add_json("report.json", report | {"corpus": sample})
+    out.add_json("report.json", report | {"corpus": sample}, beside=True)
     out.vocabulary = encoder.vocabulary()
     summary = f"{encoder.size:,} pieces, {report['tokens_per_character']:.3f} tokens per character"
     if len(lines) < seen:

@@ -11,7 +11,7 @@ from blake3 import blake3
 from zhllama import storage
 from zhllama.artifacts.hub_dataset import open_hub_dataset
 from zhllama.artifacts.hub_model import HUB_NAME, open_hub_model
-from zhllama.artifacts.manifest import MANIFEST, File, Manifest, digest_of
+from zhllama.artifacts.manifest import MANIFEST, File, Manifest, digest_of, read_manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
@@ -27,9 +27,9 @@ def open_artifact(reference: str, option: str = "") -> Artifact:
         return open_hub_model(reference, where)
     uri = storage.normalise(reference)
     named = uri.endswith(f"/{MANIFEST}")
-    content = storage.read_or_none(uri if named else storage.join(uri, MANIFEST))
-    if content is not None:
-        return Artifact(Manifest.from_json(content, where), verified=True)
+    manifest = read_manifest(uri if named else storage.join(uri, MANIFEST), where)
+    if manifest is not None:
+        return Artifact(manifest, verified=True)
     if named:
         raise InputError(f"{where}: there is no such manifest; give the reference that the stage before wrote")
     if not storage.is_s3(uri) and Path(uri).is_file():

@@ -25,7 +25,7 @@ LONGEST = 32 * 2**20
 """Bytes of a line, a document or an item: encoded, it takes thirty times as much."""
 ROWS = 1000
 """Rows of a table in memory at a time."""
-NO_ITEMS = ("manifest.json", "blocks.json", "report.json", "card.json")
+NO_ITEMS = ("manifest.json", "provenance.json", "blocks.json", "report.json", "card.json")
 """What may lie beside the data in an artifact."""
 
 

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
-from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
@@ -126,9 +126,9 @@ def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: Hi
     else:
         _add_model(out, inputs, trained)
     out.vocabulary = inputs.vocabulary
-    out.add_bytes(METRICS, history.jsonl())
-    out.add_bytes(EVENTS, history.events())
-    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
+    out.add_bytes(METRICS, history.jsonl(), beside=True)
+    out.add_bytes(EVENTS, history.events(), beside=True)
+    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode(), beside=True)
     out.metrics |= history.metrics()
     out.facts["summary"] = history.summary()
     return out.publish("adapter" if adapter else "hf-model")
@@ -172,8 +172,8 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     if HEAD in checkpoint.tensors and is_tied(checkpoint):
         trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    ours = rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS, CONFIG, GENERATION, README, *terms_in(inputs.model)}
-    source = checkpoint.artifact
+    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, CONFIG, GENERATION, README)
+    source, ours = checkpoint.artifact, {*rewritten, *own, *terms_in(inputs.model)}
     _add_tokenizer(out, inputs, source, [name for name in source.names if name not in ours])
     settings = read_settings(checkpoint)
     ids = special_ids(load_encoder(inputs.model, "--model"), settings, checkpoint.where)
