@@ -132,7 +132,10 @@ def run(
 
 def published(manifest: Path) -> dict[str, Any]:
     """A manifest, with what is said beside it."""
-    found, beside = json.loads(manifest.read_text()), json.loads(manifest.with_name("provenance.json").read_text())
+    found, beside = (
+        json.loads(manifest.read_text(encoding="utf-8")),
+        json.loads(manifest.with_name("provenance.json").read_text()),
+    )
     assert beside.pop("digest") == found["digest"]
     for name in ("facts", "configuration"):
         found[name] |= beside.pop(name)

@@ -577,8 +577,8 @@ def model_folder(tmp_path: Path, tiny_folder: Path) -> Path:
 
 
 def change_json(path: Path, **changes: object) -> None:
-    value = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(value | changes))
+    value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(value | changes), encoding="utf-8")
 
 
 def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_folder, make_adapter, caplog):

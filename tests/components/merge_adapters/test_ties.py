@@ -163,7 +163,7 @@ def test_a_model_without_a_head_is_tied_whatever_its_settings_leave_out(tmp_path
     del settings["tie_word_embeddings"]
     (model / "config.json").write_text(json.dumps(settings))
     manifest = merge(tmp_path / "store", model, adapter_of(1))
-    assert json.loads(Path(manifest.root, "config.json").read_text())["tie_word_embeddings"] is True
+    assert json.loads(Path(manifest.root, "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is True
 
 
 def test_rows_of_the_embedding_beside_lora_on_the_head_are_refused(tmp_path, tied, adapter_of):

@@ -351,7 +351,7 @@ def test_kfp_finds_its_outputs_also_when_the_work_was_skipped(store, tmp_path):
         manifest = run_stage(Options(store=store, **places), work)
         copy = Manifest.from_json(Path(places["output"]).read_bytes(), "output")
         assert (copy.root, copy.digest) == (manifest.root, manifest.digest)
-        assert Path(places["reference"]).read_text() == manifest.reference
+        assert Path(places["reference"]).read_text(encoding="utf-8") == manifest.reference
         assert Path(places["report"]).read_bytes() == b"<html>"
         executor = json.loads(Path(places["executor_output"]).read_text(encoding="utf-8"), parse_constant=pytest.fail)
         assert executor == {"artifacts": {"metrics": {"artifacts": [{"metadata": {"bits_per_byte": 1.25}}]}}}

@@ -79,7 +79,7 @@ def test_an_adapter_of_a_tied_model_goes_on_answers_and_merges_as_it_was_trained
     further = add_lora(load_base(inputs.model, torch.float32), shape(embeddings), adapter)
     assert further.train()(**batch).loss.item() == pytest.approx(wanted, abs=2e-3)
     merged = run_stage(MergeAdapters(store=str(tmp_path), model=tied_model, adapters=adapter.root), merge_adapters)
-    assert json.loads(Path(merged.root, "config.json").read_text())["tie_word_embeddings"] is True
+    assert json.loads(Path(merged.root, "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is True
     assert HEAD not in Checkpoint(open_artifact(merged.root)).tensors
     for found in (load_model(open_artifact(merged.root)), load_model(inputs.model, [adapter])):
         assert held_out_loss(found.model, batch) == pytest.approx(wanted, abs=2e-3)
