@@ -26,7 +26,8 @@ def image(stage: str) -> str:
     version) and ZHLLAMA_DIGESTS. InputError for an image without a digest where others have one."""
     target = stage.replace("_", "-")
     registry = os.environ.get(REGISTRY, "").rstrip("/")
-    name = f"{registry}/zhllama-{target}:{os.environ.get(TAG) or VERSION}".lstrip("/")
+    name = f"zhllama-{target}:{os.environ.get(TAG) or VERSION}"
+    name = f"{registry}/{name}" if registry else name
     pinned = os.environ.get(DIGESTS, "")
     if not pinned:
         return name
