@@ -92,7 +92,7 @@ class BestFit:
         order = order[np.argsort(ranked.argsort()[block_of], kind="stable")]
         counts = np.bincount(block_of)[ranked]
         last = int(counts[:done].sum())
-        self._held, self._open = [segments.take(order[last:])] * (not ends), counts[done:]
+        self._held, self._open = [] if ends else [segments.take(order[last:])], counts[done:]
         first, some = 0, max(1, AT_ONCE // self._block_size)
         for begin in range(0, done, some):
             part = counts[begin : min(begin + some, done)]

@@ -42,7 +42,8 @@ class Decontamination:
         self._validation: set[bytes] = set()
         self._near = NearDuplicates() if near_duplicates else None
         self._evaluated: set[bytes] = set()
-        self.left_out = dict.fromkeys(["fully_masked", "in_validation_too"] + ["near_duplicates"] * near_duplicates, 0)
+        near = {"near_duplicates": 0} if near_duplicates else {}
+        self.left_out = {"fully_masked": 0, "in_validation_too": 0, **near}
         """Why → how many, of what was read: of a mixture, some behind its end too."""
 
     def hold_out(self, examples: Examples) -> None:

@@ -4,11 +4,11 @@ sentencepiece's own generated module wants protobuf 7, which kfp does not allow.
 has the same bytes.
 """
 
-import importlib.util
-import runpy
 import sys
 from functools import cache
+from importlib import machinery, util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from zhllama.errors import InputError
@@ -21,18 +21,21 @@ TOKENIZER_MODEL = "tokenizer.model"
 
 def new_model(**fields: Any) -> Any:
     """A ModelProto of these fields."""
-    return _generated()["ModelProto"](**fields)
+    return _generated().ModelProto(**fields)
 
 
 @cache
-def _generated() -> dict[str, Any]:
-    """What transformers' module defines, by its place: the package itself takes most of a second to import."""
+def _generated() -> Any:
+    """transformers' module, by its place: the package itself takes most of a second to import."""
     if loaded := sys.modules.get("transformers.utils.sentencepiece_model_pb2_new"):
-        return vars(loaded)
-    package = importlib.util.find_spec("transformers")
+        return loaded
+    package = util.find_spec("transformers")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("transformers is not installed", name="transformers")
-    return runpy.run_path(str(Path(package.origin).with_name("utils") / "sentencepiece_model_pb2_new.py"))
+    module = ModuleType("sentencepiece_model_pb2_new")
+    path = Path(package.origin).with_name("utils") / f"{module.__name__}.py"
+    machinery.SourceFileLoader(module.__name__, str(path)).exec_module(module)
+    return module
 
 
 def parse_model(model: bytes, where: str = TOKENIZER_MODEL) -> Any:

@@ -12,12 +12,13 @@ import math
 import operator
 import resource
 import statistics
-import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class History:
         """The same as a file of TensorBoard's: train/loss, eval/loss and so on."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.record_writer import masked_crc32c
+        from tensorboardX.record_writer import RecordWriter
 
         began = self.lines[0].get("time", 0.0) if self.lines else 0.0
         events = [Event(wall_time=began, file_version="brain.Event:2")]
@@ -66,10 +67,12 @@ class History:
             values = [Summary.Value(tag=tags[name], simple_value=value) for name, value in measured.items()]
             step, at = int(line["step"]), line.get("time", 0.0)
             events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
-        # a record: its length, its content, and after each of the two a checksum
-        contents = [event.SerializeToString() for event in events]
-        parts = [part for content in contents for part in (struct.pack("<Q", len(content)), content)]
-        return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts)
+        with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+            path = Path(folder, "events")
+            with closing(RecordWriter(str(path))) as writer:
+                for event in events:
+                    writer.write(event.SerializeToString())
+            return path.read_bytes()
 
     def metrics(self) -> dict[str, float]:
         """The figures of a manifest: first and last loss, the last evaluation, the median speed, the peak memory."""
