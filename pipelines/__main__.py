@@ -15,8 +15,12 @@ from zhllama.stage.program import guarded
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and ends the process: 0 done, 2 wrong input (one line), 143 cancelled, else a fault."""
-    given = parser().parse_args(arguments)
-    guarded(lambda: given.command(given))
+
+    def run() -> None:
+        given = parser().parse_args(arguments)
+        given.command(given)
+
+    guarded(run)
 
 
 class Parser(argparse.ArgumentParser):

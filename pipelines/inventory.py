@@ -9,13 +9,13 @@ manifest names is never counted, and where a manifest cannot be read, nothing of
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import components
 from zhllama import storage
-from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest, with_provenance
 from zhllama.errors import InputError
 
 _STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__))
@@ -69,8 +69,8 @@ def published(store: str) -> tuple[list[Manifest], list[str]]:
     def read(name: str) -> None:
         uri = f"{root}/{name}"
         try:
-            manifest = Manifest.from_json(storage.read_bytes(uri), uri)
-            found.append(replace(manifest, root=uri.removesuffix(f"/{MANIFEST}")))
+            manifest = Manifest.from_json(storage.read_bytes(uri), uri, uri.removesuffix(f"/{MANIFEST}"))
+            found.append(with_provenance(manifest))
         except InputError as error:
             damaged.append(str(error))
         except FileNotFoundError:
@@ -86,14 +86,16 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
     root = storage.normalise(store)
     items = storage.listing(root, hidden=True)
     artifacts, damaged = published(root)
-    named = {f"{one.root}/{path}" for one in artifacts for path in (MANIFEST, *(file.path for file in one.files))}
+    own = (MANIFEST, PROVENANCE)
+    named = {f"{one.root}/{path}" for one in artifacts for path in (*own, *(file.path for file in one.named))}
     whole = {one.root for one in artifacts}
     places: dict[str, Unreferenced] = {}
 
     def place(name: str) -> Unreferenced:
         return places.setdefault(name, Unreferenced(f"{root}/{name}", f"{root}/{name}" in whole))
 
-    unread: set[str] = set()
+    # without provenance nobody knows what lies beside an artifact
+    unread = {one.root.removeprefix(f"{root}/") for one in artifacts if one.format > 1 and not one.created}
     for item in items:
         match = _PLACE.fullmatch(item.name)
         uri = f"{root}/{item.name}"

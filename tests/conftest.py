@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from pipelines.local.s3_server import LocalS3
+from tests.named_tokens import chatml_model  # noqa: F401 - a fixture of all layers
 from tests.packed_data import packed_chinese, packed_instructions, packed_text  # noqa: F401 - fixtures of all layers
 from tests.texts import chinese_sentences, llama_shaped
 from zhllama import storage
@@ -153,6 +154,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_meta: Path) -> str
 
     store = str(tmp_path_factory.mktemp("tiny-model"))
     return run_stage(ConvertWeights(store=store, weights=str(tiny_meta)), convert_weights).reference
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str:
+    """`tiny_model` with its embedding for a head, a folder as transformers saves one."""
+    from transformers import AutoModelForCausalLM
+
+    folder, tiny = tmp_path_factory.mktemp("tied-model"), Path(tiny_model).parent
+    model = AutoModelForCausalLM.from_pretrained(tiny, tie_word_embeddings=True)
+    model.tie_weights()
+    model.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes((tiny / "tokenizer.model").read_bytes())
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -54,10 +54,10 @@ def as_json(value: Any) -> Any:
 
 def check(file: Path, key: str, found: Any) -> None:
     """Fails when `found` is not what the golden file holds under the key."""
-    held = json.loads(file.read_text()) if file.exists() else {}
+    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if updating():
         held[key] = found
-        file.write_text(json.dumps(held, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        file.write_text(json.dumps(held, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
         return
     assert key in held, f"{file.name} has no {key!r}: UPDATE_GOLDENS=1 writes it"
     said = difference(held[key], as_json(found))

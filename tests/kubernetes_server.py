@@ -117,7 +117,7 @@ class KubernetesServer:
             "users": [{"name": "fake", "user": {"token": "a-token-of-the-tests"}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": self.namespace}}],
         }
-        path.write_text(json.dumps(value))
+        path.write_text(json.dumps(value), encoding="utf-8")
         return path
 
     # --- what a test and its controllers do ---------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def quantise(model: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-00001.safetensors"
+    path = model / "model-00002-of-00002.safetensors"
     tensors = load_file(path)
     save_file({name: (t * 100).to(torch.int8) if t.dim() == 2 else t for name, t in tensors.items()}, path)
 

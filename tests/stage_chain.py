@@ -120,14 +120,29 @@ def environment(folder: Path, proxy: str = "") -> dict[str, str]:
 def run(
     name: str, options: Mapping[str, str], store: Path, made: Mapping[str, str], proxy: str = ""
 ) -> tuple[dict[str, Any], str]:
-    """Runs a stage. Its manifest, as it lies in the store, and what it said."""
+    """Runs a stage. Its manifest and provenance, as they lie in the store, in one, and what it said."""
     reference = store.parent / f"{name}.reference"
     command = [*words(name, options, store, made), "--reference", str(reference)]
     done = subprocess.run(
         command, env=environment(store.parent, proxy), cwd=store.parent, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-4000:]}"
-    return json.loads(Path(reference.read_text()).read_text()), done.stdout + done.stderr
+    return published(Path(reference.read_text())), done.stdout + done.stderr
+
+
+def published(manifest: Path) -> dict[str, Any]:
+    """A manifest, with what is said beside it."""
+    found, beside = (
+        json.loads(manifest.read_text(encoding="utf-8")),
+        json.loads(manifest.with_name("provenance.json").read_text()),
+    )
+    assert beside.pop("digest") == found["digest"]
+    for name in ("facts", "configuration"):
+        found[name] |= beside.pop(name)
+    found["files"] = sorted([*found["files"], *beside.pop("files")], key=lambda file: file["path"])
+    for name, reference in beside.pop("inputs").items():
+        found["inputs"][name]["reference"] = reference
+    return found | beside
 
 
 def run_chain(store: Path, uploads: Path, proxy: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

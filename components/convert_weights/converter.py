@@ -17,9 +17,13 @@ from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER, MetaParams
-from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SafetensorsStream, index_json
+from zhllama.weights.meta_format import EMBEDDING, HEAD, PARAMS, TOKENIZER, MetaParams
+from zhllama.weights.model_card import write_card
+from zhllama.weights.model_config import checked_config
+from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
+from zhllama.weights.settings import write_settings
 
 FILE_LIMIT = 2 * 10**9
 """Bytes per safetensors file, embeddings apart: what changes together stays together, what fails is sent again."""
@@ -58,10 +62,12 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
                 tensors.close()
     place_of = {name: file for file, names in files.items() for name in names}
     out.add_bytes(INDEX, index_json(place_of, total))
-    out.add_json("config.json", hf_config(model.params, model.width, out.vocabulary, config.max_positions))
-    out.add_json("generation_config.json", {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos})
+    settings = hf_config(model.params, model.width, out.vocabulary, config.max_positions)
+    write_settings(out, settings, {}, special_ids(encoder, {}, "--weights"))
     for name, content in tokenizer_files(encoder.model, config.max_positions).items():
         out.add_bytes(name, content)
+
+    write_card(out, weights, "A LLaMA model converted from Meta's checkpoint.", {"Parameters": f"{parameters:,}"})
 
     out.facts["parameters"] = parameters
     out.facts["shards"] = len(model.shards)
@@ -70,23 +76,24 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
 
 
 def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, list[str]]:
-    """File → tensors: the embeddings apart, the rest in order, each file filled up to `limit` bytes."""
-    files: dict[str, list[str]] = {EMBEDDINGS_FILE: []}
-    current, used = "", limit + 1
+    """File → tensors: the embeddings apart, in the first, the rest in order, each filled up to `limit` bytes."""
+    files: list[list[str]] = [[]]
+    used = limit + 1
     for name, size in sizes.items():
         if name in (EMBEDDING, HEAD):
-            files[EMBEDDINGS_FILE].append(name)
+            files[0].append(name)
             continue
         if used + size > limit:
-            current, used = f"model-{len(files):05d}.safetensors", 0
-        files.setdefault(current, []).append(name)
+            files.append([])
+            used = 0
+        files[-1].append(name)
         used += size
-    return files
+    return {shard_file(number, len(files)): names for number, names in enumerate(files, 1)}
 
 
 def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
-    """config.json of a LLaMA model, in the terms of transformers 5 (rope_parameters, dtype)."""
-    return {
+    """config.json of a LLaMA model."""
+    return checked_config({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": vocabulary.rows,
@@ -99,14 +106,11 @@ def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positi
         "hidden_act": "silu",
         "rms_norm_eps": params.norm_eps,
         "max_position_embeddings": max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": params.rope_theta},
+        "rope_theta": params.rope_theta,
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
         "initializer_range": 0.02,
-        "bos_token_id": vocabulary.bos,
-        "eos_token_id": vocabulary.eos,
-        "pad_token_id": vocabulary.pad,
         "dtype": vocabulary.dtype,
         "use_cache": True,
-    }
+    }, PARAMS)  # fmt: skip

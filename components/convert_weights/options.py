@@ -9,6 +9,7 @@ from zhllama.stage.options import Ref, StageOptions
 class ConvertWeights(StageOptions):
     """Convert Meta's LLaMA checkpoint to a Hugging Face model."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
 
     weights: Ref

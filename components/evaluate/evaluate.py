@@ -4,7 +4,6 @@ Models of equal digest (a stage that was skipped) are scored once. Measured at 4
 Chinese, 100 kB of English and 500 two-way items: 8 to 10 CPU seconds a model, the output layer being most of them.
 """
 
-import json
 import logging
 import math
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
+from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -57,8 +57,8 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
             if text is not None:
                 sample["answers"][label] = text
     report: dict[str, Any] = {"models": models, "texts": texts, "samples": samples, "trainings": trainings}
-    out.add_json("report.json", report)
-    out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode())
+    out.add_json("report.json", report, beside=True)
+    out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode(), beside=True)
     out.metrics = metrics_of(report)
     out.facts["summary"] = summary(report)
     if sys.stdout.isatty():
@@ -72,13 +72,13 @@ def read_trainings(references: Sequence[str], artifacts: Sequence[Artifact]) -> 
     """The loss curves of what `--trainings` names; what holds no metrics.jsonl (a skipped stage) is left out."""
     found = []
     for reference, artifact in zip(references, artifacts, strict=True):
-        if METRICS not in artifact:
+        if METRICS not in (*artifact.names, *artifact.beside):
             log.info("%s: no %s in it, so no loss curve is shown", artifact.root, METRICS)
             continue
         points = []
-        for count, line in enumerate(artifact.read(METRICS).decode().splitlines(), start=1):
+        for count, line in enumerate(artifact.read(METRICS).splitlines(), start=1):
             try:
-                value = json.loads(line)
+                value = value_of(line)
                 step = int(value["step"])
                 losses = {name: _finite(value.get(name)) for name in ("loss", "eval_loss")}
             except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -46,9 +46,9 @@ def run_tasks(
     # the ids that training and serving have; HFLM would else make a tokenizer of its own kind
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=load_fast(tokenizer_files(encoder.model)),
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>" if encoder.pad is None else "[PAD]",
+        bos_token=encoder.pieces[encoder.bos],
+        eos_token=encoder.pieces[encoder.eos],
+        pad_token=encoder.pieces[loaded.padding],
     )
     model = HFLM(pretrained=loaded.model, tokenizer=tokenizer, batch_size=8, max_length=loaded.positions)
     results = simple_evaluate(

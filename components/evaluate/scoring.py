@@ -2,7 +2,8 @@
 
 Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not there. One longer than the model's
 positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
-across vocabularies (byte fallback: no unknown piece hides bytes); next-token accuracy is not.
+across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what it cannot spell behind one
+unknown piece: each of these bytes costs 8 bits more, as of a model that knows nothing of it.
 
 Answers: the training prompt, then the ids of the answer and EOS (none behind an exam's letter: text goes on there).
 The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each seeing the prompt and
@@ -10,6 +11,7 @@ itself: half the work of a row a choice, for two. Rows are padded on the right (
 the output layer, which is most of a small model's work, runs at the scored positions alone.
 """
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ from components.evaluate.held_out import HeldOutItem, chance
 from zhllama.inference.load import LoadedModel
 from zhllama.progress import Progress
 from zhllama.tokenizer.prompt import wrap_item
+
+log = logging.getLogger("evaluate")
 
 BATCH_TOKENS = 4096
 """Positions that run together."""
@@ -47,10 +51,12 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[st
             loss -= log_probs.sum().item()
             hits += int(hit.sum())
             bar.advance(sum(map(len, rows)))
-    tokens = sum(map(len, encoded))
+    tokens, size = sum(map(len, encoded)), sum(len(text.encode()) for text in texts)
+    if unknown := sum(loaded.encoder.unknown_bytes(texts)):
+        log.warning("%s: its tokenizer cannot spell %d of %d bytes; they count 8 bits each", title, unknown, size)
     return {
         "tokens_per_character": tokens / sum(map(len, texts)),
-        "bits_per_byte": loss / math.log(2) / sum(len(text.encode()) for text in texts),
+        "bits_per_byte": (loss / math.log(2) + 8 * unknown) / size,
         "perplexity": math.exp(loss / tokens),
         "next_token_accuracy": hits / tokens,
     }
@@ -58,17 +64,19 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[st
 
 def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -> dict[str, Any]:
     """The figures of held-out instructions."""
-    fitting, rows = [], []
+    fitting, rows, costs = [], [], []
     for item in items:
         prompt = loaded.prompt_ids(wrap_item(item.item))
         answers = [[*loaded.encoder.encode(text), loaded.encoder.eos] for text in item.choices]
         if len(prompt) + max(map(len, answers)) <= loaded.positions:
             fitting.append(item)
             rows.append(_row(prompt, answers))
+            costs.append(torch.tensor(loaded.encoder.unknown_bytes(item.choices)) * 8 * math.log(2))
     right, exact = [False] * len(rows), 0
     losses = torch.zeros(len(rows), dtype=torch.float64)
     for index, sums, hits in _scored_rows(loaded, rows, title, "items"):
         answer = fitting[index].answer
+        sums = sums - costs[index]
         right[index] = int(sums.argmax()) == answer
         exact += bool(hits[answer])
         losses[index] = -sums[answer]

@@ -16,11 +16,14 @@ from components.export_model.llama import Llama, open_llama
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.chat_template import Template, chosen
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
-from zhllama.weights.safetensors_io import Checkpoint, Sink
+from zhllama.weights.model_card import Origin, origin_of
+from zhllama.weights.rope import DEFAULT
+from zhllama.weights.safetensors_io import Sink
+from zhllama.weights.settings import ids_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,8 @@ CHUNK = 64 * 2**20
 PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """What a GGUF may hold unquantised → torch's name."""
 _ALIGNMENT = 32
+_YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None, "mscale": 0, "mscale_all_dim": 0}
+"""Settings of yarn, and what they are in every engine where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class GgufModel:
     llama: Llama
     tensors: tuple[Tensor, ...]
     name: str
-    chat_template: str
+    chat_template: Template
+    origin: Origin
+    further: tuple[int, ...] = ()
+    """Ids that end an answer as EOS does."""
 
     @property
     def parameters(self) -> int:
@@ -84,6 +92,16 @@ class GgufModel:
         writer.add_name(self.name)
         writer.add_size_label(gguf.size_label(self.parameters, self.parameters, 0, 0))
         writer.add_languages(["zh", "en"])
+        origin = self.origin
+        for field in ("license", "license_name", "license_link"):
+            if said := getattr(origin, field):
+                getattr(writer, f"add_{field}")(said)
+        if origin.base:
+            owner, _, repository = origin.base.partition("/")
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, repository)
+            writer.add_base_model_organization(0, owner)
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{origin.base}")
         writer.add_string("zhllama.model", llama.artifact.digest)
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "f32" else f"MOSTLY_{precision.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -94,11 +112,16 @@ class GgufModel:
             "rope_dimension_count": llama.head_width, "rope_freq_base": shape.rope_theta,
         }.items():  # fmt: skip
             getattr(writer, f"add_{name}")(value)
-        if llama.stretch != 1.0:
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(llama.stretch)
+        if llama.rope.kind != DEFAULT:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(llama.rope.kind))
+            writer.add_rope_scaling_factor(llama.rope.settings["factor"])
+        if llama.rope.kind == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(llama.rope.settings["original_max_position_embeddings"])
         writer.add_vocab_size(llama.encoder.size)
         add_tokenizer(writer, llama.encoder, self.chat_template)
+        if self.further:
+            # llama.cpp knows of one more end by its id, and of the usual ones by their text
+            writer.add_eot_token_id(self.further[0])
         for tensor in self.tensors if tensors else ():
             kind = gguf.GGMLQuantizationType["F32" if len(tensor.shape) == 1 else precision.upper()]
             # raw_dtype says what the bytes are; of the dtype only uint8 is looked at, which would mean packed blocks
@@ -118,31 +141,21 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
     """Checks a model from its headers and small files. InputError for what llama.cpp's LLaMA cannot hold."""
     from gguf import MODEL_ARCH, get_tensor_name_map
 
-    llama = open_llama(model, "GGUF", ("default", "linear"))
-    params = llama.params
+    llama = open_llama(model, "GGUF", ("default", "linear", "yarn"))
+    params, rope = llama.params, llama.rope
+    if odd := [name for name, value in rope.settings.items() if name in _YARN and value != _YARN[name]]:
+        raise InputError(f"--model {model.root}: config.json sets {odd[0]} of its rope, which is not exported to GGUF")
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, params.n_layers)
-    pieces, width, wide = llama.encoder.size, params.dim, llama.feed_forward
-    q, kv = params.n_heads * llama.head_width, params.kv_heads * llama.head_width
-    expected = {
-        "q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q),
-        "gate_proj": (wide, width), "up_proj": (wide, width), "down_proj": (width, wide),
-    }  # fmt: skip
+    pieces, width = llama.encoder.size, params.dim
     tensors = []
     for place in llama.places:
-        if place.hf == HEAD and (llama.config.get("tie_word_embeddings") or HEAD not in llama.checkpoint.tensors):
+        if place.hf == HEAD and llama.tied:
             continue  # llama.cpp then takes the embedding
         module = place.hf.removesuffix(".weight")
-        shape = found = llama.info(place).shape
-        wanted: tuple[int, ...] = expected.get(module.rpartition(".")[2], (width,))
-        if place.hf in (EMBEDDING, HEAD):
-            shape, wanted = (pieces, width), (max(pieces, found[0]), width)
-        if found != wanted:
-            raise InputError(
-                f"--model {model.root}: {place.hf} is {found} where config.json and the tokenizer say {wanted}; "
-                "publish or fetch the model again"
-            )
+        shape = (pieces, width) if place.hf in (EMBEDDING, HEAD) else llama.info(place).shape
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
-    return GgufModel(llama, tuple(tensors), name, _chat_template(llama.checkpoint))
+    further = ids_of(llama.checkpoint, llama.encoder).further
+    return GgufModel(llama, tuple(tensors), name, chosen(model)[0], origin_of(model), further)
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
@@ -166,17 +179,7 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             sink.write(b"\0" * (_padded(written) - written))
 
 
-def _chat_template(checkpoint: Checkpoint) -> str:
-    """The model's own, else the training's: every model that this project trains is asked with that."""
-    model = checkpoint.artifact
-    if "chat_template.jinja" in model:
-        return model.read("chat_template.jinja").decode()
-    settings = checkpoint.settings("tokenizer_config.json") if "tokenizer_config.json" in model else {}
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else CHAT_TEMPLATE
-
-
-def add_tokenizer(writer: Any, encoder: Encoder, chat_template: str) -> None:
+def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template) -> None:
     """SentencePiece's pieces as they are: GGUF's token types are SentencePiece's numbers."""
     proto = parse_model(encoder.model)
     writer.add_tokenizer_model("llama")

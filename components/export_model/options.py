@@ -13,6 +13,7 @@ from zhllama.stage.options import Ref, StageOptions
 class ExportModel(StageOptions):
     """Export a Hugging Face model to another format."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
     model: Ref

@@ -15,13 +15,17 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
+from zhllama.weights.chat_template import chosen
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
-from zhllama.weights.safetensors_io import EMBEDDINGS_FILE, INDEX, SINGLE, Checkpoint, SafetensorsStream, index_json
+from zhllama.weights.model_card import write_card
+from zhllama.weights.model_config import GENERATION, model_config
+from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream, index_json, shard_file
+from zhllama.weights.settings import read_settings, write_settings
+from zhllama.weights.ties import is_tied
 
-REST_FILE = "model-00000.safetensors"
-"""What a single-file model keeps beside its embeddings."""
 SHOWN = 20
 """Pieces that the manifest shows of those it counts."""
 
@@ -33,8 +37,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
     checkpoint = Checkpoint(model)
-    settings = checkpoint.settings()
-    tables = [EMBEDDING] if settings.get("tie_word_embeddings") else [EMBEDDING, HEAD]
+    settings = model_config(checkpoint)
+    tables = [EMBEDDING] if is_tied(checkpoint) else [EMBEDDING, HEAD]
     checkpoint.refuse_quantised(tables)
     for table in tables:
         require_rows(base.size, checkpoint.info(table).shape[0], checkpoint.where, table)
@@ -48,14 +52,18 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         padding_multiple=config.pad_to_multiple_of,
     )
 
-    files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048))
+    template, why = chosen(model)
+    files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048), template)
     for name, content in files.items():
         out.add_bytes(name, content)
-    special = {f"{name}_token_id": getattr(vocabulary, name) for name in ("bos", "eos", "pad")}
-    out.add_json("config.json", settings | special | {"vocab_size": vocabulary.rows})
-    generation = checkpoint.settings("generation_config.json") if "generation_config.json" in model else {}
-    out.add_json("generation_config.json", generation | special)
+    given = read_settings(checkpoint)
+    ids = special_ids(encoder, given, checkpoint.where)
+    sizes = {"vocab_size": vocabulary.rows, "tie_word_embeddings": vocabulary.tied}
+    write_settings(out, settings | sizes, given.get(GENERATION, {}), ids)
     _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)
+
+    made = f"A LLaMA model whose vocabulary was extended by {len(extension.appended):,} pieces, not yet trained."
+    write_card(out, model, made, {"Vocabulary": f"{encoder.size:,} pieces", "Chat template": why})
 
     lines = probe(extension.appended, config.seed)
     differ = differing(files, encoder, lines)
@@ -67,6 +75,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         "completing": {"count": len(extension.completing), "first": extension.completing[:SHOWN]},
         "dropped": {"count": len(extension.dropped), "first": extension.dropped[:SHOWN]},
         "unreachable": unreachable(extension),
+        "chat_template": why,
         "parity": {"lines": len(lines), "differ": differ},
     }
     said = [
@@ -106,10 +115,15 @@ def _write_weights(
     tables = {name: checkpoint.info(name) for name in ([EMBEDDING] if vocabulary.tied else [EMBEDDING, HEAD])}
     declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in tables.items()}
     filling: list[list[int]] = [[]] * (vocabulary.rows - vocabulary.size)
-    place_of = dict.fromkeys(tables, EMBEDDINGS_FILE)
+    # a tied model may still carry an lm_head, which nobody reads: it is left behind
+    rest = {name: info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)}
+    files = sorted({info.file for info in rest.values()})
+    count = 1 + len(files)
+    embeddings_file = shard_file(1, count)
+    place_of = dict.fromkeys(tables, embeddings_file)
     written = 0
     with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
-        with out.writer(EMBEDDINGS_FILE) as stream:
+        with out.writer(embeddings_file) as stream:
             tensors = SafetensorsStream(stream, declared)
             for name, info in tables.items():
                 old = checkpoint.read(name, 0, vocabulary.size - len(new))
@@ -120,17 +134,11 @@ def _write_weights(
                 written += vocabulary.rows * old[0].nbytes
                 bar.advance(info.length)
             tensors.close()
-        for file in checkpoint.files:
-            inside = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
-            # a tied model may still carry an lm_head, which nobody reads: it is left behind
-            kept = {name: info for name, info in inside.items() if name not in (EMBEDDING, HEAD)}
-            if not kept:
-                continue
-            target = file
-            if len(kept) == len(inside):
-                out.copy(checkpoint.artifact, file)
+        for number, file in enumerate(files, 2):
+            kept, target = {name: info for name, info in rest.items() if info.file == file}, shard_file(number, count)
+            if len(kept) == sum(info.file == file for info in checkpoint.tensors.values()):
+                out.copy(checkpoint.artifact, file, target)
             else:
-                target = REST_FILE if file in (SINGLE, EMBEDDINGS_FILE) else file
                 with out.writer(target) as stream:
                     tensors = SafetensorsStream(stream, {name: (info.dtype, info.shape) for name, info in kept.items()})
                     for name in kept:

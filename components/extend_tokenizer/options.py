@@ -13,6 +13,7 @@ Init = Literal["piece-mean", "mean", "normal"]
 class ExtendTokenizer(StageOptions):
     """Extend LLaMA's vocabulary and model by the pieces of Chinese SentencePiece models."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
 
     model: Ref

@@ -14,9 +14,11 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.effective_model import DESCRIBED, effective_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
+from zhllama.weights.model_config import read_config
 
 log = logging.getLogger("fetch")
 
@@ -53,19 +55,23 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     where = f"--source {plan.source.address}"
     if plan.kind == "meta-weights":
         MetaParams.from_json(content(PARAMS), f"{where}/{PARAMS}")
+    elif plan.kind == "hf-model":
+        settings = read_config(items, lambda name: object_of(content(name)), where)
     if TOKENIZER not in items:
         return None
-    encoder = Encoder(content(TOKENIZER), f"{where}/{TOKENIZER}")
+    try:
+        described = {name: object_of(content(name)) for name in DESCRIBED if name in items}
+    except ValueError as error:
+        raise InputError(f"{where}: a file of its tokenizer is no JSON object ({error}); fetch another copy") from error
+    encoder = Encoder(effective_model(content(TOKENIZER), described, where), f"{where}/{TOKENIZER}")
     if plan.kind != "hf-model":
         return encoder.vocabulary()
-    try:
-        settings = object_of(content(CONFIG))
-        rows = int(settings["vocab_size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}/{CONFIG}: no configuration of a model ({error}); fetch another copy") from error
+    rows = settings.get("vocab_size")
+    if rows is None:
+        raise InputError(f"{where}/{CONFIG}: no configuration of a model, it has no vocab_size; fetch another copy")
     require_rows(encoder.size, rows, where, f"{CONFIG} says")
     return encoder.vocabulary(
         padding_multiple=padding_multiple(encoder.size, rows),
         tied=bool(settings.get("tie_word_embeddings", False)),
-        dtype=settings.get("dtype") or settings.get("torch_dtype"),
+        dtype=settings.get("dtype"),
     )

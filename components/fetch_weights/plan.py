@@ -16,13 +16,13 @@ from components.fetch_weights.transfer import Item
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, shard_name
+from zhllama.weights.model_card import README, is_terms
+from zhllama.weights.safetensors_io import INDEX, PICKLED, PICKLED_INDEX, SINGLE, model_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _TOKENIZER_FILES = (
     TOKENIZER, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja",
@@ -114,9 +114,11 @@ def _likely_names(source: Source, size: str) -> Iterator[str]:
     """Names to ask for where there is no listing. Lazy: what is asked for depends on what was found."""
     yield from (SUMS, *CHECKLISTS, CONFIG, GENERATION, PARAMS, ADAPTER_CONFIG, *ADAPTER_WEIGHTS, SINGLE)
     yield from _TOKENIZER_FILES
-    if source.stat(INDEX) is not None:
-        yield INDEX
-        yield from _indexed_shards(source)
+    yield PICKLED
+    for index in (INDEX, PICKLED_INDEX):
+        if source.stat(index) is not None:
+            yield index
+            yield from _indexed_shards(source, index)
     count = _shard_count(size)
     for number in range(count or _MOST_SHARDS):
         if count is None and number and source.stat(shard_name(number)) is None:
@@ -124,12 +126,12 @@ def _likely_names(source: Source, size: str) -> Iterator[str]:
         yield shard_name(number)
 
 
-def _indexed_shards(source: Source) -> list[str]:
+def _indexed_shards(source: Source, index: str) -> list[str]:
     try:
-        return sorted(set(object_of(read(source, INDEX))["weight_map"].values()))
+        return sorted(set(object_of(read(source, index))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        wrong = f"no index of safetensors ({error}); fetch another copy"
-        raise InputError(f"--source {source.address}/{INDEX}: {wrong}") from error
+        wrong = f"no index of weights ({error}); fetch another copy"
+        raise InputError(f"--source {source.address}/{index}: {wrong}") from error
 
 
 def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> tuple[str, list[str]]:
@@ -145,23 +147,22 @@ def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[
             raise InputError(f"{where}: {ADAPTER_CONFIG} is there, but neither {' nor '.join(ADAPTER_WEIGHTS)}")
         return "adapter", [ADAPTER_CONFIG, *weights, *among(*_TOKENIZER_FILES)]
     if PARAMS in names or any(map(_SHARD.fullmatch, names)):
-        return "meta-weights", _meta(source, size, names, listed)
+        return "meta-weights", [*_meta(source, size, names, listed), *_cards(names)]
     if CONFIG not in names:
         raise InputError(
             f"{where}: neither Meta's files ({PARAMS}), nor a Hugging Face model ({CONFIG}), nor an adapter "
             f"({ADAPTER_CONFIG}) is there; give the folder that holds them"
         )
-    if INDEX in names:
-        weights = [INDEX, *_indexed_shards(source)]
-        if missing := [name for name in weights if name not in names]:
-            raise InputError(f"{where}: {', '.join(missing)} named by {INDEX}, but missing; complete the source")
-    elif SINGLE in names:
-        weights = [SINGLE]
-    else:
-        pickled = any(name.endswith(".bin") for name in names)
-        mend = "; weights in .bin files are not taken, save the model as safetensors" if pickled else ""
-        raise InputError(f"{where}: {CONFIG} is there, but no {SINGLE} and no {INDEX}{mend}")
-    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *weights]
+    weights, _ = model_files(names, lambda name: object_of(read(source, name)), where)
+    weights = [*among(PICKLED_INDEX if weights[0].endswith(".bin") else INDEX), *weights]
+    if missing := [name for name in weights if name not in names]:
+        raise InputError(f"{where}: {', '.join(missing)} named by {weights[0]}, but missing; complete the source")
+    return "hf-model", [CONFIG, *among(GENERATION, *_TOKENIZER_FILES), *_cards(names), *weights]
+
+
+def _cards(names: Collection[str]) -> list[str]:
+    """What says under which terms a model may be used."""
+    return sorted(name for name in names if name == README or is_terms(name))
 
 
 def _meta(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> list[str]:

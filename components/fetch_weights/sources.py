@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 from zhllama import storage
 from zhllama.artifacts.blocks import Source as Blocks
 from zhllama.artifacts.hub_model import HUB_NAME, hub_files, hub_source, parse_address
+from zhllama.artifacts.json_file import LARGEST
 from zhllama.errors import InputError, StorageFault
 from zhllama.retries import pause_after, with_retries
 
@@ -61,8 +62,16 @@ class Source(Protocol):
 
 
 def read(source: Source, name: str) -> bytes:
-    """A small file, whole."""
-    return b"".join(source.chunks(name))
+    """A small file, whole. InputError for one that is none, or does not end."""
+    content, known = bytearray(), source.stat(name)
+    large = known is not None and (known.size or 0) > LARGEST
+    for chunk in () if large else source.chunks(name):
+        content += chunk
+        if large := len(content) > LARGEST:
+            break
+    if large:
+        raise InputError(f"--source {source.address}/{name}: over {LARGEST:,} bytes; fetch another copy")
+    return bytes(content)
 
 
 def open_source(address: str) -> Source:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zhllama import storage
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.inference.generate import BATCH
 
@@ -104,6 +105,6 @@ def file_journal(path: Path, key: str, asked: Sequence[str]) -> Iterator[Journal
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return value_of(line)
     except ValueError:
         return None

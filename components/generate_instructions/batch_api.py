@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from components.generate_instructions.client import Failed, Refused, UnexpectedResponse, completed
 from components.generate_instructions.ledger import Batch, Tokens
 from components.generate_instructions.limits import ATTEMPTS, LONGEST_PAUSE, backoff
+from components.generate_instructions.server_errors import error_in
 from zhllama.errors import InputError, StorageFault
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ async def plan(scheduler: "RequestScheduler") -> None:
     except Exception as error:
         failure = _told_apart(scheduler, error)
         if isinstance(failure, Failed):
-            log.info("whether the batch was made is not known (%s): asking the server", failure.reason)
+            log.info("whether the batch was made is not known (%s): asking the server", failure)
             return
         if isinstance(failure, NoBatches):
             await _undone(scheduler, name, "the batch was refused")
@@ -118,14 +119,16 @@ async def _keep(scheduler: "RequestScheduler", batch: Batch, line: bytes) -> Non
         value = json.loads(line)
         number = int(value["custom_id"])
         attempt = batch.attempts[number]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         log.warning("a line of a batch that is no answer: %s", line[:80])
         return
     if (number, attempt) not in scheduler.ledger.open:
         return
-    response = value.get("response") or {}
+    response = response if isinstance(response := value.get("response"), dict) else {}
     code, body = response.get("status_code") or 0, response.get("body") or {}
-    if code == 200:
+    # a line without an answer holds the error itself
+    error = error_in(body) or error_in({"error": value.get("error")})
+    if code == 200 and not error:
         try:
             answer = completed(body)
         except (UnexpectedResponse, KeyError, ValueError, TypeError, AttributeError):
@@ -133,9 +136,11 @@ async def _keep(scheduler: "RequestScheduler", batch: Batch, line: bytes) -> Non
         else:
             await scheduler.answered(number, attempt, answer)
         return
+    # in a body of status 200, an error without a code or words that tell is the request's
+    code = error.status or 400 if error and code == 200 else code
     await scheduler.failed(number, attempt, f"status {code} in the batch", False)
     if code in (400, 413, 422):
-        said = str((body.get("error") or value.get("error") or {}).get("message", ""))[:200]
+        said = error.said[:200] if error else ""
         await scheduler.record("given up", request=number, attempt=attempt, reason=said)
 
 
@@ -169,10 +174,10 @@ async def _call(scheduler: "RequestScheduler", call: Callable[..., Awaitable[Any
         wait = backoff(failures) if failure.wait is None else failure.wait
         if failures == ATTEMPTS or wait > LONGEST_PAUSE:
             raise StorageFault(
-                f"{scheduler.where} failed {failures} times, the last time with: {failure.reason}; the batch goes on, "
+                f"{scheduler.where} failed {failures} times, the last time with: {failure}; the batch goes on, "
                 "run this again to go on with it"
             )
-        log.info("%s: next attempt in %.1f s", failure.reason, wait)
+        log.info("%s: next attempt in %.1f s", failure, wait)
         await asyncio.sleep(wait)
 
 

@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from components.generate_instructions.catalogue import SCHEMA, Request
 from components.generate_instructions.harvest import CUT_OFF, objects_in
 from components.generate_instructions.limits import retry_after
 from components.generate_instructions.options import GenerateInstructions
+from components.generate_instructions.server_errors import ServerError, error_in
 from zhllama.errors import InputError
 
 log = logging.getLogger("generate_instructions")
@@ -74,6 +76,11 @@ class Failed(Exception):
     """Seconds that the server asks for."""
     throttled: bool = False
     """Too many requests, which says nothing against the server or the request."""
+    said: str = ""
+    """The server's words."""
+
+    def __str__(self) -> str:
+        return self.reason + (f" ({self.said})" if self.said else "")
 
 
 class UnexpectedResponse(Exception):
@@ -118,9 +125,11 @@ class Api:
 
         create = self.client.chat.completions.with_streaming_response.create
         body, answer = self.body(request, dialect, dialect.stream), _Answer()
+        headers: Mapping[str, str] = {}
         try:
             async with asyncio.timeout(self.config.timeout), create(**body) as response:
-                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                headers = response.headers
+                if headers.get("content-type", "").startswith("text/event-stream"):
                     async for chunk in await response.parse():
                         if isinstance(chunk, openai.BaseModel):
                             answer.add(chunk.model_dump(exclude_unset=True, warnings=False))
@@ -132,13 +141,14 @@ class Api:
                         raise UnexpectedResponse("an answer without end")
                 return completed(json.loads(read))
         except Exception as error:
-            failure = self.told_apart(error)
-            if isinstance(failure, Failed) and failure.may_be_billed:
-                return answer.rest(failure.reason)
+            failure = self.told_apart(error, headers)
+            if isinstance(failure, Failed) and (failure.may_be_billed or answer.begun):
+                return answer.rest(failure)
             raise failure from error
 
-    def told_apart(self, error: Exception) -> Exception:
-        """What an exception of the client means: one of ours, or itself where it means nothing known."""
+    def told_apart(self, error: Exception, headers: Mapping[str, str] = MappingProxyType({})) -> Exception:
+        """What an exception of the client means: one of ours, or itself where it means nothing known. `headers`: of the
+        answer in which it came."""
         import httpx2
         import openai
 
@@ -153,31 +163,41 @@ class Api:
             # in the middle of a body that is read as bytes
             return Failed("connection lost", may_be_billed=True)
         if isinstance(error, openai.APIStatusError):
-            return self._status(error)
+            kind, said = f"{error.code} {error.type}", whole_text(str(error.message)[:300])
+            return self._status(error.status_code, said, kind, retry_after(error.response.headers))
+        if isinstance(error, openai.APIError) and (inner := error_in({"error": error.body})) and inner.status:
+            error = inner
+        if isinstance(error, ServerError):
+            wait = retry_after(headers) if error.wait is None else error.wait
+            failure = self._status(error.status or 400, whole_text(error.said), error.kind, wait)
+            return replace(failure, said=whole_text(error.said)) if isinstance(failure, Failed) else failure
         if isinstance(error, openai.APIError):
-            return Failed(f"an error in the stream: {str(error.message)[:80]}", may_be_billed=True)
-        if isinstance(error, openai.OpenAIError | ValueError | AttributeError | TypeError | KeyError):
+            said = error.body if isinstance(error.body, str) else error.message
+            return Failed(f"an error in the stream: {str(said)[:80]}", may_be_billed=True)
+        if isinstance(error, openai.OpenAIError | ValueError | AttributeError | TypeError | KeyError | RecursionError):
             return UnexpectedResponse(str(error))
         return error
 
-    def _status(self, error: Any) -> Exception:
-        where, code, said = self.where, error.status_code, whole_text(str(error.message)[:300])
+    def _status(self, code: int, said: str, kind: str, wait: float | None) -> Exception:
+        where = self.where
         if code in (401, 403):
             return InputError(
                 f"{where} refuses the key ({code}); set OPENAI_API_KEY, or the file of --api-key-file, to one that may "
                 f"use {self.config.model}"
             )
-        if code == 402 or (code == 429 and "insufficient_quota" in f"{error.code} {error.type} {said}"):
+        if code == 402 or (code == 429 and "insufficient_quota" in f"{kind} {said}"):
             return InputError(f"{where}: the account has no credit left ({code}: {said}); top it up and run this again")
         if code == 404:
             return InputError(f"{where}: not found (404: {said}); check --model and --base-url")
         if code in (408, 409, 425, 429) or code >= 500:
-            return Failed(f"status {code}", False, retry_after(error.response.headers), throttled=code == 429)
+            return Failed(f"status {code}", False, wait, throttled=code == 429)
         return Refused(f"{code}: {said}")
 
 
 def completed(value: Any) -> Answer:
-    """A completion in one JSON body. Raises what reading another shape raises."""
+    """A completion in one JSON body. ServerError for an error in its place, and what reading another shape raises."""
+    if error := error_in(value):
+        raise error
     (choice,), answer = value["choices"][:1], _Answer()
     ended = choice.get("finish_reason") or "stop"
     answer.add({**value, "choices": [{"delta": dict(choice["message"]), "finish_reason": ended}]})
@@ -195,13 +215,15 @@ class _Answer:
 
     def add(self, chunk: Mapping[str, Any]) -> None:
         """A chunk of a stream; also chunks that lack what they should have, since proxies send such."""
+        if error := error_in(chunk):
+            raise error
         self._seen = True
         self._usage = chunk.get("usage") or self._usage
         self._model = str(chunk.get("model") or self._model)
         for choice in (chunk.get("choices") or [])[:1]:
             said = choice.get("delta")
             text = said.get("content") or said.get("refusal") if isinstance(said, Mapping) else ""
-            self._content.write(text if isinstance(text, str) else "")
+            self._content.write(_text_of(text))
             self._finish = choice.get("finish_reason") or self._finish
         if self._content.tell() > LONGEST_ANSWER:
             raise UnexpectedResponse("an answer without end")
@@ -212,7 +234,7 @@ class _Answer:
             raise UnexpectedResponse("a stream without an event")
         if not self._finish:
             # a stream that just stops was cut, whatever closed it
-            return self.rest("the stream broke off")
+            return self.rest(Failed("the stream broke off", may_be_billed=True))
         content = whole_text(self._content.getvalue())
         counted = self._usage if isinstance(self._usage, Mapping) else {}
         prompt, answer = counted.get("prompt_tokens"), counted.get("completion_tokens")
@@ -221,13 +243,28 @@ class _Answer:
             prompt = answer = None
         return Answer(content, self._finish, prompt, answer, self._model)
 
-    def rest(self, reason: str) -> Answer:
-        """What came before it broke, when that holds an object that is whole; else Failed."""
+    @property
+    def begun(self) -> bool:
+        """Whether some of the text came."""
+        return self._content.tell() > 0
+
+    def rest(self, failure: Failed) -> Answer:
+        """What came before it broke, when that holds an object that is whole; else it fails."""
         content = whole_text(self._content.getvalue())
         if all(value is CUT_OFF for value in objects_in(content)):
-            raise Failed(reason, may_be_billed=True)
-        log.info("an answer broke (%s): its whole items are kept", reason)
+            raise replace(failure, may_be_billed=True)
+        log.info("an answer broke (%s): its whole items are kept", failure)
         return Answer(content, "broken", None, None, self._model)
+
+
+def _text_of(content: Any) -> str:
+    """A text, or those of a list of parts; parts of another type (thinking, images) are no answer."""
+    if isinstance(content, list):
+        return "".join(map(_text_of, content))
+    if isinstance(content, Mapping):
+        known = content.get("type", "text") in ("text", "output_text", "refusal")
+        return _text_of(content.get("text") or content.get("value") or content.get("refusal")) if known else ""
+    return content if isinstance(content, str) else ""
 
 
 def whole_text(text: str) -> str:

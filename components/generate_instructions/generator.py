@@ -60,8 +60,8 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
     else:
         content = _ask(config, seeds, harvest)
     out.add_json(INSTRUCTIONS, harvest.items)
-    out.add_json("card.json", content)
-    out.add_bytes(REPORT, card.page(content).encode())
+    out.add_json("card.json", content, beside=True)
+    out.add_bytes(REPORT, card.page(content).encode(), beside=True)
     out.facts["summary"] = card.summary(content)
     out.metrics = card.metrics(content)
     return out.publish("instructions")

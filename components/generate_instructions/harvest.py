@@ -14,6 +14,7 @@ from typing import Any
 
 from components.generate_instructions.catalogue import SCRIPTS, Catalogue
 from components.generate_instructions.dedup import Seen, question
+from components.generate_instructions.thoughts import without_thoughts
 from zhllama.data.instructions import FIELDS
 
 RULES = {
@@ -143,11 +144,7 @@ def share_of(script: str, text: str) -> float:
 def objects_in(text: str) -> Iterator[Any]:
     """Every object that does not lie in another, in order; of one that holds lists in place of an item
     ({"items": […]}), the lists' members. CUT_OFF, last, where the text ends inside an object."""
-    cut_off = False
-    if text.lstrip().startswith("<think>"):
-        # thoughts often are drafts of items
-        _, closed, text = text.partition("</think>")
-        cut_off = not closed
+    (text, thinking), cut_off = without_thoughts(text), False
     at, steps = 0, min(PASSES * len(text), MOST_STEPS)
     while (at := text.find("{", at)) >= 0 and steps > 0:
         try:
@@ -167,7 +164,7 @@ def objects_in(text: str) -> Iterator[Any]:
                 yield from members
         elif value:
             yield value
-    if cut_off:
+    if cut_off or thinking:
         yield CUT_OFF
 
 

@@ -7,16 +7,14 @@ answer are taken: a later turn alone has lost what it answers.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from components.generate_instructions.harvest import Harvest
 from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.instructions import json_lines
+from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
-from zhllama.data.text_stream import data_files, open_json, parquet_batches, plain_name
-from zhllama.errors import InputError
+from zhllama.data.text_stream import data_files, parquet_batches
 from zhllama.progress import Progress
 
 ENDINGS = (".json", ".jsonl", ".parquet")
@@ -84,25 +82,5 @@ def _all_records(artifact: Artifact) -> Iterator[Any]:
             for batch in parquet_batches(artifact, name):
                 yield from batch.to_pylist()
         else:
-            yield from (json_lines if plain_name(name).endswith(".jsonl") else _json)(artifact, name)
-
-
-def _json(artifact: Artifact, name: str) -> Iterator[Any]:
-    """The members of a list; of an object ({"data": […]}, or splits by name) those of its lists; or its lines."""
-    import ijson
-
-    needed = "give a list of objects, or one a line as .jsonl"
-    with open_json(artifact, name, needed) as (stream, begin):
-        # a list first: all of it may be one line, which is not read to see that it is none
-        if begin == b"[":
-            yield from ijson.items(stream, "item", use_float=True)
-            return
-        first = list(islice(json_lines(artifact, name), 2))
-        like_one = len(first) == 2 or (first and alpaca_of(first[0])[1] != "unknown")
-        if like_one and all(isinstance(value, dict) for value in first):
-            yield from json_lines(artifact, name)
-        elif begin == b"{":
-            for _, value in ijson.kvitems(stream, "", use_float=True):
-                yield from value if isinstance(value, list) else ()
-        else:
-            raise InputError(f"{artifact.root}/{name}: not JSON; {needed}")
+            needed = "give a list of objects, or one a line as .jsonl"
+            yield from values_in(artifact, name, needed, lambda one: alpaca_of(one)[1] != "unknown", lists=True)

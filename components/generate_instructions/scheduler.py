@@ -215,15 +215,15 @@ class RequestScheduler:
                 await self.record("given up", request=number, attempt=attempt, reason=failure.reason)
             elif failures >= ATTEMPTS or (throttled and time.monotonic() - max(began, self._answered_at) > PATIENCE):
                 raise StorageFault(
-                    f"{self.where} failed {failures + throttled} times, the last time with: {failure.reason}; what "
+                    f"{self.where} failed {failures + throttled} times, the last time with: {failure}; what "
                     "came is kept, run this again to go on"
                 )
             elif wait > LONGEST_PAUSE:
                 raise StorageFault(
-                    f"{self.where} asks to wait {wait:.0f} s ({failure.reason}); what came is kept, run this again then"
+                    f"{self.where} asks to wait {wait:.0f} s ({failure}); what came is kept, run this again then"
                 )
             else:
-                log.info("%s: next attempt in %.1f s", failure.reason, wait)
+                log.info("%s: next attempt in %.1f s", failure, wait)
                 if failure.wait is None:
                     await asyncio.sleep(wait)
                 else:

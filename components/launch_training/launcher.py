@@ -13,7 +13,7 @@ from dataclasses import replace
 from components.launch_training.command import command_line, parse_training
 from components.launch_training.options import LaunchTraining
 from zhllama import storage
-from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
 from zhllama.artifacts.published import find_published
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
@@ -44,7 +44,10 @@ def launch_training(config: LaunchTraining, inputs: Inputs, out: ArtifactWriter)
             raise StorageFault(f"{place}: the job ended, but the training left no manifest there; see its log")
     else:
         log.info("the job's result is there: %s", manifest.reference)
-    storage.write_bytes(storage.join(out.root, MANIFEST), manifest.to_json())
+    # where the result lies, in this store
+    training = "/".join(["..", "..", *manifest.root.split("/")[-2:]])
+    storage.write_bytes(storage.join(out.root, PROVENANCE), manifest.provenance_json())
+    storage.write_bytes(storage.join(out.root, MANIFEST), manifest.to_json(training))
     return manifest
 
 
@@ -54,8 +57,8 @@ def published(place: str) -> Manifest | None:
         copy = Manifest.from_json(storage.read_bytes(place), place)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    store, stage, key = copy.root.rsplit("/", 2)
-    return find_published(store, stage, key)
+    # of the store that this place is in, wherever that was when it was written
+    return find_published(place.rsplit("/", 3)[0], *copy.root.rsplit("/", 2)[1:])
 
 
 def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, logs: str) -> None:

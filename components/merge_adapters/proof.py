@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
-from components.merge_adapters.lora import Adapter
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.inference.adapters import merge_into
 from zhllama.progress import human
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.adapter import Adapter
+from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.ties import is_tied, stays_tied
 
 PROMPTS = (
     "中国的首都是",
@@ -46,7 +49,7 @@ def require_memory(checkpoint: Checkpoint) -> None:
 
 def available_memory() -> int:
     """Bytes that this process may still take: of the machine, or of its container where that has a limit."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
     if limit.exists() and (text := limit.read_text().strip()) != "max":
@@ -56,8 +59,8 @@ def available_memory() -> int:
 
 def prove(model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, encoder: Encoder) -> dict[str, Any]:
     """Compares logits(model + adapters) with logits(what `out` has written) and returns the figures for the report.
-    RuntimeError when they differ by more than rounding can explain: then the merge is wrong, and nothing is
-    published."""
+    InputError when they differ by more than rounding can explain: then the merge is wrong, nothing is published, and
+    trying again would give the same."""
     prompts = [torch.tensor([[encoder.bos, *encoder.encode(text)]]) for text in PROMPTS]
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         beside = _logits(_with_adapters(model, adapters, encoder.size, Path(folder)), prompts)
@@ -72,33 +75,72 @@ def prove(model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, enc
         "same_next_token": float((merged.argmax(-1) == beside.argmax(-1)).double().mean()),
     }
     if not found["relative_difference"] < LIMIT:
-        raise RuntimeError(
-            f"the merged model is not the model with its adapters: logits differ by {found['relative_difference']:.1%}"
+        name, by = _most_different(model, adapters, out, encoder.size)
+        raise InputError(
+            "--prove: the merged model is not the model with its adapters: logits differ by "
+            f"{found['relative_difference']:.1%}, and of the tensors most {name}, by {by:.1%} of peft's; "
+            "merge these adapters with peft, and report it"
         )
     return found
 
 
-def _load(folder: Path) -> Any:
+def _most_different(
+    model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, pieces: int
+) -> tuple[str, float]:
+    """The tensor that is furthest from peft's, and by how much of its length."""
+    checkpoint = Checkpoint(open_artifact(out.root))
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        wanted = _with_adapters(model, adapters, pieces, Path(folder)).merge_and_unload().state_dict()
+    found = {}
+    for name in checkpoint.tensors.keys() & wanted.keys():
+        has, right = checkpoint.read(name).float(), wanted[name].float()
+        same = has.shape == right.shape
+        found[name] = float((has - right).norm() / right.norm().clamp_min(1e-30)) if same else math.inf
+    name = max(found, key=found.__getitem__)
+    return name, found[name]
+
+
+def _load(folder: Path, **settings: bool) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings)
 
 
 def _with_adapters(model: Artifact, adapters: Sequence[Adapter], pieces: int, scratch: Path) -> Any:
-    from peft import PeftModel
-
-    loaded = _load(model.fetch(scratch / "model"))
-    for index, adapter in enumerate(adapters):
-        rows = next((adapter.stored[key].shape[0] for key in adapter.replaced.values()), pieces)
-        if adapter.replaced and rows != loaded.get_input_embeddings().weight.shape[0]:
-            # modules_to_save overwrite every row: how the new ones begin does not matter
+    tied = is_tied(Checkpoint(model))
+    loaded = _load(model.fetch(scratch / "model"), tie_word_embeddings=tied)
+    if tied:
+        loaded.tie_weights()
+    # opened anew: in those that are merged stands already what becomes of tied embeddings
+    for index, adapter in enumerate(Adapter(one.artifact, "--adapters") for one in adapters):
+        key = adapter.replaced.get(EMBEDDING)
+        rows = pieces if key is None else adapter.stored[key].shape[0]
+        if key is not None and rows != loaded.get_input_embeddings().weight.shape[0]:
+            # what comes with the adapter overwrites every row: how the new ones begin does not matter
             loaded.resize_token_embeddings(rows, mean_resizing=False)
-        loaded = PeftModel.from_pretrained(loaded, str(adapter.artifact.fetch(scratch / f"adapter-{index}")))
-        if index + 1 < len(adapters):
+        last = index + 1 == len(adapters)
+        if not last and loaded.lm_head.weight is loaded.model.embed_tokens.weight:
+            # peft's merge of LoRA on one use of the table changes the other
+            stays_tied(adapter)
+            merge_into(loaded, adapter, rows)
+            continue
+        loaded = _by_peft(loaded, adapter)
+        if not last:
             loaded = loaded.merge_and_unload()
     return loaded
+
+
+def _by_peft(model: Any, adapter: Adapter) -> Any:
+    """peft's model of an adapter, its tensors by the names that peft knows. RuntimeError for one that it does not."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    adapted = get_peft_model(model, LoraConfig(**adapter.config.for_peft()))
+    result: Any = set_peft_model_state_dict(adapted, {name: adapter.read(key) for name, key in adapter.peft_keys()})
+    if result.unexpected_keys:
+        raise RuntimeError(f"{adapter.where}: peft has no place for {result.unexpected_keys[0]}")
+    return adapted
 
 
 def _logits(model: Any, prompts: Sequence[torch.Tensor]) -> torch.Tensor:

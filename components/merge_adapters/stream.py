@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from components.merge_adapters.lora import Adapter, Change
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.storage.prefetch import map_ordered
+from zhllama.weights.adapter import Adapter, Change
 from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream, TensorInfo, index_json
 
 log = logging.getLogger("merge")
@@ -90,7 +90,7 @@ def merge_weights(checkpoint: Checkpoint, adapters: Sequence[Adapter], shapes: S
             found = out.resume_record(file)
             if found is not None:
                 log.info("%s: kept from a run that was ended", file)
-            elif touched.isdisjoint(info.name for info in infos):
+            elif file not in checkpoint.partly and touched.isdisjoint(info.name for info in infos):
                 out.copy(checkpoint.artifact, file)
                 out.record_complete(file, found := {})
             else:

@@ -18,7 +18,8 @@ import numpy as np
 from components.prepare_dataset.examples import Examples
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import read_documents
-from zhllama.data.instructions import json_lines, read_instructions
+from zhllama.data.instructions import read_instructions
+from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
 from zhllama.data.text_stream import NO_ITEMS, plain_name
 from zhllama.errors import InputError
@@ -109,13 +110,15 @@ def runs(text: str) -> Iterator[bytes]:
 
 def evaluation_texts(artifact: Artifact) -> Iterator[str]:
     """The texts of an evaluation: of Alpaca items (a .json file, or lines with an instruction), or text as it is."""
-    names = [plain_name(name) for name in artifact.names if name not in NO_ITEMS]
-    items = HELD_OUT_INSTRUCTIONS in artifact or any(name.endswith(".json") for name in names)
-    if not items and names and all(name.endswith(".jsonl") for name in names):
-        first = next(json_lines(artifact, next(name for name in artifact.names if name not in NO_ITEMS)), None)
+    names = [name for name in artifact.names if name not in NO_ITEMS]
+    items = HELD_OUT_INSTRUCTIONS in artifact
+    if not items and (of_json := [name for name in names if plain_name(name).endswith((".json", ".jsonl"))]):
+        first = next(values_in(artifact, of_json[0], "objects are needed", lambda one: True), None)
         if isinstance(first, InputError):
             raise first
-        items = isinstance(first, dict) and "instruction" in first
+        lists = any(plain_name(name).endswith(".json") for name in names)
+        text = isinstance(first, dict) and "text" in first and "instruction" not in first
+        items = (lists or len(of_json) == len(names)) and not text
     if items:
         return map(_subject_of, read_instructions(artifact, answered=False))
     return read_documents(artifact)

@@ -11,6 +11,7 @@ Packing = Literal["best-fit", "faithful"]
 class PrepareDataset(StageOptions):
     """Pack text or Alpaca items into token blocks for training."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("sentencepiece", "numpy", "rensa")
 
     tokenizer: Ref

@@ -7,26 +7,32 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 
 import logging
 import tempfile
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
+from zhllama.stage.program import bounded
+from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
+from zhllama.weights.chat_template import default_of, is_template, template_in
+from zhllama.weights.model_config import model_config
+from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("check")
 
-TOKENIZER_FILES = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("config.json", "tokenizer.model", *DESCRIBED)
+"""With the chat templates beside them, what engines encode by."""
 LINES = (
     "你好，世界！今天天气不错。",
     "The quick brown fox, 3.14 and more.",
@@ -36,6 +42,8 @@ LINES = (
     "",
 )
 """What the served tokenizer is tried on."""
+RENDERING = 10.0
+"""Seconds that a chat template may take for one message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +56,28 @@ class Check:
     """Tokens of prompt and answer together that it will be served with; 0: as many as it has."""
 
 
-def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder]:
-    """The model and its encoder; InputError when it is not fit to be served."""
+def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder, Chat]:
+    """The model, its encoder, and how it is asked; InputError when it is not fit to be served."""
     artifact = open_artifact(model, "--model").require_kind("hf-model", option="--model")
     where = f"--model {artifact.root}"
     encoder, positions = check_weights(artifact)
+    chat = chat_of(artifact, encoder)
     if context_length > positions:
         raise InputError(f"{where}: the model has {positions} positions; --context-length {context_length} is more")
     with tempfile.TemporaryDirectory(prefix="zhllama-check-") as folder:
-        artifact.fetch(Path(folder), [name for name in TOKENIZER_FILES if name in artifact])
-        check_tokenizer(Path(folder), encoder, where)
-    return artifact, encoder
+        names = [name for name in artifact.names if name in TOKENIZER_FILES or is_template(name)]
+        artifact.fetch(Path(folder), names)
+        check_tokenizer(Path(folder), encoder, where, chat)
+    return artifact, encoder, chat
+
+
+def chat_of(artifact: Artifact, encoder: Encoder) -> Chat:
+    """How a model is asked: by the chat template that engines find in its folder. InputError when there is none."""
+    template = default_of(template_in(artifact, "--model"))
+    if not template:
+        said = "tokenizer_config.json has no chat template"
+        raise InputError(f"--model {artifact.root}: {said}; serve a model that was published with its tokenizer files")
+    return Chat(encoder, template)
 
 
 def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
@@ -73,13 +92,13 @@ def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
                 found = f"{there[name]} bytes" if name in there else "not there"
                 raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
     encoder, _ = check_model(artifact, "--model")
-    try:
-        return encoder, int(read_object(artifact, "config.json")["max_position_embeddings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: config.json has no max_position_embeddings ({error}); publish it again") from error
+    positions = model_config(Checkpoint(artifact)).get("max_position_embeddings")
+    if positions is None:
+        raise InputError(f"{where}: config.json has no max_position_embeddings; publish it again")
+    return encoder, int(positions)
 
 
-def check_tokenizer(folder: Path, encoder: Encoder, where: str) -> None:
+def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> None:
     """InputError unless the folder's tokenizer gives SentencePiece's ids, for text and for a question."""
     from transformers import AutoTokenizer
 
@@ -91,17 +110,18 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str) -> None:
     for line in LINES:
         if tokenizer(line)["input_ids"] != [encoder.bos, *encoder.encode(line)]:
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
-    if not tokenizer.chat_template:
-        raise InputError(f"{where}: tokenizer_config.json has no chat template; {mend}")
     for line in LINES[:2]:
         asked = [{"role": "user", "content": line}]
-        ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False)
-        if list(ids) != [encoder.bos, *encoder.encode(wrap(line))]:
-            raise InputError(f"{where}: its chat template is not the training prompt; {mend}")
+        with _template(where, mend):
+            wanted = chat.ids(asked)
+            ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False, add_generation_prompt=True)
+        if list(ids) != wanted:
+            raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for a question; {mend}")
 
 
-def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Encoder, int]:
-    """The encoder of a GGUF file, and its positions. InputError where ids in would not be the ids of training.
+def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Encoder, int, Chat]:
+    """The encoder of a GGUF file, its positions, and how it is asked. InputError where ids in would not be the ids of
+    training.
 
     A GGUF carries its pieces, scores and types. They are put together again as the SentencePiece model that they came
     from, which then says what llama.cpp has to give; so a file of somebody else's is checked as well as one of our own,
@@ -120,20 +140,22 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
         found = encoder.vocabulary(also_at=(int(size) for size in contract.prefixes))
         if found.relation_to(contract) is not Relation.EQUAL:
             raise InputError(f"{where}: it has {found}, the manifest says {contract}; export the model again")
-    _compare_gguf(path, encoder, str(fields.get("tokenizer.chat_template", "")), where)
-    return encoder, int(fields.get("llama.context_length", 2048))
+    if not (template := str(fields.get("tokenizer.chat_template", ""))):
+        raise InputError(f"{where}: there is no chat template in it; export the model again")
+    chat = Chat(encoder, template)
+    _compare_gguf(path, encoder, chat, where)
+    return encoder, int(fields.get("llama.context_length", 2048)), chat
 
 
 def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
     """The bytes of the tokenizer.model that these pieces, scores and types are of. Types have the same numbers."""
     rows = zip(*(fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")), strict=True)
     pieces = [{"piece": text, "score": score, "type": kind} for text, score, kind in rows]
-    ids = {
-        "unk_id": int(fields.get("tokenizer.ggml.unknown_token_id", 0)),
-        "bos_id": int(fields["tokenizer.ggml.bos_token_id"]),
-        "eos_id": int(fields["tokenizer.ggml.eos_token_id"]),
-        "pad_id": -1,
-    }
+    ids: dict[str, Any] = {"pad_id": -1}
+    for name, field in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        if (index := fields.get(f"tokenizer.ggml.{field}_token_id")) is not None:
+            # SentencePiece finds them by their texts
+            ids |= {f"{name}_id": int(index), f"{name}_piece": pieces[int(index)]["piece"]}
     prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
     model = new_model(
         pieces=pieces,
@@ -143,10 +165,8 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> None:
-    """InputError where llama.cpp, or the chat template in the file, gives other ids than training."""
-    import jinja2
-    import jinja2.sandbox
+def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
+    """InputError where llama.cpp gives other ids than training, for text and for a question."""
     import llama_cpp
 
     mend = "export the model again; with tied scores (--scores zero) no engine can agree"
@@ -155,16 +175,23 @@ def _compare_gguf(path: Path, encoder: Encoder, template: str, where: str) -> No
             # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
             if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:
                 raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
-    if not template:
-        raise InputError(f"{where}: there is no chat template in it; export the model again")
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    special = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+        asked = [{"role": "user", "content": LINES[0]}]
+        with _template(where, "export the model again"):
+            text, wanted = chat.text(asked), chat.ids(asked)
+        if model.tokenize(text.encode(), add_bos=False, special=True) != wanted:
+            raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
+
+
+@contextmanager
+def _template(where: str, mend: str) -> Iterator[None]:
+    """InputError for a chat template that is none, fails, or goes on for longer than any conversation's takes."""
+    import jinja2
+
     try:
-        rendered = environment.from_string(template).render(messages=[{"role": "user", "content": LINES[0]}], **special)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{where}: its chat template cannot be read ({error}); export the model again") from error
-    if rendered.removeprefix("<s>") != wrap(LINES[0]):
-        raise InputError(f"{where}: its chat template is not the training prompt; export the model again")
+        with bounded(RENDERING, f"{where}: its chat template does not end; {mend}"):
+            yield
+    except (jinja2.TemplateError, ArithmeticError, MemoryError, LookupError, RecursionError, TypeError) as error:
+        raise InputError(f"{where}: its chat template cannot be read ({error}); {mend}") from error
 
 
 def main() -> None:
@@ -173,7 +200,7 @@ def main() -> None:
     from zhllama.stage.command_line import parse
 
     config = parse(Check, sys.argv[1:])
-    artifact, encoder = checked(config.model, config.context_length)
+    artifact, encoder, _ = checked(config.model, config.context_length)
     log.info("%s is fit to be served: %d files, %d pieces", artifact.root, len(artifact.names), encoder.size)
 
 

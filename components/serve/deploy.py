@@ -59,7 +59,7 @@ def deploy(config: Serve) -> str:
             f"serve: --deploy tries the server through its API, with the key that is in the secret "
             f"{config.api_key_secret}; set {KEY_VARIABLE} or --api-key-file to it"
         )
-    artifact, encoder = checked(config.model, config.context_length)
+    artifact, encoder, chat = checked(config.model, config.context_length)
     cluster = Cluster()
     server = replace(
         server,
@@ -73,7 +73,9 @@ def deploy(config: Serve) -> str:
     objects = server.objects(kserve, monitored=not kserve)
     with cluster.whole_or_not_at_all(objects, config.wait_minutes * 60):
         applied = cluster.apply(objects[-1])
-        ask = partial(try_out, name=server.name, api_key=api_key, encoder=encoder, context_length=config.context_length)
+        ask = partial(
+            try_out, name=server.name, api_key=api_key, encoder=encoder, chat=chat, context_length=config.context_length
+        )
         inside, answered = _tried(cluster, applied, config, ask)
         inside = inside or f"http://{server.name}.{server.namespace}.svc:{PORT}"
         if ACCOUNT.exists() and not config.address:

@@ -23,16 +23,17 @@ from typing import Any, NoReturn, Self
 import httpx2
 
 from components.serve.options import EngineName
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.model_server import vllm_sampling
 from zhllama.retries import with_retries
 from zhllama.stage.child_processes import die_with_parent
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.special_ids import SpecialIds
+from zhllama.weights.settings import GENERATION
 
 log = logging.getLogger("engine")
 
-GENERATION = "generation_config.json"
 START_SECONDS = 900.0
 """For reading a large model from a slow disk."""
 STOP_SECONDS = 10.0
@@ -113,7 +114,7 @@ def _recipe() -> dict[str, Any]:
     return {name: getattr(Sampling(), name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
 
 
-def lay_out(source: Path, target: Path, encoder: Encoder) -> None:
+def lay_out(source: Path, target: Path, ids: SpecialIds) -> None:
     """Links the files of a model folder into `target`, with generation settings of our own. A published model says
     nothing of sampling, and the server takes what a request does not say from the model's generation_config.json: left
     as it is, it would decode greedily and ignore a request's temperature."""
@@ -121,11 +122,12 @@ def lay_out(source: Path, target: Path, encoder: Encoder) -> None:
     for file in source.iterdir():
         if file.name != GENERATION:
             (target / file.name).symlink_to(file.resolve())
-    pad = encoder.eos if encoder.pad is None else encoder.pad
-    ids = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": pad}
     given = source / GENERATION
-    said = json.loads(given.read_text()) if given.exists() else {}
-    settings = {"do_sample": True, **_recipe(), **ids, **said}
+    try:
+        said = object_of(given.read_bytes()) if given.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{given}: no JSON object ({error}); publish the model again") from error
+    settings = {"pad_token_id": ids.eos, **ids.generation({"do_sample": True, **_recipe(), **said})}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from components.serve.check import check_gguf, check_tokenizer, check_weights
+from components.serve.check import chat_of, check_gguf, check_tokenizer, check_weights
 from components.serve.engines import EngineProcess, choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
 from components.serve.options import KEY_VARIABLE, Serve
@@ -24,6 +24,8 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
+from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.settings import ids_of
 
 SAMPLES = "samples.json"
 STOP_SECONDS = 5
@@ -86,7 +88,8 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
         folder = Path(temporary)
         if file is None:
             encoder, positions = check_weights(artifact)
-            lay_out(materialize(artifact), folder / config.name, encoder)
+            chat = chat_of(artifact, encoder)
+            lay_out(materialize(artifact), folder / config.name, ids_of(Checkpoint(artifact), encoder))
             if chosen == "vllm":
                 engine = vllm_engine(folder, config.name, positions)
             else:
@@ -94,13 +97,13 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
         else:
             path = materialize(artifact) / file
             where = f"--model {artifact.root}/{file}"
-            encoder, positions = check_gguf(path, artifact.manifest.vocabulary, where)
+            encoder, positions, chat = check_gguf(path, artifact.manifest.vocabulary, where)
             engine = llama_cpp_engine(path, config.name, positions)
-        limits = Limits(config.name, encoder, positions, engine.refuses)
+        limits = Limits(config.name, encoder, positions, engine.refuses, chat)
         with EngineProcess(engine) as process:
             if file is None:
                 # while the engine reads its weights
-                check_tokenizer(folder / config.name, encoder, f"--model {artifact.root}")
+                check_tokenizer(folder / config.name, encoder, f"--model {artifact.root}", chat)
             process.wait_until_healthy()
             gateway = Gateway(limits, engine, process.address, lambda: process.alive, api_key, config.host)
             with running(gateway.app(chat_page(gateway) if config.page else None), listener):

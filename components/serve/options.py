@@ -116,7 +116,7 @@ class Serve(StageOptions):
         if self.api_key_file:
             where = f"--api-key-file {self.api_key_file}"
             try:
-                key = Path(self.api_key_file).read_text().strip()
+                key = Path(self.api_key_file).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"serve: {where}: it cannot be read ({error}); give a file with the key") from error
             if not key:

@@ -12,7 +12,6 @@ from urllib.parse import parse_qs
 from components.serve.gateway import Gateway
 from components.serve.requests import ApiError
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.prompt import chat_ids
 
 WORDS = {
     "zh": {
@@ -62,7 +61,7 @@ def fitting(messages: list[dict[str, str]], gateway: Gateway) -> list[dict[str, 
     """The newest messages that leave room for an answer; the last one stays, whatever its length."""
     limits = gateway.limits
     room = min(Sampling().max_new_tokens, limits.positions // 2)
-    while len(messages) > 1 and len(chat_ids(limits.encoder, messages)) + room > limits.positions:
+    while len(messages) > 1 and len(limits.chat_ids(messages)) + room > limits.positions:
         # a question and its answer go together
         messages = messages[2:]
     return messages

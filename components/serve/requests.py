@@ -5,12 +5,13 @@ nothing of a prompt that is longer than the model's positions.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.prompt import chat_ids
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.vocabulary import Encoder
 
 LONGEST_BODY = 4 * 2**20
@@ -45,6 +46,15 @@ class Limits:
     """Of prompt and answer together."""
     refuses: tuple[str, ...] = ()
     """Fields that the engine cannot honour."""
+    chat: Chat | None = None
+    """How the model is asked; by default, as in training."""
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """ApiError 400 for a conversation that the model's chat template refuses."""
+        try:
+            return (self.chat or Chat(self.encoder)).ids(messages)
+        except InputError as error:
+            raise ApiError(400, str(error), "messages") from error
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
 def chat(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/chat/completions."""
     messages = checked_messages(body)
-    return _asked({**body, "messages": messages}, chat_ids(limits.encoder, messages), limits)
+    return _asked({**body, "messages": messages}, limits.chat_ids(messages), limits)
 
 
 def completion(body: Mapping[str, Any], limits: Limits) -> Validated:
@@ -86,7 +96,7 @@ def tokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """The answer to /tokenize, which is vLLM's: {"tokens", "count", "max_model_len"} of `prompt` or of `messages`."""
     check_model(body, limits)
     if "messages" in body:
-        ids = chat_ids(limits.encoder, checked_messages(body))
+        ids = limits.chat_ids(checked_messages(body))
     elif isinstance(body.get("prompt"), str):
         ids = [limits.encoder.bos, *limits.encoder.encode(body["prompt"])]
     else:

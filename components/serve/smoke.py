@@ -10,7 +10,7 @@ from components.serve.check import LINES
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import short
 from zhllama.retries import with_retries
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("smoke")
@@ -25,6 +25,7 @@ def try_out(
     name: str,
     api_key: str,
     encoder: Encoder,
+    chat: Chat,
     context_length: int,
     there: Callable[[], bool] = lambda: True,
 ) -> list[dict[str, str]]:
@@ -40,9 +41,10 @@ def try_out(
         for line in LINES:
             tried.encodes({"model": name, "prompt": line}, repr(line), [encoder.bos, *encoder.encode(line)])
         for line in LINES[:2]:
-            asked = {"model": name, "messages": [{"role": "user", "content": line}]}
-            wanted = [encoder.bos, *encoder.encode(wrap(line))]
-            tried.encodes({**asked, "add_generation_prompt": True}, f"the question {line!r}", wanted)
+            messages = [{"role": "user", "content": line}]
+            asked = {"model": name, "messages": messages}
+            question = f"the question {line!r}"
+            tried.encodes({**asked, "add_generation_prompt": True}, question, chat.ids(messages))
             said = tried.answer("/v1/chat/completions", _said, {**asked, "max_tokens": 16, "temperature": 0})
             log.info("%s → %s", line, said)
             answered.append({"Input": line, "Output": said})

@@ -9,6 +9,7 @@ from zhllama.stage.options import StageOptions, WeightedRefs
 class TrainTokenizer(StageOptions):
     """Train a SentencePiece BPE model on Chinese text."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("sentencepiece",)
 
     text: WeightedRefs

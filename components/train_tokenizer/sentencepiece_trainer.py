@@ -27,6 +27,8 @@ log = logging.getLogger("train_tokenizer")
 
 LONGEST = 1000
 """Characters of a training line; UTF-8 takes at most four bytes each, and the trainer skips lines over 4,192 bytes."""
+RESERVED = "\u2585"
+"""▅, the trainer's own sign: it skips a line that holds one. Lines are cut there, and the sign is spelt in bytes."""
 THREADS = 16
 """The trainer writes this number into the model, so it must not depend on the machine."""
 REPORT_LINES = 5000
@@ -50,7 +52,7 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
         "bad_lines": skipped.count if skipped else 0,
     }
     out.add_bytes("tokenizer.model", model)
-    out.add_json("report.json", report | {"corpus": sample})
+    out.add_json("report.json", report | {"corpus": sample}, beside=True)
     out.vocabulary = encoder.vocabulary()
     summary = f"{encoder.size:,} pieces, {report['tokens_per_character']:.3f} tokens per character"
     if len(lines) < seen:
@@ -65,7 +67,7 @@ def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None) -> Itera
     with Progress("reading", bytes_to_read(corpus, text_files)) as bar:
         for text in corpus:
             for document in read_documents(text, skipped=skipped):
-                for line in document.splitlines():
+                for line in document.replace(RESERVED, "\n").splitlines():
                     yield from (line[at : at + LONGEST] for at in range(0, len(line), LONGEST))
                 bar.advance(len(document.encode()) + 1)
 

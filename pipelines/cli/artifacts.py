@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import inventory
 from pipelines.cli import options
 from zhllama import storage
-from zhllama.artifacts.lineage import Ancestor, lineage, read_manifest
+from zhllama.artifacts.lineage import Ancestor, lineage, manifest_of
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import copy_artifact
 from zhllama.artifacts.reader import Artifact
@@ -85,7 +85,7 @@ def show(given: argparse.Namespace) -> None:
             view: Any = packed_view.as_json if given.json else packed_view.view
             found = view(open_artifact(given.reference, "show"), given.sample, given.split)
         else:
-            manifest = read_manifest(given.reference)
+            manifest = manifest_of(given.reference)
             ancestor = lineage(manifest)
             parts = {"reference": manifest.reference, "manifest": manifest, "lineage": ancestor}
             found = parts if given.json else shown(manifest, ancestor)
@@ -122,7 +122,7 @@ def list_(given: argparse.Namespace) -> None:
 
 def verify(given: argparse.Namespace) -> None:
     with _reaching(given, given.reference):
-        manifest = read_manifest(given.reference)
+        manifest = manifest_of(given.reference)
         damages = Artifact(manifest, verified=True).find_corruption()
     if damages:
         print("\n".join(damages))
@@ -157,7 +157,7 @@ def gc(given: argparse.Namespace) -> None:
 
 def copy(given: argparse.Namespace) -> None:
     with _reaching(given, given.reference), _reaching(given, given.target):
-        artifact = Artifact(read_manifest(given.reference), verified=True)
+        artifact = Artifact(manifest_of(given.reference), verified=True)
         try:
             copied = copy_artifact(artifact, given.target)
         except FileExistsError as error:

@@ -7,7 +7,7 @@ here is repeated or waited for: what cannot be read is said in a line, `Unreadab
 
 import base64
 import gzip
-import json
+import io
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.kubeflow.runs import DONE, FAILED, NOT_RUN, PENDING, RUNNING, Step, ordered, title, titles_of_component
+from zhllama.artifacts.json_file import LARGEST, value_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.pod_state import pending_reason
 
@@ -58,7 +59,11 @@ def nodes_of(status: Mapping[str, Any]) -> dict[str, Node]:
     if not (packed := status.get("compressedNodes")):
         return dict(status.get("nodes") or {})
     try:
-        found = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
+        with gzip.GzipFile(fileobj=io.BytesIO(base64.b64decode(packed, validate=True))) as stream:
+            content = stream.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} bytes")
+        found = value_of(content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise Unreadable(f"its compressed nodes are damaged ({error})") from error
     if not isinstance(found, dict):
@@ -174,7 +179,7 @@ class Workflows:
             api: Any = client.CustomObjectsApi() if "custom" in call else client.CoreV1Api()
             ask = getattr(api, call)
             answer = ask(namespace=self.namespace, _request_timeout=TIMEOUT, _preload_content=False, **options)
-            return answer.data.decode(errors="replace") if call.endswith("_log") else json.loads(answer.data)
+            return answer.data.decode(errors="replace") if call.endswith("_log") else value_of(answer.data)
         except (InputError, HTTPError, ApiException, OSError, ValueError) as error:
             needed = f"reading it needs {RIGHTS} in the namespace {self.namespace}"
             raise Unreadable(f"{needed} ({short(error)})") from error
@@ -190,5 +195,5 @@ def _titles(workflow: Mapping[str, Any]) -> dict[str, str]:
     for parameter in ((workflow.get("spec") or {}).get("arguments") or {}).get("parameters") or ():
         if str(parameter.get("name", "")).startswith("components-"):
             with suppress(ValueError, AttributeError):
-                found |= titles_of_component(json.loads(parameter.get("value") or "{}"))
+                found |= titles_of_component(value_of(parameter.get("value") or "{}"))
     return found

@@ -147,7 +147,9 @@ def read_package(path: Path) -> Package:
     try:
         # libyaml, where PyYAML has it: ten times as fast
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        documents = [document for document in yaml.load_all(path.read_text(), loader) if document is not None]
+        documents = [
+            document for document in yaml.load_all(path.read_text(encoding="utf-8"), loader) if document is not None
+        ]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a compiled pipeline") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -76,7 +76,7 @@ def choice_of(word: str, where: str) -> Mapping[str, Any]:
         return {}
     try:
         found = json.loads(word)["IfPresent"]
-    except ValueError as error:
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise InputError(f"{where}: {word!r} is not JSON ({error})") from error
     if not isinstance(found, dict) or not found:
         raise InputError(f"{where}: {word!r} holds no mapping")

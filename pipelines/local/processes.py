@@ -25,7 +25,7 @@ def _fields(pid: str) -> list[str]:
     """The kernel's figures on a process, from its state on; empty when there is none (or no /proc to ask)."""
     try:
         # the name in parentheses, before them, may hold spaces
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except OSError:
         return []
 
@@ -97,7 +97,9 @@ def alone_in(folder: Path, busy: str = BUSY) -> Iterator[Ledger]:
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(held.enter_context(open(folder / ".lock", "a+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(
+                held.enter_context(open(folder / ".lock", "a+", encoding="utf-8")), fcntl.LOCK_EX | fcntl.LOCK_NB
+            )
             ledger = Ledger(folder / "running.json")
             ledger.end_leftovers()
         except BlockingIOError as error:

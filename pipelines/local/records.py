@@ -19,7 +19,7 @@ from typing import Any
 from pipelines.local.placeholders import Surroundings, Value, is_of, value_of
 from pipelines.local.plan import Node
 from zhllama import storage
-from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of
+from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of, read_manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 
@@ -38,6 +38,8 @@ class Record:
     seconds: float = 0.0
     published: str = ""
     """The manifest that `ref` led to, as text; empty where it led to none."""
+    provenance: str = ""
+    """What lay beside it."""
 
     @property
     def reference(self) -> str:
@@ -48,7 +50,11 @@ class Record:
     @cached_property
     def manifest(self) -> Manifest | None:
         """What the step published, as it stood when the step had ended; None when it published nothing."""
-        return Manifest.from_json(self.published.encode(), self.reference) if self.published else None
+        if not self.published:
+            return None
+        root = self.reference.removesuffix(f"/{MANIFEST}")
+        manifest = Manifest.from_json(self.published.encode(), self.reference, root)
+        return manifest.told(self.provenance.encode() or None)
 
     def still_there(self) -> bool:
         """Whether what the step published is where it was: same manifest, every file of its size."""
@@ -61,7 +67,7 @@ class Record:
             # nothing, a damaged one, a store that is not to be had: the stage is asked, and says so
             return False
         there = {item.name: item.size for item in storage.listing(manifest.root)}
-        return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.files)
+        return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.named)
 
     def write(self, folder: Path) -> None:
         storage.write_bytes(str(folder / RECORD), (json.dumps(asdict(self), ensure_ascii=False) + "\n").encode())
@@ -123,8 +129,8 @@ def _surroundings() -> dict[str, str]:
     return {"code": code.hexdigest(), "versions": hashlib.sha256("\n".join(versions).encode()).hexdigest()}
 
 
-def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any], str]:
-    """The output parameters that a step wrote, its metrics, and the manifest (or "") that its `ref` leads to.
+def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value], dict[str, Any], Manifest | None]:
+    """The output parameters that a step wrote, its metrics, and the manifest that its `ref` leads to.
     InputError for an output that is missing or of another type."""
     content = storage.read_or_none(around.output_file)
     try:
@@ -139,7 +145,7 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
             if not is_of(values[name], kind):
                 raise InputError(f"{node.name}: its output {name} is {values[name]!r}, which is no {kind}")
         elif path.exists():
-            values[name] = value_of(path.read_text(), kind, f"{node.name}: its output {name}")
+            values[name] = value_of(path.read_text(encoding="utf-8"), kind, f"{node.name}: its output {name}")
         else:
             raise InputError(f"{node.name}: it ended with 0 but did not write its output {name}")
     made = (artifact for listed in executor.get("artifacts", {}).values() for artifact in listed.get("artifacts", []))
@@ -147,10 +153,8 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
     reference = values.get("ref")
     if isinstance(reference, str) and reference.endswith(f"/{MANIFEST}"):
         with suppress(OSError, InputError):
-            content = storage.read_bytes(reference)
-            if Manifest.from_json(content, reference).reference == reference:
-                return values, metrics, content.decode()
-    return values, metrics, ""
+            return values, metrics, read_manifest(reference)
+    return values, metrics, None
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,8 @@ class _Run:
                 values, metrics, manifest = await asyncio.to_thread(outputs_written, node, around)
             except InputError as error:
                 return self._fail(node, EXIT_FAULT, str(error))
-            record = Record(key, given, values, things, metrics, time.monotonic() - row.started, manifest)
+            texts = [text.decode() for text in ((manifest.to_json(), manifest.provenance_json()) if manifest else ())]
+            record = Record(key, given, values, things, metrics, time.monotonic() - row.started, *texts)
             record.write(folder)
             return self._finish(node, record, State.DONE)
         if self._signals and not node.task.always:

@@ -134,7 +134,7 @@ class LocalS3:
             keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
             actions = ["Admin", "Read", "Write", "List", "Tagging"]
             value = {"identities": [{"name": "zhllama", "credentials": [keys], "actions": actions}]}
-            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
                 json.dump(value, file)
                 file.flush()
                 os.fsync(file.fileno())

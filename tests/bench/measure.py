@@ -49,7 +49,7 @@ def measured(function: Callable[..., Any], *arguments: Any, environment: dict[st
     Imports are part of the wall time, unless the function returns `{"seconds": s}`, which then is the wall time.
     Memory is the peak of RssAnon + RssShmem, read from /proc while it runs: pages of mapped files are the kernel's.
     """
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", suffix=".json") as answer:
         program = (
             "import importlib, json, sys\n"
             f"module = importlib.import_module({function.__module__!r})\n"
@@ -86,7 +86,7 @@ def _watch(process: int, peak: list[float], ended: threading.Event) -> None:
     status = Path(f"/proc/{process}/status")
     while not ended.wait(PAUSE):
         try:
-            found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status.read_text())
+            found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status.read_text(encoding="utf-8"))
         except (FileNotFoundError, ProcessLookupError):
             return
         peak[0] = max(peak[0], sum(map(int, found)) / 1024)

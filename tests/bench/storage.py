@@ -130,7 +130,7 @@ def _large(place: Path, environment: dict[str, str], server: int, disk: Path) ->
 
 def _used_by(process: int) -> float:
     """Processor seconds of a process so far, in user and in kernel mode."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -78,7 +78,9 @@ def missing_modules(extra: str) -> set[str]:
 
 def instructions(path: Path) -> list[tuple[str, str]]:
     """(instruction, rest) of a Dockerfile, lines joined, comments left out."""
-    text = "\n".join(line for line in path.read_text().splitlines() if not line.lstrip().startswith("#"))
+    text = "\n".join(
+        line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")
+    )
     joined = re.sub(r"\\\n\s*", " ", text)
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
 

@@ -29,7 +29,7 @@ written_here = pytest.mark.skipif(
 def pins(path: Path) -> dict[str, str]:
     """Package → version of a file whose every line must be an exact pin."""
     found = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, separator, version = line.partition("==")
             assert separator, f"{path.name}: {line!r} is not an exact pin"

@@ -95,4 +95,4 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ran(journal: Path) -> Callable[[], list[str]]:
-    return lambda: journal.read_text().split()
+    return lambda: journal.read_text(encoding="utf-8").split()

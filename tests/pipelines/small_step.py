@@ -25,18 +25,18 @@ def main() -> None:
     parser.add_argument("--code", type=int, default=1)
     given = parser.parse_args()
     if "JOURNAL" in os.environ:
-        with open(os.environ["JOURNAL"], "a") as file:
+        with open(os.environ["JOURNAL"], "a", encoding="utf-8") as file:
             file.write(f"{given.name}\n")
     print(f"{given.what} {given.value}", flush=True)
     globals()[given.what](given)
     if given.executor_output:
         metadata = {"length": len(given.value)}
         value = {"artifacts": {"metrics": {"artifacts": [{"metadata": metadata}]}}}
-        Path(given.executor_output).write_text(json.dumps(value))
+        Path(given.executor_output).write_text(json.dumps(value), encoding="utf-8")
 
 
 def echo(given: argparse.Namespace) -> None:
-    Path(given.reference).write_text(given.value)
+    Path(given.reference).write_text(given.value, encoding="utf-8")
 
 
 def publish(given: argparse.Namespace) -> None:

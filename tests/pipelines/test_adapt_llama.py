@@ -302,7 +302,7 @@ def test_two_compiles_give_the_same_bytes(packages, tmp_path):
 
 @functools.cache
 def documents(path: Path) -> list[Any]:
-    return list(yaml.load_all(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    return list(yaml.load_all(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def tasks_of(spec: Any) -> list[Any]:

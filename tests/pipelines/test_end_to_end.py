@@ -42,8 +42,8 @@ def wait_for(there: Callable[[], bool], process: subprocess.Popen[Any], said: Pa
     """Waits for something that a running command does; its own words when it ends before."""
     deadline = time.monotonic() + seconds
     while not there():
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < deadline, f"it did not happen in time: {said.read_text()}"
+        assert process.poll() is None, said.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, f"it did not happen in time: {said.read_text(encoding='utf-8')}"
         time.sleep(0.1)
 
 

@@ -127,7 +127,7 @@ def pairs(arguments: list[str]) -> list[str]:
 
 def pipeline(package: Path) -> dict[str, Any]:
     """Its parameters and its steps, as a cluster would run them; steps whose pods are alike name them once."""
-    spec, platform = list(yaml.safe_load_all(package.read_text()))
+    spec, platform = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
     executors = spec["deploymentSpec"]["executors"]
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     steps, alike = {}, dict[str, list[str]]()

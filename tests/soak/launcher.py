@@ -157,7 +157,7 @@ def launch(scratch: str, output: str, backend: str) -> None:
 
 def said(path: Path) -> str:
     """What a launcher said; nothing when it was killed before it could."""
-    return path.read_text() if path.exists() else ""
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 class _Run:

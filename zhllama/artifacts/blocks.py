@@ -196,7 +196,7 @@ class BlockReader:
             mend = "run its stage again or give another reference"
             raise InputError(f"{self._manifest.root}/{file.path}: the file is gone; {mend}") from error
 
-    def _read_whole(self, file: File) -> bytearray:
+    def read_whole(self, file: File) -> bytearray:
         """A file by its SHA-256 alone, however many blocks it has; read once more where it is not as it should be."""
         if file.size > LARGEST:
             wrong = f"it has {file.size:,} bytes, and {LARGEST:,} are read at most"
@@ -221,7 +221,7 @@ class BlockReader:
             if named is None:
                 raise InputError(f"{root}: the manifest names no block digests for {file.path}; run its stage again")
             entry = next(file for file in self._manifest.files if file.path == named)
-            content = self._read_whole(entry)
+            content = self.read_whole(entry)
             written = json.loads(content)
             if written.get("digest") != "blake3" or written.get("bytes") != BLOCK:
                 raise InputError(f"{root}/{entry.path}: written by another version; run its stage again")

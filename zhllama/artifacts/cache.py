@@ -28,7 +28,7 @@ def materialize(artifact: Artifact, recheck: bool = False) -> Path:
         return Path(artifact.root)
     folder = _folder_of(artifact)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
+    with open(f"{folder}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         complete = folder / ".complete"
         if missing := _missing(artifact, folder, compare=recheck or not complete.exists()):
@@ -44,7 +44,7 @@ def _verify_once(artifact: Artifact, recheck: bool) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     name = f"{artifact.digest[:24]}-{hashlib.sha256(artifact.root.encode()).hexdigest()[:16]}"
     noted = cache / f"{name}.verified.json"
-    with open(cache / f"{name}.lock", "w") as lock:
+    with open(cache / f"{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before: list[list[Any]] = []
         for file in artifact.manifest.files:

@@ -1,22 +1,35 @@
 """The manifest: a small JSON object, written last, that names an artifact's files and makes them visible.
 
-It carries kind, vocabulary contract, configuration, the digests of the inputs, and its own digest, which leaves out
-place, time and host: equal content, equal digest. A *reference* is the address of a manifest (`…/manifest.json`), or a
-plain folder or prefix: with a manifest in it the two are the same, without one the files are taken as they are.
+It holds content alone (format 2): kind, files, vocabulary contract, configuration, the inputs' digests, and its own
+digest over all of that: equal content, equal digest. Where, when and of what addresses it was made, what was measured,
+and the reports (`beside`) are in `provenance.json` beside it. An artifact is read from where its manifest was found. A
+*reference* is the address of a manifest (`…/manifest.json`), or a plain folder or prefix: with a manifest in it the two
+are the same, without one the files are taken as they are. Format 1 had it all in one, and is read for ever.
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from zhllama import storage
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Vocabulary
 
+log = logging.getLogger("artifact")
+
 MANIFEST = "manifest.json"
-FORMAT = 1
+PROVENANCE = "provenance.json"
+FORMAT = 2
+LAUNCHER = "launch_training"
+"""The one stage whose manifest is the copy of another's, beside its own place in the same store."""
+
+_MEASURED = ("summary", "proof", "verified")
+"""Facts that say what was measured, or by whose word: of provenance.json."""
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def digest_of(value: Any) -> str:
@@ -36,7 +49,7 @@ class File:
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage read: the reference it was given and the digest found behind it."""
+    """What a stage read: the reference it was given ("" where no provenance says) and the digest found behind it."""
 
     reference: str
     digest: str
@@ -44,7 +57,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stage published. `facts` are the stage's own statements, `metrics` its figures."""
+    """What a stage published. `facts` are the stage's own statements, `metrics` its figures, `beside` the files outside
+    the digest: reports, and the course of a training."""
 
     kind: str
     stage: str
@@ -59,6 +73,8 @@ class Manifest:
     created: str = ""
     host: str = ""
     digest: str = ""
+    beside: tuple[File, ...] = ()
+    format: int = FORMAT
 
     @property
     def reference(self) -> str:
@@ -67,41 +83,178 @@ class Manifest:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(file.size for file in self.files)
+        return sum(file.size for file in self.named)
 
-    def to_value(self) -> dict[str, Any]:
-        value = asdict(replace(self, files=()))
+    @property
+    def named(self) -> tuple[File, ...]:
+        """All files, those beside the content too."""
+        return (*self.files, *self.beside)
+
+    @property
+    def _moved(self) -> list[str]:
+        """The options that say where something lies: by their text, or since an input has their name."""
+        options = self.configuration.items()
+        return [name for name, one in options if _is_address(one) or (isinstance(one, str) and name in self.inputs)]
+
+    def _content(self) -> dict[str, Any]:
+        """What the digest is of."""
+        value = asdict(replace(self, files=(), beside=()))
         # asdict copies what it finds, one by one: a tenth of a second for 10,000 files, several times
         value["files"] = [vars(file) for file in self.files]
+        for left_out in ("root", "created", "host", "digest", "beside"):
+            del value[left_out]
+        if self.format == 1:
+            del value["format"]
+            return value | {"inputs": {name: given.digest for name, given in self.inputs.items()}}
+        del value["metrics"]
+        value["inputs"] = {name: {"digest": given.digest} for name, given in self.inputs.items()}
+        value["configuration"] = {name: one for name, one in value["configuration"].items() if name not in self._moved}
+        value["facts"] = {name: one for name, one in self.facts.items() if name not in _MEASURED}
         return value
 
     def computed_digest(self) -> str:
-        value = self.to_value()
-        for left_out in ("root", "created", "host", "digest"):
-            del value[left_out]
-        value["inputs"] = {name: given.digest for name, given in self.inputs.items()}
-        return digest_of(value)
+        return digest_of(self._content())
 
-    def to_json(self) -> bytes:
-        return (json.dumps({"format": FORMAT, **self.to_value()}, indent=1, ensure_ascii=False) + "\n").encode()
+    def to_json(self, root: str = "") -> bytes:
+        """root: of a copy at another place (`--output`), which says where the artifact lies."""
+        value: dict[str, Any] = {"format": self.format, **self._content(), "digest": self.digest}
+        if self.format == 1:
+            value |= {"root": self.root, "created": self.created, "host": self.host}
+            value["inputs"] = {name: vars(given) for name, given in self.inputs.items()}
+        return _text(value | ({"root": root} if root else {}))
+
+    def provenance_json(self) -> bytes:
+        """What lies in provenance.json."""
+        return _text(
+            {
+                "digest": self.digest,
+                "created": self.created,
+                "host": self.host,
+                "inputs": {name: given.reference for name, given in self.inputs.items()},
+                "configuration": {name: self.configuration[name] for name in self._moved},
+                "facts": {name: one for name, one in self.facts.items() if name in _MEASURED},
+                "metrics": self.metrics,
+                "files": [vars(file) for file in self.beside],
+            }
+        )
+
+    def publish(self, if_absent: bool = False) -> None:
+        """Writes provenance and, last, manifest below the root. FileExistsError: `if_absent`, and a manifest is."""
+        if self.format > 1:
+            if if_absent and storage.exists(self.reference):
+                raise FileExistsError(self.reference)
+            storage.write_bytes(f"{self.root}/{PROVENANCE}", self.provenance_json())
+        storage.write_bytes(self.reference, self.to_json(), if_absent=if_absent)
 
     @staticmethod
-    def from_json(content: bytes, where: str) -> "Manifest":
-        """Parses and checks a manifest; InputError when it is not one or does not match its own digest."""
+    def from_json(content: bytes, where: str, root: str | None = None) -> "Manifest":
+        """Parses and checks a manifest; InputError when it is not one or does not match its own digest. root: where it
+        was found; None: what it says itself, "" where it says nothing."""
         try:
-            value = json.loads(content)
-            version = value.pop("format")
-            if version != FORMAT:
-                raise InputError(f"{where}: manifest format {version}; this program reads format {FORMAT}")
-            value["files"] = tuple(File(**file) for file in value["files"])
-            value["inputs"] = {name: Input(**given) for name, given in value["inputs"].items()}
+            value = value_of(content)
+            version = value["format"]
+            if version not in (1, FORMAT):
+                raise InputError(f"{where}: manifest format {version}; this program reads formats 1 and {FORMAT}")
+            value["root"] = value.get("root", "") if root is None else root
+            value["files"] = _files(value["files"])
+            value["inputs"] = {name: Input(**{"reference": "", **given}) for name, given in value["inputs"].items()}
             if value["vocabulary"] is not None:
                 value["vocabulary"] = Vocabulary(**value["vocabulary"])
             manifest = Manifest(**value)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if manifest.blocks is not None and manifest.blocks not in {file.path for file in manifest.files}:
+                raise ValueError(f"its block digests {manifest.blocks!r} are none of its files")
+            wrong = manifest.digest != manifest.computed_digest()
+        except _WRONG as error:
             raise InputError(f"{where}: not a zhllama manifest ({error}); give the reference a stage wrote") from error
-        if manifest.digest != manifest.computed_digest():
+        if wrong:
             raise InputError(f"{where}: the manifest was changed after it was written; run its stage again")
-        for file in manifest.files:
-            storage.join(manifest.root, file.path)
         return manifest
+
+    def told(self, content: bytes | None) -> "Manifest":
+        """With what provenance.json says; InputError where that is damaged, or another artifact's."""
+        if content is None or self.format == 1:
+            return self
+        own = {file.path for file in self.files}
+        try:
+            said = json.loads(content)
+            if said["digest"] != self.digest:
+                raise ValueError("it is of another artifact")
+            return replace(
+                self,
+                created=str(said["created"]),
+                host=str(said["host"]),
+                inputs={
+                    name: replace(given, reference=str(said["inputs"].get(name, "")))
+                    for name, given in self.inputs.items()
+                },
+                configuration={**said["configuration"], **self.configuration},
+                facts={**said["facts"], **self.facts},
+                metrics=dict(said["metrics"]),
+                beside=tuple(file for file in _files(said["files"]) if file.path not in own),
+            )
+        except _WRONG as error:
+            wrong = f"{self.root}/{PROVENANCE}: damaged ({error})"
+            raise InputError(f"{wrong}; remove it, or run the stage again") from error
+
+
+def read_manifest(uri: str, where: str = "") -> Manifest | None:
+    """The manifest at an address, with its provenance; None where none is. Its root is where it was found, whatever it
+    says itself. One exception: the copy that a stage left at `--output`, which lies without its files on this machine,
+    leads to the original, and so does a launcher's to the training's in its store."""
+    content = storage.read_or_none(uri)
+    if content is None:
+        return None
+    here, where = uri.removesuffix(f"/{MANIFEST}"), where or uri
+    stated = Manifest.from_json(content, where)
+    if stated.root not in ("", here) and not any(storage.exists(f"{here}/{file.path}") for file in stated.files):
+        return _original(stated, here, where)
+    return with_provenance(replace(stated, root=here))
+
+
+def _original(copy: Manifest, here: str, where: str) -> Manifest:
+    root = copy.root
+    if here.split("/")[-2:-1] == [LAUNCHER]:
+        # by its place in the store, which may be a copy of the one that it was written in
+        root = storage.join(here.rsplit("/", 2)[0], "/".join(root.split("/")[-2:]))
+    elif storage.is_s3(here):
+        root = ""
+    content = storage.read_or_none(f"{storage.normalise(root)}/{MANIFEST}") if root else None
+    if content is not None:
+        found = Manifest.from_json(content, f"{root}/{MANIFEST}", root)
+        if found.digest == copy.digest:
+            return with_provenance(found)
+    raise InputError(f"{where}: none of its files is here, and {copy.root} is not read for it; give the artifact")
+
+
+def with_provenance(manifest: Manifest) -> Manifest:
+    """With its provenance. What is damaged beside an artifact does not make the artifact unreadable."""
+    try:
+        return manifest.told(storage.read_or_none(f"{manifest.root}/{PROVENANCE}"))
+    except InputError as error:
+        log.warning("%s", error)
+        return manifest
+
+
+def _files(listed: Any) -> tuple[File, ...]:
+    """ValueError for a file that is none, and for a name that leads out of the artifact."""
+    files = tuple(File(**file) for file in listed)
+    for file in files:
+        kinds = isinstance(file.path, str) and isinstance(file.sha256, str) and type(file.size) is int
+        if not kinds or file.size < 0:
+            raise ValueError(f"{file} is no file")
+        try:
+            storage.join("", file.path)
+        except InputError as error:
+            raise ValueError(f"the file name {file.path!r} leads out of its folder") from error
+    return files
+
+
+def _is_address(value: Any) -> bool:
+    """Whether an option's value says where something lies, and not what it is."""
+    if isinstance(value, list):
+        return any(map(_is_address, value))
+    return isinstance(value, str) and ("://" in value or value.startswith(("/", "~", "./", "../")))
+
+
+def _text(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

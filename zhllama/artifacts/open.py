@@ -11,7 +11,7 @@ from blake3 import blake3
 from zhllama import storage
 from zhllama.artifacts.hub_dataset import open_hub_dataset
 from zhllama.artifacts.hub_model import HUB_NAME, open_hub_model
-from zhllama.artifacts.manifest import MANIFEST, File, Manifest, digest_of
+from zhllama.artifacts.manifest import MANIFEST, File, Manifest, digest_of, read_manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
@@ -27,9 +27,9 @@ def open_artifact(reference: str, option: str = "") -> Artifact:
         return open_hub_model(reference, where)
     uri = storage.normalise(reference)
     named = uri.endswith(f"/{MANIFEST}")
-    content = storage.read_or_none(uri if named else storage.join(uri, MANIFEST))
-    if content is not None:
-        return Artifact(Manifest.from_json(content, where), verified=True)
+    manifest = read_manifest(uri if named else storage.join(uri, MANIFEST), where)
+    if manifest is not None:
+        return Artifact(manifest, verified=True)
     if named:
         raise InputError(f"{where}: there is no such manifest; give the reference that the stage before wrote")
     if not storage.is_s3(uri) and Path(uri).is_file():
@@ -50,6 +50,9 @@ def is_bare_name(reference: str) -> bool:
 
 def _plain(root: str, stored: list[storage.Stored]) -> Artifact:
     """Files without a manifest. Their digest is of content in a folder, of the server's tags in S3."""
+    for name in (root, *(item.name for item in stored)):
+        if name.encode(errors="ignore").decode() != name:
+            raise InputError(f"{root!a}: {name!a} is a name that is no UTF-8, which no manifest holds; rename it")
     files = tuple(File(item.name, item.size, "") for item in stored)
     if storage.is_s3(root):
         identity: list[Any] = [[item.name, item.size, item.tag] for item in stored]

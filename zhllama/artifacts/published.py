@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from zhllama import storage
-from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, Manifest, read_manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import Progress
@@ -23,17 +23,16 @@ def place(store: str, stage: str, key: str) -> str:
 def find_published(store: str, stage: str, key: str) -> Manifest | None:
     """The manifest of finished work; None when it is damaged, or a file that it names is missing or of another size."""
     where = storage.join(place(store, stage, key), MANIFEST)
-    content = storage.read_or_none(where)
-    if content is None:
-        return None
     try:
-        manifest = Manifest.from_json(content, where)
+        manifest = read_manifest(where)
     except InputError as error:
         # what is wrong with our own output is mended by doing the work again
         log.warning("%s", error)
         return None
+    if manifest is None or not manifest.named:
+        return None
     there = {item.name: item.size for item in storage.listing(manifest.root)}
-    return manifest if all(there.get(file.path) == file.size for file in manifest.files) else None
+    return manifest if all(there.get(file.path) == file.size for file in manifest.named) else None
 
 
 def copy_artifact(artifact: Artifact, root: str) -> Manifest:
@@ -54,16 +53,19 @@ def copy_artifact(artifact: Artifact, root: str) -> Manifest:
                 continue
             with storage.committed(storage.open_writer(target)) as writer:
                 artifact.pour(file.path, writer.write, bar.advance)
+        for file in artifact.manifest.beside:
+            storage.write_bytes(storage.join(root, file.path), artifact.read(file.path))
+            bar.advance(file.size)
     copied = replace(artifact.manifest, root=root)
     there = {item.name: item.size for item in storage.listing(root, hidden=True)}
-    for file in copied.files:
+    for file in copied.named:
         if there.get(file.path) != file.size:
             raise StorageFault(f"{root}/{file.path}: {there.get(file.path)} bytes of {file.size} came; try again")
     # what the server copied by itself has passed nobody's digest yet
     for wrong in Artifact(copied, verified=True).find_corruption() if server_side else ():
         raise StorageFault(f"the copy is not as it should be, try again: {wrong}")
     try:
-        storage.write_bytes(copied.reference, copied.to_json(), if_absent=True)
+        copied.publish(if_absent=True)
     except FileExistsError:
         if Manifest.from_json(storage.read_bytes(copied.reference), copied.reference).digest != artifact.digest:
             raise

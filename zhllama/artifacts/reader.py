@@ -14,6 +14,7 @@ from typing import Any
 
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK, BlockReader, Source, run_length, runs_of, stored_files
+from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import Progress
@@ -43,6 +44,8 @@ class Artifact:
         """What a person calls it: its stage, or the last part of its address."""
         self._files = {file.path: file for file in manifest.files}
         self.names = list(self._files)
+        self.beside = {file.path: file for file in manifest.beside}
+        """What travels with it outside its digest, by name."""
         self.reader = BlockReader(manifest, verified, source or stored_files(self.root))
 
     def __contains__(self, name: str) -> bool:
@@ -63,7 +66,14 @@ class Artifact:
         return self
 
     def read(self, name: str) -> bytes:
+        """A whole file, one of `beside` too."""
+        if name in self.beside:
+            return bytes(self.reader.read_whole(self.beside[name]))
         return self.read_range(name, 0, self.file(name).size)
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file; ValueError as json_file says."""
+        return read_object(self, name)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`, verified by the 8 MiB blocks they lie in (reads up to two blocks more). What
@@ -154,9 +164,19 @@ class Artifact:
         for wrong in self.find_corruption(first_alone=True):
             raise InputError(wrong)
 
+    def damaged_beside(self) -> list[str]:
+        """What is wrong with the files that travel with it."""
+        found = []
+        for file in self.manifest.beside:
+            try:
+                self.reader.read_whole(file)
+            except (InputError, Truncated) as error:
+                found.append(str(error))
+        return found
+
     def find_corruption(self, first_alone: bool = False) -> list[str]:
         """Reads every file against its digests, and says of each block that is not as it should be what is wrong."""
-        found: list[str] = []
+        found = self.damaged_beside()
         step = RoomOfThread(STEP)
 
         def check(file: File, block: range, wanted: list[str]) -> None:

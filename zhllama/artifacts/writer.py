@@ -55,6 +55,7 @@ class ArtifactWriter:
         self.facts: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self._files: dict[str, File] = {}
+        self._beside: dict[str, File] = {}
         self._blocks: dict[str, list[str]] = {}
         self._recorded: set[str] = set()
         self._looking = threading.Lock()
@@ -71,7 +72,13 @@ class ArtifactWriter:
             self.require_alone()
         self.add_stored(File(name, stream.size, stream.whole.hexdigest()), stream.blocks.digests())
 
-    def add_bytes(self, name: str, content: bytes) -> None:
+    def add_bytes(self, name: str, content: bytes, beside: bool = False) -> None:
+        """beside: a report, or what was measured on the way: it travels with the artifact, outside its digest."""
+        if beside:
+            self.require_alone()
+            storage.write_bytes(storage.join(self.root, name), content)
+            self._beside[name] = File(name, len(content), hashlib.sha256(content).hexdigest())
+            return
         if len(content) > BLOCK:
             with self.writer(name) as stream:
                 stream.write(content)
@@ -80,8 +87,8 @@ class ArtifactWriter:
         storage.write_bytes(storage.join(self.root, name), content)
         self.add_stored(File(name, len(content), hashlib.sha256(content).hexdigest()), [])
 
-    def add_json(self, name: str, value: Any) -> None:
-        self.add_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    def add_json(self, name: str, value: Any, beside: bool = False) -> None:
+        self.add_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), beside)
 
     def add_file(self, name: str, path: Path) -> None:
         size = path.stat().st_size
@@ -102,18 +109,20 @@ class ArtifactWriter:
                 self._before = found
             self._look_at = time.monotonic() + 1
 
-    def copy(self, source: Artifact, name: str) -> None:
-        """A file of another artifact, unchanged: server-side within S3 when its digests are known."""
-        file, target = source.file(name), storage.join(self.root, name)
+    def copy(self, source: Artifact, name: str, new_name: str = "") -> None:
+        """A file of another artifact, unchanged: server-side within S3 when its digests are known. new_name: another
+        one than it has there."""
+        file, new_name = source.file(name), new_name or name
+        target = storage.join(self.root, new_name)
         if source.verified and storage.is_s3(source.root) and storage.is_s3(self.root):
             storage.copy(storage.join(source.root, name), target)
         else:
             # what is verified when it is read has known digests: nothing is hashed a second time
-            with storage.committed(storage.open_writer(target)) if source.verified else self.writer(name) as stream:
+            with storage.committed(storage.open_writer(target)) if source.verified else self.writer(new_name) as stream:
                 source.pour(name, stream.write)
                 self.require_alone()
         if source.verified:
-            self.add_stored(file, source.reader.block_digests(file))
+            self.add_stored(replace(file, path=new_name), source.reader.block_digests(file))
 
     def add_stored(self, file: File, blocks: list[str]) -> None:
         """Counts in a file that lies in its place below the root already: its digest, and those of its 8 MiB blocks."""
@@ -161,8 +170,8 @@ class ArtifactWriter:
         return f"{self.root}/.kept/{name}.json"
 
     def publish(self, kind: str) -> Manifest:
-        """Writes block digests, then the manifest, and returns it."""
-        if not self._files:
+        """Writes block digests, provenance, then the manifest, and returns it."""
+        if not (self._files or self._beside):
             raise StorageFault(f"{self.root}: nothing was written, so nothing is published")
         self._before_publishing()
         if self._blocks:
@@ -175,6 +184,7 @@ class ArtifactWriter:
             stage=self.stage,
             root=self.root,
             files=tuple(self.files),
+            beside=tuple(self._beside[name] for name in sorted(self._beside)),
             blocks=BLOCKS if self._blocks else None,
             vocabulary=self.vocabulary,
             inputs=self.inputs,
@@ -189,19 +199,21 @@ class ArtifactWriter:
 
     def _write(self, manifest: Manifest) -> Manifest:
         """The manifest, unless another run was first: then that one's when it is the same work, or StorageFault."""
-        content = manifest.to_json()
         try:
-            storage.write_bytes(manifest.reference, content, if_absent=True)
+            manifest.publish(if_absent=True)
             return manifest
         except FileExistsError:
             there = find_published(*self._work)
         if there is not None and there.digest == manifest.digest:
             log.info("%s: another run has published the same", self.root)
+            if Artifact(there, verified=True).damaged_beside():
+                # ours came after that run's reports
+                manifest.publish()
             return there
         if there is None or Artifact(there, verified=True).find_corruption():
             # of an earlier run, damaged; ours is whole before it takes that one's place
             Artifact(manifest, verified=True).verify()
-            storage.write_bytes(manifest.reference, content)
+            manifest.publish()
             return manifest
         raise StorageFault(f"{self.root}: {_OTHER_RUN} another result; start again to use that")
 

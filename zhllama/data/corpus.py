@@ -5,15 +5,16 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 (hub_dataset.py). Of a packed dataset the held-out documents are read, so that its reference is a text to evaluate on.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from zhllama.artifacts import hub_dataset
+from zhllama.artifacts.json_file import said_of, value_of
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_TEXT
-from zhllama.data.text_stream import ROWS, data_files, line_blocks, parquet_batches, plain_name
+from zhllama.data.text_stream import LONGEST, NO_ITEMS, ROWS, data_files, line_blocks, parquet_batches, plain_name
 from zhllama.errors import InputError
 
 CHARACTERS = 2**18
@@ -47,7 +48,12 @@ def leave_out(fault: InputError, skipped: Skipped | None) -> None:
 def text_files(artifact: Artifact) -> list[str]:
     """The names of the artifact's text files (see data_files)."""
     missing = "no .txt or .jsonl file in it (.gz and .zst too), and no .parquet; give a folder or prefix of text files"
-    return data_files(artifact, (".txt", ".jsonl", ".parquet"), HELD_OUT_TEXT, "text", missing)
+    endings: tuple[str, ...] = (".txt", ".jsonl", ".parquet")
+    names = [plain_name(name) for name in artifact.names if name not in NO_ITEMS]
+    if not any(name.endswith(endings) for name in names) and any(name.endswith(".json") for name in names):
+        # beside text it is a setting or a card; alone it is lines under another name, or a list
+        endings = (".json",)
+    return data_files(artifact, endings, HELD_OUT_TEXT, "text", missing)
 
 
 def read_documents(artifact: Artifact, keep_blank: bool = False, skipped: Skipped | None = None) -> Iterator[str]:
@@ -81,9 +87,18 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
             values = (text for batch in parquet_batches(artifact, name, "text") for text in batch.column(0).to_pylist())
             yield from _column(values, f"{where}: row", "text", name, skipped)
             continue
+        if plain_name(name).endswith(".json"):
+            items = values_in(artifact, name, "lines or a list of objects with a text field are needed", _has_text)
+            values = (item.get("text") if isinstance(item, dict) else item for item in items)
+            yield from _column(values, f"{where}: item", "text", name, skipped)
+            continue
         # at the begin of a file a byte order mark may stand, which is no text
         number, json_lines = 1, plain_name(name).endswith(".jsonl")
         for block in line_blocks(artifact, name):
+            if isinstance(block, InputError):
+                leave_out(block, skipped)
+                number += 1
+                continue
             lines = block.removesuffix(b"\n")
             try:
                 texts = [] if json_lines else lines.decode("utf-8-sig" if number == 1 else "utf-8").split("\n")
@@ -93,7 +108,7 @@ def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Docu
             # a plain block has one text at least
             texts = texts or list(_line_by_line(lines.split(b"\n"), number, where, json_lines, skipped))
             yield Documents(texts, name)
-            number += lines.count(b"\n") + 1
+            number += block.count(b"\n") or 1
 
 
 def _line_by_line(
@@ -112,18 +127,16 @@ def _line_by_line(
 
 def _text_field(line: str, where: str) -> str:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({error}); mend or remove it, or --skip-bad") from error
+        value = value_of(line)
+    except ValueError as error:
+        raise InputError(f"{where} {said_of(error)}; mend or remove it, or --skip-bad") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise InputError(f"{where} has no text field; each line must be an object with one, or --skip-bad")
-    text = str(value["text"])
-    if "\\u" in line:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{where} has half of a surrogate pair; mend or remove it, or --skip-bad") from error
-    return text
+    return str(value["text"])
+
+
+def _has_text(item: dict[str, Any]) -> bool:
+    return isinstance(item.get("text"), str)
 
 
 def _column(values: Iterator[Any], where: str, column: str, file: str, skipped: Skipped | None) -> Iterator[Documents]:
@@ -133,6 +146,10 @@ def _column(values: Iterator[Any], where: str, column: str, file: str, skipped: 
         if not isinstance(value, str):
             what = "nothing" if value is None else f"a {type(value).__name__}"
             fault = InputError(f"{where} {number} has {what} in the column {column!r}; text is needed, or --skip-bad")
+            leave_out(value if isinstance(value, InputError) else fault, skipped)
+            continue
+        if len(value) > LONGEST:
+            fault = InputError(f"{where} {number} has over {LONGEST:,} characters; cut the document, or --skip-bad")
             leave_out(fault, skipped)
             continue
         texts.append(value)

@@ -4,17 +4,15 @@ A list is parsed as a stream: the memory is one item's. A dataset of the Hugging
 `hf://datasets/OWNER/NAME` (hub_dataset.py); of a packed dataset the held-out items, as a set to evaluate on.
 """
 
-import json
 from collections.abc import Iterator
-from io import BytesIO
-from itertools import chain
 from typing import Any
 
 from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import Skipped, leave_out
+from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
-from zhllama.data.text_stream import data_files, line_blocks, open_json, plain_name
+from zhllama.data.text_stream import data_files
 from zhllama.errors import InputError
 
 FIELDS = ("instruction", "input", "output")
@@ -28,10 +26,9 @@ def read_instructions(
     fields, as text; `input` may be missing, and `output` too, or be empty, unless `answered`. InputError names file,
     item and field; with `skipped` such items are counted there and left out."""
     empty, hub = True, artifact.manifest.kind == hub_dataset.KIND
-    sources = [(artifact.root, hub_dataset.hub_rows(artifact))] if hub else []
-    for name in instruction_files(artifact):
-        of_lines = plain_name(name).endswith(".jsonl")
-        sources.append((f"{artifact.root}/{name}", (json_lines if of_lines else _of_list)(artifact, name)))
+    sources: list[tuple[str, Iterator[Any]]] = [(artifact.root, hub_dataset.hub_rows(artifact))] if hub else []
+    names = instruction_files(artifact)
+    sources += [(f"{artifact.root}/{name}", values_in(artifact, name, _NEEDED, is_item)) for name in names]
     for where, items in sources:
         for number, item in enumerate(items, start=1):
             empty = False
@@ -45,31 +42,15 @@ def read_instructions(
         raise InputError(f"{artifact.root}: no item in it; give a list of objects with {', '.join(FIELDS)}")
 
 
+def is_item(value: dict[str, Any]) -> bool:
+    """Whether an object seems to be one."""
+    return "instruction" in value
+
+
 def instruction_files(artifact: Artifact) -> list[str]:
     """The names of the artifact's files of items (see data_files)."""
     missing = "no .json or .jsonl file in it; give Alpaca items in one"
     return data_files(artifact, (".json", ".jsonl"), HELD_OUT_INSTRUCTIONS, "instructions", missing)
-
-
-def json_lines(artifact: Artifact, name: str) -> Iterator[Any]:
-    """The values of a file's lines; for a line that is no JSON, an InputError in its place."""
-    lines = chain.from_iterable(map(BytesIO, line_blocks(artifact, name)))
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield InputError(f"{artifact.root}/{name}: line {number} is not JSON ({error}); mend or remove it")
-
-
-def _of_list(artifact: Artifact, name: str) -> Iterator[Any]:
-    import ijson
-
-    with open_json(artifact, name, _NEEDED) as (stream, begin):
-        if begin != b"[":
-            what = "a dict where" if begin == b"{" else "not JSON;"
-            raise InputError(f"{artifact.root}/{name}: {what} {_NEEDED}")
-        yield from ijson.items(stream, "item", use_float=True)
 
 
 def _checked(item: Any, where: str, answered: bool) -> dict[str, str]:

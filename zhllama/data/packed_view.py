@@ -8,6 +8,7 @@ import random
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from zhllama.artifacts.lineage import find_input
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import TRAIN, PackedDataset
@@ -97,7 +98,7 @@ def as_json(artifact: Artifact, count: int, split: str = TRAIN) -> list[dict[str
 
 def _opened(artifact: Artifact, split: str) -> tuple[PackedDataset, Encoder]:
     dataset = PackedDataset(artifact, split, "show", by_range=True)
-    made_with = artifact.manifest.inputs["tokenizer"].reference
+    made_with = find_input(artifact.manifest, "tokenizer")
     encoder = load_encoder(open_artifact(made_with, "the tokenizer of this dataset"), "the tokenizer of this dataset")
     contract = artifact.manifest.vocabulary
     if contract is None or encoder.vocabulary().digest != contract.digest:

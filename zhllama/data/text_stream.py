@@ -21,9 +21,11 @@ COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 """Suffix → pyarrow's name of the compression."""
 LINES_BYTES = 2**20
 """Of a file, what is read as one block of lines."""
+LONGEST = 32 * 2**20
+"""Bytes of a line, a document or an item: encoded, it takes thirty times as much."""
 ROWS = 1000
 """Rows of a table in memory at a time."""
-NO_ITEMS = ("manifest.json", "blocks.json", "report.json", "card.json")
+NO_ITEMS = ("manifest.json", "provenance.json", "blocks.json", "report.json", "card.json")
 """What may lie beside the data in an artifact."""
 
 
@@ -77,28 +79,27 @@ def open_plain(artifact: Artifact, name: str) -> Iterator[io.BufferedReader]:
             raise InputError(f"{artifact.root}/{name}: cannot be decompressed ({error}); compress it again") from error
 
 
-def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes]:
-    """The file in blocks of whole lines: LINES_BYTES, and what the last line has beyond them."""
+def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes | InputError]:
+    """The file in blocks of whole lines: LINES_BYTES, and what the last line has beyond them. In place of a line that
+    is too long, an InputError that names it."""
+    number = 1
     with open_plain(artifact, name) as stream:
         while block := stream.read(LINES_BYTES):
-            yield block if block.endswith(b"\n") else block + stream.readline()
-
-
-@contextmanager
-def open_json(artifact: Artifact, name: str, needed: str) -> Iterator[tuple[io.BufferedReader, bytes]]:
-    """The stream of open_plain behind a byte order mark and its first sign that is no white space. InputError with what
-    is `needed` when ijson, reading it, finds no JSON."""
-    import ijson
-
-    with open_plain(artifact, name) as stream:
-        if stream.peek(3).startswith(b"\xef\xbb\xbf"):
-            stream.read(3)
-        while (ahead := stream.peek()) and not ahead.strip():
-            stream.read(len(ahead))
-        try:
-            yield stream, ahead.lstrip()[:1]
-        except ijson.JSONError as error:
-            raise InputError(f"{artifact.root}/{name}: not JSON ({error}); {needed}") from error
+            if not block.endswith(b"\n"):
+                begun = len(block) - block.rfind(b"\n") - 1
+                block += stream.readline(max(1, LONGEST - begun))
+                if not block.endswith(b"\n") and stream.peek(1):
+                    if begins := block[: block.rfind(b"\n") + 1]:
+                        yield begins
+                    number += begins.count(b"\n")
+                    while (rest := stream.readline(LINES_BYTES)) and not rest.endswith(b"\n"):
+                        pass
+                    mend = "cut the document into several lines, or --skip-bad"
+                    yield InputError(f"{artifact.root}/{name}: line {number} has over {LONGEST:,} bytes; {mend}")
+                    number += 1
+                    continue
+            yield block
+            number += block.count(b"\n")
 
 
 def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator["pyarrow.RecordBatch"]:
@@ -113,6 +114,9 @@ def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator
             if column and column not in table.schema_arrow.names:
                 has = ", ".join(table.schema_arrow.names)
                 raise InputError(f"{where}: no column {column} (it has {has}); rename the one that holds the {column}")
-            yield from table.iter_batches(ROWS, columns=[column] if column else None)
+            for batch in table.iter_batches(ROWS, columns=[column] if column else None):
+                # of text, that it is UTF-8
+                batch.validate(full=True)
+                yield batch
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{where}: not a Parquet file, or a damaged one ({error}); write it again") from error

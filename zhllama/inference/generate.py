@@ -4,7 +4,9 @@ A longer context than the model's positions is a stretched rotary base, the same
 base that grew with the answer, as in the recipe's patch, would leave the cached keys at another.
 """
 
+import copy
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from zhllama.errors import InputError
@@ -61,13 +63,13 @@ def answer(
         # (batch, width + new): as many as the row with most room may have, and each row cut at its own
         made = _generate(loaded, ids, mask, sampling, max(rooms[index] for index in batch))
         for row, index in enumerate(batch):
-            answers[index] = _until_eos(made[row, width : width + rooms[index]].tolist(), loaded.encoder.eos)
+            answers[index] = _until_end(made[row, width : width + rooms[index]].tolist(), loaded.stops)
         done(len(batch))
     return answers
 
 
-def _until_eos(ids: list[int], eos: int) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
+def _until_end(ids: list[int], stops: Sequence[int]) -> list[int]:
+    return list(takewhile(lambda index: index not in stops, ids))
 
 
 def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> list[int]:
@@ -84,7 +86,7 @@ def stream(loaded: LoadedModel, prompt: Sequence[int], sampling: Sampling, write
         _generate(loaded, ids, torch.ones_like(ids), sampling, room, text)
     except KeyboardInterrupt:
         text.end()
-    return _until_eos(text.ids, loaded.encoder.eos)
+    return _until_end(text.ids, loaded.stops)
 
 
 def _generate(
@@ -104,7 +106,7 @@ def _generate(
         repetition_penalty=sampling.repetition_penalty,
         max_new_tokens=room,
         bos_token_id=loaded.encoder.bos,
-        eos_token_id=loaded.encoder.eos,
+        eos_token_id=list(loaded.stops),
         pad_token_id=loaded.padding,
     )
     # the model's own generation settings would fill what is unset here
@@ -144,14 +146,18 @@ class TextStream:
 def stretch(loaded: LoadedModel, length: int) -> None:
     """Makes the model read and say `length` tokens, by its rotary base: base·α^(d/(d−2)), so that the slowest frequency
     falls by α and the fastest stays (NTK-aware stretching). α is the model's `rope_alpha`, or the recipe's `auto`:
-    (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions."""
-    import torch
-
-    config = loaded.model.config
-    dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    (length/1024 − 1)·1.1 beyond 2048 tokens, else 1; 1024 being half of LLaMA's positions. What config.json says of the
+    positions holds besides; a model that stretches itself (`dynamic`) is left to that."""
+    config, rotary = loaded.model.config, loaded.model.model.rotary_emb
     own = int(config.max_position_embeddings)
     alpha = loaded.rope_alpha or (1.0 if length <= own else (length / (own / 2) - 1) * STRETCH)
-    base = float(config.rope_parameters["rope_theta"]) * alpha ** (dim / (dim - 2))
-    rotary = loaded.model.model.rotary_emb
-    inverse = 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
-    rotary.inv_freq.copy_(inverse.to(rotary.inv_freq.device))
+    inverse = rotary.original_inv_freq
+    if rotary.rope_type == "dynamic":
+        # transformers stretches it as it grows, and begins anew here
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
+    elif alpha != 1:
+        stretched = copy.deepcopy(config)
+        dim = 2 * len(inverse)
+        stretched.rope_parameters["rope_theta"] *= alpha ** (dim / (dim - 2))
+        inverse = type(rotary)(stretched).inv_freq
+    rotary.inv_freq = inverse.to(loaded.device, copy=True)

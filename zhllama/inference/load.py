@@ -10,19 +10,23 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from zhllama.artifacts.cache import materialize
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
+from zhllama.weights.adapter import Adapter
+from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
+from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_config import model_config
+from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.settings import ids_of
+from zhllama.weights.ties import is_tied, settle
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"]
-ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,17 @@ class LoadedModel:
     """Of prompt and answer together: what the model was made for, or what it is stretched to."""
     rope_alpha: float | None = None
     """Of the rotary base; None: by the length of what is read and said, 1 up to the model's own positions."""
+    further: tuple[int, ...] = ()
+    """Ids that end an answer as EOS does."""
 
     @property
     def device(self) -> Any:
         return self.model.device
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return (self.encoder.eos, *self.further)
 
     @property
     def padding(self) -> int:
@@ -64,10 +75,14 @@ def load_model(
     has not."""
     artifact.require_kind("hf-model", option=option)
     encoder, _ = check_model(artifact, option)
-    plan = plan_adapters(artifact, encoder, adapters)
+    if rope_alpha and Rope.of(model_config(Checkpoint(artifact, option)), option).kind == "dynamic":
+        said = "stretches the rotary positions by itself (dynamic)"
+        raise InputError(f"--rope-alpha: {option} {artifact.root} {said}; leave --rope-alpha out")
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    plan = plan_adapters(artifact, encoder, adapters)
 
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -87,22 +102,24 @@ def load_model(
         quantised = BitsAndBytesConfig(**(four if chosen == "4bit" else {"load_in_8bit": True}))
         options = {"dtype": half, "device_map": {"": 0}, "quantization_config": quantised}
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    model, seen = loading(materialize(artifact), **options, output_loading_info=True)
+    tied = is_tied(Checkpoint(artifact, option))
+    model, seen = loading(materialize(artifact), **options, tie_word_embeddings=tied, output_loading_info=True)
+    if tied:
+        model.tie_weights()
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")
-    for adapter in plan:
-        from peft import PeftModel
+    for planned in plan:
+        from zhllama.inference.adapters import merge_into
 
-        if adapter.rows is not None:
-            # modules_to_save overwrite every row, so the new ones may begin anyhow; the default would take minutes
-            model.resize_token_embeddings(adapter.rows, mean_resizing=False)
-        model = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
-        encoder = adapter.encoder
+        merge_into(model, planned.adapter, planned.rows)
+        encoder = planned.encoder
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)
-    return LoadedModel(model, encoder, context_length or int(model.config.max_position_embeddings), rope_alpha)
+    further = ids_of(Checkpoint(artifact, option), encoder).further
+    positions = context_length or int(model.config.max_position_embeddings)
+    return LoadedModel(model, encoder, positions, rope_alpha, further)
 
 
 def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes: bool, adapters: bool) -> Precision:
@@ -131,85 +148,55 @@ def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes:
 
 def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     """The tokenizer of a model and its contract, after every shard's header was read. InputError when a shard is
-    missing or damaged, or the embedding's rows are not the tokenizer's pieces."""
+    missing or damaged, the embedding's rows are not the tokenizer's pieces, or config.json not of these tensors."""
     encoder, vocabulary = open_encoder(artifact, option)
-    if "config.json" not in artifact:
-        raise InputError(f"{option} {artifact.root}: no config.json in it; a Hugging Face model folder is needed")
-    rows = Checkpoint(artifact, option).info("model.embed_tokens.weight").shape[0]
+    checkpoint = Checkpoint(artifact, option)
+    rows = checkpoint.info("model.embed_tokens.weight").shape[0]
     fit = rows_fit(encoder.size, rows, artifact.manifest.vocabulary)
     require_rows(encoder.size, rows, f"{option} {artifact.root}", "the embedding", fit)
+    model_config(checkpoint)
     return encoder, vocabulary
 
 
 def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     """The tokenizer of a model or adapter, and its contract; InputError when it is not the manifest's."""
     encoder = load_encoder(artifact, option)
-    stated = artifact.manifest.vocabulary
-    if stated is None:
-        return encoder, encoder.vocabulary()
+    stated = contract_of(artifact, encoder)
     found = encoder.vocabulary(also_at=(int(size) for size in stated.prefixes))
     if found.relation_to(stated) is not Relation.EQUAL:
-        said = f"its tokenizer.model has {found}, its manifest says {stated}"
+        said = f"its tokenizer has {found}, its manifest says {stated}"
         raise InputError(f"{option} {artifact.root}: {said}; publish it again")
     return encoder, stated
 
 
 class PlannedAdapter(NamedTuple):
-    folder: Path
+    adapter: Adapter
     encoder: Encoder
-    rows: int | None
-    """Rows of the embedding that this adapter brings, where they are more than the model has."""
+    rows: int
+    """Of the embedding, once it is merged."""
 
 
 def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact]) -> list[PlannedAdapter]:
     """The adapters in the order of merging. InputError for those that do not fit the model, or one another."""
-    encoders: list[Encoder | None] = [encoder]
-    found, brings_rows = [], []
-    for adapter in adapters:
-        adapter.require_kind("adapter", option="--adapters")
-        where = f"--adapters {adapter.root}"
-        if "adapter_config.json" not in adapter:
-            raise InputError(f"{where}: no adapter_config.json in it; give a peft adapter folder")
-        try:
-            saved = read_object(adapter, "adapter_config.json").get("modules_to_save") or []
-        except ValueError as error:
-            raise InputError(f"{where}: adapter_config.json is damaged ({error}); fetch it again") from error
-        rows, own = None, None
-        if "tokenizer.model" in adapter:
-            own, vocabulary = open_encoder(adapter, "--adapters")
-            rows = vocabulary.rows if vocabulary.size > encoder.size else None
-            encoder = own
-        encoders.append(own)
-        brings_rows.append("embed_tokens" in saved)
-        found.append((adapter, encoder, rows))
-    first, *others = contracts_of([model, *adapters], encoders)
+    if not adapters:
+        return []
+    checkpoint = Checkpoint(model, "--model")
+    opened = [Adapter(one.require_kind("adapter", option="--adapters"), "--adapters") for one in adapters]
+    tied = settle(checkpoint, opened)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    own = [open_encoder(one, "--adapters")[0] if has_tokenizer(one) else None for one in adapters]
+    require_known_tokens([model, *adapters], [encoder, *own], shapes[EMBEDDING][0])
+    first, *others = contracts_of([model, *adapters], [encoder, *own])
     # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there
     known, steps = model.verified, []
-    for adapter, contract, brings in zip(adapters, others, brings_rows, strict=True):
-        named = trained_on(adapter) if known else None
-        steps.append(Step(adapter.root, adapter.digest, contract, brings, named))
-        known = known and adapter.verified
+    for one, adapter, contract in zip(adapters, opened, others, strict=True):
+        brings = {EMBEDDING} | (set() if tied else {HEAD}) <= set(adapter.replaced)
+        steps.append(Step(one.root, one.digest, contract, brings, trained_on(one) if known else None))
+        known = known and one.verified
     require_fit(model, first, steps)
-    base = Checkpoint(model, "--model") if adapters else None
-    for adapter in adapters:
-        if base and ADAPTER in adapter:
-            _check_fit(Checkpoint(adapter, "--adapters", single=ADAPTER), base, f"--adapters {adapter.root}")
-    return [PlannedAdapter(materialize(adapter), encoder, rows) for adapter, encoder, rows in found]
-
-
-def _check_fit(adapter: Checkpoint, base: Checkpoint, where: str) -> None:
-    """InputError for an adapter of another architecture: a matrix whose weight the model has not, or in another shape.
-    A pickle's shapes are peft's to hold against the model, when it loads it."""
-    for name, info in adapter.tensors.items():
-        stem, _, matrix = name.rpartition(".lora_")
-        side = {"A.weight": 1, "B.weight": 0}.get(matrix)
-        if side is None or len(info.shape) != 2:
-            continue
-        weight = f"{stem.removeprefix('base_model.model.')}.weight"
-        if weight not in base.tensors:
-            raise InputError(f"{where}: it changes {weight}, which the model has not; give an adapter for this model")
-        shape = base.tensors[weight].shape
-        # the embedding's rows may be more in the adapter; transposed layers are not LLaMA's
-        if info.shape[side] != shape[side] and "embed_tokens" not in weight and "lm_head" not in weight:
-            said = f"with {info.shape[side]} along axis {side}, the model's is {' × '.join(map(str, shape))}"
-            raise InputError(f"{where}: it changes {weight} {said}; give an adapter for a model of this size")
+    planned = []
+    for adapter, contract, its in zip(opened, others, own, strict=True):
+        shapes = adapter.fitted(shapes, model.root, contract.size if contract else None)
+        encoder = its or encoder
+        planned.append(PlannedAdapter(adapter, encoder, shapes[EMBEDDING][0]))
+    return planned

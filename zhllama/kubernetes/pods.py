@@ -1,10 +1,10 @@
 """What the pods of jobs and servers have in common: who they run as and what they may, where they go, what they are
 told. Options that are mappings and lists are JSON, as KFP writes its parameters of these kinds into a command."""
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.stage.tls import CA_FOLDER, PROXY_KEYS
 
@@ -71,7 +71,7 @@ def tolerations(option: str, text: str) -> tuple[Mapping[str, Any], ...]:
 
 def _json(option: str, text: str, empty: str, shape: str) -> Any:
     try:
-        return json.loads(text or empty)
+        return value_of(text or empty)
     except ValueError as error:
         raise InputError(f"{option} {text}: not JSON ({error}); write {shape}") from error
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.stage.options import REF, SEVERAL, Config, marks_of, option_of
 from zhllama.stage.program import _Terminated
@@ -67,7 +68,7 @@ def _with_machine(kind: type, arguments: Sequence[str], bridged: list[str]) -> l
     told = [word for word in bridged if word.startswith(f"{MACHINE}=")]
     text = told[-1].removeprefix(f"{MACHINE}=") if told else "{}"
     try:
-        machine = json.loads(text)
+        machine = value_of(text)
     except ValueError as error:
         raise InputError(f'{program(kind)}: {MACHINE} {text}: not JSON ({error}); write {{"memory": "8Gi"}}') from error
     if not isinstance(machine, dict):

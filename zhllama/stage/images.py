@@ -54,7 +54,7 @@ def read_digests(path: Path) -> str:
     """ZHLLAMA_DIGESTS from a file: what `docker buildx bake --metadata-file` writes, or lines `NAME sha256:…`, as
     the workflow that publishes images prints them. InputError for another file, and for digests of other images."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--digests {path}: it cannot be read ({error}); give a list of images") from error
     try:

@@ -81,4 +81,4 @@ def leave_last_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
     place = os.environ.get("ZHLLAMA_TERMINATION_LOG", "/dev/termination-log")
     if os.path.exists(place) and os.access(place, os.W_OK):
-        Path(place).write_text(line + "\n")
+        Path(place).write_text(line + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,15 +1,19 @@
-"""The process around a command: exit codes, signals, one line for an error.
+"""The process around a command: exit codes, signals, one line for an error, UTF-8 whatever the locale says.
 
 Exit codes: 0 done, 2 wrong input (one line, no traceback), 143 cancelled, else a fault.
 """
 
+import codecs
 import errno
+import io
+import locale
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
@@ -26,6 +30,7 @@ _MENDS = {
 
 def guarded(work: Callable[[], None]) -> NoReturn:
     """Runs a program's body and ends the process with the contract's exit code and one line for an error."""
+    _speak_utf8()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         set_up_logging()
@@ -42,13 +47,59 @@ def guarded(work: Callable[[], None]) -> NoReturn:
         # whoever read our output (`| head`) has gone; what Python would still flush to it must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.errno not in _MENDS:
+    except Exception as error:  # noqa: BLE001 - the end of the program: reported whole, exit code 1
+        cause: BaseException | None = error
+        # libraries wrap the disk's errors in their own
+        while cause and (line := _mend(cause)) is None:
+            cause = cause.__cause__
+        if cause is None:
             _fault()
-        end(EXIT_INPUT, f"error: {error.filename or 'a file'}: {_MENDS[error.errno]}")
-    except Exception:  # noqa: BLE001 - the end of the program: reported whole, exit code 1
-        _fault()
+        end(EXIT_INPUT, f"error: {line}")
     sys.exit(EXIT_DONE)
+
+
+def _mend(error: BaseException) -> str | None:
+    """What the user can do, in one line; None for a fault."""
+    if isinstance(error, OSError) and error.errno in _MENDS:
+        return f"{error.filename or 'a file'}: {_MENDS[error.errno]}"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return f"TMPDIR: {error.strerror}: none of them can be written; free some space, or point TMPDIR elsewhere"
+    return None
+
+
+def _speak_utf8() -> None:
+    """Text is UTF-8 here, and in the programs started from here. Where the locale says otherwise Python begins again in
+    its UTF-8 mode, since libraries open files without an encoding (20 ms, before anything is read)."""
+    other = not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8"
+    # set and yet without effect (python -E): not again
+    if other and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    # PYTHONIOENCODING speaks of these alone
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a file's name may be no UTF-8
+            errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+@contextmanager
+def bounded(seconds: float, said: str) -> Iterator[None]:
+    """InputError with what is `said` for work that takes longer, in the main thread alone: others hear no signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise InputError(said)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _fault() -> NoReturn:

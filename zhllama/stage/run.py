@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from zhllama import storage
+from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published
@@ -65,8 +66,8 @@ def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
         summary = manifest.facts.get("summary", "")
         log.info("%s: done in %.1f s%s", stage, time.monotonic() - started, f": {summary}" if summary else "")
     if options.output:
-        storage.write_bytes(storage.normalise(options.output), manifest.to_json())
-    if options.report and any(file.path == REPORT for file in manifest.files):
+        storage.write_bytes(storage.normalise(options.output), manifest.to_json(manifest.root))
+    if options.report and any(file.path == REPORT for file in manifest.named):
         storage.write_bytes(storage.normalise(options.report), open_artifact(manifest.reference).read(REPORT))
     if executor_output:
         # KFP reads this with a strict parser: NaN and infinity are no JSON
@@ -84,7 +85,7 @@ def _output_file(executor_input: str) -> str:
     if not executor_input:
         return ""
     try:
-        return str(json.loads(executor_input)["outputs"]["outputFile"])
+        return str(value_of(executor_input)["outputs"]["outputFile"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--executor-input: not KFP's executor input ({error!r}); pass {{{{$}}}} as it is") from error
 

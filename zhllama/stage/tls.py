@@ -44,13 +44,13 @@ def trust_site() -> None:
         return
     from botocore.httpsession import where
 
-    text = "\n".join([Path(where()).read_text(), *map(_certificates, found)])
+    text = "\n".join([Path(where()).read_text(encoding="utf-8"), *map(_certificates, found)])
     # without a certificate of the site too: who is told of the file shall find it
     path = bundle
     if not path:
         handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
         os.close(handle)
-    Path(path).write_text(text)
+    Path(path).write_text(text, encoding="utf-8")
     os.environ.update(dict.fromkeys(wanted, path))
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
-from zhllama.tokenizer.sentencepiece_model import BPE, TOKENIZER_MODEL, parse_model
+from zhllama.tokenizer.sentencepiece_model import BPE, CONTROL, TOKENIZER_MODEL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
 
-def tokenizer_files(model: bytes, model_max_length: int = 2048) -> dict[str, bytes]:
+def tokenizer_files(
+    model: bytes, model_max_length: int = 2048, chat_template: str | list[dict[str, str]] = CHAT_TEMPLATE
+) -> dict[str, bytes]:
     """Name → content of the tokenizer files of a model folder. `model`: the bytes of a `tokenizer.model`.
     `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model that is not
     BPE or has no BOS, EOS or unknown piece."""
@@ -32,7 +34,8 @@ def tokenizer_files(model: bytes, model_max_length: int = 2048) -> dict[str, byt
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     # legacy: a text after a special token gets its dummy prefix, as each prompt does when it is encoded on its own
     tokenizer = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary, legacy=True)
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special.values()])
+    texts = [*special.values(), *(piece.piece for piece in proto.pieces if piece.type == CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in dict.fromkeys(texts)])
     begin = special["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, vocabulary[begin])]
@@ -44,7 +47,7 @@ def tokenizer_files(model: bytes, model_max_length: int = 2048) -> dict[str, byt
         **special,
         "clean_up_tokenization_spaces": False,
         "model_max_length": model_max_length,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template,
     }
     return {
         TOKENIZER_MODEL: model,

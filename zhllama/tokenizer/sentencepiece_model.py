@@ -13,7 +13,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Types of pieces."""
 BPE = 2
 TOKENIZER_MODEL = "tokenizer.model"

@@ -16,6 +16,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zhllama.errors import InputError
+from zhllama.tokenizer.effective_model import (
+    DESCRIBED,
+    FAST,
+    MODEL_CONFIG,
+    PAD_PIECE,
+    append_named,
+    effective_model,
+    name_specials,
+)
+from zhllama.tokenizer.rebuilt_model import is_byte_level, rebuilt_model, require_same_ids
+from zhllama.tokenizer.sentencepiece_model import NORMAL, TOKENIZER_MODEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +34,7 @@ if TYPE_CHECKING:
     from zhllama.artifacts.reader import Artifact
     from zhllama.tokenizer.segments import SegmentEncoder
 
-PAD_PIECE = "[PAD]"
+_LINES = ("你好，世界！𠀀🤗", "The quick brown fox, 3.14:\n\tand more", f"a  two{' ' * 37}spaces", "é\x01")
 RECIPE_SIZES = (32_000, 49_953, 49_954)
 """LLaMA, Chinese-LLaMA, Chinese-Alpaca: sizes whose prefix digest every contract records."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")
@@ -58,10 +69,12 @@ class Vocabulary:
 
     def relation_to(self, other: "Vocabulary") -> Relation:
         """How this vocabulary stands to `other`: it *extends* other when other's pieces are its first ones."""
-        if (self.bos, self.eos) != (other.bos, other.eos):
-            return Relation.FOREIGN
         if (self.size, self.digest) == (other.size, other.digest):
-            return Relation.EQUAL
+            return Relation.EQUAL if (self.bos, self.eos) == (other.bos, other.eos) else Relation.FOREIGN
+        # what is appended may be the new EOS (ChatML's <|im_end|>); among the pieces of both it must be the same
+        most = min(self.size, other.size)
+        if any(one != two and max(one, two) < most for one, two in ((self.bos, other.bos), (self.eos, other.eos))):
+            return Relation.FOREIGN
         if self.prefixes.get(str(other.size)) == other.digest:
             return Relation.EXTENDS
         if other.prefixes.get(str(self.size)) == self.digest:
@@ -139,6 +152,15 @@ class Encoder:
         arrays = [np.zeros(0, np.int32), *found]
         return np.concatenate(arrays), np.fromiter(map(len, arrays[1:]), np.int64, len(texts))
 
+    def unknown_bytes(self, texts: Sequence[str]) -> list[int]:
+        """How many bytes of UTF-8 of each text are unknown to it: none where it falls back to bytes."""
+        unknown, counts = self._processor.unk_id(), []
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            pieces = self._processor.encode(text, out_type=str) if unknown in ids else ()
+            spelt = (piece.replace("▁", " ") for piece, index in zip(pieces, ids) if index == unknown)
+            counts.append(sum(len(piece.encode()) for piece in spelt))
+        return counts
+
     def differing(self, texts: Sequence[str], found: Iterable[Sequence[int]]) -> int:
         """How many texts another tokenizer has `found` other ids for than BOS and SentencePiece's."""
         wanted = self.encode_batch(texts)
@@ -166,28 +188,75 @@ def mixtures(pieces: Sequence[str], lines: int, seed: int) -> list[str]:
     return ["".join(chance.choices(pieces, k=12)).replace("▁", " ") for _ in range(lines)]
 
 
+def has_tokenizer(artifact: "Artifact") -> bool:
+    """Whether an artifact carries a tokenizer that SentencePiece can be: its tokenizer.model, or tokenizer.json alone
+    where that is not byte-level (LLaMA 3's is carried along unread)."""
+    if TOKENIZER_MODEL in artifact:
+        return True
+    return FAST in artifact and not is_byte_level(_object(artifact, FAST, artifact.root))
+
+
 def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
-    """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes. It is
-    `tokenizer.model`, or the only .model file of a plain folder."""
+    """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes: of
+    `tokenizer.model` (or the only .model file of a plain folder), else made of tokenizer.json, and in either case with
+    the tokens that the folder names beyond it."""
     named = [name for name in artifact.names if name.endswith(".model")]
-    name = named[0] if len(named) == 1 else "tokenizer.model"
+    name = named[0] if len(named) == 1 else TOKENIZER_MODEL
     where = f"{option} {artifact.root}"
-    if name not in artifact:
-        other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
-        raise InputError(
-            f"{where}: no tokenizer.model in it{other if 'tokenizer.json' in artifact else ''}; give a SentencePiece "
-            "tokenizer, or a model or adapter with one"
-        )
-    model = artifact.read(name)
-    if _TIKTOKEN.match(model):
-        raise InputError(
-            f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
-            "needed; LLaMA 3 is not supported, give a model of LLaMA 1's or 2's shape"
-        )
-    return f"{where}/{name}", model
+    described = {file: _object(artifact, file, where) for file in DESCRIBED if file in artifact}
+    if name in artifact:
+        model = artifact.read(name)
+        if _TIKTOKEN.match(model):
+            raise InputError(
+                f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
+                "needed; LLaMA 3 is not supported, give a model of LLaMA 1's or 2's shape"
+            )
+        return f"{where}/{name}", effective_model(model, described, where)
+    if FAST in described and not is_byte_level(described[FAST]):
+        return f"{where}/{FAST}", _rebuilt(artifact.read(FAST), described, where)
+    other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
+    raise InputError(
+        f"{where}: no tokenizer.model in it{other if FAST in artifact else ''}; give a SentencePiece "
+        "tokenizer, or a model or adapter with one"
+    )
 
 
 def load_encoder(artifact: "Artifact", option: str) -> Encoder:
     """The encoder of an artifact that carries a SentencePiece model: a tokenizer, a model or an adapter."""
     where, model = tokenizer_model_in(artifact, option)
     return Encoder(model, where)
+
+
+def contract_of(artifact: "Artifact", encoder: Encoder) -> Vocabulary:
+    """The contract in an artifact's manifest, else of its own encoder; that too where it has more pieces: earlier
+    releases left out of the manifest what the folder's other files name."""
+    stated = artifact.manifest.vocabulary
+    if stated is None:
+        return encoder.vocabulary()
+    multiple = padding_multiple(encoder.size, max(stated.rows, encoder.size))
+    facts = {"tied": stated.tied, "dtype": stated.dtype, "padding_multiple": multiple}
+    found = encoder.vocabulary(also_at=(stated.size, *map(int, stated.prefixes)), **facts)
+    return found if found.relation_to(stated) is Relation.EXTENDS else stated
+
+
+def _object(artifact: "Artifact", name: str, where: str) -> dict[str, Any]:
+    try:
+        return artifact.read_object(name)
+    except ValueError as error:
+        if name == MODEL_CONFIG:  # whoever needs more of it than the rows says what it is
+            return {}
+        raise InputError(f"{where}: {name} is no JSON object ({error}); fetch it again") from error
+
+
+def _rebuilt(content: bytes, described: Mapping[str, Mapping[str, Any]], where: str) -> bytes:
+    """The bytes of the SentencePiece model of a tokenizer.json. InputError where it gives other ids."""
+    where_fast = f"{where}/{FAST}"
+    proto = rebuilt_model(described[FAST], where_fast)
+    ordinary = [piece.piece for piece in proto.pieces if piece.type == NORMAL]
+    append_named(proto, described, where)
+    name_specials(proto, described)
+    model = bytes(proto.SerializeToString())
+    # transformers 5 puts no mark before a text that begins with a space, where SentencePiece puts one
+    lines = [line.lstrip(" ") for line in mixtures(ordinary, 200, seed=0)] if ordinary else []
+    require_same_ids(content, Encoder(model, where_fast), [line for line in (*lines, *_LINES) if line], where_fast)
+    return model

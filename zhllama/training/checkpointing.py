@@ -124,7 +124,7 @@ class CheckpointManager(TrainerCallback):
         if self._options.resume_from_checkpoint:
             named = checkpoints.open_checkpoint(self._options.resume_from_checkpoint, RESUME).manifest
             self._named = named.reference
-        for manifest in checkpoints.complete(self._run.folder):
+        for manifest in checkpoints.own(self._run):
             if named is None or manifest.facts.get("came_of") == self._named:
                 yield from self._fit(manifest)
         for manifest in [named] if named is not None else checkpoints.of_earlier_release(self._run):

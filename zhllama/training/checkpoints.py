@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zhllama import storage
-from zhllama.artifacts.manifest import MANIFEST, Input, Manifest
+from zhllama.artifacts.manifest import MANIFEST, Input, Manifest, with_provenance
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
@@ -102,9 +102,7 @@ def _found(run_folder: str) -> Iterator[tuple[str, Manifest | None]]:
         manifest = None
         try:
             if MANIFEST in files and (content := storage.read_or_none(f"{where}/{MANIFEST}")) is not None:
-                manifest = Manifest.from_json(content, f"{where}/{MANIFEST}")
-                if manifest.root != where:
-                    raise InputError(f"{where}: this checkpoint was copied from {manifest.root}")
+                manifest = with_provenance(Manifest.from_json(content, f"{where}/{MANIFEST}", where))
                 if any(files.get(file.path) != file.size for file in manifest.files):
                     raise InputError(f"{where}: files of this checkpoint are missing")
         except InputError as error:
@@ -114,8 +112,17 @@ def _found(run_folder: str) -> Iterator[tuple[str, Manifest | None]]:
 
 
 def complete(run_folder: str) -> Iterator[Manifest]:
-    """The complete checkpoints of a run, newest first; each is looked at when it is asked for."""
+    """The complete checkpoints in a folder, newest first; each is looked at when it is asked for."""
     return (manifest for _, manifest in _found(run_folder) if manifest is not None)
+
+
+def own(run: Run) -> Iterator[Manifest]:
+    """The complete checkpoints of a run, newest first. One of another training that was put there is left aside."""
+    for manifest in complete(run.folder):
+        if differences := dict(_differences(manifest, run)):
+            log.warning("%s is of another training (%s) and is left aside", manifest.root, ", ".join(differences))
+        else:
+            yield manifest
 
 
 def of_earlier_release(run: Run) -> Iterator[Manifest]:

@@ -69,10 +69,10 @@ class Deadline:
         if self._seconds:
             place = Path(tempfile.gettempdir(), FIRST_START)
             try:
-                started = float(place.read_text())
+                started = float(place.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 started = time.time()
-                place.write_text(str(started))
+                place.write_text(str(started), encoding="utf-8")
             left = self._seconds - (time.time() - started)
             if left <= 0:
                 raise StorageFault(self.line)
@@ -264,7 +264,7 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
         print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
         code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]
-    Path(said, f"rank-{rank}").write_text(" ".join(line.split()))
+    Path(said, f"rank-{rank}").write_text(" ".join(line.split()), encoding="utf-8")
     sys.exit(code)
 
 

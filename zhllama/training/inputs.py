@@ -4,27 +4,28 @@ Equal vocabulary contracts of model, dataset and adapter; blocks no longer than 
 that exist; an adapter that belongs to this model. Each failure is one line and costs a second, not a node's download.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
+from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.weights.adapter import Adapter
+from zhllama.weights.adapter_config import CONFIG, AdapterConfig
+from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
+from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.ties import is_tied, stays_tied
 
-EMBEDDING = "model.embed_tokens.weight"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PICKLED_WEIGHTS = "adapter_model.bin"
-"""As adapters were published in the recipe's time."""
 EMBEDDINGS = ("embed_tokens", "lm_head")
-_NOT_KEPT = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
-"""Settings that mean another arithmetic than B·A·alpha/r in every layer, and the value at which they do not."""
+
+log = logging.getLogger("training")
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,17 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     dataset = opened["dataset"].require_kind(KIND, option="--dataset")
     adapter = opened.get("adapter")
     names = f"--model {options.model}", f"--dataset {options.dataset}"
-    vocabulary = vocabulary_of(model)
+    vocabulary = vocabulary_of(model, "--model")
     require_equal(dataset.manifest.vocabulary, vocabulary, names[1], names[0])
     assert vocabulary is not None
     if adapter is not None:
         adapter.require_kind("adapter", option="--adapter")
-        require_equal(vocabulary_of(adapter), vocabulary, f"--adapter {options.adapter}", names[0])
+        if (contract := vocabulary_of(adapter, "--adapter")) is not None:
+            require_equal(contract, vocabulary, f"--adapter {options.adapter}", names[0])
         require_trained_on(adapter, model, f"--adapter {options.adapter}")
 
-    try:
-        config = read_object(model, "config.json")
-    except (ValueError, TypeError) as error:
-        said = f"--model {model.root}: config.json is no model's configuration ({error}); fetch the model again"
-        raise InputError(said) from error
+    checkpoint = Checkpoint(model)
+    config = model_config(checkpoint)
     if config.get("model_type") != "llama":
         raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
     rows = config["vocab_size"]
@@ -66,12 +65,11 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     if block > positions:
         said = f"blocks of {block} tokens, but the model has {positions} positions"
         raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
-    settings, tensors = deepspeed_settings(options), Checkpoint(model).tensors
+    settings, tensors = deepspeed_settings(options), checkpoint.tensors
     if options.gives_adapter:
         shape = lora_shape(options, model, adapter)
-        if adapter is not None and ADAPTER_WEIGHTS not in adapter and PICKLED_WEIGHTS not in adapter:
-            said = f"neither {ADAPTER_WEIGHTS} nor {PICKLED_WEIGHTS} in it; publish or fetch the adapter again"
-            raise InputError(f"--adapter {adapter.root}: {said}")
+        if adapter is not None:
+            _require_fitting(adapter, checkpoint, vocabulary)
         for target in shape.targets:
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
                 raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
@@ -87,10 +85,33 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     return TrainingInputs(model, dataset, adapter, vocabulary)
 
 
-def vocabulary_of(artifact: Artifact) -> Vocabulary | None:
-    """The contract in the manifest, or, in a plain folder, of its tokenizer.model; None without either."""
-    if artifact.manifest.vocabulary is None and "tokenizer.model" in artifact:
-        return Encoder(artifact.read("tokenizer.model"), f"{artifact.root}/tokenizer.model").vocabulary()
+def opened_adapter(adapter: Artifact, tied: bool) -> Adapter:
+    """An adapter that is continued. InputError when it has two tables for the one of a tied model."""
+    reader = Adapter(adapter, "--adapter")
+    if tied and not stays_tied(reader):
+        said = "its embedding and head are two, and the model's are one; merge the adapter, and start a new one"
+        raise InputError(f"{reader.where}: {said}")
+    return reader
+
+
+def _require_fitting(adapter: Artifact, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """InputError for an adapter of other shapes or, by what lies beside it, other tokens than the model's."""
+    model, tied = checkpoint.artifact, is_tied(checkpoint)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items() if not tied or name != HEAD}
+    reader = opened_adapter(adapter, tied)
+    reader.fitted(shapes, model.root, None)
+    if vocabulary_of(adapter, "--adapter") is None:
+        encoder = load_encoder(model, "--model") if has_tokenizer(model) else None
+        require_known_tokens([model, adapter], [encoder, None], shapes[EMBEDDING][0])
+        base = f", though it names {reader.config.base}" if reader.config.base else ""
+        log.info("%s: it names no vocabulary; its tensors fit: taken as trained on this model, with its %d pieces%s",
+                 reader.where, vocabulary.size, base)  # fmt: skip
+
+
+def vocabulary_of(artifact: Artifact, option: str) -> Vocabulary | None:
+    """The contract in the manifest, or, in a plain folder, of its tokenizer; None without either."""
+    if has_tokenizer(artifact):
+        return contract_of(artifact, load_encoder(artifact, option))
     return artifact.manifest.vocabulary
 
 
@@ -136,7 +157,7 @@ def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | No
     """The adapter's shape. InputError when the options contradict the adapter that is continued."""
     if adapter is None:
         return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
-    have = _shape_of(adapter)
+    have = _shape_of(AdapterConfig(adapter, "--adapter"), Checkpoint(model))
     where, mend = f"the adapter {adapter.root}", "leave the option out, or start a new adapter"
     rows = options.embedding_rows if options.embedding_rows != "auto" else None
     for option, given, has in (
@@ -154,34 +175,45 @@ def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | No
     return have
 
 
-def _shape_of(adapter: Artifact) -> LoraShape:
-    """As adapter_config.json says. InputError when it is none of LoRA's, or of a kind that would not be kept."""
-    where = f"--adapter {adapter.root}: {ADAPTER_CONFIG}"
-    try:
-        have = read_object(adapter, ADAPTER_CONFIG)
-        if have.get("peft_type", "LORA") != "LORA":
-            raise ValueError(f"its peft_type is {have['peft_type']}")
-        for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):
-            if name not in have:
-                raise ValueError(f"it has no {name}")
-        rank, alpha, dropout = int(have["r"]), float(have["lora_alpha"]), float(have["lora_dropout"])
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{where} is no LoRA configuration ({error}); fetch it again") from error
-    for name, ordinary in _NOT_KEPT.items():
-        if (have.get(name) or ordinary) != ordinary:
+def _shape_of(have: AdapterConfig, checkpoint: Checkpoint) -> LoraShape:
+    """As adapter_config.json says. InputError for what a training here would not keep."""
+    where, tied = f"{have.where}: {CONFIG}", is_tied(checkpoint)
+    for name, value in (
+        ("use_rslora", have.rank_stabilised),
+        ("rank_pattern", have.ranks),
+        ("alpha_pattern", have.alphas),
+        ("layers_to_transform", have.layers is not None),
+        ("exclude_modules", have.excluded),
+    ):
+        if value:
             mend = "merge the adapter and start a new one"
             raise InputError(f"{where} sets {name}, which a training here would not keep; {mend}")
-    saved, targets = set(have.get("modules_to_save") or ()), have["target_modules"]
-    if saved not in (set(), set(EMBEDDINGS)):
+    saved, both = {name.rpartition(".")[2] for name in have.saved}, set(EMBEDDINGS)
+    if tied and have.keeps_tied and saved:
+        saved |= both
+    if saved not in (set(), both):
         names = ", ".join(sorted(saved))
         raise InputError(f"{where}: modules_to_save is {names}; embed_tokens and lm_head, or none, can be continued")
-    if not isinstance(targets, list):
-        raise InputError(f"{where}: target_modules is {targets!r}; a list of names can be continued")
-    single = have.get("trainable_token_indices")
-    if not single:
-        return LoraShape(rank, alpha, dropout, sorted(targets), "all" if saved else "")
-    same = isinstance(single, dict) and set(single) == set(EMBEDDINGS) and len(set(map(tuple, single.values()))) == 1
-    if saved or not same:
+    targets = _targets(have, checkpoint, where)
+    rows = [tuple(have.rows_of(name)) for name in EMBEDDINGS]
+    if not any(rows):
+        return LoraShape(have.rank, have.alpha, have.dropout, targets, "all" if saved else "")
+    if saved or (rows[0] != rows[1] and not (tied and rows[0] and not rows[1])):
         said = "trainable_token_indices must name the same rows of embed_tokens and lm_head"
         raise InputError(f"{where}: {said}; start a new adapter")
-    return LoraShape(rank, alpha, dropout, sorted(targets), "new", tuple(single["embed_tokens"]))
+    return LoraShape(have.rank, have.alpha, have.dropout, targets, "new", rows[0])
+
+
+def _targets(have: AdapterConfig, checkpoint: Checkpoint, where: str) -> list[str]:
+    """The layers that have LoRA weights, of an expression the names that it matches in the model."""
+    found = have.targets or []
+    if isinstance(found, str):
+        matrices = [name.removesuffix(".weight") for name, info in checkpoint.tensors.items() if len(info.shape) == 2]
+        found = sorted({name.rpartition(".")[2] for name in matrices if have.targeted(name)})
+        if not all(have.targeted(name) for name in matrices if name.rpartition(".")[2] in found):
+            said = f"target_modules is {have.targets!r}, which takes some layers and leaves others of the same name"
+            raise InputError(f"{where}: {said}; names, or an expression for all layers, can be continued")
+    if tables := {name.rpartition(".")[2] for name in found}.intersection(EMBEDDINGS):
+        said = f"target_modules has {', '.join(sorted(tables))}, which is trained by rows here, not by LoRA"
+        raise InputError(f"{where}: {said}; merge the adapter and start a new one")
+    return sorted(found)

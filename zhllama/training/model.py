@@ -25,16 +25,22 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from zhllama import storage
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
-from zhllama.training.inputs import ADAPTER_WEIGHTS, EMBEDDINGS, PICKLED_WEIGHTS, LoraShape, TrainingInputs, lora_shape
+from zhllama.training.inputs import EMBEDDINGS, LoraShape, TrainingInputs, lora_shape, opened_adapter
 from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
-from zhllama.weights.torch_zip import load_tensors
+from zhllama.weights.adapter import SAFE
+from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.safetensors_io import Checkpoint
+from zhllama.weights.ties import is_tied
 
 FLASH = "flash_attention_2"
+_ALWAYS = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias", "target_modules")
+"""Of adapter_config.json: other programs (vLLM, llama.cpp) read these without peft's defaults."""
 
 
 class Head(nn.Linear):
@@ -128,9 +134,13 @@ def attention(dtype: torch.dtype) -> str:
 def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
+    tied = is_tied(Checkpoint(model))
     loaded = PackedLlama.from_pretrained(
-        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
-    )
+        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    if tied:
+        loaded.tie_weights()
     loaded.config.use_cache = False
     loaded.requires_grad_(False)
     return loaded
@@ -160,38 +170,49 @@ def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama
 def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
     """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; with
     `adapter`, its weights. InputError when they do not fit this model."""
-    if shape.embeddings and model.config.tie_word_embeddings:
-        raise InputError("the model's embeddings are tied: they cannot be trained as two; leave the embeddings out")
+    # of a tied model the embedding is trained, which is its head too
+    tied = model.config.tie_word_embeddings
+    saved = EMBEDDINGS[:1] if tied else EMBEDDINGS
     config = LoraConfig(
         r=shape.r,
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=shape.dropout,
         target_modules=shape.targets,
-        modules_to_save=list(EMBEDDINGS) if shape.embeddings == "all" else None,
+        modules_to_save=list(saved) if shape.embeddings == "all" else None,
         trainable_token_indices={name: list(shape.rows) for name in EMBEDDINGS} if shape.embeddings == "new" else None,
         task_type="CAUSAL_LM",
     )
     # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    if tied and shape.embeddings == "all":
+        model.lm_head.weight = model.get_input_embeddings().weight
+        # saved as both, whatever loads it has them alike
+        adapted.peft_config["default"].modules_to_save = list(EMBEDDINGS)  # type: ignore[union-attr]
     if adapter is not None:
         _put_in(adapted, adapter)
     return _with_masters(adapted)
 
 
 def _put_in(model: PeftModel, adapter: Artifact) -> None:
-    if ADAPTER_WEIGHTS in adapter:
-        weights = load_file(materialize(adapter) / ADAPTER_WEIGHTS)
-    else:
-        weights = load_tensors(materialize(adapter) / PICKLED_WEIGHTS, f"--adapter {adapter.root}/{PICKLED_WEIGHTS}")
-        # rotary frequencies are no weights; old versions of peft saved them
-        weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".inv_freq")}
+    reader = opened_adapter(adapter, model.config.tie_word_embeddings)
+    # a file that is whole on this node already is read at once
+    held = load_file(materialize(adapter) / SAFE) if SAFE in adapter else None
+    weights = {name: reader.read(key) if held is None else held[key] for name, key in reader.peft_keys()}
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(wanted.keys() | weights.keys()):
         has, needs = (list(one[name].shape) if name in one else "nothing" for one in (weights, wanted))
         if has != needs:
             said = f"its weights do not fit this model: {name} is {has} there and {needs} here"
-            raise InputError(f"--adapter {adapter.root}: {said}; give an adapter of this model")
+            raise InputError(f"{reader.where}: {said}; give an adapter of this model")
     set_peft_model_state_dict(model, weights)
+
+
+def for_both_tables(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter's tensors, with a head where a tied model's one table is saved as both."""
+    head, embedding = (f"base_model.model.{name}" for name in (HEAD, EMBEDDING))
+    saved = model.peft_config["default"].modules_to_save or ()  # type: ignore[union-attr]
+    missing = set(saved) == set(EMBEDDINGS) and head not in weights
+    return weights | ({head: weights[embedding].clone()} if missing else {})
 
 
 def _with_masters(model: Any) -> Any:
@@ -225,10 +246,17 @@ def checkpoint_activations(model: nn.Module) -> None:
     base.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def adapter_config_json(model: PeftModel) -> bytes:
-    """adapter_config.json as peft reads it. The base is named in the manifest, by digest, not here by a path."""
-    value = model.peft_config["default"].to_dict() | {"inference_mode": True, "base_model_name_or_path": None}
-    value = {name: sorted(field) if isinstance(field, set) else field for name, field in value.items()}
+def adapter_config_json(model: PeftModel, base: Artifact) -> bytes:
+    """adapter_config.json with what says something: older peft stops at each key that it does not know, null or not.
+    The base is the Hub's name of it, or where it lies: from it peft and transformers load the model. What it must be is
+    in the manifest, by digest."""
+    has, usual = model.peft_config["default"].to_dict(), LoraConfig().to_dict()
+    said = {name: field for name, field in has.items() if name in _ALWAYS or field != usual[name]}
+    value = {name: sorted(field) if isinstance(field, set) else field for name, field in said.items()}
+    name, _, revision = base.root.removeprefix("hf://").partition("@")
+    hub = {"revision": revision.partition("/")[0]} if revision and base.root.startswith("hf://") else {}
+    where = name if base.root.startswith("hf://") else storage.normalise(base.root)
+    value |= {"inference_mode": True, "base_model_name_or_path": where, **hub}
     return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
@@ -39,6 +40,7 @@ _AT_LEAST_0 = (
 class TrainingOptions(StageOptions):
     """What every training takes."""
 
+    cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
     model: Ref
@@ -213,7 +215,7 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
     elif not path.is_file():
         raise InputError(f"{where}: no such file; give a JSON file, {', '.join(SHIPPED_DEEPSPEED)} or none")
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
+        settings: dict[str, Any] = value_of(path.read_bytes())
     except (ValueError, OSError) as error:
         raise InputError(f"{where}: not a readable JSON file ({error})") from error
     if not isinstance(settings, dict):

@@ -22,25 +22,37 @@ from transformers import set_seed
 
 from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
-from zhllama.artifacts.manifest import MANIFEST, Manifest
+from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
+from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.special_ids import special_ids
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
-from zhllama.training.inputs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TrainingInputs, checked_inputs
+from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
-from zhllama.training.model import adapter_config_json, read_back, trainable, trained_model
+from zhllama.training.model import adapter_config_json, for_both_tables, read_back, trainable, trained_model
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
+from zhllama.weights.adapter import SAFE
+from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
+from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, copy_tokenizer, template_in
+from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_card import README, terms_in, write_card
+from zhllama.weights.model_config import CONFIG, GENERATION
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
+from zhllama.weights.settings import read_settings, write_settings
+from zhllama.weights.ties import is_tied
 
 log = logging.getLogger("training")
 
 TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 FIGURES = {
     "loss": ("last training loss", "{:.4f}"),
@@ -114,9 +126,9 @@ def publish(out: ArtifactWriter, inputs: TrainingInputs, model: Any, history: Hi
     else:
         _add_model(out, inputs, trained)
     out.vocabulary = inputs.vocabulary
-    out.add_bytes(METRICS, history.jsonl())
-    out.add_bytes(EVENTS, history.events())
-    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode())
+    out.add_bytes(METRICS, history.jsonl(), beside=True)
+    out.add_bytes(EVENTS, history.events(), beside=True)
+    out.add_bytes(REPORT, loss_report(out.stage, history.lines, history.summary()).encode(), beside=True)
     out.metrics |= history.metrics()
     out.facts["summary"] = history.summary()
     return out.publish("adapter" if adapter else "hf-model")
@@ -126,16 +138,14 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     weights = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     if len(weights) != len(trained):
         raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
-    half = {name: weight.to(torch.float16).contiguous() for name, weight in weights.items()}
+    half = {name: one.to(torch.float16).contiguous() for name, one in for_both_tables(model, weights).items()}
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
-        path = Path(folder, ADAPTER_WEIGHTS)
+        path = Path(folder, SAFE)
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)
-        out.add_file(ADAPTER_WEIGHTS, path)
-    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model))
-    for name in TOKENIZER_FILES:
-        if name in inputs.model:
-            out.copy(inputs.model, name)
+        out.add_file(SAFE, path)
+    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model))
+    _add_tokenizer(out, inputs, inputs.model, [name for name in TOKENIZER_FILES if name in inputs.model])
     config: Any = model.peft_config["default"]
     out.facts |= {
         "base_digest": inputs.model.digest,
@@ -149,13 +159,25 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
+def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, source: Artifact, names: Sequence[str]) -> None:
+    """The base's files of these names, with the template that was taught, or its own."""
+    taught = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
+    copy_tokenizer(out, source, names, CHAT_TEMPLATE if taught else template_in(inputs.model, "--model"))
+    out.facts[PROMPT_FACT] = ALPACA if taught else ""
+
+
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
     """The files that hold trained weights are rewritten, in the base's dtype, the others copied."""
     checkpoint = Checkpoint(inputs.model)
+    if HEAD in checkpoint.tensors and is_tied(checkpoint):
+        trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    for name in inputs.model.names:
-        if name not in rewritten | {METRICS, EVENTS, REPORT, MANIFEST, BLOCKS}:
-            out.copy(inputs.model, name)
+    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, CONFIG, GENERATION, README)
+    source, ours = checkpoint.artifact, {*rewritten, *own, *terms_in(inputs.model)}
+    _add_tokenizer(out, inputs, source, [name for name in source.names if name not in ours])
+    settings = read_settings(checkpoint)
+    ids = special_ids(load_encoder(inputs.model, "--model"), settings, checkpoint.where)
+    write_settings(out, settings[CONFIG], settings.get(GENERATION, {}), ids)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
         with out.writer(file) as sink:
@@ -164,6 +186,7 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
                 kind = getattr(torch, info.dtype)
                 stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
+    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", {})
     out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
         # the next phase may train the new rows alone: it has to know which they are

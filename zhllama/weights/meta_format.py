@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
+from zhllama.weights.rope import THETA
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,13 @@ TOKENIZER = "tokenizer.model"
 SUMS = "sha256sums.txt"
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-ROPE_THETA = 10_000.0
 DROPPED = re.compile(r"(^|\.)(rope\.freqs|inv_freq)$")
 """Tensors that say nothing: the rotary frequencies, which the configuration gives."""
 
+_FRACTIONS = {"norm_eps": 1.0, "rope_theta": 1e12, "ffn_dim_multiplier": 1e6}
+"""Fields of params.json that are no whole numbers, and what they must lie below."""
+_HARMLESS = {"max_seq_len", "max_batch_size", "model_parallel_size"}
+"""Fields that say nothing about the arithmetic; the width of hidden_dim is the weights' own."""
 _LAYER = (
     # Meta's name, Hugging Face's, axis of the cut (None: every shard holds a copy)
     ("attention.wq", "self_attn.q_proj", 0),
@@ -56,7 +60,7 @@ class MetaParams:
     vocab_size: int = -1
     n_kv_heads: int | None = None
     ffn_dim_multiplier: float | None = None
-    rope_theta: float = ROPE_THETA
+    rope_theta: float = THETA
 
     @property
     def kv_heads(self) -> int:
@@ -81,12 +85,22 @@ class MetaParams:
             known = MetaParams.__dataclass_fields__
             params = MetaParams(**{name: value[name] for name in known if value.get(name) is not None})
             numbers = (params.dim, params.n_layers, params.n_heads, params.kv_heads, params.multiple_of)
-            if any(not isinstance(number, int) or number < 1 for number in numbers):
+            if any(type(number) is not int or not 0 < number < 2**31 for number in numbers):
                 raise ValueError("dim, n_layers, n_heads, n_kv_heads and multiple_of must be whole and positive")
+            if type(params.vocab_size) is not int:
+                raise ValueError("vocab_size must be whole")
+            for name, most in _FRACTIONS.items():
+                number = getattr(params, name)
+                if number is not None and not (type(number) in (int, float) and 0 < number < most):
+                    raise ValueError(f"{name} is {number!r:.20}, and must be above 0 and below {most:g}")
             if params.dim % params.n_heads or params.head_dim % 2 or params.n_heads % params.kv_heads:
                 raise ValueError("dim must be n_heads times an even number, n_heads a multiple of n_kv_heads")
             if value.get("use_scaled_rope"):
                 raise ValueError("use_scaled_rope is LLaMA 3.1's, which this program does not convert")
+            same = {"head_dim": params.head_dim, "hidden_dim": value.get("hidden_dim")}
+            for name in value.keys() - known - _HARMLESS:
+                if value[name] not in (None, False, same.get(name)):
+                    raise ValueError(f"{name} is {value[name]!r:.20}, which this program does not convert")
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: not LLaMA's {PARAMS} ({error}); fetch it again") from error
         return params
@@ -96,7 +110,7 @@ class MetaParams:
         names = ["dim", "multiple_of", "n_heads", "n_layers", "norm_eps", "vocab_size"]
         names += ["n_kv_heads"] * (self.kv_heads != self.n_heads)
         names += ["ffn_dim_multiplier"] * (self.ffn_dim_multiplier is not None)
-        names += ["rope_theta"] * (self.rope_theta != ROPE_THETA)
+        names += ["rope_theta"] * (self.rope_theta != THETA)
         return json.dumps({name: getattr(self, name) for name in names}).encode()
 
 

@@ -8,23 +8,30 @@ one tensor.
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
-from zhllama.artifacts.json_file import object_of, read_object
+from zhllama import storage
+from zhllama.artifacts.json_file import object_of, read_object, stand_in
+from zhllama.artifacts.manifest import File
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.weights.tensors import Sink, TensorInfo, read_rows
+from zhllama.weights.torch_zip import PthFile
 
 if TYPE_CHECKING:
     import torch
 
-    Room = Callable[[int], torch.Tensor]
+    from zhllama.weights.tensors import Room
 
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-EMBEDDINGS_FILE = "model-embeddings.safetensors"
-"""What extending the vocabulary and the first stage of training change, in a file of its own."""
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -33,23 +40,10 @@ DTYPES = {
 _CODES = {name: code for code, name in DTYPES.items()}
 _WIDTHS = {code: 1 if code == "BOOL" else int(code.lstrip("BFIU")) // 8 for code in DTYPES}
 """Bytes of an element."""
+_FREQUENCIES = "rotary_emb.inv_freq"
+"""Tensors of old .bin files that say nothing: config.json gives the frequencies."""
 _MAX_HEADER = 100 * 2**20
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies: file, dtype (torch's name), shape, first byte in the file, bytes."""
-
-    name: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    length: int
-
-
-class Sink(Protocol):
-    def write(self, data: bytes | bytearray | memoryview) -> int: ...
+_MOST_AXES = 8
 
 
 def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
@@ -60,6 +54,8 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         raise InputError(f"{where}: {size} bytes is no safetensors file; fetch it again")
     (length,) = struct.unpack("<Q", artifact.read_range(file, 0, 8))
     if length > min(_MAX_HEADER, size - 8):
+        if said := stand_in(artifact.read_range(file, 0, min(size, 1024))):
+            raise InputError(f"{where}: {said}")
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
     found: dict[str, TensorInfo] = {}
     try:
@@ -68,7 +64,9 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         for name, entry in header.items():
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = (*shape, begin, end)
-            if len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers):
+            wrong = len(entry) > 3 or type(dtype) is not str or any(type(n) is not int or n < 0 for n in numbers)
+            # torch counts elements, empty ones too, in 63 bits
+            if wrong or len(shape) > _MOST_AXES or math.prod(max(n, 1) for n in shape) >= 2**60:
                 raise ValueError("not an entry of a safetensors header")
             if dtype not in DTYPES:
                 raise InputError(f"{where}: tensor {name} is {dtype}, which this program does not read")
@@ -80,6 +78,85 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
     return found
 
 
+def model_files(
+    names: Collection[str], read: Callable[[str], dict[str, Any]], where: str
+) -> tuple[list[str], dict[str, str]]:
+    """The files of a model's weights, and what their index says (tensor → file; nothing without one): safetensors
+    before .bin, as transformers. A whole file beside an index of others is refused: transformers reads the first, vLLM
+    the others. `read`: the object in a file of `names`, or ValueError."""
+    for index, single in ((INDEX, SINGLE), (PICKLED_INDEX, PICKLED)):
+        if index in names:
+            try:
+                named = dict(read(index)["weight_map"])
+                files = sorted(set(named.values()))
+                if not files or not all(isinstance(file, str) for file in files):
+                    raise ValueError("weight_map names no files")
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{where}: {index} is damaged ({error}); fetch it again") from error
+            if single in names and single not in files and all(file in names for file in files):
+                said = f"{single} lies beside {index}, which names other files"
+                raise InputError(f"{where}: {said}; remove the one that is not the model")
+            return files, named
+        if single in names:
+            return [single], {}
+    raise InputError(f"{where}: no {SINGLE} and no index in it; give a folder with safetensors, or a {PICKLED}")
+
+
+def _as_safetensors(artifact: Artifact, files: Iterable[str]) -> Artifact:
+    """The same model with its pickles (never run: torch_zip.py) as safetensors, which are made when they are read."""
+    made: dict[str, tuple[bytes, list[int], list[tuple[PthFile, str]]]] = {}
+    entries = [artifact.file(name) for name in artifact.names if not name.endswith((".bin", PICKLED_INDEX))]
+    place_of: dict[str, str] = {}
+    total = 0
+    for file in files:
+        pickled = PthFile(artifact, file)
+        infos = {name: info for name, info in pickled.tensors.items() if not name.endswith(_FREQUENCIES)}
+        if odd := [name for name, info in infos.items() if info.dtype not in _CODES]:
+            raise InputError(f"{artifact.root}/{file}: {odd[0]} is {infos[odd[0]].dtype}, which is not read")
+        head = BytesIO()
+        SafetensorsStream(head, {name: (info.dtype, info.shape) for name, info in infos.items()})
+        starts, at = [], len(head.getvalue())
+        for info in infos.values():
+            starts.append(at)
+            at += math.prod(info.shape) * _WIDTHS[_CODES[info.dtype]]
+        total += at - len(head.getvalue())
+        name = file.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
+        made[name] = head.getvalue(), starts, [(pickled, key) for key in infos]
+        place_of |= dict.fromkeys(infos, name)
+        entries.append(File(name, at, ""))
+    content = index_json(place_of, total) if len(made) > 1 else b""
+    if content:
+        made[INDEX] = content, [], []
+        entries.append(File(INDEX, len(content), ""))
+
+    @lru_cache(maxsize=2)
+    def whole(pickled: PthFile, key: str) -> memoryview:
+        import torch
+
+        flat: memoryview = pickled.read(key).contiguous().reshape(-1).view(torch.uint8).numpy().data
+        return flat
+
+    def read(name: str, start: int, length: int, buffer: memoryview, take: storage.Take | None) -> None:
+        if name not in made:
+            buffer[:length] = artifact.read_range(name, start, length)
+        else:
+            head, starts, tensors = made[name]
+            at = start
+            while at < start + length:
+                number = bisect_right(starts, at) - 1
+                if number < 0:
+                    piece = memoryview(head)[at : start + length]
+                else:
+                    first = at - starts[number]
+                    piece = whole(*tensors[number])[first : first + start + length - at]
+                buffer[at - start : at - start + len(piece)] = piece
+                at += len(piece)
+        if take:
+            take(0, buffer[:length])
+
+    return Artifact(replace(artifact.manifest, files=tuple(entries), blocks=None), False, read)
+
+
 class Checkpoint:
     """The tensors of a model folder (`model.safetensors`, or an index and its shards), readable one by one."""
 
@@ -88,24 +165,29 @@ class Checkpoint:
         self.artifact = artifact
         self.tensors: dict[str, TensorInfo] = {}
         self.where = where = f"{option} {artifact.root}"
-        named: dict[str, str] = {}
-        if single == SINGLE and INDEX in artifact:
-            try:
-                named = dict(read_object(artifact, INDEX)["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{where}: {INDEX} is damaged ({error}); fetch it again") from error
-            files = sorted(set(named.values()))
+        if single == SINGLE:
+            files, named = model_files(artifact.names, lambda name: read_object(artifact, name), where)
         elif single in artifact:
-            files = [single]
+            files, named = [single], {}
         else:
-            raise InputError(f"{where}: no {single} and no index in it; give a folder with safetensors")
+            raise InputError(f"{where}: no {single} in it; give a folder with safetensors")
         for file in files:
             if file not in artifact:
                 raise InputError(f"{where}: the shard {file} is missing; publish or fetch the model again")
-            self.tensors.update(read_header(artifact, file))
+        if files[0].endswith(".bin"):
+            self.artifact = artifact = _as_safetensors(artifact, files)
+            named = {name: file for name, file in named.items() if not name.endswith(_FREQUENCIES)}
+            files = sorted(name for name in artifact.names if name.endswith(".safetensors"))
+        for file in files:
+            for name, info in read_header(artifact, file).items():
+                if name in self.tensors:
+                    raise InputError(f"{where}: {name} lies in {file} and in {self.tensors[name].file}; remove one")
+                self.tensors[name] = info
         if missing := sorted(set(named) - set(self.tensors)):
             raise InputError(f"{where}: the index names {missing[0]}, but no shard has it; fetch it again")
         self.files = files
+        self.partly: set[str] = set()
+        """Files that have a tensor more, which is left out."""
 
     def settings(self, name: str = "config.json") -> dict[str, Any]:
         """A JSON file of the model; InputError when it is none."""
@@ -118,6 +200,16 @@ class Checkpoint:
         if name not in self.tensors:
             raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
         return self.tensors[name]
+
+    def leave_out(self, name: str) -> None:
+        """Whoever writes the model on writes it without this tensor."""
+        info = self.tensors.pop(name, None)
+        if info is None:
+            return
+        if any(other.file == info.file for other in self.tensors.values()):
+            self.partly.add(info.file)
+        else:
+            self.files.remove(info.file)
 
     def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
         """InputError when one of these tensors (default: all) is not of floating-point numbers. Integers with scales
@@ -135,26 +227,6 @@ class Checkpoint:
         gives the memory (uint8) for so many bytes; fresh memory by default. ValueError for rows that the tensor has not
         (a bug): their bytes would be another tensor's."""
         return read_rows(self.artifact, self.info(name), first, count, room)
-
-
-def read_rows(
-    artifact: Artifact, info: TensorInfo, first: int = 0, count: int | None = None, room: "Room | None" = None
-) -> "torch.Tensor":
-    """Rows of a tensor of a file, verified; as Checkpoint.read."""
-    import torch
-
-    kind = getattr(torch, info.dtype)
-    rows = info.shape[0] if info.shape else 1
-    count = rows - first if count is None else count
-    if first < 0 or count < 0 or first + count > rows:
-        raise ValueError(f"{info.name}: rows {first} to {first + count} asked of {rows}")
-    row = info.length // max(rows, 1)
-    shape = (count, *info.shape[1:]) if info.shape else ()
-    if count == 0 or row == 0:
-        return torch.empty(shape, dtype=kind)
-    content = room(count * row) if room else torch.empty(count * row, dtype=torch.uint8)
-    artifact.read_into(info.file, info.start + first * row, content.numpy().data)
-    return content.view(kind).reshape(shape)
 
 
 class SafetensorsStream:
@@ -200,6 +272,11 @@ class SafetensorsStream:
         """ValueError when a declared tensor was not written (a bug)."""
         if self._left:
             raise ValueError(f"{self._left[0][0]} was declared and not written")
+
+
+def shard_file(number: int, count: int) -> str:
+    """The name of a file of several, the first of which is 1."""
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def index_json(tensors: Mapping[str, TensorInfo | str], total_bytes: int) -> bytes:

@@ -11,31 +11,37 @@ import itertools
 import pickle
 import re
 import sys
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from zhllama.artifacts.blocks import BLOCK
+from zhllama.artifacts.json_file import LARGEST, stand_in
 from zhllama.artifacts.reader import Artifact, RangeStream
 from zhllama.errors import InputError
-from zhllama.weights.safetensors_io import Sink, TensorInfo, read_rows
+from zhllama.weights.tensors import Sink, TensorInfo, read_rows
 
 if TYPE_CHECKING:
     import torch
 
-    from zhllama.weights.safetensors_io import Room
+    from zhllama.weights.tensors import Room
 
 _ZIP = b"PK\x03\x04"
 _WINDOW = 16 * 2**10
 """Bytes of a read while a file is indexed."""
+_NESTED = ("state_dict", "model_state_dict", "module", "model")
+"""Where Lightning, trainers of one's own and DeepSpeed put the state dict in their file."""
 
 
-def load_tensors(stream: Any, where: str) -> dict[str, Any]:
-    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors. InputError for its refusals, and for
-    anything else."""
+def load_tensors(stream: Any, where: str, in_place: bool = False) -> dict[str, Any]:
+    """`torch.load(weights_only=True)` on the CPU of a dictionary of tensors, or of one inside another. InputError
+    for its refusals, and for anything else. `in_place`: the tensors are to be found in the file as they are, so that no
+    record is compressed."""
     import torch
 
+    _check_size(stream, where, in_place)
     try:
         found = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -46,12 +52,35 @@ def load_tensors(stream: Any, where: str) -> dict[str, Any]:
                 "source you trust"
             ) from error
         raise InputError(f"{where}: the pickle is damaged or holds more than tensors; fetch it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where}: not a PyTorch checkpoint, or cut short ({said}); fetch it again") from error
+    if isinstance(found, dict) and len(inside := [found[name] for name in _NESTED if name in found]) == 1:
+        # beside it lie the state of an optimizer, counters and the like
+        found = inside[0] if isinstance(inside[0], dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
     return found
+
+
+def _check_size(stream: Any, where: str, in_place: bool) -> None:
+    """InputError for a file that unpacks to far more than it has: torch unpacks before it looks."""
+    try:
+        with zipfile.ZipFile(stream) as records:
+            held = records.infolist()
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
+        # an older format, or no checkpoint: torch says so
+        held = []
+    if hasattr(stream, "seek"):
+        stream.seek(0)
+    if in_place and any(record.compress_type != zipfile.ZIP_STORED for record in held):
+        raise InputError(f"{where}: its records are compressed, as torch.save writes none; load it and save it again")
+    pickled = max((record.file_size for record in held if record.filename.endswith(".pkl")), default=0)
+    packed, plain = (sum(getattr(record, name) for record in held) for name in ("compress_size", "file_size"))
+    if pickled > LARGEST or plain > 4 * packed + LARGEST:
+        raise InputError(
+            f"{where}: it unpacks to {max(pickled, plain):,} bytes, which no state dict does; fetch it again"
+        )
 
 
 class PthFile:
@@ -66,6 +95,8 @@ class PthFile:
         self.tensors: dict[str, TensorInfo] = {}
         self._strides: dict[str, tuple[int, ...]] = {}
         if not is_zip(artifact, name):
+            if said := stand_in(artifact.read_range(name, 0, min(1024, artifact.file(name).size))):
+                raise InputError(f"{where}: {said}")
             raise InputError(
                 f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
                 "newer, or fetch it again"
@@ -78,12 +109,14 @@ class PthFile:
             return artifact.read_stored(name, start, min(most, size - start))
 
         with io.BufferedReader(RangeStream(size, window), _WINDOW) as stream, FakeTensorMode():
-            found = load_tensors(stream, where)
+            found = load_tensors(stream, where, in_place=True)
         for key, tensor in found.items():
             span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride()))
             width = tensor.element_size()
             start = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * width
             length = span * width if tensor.numel() else 0
+            if tensor.numel() * width > 64 * size + 2**20:
+                raise InputError(f"{where}: tensor {key} has {tensor.numel():,} elements in a file of {size:,} bytes")
             if start + length > size:
                 raise InputError(f"{where}: tensor {key} does not lie in the file; it is cut short, fetch it again")
             dtype = str(tensor.dtype).removeprefix("torch.")

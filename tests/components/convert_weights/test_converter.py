@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components.convert_weights.converter import EMBEDDINGS_FILE, convert_weights, files_of
+from components.convert_weights.converter import convert_weights, files_of
 from components.convert_weights.options import ConvertWeights
 from tests.bench.measure import run
 from tests.folders import add_folder
@@ -200,18 +200,18 @@ def test_transformers_loads_the_folder(tiny_model, tiny_state):
 
 def test_the_embeddings_have_a_file_of_their_own(tiny_model):
     checkpoint = Checkpoint(open_artifact(tiny_model))
-    alone = {name for name, info in checkpoint.tensors.items() if info.file == EMBEDDINGS_FILE}
+    alone = {name for name, info in checkpoint.tensors.items() if info.file == "model-00001-of-00002.safetensors"}
     assert alone == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def test_files_are_filled_in_order_up_to_their_limit():
     sizes = {"model.embed_tokens.weight": 500, "lm_head.weight": 500, "a": 40, "b": 60, "c": 70, "d": 40, "e": 200}
     assert files_of(sizes, limit=100) == {
-        EMBEDDINGS_FILE: ["model.embed_tokens.weight", "lm_head.weight"],
-        "model-00001.safetensors": ["a", "b"],
-        "model-00002.safetensors": ["c"],
-        "model-00003.safetensors": ["d"],
-        "model-00004.safetensors": ["e"],
+        "model-00001-of-00005.safetensors": ["model.embed_tokens.weight", "lm_head.weight"],
+        "model-00002-of-00005.safetensors": ["a", "b"],
+        "model-00003-of-00005.safetensors": ["c"],
+        "model-00004-of-00005.safetensors": ["d"],
+        "model-00005-of-00005.safetensors": ["e"],
     }
 
 

@@ -12,6 +12,8 @@ from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import wrap_item
+from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.vocabulary import Encoder
 
 
 def plain_log_probs(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Any:
@@ -57,6 +59,37 @@ def test_a_model_that_says_nothing_costs_the_logarithm_of_its_pieces(loaded: Loa
     score = scoring.score_text(dataclasses.replace(loaded, model=silent), ["汉字"], "text")
     tokens = len(loaded.encoder.encode("汉字"))
     assert score["bits_per_byte"] == pytest.approx(tokens * math.log2(loaded.encoder.size) / 6)
+
+
+@pytest.fixture
+def without_bytes(loaded: LoadedModel) -> LoadedModel:
+    """The model with its tokenizer bereft of byte fallback: Chinese is one unknown piece to it."""
+    proto = parse_model(loaded.encoder.model)
+    proto.trainer_spec.byte_fallback = False
+    for piece in proto.pieces:
+        piece.type = 1 if piece.type == 6 else piece.type
+    return dataclasses.replace(loaded, encoder=Encoder(proto.SerializeToString()))
+
+
+def test_bytes_that_a_tokenizer_cannot_spell_cost_eight_bits_each(without_bytes: LoadedModel, caplog: Any) -> None:
+    encoder = without_bytes.encoder
+    text = "the 汉字 book"
+    loss = -plain_log_probs(without_bytes, [encoder.bos], encoder.encode(text)).sum().item() / math.log(2)
+    score = scoring.score_text(without_bytes, [text], "text")
+    assert score["bits_per_byte"] == pytest.approx((loss + 8 * 6) / len(text.encode()), rel=1e-5)
+    assert "cannot spell 6 of 15 bytes" in caplog.text
+    assert encoder.unknown_bytes([text, "the", ""]) == [6, 0, 0]
+
+
+def test_an_answer_that_a_tokenizer_cannot_spell_wins_nothing_by_that(
+    without_bytes: LoadedModel,
+) -> None:
+    items = choose_items([{"instruction": "q", "input": "", "output": "汉字汉字"}], 500)
+    prompt = without_bytes.prompt_ids(wrap_item(items[0].item))
+    ids = [*without_bytes.encoder.encode("汉字汉字"), without_bytes.encoder.eos]
+    bits = -plain_log_probs(without_bytes, prompt, ids).sum().item() / math.log(2)
+    score = scoring.score_items(without_bytes, items, "items")
+    assert score["answer_bits_per_byte"] == pytest.approx((bits + 8 * 12) / 12, rel=1e-5)
 
 
 def test_rows_that_only_pad_the_embedding_take_no_part(loaded: LoadedModel, chinese_text: list[str]) -> None:

@@ -93,7 +93,7 @@ def lengthen(model: Path, rows: int) -> None:
     """Zero rows below the embedding and the head, up to `rows`."""
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
     save_file({name: torch.cat([t, t.new_zeros(rows - len(t), t.shape[1])]) for name, t in tensors.items()}, path)
     configure(model, vocab_size=rows)
@@ -270,6 +270,33 @@ def test_linear_stretching_is_said(tmp_path, model):
     assert found["llama.rope.freq_base"] == 5000.0
 
 
+ROPES = {
+    "base": {"rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_llama_cpp_turns_positions_as_transformers_does(tmp_path, model, rope):
+    from transformers import LlamaForCausalLM
+
+    configure(model, rope_parameters={"rope_theta": 1e4, **rope})
+    ids = torch.randint(3, 800, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    (found,) = logits(Path(export(tmp_path / "store", model, "f32").root, "model-f32.gguf"), [ids])
+    with torch.inference_mode():
+        right = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)(torch.tensor([ids])).logits[0]
+    # llama.cpp keeps keys and values in float16; another rope is 10% off
+    assert float((found - right).norm() / right.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["attention_factor", "beta_fast"])
+def test_settings_of_yarn_that_llama_cpp_reads_otherwise_are_refused(tmp_path, model, name):
+    configure(model, rope_scaling={"type": "yarn", "factor": 4.0, name: 1.5})
+    with pytest.raises(InputError, match=f"sets {name} of its rope, which is not exported to GGUF"):
+        export(tmp_path / "store", model)
+
+
 # --- what cannot be exported ------------------------------------------------------------------------------------------
 
 
@@ -299,16 +326,19 @@ def test_a_quantised_model_is_refused(tmp_path, model):
 
 
 def test_a_missing_shard_a_cut_file_and_a_foreign_tokenizer_are_named(tmp_path, model, chinese_tokenizer):
-    shard = model / "model-00001.safetensors"
+    shard = model / "model-00002-of-00002.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-9])
     with pytest.raises(InputError, match="is cut short"):
         export(tmp_path / "store", model)
     shard.unlink()
-    with pytest.raises(InputError, match=r"the shard model-00001\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"the shard model-00002-of-00002\.safetensors is missing"):
         export(tmp_path / "store", model)
     shard.write_bytes(whole)
     (model / "tokenizer.model").write_bytes(more_pieces(chinese_tokenizer))
+    with pytest.raises(InputError, match="give a folder whose tokenizer files belong together"):
+        export(tmp_path / "store", model)
+    (model / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="has 801 pieces and the model 800 rows"):
         export(tmp_path / "store", model)
 
@@ -325,7 +355,7 @@ def more_pieces(tokenizer: bytes) -> bytes:
 def test_a_weight_that_the_precision_cannot_hold_is_named(tmp_path, model, value, message):
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
     tensors["lm_head.weight"][3, 4] = value
     save_file(tensors, path)
@@ -398,3 +428,38 @@ def test_the_command_exports_and_a_cancelled_one_leaves_nothing(tmp_path, traine
     assert not list((tmp_path / "store").rglob("manifest.json"))
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
     assert open_artifact((tmp_path / "ref").read_text()).names == ["model-q8_0.gguf", "tokenizer.model"]
+
+
+def test_tokens_that_the_folder_names_are_in_the_file(tmp_path, chatml_model):
+    from components.serve.check import check_gguf
+
+    manifest = export(tmp_path / "store", chatml_model, "f16")
+    (path,) = Path(manifest.root).glob("*.gguf")
+    fields = metadata(path)
+    assert fields["tokenizer.ggml.tokens"][800:] == ["<|im_start|>", "<|im_end|>"]
+    assert fields["tokenizer.ggml.token_type"][800:] == [3, 3]
+    assert fields["tokenizer.ggml.eos_token_id"] == 801
+    assert rows_of(path, "token_embd.weight").shape == (802, 64)
+    assert manifest.facts["tokenizer_lines_differing"] == 0
+    encoder, _ = check_gguf(path, manifest.vocabulary, "m")
+    assert (encoder.size, encoder.eos) == (802, 801)
+
+
+def test_the_models_own_template_further_end_and_origin_are_in_the_file(tmp_path, model):
+    from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
+
+    proto = parse_model((model / "tokenizer.model").read_bytes())
+    proto.pieces[700].type = CONTROL
+    (model / "tokenizer.model").write_bytes(proto.SerializeToString())
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 700]}')
+    (model / "chat_template.jinja").write_text("{{ 'mine' }}")
+    front = "license: other\nlicense_name: mine\nlicense_link: LICENSE\nbase_model: owner/name\ntags: [zhllama]"
+    (model / "README.md").write_text(f"---\n{front}\n---\n")
+    found = metadata(Path(export(tmp_path / "store", model).root, "model-f16.gguf"))
+    assert found["tokenizer.chat_template"] == "{{ 'mine' }}"
+    assert [found[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")] == [1, 2, 700]
+    general = {name.removeprefix("general."): value for name, value in found.items() if name.startswith("general.")}
+    assert [general[name] for name in ("license", "license.name", "license.link")] == ["other", "mine", "LICENSE"]
+    assert general["base_model.count"] == 1
+    base = [general[f"base_model.0.{name}"] for name in ("name", "organization", "repo_url")]
+    assert base == ["name", "owner", "https://huggingface.co/owner/name"]

@@ -22,6 +22,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.meta_format import MetaParams
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -103,7 +104,7 @@ def longer_model(model, llama_tokenizer) -> Path:
     for text in ("中文", "你好", "[PAD]"):
         proto.pieces.add(piece=text, score=0.0)
     (model / "tokenizer.model").write_bytes(proto.SerializeToString())
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     rows = {name: torch.cat([tensor, tensor[5:8] * 2]) for name, tensor in load_file(path).items()}
     save_file(rows, path)
     configure(model, vocab_size=803)
@@ -118,7 +119,7 @@ def test_rows_that_only_pad_are_left_out(tmp_path, longer_model, llama_tokenizer
 def test_a_tied_model_gets_a_head_of_its_own(tmp_path, model):
     from safetensors.torch import load_file, save_file
 
-    path = model / "model-embeddings.safetensors"
+    path = model / "model-00001-of-00002.safetensors"
     tensors = load_file(path)
     save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, path)
     index = json.loads((model / "model.safetensors.index.json").read_text())
@@ -198,3 +199,10 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, longer_model, tiny_mo
     shutil.copy(longer_model / "tokenizer.model", model)
     with pytest.raises(InputError, match="has 803 pieces and the model 800 rows"):
         export(tmp_path / "store", model)
+
+
+def test_tokens_that_the_folder_names_are_exported_with_their_rows(tmp_path, chatml_model):
+    manifest = export(tmp_path / "store", chatml_model)
+    assert load(manifest, 0)["tok_embeddings.weight"].shape[0] == 802
+    encoder = load_encoder(open_artifact(manifest.reference), "")
+    assert (encoder.size, encoder.eos, encoder.pieces[800]) == (802, 801, "<|im_start|>")

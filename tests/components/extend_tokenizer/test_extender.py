@@ -1,8 +1,10 @@
 """The extended model: old rows, old files and old behaviour as they were; new rows as asked; one contract."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import INDEX, Checkpoint
@@ -66,7 +69,7 @@ def test_old_rows_stay_to_the_bit_and_new_ones_follow(base, extended):
 
 
 def test_every_other_file_is_the_same_file(base, extended):
-    shards = [name for name in base.names if name.startswith("model-0")]
+    shards = [name for name in base.names if name.startswith("model-0") and "model-00001" not in name]
     assert shards
     for name in shards:
         assert extended.file(name) == base.file(name)
@@ -165,8 +168,28 @@ def test_a_model_in_one_file_is_parted(tmp_path, llama_tokenizer, chinese):
     for name in before.tensors:
         assert torch.equal(after.read(name)[: before.info(name).shape[0]], before.read(name))
     assert {info.file for name, info in after.tensors.items() if name in (EMBEDDING, HEAD)} == {
-        "model-embeddings.safetensors"
+        "model-00001-of-00002.safetensors"
     }
+
+
+def test_the_files_of_a_model_of_release_0_1_are_copied_under_the_names_of_today(store, tmp_path, tiny_model, chinese):
+    old = {1: "model-embeddings.safetensors", 2: "model-00001.safetensors"}
+    new = {number: f"model-0000{number}-of-00002.safetensors" for number in old}
+    given, out = open_artifact(tiny_model), ArtifactWriter(store, "convert_weights", "old")
+    for name in given.names:
+        if name not in (*new.values(), INDEX):
+            out.copy(given, name)
+    for number, name in new.items():
+        out.copy(given, name, old[number])
+    index = given.read(INDEX).decode().replace(new[1], old[1]).replace(new[2], old[2])
+    out.add_bytes(INDEX, index.encode())
+    model = open_artifact(out.publish("hf-model").reference)
+    made = extend(store, model.root, chinese)
+    assert {name for name in made.names if name.endswith(".safetensors")} == set(new.values())
+    assert made.file(new[2]).sha256 == model.file(old[2]).sha256
+    assert not made.find_corruption()
+    before, after = Checkpoint(model), Checkpoint(made)
+    assert all(torch.equal(after.read(name)[:8], before.read(name)[:8]) for name in before.tensors)
 
 
 def test_a_sharded_foreign_model_keeps_its_files_but_for_the_embeddings(tmp_path, llama_tokenizer, chinese):
@@ -261,6 +284,18 @@ def test_padded_rows_may_be_extended_again(tmp_path, tiny_model, chinese, unigra
     assert torch.equal(Checkpoint(again).read(EMBEDDING)[:size], Checkpoint(padded).read(EMBEDDING)[:size])
 
 
+def test_tokens_that_the_folder_names_keep_their_rows(tmp_path, chatml_model, chinese):
+    extended = extend(tmp_path / "store", chatml_model, chinese)
+    encoder = load_encoder(extended, "")
+    assert encoder.pieces[800:802] == ["<|im_start|>", "<|im_end|>"]
+    assert (encoder.eos, extended.manifest.vocabulary.eos) == (801, 801)
+    assert extended.manifest.facts["pieces_before"] == 802
+    old, new = Checkpoint(open_artifact(str(chatml_model))), Checkpoint(extended)
+    for table in (EMBEDDING, HEAD):
+        assert torch.equal(new.read(table)[:802], old.read(table))
+    assert json.loads(extended.read("config.json"))["eos_token_id"] == 801
+
+
 def broken_model(tmp_path, llama_tokenizer, fault):
     folder = llama(tmp_path / "model", vocab_size=700 if fault == "rows" else 800)
     if fault != "tokenizer":
@@ -290,7 +325,7 @@ def broken_model(tmp_path, llama_tokenizer, fault):
         ("tokenizer", "no tokenizer.model in it .*as LLaMA 3 has it.*: byte-level tokenizers are not supported"),
         ("junk", "not a SentencePiece model"),
         ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
-        ("config", "no file config.json"),
+        ("config", "no config.json in it"),
         ("json", "config.json is no JSON object"),
         ("weights", "no model.safetensors"),
         ("quantised", r"lm_head\.weight is int8, a quantised weight; give the model in float16"),
@@ -332,3 +367,31 @@ def test_the_command_takes_kfps_texts(tmp_path, tiny_model, chinese):
     assert artifact.manifest.kind == "hf-model"
     assert artifact.manifest.vocabulary.pad is None
     assert artifact.manifest.configuration["pad"] is False
+
+
+def test_the_special_ids_of_the_base_are_the_tokenizers_whatever_its_files_say(tmp_path, tiny_model, chinese_tokenizer):
+    model = tmp_path / "model"
+    shutil.copytree(Path(tiny_model).parent, model)
+    (model / "manifest.json").unlink()
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((model / name).read_text()) | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+        (model / name).write_text(json.dumps(said))
+    options = ExtendTokenizer(store=str(tmp_path / "store"), model=str(model))
+    made = open_artifact(run_stage(options, extend_tokenizer).reference)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads(made.read(name))
+        assert [settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 800]
+
+
+@pytest.mark.parametrize(
+    ("own", "why"), [("{{ 'mine' }}", "the model's own"), ("", "Alpaca's: the model has none")], ids=["own", "none"]
+)
+def test_the_chat_template_of_the_base_is_kept(tmp_path, tiny_model, own, why):
+    model = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (model / "manifest.json").unlink()
+    (model / "tokenizer_config.json").unlink()
+    (model / "chat_template.jinja").write_text(own)
+    made = extend(tmp_path / "store", model)
+    assert "chat_template.jinja" not in made
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == (own or CHAT_TEMPLATE)
+    assert made.manifest.facts["chat_template"] == why

@@ -1,12 +1,14 @@
 """Fetching: every source gives the same verified files; what is missing or altered is named, and nothing published."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,13 @@ import pytest
 from components.fetch_weights import fetcher, plan, sources
 from components.fetch_weights.fetcher import fetch_weights
 from components.fetch_weights.options import FetchWeights
+from components.fetch_weights.sources import Found, StoredSource, read
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.vocabulary import Relation, contract_of, load_encoder
 
 META = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
 
@@ -108,10 +112,28 @@ def test_a_tokenizer_above_the_sizes_folder_is_found(tmp_path, weights):
 def test_a_hugging_face_model_carries_its_vocabulary(tmp_path, model, tiny_model):
     manifest = fetch(tmp_path / "store", model, size="")
     assert manifest.kind == "hf-model"
-    assert {"config.json", "model.safetensors.index.json", "model-00001.safetensors"} <= {
+    assert {"config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"} <= {
         f.path for f in manifest.files
     }
     assert manifest.vocabulary == open_artifact(tiny_model).manifest.vocabulary
+
+
+def test_the_tokens_that_a_model_names_are_in_its_vocabulary(tmp_path, chatml_model):
+    manifest = fetch(tmp_path / "store", chatml_model, size="")
+    artifact = open_artifact(manifest.reference)
+    wanted = load_encoder(open_artifact(str(chatml_model)), "").vocabulary()
+    assert contract_of(artifact, load_encoder(artifact, "")).relation_to(wanted) is Relation.EQUAL
+    assert manifest.vocabulary is None or manifest.vocabulary.size == wanted.size == 802
+
+
+@pytest.mark.parametrize("kind", ["model", "weights"])
+def test_the_terms_of_a_model_are_fetched_with_it(tmp_path, request, kind):
+    folder = shutil.copytree(request.getfixturevalue(kind), tmp_path / "source")
+    for name in ("README.md", "LICENSE.txt", "USE_POLICY.md", "notes.md"):
+        (folder / name).write_text("Mine.")
+    found = {file.path for file in fetch(tmp_path / "store", folder, size="").files}
+    assert {"README.md", "LICENSE.txt", "USE_POLICY.md"} <= found
+    assert "notes.md" not in found
 
 
 def test_an_adapter_is_fetched_unopened(tmp_path, adapter):
@@ -150,7 +172,7 @@ def test_the_command_fetches_a_repository_of_the_hub(tmp_path, hub, model):
     assert ended.returncode == 0, ended.stderr
     manifest = open_artifact((tmp_path / "ref").read_text()).manifest
     assert manifest.kind == "hf-model"
-    assert manifest.facts["verified"]["model-00001.safetensors"] == "the hub"
+    assert manifest.facts["verified"]["model-00002-of-00002.safetensors"] == "the hub"
 
 
 @pytest.mark.parametrize(
@@ -379,8 +401,11 @@ def test_a_missing_shard_is_missed_over_http_too(tmp_path, http, tiny_meta):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: (m / "model-00001.safetensors").unlink(), r"model-00001\.safetensors named by .*, but missing"),
-        (lambda m: (m / "model.safetensors.index.json").write_text("[]"), "no index of safetensors"),
+        (
+            lambda m: (m / "model-00002-of-00002.safetensors").unlink(),
+            r"model-00002-of-00002\.safetensors named by .*, but missing",
+        ),
+        (lambda m: (m / "model.safetensors.index.json").write_text("[]"), r"index\.json is damaged"),
         (lambda m: (m / "config.json").unlink(), "neither Meta's files"),
         (lambda m: (m / "config.json").write_text(json.dumps({"vocab_size": 700})), "has 800 pieces and .* says 700"),
     ],
@@ -392,12 +417,12 @@ def test_an_incomplete_model_is_refused(tmp_path, model, change, message):
         fetch(tmp_path / "store", model, size="")
 
 
-def test_pickled_models_are_refused(tmp_path, model):
+def test_pickled_models_are_fetched_and_not_opened(tmp_path, model):
     for path in model.glob("model*"):
         path.unlink()
     (model / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(InputError, match="save the model as safetensors"):
-        fetch(tmp_path / "store", model, size="")
+    found = fetch(tmp_path / "store", model, size="")
+    assert [file.path for file in found.files if file.path.endswith(".bin")] == ["pytorch_model.bin"]
 
 
 def test_an_adapter_without_weights_is_refused(tmp_path, adapter):
@@ -431,3 +456,22 @@ def test_a_server_that_is_gone_is_a_fault(tmp_path, http, monkeypatch):
     http.server_close()
     with pytest.raises(StorageFault, match="no answer after"):
         fetch(tmp_path / "store", address)
+
+
+class Endless(StoredSource):
+    """A server that says no length, and never ends."""
+
+    def stat(self, name: str) -> Found | None:
+        return Found(name, None, "")
+
+    def chunks(self, name: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        return itertools.repeat(b"{" * 2**20)
+
+
+def test_a_small_file_that_does_not_end_is_given_up(tmp_path):
+    with pytest.raises(InputError, match=r"/params.json: over 67,108,864 bytes; fetch another copy"):
+        read(Endless(str(tmp_path)), "params.json")
+    with open(tmp_path / "params.json", "wb") as file:
+        file.truncate(2**27)
+    with pytest.raises(InputError, match=r"/params.json: over 67,108,864 bytes"):
+        read(StoredSource(str(tmp_path)), "params.json")

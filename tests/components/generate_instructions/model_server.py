@@ -36,6 +36,12 @@ class Do:
     cut: int = 0
     hang: bool = False
     html: bool = False
+    inside: Any = None
+    """A body of status 200 in place of an answer's."""
+    events: bool = False
+    """That body is sent as an event of a stream."""
+    parts: bool = False
+    """The content is a list of parts, thoughts first."""
     usage: Any = "the truth"
     finish: str = "stop"
     text: str | None = None
@@ -267,6 +273,11 @@ class _Handler(BaseHTTPRequestHandler):
         if do.status:
             self._send(do.status, {"error": {"message": f"status {do.status}", **do.error}}, do.headers)
             return
+        if do.inside is not None:
+            sent = json.dumps(do.inside, ensure_ascii=False).encode()
+            kind = "text/event-stream" if do.events else "application/json"
+            self._bytes(200, b"data: " + sent + b"\n\n" if do.events else sent, kind, do.headers)
+            return
         if wait := model.latency(asked):
             time.sleep(wait)
         content, usage = model.completion(asked, do)
@@ -280,6 +291,9 @@ class _Handler(BaseHTTPRequestHandler):
         if asked.body.get("stream"):
             self._stream(asked, do, content, usage)
             return
+        if do.parts:
+            thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": content}]}
+            content = [thoughts, {"type": "text", "text": content[:9]}, {"type": "text", "text": content[9:]}]  # type: ignore[assignment]
         message = {"role": "assistant", "content": content}
         choice = {"index": 0, "finish_reason": do.finish, "message": message}
         made = {"id": "x", "object": "chat.completion", "created": 1, "model": "real-name", "choices": [choice]}
@@ -358,7 +372,9 @@ class _Handler(BaseHTTPRequestHandler):
                 do = self.model.told(asked)
             if do.drop:
                 continue
-            if do.status:
+            if do.inside is not None:
+                answer = {"status_code": 200, "body": do.inside}
+            elif do.status:
                 answer = {"status_code": do.status, "body": {"error": {"message": "status"}}}
             else:
                 content, usage = self.model.completion(asked, do)

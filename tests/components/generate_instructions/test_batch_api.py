@@ -46,7 +46,15 @@ def test_rubbish_is_found_out_before_a_batch_is_made(model: ModelServer, tmp_pat
     assert model.batches == {}
 
 
-@pytest.mark.parametrize("fault", [Do(status=500), Do(drop=True), Do(status=400)], ids=["500", "missing", "400"])
+LIMITED = Do(inside={"error": {"message": "Rate limit exceeded", "code": 429}})
+WRONG = Do(inside={"error": "what is this"})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Do(status=500), Do(drop=True), Do(status=400), LIMITED, WRONG],
+    ids=["500", "missing", "400", "429 inside", "words inside"],
+)
 def test_what_a_batch_did_not_answer_is_asked_for_again_and_costs_nothing(
     model: ModelServer, tmp_path: Path, fault: Do
 ) -> None:

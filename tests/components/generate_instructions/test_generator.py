@@ -224,6 +224,70 @@ def test_what_passes_is_tried_again(model: ModelServer, tmp_path: Path, fault: D
     assert items_of(run(model, tmp_path / "b", items=30)) == plain
 
 
+LIMITED = {"message": "Rate limit exceeded", "code": 429}
+
+
+@pytest.mark.parametrize("events", [False, True], ids=["body", "stream"])
+@pytest.mark.parametrize(
+    ("inside", "reason"),
+    [
+        ({"error": LIMITED}, "429"),
+        ({"error": {**LIMITED, "code": "429"}}, "429"),
+        ({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, "429"),
+        ({"error": {"message": "slow down", "type": "rate_limit_error", "code": None}}, "429"),
+        ({"error": "Rate limit exceeded"}, "429"),
+        ({"error": {"message": "您当前使用该API的并发数过高", "code": "1302"}}, "429"),
+        ({"error": "busy", "code": 503}, "503"),
+        ({"error": {"message": "服务繁忙，请稍后再试"}}, "503"),
+        ({"choices": [{"index": 0, "error": {"message": "upstream", "code": 502}}]}, "502"),
+        ({"object": "error", "message": "slow down", "code": 429}, "429"),
+        ({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, "429"),
+    ],
+    ids=["number", "text", "name", "type", "words", "Chinese", "beside", "busy", "choice", "flat", "base_resp"],
+)
+def test_an_error_inside_of_200_waits_as_its_status_would(
+    model: ModelServer, tmp_path: Path, inside: Any, reason: str, events: bool
+) -> None:
+    first = said("写一首关于春天的诗")
+    fault = Do(inside=inside, headers={"Retry-After": "0"}, events=events)
+    model.script = [fault, first, fault, said("列出五个省的名字")]
+    manifest = run(model, tmp_path, items=2, concurrency=1)
+    assert len(items_of(manifest)) == 2
+    assert card_of(manifest)["requests"]["failures"] == {f"status {reason}": 2}
+
+
+def test_an_error_inside_of_200_is_said_in_the_servers_words(model: ModelServer, tmp_path: Path) -> None:
+    model.script = [Do(inside={"error": LIMITED}, headers={"Retry-After": "86400"})]
+    with pytest.raises(StorageFault, match=r"asks to wait 86400 s \(status 429 \(Rate limit exceeded\)\); what came"):
+        run(model, tmp_path)
+
+
+@pytest.mark.parametrize("events", [False, True], ids=["body", "stream"])
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        ({"message": "no such key", "code": 401}, r"refuses the key \(401\)"),
+        ({"message": "Insufficient Balance", "code": "x"}, r"no credit left \(402: Insufficient Balance\)"),
+        ({"message": "gone", "code": "model_not_found"}, r"not found \(404: gone\)"),
+        ({"message": "max context", "code": 400}, r"refuses the request \(400: max context\)"),
+    ],
+)
+def test_an_error_inside_of_200_that_no_waiting_mends_ends_it(
+    model: ModelServer, tmp_path: Path, error: Any, line: str, events: bool
+) -> None:
+    model.script = [Do(inside={"error": error}, events=events)]
+    with pytest.raises(InputError, match=line):
+        run(model, tmp_path)
+
+
+def test_a_content_in_parts_is_read_without_its_thoughts(model: ModelServer, tmp_path: Path) -> None:
+    model.takes -= {"stream"}
+    model.script = [Do(text=said("写一首关于春天的诗", "列出五个省的名字"), parts=True)]
+    manifest = run(model, tmp_path, items=2)
+    assert len(items_of(manifest)) == 2
+    assert not card_of(manifest)["fallen"]["exact duplicate"]
+
+
 def test_the_servers_wait_is_kept(model: ModelServer, tmp_path: Path) -> None:
     model.script = [said("写一首关于春天的诗"), Do(status=429, headers={"Retry-After": "0.4"}), Do()]
     run(model, tmp_path, items=30, concurrency=1)

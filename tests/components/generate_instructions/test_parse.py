@@ -103,3 +103,35 @@ _items = st.fixed_dictionaries({"instruction": _words, "input": st.just(""), "ou
 def test_every_text_survives(items: list[dict[str, str]], indent: Any, escaped: bool) -> None:
     text = json.dumps(items, ensure_ascii=escaped, indent=indent)
     assert list(objects_in(f"```json\n{text}\n```")) == items
+
+
+DRAFT = '[{"instruction": "草稿", "output": "不是数据"}]'
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
+        ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("analysis我们", "assistantfinal"), ("Here is my thought process:", "Here is my response:"),
+    ],
+)  # fmt: skip
+def test_what_stands_before_the_last_closing_marker_is_no_answer(opening: str, closing: str) -> None:
+    thoughts = f"draft: {DRAFT} 再想 {{'instruction': '坏的' "
+    for text in (f"{opening}{thoughts}{closing}{LIST}", f"{thoughts}{closing}\n{LIST}"):
+        assert list(objects_in(text)) == ITEMS
+    assert list(objects_in(f"{opening}{DRAFT}{closing}更好：{DRAFT}{closing}{LIST}")) == ITEMS
+    assert list(objects_in(f"{opening}{thoughts}")) == [CUT_OFF]
+
+
+def test_thoughts_that_open_after_items_and_never_end_leave_the_items() -> None:
+    assert list(objects_in(f"{LIST}\n<think>还有 {DRAFT}")) == [*ITEMS, CUT_OFF]
+
+
+def test_a_marker_that_an_item_quotes_closes_nothing() -> None:
+    asked = [{"instruction": f"解释 {{x}} 和 </think> 第 {number} 次", "output": "<think>"} for number in range(9)]
+    text = json.dumps(asked, ensure_ascii=False)
+    assert list(objects_in(text)) == asked
+    assert list(objects_in(f"draft {DRAFT}</think>{text}")) == asked

@@ -25,7 +25,8 @@ def train(job: dict[str, Any]) -> None:
     options = dict(zip(words[3::2], words[4::2], strict=True))
     out = ArtifactWriter(options["--store"], "pretrain", "key")
     out.add_bytes("adapter_model.safetensors", b"weights")
-    storage.write_bytes(options["--output"], out.publish("adapter").to_json())
+    manifest = out.publish("adapter")
+    storage.write_bytes(options["--output"], manifest.to_json(manifest.root))
 
 
 def name_of(job: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from components.merge_adapters import proof, stream
-from components.merge_adapters.lora import Adapter
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from tests.folders import add_folder
@@ -26,7 +25,9 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
 
 MODULES = ["embed_tokens", "lm_head"]
@@ -65,6 +66,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
         {"trainable_token_indices": [799, 3, 500]},
         {"trainable_token_indices": {"embed_tokens": [5, 6], "lm_head": [799, 7]}},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.1\..*(?:q|v)_proj"},
+        {"layers_to_transform": [1], "exclude_modules": ["up_proj"], "modules_to_save": ["input_layernorm", "norm"]},
+        {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     ],
     ids=[
         "projections",
@@ -76,6 +81,10 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         "embedding",
         "tokens",
         "tokens-by-module",
+        "all-linear",
+        "expression",
+        "one-layer-and-norms",
+        "orthogonal",
     ],
 )
 def test_one_adapter_merges_as_peft_merges_it(tmp_path, tiny_model, make_adapter, merged_by_peft, options):
@@ -176,14 +185,34 @@ def test_a_pickled_adapter_merges_as_its_safetensors_do(tmp_path, tiny_model, ma
         assert merge(tmp_path, tiny_model, pickled).facts["weights_digest"] == wanted
 
 
-def test_fan_in_fan_out_transposes_the_product(tmp_path, tiny_model, make_adapter, tiny_state):
-    adapter = make_adapter(1, target_modules=["q_proj"], r=4, lora_alpha=2)
+def test_fan_in_fan_out_is_put_aside_for_linear_layers_as_peft_does(tmp_path, tiny_model, make_adapter, merged_by_peft):
+    adapter = shutil.copytree(make_adapter(1, target_modules=["q_proj"], r=4, lora_alpha=2), tmp_path / "adapter")
     change_config(adapter, fan_in_fan_out=True)
-    factors = load_file(adapter / "adapter_model.safetensors")
-    name = "model.layers.1.self_attn.q_proj"
-    a, b = (factors[f"base_model.model.{name}.lora_{which}.weight"].float() for which in "AB")
-    wanted = (tiny_state[f"{name}.weight"].float() + (b @ a).T * 0.5).half()
-    assert torch.equal(tensors_of(merge(tmp_path, tiny_model, adapter))[f"{name}.weight"], wanted)
+    assert_same(tensors_of(merge(tmp_path, tiny_model, adapter)), merged_by_peft([adapter]))
+
+
+SPELLINGS = {
+    "without a prefix": lambda key: key.removeprefix("base_model.model."),
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "older peft": lambda key: key.replace("lora_A", "lora_A.default").replace(
+        "embed_tokens", "embed_tokens.modules_to_save"
+    ),
+    "sharded": lambda key: key.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_tensors_are_the_same_whatever_a_trainer_called_them(tmp_path, tiny_model, make_adapter, name):
+    adapter = shutil.copytree(make_adapter(1, modules_to_save=MODULES), tmp_path / "adapter")
+    wanted = merge(tmp_path / "store", tiny_model, adapter).facts["weights_digest"]
+    change_tensors(adapter, lambda tensors: {SPELLINGS[name](key): tensor for key, tensor in tensors.items()})
+    assert merge(tmp_path / "store", tiny_model, adapter, prove=True).facts["weights_digest"] == wanted
+
+
+def test_a_pissa_adapter_is_refused_since_peft_changes_its_base(tmp_path, tiny_model, make_adapter):
+    adapter = make_adapter(1, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+    with pytest.raises(InputError, match=r"sets init_lora_weights='pissa' \(it changes the base"):
+        merge(tmp_path, tiny_model, adapter)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -193,8 +222,8 @@ def test_the_embeddings_are_copied_when_no_adapter_touches_them(store, tiny_mode
     manifest = merge(store, tiny_model, make_adapter(1))
     before = {file.path: file.sha256 for file in open_artifact(tiny_model).manifest.files}
     after = {file.path: file.sha256 for file in manifest.files}
-    assert after["model-embeddings.safetensors"] == before["model-embeddings.safetensors"]
-    assert after["model-00001.safetensors"] != before["model-00001.safetensors"]
+    assert after["model-00001-of-00002.safetensors"] == before["model-00001-of-00002.safetensors"]
+    assert after["model-00002-of-00002.safetensors"] != before["model-00002-of-00002.safetensors"]
 
 
 def test_the_report_names_every_changed_tensor_and_its_size(tmp_path, tiny_model, make_adapter, tiny_state):
@@ -246,8 +275,12 @@ def test_the_merged_model_answers_as_the_model_with_its_adapters(
 
 def test_a_merge_that_is_wrong_does_not_prove(tmp_path, tiny_model, make_adapter, monkeypatch):
     update = Adapter._update
-    monkeypatch.setattr(Adapter, "_update", lambda *given: update(*given)._replace(scale=1.0))
-    with pytest.raises(RuntimeError, match="the merged model is not the model with its adapters"):
+
+    def wrong(adapter, weight, parts):
+        return update(adapter, weight, parts)._replace(**({"scale": 99.0} if weight == DOWN else {}))
+
+    monkeypatch.setattr(Adapter, "_update", wrong)
+    with pytest.raises(InputError, match=rf"the merged model is not the model with its adapters.* most {DOWN}, by \d"):
         merge(tmp_path, tiny_model, make_adapter(1), prove=True)
     assert not list(tmp_path.rglob("manifest.json"))
 
@@ -425,6 +458,18 @@ BAD = {
         r"q_proj\.weight is \(64, 32\) in the adapter and \(64, 64\) in the model",
     ),
     "another rank": (lambda a: change_config(a, r=4), "where rank 4 is configured"),
+    "half of it": (
+        lambda a: change_tensors(a, lambda t: {k: v for k, v in t.items() if "layers.1" not in k}),
+        r"names model\.layers\.1\.\S+, and the adapter has no tensor of it",
+    ),
+    "other tokens": (
+        lambda a: (a / "added_tokens.json").write_text('{"<|im_start|>": 800}'),
+        r"its tokenizer has '<\|im_start\|>' as token 800",
+    ),
+    "a pointer": (
+        lambda a: (a / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1"),
+        "adapter_config.json is no LoRA configuration",
+    ),
     "DoRA": (lambda a: change_config(a, use_dora=True), r"sets use_dora \(DoRA\)"),
     "bias": (lambda a: change_config(a, bias="all"), "sets bias='all'"),
     "not LoRA": (lambda a: change_config(a, peft_type="IA3"), "a IA3 adapter; only LoRA"),
@@ -464,15 +509,18 @@ def test_an_adapter_that_wants_to_run_code_is_refused(tmp_path, tiny_model, make
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"model-00001\.safetensors: tensor .* is cut short"),
-        (lambda path: path.unlink(), r"the shard model-00001\.safetensors is missing"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-9]),
+            r"model-00002-of-00002\.safetensors: tensor .* is cut short",
+        ),
+        (lambda path: path.unlink(), r"the shard model-00002-of-00002\.safetensors is missing"),
         (lambda path: quantise(path.parent), r"\.weight is int8, a quantised weight; give the model in float16"),
     ],
     ids=["cut short", "missing", "quantised"],
 )
 def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, message):
     model = shutil.copytree(tiny_folder, tmp_path / "model", ignore=shutil.ignore_patterns("manifest.json"))
-    spoil(model / "model-00001.safetensors")
+    spoil(model / "model-00002-of-00002.safetensors")
     with pytest.raises(InputError, match=message):
         merge(tmp_path / "store", model, make_adapter(1))
 
@@ -480,3 +528,113 @@ def test_a_damaged_model_is_named(tmp_path, tiny_folder, make_adapter, spoil, me
 def test_a_model_given_as_an_adapter_is_refused(tmp_path, tiny_model):
     with pytest.raises(InputError, match="this is of kind hf-model; adapter is needed"):
         merge(tmp_path, tiny_model, tiny_model)
+
+
+def test_tokens_that_the_folder_names_are_published(tmp_path, chatml_model, make_adapter):
+    from transformers import AutoTokenizer
+
+    manifest = merge(tmp_path / "store", chatml_model, make_adapter(1))
+    merged = open_artifact(manifest.reference)
+    encoder = load_encoder(merged, "")
+    assert (encoder.size, encoder.eos, encoder.pieces[800:]) == (802, 801, ["<|im_start|>", "<|im_end|>"])
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.eos, manifest.vocabulary.rows) == (802, 801, 802)
+    tokenizer = AutoTokenizer.from_pretrained(merged.root)
+    assert tokenizer("<|im_start|>user")["input_ids"] == [1, 800, *encoder.encode("user")]
+    assert tokenizer.eos_token_id == 801
+
+
+def test_an_adapter_brings_the_tokens_that_its_folder_names(tmp_path, tiny_model, make_adapter, llama_tokenizer):
+    adapter = make_adapter(1, rows=802, tokenizer=llama_tokenizer, modules_to_save=MODULES)
+    (adapter / "added_tokens.json").write_text('{"<|im_start|>": 800, "<|im_end|>": 801}')
+    (adapter / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    manifest = merge(tmp_path, tiny_model, adapter)
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.eos) == (802, 801)
+    assert load_encoder(open_artifact(manifest.reference), "").eos == 801
+
+
+def test_an_adapter_of_more_pieces_in_tokenizer_json_alone_is_refused(
+    tmp_path, tiny_model, make_adapter, longer_tokenizer
+):
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+
+    adapter = make_adapter(1)
+    (adapter / "tokenizer.json").write_bytes(tokenizer_files(longer_tokenizer)["tokenizer.json"])
+    with pytest.raises(InputError, match="modules_to_save bring no embedding rows"):
+        merge(tmp_path, tiny_model, adapter)
+
+
+# --- what is published beside the weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A copy of the tiny model without its manifest, to be changed."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    return tmp_path / "model"
+
+
+def change_json(path: Path, **changes: object) -> None:
+    value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(value | changes), encoding="utf-8")
+
+
+def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_folder, make_adapter, caplog):
+    for name in ("config.json", "generation_config.json"):
+        change_json(model_folder / name, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    change_json(model_folder / "generation_config.json", top_p=0.5)
+    artifact = open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference)
+    config, generation = (json.loads(artifact.read(name)) for name in ("config.json", "generation_config.json"))
+    assert [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, None]
+    assert generation == {"top_p": 0.5, "bos_token_id": 1, "eos_token_id": 2}
+    assert config["transformers_version"]
+    (line,) = [line for line in caplog.messages if "the tokenizer counts" in line]
+    assert "config.json says bos 0, eos 1, pad 0 and generation_config.json says bos 0, eos 1, pad 0" in line
+
+
+def test_the_model_card_says_what_is_known(tmp_path, model_folder, make_adapter):
+    front = "license: llama2\ntags: [zhllama]\nbase_model: owner/name"
+    (model_folder / "README.md").write_text(f"---\n{front}\n---\n")
+    (model_folder / "LICENSE").write_text("of the base")
+    artifact = open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference)
+    card = artifact.read("README.md").decode()
+    assert card.startswith("---\nbase_model: owner/name\nlicense: llama2\nlanguage:\n- zh\n- en\n")
+    assert "1 adapter merged into it" in card
+    assert "Chat template: the model's own" in card
+    assert artifact.read("LICENSE") == b"of the base"
+
+
+def published_template(manifest: Manifest) -> tuple[str, str, str]:
+    """As transformers reads it, and what the report and the manifest say of it."""
+    from transformers import AutoTokenizer
+
+    artifact = open_artifact(manifest.reference)
+    assert "chat_template.jinja" not in artifact
+    written = json.loads(artifact.read("tokenizer_config.json"))["chat_template"]
+    assert AutoTokenizer.from_pretrained(artifact.root).chat_template == written
+    return written, json.loads(artifact.read("report.json"))["chat_template"], manifest.facts["chat_template"]
+
+
+def test_the_models_own_chat_template_is_published_in_one_place(tmp_path, model_folder, make_adapter):
+    (model_folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    found = published_template(merge(tmp_path / "store", model_folder, make_adapter(1)))
+    assert found == ("{{ messages[0]['content'] }}", "the model's own", "the model's own")
+
+
+def test_the_chat_template_that_a_finetuning_taught_is_published(tmp_path, model_folder, make_adapter):
+    (model_folder / "chat_template.jinja").write_text("of the model")
+    out = ArtifactWriter(str(tmp_path / "adapters"), "finetune", "key")
+    add_folder(out, make_adapter(1))
+    why = "Alpaca's: the adapter was trained with it"
+    manifest = merge(tmp_path / "store", model_folder, out.publish("adapter").reference)
+    assert published_template(manifest) == (CHAT_TEMPLATE, why, why)
+
+
+def test_a_foreign_adapters_own_chat_template_is_published(tmp_path, model_folder, make_adapter):
+    adapter = shutil.copytree(make_adapter(1), tmp_path / "adapter")
+    (adapter / "chat_template.jinja").write_text("{{ 'of the adapter' }}")
+    (model_folder / "chat_template.jinja").write_text("of the model")
+    found = published_template(merge(tmp_path / "store", model_folder, adapter))
+    assert found == ("{{ 'of the adapter' }}", "the one beside the adapter", "the one beside the adapter")

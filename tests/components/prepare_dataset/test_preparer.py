@@ -21,6 +21,7 @@ from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.training.inputs import vocabulary_of
 from zhllama.weights.fit import require_equal
 
 ITEMS = [
@@ -349,7 +350,7 @@ def test_an_unchanged_input_is_not_tokenised_twice(tmp_path, tokenizer, english,
 def test_what_decides_the_result_is_in_the_key(tmp_path, tokenizer, english, english_text, chinese_tokenizer, changed):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tokenizer.model").write_bytes(chinese_tokenizer)
-    (tmp_path / "other.txt").write_text(Path(english).read_text() + "\none line more")
+    (tmp_path / "other.txt").write_text(Path(english).read_text(encoding="utf-8") + "\none line more")
     (tmp_path / "evaluation.txt").write_text("\n".join(english_text[:20]))
     given = {"tokenizer": tokenizer, "text": english}
     first = prepare(tmp_path / "s", **given)
@@ -373,6 +374,14 @@ def test_the_contract_is_the_models(tmp_path, extended_model, english):
     assert artifact.manifest.facts["pad_id"] == load_encoder(model, "").pad
 
 
+def test_the_contract_has_the_tokens_that_the_models_folder_names(tmp_path, chatml_model, english):
+    model = open_artifact(str(chatml_model))
+    artifact = prepare(tmp_path / "store", str(chatml_model), text=english)
+    require_equal(artifact.manifest.vocabulary, vocabulary_of(model, "--model"), "--dataset", "--model")
+    assert artifact.manifest.vocabulary.eos == 801
+    assert any(801 in item["input_ids"].tolist() for item in PackedDataset(artifact))
+
+
 def test_the_same_data_gives_the_same_digest_and_other_settings_another_place(tmp_path, tokenizer, english):
     first = prepare(tmp_path / "a", tokenizer, text=english)
     assert prepare(tmp_path / "b", tokenizer, text=english).digest == first.digest
@@ -385,7 +394,7 @@ def test_the_same_data_gives_the_same_digest_and_other_settings_another_place(tm
     ("content", "said"),
     [
         ("[{", "not JSON"),
-        ('{"instruction": "a"}', "a dict where a list of objects"),
+        ('{"a": 1}', "a dict where a list of objects"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', r"item 2: field 'output' is missing"),
         ('[{"instruction": "a", "output": 5}]', r"item 1: field 'output' is not text"),
         ("[]", "no item in it"),

@@ -488,7 +488,7 @@ def test_a_shard_that_is_gone_or_cut_short_is_found_before_the_cluster_is_asked(
 
 
 def test_the_check_of_a_serving_pod_says_what_is_wrong(model: str) -> None:
-    artifact, encoder = checked(model, 2048)
+    artifact, encoder, _ = checked(model, 2048)
     assert artifact.verified
     assert encoder.encode(wrap("x"))
     with pytest.raises(InputError, match="the model has 2048 positions; --context-length 4096 is more"):

@@ -93,8 +93,9 @@ def file(exported: str, tmp_path: Path) -> Path:
 
 
 def test_a_file_of_its_own_is_checked_by_what_is_inside(file: Path, extended_model: str) -> None:
-    encoder, positions = check_gguf(file, None, "--model m")
+    encoder, positions, chat = check_gguf(file, None, "--model m")
     assert positions == 2048
+    assert chat.ids(QUESTION) == [1, *encoder.encode(wrap("你好"))]
     own = load_model(extended_model).encoder
     assert encoder.encode("你好，世界 hello") == own.encode("你好，世界 hello")
     assert encoder.vocabulary().digest == own.vocabulary().digest
@@ -114,9 +115,9 @@ def test_what_is_no_gguf_or_cut_short_is_refused_in_one_line(file: Path) -> None
             check_gguf(file, None, "--model m")
 
 
-def test_another_template_is_refused(file: Path) -> None:
+def test_a_file_is_asked_by_the_template_in_it(file: Path) -> None:
     content = file.read_bytes()
     assert content.count(b"### Response: ") == 1
     file.write_bytes(content.replace(b"### Response: ", b"### Response: "[:-1] + b"-"))
-    with pytest.raises(InputError, match="its chat template is not the training prompt"):
-        check_gguf(file, None, "--model m")
+    encoder, _, chat = check_gguf(file, None, "--model m")
+    assert chat.ids(QUESTION) == [1, *encoder.encode(wrap("你好")[:-1] + "-")]

@@ -18,10 +18,12 @@ import httpx2
 import openai
 import pytest
 
-from components.serve.check import check_tokenizer
-from components.serve.engines import GENERATION, lay_out
+from components.serve.check import chat_of, check_tokenizer
+from components.serve.engines import lay_out
 from components.serve.local import SAMPLES, listening, serve_and_ask, served
 from components.serve.options import Serve
+from components.serve.requests import ApiError, Limits, tokenized
+from components.serve.requests import chat as chat_request
 from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -31,9 +33,12 @@ from zhllama.inference.sampling import Sampling
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.settings import GENERATION
 
 QUESTION = [{"role": "user", "content": "你好"}]
 
@@ -185,12 +190,12 @@ def test_answers_are_drawn_as_the_recipe_draws_them(client: openai.OpenAI) -> No
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -330,16 +335,9 @@ def drop_bos(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(value))
 
 
-def change_template(folder: Path) -> None:
+def change_template(folder: Path, template: str | None = "{{ bos_token }}{{ messages[0]['content'] }}") -> None:
     value = json.loads((folder / "tokenizer_config.json").read_text())
-    value["chat_template"] = "{{ bos_token }}{{ messages[0]['content'] }}"
-    (folder / "tokenizer_config.json").write_text(json.dumps(value))
-
-
-def drop_template(folder: Path) -> None:
-    value = json.loads((folder / "tokenizer_config.json").read_text())
-    del value["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(value))
+    (folder / "tokenizer_config.json").write_text(json.dumps(value | {"chat_template": template}))
 
 
 def drop_fast_tokenizer(folder: Path) -> None:
@@ -351,28 +349,65 @@ def drop_fast_tokenizer(folder: Path) -> None:
     [
         (change_merges, "other ids than tokenizer.model"),
         (drop_bos, "other ids than tokenizer.model"),
-        (change_template, "not the training prompt"),
-        (drop_template, "no chat template"),
+        (change_template, "other ids than tokenizer.model for a question"),
         (drop_fast_tokenizer, "no tokenizer.json"),
     ],
 )
 def test_a_tokenizer_that_is_not_the_trained_one_is_refused(
     folder: Path, llama_tokenizer: bytes, change: Any, line: str
 ) -> None:
-    check_tokenizer(folder, Encoder(llama_tokenizer), "--model m")
+    encoder = Encoder(llama_tokenizer)
+    check_tokenizer(folder, encoder, "--model m", Chat(encoder))
     change(folder)
     with pytest.raises(InputError, match=line):
-        check_tokenizer(folder, Encoder(llama_tokenizer), "--model m")
+        check_tokenizer(folder, encoder, "--model m", Chat(encoder))
+
+
+def test_a_model_is_asked_by_its_own_template(folder: Path, llama_tokenizer: bytes) -> None:
+    encoder, template = Encoder(llama_tokenizer), "{{ bos_token }}问：{{ messages[-1]['content'] }}\n答："
+    change_template(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "chat_template.jinja").write_text(template)
+    chat = chat_of(open_artifact(str(folder)), encoder)
+    check_tokenizer(folder, encoder, "--model m", chat)
+    assert chat.ids(QUESTION) == [encoder.bos, *encoder.encode("问：你好\n答：")]
+    limits = Limits("zhllama", encoder, 256, chat=chat)
+    ids, _ = chat_request({"model": "zhllama", "messages": QUESTION}, limits)
+    assert ids == tokenized({"model": "zhllama", "messages": QUESTION}, limits)["tokens"] == chat.ids(QUESTION)
+
+
+def test_a_conversation_that_the_template_refuses_is_the_clients_fault(llama_tokenizer: bytes) -> None:
+    encoder = Encoder(llama_tokenizer)
+    limits = Limits("zhllama", encoder, 256, chat=Chat(encoder, "{{ raise_exception('no system message') }}"))
+    with pytest.raises(ApiError, match="refuses this conversation: no system message") as raised:
+        chat_request({"model": "zhllama", "messages": QUESTION}, limits)
+    assert raised.value.status == 400
+
+
+def test_a_model_without_a_template_is_refused(folder: Path, llama_tokenizer: bytes) -> None:
+    change_template(folder, None)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        chat_of(open_artifact(str(folder)), Encoder(llama_tokenizer))
 
 
 def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     folder: Path, tmp_path: Path, llama_tokenizer: bytes
 ) -> None:
     (folder / GENERATION).write_text('{"temperature": 0.7}')
-    lay_out(folder, tmp_path / "view", Encoder(llama_tokenizer))
+    lay_out(folder, tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
     settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
+
+
+def test_the_server_stops_by_the_tokenizer_and_not_by_what_the_model_says(
+    folder: Path, tmp_path: Path, llama_tokenizer: bytes
+) -> None:
+    (folder / GENERATION).write_text('{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}')
+    lay_out(folder, tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
+    settings = json.loads((tmp_path / "view" / GENERATION).read_text())
+    assert [settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 2]
 
 
 @pytest.mark.slow

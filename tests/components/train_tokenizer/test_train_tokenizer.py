@@ -36,6 +36,14 @@ def tokenizer(tmp_path, corpus):
     return trained(tmp_path / "store", corpus, vocab_size=VOCAB)
 
 
+def test_a_line_with_the_trainers_own_sign_is_trained_on_around_it(tmp_path, corpus):
+    (corpus / "c.txt").write_text("甲虵▅鑫鑫▅\n" * 50, "utf-8")
+    artifact = trained(tmp_path / "store", corpus, vocab_size=VOCAB, character_coverage=1.0)
+    encoder = load_encoder(artifact, "")
+    assert {"虵", "鑫"} <= set(encoder.pieces)
+    assert encoder.decode(encoder.encode("虵▅鑫")) == "虵▅鑫"
+
+
 def test_the_model_has_llamas_shape_and_spells_all_text(tokenizer, chinese_text):
     encoder = load_encoder(tokenizer, "--tokenizer")
     assert (encoder.size, encoder.bos, encoder.eos, encoder.pad) == (VOCAB, 1, 2, None)

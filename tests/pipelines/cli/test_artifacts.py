@@ -75,7 +75,7 @@ def test_ls_lists_what_is_published_and_nothing_else(store, chain, zhllama):
 
 
 def test_ls_says_what_manifest_is_damaged(store, chain, zhllama):
-    storage.write_bytes(chain["model"].reference, chain["model"].to_json().replace(b"6 parameters", b"7 parameters"))
+    storage.write_bytes(chain["model"].reference, chain["model"].to_json().replace(b'"steps": 3', b'"steps": 4'))
     code, out, err = zhllama("ls", store)
     assert code == 0
     assert chain["model"].reference not in out

@@ -290,12 +290,12 @@ def resolve_documents(documents: Sequence[Any], arguments: Mapping[str, Any], fo
 def resolve_all(package: Path, arguments: Mapping[str, Any]) -> dict[str, list[str]]:
     """The command of each step of a compiled pipeline, as a cluster would run it. DriverError for one that it would
     not. Keys: the task's name, with the sub-pipelines around it (`stage/merge`); an exit handler is not named."""
-    return resolve_documents(list(yaml.safe_load_all(package.read_text())), arguments)
+    return resolve_documents(list(yaml.safe_load_all(package.read_text(encoding="utf-8"))), arguments)
 
 
 def unpassed(package: Path) -> list[str]:
     """Inputs that a step's component declares and its task does not pass: `task: input`, sorted."""
-    documents = list(yaml.safe_load_all(package.read_text()))
+    documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
     components = documents[0]["components"]
     found = set()
     for graph in (documents[0]["root"], *components.values()):

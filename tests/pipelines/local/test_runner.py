@@ -500,7 +500,7 @@ def test_a_store_that_is_not_to_be_had_or_a_damaged_manifest_asks_the_stage(
     first = run_pipeline(published, {"store": str(tmp_path / "store")}, work)
     record = read_record(work / "steps" / "publish")
     assert record.still_there()
-    Path(first.reference("publish")).write_text("{")
+    Path(first.reference("publish")).write_text("{", encoding="utf-8")
     assert not record.still_there()
     assert not caplog.records
 

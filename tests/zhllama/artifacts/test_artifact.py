@@ -101,7 +101,7 @@ def test_a_flipped_byte_is_named_with_both_digests(published):
 
 def test_a_changed_manifest_is_refused(published):
     value = json.loads(storage.read_bytes(published.reference))
-    value["metrics"]["figure"] = 99
+    value["configuration"]["option"] = 99
     storage.write_bytes(published.reference, json.dumps(value).encode())
     with pytest.raises(InputError, match="changed after it was written"):
         open_artifact(published.reference)

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
-from zhllama.data import text_stream
+from zhllama.data import corpus, json_values, text_stream
 from zhllama.data.corpus import Skipped, read_documents, text_files
 from zhllama.data.instructions import read_instructions
 from zhllama.data.text_stream import bytes_to_read
@@ -273,13 +273,13 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
         ({"a_json": "[{"}, "a.json: not JSON"),
         ({"a_json": ""}, "a.json: not JSON"),
         ({"a_json": b"\xff\xfe["}, "a.json: not JSON"),
-        ({"a_json": json.dumps(ITEM)}, "a.json: a dict where a list of objects"),
+        ({"a_json": json.dumps({"data": [ITEM]})}, "a.json: a dict where a list of objects"),
         ({"a_json": "[]"}, "no item in it"),
         ({"a_jsonl": "\n"}, "no item in it"),
         ({"a_json": json.dumps([ITEM, 5])}, "a.json: item 2: a int where an object"),
         ({"a_json": json.dumps([{"instruction": "x"}])}, "item 1: field 'output' is missing"),
         ({"a_json": json.dumps([{"output": "x"}])}, "item 1: field 'instruction' is missing"),
-        ({"a_jsonl": json.dumps({**ITEM, "input": "\ud83e"})}, "item 1: field 'input' has half of a surrogate pair"),
+        ({"a_jsonl": json.dumps({**ITEM, "input": "\ud83e"})}, "a.jsonl: line 1 has half of a surrogate pair"),
         ({"a_json": json.dumps([{**ITEM, "output": ["x"]}])}, "item 1: field 'output' is not text"),
         ({"a_json": json.dumps([{**ITEM, "instruction": " "}])}, "item 1: field 'instruction' is empty"),
         ({"a_jsonl": json.dumps(ITEM) + "\n{"}, "a.jsonl: line 2 is not JSON"),
@@ -290,3 +290,91 @@ def test_a_fault_in_the_instructions_is_named_with_its_place(tmp_path, files, li
     with pytest.raises(InputError) as caught:
         list(read_instructions(folder(tmp_path, **files)))
     assert line in str(caught.value)
+
+
+# --- one reader for lists and lines -----------------------------------------------------------------------------------
+
+GOOD = '{"instruction": "问\\ud83d\\ude00", "input": "", "output": "答"}'
+BAD = '{"instruction": "\\u5f88\\u597d\\ud83d\\uff0c\\u8c22", "input": "", "output": "答"}'
+FORMS = {
+    "list": ("a_json", "[{}, {}]"), "lines": ("a_jsonl", "{}\n{}\n"), "lines named json": ("a_json", "{}\n{}\n"),
+    "list named jsonl": ("a_jsonl", "[\n{},\n{}\n]"), "list behind a mark": ("a_json", "\ufeff [{},{}] \n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_a_surrogate_pair_is_refused_in_every_form(tmp_path, form):
+    name, shape = FORMS[form]
+    artifact = folder(tmp_path, **{name: shape.format(GOOD, BAD)})
+    with pytest.raises(InputError, match=r"(item|line) [23].* half of a surrogate pair"):
+        list(read_instructions(artifact))
+    skipped = Skipped()
+    assert [item["instruction"] for item in read_instructions(artifact, skipped=skipped)] == ["问😀"]
+    assert skipped.count == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_items_are_read_in_every_form_piece_by_piece(tmp_path, monkeypatch, form):
+    name, shape = FORMS[form]
+    monkeypatch.setattr(json_values, "_PIECE", 7)
+    artifact = folder(tmp_path, **{name: shape.format(GOOD, GOOD.replace("答", "答案是 1"))})
+    assert [item["output"] for item in read_instructions(artifact)] == ["答", "答案是 1"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("[" * 200_000, "nested too deeply"),
+        ('[{"instruction": "问"', "not JSON .Expecting ',' delimiter, at character"),
+        ("[{\"instruction\": '问'}]", "not JSON .Expecting value, at character 19"),
+        ("[] x", "more stands behind its end"),
+        (f"[{GOOD} {GOOD}]", ", is missing"),
+        (b'[{"instruction": "\xff"}]', "not UTF-8"),
+        ("<html>", "a page .HTML or XML. in place of the file"),
+        ("version https://git-lfs.github.com/spec/v1\noid", "a git-lfs pointer"),
+        ('{"data": []}', "a dict where a list of objects"),
+    ],
+    ids=lambda given: str(given)[:14],
+)
+def test_what_is_no_list_is_refused_with_the_place(tmp_path, content, line):
+    with pytest.raises(InputError, match=line):
+        list(read_instructions(folder(tmp_path, a_json=content)))
+
+
+def test_json_lines_of_text_are_read_whatever_their_name(tmp_path):
+    lines = '{"text": "一"}\n{"text": "二"}\n'
+    assert list(read_documents(folder(tmp_path, a_json=lines))) == ["一", "二"]
+    assert list(read_documents(folder(tmp_path, a_json='[{"text": "一"}, {"text": "二"}]'))) == ["一", "二"]
+    # beside text, it is something else
+    assert list(read_documents(folder(tmp_path, a_json='{"card": 1}', b_txt="三"))) == ["三"]
+
+
+@pytest.mark.parametrize("size", [8, 2**19])
+def test_a_line_that_is_too_long_is_named_and_left_out(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(text_stream, "LINES_BYTES", size)
+    monkeypatch.setattr(text_stream, "LONGEST", 20 if size == 8 else 2**20)
+    long = "x" * (100 if size == 8 else 3 * 2**20)
+    artifact = folder(tmp_path, a_txt=f"1\n2\n{long}\n4\nbad \x00\n{long}", b_jsonl=f'{{"text": "5"}}\n"{long}"\n')
+    with pytest.raises(InputError, match=r"a.txt: line 3 has over [\d,]+ bytes; cut the document into several lines"):
+        list(read_documents(artifact))
+    skipped = Skipped()
+    assert list(read_documents(artifact, skipped=skipped)) == ["1", "2", "4", "bad \x00", "5"]
+    assert [fault.split(": ")[1][:6] for fault in skipped.first] == ["line 3", "line 6", "line 2"]
+
+
+def test_a_row_and_an_item_that_are_too_long_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "LONGEST", 1000)
+    table(tmp_path / "a.parquet", text=["一", "x" * 1001])
+    with pytest.raises(InputError, match="row 2 has over 1,000 characters; cut the document"):
+        list(read_documents(open_artifact(str(tmp_path))))
+    monkeypatch.setattr(json_values, "LONGEST", 1000)
+    (tmp_path / "b.json").write_text('[{"instruction": "' + "x" * 2**20)
+    with pytest.raises(InputError, match="an item of more than 1,000 characters"):
+        list(read_instructions(open_artifact(str(tmp_path / "b.json"))))
+
+
+def test_a_table_whose_text_is_not_utf8_is_refused(tmp_path):
+    column = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="not a Parquet file, or a damaged one"):
+        list(read_documents(open_artifact(str(tmp_path))))

@@ -43,7 +43,7 @@ def prepared(store, tokenizer, **options) -> Artifact:
 
 
 def printed(artifact: Artifact, count: int, split: str = "train") -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=open("/dev/null", "w", encoding="utf-8"))
     console.print(view(artifact, count, split))
     return console.export_text()
 

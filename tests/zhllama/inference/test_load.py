@@ -1,6 +1,7 @@
 """A model is loaded whole or refused; adapters are merged as peft merges them; text streams in whole characters."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from tests.folders import add_folder
 from tests.loaded_model import load_model
@@ -19,7 +21,7 @@ from zhllama.errors import InputError
 from zhllama.inference.generate import TextStream, answer, stream, stretch
 from zhllama.inference.load import LoadedModel, choose_precision
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
@@ -67,7 +69,7 @@ def write_adapter(folder: Path, base: Any, tokenizer: bytes, seed: int) -> Path:
         modules_to_save=["embed_tokens", "lm_head"] if grows else None,
         init_lora_weights=False,
     )
-    get_peft_model(base, config).save_pretrained(folder)
+    get_peft_model(base, config).save_pretrained(folder, save_embedding_layers=grows)
     (folder / "tokenizer.model").write_bytes(tokenizer)
     return folder
 
@@ -138,6 +140,120 @@ def test_an_adapter_of_another_model_is_refused_by_its_manifest(
     assert load_model(tiny_model, f"{tmp_path / 'adapter'},{reference}").encoder.size == 800
 
 
+@pytest.fixture
+def whole(tmp_path: Path, tiny_model: str, llama_tokenizer: bytes) -> Path:
+    """An adapter as peft writes it, without a tokenizer."""
+    folder = write_adapter(tmp_path / "whole", load_model(tiny_model).model, llama_tokenizer, 1)
+    (folder / "tokenizer.model").unlink()
+    return folder
+
+
+def rewritten(folder: Path, change: Any) -> None:
+    """Its tensors by other names, or some of them."""
+    file = folder / "adapter_model.safetensors"
+    save_file(dict(filter(None, map(change, load_file(file).items()))), file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda key: key.removeprefix("base_model.model."),
+        lambda key: f"_orig_mod.{key}",
+        lambda key: key.replace("layers.", "layers._orig_mod."),
+        lambda key: key.replace(".weight", ".default.weight"),
+    ],
+    ids=["without a prefix", "compiled", "compiled by layer", "older peft"],
+)
+def test_an_adapter_answers_whatever_its_trainer_called_its_tensors(tiny_model: str, whole: Path, name: Any) -> None:
+    wanted = load_model(tiny_model, str(whole)).model.state_dict()
+    base = load_model(tiny_model).model.state_dict()
+    rewritten(whole, lambda item: (name(item[0]), item[1]))
+    found = load_model(tiny_model, str(whole)).model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    assert not torch.equal(
+        found["model.layers.0.self_attn.q_proj.weight"], base["model.layers.0.self_attn.q_proj.weight"]
+    )
+
+
+def test_a_pickle_with_the_tensors_one_level_down_answers_as_well(tiny_model: str, whole: Path) -> None:
+    wanted = load_model(tiny_model, str(whole)).model.state_dict()
+    tensors = load_file(whole / "adapter_model.safetensors")
+    (whole / "adapter_model.safetensors").unlink()
+    torch.save({"state_dict": tensors, "epoch": 1}, whole / "adapter_model.bin")
+    found = load_model(tiny_model, str(whole)).model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+def configured(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda at: rewritten(at, lambda item: None if "layers.1" in item[0] else item), "it was cut short"),
+        (lambda at: configured(at, init_lora_weights="pissa"), "sets init_lora_weights='pissa'"),
+        (lambda at: configured(at, use_of_next_year=1), "sets use_of_next_year"),
+        (lambda at: configured(at, peft_type="VERA"), "a VERA adapter"),
+        (lambda at: rewritten(at, lambda item: (f"critic.{item[0]}", item[1])), "which .* does not have"),
+        (lambda at: (at / "added_tokens.json").write_text('{"<|im_end|>": 800}'), r"'<\|im_end\|>' as token 800"),
+        (lambda at: rewritten(at, lambda item: (item[0], item[1] * torch.nan)), "is not finite after the merge"),
+    ],
+    ids=["half", "PiSSA", "unknown", "VeRA", "other names", "other tokens", "not finite"],
+)
+def test_an_adapter_that_cannot_be_merged_is_not_asked_either(
+    tiny_model: str, whole: Path, spoil: Any, said: str
+) -> None:
+    spoil(whole)
+    with pytest.raises(InputError, match=said):
+        load_model(tiny_model, str(whole))
+
+
+def test_a_tied_model_with_a_trained_embedding_keeps_its_head_as_peft_keeps_it(copied: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(copied, dtype=torch.float32)
+    base.config.tie_word_embeddings = True
+    base.lm_head.weight = base.model.embed_tokens.weight
+    tied = tmp_path / "tied"
+    base.save_pretrained(tied)
+    shutil.copy(copied / "tokenizer.model", tied)
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], init_lora_weights=False)
+    adapted = get_peft_model(base, config)
+    for name, parameter in adapted.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)
+    wanted = PeftModel.from_pretrained(again, tmp_path / "adapter").eval()
+    found = load_model(str(tied), str(tmp_path / "adapter")).model
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(found(ids).logits, wanted(ids).logits)
+
+
+# --- where an answer ends ---------------------------------------------------------------------------------------------
+
+
+def test_an_answer_ends_at_every_end_that_the_model_names(copied: Path, plain_model: Path) -> None:
+    proto = parse_model((copied / "tokenizer.model").read_bytes())
+    proto.pieces[700].type = CONTROL
+    (copied / "tokenizer.model").write_bytes(proto.SerializeToString())
+    (copied / "generation_config.json").write_text('{"eos_token_id": [1, 700, 701]}')
+    loaded = load_model(str(copied))
+    assert loaded.stops == (2, 700)
+    prompt = loaded.prompt_ids("你好")
+    model = loaded.model.model
+    with torch.no_grad():
+        loaded.model.lm_head.weight.zero_()
+        loaded.model.lm_head.weight[700] = model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    assert answer(loaded, [prompt], GREEDY) == [[]]
+    assert stream(loaded, prompt, GREEDY, lambda text: None) == []
+
+
 # --- what is no model -------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +267,8 @@ def drop_shard(folder: Path) -> None:
 
 
 def drop_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.model").unlink()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (folder / name).unlink()
 
 
 def swap_tokenizer(folder: Path) -> None:
@@ -166,8 +283,8 @@ def drop_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (damage_shard, "model-00001.*(cut short|header)"),
-        (drop_shard, "shard model-00001.* is missing"),
+        (damage_shard, "model-00002.*(cut short|header)"),
+        (drop_shard, "shard model-00002.* is missing"),
         (drop_tokenizer, "no tokenizer.model"),
         (swap_tokenizer, "tokenizer.model has 801 pieces and the embedding 800 rows"),
         (drop_config, "no config.json"),
@@ -180,10 +297,6 @@ def test_what_is_no_whole_model_is_refused_in_one_line(copied: Path, damage: Any
 
 
 def test_a_model_that_lacks_a_tensor_is_refused(copied: Path) -> None:
-    import json
-
-    from safetensors.torch import load_file, save_file
-
     for file in copied.glob("model-0*.safetensors"):
         state = load_file(file)
         state.pop("model.layers.1.mlp.up_proj.weight", None)
@@ -223,12 +336,12 @@ def test_an_adapter_of_another_architecture_is_refused_before_a_weight_is_loaded
     shape = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 2}
     wider = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
     adapter = write_adapter(tmp_path / "wider", wider, llama_tokenizer, 1)
-    with pytest.raises(InputError, match=r"proj\.weight with 96 along axis \d, the model's is 64 × .*of this size"):
+    with pytest.raises(InputError, match=r"proj\.weight is \(96, 192\) in the adapter and \(64, 192\) in the model"):
         load_model(tiny_model, str(adapter))
     shape |= {"hidden_size": 64, "num_hidden_layers": 3}
     deeper = LlamaForCausalLM(LlamaConfig(vocab_size=800, **shape))
     adapter = write_adapter(tmp_path / "deeper", deeper, llama_tokenizer, 1)
-    with pytest.raises(InputError, match=r"changes model\.layers\.2\..*, which the model has not"):
+    with pytest.raises(InputError, match=r"changes model\.layers\.2\..*, which .* does not have"):
         load_model(tiny_model, str(adapter))
 
 
@@ -265,12 +378,14 @@ def test_a_precision_is_what_the_machine_has_or_refused(
 
 def frequencies(length: int, dim: int = 16, alpha: float | None = None) -> list[float]:
     """Of a model of 2,048 positions that is stretched to a length, the fastest first."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = SimpleNamespace(head_dim=dim, max_position_embeddings=2048, rope_parameters={"rope_theta": 10_000.0})
-    rotary = SimpleNamespace(inv_freq=torch.zeros(dim // 2))
-    model = SimpleNamespace(config=config, model=SimpleNamespace(rotary_emb=rotary))
+    config = LlamaConfig(head_dim=dim, max_position_embeddings=2048)
+    rotary = LlamaRotaryEmbedding(config)
+    model = SimpleNamespace(config=config, model=SimpleNamespace(rotary_emb=rotary), device="cpu")
     stretch(LoadedModel(model, None, length, alpha), length)  # type: ignore[arg-type]
-    return rotary.inv_freq.tolist()
+    return torch.as_tensor(rotary.inv_freq).tolist()
 
 
 @pytest.mark.parametrize(("length", "alpha"), [(512, 1.0), (2048, 1.0), (2049, 1.1010742), (4096, 3.3), (8192, 7.7)])
@@ -305,6 +420,55 @@ def test_a_stretched_model_reads_as_one_made_with_that_base(tiny_model: str) -> 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         assert torch.equal(loaded.model(ids[:, :300]).logits, plain(ids[:, :300]).logits)
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    "linear, old": {"rope_parameters": None, "rope_theta": 5e4, "rope_scaling": {"type": "linear", "factor": 4}},
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_positions_are_turned_as_transformers_turns_them(tmp_path: Path, tiny_model: str, rope: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64, **rope}))
+    made = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = load_model(str(folder), context_length=96)
+    chance = torch.Generator().manual_seed(1)
+    # a longer one in between leaves nothing behind
+    for length in (40, 90, 40):
+        ids = torch.randint(3, 800, (1, length), generator=chance)
+        with torch.inference_mode():
+            said = made.generate(ids, attention_mask=ids * 0 + 1, do_sample=False, max_new_tokens=6, eos_token_id=2)
+        found = answer(loaded, [ids[0].tolist()], dataclasses.replace(GREEDY, max_new_tokens=6))[0]
+        if length == 40 or "dynamic" in str(rope):
+            assert found == said[0, length:].tolist()
+        elif "linear" in str(rope):
+            # a longer context is a stretched base, of what config.json says
+            assert loaded.model.model.rotary_emb.inv_freq[0] == 0.25
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids).logits, made(ids).logits)
+
+
+def test_a_model_that_stretches_itself_takes_no_alpha(tmp_path: Path, tiny_model: str) -> None:
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | ROPES["dynamic"]))
+    with pytest.raises(InputError, match=r"--rope-alpha: .* by itself \(dynamic\); leave"):
+        load_model(str(folder), rope_alpha=2.0)
 
 
 def test_prompts_beyond_the_positions_are_answered_as_alone_and_the_others_as_ever(
@@ -411,3 +575,8 @@ def test_whole_text_streams_without_a_replacement_character(llama_tokenizer: byt
         text.put(torch.tensor([index]))
     text.end()
     assert "\ufffd" not in "".join(said)
+
+
+def test_a_model_ends_with_the_token_that_its_folder_names(chatml_model: Path) -> None:
+    loaded = load_model(str(chatml_model))
+    assert (loaded.encoder.size, loaded.encoder.eos) == (802, 801)

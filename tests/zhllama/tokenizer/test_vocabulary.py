@@ -17,6 +17,8 @@ from zhllama.tokenizer.vocabulary import (
     Encoder,
     Relation,
     Vocabulary,
+    contract_of,
+    load_encoder,
     padding_multiple,
 )
 
@@ -87,6 +89,25 @@ def test_rows_are_pieces_rounded_up(size, multiple):
     assert 0 <= rows - size < multiple
     found = padding_multiple(size, rows)
     assert Vocabulary(size, "", 1, 2, None, padding_multiple=found).rows == rows
+
+
+def test_an_appended_eos_extends_and_another_of_the_first_pieces_is_foreign():
+    base, longer = contract(["a", "b", "c"], set()), contract(["a", "b", "c", "end"], {3})
+    assert dataclasses.replace(longer, eos=3).relation_to(base) is Relation.EXTENDS
+    assert base.relation_to(dataclasses.replace(longer, eos=3)) is Relation.SHRINKS
+    assert dataclasses.replace(longer, eos=0).relation_to(base) is Relation.FOREIGN
+
+
+def test_a_contract_of_an_earlier_release_takes_in_what_the_folder_names(base, llama_tokenizer, tmp_path):
+    out = ArtifactWriter(str(tmp_path), "fetch_weights", "key")
+    out.add_bytes("tokenizer.model", llama_tokenizer)
+    out.add_json("added_tokens.json", {"<|im_end|>": 800})
+    out.vocabulary = base.vocabulary(dtype="float16")
+    artifact = open_artifact(out.publish("hf-model").reference)
+    found = contract_of(artifact, load_encoder(artifact, ""))
+    assert (found.size, found.dtype, found.relation_to(base.vocabulary(also_at=[800]))) == (
+        801, "float16", Relation.EXTENDS,
+    )  # fmt: skip
 
 
 # --- of real tokenizers -----------------------------------------------------------------------------------------------

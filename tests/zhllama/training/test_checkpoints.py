@@ -22,6 +22,7 @@ from zhllama.training.checkpoints import (
     complete,
     of_earlier_release,
     open_checkpoint,
+    own,
     require_same_run,
     require_world,
     write_part,
@@ -120,14 +121,24 @@ def test_a_damaged_manifest_is_left_aside(run, caplog):
     assert "damaged" in caplog.text
 
 
-def test_one_that_was_copied_from_elsewhere_is_left_aside(run, caplog):
-    other = dataclasses.replace(run, key="o" * 32)
+def test_one_that_was_copied_from_another_training_is_left_aside(run, caplog):
+    other = dataclasses.replace(run, key="o" * 32, configuration={"lora_r": 8, "seed": 2})
     manifest = checkpoint(other, 10)
     for item in storage.listing(manifest.root):
         storage.copy(f"{manifest.root}/{item.name}", f"{run.folder}/step-00000010-{FIRST}/{item.name}")
     with caplog.at_level(logging.WARNING):
-        assert steps(run) == []
-    assert "was copied from" in caplog.text
+        assert list(own(run)) == []
+    assert "is of another training (seed) and is left aside" in caplog.text
+
+
+def test_those_of_a_store_that_was_moved_are_gone_on_with(run):
+    checkpoint(run, 10)
+    moved = dataclasses.replace(run, store=f"{run.store}-moved")
+    for item in storage.listing(run.folder):
+        storage.copy(f"{run.folder}/{item.name}", f"{moved.folder}/{item.name}")
+    (found,) = own(moved)
+    assert found.reference == f"{moved.folder}/step-00000010-{FIRST}/manifest.json"
+    require_same_run(found, moved, "--resume-from-checkpoint")
 
 
 def test_old_and_incomplete_ones_are_cleaned_away(run):

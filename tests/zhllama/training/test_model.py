@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,23 +243,18 @@ def test_gradients_are_the_same_with_activations_recomputed(tiny_model, batch):
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_tied_embeddings_cannot_be_trained_as_two(base):
-    base.config.tie_word_embeddings = True
-    with pytest.raises(InputError, match="tied"):
-        add_lora(base, shape())
-
-
 def test_an_adapter_of_another_shape_is_refused(tiny_model, tmp_path):
     small = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=4, embeddings=""))
     save_file(get_peft_model_state_dict(small), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_bytes(adapter_config_json(small))
+    (tmp_path / "adapter_config.json").write_bytes(adapter_config_json(small, open_artifact(tiny_model)))
     with pytest.raises(InputError, match="do not fit"):
         add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=8), open_artifact(str(tmp_path)))
 
 
 def adapter_in(folder, weights, save):
     folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
+    settings = {"r": 8, "lora_alpha": 32, "target_modules": TARGETS, "modules_to_save": ["embed_tokens", "lm_head"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     save(weights, folder)
     return open_artifact(str(folder))
 
@@ -294,11 +290,25 @@ def test_a_pickle_that_is_no_adapter_is_refused(pickled, said, tiny_model, tmp_p
         add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(), adapter)
 
 
-def test_the_adapters_description_names_no_path_and_is_ready_for_inference(base):
-    value = json.loads(adapter_config_json(add_lora(base, shape())))
-    assert value["base_model_name_or_path"] is None
+KNOWN_TO_PEFT_0_13 = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern", "revision",
+    "target_modules", "task_type", "use_dora", "use_rslora",
+}  # fmt: skip
+
+
+def test_the_adapters_description_says_what_older_peft_reads_and_names_the_base(base, tiny_model):
+    model = open_artifact(tiny_model)
+    value = json.loads(adapter_config_json(add_lora(base, shape()), model))
+    assert value.keys() <= KNOWN_TO_PEFT_0_13
+    assert None not in value.values()
+    assert value["base_model_name_or_path"] == str(Path(tiny_model).parent)
     assert value["inference_mode"] is True
     assert sorted(value["target_modules"]) == sorted(TARGETS)
+    model.root = "hf://someone/model@0123"
+    value = json.loads(adapter_config_json(add_lora(base, shape()), model))
+    assert (value["base_model_name_or_path"], value["revision"]) == ("someone/model", "0123")
 
 
 @pytest.mark.parametrize(

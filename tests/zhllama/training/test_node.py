@@ -89,12 +89,15 @@ def listens(port: int) -> bool:
 
 def in_call(process: "subprocess.Popen[str]", library: str) -> bool:
     """Whether a process has a library loaded: by then its agent has begun."""
-    return library in Path(f"/proc/{process.pid}/maps").read_text()
+    return library in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
 
 
 def connections(port: int) -> int:
     """Those that a server at this port has open."""
-    lines = Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
+    lines = (
+        Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()
+        + Path("/proc/net/tcp6").read_text(encoding="utf-8").splitlines()
+    )
     fields = [line.split() for line in lines]
     return sum(one[1].endswith(f":{port:04X}") and one[3] == "01" for one in fields)
 
@@ -183,7 +186,7 @@ def test_the_first_process_of_a_container_takes_a_cancel_while_it_imports():
     )
     assert outer.stdout is not None
     assert outer.stdout.readline() == "here\n"
-    first = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+    first = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text(encoding="utf-8").split()
     os.kill(int(first[0]), signal.SIGTERM)
     assert outer.wait(WITHIN) == 143
 

@@ -9,7 +9,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.inputs import EMBEDDINGS, LoraShape, lora_shape, new_rows
-from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
+from zhllama.training.options import LORA_TARGETS, FinetuneOptions, PretrainOptions, TrainingOptions
 
 HAVE = {
     "r": 4,
@@ -72,6 +72,18 @@ def test_what_contradicts_is_refused(options, said, model, adapter):
         lora_shape(tuning(**options), model, adapter())
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("all-linear", sorted(LORA_TARGETS.split(","))),
+        (r"(?:.*?(?:self_attn|attention).*?(?:q_proj|v_proj).*?)", ["q_proj", "v_proj"]),
+    ],
+    ids=["peft's word", "an expression as Unsloth writes it"],
+)
+def test_an_expression_for_all_layers_is_their_names(given, names, model, adapter):
+    assert lora_shape(tuning(), model, adapter(target_modules=given)).targets == names
+
+
 def test_embeddings_cannot_be_added_to_an_adapter_without(model, adapter):
     with pytest.raises(InputError, match=r"--train-embeddings: the adapter .* has no trained embeddings"):
         lora_shape(tuning(train_embeddings=True), model, adapter(modules_to_save=None))
@@ -89,18 +101,24 @@ def test_the_rows_of_a_continued_adapter_are_its_own(model, adapter):
         ({"modules_to_save": ["norm"]}, "modules_to_save is norm"),
         ({"modules_to_save": None, "trainable_token_indices": {"embed_tokens": [1]}}, "must name the same rows"),
         ({"modules_to_save": None, "trainable_token_indices": [1, 2]}, "must name the same rows"),
-        ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
+        ({"target_modules": r".*layers\.0\..*q_proj"}, "takes some layers and leaves others of the same name"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules has lm_head, which is trained by rows here"),
+        ({"layers_to_transform": [0]}, "sets layers_to_transform, which a training here would not keep"),
+        ({"exclude_modules": ["o_proj"]}, "sets exclude_modules, which"),
         ({"use_rslora": True}, "adapter_config.json sets use_rslora, which a training here would not keep"),
         ({"alpha_pattern": {"q_proj": 64}}, "sets alpha_pattern, which"),
-        ({"bias": "all"}, "sets bias, which"),
-        ({"peft_type": "IA3"}, r"adapter_config\.json is no LoRA configuration \(its peft_type is IA3\)"),
-        ({"r": "eight"}, r"no LoRA configuration \(invalid literal for int.*\); fetch it again"),
+        ({"bias": "all"}, "sets bias='all', which is not done here"),
+        ({"peft_type": "IA3"}, "a IA3 adapter; only LoRA"),
+        ({"r": "eight"}, r"no LoRA configuration \(r is eight.*\); fetch it again"),
     ],
     ids=[
         "another module",
         "rows of one table",
         "rows of no table",
         "a pattern",
+        "a table",
+        "layers",
+        "layers left out",
         "scale",
         "scales",
         "bias",

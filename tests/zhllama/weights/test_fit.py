@@ -3,7 +3,9 @@
 import pytest
 
 from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.fit import Step, require_equal, require_fit, require_rows, require_trained_on, rows_fit
@@ -102,3 +104,15 @@ def test_adapters_in_the_wrong_order_are_told_the_right_one():
     first, second = step("a", trained_on=("base",)), step("b", trained_on=("base", "a" * 12))
     with pytest.raises(InputError, match=r"the order is wrong \(b was trained on .*\); give --adapters a,b$"):
         require_fit(artifact("base"), SMALL, [second, first])
+
+
+def test_an_adapter_of_one_merge_fits_another_merge_of_the_same_weights(tmp_path):
+    """What was measured while it was merged differs from one time to the next."""
+    merges = []
+    for name, difference in (("one", 0.1), ("other", 0.1000001)):
+        out = ArtifactWriter(str(tmp_path / name), "extend_tokenizer", "0" * 32)
+        out.add_bytes("model.safetensors", b"weights")
+        out.add_json("report.json", {"difference": difference}, beside=True)
+        out.metrics["difference"] = difference
+        merges.append(open_artifact(out.publish("hf-model").reference))
+    require_trained_on(artifact("adapter", base_digest=merges[0].digest), merges[1], "--adapter a")

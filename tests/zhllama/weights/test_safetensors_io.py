@@ -230,6 +230,9 @@ def whole_content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         {"dtype": "F32", "shape": None, "data_offsets": [0, 48]},
         {"dtype": "F32", "shape": [3, 4]},
         {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48], "more": 1},
+        {"dtype": "F32", "shape": [0, 2**60], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [0, 2**30, 2**30], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]},
         [],
         "F32",
     ],
@@ -239,6 +242,12 @@ def test_an_entry_that_is_none_is_refused(tmp_path, entry):
     header = json.dumps({"a": entry}).encode()
     (tmp_path / SINGLE).write_bytes(struct.pack("<Q", len(header)) + header + bytes(68))
     with pytest.raises(InputError, match="the safetensors header is damaged"):
+        read_header(open_artifact(str(tmp_path)), SINGLE)
+
+
+def test_a_pointer_in_place_of_the_weights_is_named(tmp_path):
+    (tmp_path / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"model\.safetensors: it is a git-lfs pointer in place of the file"):
         read_header(open_artifact(str(tmp_path)), SINGLE)
 
 

@@ -12,7 +12,7 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.weights.torch_zip import PthFile, PthStream
+from zhllama.weights.torch_zip import PthFile, PthStream, load_tensors
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -109,3 +109,41 @@ def test_a_stream_refuses_what_was_not_declared():
     stream = PthStream(io.BytesIO(), {"a": ("float16", (2, 2))})
     with pytest.raises(ValueError, match="declared and not written"):
         stream.close()
+
+
+def rezipped(content: bytes, pickled: bytes | None = None) -> bytes:
+    """The records of a checkpoint, compressed; the pickle is another one."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, pickled if pickled and name.endswith("data.pkl") else old.read(name))
+    return made.getvalue()
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_has_is_not_unpacked(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(4)}, buffer)
+    (tmp_path / "x.pth").write_bytes(rezipped(buffer.getvalue(), b"." * (65 * 2**20)))
+    with pytest.raises(InputError, match=r"x\.pth: it unpacks to 68,157,507 bytes, which no state dict does"):
+        load_tensors(open_artifact(str(tmp_path)).open("x.pth"), "x.pth")
+
+
+def test_a_checkpoint_that_was_compressed_is_loaded_whole_and_never_read_in_place(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(4)}, buffer)
+    assert load_tensors(io.BytesIO(rezipped(buffer.getvalue())), "x")["a"].tolist() == [1, 1, 1, 1]
+    (tmp_path / "x.pth").write_bytes(rezipped(buffer.getvalue()))
+    with pytest.raises(InputError, match=r"x\.pth: its records are compressed"):
+        PthFile(open_artifact(str(tmp_path)), "x.pth")
+
+
+def test_a_tensor_that_is_one_number_many_times_is_refused(tmp_path):
+    torch.save({"a": torch.ones(1).expand(2**30, 2**29)}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"tensor a has 576,460,752,303,423,488 elements in a file of"):
+        PthFile(open_artifact(str(tmp_path)), "x.pth")
+
+
+def test_a_pointer_in_place_of_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "x.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match=r"x\.pth: it is a git-lfs pointer in place of the file"):
+        PthFile(open_artifact(str(tmp_path)), "x.pth")

@@ -27,7 +27,7 @@ needs_crds = pytest.mark.skipif(
 def test_a_broken_manifest_fails_with_its_rule_alone(path: Path) -> None:
     errors = [finding for finding in check([path], CRDS) if finding.level == "error"]
     assert {finding.rule for finding in errors} == {path.name.split(".")[0]}, errors
-    assert all(1 < finding.line <= len(path.read_text().splitlines()) for finding in errors)
+    assert all(1 < finding.line <= len(path.read_text(encoding="utf-8").splitlines()) for finding in errors)
 
 
 @needs_crds

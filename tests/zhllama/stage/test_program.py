@@ -1,0 +1,73 @@
+"""The process around a command: text is UTF-8 whatever the locale says, and a full disk is named, however wrapped."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from zhllama.errors import InputError
+from zhllama.stage.program import bounded
+
+PLAIN = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+
+def run(body: str, typed: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    program = (
+        f"import sys\nfrom pathlib import Path\nfrom zhllama.stage.program import guarded\n\ndef work():\n{body}\n"
+    )
+    words = [sys.executable, "-c", program + "guarded(work)", "参数"]
+    return subprocess.run(words, input=typed, capture_output=True, env=PLAIN | environment, check=False)
+
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize(
+    "environment", [ASCII, {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "gbk"}, {**ASCII, "PYTHONIOENCODING": "gbk"}],
+    ids=["ASCII", "GBK streams", "both"],
+)  # fmt: skip
+def test_what_is_read_and_said_is_utf8_whatever_the_locale(tmp_path, environment):
+    (tmp_path / "a.txt").write_text("长江", encoding="utf-8")
+    # a library's open has no encoding
+    body = f"    print(open('{tmp_path}/a.txt').read(), input(), sys.argv[1], '\\ud83d', file=sys.stdout)"
+    ended = run(body, "黄河\n".encode(), **environment)
+    assert (ended.returncode, ended.stdout.decode()) == (0, "长江 黄河 参数 \\ud83d\n"), ended.stderr
+
+
+def test_the_programs_that_it_starts_are_in_utf8_too():
+    body = "    import subprocess\n    subprocess.run([sys.executable, '-c', 'print(chr(0x957f))'], check=True)"
+    assert run(body, **ASCII).stdout.decode() == "长\n"
+
+
+def test_a_python_that_ignores_the_environment_does_not_begin_for_ever():
+    program = "from zhllama.stage.program import guarded; guarded(lambda: print('长江'))"
+    ended = subprocess.run([sys.executable, "-E", "-c", program], capture_output=True, env=PLAIN | ASCII, check=True)
+    assert ended.stdout.decode() == "长江\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        ("OSError(28, 'full', '/tmp/x')", b"error: /tmp/x: no space left; free some"),
+        ("FileNotFoundError(2, 'No usable temporary directory found in [/tmp]')", b"none of them can be written; free"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_wrong_input_however_a_library_wraps_it(raised, line, wrapped):
+    body = f"    raise RuntimeError('cannot write') from {raised}" if wrapped else f"    raise {raised}"
+    ended = run(body)
+    assert ended.returncode == 2
+    assert line in ended.stderr
+    assert ended.stderr.count(b"\n") == 1
+
+
+def test_what_takes_too_long_is_stopped():
+    began = time.monotonic()
+    with pytest.raises(InputError, match="it does not end"), bounded(0.05, "it does not end"):
+        time.sleep(60)
+    assert time.monotonic() - began < 5
+    with bounded(0.05, "x"):
+        pass
+    time.sleep(0.06)

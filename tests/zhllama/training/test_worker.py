@@ -1,0 +1,61 @@
+"""What a training publishes beside its weights: settings by the tokenizer, and the chat template that was taught."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.data.packed import TRAIN
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.training.inputs import TrainingInputs
+from zhllama.training.worker import _add_model, _add_tokenizer
+
+
+@pytest.fixture
+def base(tmp_path: Path, tiny_model: str) -> Artifact:
+    """The tiny model with ids that its tokenizer has not, and a chat template of its own."""
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    (folder / "chat_template.jinja").write_text("{{ 'mine' }}")
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((folder / name).read_text()) | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+        (folder / name).write_text(json.dumps(said))
+    return open_artifact(str(folder))
+
+
+def inputs(base: Artifact, store: Path, columns: int) -> TrainingInputs:
+    out = ArtifactWriter(str(store), "prepare_dataset", "key")
+    out.add_json("x.json", {})
+    out.facts["splits"] = {TRAIN: {"columns": columns}}
+    unused: Any = None
+    return TrainingInputs(base, open_artifact(out.publish("packed-dataset").reference), None, unused)
+
+
+def test_a_model_is_published_with_its_tokenizers_ids_and_its_own_template(base, tmp_path):
+    out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "key")
+    _add_model(out, inputs(base, tmp_path, columns=1), {})
+    made = open_artifact(out.publish("hf-model").reference)
+    config, generation, tokenizer = (
+        json.loads(made.read(name)) for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    assert [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, None]
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
+    assert tokenizer["chat_template"] == "{{ 'mine' }}"
+    assert "chat_template.jinja" not in made
+
+
+@pytest.mark.parametrize(
+    ("columns", "template", "prompt"), [(1, "{{ 'mine' }}", ""), (2, CHAT_TEMPLATE, "alpaca")], ids=["text", "items"]
+)
+def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, template, prompt):
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    _add_tokenizer(out, inputs(base, tmp_path, columns), ["tokenizer_config.json", "chat_template.jinja"])
+    made = open_artifact(out.publish("adapter").reference)
+    assert made.names == ["tokenizer_config.json"]
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == template
+    assert made.manifest.facts["prompt"] == prompt

@@ -1,0 +1,96 @@
+"""What others' patterns match is what `re` says, and it is known at once."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zhllama.errors import InputError
+from zhllama.weights.name_pattern import whole_match
+
+NAMES = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.11.mlp.down_proj",
+    "model.embed_tokens",
+    "lm_head",
+    "",
+    "a",
+    "layers.1",
+]
+UNSLOTH = (
+    r"(?:.*?(?:language|text).*?(?:self_attn|attn|mlp).*?(?:q_proj|down_proj).*?)"
+    r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|down_proj)))"
+)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(.*\.)?(q_proj)$",
+        r"(.*\.)?(layers.1.mlp.down_proj)$",
+        r"(.*\.)?(^model\.layers\.(0|1)\.self_attn\.[qv]_proj)$",
+        r"^(?!.*mlp).*(?:q_proj|down_proj)$",
+        r".*layers\.\d{1,2}\..*[^v]_proj",
+        r"(?=.*proj)model(?:\.\w+)+?",
+        r".*\Bproj",
+        r"\S*",
+        r"",
+        UNSLOTH,
+    ],
+)
+def test_a_pattern_matches_what_it_matches_in_re(pattern: str) -> None:
+    assert [whole_match(pattern, [5.0])(name) for name in NAMES] == [
+        bool(re.fullmatch(pattern, name)) for name in NAMES
+    ]
+
+
+_parts = st.recursive(
+    st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\w", r"\b", "^", "$", ""]),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map("".join),
+        st.tuples(inner, inner).map(lambda pair: f"(?:{pair[0]}|{pair[1]})"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "*?", "{0,2}?"])).map(
+            lambda pair: f"({pair[0]}){pair[1]}"
+        ),
+        inner.map(lambda part: f"(?!{part})"),
+        inner.map(lambda part: f"(?={part})"),
+    ),
+    max_leaves=8,
+)
+
+
+@given(_parts, st.text("ab.", max_size=7))
+def test_any_pattern_matches_what_it_matches_in_re(pattern: str, name: str) -> None:
+    assert whole_match(pattern, [5.0])(name) == bool(re.fullmatch(pattern, name)), pattern
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(a+)+b",
+        r"(a|a)*b",
+        "(.*)*" * 20 + "b",
+        "((((a{1,100}){1,100}){1,100}){1,100})b",
+        "(((a{1000}){1000}){1000})",
+        "a?" * 60 + "a" * 60 + "b",
+    ],
+)
+def test_what_takes_python_for_ever_is_known_at_once(pattern: str) -> None:
+    assert not whole_match(pattern, [5.0])("a" * 60)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(((", "*", "(?i)a", r"(a)\1", "(?<=a)b", "a" * 10_001, "(" * 5000 + ")" * 5000, "a{99999999999}"]
+)
+def test_what_is_no_pattern_or_more_than_is_done_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"pattern|expression|flags"):
+        whole_match(pattern, [5.0])
+
+
+def test_patterns_together_have_so_many_seconds() -> None:
+    left = [0.05]
+    match = whole_match("(a?(b?(c?)*)*)*" * 40, left)
+    with pytest.raises(InputError, match="takes too long"):
+        all(match("abc" * 20) is not None for _ in range(1000))
+    assert left[0] < 0

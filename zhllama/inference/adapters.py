@@ -1,0 +1,35 @@
+"""Adapters merged into a model that is loaded, as merge_adapters merges them into its files: the same reader, the same
+arithmetic, the same bits. Memory: one tensor of the model twice in float32.
+"""
+
+from typing import Any
+
+from zhllama.errors import InputError
+from zhllama.weights.adapter import Adapter, Change
+from zhllama.weights.meta_format import HEAD
+
+
+def merge_into(model: Any, adapter: Adapter, rows: int) -> None:
+    """Changes the weights of a model of transformers, which has `rows` rows in its embeddings afterwards. InputError
+    for numbers that are not finite."""
+    import torch
+
+    if rows != model.get_input_embeddings().weight.shape[0]:
+        # the adapter overwrites every row, so the new ones may begin anyhow; the default would take minutes
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    head = model.get_output_embeddings()
+    if HEAD in adapter.touched and head.weight is model.get_input_embeddings().weight:
+        # they are one no more
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    for name in sorted(adapter.touched):
+        weight, change = model.get_parameter(name).detach(), Change(adapter, name)
+        if change.replaced is not None:
+            weight.copy_(adapter.read(change.replaced))
+        values = weight.float()
+        change.apply(0, weight, values, torch.empty_like(values))
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"{adapter.where}: {name} is not finite after the merge; the adapter holds NaN or overflows "
+                f"{weight.dtype}, train it again"
+            )

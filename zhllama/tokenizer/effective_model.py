@@ -1,0 +1,166 @@
+"""The SentencePiece model of a folder: its tokenizer.model, with whatever else the folder names as tokens.
+
+Trainers of ChatML or of a `[PAD]` leave tokenizer.model alone and name their tokens in added_tokens.json,
+tokenizer.json or tokenizer_config.json. Each has a row, so each is a piece: special ones of type CONTROL (their text in
+a user's words stays text), others USER_DEFINED. Contract, extension, merge and exports then know them without knowing
+of these files. What only added_tokens.json names, which does not say, is special. BOS, EOS and padding are those that
+tokenizer_config.json (else special_tokens_map.json) names, where they are in the vocabulary.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from zhllama.errors import InputError
+from zhllama.tokenizer.sentencepiece_model import CONTROL, TOKENIZER_MODEL, UNKNOWN, USER_DEFINED, parse_model
+
+log = logging.getLogger("tokenizer")
+
+PAD_PIECE = "[PAD]"
+ADDED, FAST, CONFIG, SPECIAL = "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+VOCABULARY = f"the vocabulary of {FAST}"
+MODEL_CONFIG = "config.json"
+"""Says how many rows there are."""
+DESCRIBED = (ADDED, FAST, CONFIG, SPECIAL, MODEL_CONFIG)
+"""The files that say something of the vocabulary beside tokenizer.model."""
+_NAMED = ("bos", "eos", "pad")
+
+
+class _Named(NamedTuple):
+    file: str
+    text: str
+    id: int
+    special: bool | None
+    """None where the file does not say."""
+
+
+def effective_model(model: bytes, described: Mapping[str, Mapping[str, Any]], where: str) -> bytes:
+    """`model`, the bytes of a tokenizer.model, with the tokens that the files `described` (name → content) name beyond
+    its pieces; the same bytes where they name none. InputError, naming the token, for one that cannot be a piece."""
+    proto = parse_model(model, f"{where}/{TOKENIZER_MODEL}")
+    appended = append_named(proto, described, where)
+    return bytes(proto.SerializeToString()) if name_specials(proto, described) or appended else model
+
+
+def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: str) -> int:
+    """Appends to a model's pieces the tokens that are not there; how many they were."""
+    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    size = len(proto.pieces)
+    texts = {index: text for text, index in ids.items()}
+    special: dict[str, bool] = {}
+    tokens: set[str] = set()
+    for one in _named(described, where):
+        if texts.setdefault(one.id, one.text) != one.text or ids.setdefault(one.text, one.id) != one.id:
+            other = texts[one.id] if texts[one.id] != one.text else f"{one.text} at {ids[one.text]}"
+            raise InputError(
+                f"{where}: {one.file} names {one.text} as token {one.id}, and {other} is in the vocabulary there "
+                "already; give a folder whose tokenizer files belong together"
+            )
+        if one.special is not None:
+            special.setdefault(one.text, one.special)
+        if one.file != VOCABULARY:
+            tokens.add(one.text)
+    special |= dict.fromkeys(_specials(described), True)
+    for index, text in sorted((index, text) for index, text in texts.items() if index >= size):
+        if index != len(proto.pieces):
+            raise InputError(
+                f"{where}: it names {text} as token {index}, and nothing as token {len(proto.pieces)}; name the tokens "
+                f"between in {ADDED}, or give a folder with all its tokenizer files"
+            )
+        if text not in tokens:
+            raise InputError(
+                f"{where}: {VOCABULARY} has {text!r} as piece {index}, and {TOKENIZER_MODEL} has {size} pieces: they "
+                "are of two tokenizers; take the one that is not the model's away"
+            )
+        proto.pieces.add(piece=text, score=0.0, type=CONTROL if special.get(text, True) else USER_DEFINED)
+    rows = described.get(MODEL_CONFIG, {}).get("vocab_size")
+    if (
+        isinstance(rows, int)
+        and rows >= size
+        and is_padding(proto.pieces[-1].piece, described)
+        and (len(proto.pieces) == rows + 1)
+    ):
+        # Llama-2's mirrors name a <pad> that was never given a row: nothing is ever computed of it
+        log.warning("%s: %s is named, and has no row: it is left out", where, proto.pieces[-1].piece)
+        del proto.pieces[-1]
+    if len(proto.pieces) > size and isinstance(rows, int) and rows < len(proto.pieces):
+        beyond = ", ".join(piece.piece for piece in proto.pieces[max(rows, size) :][:5])
+        raise InputError(
+            f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); "
+            f"take them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
+        )
+    return len(proto.pieces) - size
+
+
+def name_specials(proto: Any, described: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Sets BOS, EOS and padding of a model to the pieces that the files name; whether that changes anything."""
+    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    trainer, changed = proto.trainer_spec, False
+    named = special_texts(described)
+    for name in _NAMED:
+        text = named.get(f"{name}_token")
+        # padding that is another special token by day (EOS, <unk>) is no piece of its own
+        shared = name == "pad" and text in {named.get("bos_token"), named.get("eos_token"), trainer.eos_piece}
+        if text not in ids or shared or proto.pieces[ids[text]].type == UNKNOWN:
+            continue
+        if (text, ids[text]) != (getattr(trainer, f"{name}_piece"), getattr(trainer, f"{name}_id")):
+            setattr(trainer, f"{name}_piece", text)
+            setattr(trainer, f"{name}_id", ids[text])
+            changed = True
+        if name != "pad" and proto.pieces[ids[text]].type != CONTROL:
+            # SentencePiece takes no other type for these
+            proto.pieces[ids[text]].type = CONTROL
+            changed = True
+    return changed
+
+
+def is_padding(text: str, described: Mapping[str, Mapping[str, Any]]) -> bool:
+    return text in {PAD_PIECE, special_texts(described).get("pad_token")}
+
+
+def special_texts(described: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """`bos_token` … → its text, as tokenizer_config.json says, else special_tokens_map.json."""
+    found: dict[str, str] = {}
+    for file in (SPECIAL, CONFIG):
+        for name, value in described.get(file, {}).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str) and text:
+                found[name] = text
+    return found
+
+
+def _specials(described: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield from special_texts(described).values()
+    for file in (CONFIG, SPECIAL):
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            values = described.get(file, {}).get(name) or ()
+            for value in values.values() if isinstance(values, dict) else values:
+                text = value.get("content") if isinstance(value, dict) else value
+                if isinstance(text, str):
+                    yield text
+
+
+def _named(described: Mapping[str, Mapping[str, Any]], where: str) -> Iterator[_Named]:
+    """Every token that a file names with its id."""
+    file = FAST
+    try:
+        fast = described.get(FAST, {})
+        for one in fast.get("added_tokens") or ():
+            yield _checked(_Named(FAST, one["content"], one["id"], bool(one.get("special"))))
+        vocabulary = (fast.get("model") or {}).get("vocab")
+        if isinstance(vocabulary, dict):
+            yield from (_checked(_Named(VOCABULARY, text, index, None)) for text, index in vocabulary.items())
+        file = CONFIG
+        for index, one in (described.get(CONFIG, {}).get("added_tokens_decoder") or {}).items():
+            yield _checked(_Named(CONFIG, one["content"], int(index), bool(one.get("special"))))
+        file = ADDED
+        for text, index in described.get(ADDED, {}).items():
+            yield _checked(_Named(ADDED, text, index, None))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: {file} does not say its tokens as it should ({error}); fetch it again") from error
+
+
+def _checked(one: _Named) -> _Named:
+    if not isinstance(one.text, str) or not one.text or not isinstance(one.id, int) or one.id < 0:
+        raise ValueError(f"{one.text!r} as token {one.id!r}")
+    return one

@@ -1,0 +1,113 @@
+"""Which chat template a model is asked with: its own, unless a training taught another one.
+
+A template lies in chat_template.jinja (with others in additional_chat_templates/), which wins, as in transformers, or
+in tokenizer_config.json. What is published has it in tokenizer_config.json alone, where transformers 4 and 5, vLLM and
+llama.cpp's converter read it: chat_template.jinja is not read by transformers before 4.50.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zhllama.artifacts.json_file import read_object
+from zhllama.artifacts.reader import Artifact
+from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.errors import InputError
+from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+
+Template = str | list[dict[str, str]]
+"""A text, or several by name: [{"name", "template"}], as tokenizer_config.json holds them; one is named `default`."""
+
+CONFIG = "tokenizer_config.json"
+JINJA, MORE, OLD = "chat_template.jinja", "additional_chat_templates/", "chat_template.json"
+DEFAULT = "default"
+LONGEST = 2**20
+"""Bytes of a template; those of models with tools have some ten thousand."""
+TRAININGS = ("pretrain", "finetune")
+
+
+def is_template(name: str) -> bool:
+    """Whether a file holds nothing but a chat template."""
+    return name in (JINJA, OLD) or name.startswith(MORE)
+
+
+def template_in(artifact: Artifact, option: str) -> Template | None:
+    """The template that a model or adapter carries; None without one. InputError for one that is no text."""
+    where = f"{option} {artifact.root}"
+    found: dict[str, Any] = {}
+    try:
+        for name in (OLD, CONFIG):
+            if name in artifact and (said := read_object(artifact, name).get("chat_template")):
+                found = _by_name(said)
+        if JINJA in artifact and (text := _text(artifact, JINJA)).strip():
+            found = {DEFAULT: text}
+            more = (name for name in artifact.names if name.startswith(MORE) and name.endswith(".jinja"))
+            found |= {name.removeprefix(MORE).removesuffix(".jinja"): _text(artifact, name) for name in more}
+        if wrong := [name for name, text in found.items() if not isinstance(text, str) or len(text) > LONGEST]:
+            raise ValueError(f"{wrong[0]!r} is no text, or longer than {LONGEST:,}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: its chat template cannot be read ({error}); mend {CONFIG} or {JINJA}") from error
+    if found.keys() <= {DEFAULT}:
+        return found.get(DEFAULT) or None
+    return [{"name": name, "template": text} for name, text in found.items()]
+
+
+def default_of(template: Template | None) -> str:
+    """The one that a conversation is written with; "" without one."""
+    if isinstance(template, list):
+        return next((one["template"] for one in template if one["name"] == DEFAULT), "")
+    return template or ""
+
+
+def _by_name(said: Any) -> dict[str, Any]:
+    if isinstance(said, list):
+        return {one["name"]: one["template"] for one in said}
+    return {DEFAULT: said}
+
+
+def _text(artifact: Artifact, name: str) -> str:
+    if artifact.file(name).size > LONGEST:
+        raise ValueError(f"{name} is longer than {LONGEST:,} bytes")
+    return artifact.read(name).decode()
+
+
+def chosen(model: Artifact, adapters: Sequence[Artifact] = ()) -> tuple[Template, str]:
+    """The template of a model that these adapters are merged into, in that order, and why that one: the last that was
+    taught counts, then the model's own, then the training's, which every model is asked with that has none."""
+    for number, adapter in reversed(list(enumerate(adapters, 1))):
+        which = f"adapter {number}" if len(adapters) > 1 else "the adapter"
+        if adapter.verified and adapter.manifest.stage in TRAININGS:
+            # what else lies beside it is its base's
+            if _was_taught(adapter):
+                return CHAT_TEMPLATE, f"Alpaca's: {which} was trained with it"
+        elif (own := template_in(adapter, "--adapters")) is not None:
+            return own, f"the one beside {which}"
+    if (own := template_in(model, "--model")) is not None:
+        return own, "the model's own"
+    return CHAT_TEMPLATE, "Alpaca's: the model has none"
+
+
+PROMPT_FACT, ALPACA = "prompt", "alpaca"
+"""What the manifest of an adapter, or of a model with trained embeddings, says of the prompts it was trained with."""
+
+
+def _was_taught(trained: Artifact) -> bool:
+    # adapters of release 0.1 say nothing: theirs is the stage
+    by_stage = ALPACA if trained.manifest.stage == "finetune" else ""
+    return bool(trained.manifest.facts.get(PROMPT_FACT, by_stage) == ALPACA)
+
+
+def copy_tokenizer(out: ArtifactWriter, source: Artifact, names: Iterable[str], template: Template | None) -> None:
+    """The tokenizer's files among `names` as they are, but with this template (None: with none), in its one place."""
+    for name in names:
+        if name == CONFIG:
+            try:
+                settings = read_object(source, name)
+            except ValueError as error:
+                raise InputError(f"{source.root}/{name}: no JSON object ({error}); fetch the model again") from error
+            if template is not None and settings.get("chat_template") != template:
+                text = json.dumps(settings | {"chat_template": template}, indent=2, ensure_ascii=False)
+                out.add_bytes(name, f"{text}\n".encode())
+                continue
+        if not is_template(name):
+            out.copy(source, name)
