@@ -123,8 +123,7 @@ def _with_adapters(model: Artifact, adapters: Sequence[Adapter], pieces: int, sc
         last = index + 1 == len(adapters)
         if not last and loaded.lm_head.weight is loaded.model.embed_tokens.weight:
             # peft's merge of LoRA on one use of the table changes the other
-            stays_tied(adapter)
-            merge_into(loaded, adapter, rows)
+            merge_into(loaded, adapter, rows, stays_tied(adapter))
             continue
         loaded = _by_peft(loaded, adapter)
         if not last:

@@ -6,19 +6,18 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.weights.adapter import Adapter, Change
-from zhllama.weights.meta_format import HEAD
 
 
-def merge_into(model: Any, adapter: Adapter, rows: int) -> None:
-    """Changes the weights of a model of transformers, which has `rows` rows in its embeddings afterwards. InputError
-    for numbers that are not finite."""
+def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> None:
+    """Changes the weights of a model of transformers, which has `rows` rows in its embeddings afterwards, and one table
+    for embedding and head where it had and they are still `tied`. InputError for numbers that are not finite."""
     import torch
 
     if rows != model.get_input_embeddings().weight.shape[0]:
         # the adapter overwrites every row, so the new ones may begin anyhow; the default would take minutes
         model.resize_token_embeddings(rows, mean_resizing=False)
     head = model.get_output_embeddings()
-    if HEAD in adapter.touched and head.weight is model.get_input_embeddings().weight:
+    if not tied and head.weight is model.get_input_embeddings().weight:
         # they are one no more
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False

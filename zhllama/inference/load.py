@@ -112,7 +112,7 @@ def load_model(
     for planned in plan:
         from zhllama.inference.adapters import merge_into
 
-        merge_into(model, planned.adapter, planned.rows)
+        merge_into(model, planned.adapter, planned.rows, planned.tied)
         encoder = planned.encoder
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
@@ -174,6 +174,7 @@ class PlannedAdapter(NamedTuple):
     encoder: Encoder
     rows: int
     """Of the embedding, once it is merged."""
+    tied: bool
 
 
 def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact]) -> list[PlannedAdapter]:
@@ -198,5 +199,5 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
     for adapter, contract, its in zip(opened, others, own, strict=True):
         shapes = adapter.fitted(shapes, model.root, contract.size if contract else None)
         encoder = its or encoder
-        planned.append(PlannedAdapter(adapter, encoder, shapes[EMBEDDING][0]))
+        planned.append(PlannedAdapter(adapter, encoder, shapes[EMBEDDING][0], tied))
     return planned

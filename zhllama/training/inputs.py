@@ -17,7 +17,7 @@ from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOpti
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import CONFIG, AdapterConfig
 from zhllama.weights.beside import require_known_tokens
-from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit
+from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
@@ -100,12 +100,15 @@ def _require_fitting(adapter: Artifact, checkpoint: Checkpoint, vocabulary: Voca
     shapes = {name: info.shape for name, info in checkpoint.tensors.items() if not tied or name != HEAD}
     reader = opened_adapter(adapter, tied)
     reader.fitted(shapes, model.root, None)
-    if vocabulary_of(adapter, "--adapter") is None:
+    alone = vocabulary_of(adapter, "--adapter") is None
+    if alone:
         encoder = load_encoder(model, "--model") if has_tokenizer(model) else None
         require_known_tokens([model, adapter], [encoder, None], shapes[EMBEDDING][0])
+    if trained_on(adapter) is None:
+        pieces = "it names no vocabulary" if alone else "its vocabulary is the model's"
         base = f", though it names {reader.config.base}" if reader.config.base else ""
-        log.info("%s: it names no vocabulary; its tensors fit: taken as trained on this model, with its %d pieces%s",
-                 reader.where, vocabulary.size, base)  # fmt: skip
+        log.info("%s: %s; its tensors fit: taken as trained on this model, with its %d pieces%s",
+                 reader.where, pieces, vocabulary.size, base)  # fmt: skip
 
 
 def vocabulary_of(artifact: Artifact, option: str) -> Vocabulary | None:

@@ -103,7 +103,7 @@ def test_a_dataset_of_a_tokenizer_that_extends_the_models(said, packed_text, ext
 
 def test_a_model_whose_rows_are_not_its_tokenizers(said, tiny_model, tmp_path):
     model = changed(tiny_model, tmp_path, "rows", config__json=settings_of(tiny_model, vocab_size=801))
-    assert "tokenizer.model has 800 pieces and config.json says 801 rows" in said(model=model)
+    assert "model.embed_tokens.weight is (800, 64) where config.json says (801, 64)" in said(model=model)
 
 
 def test_an_adapter_of_another_tokenizer(said, adapter, tiny_model):
@@ -130,7 +130,7 @@ def test_a_model_that_is_no_llama(said, tiny_model, tmp_path):
 
 def test_a_model_whose_settings_are_none(said, tiny_model, tmp_path):
     model = changed(tiny_model, tmp_path, "cut", config__json=settings_of(tiny_model)[:-20])
-    assert "config.json is no model's configuration (" in said(model=model)
+    assert "config.json is no JSON object (" in said(model=model)
 
 
 @pytest.mark.parametrize(("option", "needed"), [("dataset", KIND), ("adapter", "adapter")])

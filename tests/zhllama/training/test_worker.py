@@ -54,7 +54,8 @@ def test_a_model_is_published_with_its_tokenizers_ids_and_its_own_template(base,
 )
 def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, template, prompt):
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
-    _add_tokenizer(out, inputs(base, tmp_path, columns), ["tokenizer_config.json", "chat_template.jinja"])
+    given = inputs(base, tmp_path, columns)
+    _add_tokenizer(out, given, given.model, ["tokenizer_config.json", "chat_template.jinja"])
     made = open_artifact(out.publish("adapter").reference)
     assert made.names == ["tokenizer_config.json"]
     assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == template
