@@ -6,8 +6,8 @@ every release, and each of them passed as long as the known bad ones were listed
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,8 @@ from zhllama.errors import InputError
 from zhllama.weights.name_pattern import whole_match
 
 CONFIG = "adapter_config.json"
+_END = r"(.*\.)?({})$"
+"""How peft reads a pattern of a rank or an alpha."""
 _MOST_PATTERNS = 20_000
 _SECONDS = 10.0
 """Of the processor, for all patterns of a configuration: those of 80 layers take a tenth of one."""
@@ -85,11 +87,13 @@ class AdapterConfig:
         self.base = base if isinstance(base, str) else ""
         if len(self.ranks) + len(self.alphas) > _MOST_PATTERNS:
             raise ValueError(f"it has {len(self.ranks) + len(self.alphas):,} patterns")
-        left = [_SECONDS]
-        self._rank_of = [(_ending(name, left), rank) for name, rank in self.ranks.items()]
-        self._alpha_of = [(_ending(name, left), alpha) for name, alpha in self.alphas.items()]
-        self._targeted = _matcher(self.targets, left)
-        self._left_out = _matcher(self.excluded, left)
+        matching = partial(whole_match, left=[_SECONDS], where=f"{self.where}: {CONFIG}")
+        self._rank_of = [(matching(_END.format(name)), rank) for name, rank in self.ranks.items()]
+        self._alpha_of = [(matching(_END.format(name)), alpha) for name, alpha in self.alphas.items()]
+        self._targeted, self._left_out = (
+            matching(names) if isinstance(names, str) else _one_of(names or ())
+            for names in (self.targets, self.excluded)
+        )
 
     def _refuse(self, given: Mapping[str, Any]) -> None:
         for name, value in given.items():
@@ -162,19 +166,8 @@ def _ends(module: str, name: str) -> bool:
     return f".{module}".endswith(f".{name}")
 
 
-def _ending(pattern: str, left: list[float]) -> Callable[[str], bool]:
-    whole = rf"(.*\.)?({pattern})$"
-    if re.fullmatch(r"[\w.-]+", pattern):
-        # a module's name, one for each layer in EVA's adapters: nothing in it that could take long
-        plain = re.compile(whole)
-        return lambda module: plain.match(module) is not None
-    return whole_match(whole, left)
-
-
-def _matcher(names: Collection[str] | str | None, left: list[float]) -> Callable[[str], bool]:
-    if isinstance(names, str):
-        return whole_match(names, left)
-    chosen = set(names or ())
+def _one_of(names: Collection[str]) -> Callable[[str], bool]:
+    chosen = set(names)
     # every ending of the module's name that begins after a dot
     return lambda module: any(module.split(".", cut)[cut] in chosen for cut in range(module.count(".") + 1))
 
