@@ -92,7 +92,7 @@ def test_what_takes_python_for_ever_is_known_at_once(pattern: str) -> None:
 def test_what_would_take_longer_is_refused_in_time(pattern: str) -> None:
     left = [0.2]
     began = time.process_time()
-    with pytest.raises(InputError, match="there: the pattern .* takes too long"):
+    with pytest.raises(InputError, match=r"there: the pattern .* takes too long"):
         whole_match(pattern, left, "there")("a" * 60)
     assert left[0] <= 0
     assert time.process_time() - began < 5
@@ -113,6 +113,6 @@ def test_what_is_no_pattern_of_re_is_refused(pattern: str) -> None:
 def test_patterns_together_have_so_many_seconds() -> None:
     left = [0.05]
     match = whole_match("(a|b|ab)*c", left, "there")
-    with pytest.raises(InputError, match="there: the pattern .* takes too long"):
+    with pytest.raises(InputError, match=r"there: the pattern .* takes too long"):
         all(match("ab" * 20) is not None for _ in range(100_000))
     assert left[0] < 0
