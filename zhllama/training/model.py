@@ -12,7 +12,7 @@ trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a p
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -187,7 +187,7 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
     if tied and shape.embeddings == "all":
         model.lm_head.weight = model.get_input_embeddings().weight
         # saved as both, whatever loads it has them alike
-        adapted.peft_config["default"].modules_to_save = list(EMBEDDINGS)  # type: ignore[union-attr]
+        _settings(adapted).modules_to_save = list(EMBEDDINGS)
     if adapter is not None:
         _put_in(adapted, adapter)
     return _with_masters(adapted)
@@ -207,10 +207,14 @@ def _put_in(model: PeftModel, adapter: Artifact) -> None:
     set_peft_model_state_dict(model, weights)
 
 
+def _settings(model: PeftModel) -> LoraConfig:
+    return cast("LoraConfig", model.peft_config["default"])
+
+
 def for_both_tables(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An adapter's tensors, with a head where a tied model's one table is saved as both."""
     head, embedding = (f"base_model.model.{name}" for name in (HEAD, EMBEDDING))
-    saved = model.peft_config["default"].modules_to_save or ()  # type: ignore[union-attr]
+    saved = _settings(model).modules_to_save or ()
     missing = set(saved) == set(EMBEDDINGS) and head not in weights
     return weights | ({head: weights[embedding].clone()} if missing else {})
 
