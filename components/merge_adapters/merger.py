@@ -17,11 +17,10 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import has_tokenizer, load_encoder, padding_multiple
-from zhllama.weights.beside import require_known_tokens
+from zhllama.tokenizer.vocabulary import padding_multiple
 from zhllama.weights.chat_template import JINJA, chosen
-from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
-from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.fit import require_rows
+from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION
 from zhllama.weights.settings import read_settings, write_settings
@@ -34,31 +33,20 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-    from zhllama.weights.adapter import Adapter
+    from zhllama.weights.merge_plan import plan_merge
     from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
-    from zhllama.weights.ties import settle
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     checkpoint = Checkpoint(model)
     checkpoint.refuse_quantised()
     settings = model_config(checkpoint)
-    given = [artifact.require_kind("adapter", option="--adapters") for artifact in inputs.all("adapters")]
-    adapters = [Adapter(artifact, "--adapters") for artifact in given]
-    encoders = [load_encoder(each, "the tokenizer of") if has_tokenizer(each) else None for each in (model, *given)]
-    vocabularies = contracts_of([model, *given], encoders)
-    encoder = next((each for each in reversed(encoders) if each is not None), None)
-    settings["tie_word_embeddings"] = tied = settle(checkpoint, adapters)
-    require_known_tokens([model, *given], encoders, checkpoint.info(EMBEDDING).shape[0])
-    embeddings = {EMBEDDING} if tied else {EMBEDDING, HEAD}
-    steps = []
-    for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):
-        brings_rows = embeddings <= set(adapter.replaced)
-        steps.append(Step(reference, adapter.artifact.digest, contract, brings_rows, trained_on(adapter.artifact)))
-    out.facts["lineage"] = require_fit(model, vocabularies[0], steps)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    for adapter, vocabulary in zip(adapters, vocabularies[1:]):
-        shapes = adapter.fitted(shapes, model.root, vocabulary.size if vocabulary else None)
+    given = inputs.all("adapters")
+    plan = plan_merge(model, checkpoint, given, split_references(config.adapters))
+    adapters, encoder, shapes = [step.adapter for step in plan.steps], plan.encoder, plan.shapes
+    settings["tie_word_embeddings"] = plan.tied
+    settings["vocab_size"] = rows = shapes[EMBEDDING][0]
+    out.facts["lineage"] = plan.lineage
 
     if config.prove:
         require_memory(checkpoint)
@@ -88,7 +76,6 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     copied: list[str] = []
     template, why = chosen(model, given)
     log.info("chat template: %s", why)
-    settings["vocab_size"] = shapes[EMBEDDING][0]
     if encoder is not None:
         given_settings = read_settings(checkpoint)
         ids = special_ids(encoder, given_settings, checkpoint.where)
@@ -104,13 +91,12 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     for name in copied:
         if name in model:
             out.copy(model, name)
-    vocabulary = next((found for found in reversed(vocabularies) if found is not None), None)
-    rows = shapes[EMBEDDING][0]
+    vocabulary = plan.vocabulary
     if vocabulary is not None:
         require_rows(vocabulary.size, rows, f"--model {model.root}", "the merged model")
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
-        out.vocabulary = replace(vocabulary, tied=tied, dtype=dtype, padding_multiple=multiple)
+        out.vocabulary = replace(vocabulary, tied=plan.tied, dtype=dtype, padding_multiple=multiple)
     made = f"A LLaMA model with {len(given)} adapter{'s' if len(given) > 1 else ''} merged into it."
     pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
     write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))

@@ -10,21 +10,19 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
-from zhllama.weights.adapter import Adapter
-from zhllama.weights.beside import require_known_tokens
-from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
-from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, load_encoder
+from zhllama.weights.fit import require_rows, rows_fit
+from zhllama.weights.merge_plan import plan_merge
 from zhllama.weights.model_config import model_config
 from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import ids_of
-from zhllama.weights.ties import is_tied, settle
+from zhllama.weights.ties import is_tied
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8", "4bit"]
 
@@ -82,7 +80,9 @@ def load_model(
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    plan = plan_adapters(artifact, encoder, adapters)
+    checkpoint = Checkpoint(artifact, option)
+    tied = is_tied(checkpoint)
+    plan = plan_merge(artifact, checkpoint, adapters, [one.root for one in adapters])
 
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -93,7 +93,7 @@ def load_model(
     gpu = torch.cuda.is_available()
     bfloat16 = gpu and torch.cuda.is_bf16_supported()
     bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
-    chosen = choose_precision(precision, gpu, bfloat16, bitsandbytes, bool(plan))
+    chosen = choose_precision(precision, gpu, bfloat16, bitsandbytes, bool(adapters))
     options: dict[str, Any] = {"dtype": getattr(torch, chosen, None)}
     if chosen in ("int8", "4bit"):
         # a quantised model goes onto the GPU as it is read
@@ -102,18 +102,17 @@ def load_model(
         quantised = BitsAndBytesConfig(**(four if chosen == "4bit" else {"load_in_8bit": True}))
         options = {"dtype": half, "device_map": {"": 0}, "quantization_config": quantised}
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    tied = is_tied(Checkpoint(artifact, option))
     model, seen = loading(materialize(artifact), **options, tie_word_embeddings=tied, output_loading_info=True)
     if tied:
         model.tie_weights()
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")
-    for planned in plan:
+    for step in plan.steps:
         from zhllama.inference.adapters import merge_into
 
-        merge_into(model, planned.adapter, planned.rows, planned.tied)
-        encoder = planned.encoder
+        merge_into(model, step.adapter, step.rows, plan.tied)
+        encoder = step.encoder or encoder
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)
@@ -167,37 +166,3 @@ def open_encoder(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
         said = f"its tokenizer has {found}, its manifest says {stated}"
         raise InputError(f"{option} {artifact.root}: {said}; publish it again")
     return encoder, stated
-
-
-class PlannedAdapter(NamedTuple):
-    adapter: Adapter
-    encoder: Encoder
-    rows: int
-    """Of the embedding, once it is merged."""
-    tied: bool
-
-
-def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact]) -> list[PlannedAdapter]:
-    """The adapters in the order of merging. InputError for those that do not fit the model, or one another."""
-    if not adapters:
-        return []
-    checkpoint = Checkpoint(model, "--model")
-    opened = [Adapter(one.require_kind("adapter", option="--adapters"), "--adapters") for one in adapters]
-    tied = settle(checkpoint, opened)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    own = [open_encoder(one, "--adapters")[0] if has_tokenizer(one) else None for one in adapters]
-    require_known_tokens([model, *adapters], [encoder, *own], shapes[EMBEDDING][0])
-    first, *others = contracts_of([model, *adapters], [encoder, *own])
-    # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there
-    known, steps = model.verified, []
-    for one, adapter, contract in zip(adapters, opened, others, strict=True):
-        brings = {EMBEDDING} | (set() if tied else {HEAD}) <= set(adapter.replaced)
-        steps.append(Step(one.root, one.digest, contract, brings, trained_on(one) if known else None))
-        known = known and one.verified
-    require_fit(model, first, steps)
-    planned = []
-    for adapter, contract, its in zip(opened, others, own, strict=True):
-        shapes = adapter.fitted(shapes, model.root, contract.size if contract else None)
-        encoder = its or encoder
-        planned.append(PlannedAdapter(adapter, encoder, shapes[EMBEDDING][0], tied))
-    return planned

@@ -196,16 +196,17 @@ def has_tokenizer(artifact: "Artifact") -> bool:
     return FAST in artifact and not is_byte_level(_object(artifact, FAST, artifact.root))
 
 
-def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
+def tokenizer_model_in(artifact: "Artifact", option: str, meant: bytes | None = None) -> tuple[str, bytes]:
     """Where an artifact's SentencePiece model stands (for messages; `option`: as `--tokenizer`), and its bytes: of
     `tokenizer.model` (or the only .model file of a plain folder), else made of tokenizer.json, and in either case with
-    the tokens that the folder names beyond it."""
+    the tokens that the folder names beyond it. meant: the tokenizer.model that these tokens are beyond, where the
+    artifact has neither."""
     named = [name for name in artifact.names if name.endswith(".model")]
     name = named[0] if len(named) == 1 else TOKENIZER_MODEL
     where = f"{option} {artifact.root}"
     described = {file: _object(artifact, file, where) for file in DESCRIBED if file in artifact}
-    if name in artifact:
-        model = artifact.read(name)
+    if name in artifact or meant is not None:
+        model = meant or artifact.read(name)
         if _TIKTOKEN.match(model):
             raise InputError(
                 f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
@@ -221,9 +222,10 @@ def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
     )
 
 
-def load_encoder(artifact: "Artifact", option: str) -> Encoder:
-    """The encoder of an artifact that carries a SentencePiece model: a tokenizer, a model or an adapter."""
-    where, model = tokenizer_model_in(artifact, option)
+def load_encoder(artifact: "Artifact", option: str, meant: bytes | None = None) -> Encoder:
+    """The encoder of an artifact that carries a SentencePiece model: a tokenizer, a model or an adapter. meant: as in
+    tokenizer_model_in."""
+    where, model = tokenizer_model_in(artifact, option, meant)
     return Encoder(model, where)
 
 

@@ -15,9 +15,10 @@ from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
-from zhllama.weights.adapter_config import CONFIG, AdapterConfig
+from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit, trained_on
+from zhllama.weights.merge_plan import encoder_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
@@ -47,9 +48,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     assert vocabulary is not None
     if adapter is not None:
         adapter.require_kind("adapter", option="--adapter")
-        if (contract := vocabulary_of(adapter, "--adapter")) is not None:
-            require_equal(contract, vocabulary, f"--adapter {options.adapter}", names[0])
-        require_trained_on(adapter, model, f"--adapter {options.adapter}")
+        says = _require_same_tokens(adapter, model, vocabulary, names[0])
 
     checkpoint = Checkpoint(model)
     config = model_config(checkpoint)
@@ -69,8 +68,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     if options.gives_adapter:
         shape = lora_shape(options, model, adapter)
         if adapter is not None:
-            _require_fitting(adapter, checkpoint, vocabulary)
-        for target in shape.targets:
+            _require_fitting(adapter, checkpoint, vocabulary, says)
+        for target in () if adapter is not None else shape.targets:
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
                 raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
         if shape.embeddings == "new" and zero_stage(settings) == 3:
@@ -86,29 +85,43 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
 
 
 def opened_adapter(adapter: Artifact, tied: bool) -> Adapter:
-    """An adapter that is continued. InputError when it has two tables for the one of a tied model."""
+    """An adapter that is continued. InputError for what a training here cannot go on with."""
     reader = Adapter(adapter, "--adapter")
     if tied and not stays_tied(reader):
         said = "its embedding and head are two, and the model's are one; merge the adapter, and start a new one"
         raise InputError(f"{reader.where}: {said}")
+    if tables := reader.updates.keys() & {EMBEDDING, HEAD}:
+        # the loss is made within the head, which LoRA would be added to
+        said = f"it has LoRA on {min(tables)}, which is trained by rows here; merge the adapter, and start a new one"
+        raise InputError(f"{reader.where}: {said}")
     return reader
 
 
-def _require_fitting(adapter: Artifact, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
-    """InputError for an adapter of other shapes or, by what lies beside it, other tokens than the model's."""
-    model, tied = checkpoint.artifact, is_tied(checkpoint)
+def _require_same_tokens(adapter: Artifact, model: Artifact, vocabulary: Vocabulary, model_name: str) -> str:
+    """What an adapter says of its vocabulary. InputError for another one, by what lies beside it, and for an adapter of
+    another model, by its manifest."""
+    where = f"--adapter {adapter.root}"
+    encoder = load_encoder(model, "--model") if has_tokenizer(model) else None
+    own = encoder_of(adapter, "--adapter", encoder, vocabulary.size)
+    contract = adapter.manifest.vocabulary if own is None else contract_of(adapter, own)
+    if contract is not None:
+        require_equal(contract, vocabulary, where, model_name)
+    elif encoder is None:
+        require_known_tokens(model, adapter, vocabulary.size)
+    require_trained_on(adapter, model, where)
+    return "it names no vocabulary" if contract is None else "its vocabulary is the model's"
+
+
+def _require_fitting(adapter: Artifact, checkpoint: Checkpoint, vocabulary: Vocabulary, says: str) -> None:
+    """InputError for an adapter of other shapes than the model's. says: of its vocabulary, what is known."""
+    tied = is_tied(checkpoint)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items() if not tied or name != HEAD}
     reader = opened_adapter(adapter, tied)
-    reader.fitted(shapes, model.root, None)
-    alone = vocabulary_of(adapter, "--adapter") is None
-    if alone:
-        encoder = load_encoder(model, "--model") if has_tokenizer(model) else None
-        require_known_tokens([model, adapter], [encoder, None], shapes[EMBEDDING][0])
+    reader.fitted(shapes, checkpoint.artifact.root, None)
     if trained_on(adapter) is None:
-        pieces = "it names no vocabulary" if alone else "its vocabulary is the model's"
         base = f", though it names {reader.config.base}" if reader.config.base else ""
         log.info("%s: %s; its tensors fit: taken as trained on this model, with its %d pieces%s",
-                 reader.where, pieces, vocabulary.size, base)  # fmt: skip
+                 reader.where, says, vocabulary.size, base)  # fmt: skip
 
 
 def vocabulary_of(artifact: Artifact, option: str) -> Vocabulary | None:
@@ -179,44 +192,13 @@ def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | No
 
 
 def _shape_of(have: AdapterConfig, checkpoint: Checkpoint) -> LoraShape:
-    """As adapter_config.json says. InputError for what a training here would not keep."""
-    where, tied = f"{have.where}: {CONFIG}", is_tied(checkpoint)
-    for name, value in (
-        ("use_rslora", have.rank_stabilised),
-        ("rank_pattern", have.ranks),
-        ("alpha_pattern", have.alphas),
-        ("layers_to_transform", have.layers is not None),
-        ("exclude_modules", have.excluded),
-    ):
-        if value:
-            mend = "merge the adapter and start a new one"
-            raise InputError(f"{where} sets {name}, which a training here would not keep; {mend}")
-    saved, both = {name.rpartition(".")[2] for name in have.saved}, set(EMBEDDINGS)
-    if tied and have.keeps_tied and saved:
-        saved |= both
-    if saved not in (set(), both):
-        names = ", ".join(sorted(saved))
-        raise InputError(f"{where}: modules_to_save is {names}; embed_tokens and lm_head, or none, can be continued")
-    targets = _targets(have, checkpoint, where)
-    rows = [tuple(have.rows_of(name)) for name in EMBEDDINGS]
-    if not any(rows):
-        return LoraShape(have.rank, have.alpha, have.dropout, targets, "all" if saved else "")
-    if saved or (rows[0] != rows[1] and not (tied and rows[0] and not rows[1])):
-        said = "trainable_token_indices must name the same rows of embed_tokens and lm_head"
-        raise InputError(f"{where}: {said}; start a new adapter")
-    return LoraShape(have.rank, have.alpha, have.dropout, targets, "new", rows[0])
-
-
-def _targets(have: AdapterConfig, checkpoint: Checkpoint, where: str) -> list[str]:
-    """The layers that have LoRA weights, of an expression the names that it matches in the model."""
-    found = have.targets or []
-    if isinstance(found, str):
+    """As adapter_config.json says; of an expression for layers, the names that it matches in the model."""
+    targets = have.targets or []
+    if isinstance(targets, str):
         matrices = [name.removesuffix(".weight") for name, info in checkpoint.tensors.items() if len(info.shape) == 2]
-        found = sorted({name.rpartition(".")[2] for name in matrices if have.targeted(name)})
-        if not all(have.targeted(name) for name in matrices if name.rpartition(".")[2] in found):
-            said = f"target_modules is {have.targets!r}, which takes some layers and leaves others of the same name"
-            raise InputError(f"{where}: {said}; names, or an expression for all layers, can be continued")
-    if tables := {name.rpartition(".")[2] for name in found}.intersection(EMBEDDINGS):
-        said = f"target_modules has {', '.join(sorted(tables))}, which is trained by rows here, not by LoRA"
-        raise InputError(f"{where}: {said}; merge the adapter and start a new one")
-    return sorted(found)
+        targets = sorted({name.rpartition(".")[2] for name in matrices if have.targeted(name)})
+    tables = [name.removesuffix(".weight") for name in (EMBEDDING, HEAD)]
+    rows = next((rows for table in tables if (rows := have.rows_of(table))), [])
+    saved = any(map(have.saves, tables))
+    embeddings: Literal["", "all", "new"] = "new" if rows else "all" if saved else ""
+    return LoraShape(have.rank, have.alpha, have.dropout, sorted(targets), embeddings, tuple(rows))

@@ -33,7 +33,7 @@ from zhllama.errors import InputError
 from zhllama.training.inputs import EMBEDDINGS, LoraShape, TrainingInputs, lora_shape, opened_adapter
 from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
-from zhllama.weights.adapter import SAFE
+from zhllama.weights.adapter import SAFE, Adapter
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied
@@ -168,35 +168,44 @@ def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama
 
 
 def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
-    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; with
-    `adapter`, its weights. InputError when they do not fit this model."""
-    # of a tied model the embedding is trained, which is its head too
+    """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; or, of an
+    `adapter`, what it has, with its weights. InputError when they do not fit this model."""
     tied = model.config.tie_word_embeddings
-    saved = EMBEDDINGS[:1] if tied else EMBEDDINGS
-    config = LoraConfig(
-        r=shape.r,
-        lora_alpha=shape.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=shape.dropout,
-        target_modules=shape.targets,
-        modules_to_save=list(saved) if shape.embeddings == "all" else None,
-        trainable_token_indices={name: list(shape.rows) for name in EMBEDDINGS} if shape.embeddings == "new" else None,
-        task_type="CAUSAL_LM",
-    )
+    reader = None if adapter is None else opened_adapter(adapter, tied)
+    if reader is None:
+        given: dict[str, Any] = {
+            "r": shape.r,
+            "lora_alpha": shape.alpha,
+            "lora_dropout": shape.dropout,
+            "target_modules": shape.targets,
+            "modules_to_save": EMBEDDINGS if shape.embeddings == "all" else (),
+            "trainable_token_indices": {name: list(shape.rows) for name in EMBEDDINGS * (shape.embeddings == "new")},
+            "task_type": "CAUSAL_LM",
+        }
+    else:
+        given = reader.config.for_peft()
+    saved = list(given.pop("modules_to_save", ()))
+    one = tied and any(name.rpartition(".")[2] in EMBEDDINGS for name in saved)
+    if one:
+        # of a tied model the embedding is trained, which is its head too
+        others = [name for name in saved if name.rpartition(".")[2] not in EMBEDDINGS]
+        given.pop("ensure_weight_tying", None)
+        saved = [*others, *EMBEDDINGS[:1]]
+    config = LoraConfig(**given, modules_to_save=saved or None)
     # ZeRO-3 wants one dtype throughout, and keeps float32 masters of it
     adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
-    if tied and shape.embeddings == "all":
+    if one:
         model.lm_head.weight = model.get_input_embeddings().weight
         # saved as both, whatever loads it has them alike
-        _settings(adapted).modules_to_save = list(EMBEDDINGS)
-    if adapter is not None:
-        _put_in(adapted, adapter)
+        _settings(adapted).modules_to_save = [*others, *EMBEDDINGS]
+    if reader is not None:
+        _put_in(adapted, reader)
     return _with_masters(adapted)
 
 
-def _put_in(model: PeftModel, adapter: Artifact) -> None:
-    reader = opened_adapter(adapter, model.config.tie_word_embeddings)
+def _put_in(model: PeftModel, reader: Adapter) -> None:
     # a file that is whole on this node already is read at once
-    held = load_file(materialize(adapter) / SAFE) if SAFE in adapter else None
+    held = load_file(materialize(reader.artifact) / SAFE) if SAFE in reader.artifact else None
     weights = {name: reader.read(key) if held is None else held[key] for name, key in reader.peft_keys()}
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(wanted.keys() | weights.keys()):
@@ -215,7 +224,7 @@ def for_both_tables(model: PeftModel, weights: dict[str, torch.Tensor]) -> dict[
     """An adapter's tensors, with a head where a tied model's one table is saved as both."""
     head, embedding = (f"base_model.model.{name}" for name in (HEAD, EMBEDDING))
     saved = _settings(model).modules_to_save or ()
-    missing = set(saved) == set(EMBEDDINGS) and head not in weights
+    missing = set(saved) >= set(EMBEDDINGS) and head not in weights
     return weights | ({head: weights[embedding].clone()} if missing else {})
 
 

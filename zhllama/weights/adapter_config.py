@@ -6,7 +6,7 @@ every release, and each of them passed as long as the known bad ones were listed
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -54,8 +54,8 @@ _MEANINGS = {
 
 class AdapterConfig:
     """Of a LoRA adapter. `rank` and `alpha` hold where no pattern names a module; `targets`: as peft reads it, names or
-    one expression; `saved`: the modules that are saved whole; `token_rows`: rows that are trained alone, of the
-    embedding or by module; `keeps_tied`: a tied model stays so. InputError for what is not done here."""
+    one expression; `saved`: the modules that are saved whole; `token_rows`: rows that are trained alone, by
+    module; `keeps_tied`: a tied model stays so. InputError for what is not done here."""
 
     def __init__(self, artifact: Artifact, option: str) -> None:
         self.where = f"{option} {artifact.root}"
@@ -82,7 +82,7 @@ class AdapterConfig:
         if isinstance(self.saved, str):
             raise ValueError("modules_to_save is no list")
         self.layers, self._layer_lists = _layers(given), _names(given, "layers_pattern") or []
-        self.token_rows: Sequence[int] | Mapping[str, Sequence[int]] = _token_rows(given)
+        self.token_rows = _token_rows(given)
         base = given.get("base_model_name_or_path")
         self.base = base if isinstance(base, str) else ""
         if len(self.ranks) + len(self.alphas) > _MOST_PATTERNS:
@@ -156,10 +156,8 @@ class AdapterConfig:
         return any(f".{name}." in f".{module}." for name in self.saved)
 
     def rows_of(self, module: str) -> list[int]:
-        """The rows of a module that are trained alone: one list is of the embedding."""
-        if not isinstance(self.token_rows, Mapping):
-            return list(self.token_rows) if _ends(module, "embed_tokens") else []
-        return next((list(rows) for name, rows in self.token_rows.items() if _ends(module, name)), [])
+        """The rows of a module that are trained alone."""
+        return next((rows for name, rows in self.token_rows.items() if _ends(module, name)), [])
 
 
 def _ends(module: str, name: str) -> bool:
@@ -222,9 +220,11 @@ def _layers(given: Mapping[str, Any]) -> set[int] | None:
     return set(many) or None
 
 
-def _token_rows(given: Mapping[str, Any]) -> Sequence[int] | dict[str, Sequence[int]]:
-    value = given.get("trainable_token_indices") or []
-    for rows in value.values() if isinstance(value, dict) else [value]:
+def _token_rows(given: Mapping[str, Any]) -> dict[str, list[int]]:
+    value = given.get("trainable_token_indices") or {}
+    # one list is of the embedding
+    by_module = value if isinstance(value, dict) else {"embed_tokens": value}
+    for rows in by_module.values():
         if not isinstance(rows, list) or not all(type(row) is int and row >= 0 for row in rows):
             raise ValueError("trainable_token_indices are no rows")
-    return value
+    return by_module

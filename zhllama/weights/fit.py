@@ -83,24 +83,26 @@ def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | Non
 
 
 class Step(NamedTuple):
-    """An adapter that is to be merged: digest, vocabulary, whether it replaces every embedding, and what it was trained
-    on (`trained_on`)."""
+    """An adapter that is to be merged."""
 
     name: str
     digest: str
     vocabulary: Vocabulary | None
-    brings_rows: bool
+    rows: int | None
+    """Of the embedding that it brings; None: the embedding stays."""
     trained_on: tuple[str, ...] | None
+    pieces: Sequence[str] = ()
+    """Of its vocabulary, where they are known."""
 
 
-def require_fit(model: Artifact, vocabulary: Vocabulary | None, steps: Sequence[Step]) -> list[str]:
+def require_fit(model: Artifact, vocabulary: Vocabulary | None, rows: int, steps: Sequence[Step]) -> list[str]:
     """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
-    base = f"--model {model.root}", vocabulary, lineage_of(model)
+    base = f"--model {model.root}", vocabulary, rows, lineage_of(model)
     # one that names a model that was merged by its digest alone
-    steps = [step._replace(trained_on=base[2]) if step.trained_on == (model.digest,) else step for step in steps]
+    steps = [step._replace(trained_on=base[3]) if step.trained_on == (model.digest,) else step for step in steps]
     reason = _misfit(*base, steps)
     if reason is None:
-        return [*base[2], *(step.digest for step in steps)]
+        return [*base[3], *(step.digest for step in steps)]
     orders = permutations(steps) if 1 < len(steps) <= _MOST_TRIED else ()
     right = next((order for order in orders if _misfit(*base, order) is None), None)
     if right is None:
@@ -109,9 +111,12 @@ def require_fit(model: Artifact, vocabulary: Vocabulary | None, steps: Sequence[
     raise InputError(f"--adapters: the order is wrong ({reason}); give --adapters {names}")
 
 
-def _misfit(before: str, vocabulary: Vocabulary | None, lineage: tuple[str, ...], steps: Sequence[Step]) -> str | None:
+def _misfit(
+    before: str, vocabulary: Vocabulary | None, rows: int, lineage: tuple[str, ...], steps: Sequence[Step]
+) -> str | None:
     """The first reason why these do not fit, in this order; None when they do."""
     for step in steps:
+        rows = rows if step.rows is None else step.rows
         if vocabulary is not None and step.vocabulary is not None:
             relation = step.vocabulary.relation_to(vocabulary)
             both = f"{step.name} has {step.vocabulary} and {before} has {vocabulary}"
@@ -119,8 +124,9 @@ def _misfit(before: str, vocabulary: Vocabulary | None, lineage: tuple[str, ...]
                 return f"{step.name} has {step.vocabulary}, foreign to the {vocabulary} of {before}"
             if relation is Relation.SHRINKS:
                 return f"{both}: the first {relation.value} the second where it must be equal or extend it"
-            if relation is Relation.EXTENDS and not step.brings_rows:
-                return f"{both}: it extends them, but its modules_to_save bring no embedding rows for the new pieces"
+            if step.vocabulary.size > rows:
+                new = ", ".join(step.pieces[rows : rows + 3]) or f"{step.vocabulary.size - rows} pieces"
+                return f"{both}: it extends them, but its modules_to_save bring no embedding rows for {new}"
         if step.trained_on is not None and step.trained_on != lineage:
             trained, here = _named(step.trained_on), _named(lineage)
             return f"{step.name} was trained on {trained}, and here it would be merged into {here}"

@@ -406,9 +406,62 @@ def test_a_shrinking_vocabulary_is_refused_and_the_right_order_is_named(
         merge(tmp_path, tiny_model, alpaca, plus)
 
 
-def test_more_pieces_without_their_rows_are_refused(tmp_path, tiny_model, make_adapter, longer_tokenizer):
-    with pytest.raises(InputError, match="bring no embedding rows"):
-        merge(tmp_path, tiny_model, make_adapter(1, tokenizer=longer_tokenizer))
+CHATML = {"<|im_start|>": 800, "<|im_end|>": 801}
+
+
+def test_more_pieces_without_their_rows_are_refused_by_their_names(tmp_path, tiny_model, make_adapter, llama_tokenizer):
+    adapter = make_adapter(1, tokenizer=llama_tokenizer)
+    (adapter / "added_tokens.json").write_text(json.dumps(CHATML))
+    with pytest.raises(InputError, match=r"bring no embedding rows for <\|im_start\|>, <\|im_end\|>"):
+        merge(tmp_path, tiny_model, adapter)
+
+
+def of_fast(model: bytes) -> dict[str, bytes]:
+    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+
+    return {"tokenizer.json": tokenizer_files(model)["tokenizer.json"]}
+
+
+PADDING = {
+    "in tokenizer.json": lambda own, longer: of_fast(longer),
+    "a piece of tokenizer.model": lambda own, longer: {"tokenizer.model": longer},
+    "added to tokenizer.model": lambda own, longer: {"tokenizer.model": own, "added_tokens.json": b'{"[PAD]": 800}'},
+    "added to nothing": lambda own, longer: {"added_tokens.json": b'{"[PAD]": 800}'},
+    "of another name": lambda own, longer: {
+        "added_tokens.json": b'{"<pad>": 800}',
+        "special_tokens_map.json": b'{"pad_token": "<pad>"}',
+    },
+}
+
+
+@pytest.mark.parametrize("name", PADDING)
+def test_padding_that_has_no_row_is_no_piece_of_the_merged_model(
+    tmp_path, tiny_model, make_adapter, merged_by_peft, llama_tokenizer, longer_tokenizer, name
+):
+    adapter = make_adapter(1)
+    wanted = merged_by_peft([adapter])
+    for file, content in PADDING[name](llama_tokenizer, longer_tokenizer).items():
+        (adapter / file).write_bytes(content)
+    manifest = merge(tmp_path, tiny_model, adapter)
+    assert_same(tensors_of(manifest), wanted)
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.pad) == (800, None)
+    assert load_encoder(open_artifact(manifest.reference), "").size == 800
+
+
+def test_tokens_that_an_adapter_gives_to_rows_of_padding_are_named(tmp_path, tiny_folder, make_adapter):
+    from transformers import AutoModelForCausalLM
+
+    padded = tmp_path / "model"
+    shutil.copytree(tiny_folder, padded, ignore=shutil.ignore_patterns("manifest.json", "*.safetensors*"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    base.resize_token_embeddings(832, mean_resizing=False)
+    base.save_pretrained(padded)
+    adapter = make_adapter(1)
+    (adapter / "added_tokens.json").write_text(json.dumps(CHATML))
+    manifest = merge(tmp_path / "store", padded, adapter)
+    assert manifest.vocabulary is not None
+    assert (manifest.vocabulary.size, manifest.vocabulary.rows) == (802, 832)
 
 
 def test_a_foreign_vocabulary_is_refused(tmp_path, tiny_model, make_adapter, llama_tokenizer):
@@ -464,7 +517,7 @@ BAD = {
     ),
     "other tokens": (
         lambda a: (a / "added_tokens.json").write_text('{"<|im_start|>": 800}'),
-        r"its tokenizer has '<\|im_start\|>' as token 800",
+        r"bring no embedding rows for <\|im_start\|>",
     ),
     "a pointer": (
         lambda a: (a / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1"),
@@ -552,17 +605,6 @@ def test_an_adapter_brings_the_tokens_that_its_folder_names(tmp_path, tiny_model
     assert manifest.vocabulary is not None
     assert (manifest.vocabulary.size, manifest.vocabulary.eos) == (802, 801)
     assert load_encoder(open_artifact(manifest.reference), "").eos == 801
-
-
-def test_an_adapter_of_more_pieces_in_tokenizer_json_alone_is_refused(
-    tmp_path, tiny_model, make_adapter, longer_tokenizer
-):
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-
-    adapter = make_adapter(1)
-    (adapter / "tokenizer.json").write_bytes(tokenizer_files(longer_tokenizer)["tokenizer.json"])
-    with pytest.raises(InputError, match="modules_to_save bring no embedding rows"):
-        merge(tmp_path, tiny_model, adapter)
 
 
 # --- what is published beside the weights -----------------------------------------------------------------------------

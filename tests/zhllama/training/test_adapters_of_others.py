@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.training.inputs import checked_inputs
-from zhllama.training.model import collate, trained_model
+from zhllama.training.model import collate, trainable, trained_model, trained_weights
 from zhllama.training.options import FinetuneOptions
+from zhllama.training.worker import _add_adapter
+from zhllama.weights.adapter_config import AdapterConfig
 
 MODULES = ["embed_tokens", "lm_head"]
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -118,6 +121,46 @@ def test_other_shapes_and_half_an_adapter_are_refused_before_a_weight_is_read(ad
         checked_inputs(options, Inputs(options))
 
 
+ITS_OWN = {
+    "rank-stabilised": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 5}},
+    "one layer": {"layers_to_transform": 1},
+    "layers left out": {"target_modules": "all-linear", "exclude_modules": ["up_proj"]},
+    "an expression": {"target_modules": r".*layers\.0\..*q_proj"},
+    "another module": {"modules_to_save": ["norm", "lm_head"]},
+    "rows of the embedding": {"trainable_token_indices": [3, 5]},
+    "other rows of either": {"trainable_token_indices": {"embed_tokens": [3], "lm_head": [5, 7]}},
+}
+
+
+@pytest.mark.parametrize("name", ITS_OWN)
+def test_what_it_has_of_its_own_is_trained_on_and_kept(tmp_path, adapter, tiny_model, packed_text, name):
+    folder = adapter(**ITS_OWN[name])
+    batch = collate([PackedDataset(open_artifact(packed_text))[index] for index in range(2)])
+    options = given(folder, tiny_model, packed_text)
+    inputs = checked_inputs(options, Inputs(options))
+    model = trained_model(options, inputs, torch.float32).train()
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.3)
+    before = model(**batch).loss
+    before.backward()
+    optimizer.step()
+    after = model(**batch).loss.item()
+    assert after < before.item()
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    _add_adapter(out, inputs, model, trained_weights(model))
+    published = open_artifact(out.publish("adapter").reference)
+    kept, had = (AdapterConfig(open_artifact(str(one)), "").for_peft() for one in (published.root, folder))
+    assert kept == had
+    options = given(published.root, tiny_model, packed_text)
+    assert continued(options).train()(**batch).loss.item() == pytest.approx(after, abs=2e-3)
+
+
+def test_padding_without_a_row_is_not_held_against_it(adapter, tiny_model, packed_text):
+    folder = adapter()
+    (folder / "added_tokens.json").write_text('{"[PAD]": 800}')
+    checked_inputs(options := given(folder, tiny_model, packed_text), Inputs(options))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -135,6 +178,13 @@ def test_of_a_tied_model_it_goes_on_as_one_table(adapter, tied_model, packed_tex
     (key,) = [key for key in load_file(folder / "adapter_model.safetensors") if "embed_tokens" in key]
     found = dict(model.named_parameters())[name]
     assert torch.equal(found, load_file(folder / "adapter_model.safetensors")[key].float())
+
+
+@pytest.mark.parametrize("table", MODULES)
+def test_lora_on_a_table_is_refused(adapter, tiny_model, packed_text, table):
+    folder = adapter(target_modules=["q_proj", table])
+    with pytest.raises(InputError, match=rf"it has LoRA on \S*{table}.weight, which is trained by rows here"):
+        checked_inputs(options := given(folder, tiny_model, packed_text), Inputs(options))
 
 
 def test_two_tables_for_the_one_of_a_tied_model_are_refused(adapter, tied_model, packed_text):

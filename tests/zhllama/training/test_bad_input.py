@@ -205,7 +205,3 @@ def test_half_precision_without_a_gpu(said):
     assert said("finetune", precision="float16") == (
         "--precision float16: it needs a GPU, and there is none here; give bfloat16 or float32"
     )
-
-
-def test_a_continued_adapter_with_rows_of_one_table(said, adapter):
-    assert "must name the same rows" in said(adapter=adapter(trainable_token_indices={"embed_tokens": [1, 2]}))

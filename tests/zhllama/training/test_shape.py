@@ -77,10 +77,11 @@ def test_what_contradicts_is_refused(options, said, model, adapter):
     [
         ("all-linear", sorted(LORA_TARGETS.split(","))),
         (r"(?:.*?(?:self_attn|attention).*?(?:q_proj|v_proj).*?)", ["q_proj", "v_proj"]),
+        (r".*layers\.0\..*q_proj", ["q_proj"]),
     ],
-    ids=["peft's word", "an expression as Unsloth writes it"],
+    ids=["peft's word", "an expression as Unsloth writes it", "an expression for one layer"],
 )
-def test_an_expression_for_all_layers_is_their_names(given, names, model, adapter):
+def test_an_expression_for_layers_is_their_names(given, names, model, adapter):
     assert lora_shape(tuning(), model, adapter(target_modules=given)).targets == names
 
 
@@ -89,38 +90,24 @@ def test_embeddings_cannot_be_added_to_an_adapter_without(model, adapter):
         lora_shape(tuning(train_embeddings=True), model, adapter(modules_to_save=None))
 
 
-def test_the_rows_of_a_continued_adapter_are_its_own(model, adapter):
-    single = {name: [7, 9] for name in EMBEDDINGS}
-    shape = lora_shape(tuning(), model, adapter(modules_to_save=None, trainable_token_indices=single))
+@pytest.mark.parametrize(
+    "given",
+    [{name: [7, 9] for name in EMBEDDINGS}, {"model.embed_tokens": [7, 9]}, [7, 9], {"lm_head": [7, 9]}],
+    ids=["both", "its whole name", "a list", "the head"],
+)
+def test_the_rows_of_a_continued_adapter_are_its_own(model, adapter, given):
+    shape = lora_shape(tuning(), model, adapter(modules_to_save=None, trainable_token_indices=given))
     assert (shape.embeddings, shape.rows) == ("new", (7, 9))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"modules_to_save": ["norm"]}, "modules_to_save is norm"),
-        ({"modules_to_save": None, "trainable_token_indices": {"embed_tokens": [1]}}, "must name the same rows"),
-        ({"modules_to_save": None, "trainable_token_indices": [1, 2]}, "must name the same rows"),
-        ({"target_modules": r".*layers\.0\..*q_proj"}, "takes some layers and leaves others of the same name"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules has lm_head, which is trained by rows here"),
-        ({"layers_to_transform": [0]}, "sets layers_to_transform, which a training here would not keep"),
-        ({"exclude_modules": ["o_proj"]}, "sets exclude_modules, which"),
-        ({"use_rslora": True}, "adapter_config.json sets use_rslora, which a training here would not keep"),
-        ({"alpha_pattern": {"q_proj": 64}}, "sets alpha_pattern, which"),
         ({"bias": "all"}, "sets bias='all', which is not done here"),
         ({"peft_type": "IA3"}, "a IA3 adapter; only LoRA"),
         ({"r": "eight"}, r"no LoRA configuration \(r is eight.*\); fetch it again"),
     ],
     ids=[
-        "another module",
-        "rows of one table",
-        "rows of no table",
-        "a pattern",
-        "a table",
-        "layers",
-        "layers left out",
-        "scale",
-        "scales",
         "bias",
         "kind",
         "r",

@@ -1,4 +1,4 @@
-"""An adapter's tokenizer is looked at wherever it stands, and must name the model's tokens."""
+"""What names tokens beside an adapter of a model without a SentencePiece model must name that model's."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder
-from zhllama.weights.beside import require_known_tokens, tokens_beside
+from zhllama.weights.beside import require_known_tokens, tokens_of
 
 
 def folder(path: Path, files: dict[str, Any]) -> Path:
@@ -28,9 +28,10 @@ def encoder(llama_tokenizer: bytes) -> Encoder:
 def check(tmp_path: Path, encoder: Encoder) -> Any:
     """`check(files beside the adapter, files beside the model)`"""
 
-    def run(beside: dict[str, Any], model: Any = None, rows: int = 800, own: Encoder | None = encoder) -> None:
-        both = folder(tmp_path / "model", model or {}), folder(tmp_path / "adapter", beside)
-        require_known_tokens([open_artifact(str(path)) for path in both], [own, None], rows)
+    def run(beside: dict[str, Any], model: dict[str, Any] | None = None, rows: int = 800) -> None:
+        own = tokenizer_json(encoder) if model is None else model
+        both = folder(tmp_path / "model", own), folder(tmp_path / "adapter", beside)
+        require_known_tokens(*(open_artifact(str(path)) for path in both), rows)
 
     return run
 
@@ -54,21 +55,30 @@ def test_a_folder_without_a_tokenizer_says_nothing(check: Any) -> None:
     check({"adapter_config.json": {}})
 
 
-def test_files_beside_a_sentencepiece_model_are_not_held_against_it(tmp_path: Path, encoder: Encoder) -> None:
-    paths = [folder(tmp_path / name, tokenizer_json(encoder)) for name in ("model", "first", "second")]
-    require_known_tokens([open_artifact(str(path)) for path in paths], [encoder, encoder, None], 800)
-
-
 def test_what_the_model_names_beyond_its_pieces_is_its_own(check: Any, encoder: Encoder) -> None:
     more = {"added_tokens.json": {"<|im_start|>": 800, "<|im_end|>": 801}}
-    check(tokenizer_json(encoder, "<|im_start|>", "<|im_end|>"), more)
+    check(tokenizer_json(encoder, "<|im_start|>", "<|im_end|>"), tokenizer_json(encoder) | more, 802)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"added_tokens.json": {"[PAD]": 800}},
+        {"added_tokens.json": {"<pad>": 800}, "special_tokens_map.json": {"pad_token": "<pad>"}},
+        {"tokenizer_config.json": {"pad_token": "<p>", "added_tokens_decoder": {"800": {"content": "<p>"}}}},
+    ],
+)
+@pytest.mark.parametrize("model", [None, {}], ids=["a tokenizer", "no tokenizer"])
+def test_padding_needs_no_row(check: Any, encoder: Encoder, model: Any, more: Any) -> None:
+    check(tokenizer_json(encoder) | more, model)
 
 
 @pytest.mark.parametrize(
     ("beside", "said"),
     [
         (lambda e: tokenizer_json(e, "的", "了"), r"has '的' as token 800 \(of 802\), and the model none \(of 800\)"),
-        (lambda e: {"added_tokens.json": {"[PAD]": 800}}, r"has '\[PAD\]' as token 800"),
+        (lambda e: {"added_tokens.json": {"[PAD]": 801}}, r"has '\[PAD\]' as token 801"),
+        (lambda e: {"added_tokens.json": {"<|im_end|>": 800}}, r"has '<\|im_end\|>' as token 800"),
         (lambda e: {"tokenizer_config.json": {"added_tokens_decoder": {"800": {"content": "<x>"}}}}, "has '<x>' as"),
         (lambda e: {"added_tokens.json": {"<|end|>": 2}}, r"has '<\|end\|>' as token 2 .* the model '</s>'"),
         (lambda e: {"tokenizer.json": {"model": {"vocab": {"<unk>": 0}}}}, "has none as token 1 .* the model '<s>'"),
@@ -84,9 +94,9 @@ def test_another_vocabulary_is_refused(check: Any, encoder: Encoder, beside: Any
 
 def test_a_model_without_a_tokenizer_has_rows(check: Any, encoder: Encoder) -> None:
     with pytest.raises(InputError, match=r"as token 700 \(of 800\), and the model none \(of 700\)"):
-        check(tokenizer_json(encoder), rows=700, own=None)
+        check(tokenizer_json(encoder), {}, 700)
 
 
-def test_the_last_name_of_an_id_counts(tmp_path: Path) -> None:
-    files = {"tokenizer.json": {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 0, "content": "b"}]}}
-    assert tokens_beside(open_artifact(str(folder(tmp_path / "x", files)))) == {0: "b"}
+def test_the_last_name_of_an_id_counts() -> None:
+    files: Any = {"tokenizer.json": {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 0, "content": "b"}]}}
+    assert tokens_of(files, "") == {0: "b"}

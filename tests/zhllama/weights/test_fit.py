@@ -20,7 +20,7 @@ def artifact(digest, **facts):
 
 
 def step(name, vocabulary=None, brings_rows=False, trained_on=None):
-    return Step(name, name * 12, vocabulary, brings_rows, trained_on)
+    return Step(name, name * 12, vocabulary, vocabulary.size if brings_rows else None, trained_on)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_an_adapter_is_trained_further_on_the_model_that_it_names(facts, fits):
 def test_the_lineage_of_a_merged_model_is_its_own_and_the_adapters():
     model = artifact("base", lineage=["root", "one"])
     steps = [step("b", trained_on=("base",)), step("c", trained_on=("root", "one", "b" * 12))]
-    assert require_fit(model, None, steps) == ["root", "one", "b" * 12, "c" * 12]
+    assert require_fit(model, None, 1, steps) == ["root", "one", "b" * 12, "c" * 12]
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_the_lineage_of_a_merged_model_is_its_own_and_the_adapters():
 )
 def test_adapters_that_fit_in_no_order_are_refused_with_the_first_reason(steps, said):
     with pytest.raises(InputError, match=f"^--adapters: a?.*{said}"):
-        require_fit(artifact("base"), SMALL, steps)
+        require_fit(artifact("base"), SMALL, 1, steps)
 
 
 def test_adapters_in_the_wrong_order_are_told_the_right_one():
     first, second = step("a", trained_on=("base",)), step("b", trained_on=("base", "a" * 12))
     with pytest.raises(InputError, match=r"the order is wrong \(b was trained on .*\); give --adapters a,b$"):
-        require_fit(artifact("base"), SMALL, [second, first])
+        require_fit(artifact("base"), SMALL, 1, [second, first])
 
 
 def test_an_adapter_of_one_merge_fits_another_merge_of_the_same_weights(tmp_path):
