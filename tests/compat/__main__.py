@@ -1,0 +1,80 @@
+"""`make compat` (all), or `make compat ONLY="trl mergekit"`: programs one after another, and docs/compatibility.md.
+
+What each saw is kept in build/compat/seen, so that the table is written anew when one is tried again. Exit code 1 when
+one differs from us in ids, logits or answers without a word.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.compat import artifacts, table
+from tests.compat.comparison import Comparison
+from tests.compat.environments import Failed, install, run
+from tests.compat.programs import PROGRAMS
+from tests.loaded_model import load_model
+
+BUILD = Path("build/compat").resolve()
+BASES = {"rows": "extended", "lora": "pretrained"}
+"""Adapter → the model that it is for."""
+MODELS = ("merged", "tied", "stretched")
+
+
+def main(chosen: list[str]) -> int:
+    known = [program.name for program in PROGRAMS]
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        sys.exit(f"{', '.join(unknown)}: no such program; there are {', '.join(known)}")
+    # the suite's own processes ask no network either
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ZHLLAMA_CACHE": str(BUILD / "cache")}
+    work, kept = BUILD / "work", BUILD / "seen"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    kept.mkdir(exist_ok=True)
+    made = artifacts.make(work)
+    template = artifacts.template_of(made["merged"])
+    ours = {name: artifacts.said(load_model(made[name]), template) for name in MODELS}
+    ours |= {name: artifacts.said(load_model(made[base], made[name]), template) for name, base in BASES.items()}
+    asked = question(made, ours)
+    comparison = Comparison(made, ours, work)
+    differing = 0
+    for program in PROGRAMS:
+        if chosen and program.name not in chosen:
+            continue
+        told = asked | {"out": str(work / program.name)}
+        try:
+            found = run(install(program), program.script, told, program.limit)
+            rows, versions = comparison.rows(found), found["versions"]
+        except Failed as error:
+            rows, versions = [table.Row("install or start", f"error: {error}")], {}
+        differing += sum(row.differs for row in rows)
+        section = table.section(program, versions, rows)
+        print(section, flush=True)
+        (kept / f"{known.index(program.name):02}.md").write_text(section, encoding="utf-8")
+    sections = [path.read_text(encoding="utf-8") for path in sorted(kept.glob("*.md"))]
+    if len(sections) == len(PROGRAMS):
+        Path("docs/compatibility.md").write_text(table.page(sections), encoding="utf-8")
+    print(f"{differing} results differ from ours")
+    return 1 if differing else 0
+
+
+def question(made: dict[str, str], ours: dict[str, artifacts.Said]) -> dict[str, Any]:
+    """What a script is told: folders and files by name, texts, and our ids of them, for which logits are asked."""
+    folder = {name: str(Path(reference).parent) for name, reference in made.items()}
+    return {
+        "lines": artifacts.LINES,
+        "chats": artifacts.CHATS,
+        "models": {name: folder[name] for name in MODELS},
+        "adapters": {name: [folder[name], folder[base]] for name, base in BASES.items()},
+        "based": BASES,
+        "gguf": {name.replace("gguf", "merged", 1) if name == "gguf" else name.removeprefix("gguf-"): folder[name]
+                 for name in made if name.startswith("gguf")},
+        "said": {name: {"ids": said.ids, "chats": said.chats, "answers": said.answers} for name, said in ours.items()},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

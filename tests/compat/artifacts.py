@@ -1,0 +1,158 @@
+"""What the programs are given: small models, adapters and GGUF that our own stages publish, and what we say of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.texts import chinese_sentences, code_lines, llama_shaped
+from zhllama.inference.load import LoadedModel
+from zhllama.stage.run import run_stage
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+"""Heads of 32, as serving engines' kernels want them at least."""
+LINES = (
+    "今天早上，老师在图书馆找到这本书，内容丰富。",
+    "The quick brown fox, 3.14 and more.",
+    "def 函数(x): return x  # 中文注释 with English",
+    "两个  空格   三个，\t制表\n换行\n\n空行",
+    " 前面有空格 and behind ",
+    "🤗 表情👍🏽和 👩‍👩‍👧‍👦，𠮷 é\x01",
+    "（全角）！？：；“引号”《书名》",
+)
+CHATS: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "这本书怎么样？"}],
+    [
+        {"role": "user", "content": "请问附近哪里可以买咖啡？"},
+        {"role": "assistant", "content": "非常满意"},
+        {"role": "user", "content": "Say it again, 再说一次。"},
+    ],
+)
+ANSWER = 8
+"""Tokens of a greedy answer."""
+TRAINING: dict[str, Any] = {
+    "deepspeed": "none", "precision": "float32", "per_device_train_batch_size": 4, "save_steps": 0, "max_steps": 12,
+    "learning_rate": 3e-3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """What we make of a model: the ids of LINES and of CHATS, one array of logits a text, and the greedy answers."""
+
+    ids: list[list[int]]
+    chats: list[list[int]]
+    logits: list[np.ndarray]
+    answers: list[list[int]]
+    template: str
+
+    @property
+    def texts(self) -> list[list[int]]:
+        return [*self.ids, *self.chats]
+
+
+def said(loaded: LoadedModel, template: str) -> Said:
+    import torch
+
+    from zhllama.tokenizer.chat import Chat
+
+    ids = [loaded.prompt_ids(line) for line in LINES]
+    chat = Chat(loaded.encoder, template)
+    chats = [chat.ids(messages) for messages in CHATS]
+
+    def logits(sequence: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(loaded.model(torch.tensor([sequence])).logits[0].float())
+
+    answers = []
+    for prompt in chats:
+        answer: list[int] = []
+        while len(answer) < ANSWER and (not answer or answer[-1] not in loaded.stops):
+            answer.append(int(logits([*prompt, *answer])[-1].argmax()))
+        answers.append(answer)
+    return Said(ids, chats, [logits(sequence) for sequence in (*ids, *chats)], answers, template)
+
+
+def template_of(model: str) -> str:
+    """The chat template that a published folder carries; model: its manifest."""
+    return str(json.loads(Path(model).with_name("tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"])
+
+
+def seed(folder: Path, **config: Any) -> str:
+    """A LLaMA of random weights as somebody else publishes one."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    half = config.pop("half", False)
+    torch.manual_seed(16)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=700, max_position_embeddings=512, initializer_range=0.08, **SHAPE, **config)
+    )
+    (model.half() if half else model).save_pretrained(folder)
+    lines = (" ".join(line.split()) for line in islice(code_lines(), 6000))
+    (folder / "tokenizer.model").write_bytes(llama_shaped(lines, 700))
+    return str(folder)
+
+
+def make(folder: Path) -> dict[str, str]:
+    """Name → reference: the models `merged` (float32, with two adapters in it), `tied` and `stretched` (float16), the
+    adapters `rows` (on `extended`) and `lora` (on `pretrained`), and `gguf`, `gguf-tied`, `gguf-stretched`."""
+    from components.export_model.exporter import export_model
+    from components.export_model.options import ExportModel
+    from components.extend_tokenizer.extender import extend_tokenizer
+    from components.extend_tokenizer.options import ExtendTokenizer
+    from components.finetune.options import Finetune
+    from components.merge_adapters.merger import merge_adapters
+    from components.merge_adapters.options import MergeAdapters
+    from components.prepare_dataset.options import PrepareDataset
+    from components.prepare_dataset.preparer import prepare_dataset
+    from components.pretrain.options import Pretrain
+    from components.train_tokenizer.options import TrainTokenizer
+    from components.train_tokenizer.sentencepiece_trainer import train_tokenizer
+    from zhllama.training.stage import run_training
+
+    store = str(folder / "store")
+    (folder / "text").mkdir()
+    sentences = list(islice(chinese_sentences(), 600))
+    (folder / "text" / "text.txt").write_text("\n".join(sentences), encoding="utf-8")
+    (folder / "items.json").write_text(items(sentences[:60]), encoding="utf-8")
+    text = str(folder / "text")
+    made = {"chinese": run_stage(TrainTokenizer(store=store, text=text, vocab_size=700), train_tokenizer).reference}
+    seeds: dict[str, dict[str, Any]] = {
+        "extended": {"num_key_value_heads": 2},
+        "tied": {"tie_word_embeddings": True, "half": True},
+        "stretched": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, "half": True},
+    }
+    for name, config in seeds.items():
+        model = seed(folder / f"seed-{name}", **config)
+        options = ExtendTokenizer(store=store, model=model, chinese_tokenizer=made["chinese"])
+        made[name] = run_stage(options, extend_tokenizer).reference
+    prepare = {"store": store, "tokenizer": made["extended"], "validation_fraction": 0.1}
+    made["text"] = run_stage(PrepareDataset(text=text, block_size=64, **prepare), prepare_dataset).reference
+    taught = PrepareDataset(instructions=str(folder / "items.json"), block_size=128, **prepare)
+    made["items"] = run_stage(taught, prepare_dataset).reference
+    trained = Pretrain(store=store, stage="lora", model=made["extended"], dataset=made["text"], **TRAINING)
+    made["rows"] = run_stage(trained, run_training).reference
+    merging = MergeAdapters(store=store, model=made["extended"], adapters=made["rows"])
+    made["pretrained"] = run_stage(merging, merge_adapters).reference
+    tuned = Finetune(store=store, model=made["pretrained"], dataset=made["items"], **TRAINING)
+    made["lora"] = run_stage(tuned, run_training).reference
+    both = MergeAdapters(store=store, model=made["pretrained"], adapters=made["lora"])
+    made["merged"] = run_stage(both, merge_adapters).reference
+    for name, model in {"gguf": "merged", "gguf-tied": "tied", "gguf-stretched": "stretched"}.items():
+        export = ExportModel(store=store, model=made[model], format="gguf", quantization="f32,f16,q8_0")
+        made[name] = run_stage(export, export_model).reference
+    return made
+
+
+def items(sentences: Sequence[str]) -> str:
+    """Instruction data: which sign a sentence ends with."""
+    kinds = [
+        {"instruction": "这句话用什么结尾？", "input": sentence, "output": f"用{sentence[-1]}"}
+        for sentence in sentences
+    ]
+    return json.dumps(kinds, ensure_ascii=False)

@@ -1,0 +1,56 @@
+"""transformers and peft: load, ask, save again, merge."""
+
+from typing import Any
+
+from common import OUT, asked, attempt, finish
+from hugging_face import ids, load, logits
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoTokenizer
+
+
+def folder(of: str) -> dict[str, Any]:
+    path = asked["models"][of]
+    return {**ids(AutoTokenizer.from_pretrained(path)), "logits": logits(load(path), of)}
+
+
+def saved(of: str) -> dict[str, Any]:
+    model, tokenizer, out = load(asked["models"][of]), AutoTokenizer.from_pretrained(asked["models"][of]), OUT / of
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {"saved": str(out), "kind": "model", "logits": logits(model, of)}
+
+
+def adapter(of: str) -> dict[str, Any]:
+    path, base = asked["adapters"][of]
+    return {"logits": logits(PeftModel.from_pretrained(load(base), path), of)}
+
+
+def adapter_alone(of: str) -> dict[str, Any]:
+    path, _ = asked["adapters"][of]
+    return {"logits": logits(AutoPeftModelForCausalLM.from_pretrained(path), of)}
+
+
+def adapter_saved(of: str) -> dict[str, Any]:
+    path, base = asked["adapters"][of]
+    model, out = PeftModel.from_pretrained(load(base), path), OUT / f"adapter-{of}"
+    model.save_pretrained(out)
+    return {"saved": str(out), "kind": "adapter", "base": asked["based"][of], "logits": logits(model, of)}
+
+
+def merged(of: str) -> dict[str, Any]:
+    path, base = asked["adapters"][of]
+    model, out = PeftModel.from_pretrained(load(base), path).merge_and_unload(), OUT / f"merged-{of}"
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(base).save_pretrained(out)
+    return {"saved": str(out), "kind": "model", "logits": logits(model, of)}
+
+
+for name in asked["models"]:
+    attempt("model folder", name, lambda: folder(name))
+    attempt("save_pretrained", name, lambda: saved(name))
+for name in asked["adapters"]:
+    attempt("PeftModel.from_pretrained", name, lambda: adapter(name))
+    attempt("AutoPeftModelForCausalLM", name, lambda: adapter_alone(name))
+    attempt("PeftModel.save_pretrained", name, lambda: adapter_saved(name))
+    attempt("merge_and_unload, save_pretrained", name, lambda: merged(name))
+finish("transformers", "peft")
