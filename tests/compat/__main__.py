@@ -1,7 +1,8 @@
 """`make compat` (all), or `make compat ONLY="trl mergekit"`: programs one after another, and docs/compatibility.md.
 
 What each saw is kept in build/compat/seen, so that the table is written anew when one is tried again. Exit code 1 when
-one differs from us in ids, logits or answers without a word.
+one differs from us in ids, logits or answers without a word. COMPAT_KEEP=1: with the artifacts of the run before, for
+who writes a script.
 """
 
 import json
@@ -12,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.compat import artifacts, table
+from tests.compat.artifacts import BASES, MODELS
 from tests.compat.comparison import Comparison
 from tests.compat.environments import Failed, install, run
 from tests.compat.programs import PROGRAMS
 from tests.loaded_model import load_model
 
 BUILD = Path("build/compat").resolve()
-BASES = {"rows": "extended", "lora": "pretrained"}
-"""Adapter → the model that it is for."""
-MODELS = ("merged", "tied", "stretched")
 
 
 def main(chosen: list[str]) -> int:
@@ -28,13 +27,17 @@ def main(chosen: list[str]) -> int:
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         sys.exit(f"{', '.join(unknown)}: no such program; there are {', '.join(known)}")
-    # the suite's own processes ask no network either
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ZHLLAMA_CACHE": str(BUILD / "cache")}
+    # the suite's own processes ask no network either; one thread each, which small models run fastest with
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    os.environ["ZHLLAMA_CACHE"] = str(BUILD / "cache")
     work, kept = BUILD / "work", BUILD / "seen"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    listed = work / "made.json"
+    if not (os.environ.get("COMPAT_KEEP") and listed.is_file()):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        listed.write_text(json.dumps(artifacts.make(work)))
+    made = json.loads(listed.read_text())
     kept.mkdir(exist_ok=True)
-    made = artifacts.make(work)
     template = artifacts.template_of(made["merged"])
     ours = {name: artifacts.said(load_model(made[name]), template) for name in MODELS}
     ours |= {name: artifacts.said(load_model(made[base], made[name]), template) for name, base in BASES.items()}
@@ -44,6 +47,7 @@ def main(chosen: list[str]) -> int:
     for program in PROGRAMS:
         if chosen and program.name not in chosen:
             continue
+        shutil.rmtree(work / program.name, ignore_errors=True)
         told = asked | {"out": str(work / program.name)}
         try:
             found = run(install(program), program.script, told, program.limit)
@@ -67,12 +71,14 @@ def question(made: dict[str, str], ours: dict[str, artifacts.Said]) -> dict[str,
     return {
         "lines": artifacts.LINES,
         "chats": artifacts.CHATS,
+        "answer": artifacts.ANSWER,
+        "head": artifacts.HEAD,
+        "words": ours["merged"].logits[0].shape[-1],
         "models": {name: folder[name] for name in MODELS},
         "adapters": {name: [folder[name], folder[base]] for name, base in BASES.items()},
         "based": BASES,
-        "gguf": {name.replace("gguf", "merged", 1) if name == "gguf" else name.removeprefix("gguf-"): folder[name]
-                 for name in made if name.startswith("gguf")},
-        "said": {name: {"ids": said.ids, "chats": said.chats, "answers": said.answers} for name, said in ours.items()},
+        "gguf": {name: folder[f"gguf-{name}"] for name in MODELS},
+        "said": {name: {"ids": said.ids, "chats": said.chats} for name, said in ours.items()},
     }  # fmt: skip
 
 

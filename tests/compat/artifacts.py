@@ -1,6 +1,7 @@
 """What the programs are given: small models, adapters and GGUF that our own stages publish, and what we say of them."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -32,22 +33,33 @@ CHATS: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "Say it again, 再说一次。"},
     ],
 )
+MODELS = ("merged", "tied", "stretched", "marked")
+"""float32 with two adapters merged in; one table for embedding and head, float16; rope linear, factor 4, float16; the
+first with `{% generation %}` markers in its chat template."""
+BASES = {"rows": "extended", "lora": "pretrained"}
+"""Adapter → the model that it is for: LoRA with embeddings and head in full; LoRA alone."""
+HEAD = 3
 ANSWER = 8
 """Tokens of a greedy answer."""
 TRAINING: dict[str, Any] = {
-    "deepspeed": "none", "precision": "float32", "per_device_train_batch_size": 4, "save_steps": 0, "max_steps": 12,
+    "deepspeed": "none", "precision": "float32", "per_device_train_batch_size": 4, "save_steps": 0,
     "learning_rate": 3e-3,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Said:
-    """What we make of a model: the ids of LINES and of CHATS, one array of logits a text, and the greedy answers."""
+    """What we make of a model: the ids of LINES and of CHATS, one array of logits a text, and the greedy answers to
+    CHATS: ids, their log probabilities, text."""
 
     ids: list[list[int]]
     chats: list[list[int]]
     logits: list[np.ndarray]
     answers: list[list[int]]
+    chosen: list[list[float]]
+    spoken: list[str]
+    likelihood: list[float]
+    """Log likelihood of what follows the first HEAD signs of a line, where none of them is white space."""
     template: str
 
     @property
@@ -68,13 +80,30 @@ def said(loaded: LoadedModel, template: str) -> Said:
         with torch.no_grad():
             return np.asarray(loaded.model(torch.tensor([sequence])).logits[0].float())
 
-    answers = []
+    answers, chosen = [], []
     for prompt in chats:
         answer: list[int] = []
+        likely: list[float] = []
         while len(answer) < ANSWER and (not answer or answer[-1] not in loaded.stops):
-            answer.append(int(logits([*prompt, *answer])[-1].argmax()))
+            last = log_softmax(logits([*prompt, *answer])[-1])
+            answer.append(int(last.argmax()))
+            likely.append(float(last.max()))
         answers.append(answer)
-    return Said(ids, chats, [logits(sequence) for sequence in (*ids, *chats)], answers, template)
+        chosen.append(likely)
+    spoken = [loaded.encoder.decode([index for index in answer if index not in loaded.stops]) for answer in answers]
+    every = [logits(sequence) for sequence in (*ids, *chats)]
+    likelihood = []
+    for line, sequence, scores in zip(LINES, ids, every):
+        if not any(map(str.isspace, line[:HEAD])):
+            begin = len(loaded.prompt_ids(line[:HEAD]))
+            likely = log_softmax(scores[begin - 1 : -1])
+            likelihood.append(float(np.take_along_axis(likely, np.array(sequence[begin:])[:, None], 1).sum()))
+    return Said(ids, chats, every, answers, chosen, spoken, likelihood, template)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def template_of(model: str) -> str:
@@ -99,8 +128,7 @@ def seed(folder: Path, **config: Any) -> str:
 
 
 def make(folder: Path) -> dict[str, str]:
-    """Name → reference: the models `merged` (float32, with two adapters in it), `tied` and `stretched` (float16), the
-    adapters `rows` (on `extended`) and `lora` (on `pretrained`), and `gguf`, `gguf-tied`, `gguf-stretched`."""
+    """Name → a file of what was made: MODELS and `gguf-` of each, the adapters BASES and what they are for."""
     from components.export_model.exporter import export_model
     from components.export_model.options import ExportModel
     from components.extend_tokenizer.extender import extend_tokenizer
@@ -135,18 +163,34 @@ def make(folder: Path) -> dict[str, str]:
     made["text"] = run_stage(PrepareDataset(text=text, block_size=64, **prepare), prepare_dataset).reference
     taught = PrepareDataset(instructions=str(folder / "items.json"), block_size=128, **prepare)
     made["items"] = run_stage(taught, prepare_dataset).reference
-    trained = Pretrain(store=store, stage="lora", model=made["extended"], dataset=made["text"], **TRAINING)
+    trained = Pretrain(
+        store=store, stage="lora", model=made["extended"], dataset=made["text"], max_steps=20, **TRAINING
+    )
     made["rows"] = run_stage(trained, run_training).reference
     merging = MergeAdapters(store=store, model=made["extended"], adapters=made["rows"])
     made["pretrained"] = run_stage(merging, merge_adapters).reference
-    tuned = Finetune(store=store, model=made["pretrained"], dataset=made["items"], **TRAINING)
+    tuned = Finetune(store=store, model=made["pretrained"], dataset=made["items"], max_steps=80, **TRAINING)
     made["lora"] = run_stage(tuned, run_training).reference
     both = MergeAdapters(store=store, model=made["pretrained"], adapters=made["lora"])
     made["merged"] = run_stage(both, merge_adapters).reference
-    for name, model in {"gguf": "merged", "gguf-tied": "tied", "gguf-stretched": "stretched"}.items():
+    made["marked"] = marked(Path(made["merged"]).parent, folder / "marked")
+    for model in MODELS:
         export = ExportModel(store=store, model=made[model], format="gguf", quantization="f32,f16,q8_0")
-        made[name] = run_stage(export, export_model).reference
+        made[f"gguf-{model}"] = run_stage(export, export_model).reference
     return made
+
+
+def marked(model: Path, folder: Path) -> str:
+    """The model with the markers in its template by which trl knows what an assistant said."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("manifest.json", ".*"))
+    path, before = folder / "tokenizer_config.json", "{{ message['content'] + eos_token }}"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if "generation %}" not in settings["chat_template"]:
+        assert before in settings["chat_template"]
+        after = f"{{% generation %}}{before}{{% endgeneration %}}"
+        settings["chat_template"] = settings["chat_template"].replace(before, after)
+    path.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+    return str(path)
 
 
 def items(sentences: Sequence[str]) -> str:

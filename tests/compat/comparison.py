@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.compat.artifacts import ANSWER, CHATS, LINES, Said, said
+from tests.compat.artifacts import ANSWER, CHATS, LINES, Said, log_softmax, said
 from tests.compat.inside import gguf
 from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
@@ -48,17 +48,24 @@ class Comparison:
 
     def _held(self, tried: str, seen: Mapping[str, Any]) -> Row:
         ours, words, differs = self._ours[seen["of"]], [], False
-        for name, mine in (("ids", ours.ids), ("chats", ours.chats), ("answers", ours.answers)):
+        most = ROUNDING[seen.get("precision", "float32")]
+        for name in ("ids", "chats", "answers", "spoken"):
             if name in seen:
-                same = sum(list(one) == two for one, two in zip(seen[name], mine, strict=True))
+                mine = getattr(ours, name)
+                same = sum(one == two for one, two in zip(seen[name], mine, strict=True))
                 words.append(f"{name} {same}/{len(mine)}")
                 differs |= same != len(mine)
-        for name in ("logits", "logprobs"):
+        figures = {
+            "logits": ours.logits,
+            "next": [log_softmax(one[-1]) for one in ours.logits],
+            "chosen": [np.asarray(one) for one in ours.chosen],
+            "likelihood": [np.array(ours.likelihood)],
+        }
+        for name, mine in figures.items():
             if name in seen:
-                mine = ours.logits if name == "logits" else [log_softmax(one) for one in ours.logits]
-                most = difference(arrays(seen[name]), mine)
-                words.append(f"{name} ±{most:.1e}")
-                differs |= not most <= ROUNDING[seen.get("precision", "float32")]
+                found = difference(arrays(seen[name]), mine)
+                words.append(f"{name} ±{found:.1e}")
+                differs |= not found <= most
         return Row(tried, ", ".join(words), differs)
 
     def _back(self, tried: str, seen: Mapping[str, Any]) -> list[Row]:
@@ -73,7 +80,7 @@ class Comparison:
                 words, differs = try_it()
             except InputError as error:
                 words, differs = f"refused: {error}", False
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a fault of ours is a row, and the others are tried
                 traceback.print_exc()
                 words, differs = f"failed: {type(error).__name__}: {error}"[:300], True
             rows.append(Row(f"{tried} → {name}", words, differs))
@@ -148,8 +155,3 @@ def difference(theirs: list[np.ndarray], ours: list[np.ndarray]) -> float:
     if [one.shape for one in theirs] != [one.shape for one in ours]:
         return float("inf")
     return float(max(np.abs(one - two).max() for one, two in zip(theirs, ours, strict=True)))
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

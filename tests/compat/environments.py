@@ -1,5 +1,6 @@
 """A virtual environment a program. torch is installed once, into one of its own that the others see by a .pth file."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ INSTALLING = 1800
 """Seconds that one `pip install` may take."""
 QUIET = {
     "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
-    "WANDB_DISABLED": "true", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2",
+    "WANDB_DISABLED": "true", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 """No network but loopback, no GPU: what is compared is arithmetic."""
 
@@ -32,7 +33,7 @@ class Failed(Exception):
 def install(program: Program) -> Path:
     """The program's environment, as it is or new; its python. Failed: pip's error."""
     torch = _environment("torch", [f"{os.environ.get('TORCH_INDEX_ARGS', '')} {TORCH} numpy"])
-    return _environment(program.name, program.pip, shared=_site(torch))
+    return _environment(program.name, program.pip, program.without, _site(torch))
 
 
 def run(python: Path, script: str, asked: Mapping[str, Any], limit: int) -> dict[str, Any]:
@@ -51,10 +52,10 @@ def run(python: Path, script: str, asked: Mapping[str, Any], limit: int) -> dict
     return found
 
 
-def _environment(name: str, lines: Sequence[str], shared: Path | None = None) -> Path:
+def _environment(name: str, lines: Sequence[str], without: Sequence[str] = (), shared: Path | None = None) -> Path:
     folder = VENVS / name
     python, done = folder / "bin" / "python", folder / "installed"
-    key = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([*lines, *without]).encode()).hexdigest()
     if done.is_file() and done.read_text() == key:
         return python
     VENVS.mkdir(parents=True, exist_ok=True)
@@ -63,11 +64,30 @@ def _environment(name: str, lines: Sequence[str], shared: Path | None = None) ->
     _bounded([sys.executable, "-m", "venv", "--clear", str(folder)], log, INSTALLING)
     if shared:
         (_site(python) / "torch.pth").write_text(f"{shared}\n")
-    for line in lines:
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "-c", str(constraint)]
-        _bounded([*pip, *shlex.split(line)], log, INSTALLING)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "-c", str(constraint)]
+    if without:
+        (package,) = lines
+        _bounded([*pip, "--no-deps", package], log, INSTALLING)
+        _bounded([*pip, *_requirements(python, package, without)], log, INSTALLING)
+    else:
+        for line in lines:
+            _bounded([*pip, *shlex.split(line)], log, INSTALLING)
     done.write_text(key)
     return python
+
+
+def _requirements(python: Path, package: str, without: Sequence[str]) -> list[str]:
+    """What an installed package requires here, by pip's own reading, but for what is left out."""
+    asked = """
+import sys, importlib.metadata
+from pip._vendor.packaging.requirements import Requirement
+for text in importlib.metadata.requires(sys.argv[1]):
+    one = Requirement(text)
+    if one.name not in sys.argv[2:] and (one.marker is None or one.marker.evaluate({"extra": ""})):
+        print(f"{one.name}{'[' + ','.join(one.extras) + ']' if one.extras else ''}{one.specifier}")
+"""
+    done = subprocess.run([python, "-c", asked, package, *without], capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def _site(python: Path) -> Path:
@@ -84,10 +104,8 @@ def _bounded(command: Sequence[str], log: Path, limit: int, environment: Mapping
         except subprocess.TimeoutExpired:
             code = f"still running after {limit} s"
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             child.wait()
     if code != 0:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

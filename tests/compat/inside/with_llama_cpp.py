@@ -24,5 +24,5 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
 
 for name, path in asked["gguf"].items():
     for kind in ("f32", "f16", "q8_0"):
-        attempt(f"GGUF {kind}", name, lambda: seen(name, path, kind))
+        attempt(f"GGUF {kind}", seen, name, path, kind)
 finish("llama-cpp-python")

@@ -46,11 +46,11 @@ def merged(of: str) -> dict[str, Any]:
 
 
 for name in asked["models"]:
-    attempt("model folder", name, lambda: folder(name))
-    attempt("save_pretrained", name, lambda: saved(name))
+    attempt("model folder", folder, name)
+    attempt("save_pretrained", saved, name)
 for name in asked["adapters"]:
-    attempt("PeftModel.from_pretrained", name, lambda: adapter(name))
-    attempt("AutoPeftModelForCausalLM", name, lambda: adapter_alone(name))
-    attempt("PeftModel.save_pretrained", name, lambda: adapter_saved(name))
-    attempt("merge_and_unload, save_pretrained", name, lambda: merged(name))
+    attempt("PeftModel.from_pretrained", adapter, name)
+    attempt("AutoPeftModelForCausalLM", adapter_alone, name)
+    attempt("PeftModel.save_pretrained", adapter_saved, name)
+    attempt("merge_and_unload, save_pretrained", merged, name)
 finish("transformers", "peft")

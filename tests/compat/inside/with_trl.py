@@ -15,12 +15,13 @@ CONVERSATIONS = Dataset.from_list(
 )
 
 
-def trained(of: str, name: str, lora: LoraConfig | None, **more: Any) -> dict[str, Any]:
+def trained(of: str, name: str, lora: LoraConfig | None, answers: bool = False) -> dict[str, Any]:
     path, out = asked["models"][of], OUT / f"{name}-{of}"
     torch.manual_seed(0)
     arguments = SFTConfig(
         output_dir=str(out), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-3, report_to=[],
-        use_cpu=True, bf16=False, save_strategy="no", max_length=256, seed=3, **more,
+        use_cpu=True, bf16=False, save_strategy="no", max_length=256, seed=3,
+        assistant_only_loss=answers,
     )  # fmt: skip
     trainer = SFTTrainer(
         load(path), arguments, train_dataset=CONVERSATIONS, peft_config=lora,
@@ -32,13 +33,11 @@ def trained(of: str, name: str, lora: LoraConfig | None, **more: Any) -> dict[st
     return {**found, **ids(trainer.processing_class), "base": of}
 
 
-for model in asked["models"]:
-    attempt("SFTTrainer in full", model, lambda: trained(model, "full", None))
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    attempt("SFTTrainer, LoRA", model, lambda: trained(model, "lora", lora))
+lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 rows = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["embed_tokens", "lm_head"])
-attempt("SFTTrainer, LoRA and rows", "merged", lambda: trained("merged", "rows", rows))
-attempt(
-    "SFTTrainer, assistant_only_loss", "merged", lambda: trained("merged", "answers", None, assistant_only_loss=True)
-)
+for model in asked["models"]:
+    attempt("SFTTrainer in full", trained, model, "full", None)
+    attempt("SFTTrainer, LoRA", trained, model, "lora", lora)
+attempt("SFTTrainer, LoRA and rows", trained, "merged", "rows", rows)
+attempt("SFTTrainer, assistant_only_loss", trained, "merged", "answers", None, True)
 finish("trl", "transformers", "peft")
