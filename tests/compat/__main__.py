@@ -38,9 +38,9 @@ def main(chosen: list[str]) -> int:
         listed.write_text(json.dumps(artifacts.make(work)))
     made = json.loads(listed.read_text())
     kept.mkdir(exist_ok=True)
-    template = artifacts.template_of(made["merged"])
-    ours = {name: artifacts.said(load_model(made[name]), template) for name in MODELS}
-    ours |= {name: artifacts.said(load_model(made[base], made[name]), template) for name, base in BASES.items()}
+    ours = {name: artifacts.said(load_model(made[name]), artifacts.template_of(made[name])) for name in MODELS}
+    for name, base in BASES.items():
+        ours[name] = artifacts.said(load_model(made[base], made[name]), artifacts.template_of(made[base]))
     asked = question(made, ours)
     comparison = Comparison(made, ours, work)
     differing = 0
@@ -51,7 +51,7 @@ def main(chosen: list[str]) -> int:
         told = asked | {"out": str(work / program.name)}
         try:
             found = run(install(program), program.script, told, program.limit)
-            rows, versions = comparison.rows(found), found["versions"]
+            rows, versions = comparison.rows(found, program.known), found["versions"]
         except Failed as error:
             rows, versions = [table.Row("install or start", f"error: {error}")], {}
         differing += sum(row.differs for row in rows)
@@ -67,7 +67,7 @@ def main(chosen: list[str]) -> int:
 
 def question(made: dict[str, str], ours: dict[str, artifacts.Said]) -> dict[str, Any]:
     """What a script is told: folders and files by name, texts, and our ids of them, for which logits are asked."""
-    folder = {name: str(Path(reference).parent) for name, reference in made.items()}
+    folder = {name: reference.removesuffix("/manifest.json") for name, reference in made.items()}
     return {
         "lines": artifacts.LINES,
         "chats": artifacts.CHATS,

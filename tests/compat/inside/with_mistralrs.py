@@ -16,7 +16,7 @@ def seen(of: str, which: Any, precision: str = "float32", adapter: str | None = 
         )  # fmt: skip
         said.append(runner.send_chat_completion_request(request).choices[0])
     return {
-        "ids": [list(runner.tokenize_text(line, True)) for line in LINES],
+        "ids": [list(runner.tokenize_text(line, True, None)) for line in LINES],
         "spoken": [one.message.content for one in said],
         "chosen": [[token.logprob for token in one.logprobs.content] for one in said],
         "precision": precision,
@@ -36,12 +36,13 @@ for name in asked["adapters"]:
     attempt("adapter", adapter, name)
 
 
-def quantised(of: str, kind: str) -> dict[str, Any]:
-    which = Which.GGUF(asked["gguf"][of], f"model-{kind}.gguf", dtype=ModelDType.F32)
+def quantised(of: str, kind: str, tokenizer: str | None) -> dict[str, Any]:
+    which = Which.GGUF(asked["gguf"][of], f"model-{kind}.gguf", tokenizer_json=tokenizer, dtype=ModelDType.F32)
     return seen(of, which, {"f32": "float32"}.get(kind, kind))
 
 
-for name in asked["gguf"]:
+for name, path in asked["models"].items():
+    attempt("GGUF, its own tokenizer", quantised, name, "f16", None)
     for kind in ("f32", "f16", "q8_0"):
-        attempt(f"GGUF {kind}", quantised, name, kind)
+        attempt(f"GGUF {kind}, the folder's tokenizer.json", quantised, name, kind, f"{path}/tokenizer.json")
 finish("mistralrs")

@@ -15,6 +15,7 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
     params.model.path = str(Path(folder, f"model-{precision}.gguf"))
     params.n_ctx, params.n_parallel, params.use_jinja, params.port = 512, 1, True, 0
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
 
     def ask(path: str, **body: Any) -> Any:
@@ -28,8 +29,9 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
 
     def following(text: list[int]) -> np.ndarray:
         told = ask("/completion", prompt=text, n_predict=1, n_probs=WORDS, temperature=0, cache_prompt=False)
-        found = np.zeros(WORDS)
-        for one in told["completion_probabilities"][0]["top_logprobs"]:
+        found = np.full(WORDS, np.nan)
+        # nothing is told where the end is the likeliest
+        for one in told.get("completion_probabilities", [{"top_logprobs": []}])[0]["top_logprobs"]:
             found[one["id"]] = one["logprob"]
         return found
 
