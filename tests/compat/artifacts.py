@@ -36,6 +36,7 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 MODELS = ("merged", "tied", "stretched", "marked")
 """float32 with two adapters merged in; one table for embedding and head, float16; rope linear, factor 4, float16; the
 first with `{% generation %}` markers in its chat template."""
+HALF = ("tied", "stretched")
 BASES = {"rows": "extended", "lora": "pretrained"}
 """Adapter → the model that it is for: LoRA with embeddings and head in full; LoRA alone."""
 HEAD = 3

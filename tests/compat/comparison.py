@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.compat.artifacts import ANSWER, CHATS, LINES, Said, log_softmax, said, template_of
+from tests.compat.artifacts import ANSWER, CHATS, HALF, LINES, Said, log_softmax, said, template_of
 from tests.compat.inside import gguf
 from tests.loaded_model import load_model
 from zhllama.artifacts.open import open_artifact
@@ -114,12 +114,18 @@ class Comparison:
         return Row(tried, "→ " + "; ".join(steps), differs)
 
     def _read(self, seen: Mapping[str, Any], model: str, adapters: str = "") -> tuple[str, bool]:
+        """Its ids beside ours, its logits beside the program's."""
         ours = self._ours[seen["of"]]
         again = said(load_model(model, adapters), ours.template)
         same = sum(one == two for one, two in zip(again.texts, ours.texts, strict=True))
         most = difference(arrays(seen["logits"]), again.logits)
         every = len(ours.texts)
-        return f"ids {same}/{every}, logits ±{most:.1e}", same != every or not most <= ROUNDING["float32"]
+        return f"ids {same}/{every}, logits ±{most:.1e}", same != every or not most <= self._rounding(seen, model)
+
+    def _rounding(self, seen: Mapping[str, Any], model: str) -> float:
+        """A merge rounds to its base's float16."""
+        merged = seen["kind"] == "adapter" and model != self._made[seen["base"]]
+        return ROUNDING["f16" if merged and seen["base"] in HALF else "float32"]
 
     def _evaluated(self, model: str) -> tuple[str, bool]:
         from components.evaluate.evaluate import evaluate
@@ -152,7 +158,9 @@ class Comparison:
         ours = self._ours[seen["of"]]
         same = sum(one == two for one, two in zip(gguf.ids(engine, LINES), ours.ids, strict=True))
         most = difference(arrays(seen["logits"]), gguf.logits(engine, ours.texts))
-        return f"ids {same}/{len(LINES)}, logits ±{most:.1e}", same != len(LINES) or not most <= ROUNDING["float32"]
+        return f"ids {same}/{len(LINES)}, logits ±{most:.1e}", same != len(LINES) or not most <= self._rounding(
+            seen, model
+        )
 
 
 def arrays(path: str) -> list[np.ndarray]:

@@ -6,15 +6,15 @@ import sys
 import types
 from typing import Any
 
-from common import OUT, asked, attempt, finish
+from common import CHATS, OUT, asked, attempt, finish
 
-# it imports torchaudio and torchvision for sound and pictures; PyPI's are CUDA builds
-for name in ("torchaudio",):
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    sys.modules[name] = module
+# it imports torchaudio for sound; PyPI's is a CUDA build
+sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+sys.modules["torchaudio"].__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
 
 from hugging_face import ids, load, logits  # noqa: E402 - torchaudio first
+from llamafactory.data.template import get_template_and_fix_tokenizer  # noqa: E402
+from llamafactory.hparams import DataArguments  # noqa: E402
 from llamafactory.train.tuner import export_model, run_exp  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
@@ -28,7 +28,7 @@ ITEMS = [
 (DATA / "dataset_info.json").write_text(json.dumps({"items": {"file_name": "items.json"}}))
 
 
-def trained(of: str, kind: str, template: str = "alpaca") -> dict[str, Any]:
+def trained(of: str, kind: str, template: str | None = "alpaca") -> dict[str, Any]:
     path, out = asked["models"][of], OUT / f"{kind}-{of}-{template}"
     run_exp(
         {
@@ -42,6 +42,14 @@ def trained(of: str, kind: str, template: str = "alpaca") -> dict[str, Any]:
     found = {"saved": str(out), "kind": "adapter" if kind == "lora" else "model", "base": of}
     tokenizer = AutoTokenizer.from_pretrained(out)
     return {**found, "logits": logits(model, of), "ids": ids(tokenizer)["ids"]}
+
+
+def parsed(of: str) -> dict[str, Any]:
+    """Where no template is named, it makes one of the folder's."""
+    tokenizer = AutoTokenizer.from_pretrained(asked["models"][of])
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=None))
+    answered = [[*chat, {"role": "assistant", "content": "好"}] for chat in CHATS]
+    return {"chats": [list(template.encode_oneturn(tokenizer, chat)[0]) for chat in answered]}
 
 
 def exported(of: str) -> dict[str, Any]:
@@ -63,5 +71,7 @@ for name in ("merged", "tied", "stretched"):
     attempt("export of model and adapter", exported, name)
 attempt("SFT in full", trained, "merged", "full")
 attempt("SFT, LoRA, ChatML", trained, "merged", "lora", "chatml")
-attempt("SFT, LoRA, template of the folder", trained, "marked", "lora", "auto")
+for name in ("merged", "marked"):
+    attempt("its reading of the folder's template", parsed, name)
+    attempt("SFT, LoRA, the folder's template", trained, name, "lora", None)
 finish("llamafactory", "transformers", "peft", "trl")

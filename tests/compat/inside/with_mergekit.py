@@ -16,33 +16,35 @@ def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in Path(folder).glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-def merged(of: str, other: str, method: str, **more: Any) -> dict[str, Any]:
+def merged(of: str, method: str, other: str = "", **more: Any) -> dict[str, Any]:
     one, out = asked["models"][of], OUT / f"{method}-{of}-{len(more)}"
-    if method == "slerp":
-        shares: dict[str, Any] = {
-            "base_model": one,
-            "parameters": {"t": 0.5},
-            "models": [{"model": one}, {"model": other}],
-        }
-    else:
-        shares = {"models": [{"model": one, "parameters": {"weight": 0.25}},
-                             {"model": other, "parameters": {"weight": 0.75}}]}  # fmt: skip
+    shares: dict[str, Any] = {
+        "passthrough": {"models": [{"model": one}]},
+        "slerp": {"models": [{"model": one}, {"model": other}], "base_model": one, "parameters": {"t": 0.5}},
+        "linear": {"models": [{"model": one, "parameters": {"weight": 0.25}},
+                              {"model": other, "parameters": {"weight": 0.75}}]},
+    }[method]  # fmt: skip
     config = OUT / f"{out.name}.json"  # a JSON file is a YAML file
     config.write_text(json.dumps({"merge_method": method, "dtype": "float32", **shares, **more}))
     subprocess.run(["mergekit-yaml", str(config), str(out)], check=True, timeout=300)
-    saved, first, second = tensors(out), tensors(one), tensors(other)
-    if method == "linear":
-        for name, tensor in saved.items():
-            expected = 0.25 * first[name].float() + 0.75 * second[name].float()
-            assert (tensor - expected).abs().max() < 1e-6, f"{name} is no mean"
+    saved, first = tensors(out), tensors(one)
+    for name, tensor in saved.items() if method != "slerp" else ():
+        expected = first[name].float()
+        if method == "linear":
+            expected = 0.25 * expected + 0.75 * tensors(other)[name].float()
+        assert (tensor - expected).abs().max() < 1e-6, f"{name} is no mean"
     found = {"saved": str(out), "kind": "model", "logits": logits(load(str(out)), of)}
     return {**found, **ids(AutoTokenizer.from_pretrained(out))}
 
 
+def with_tokenizer(of: str, other: str) -> dict[str, Any]:
+    return merged(of, "linear", other, tokenizer_source="union")
+
+
 pretrained = asked["adapters"]["lora"][1]
-attempt("linear", merged, "merged", pretrained, "linear")
-attempt("slerp", merged, "merged", pretrained, "slerp")
-attempt("linear, its tokenizer_source", lambda of: merged(of, pretrained, "linear", tokenizer_source="union"), "merged")
-attempt("linear", merged, "tied", asked["models"]["tied"], "linear")
-attempt("linear", merged, "stretched", asked["models"]["stretched"], "linear")
+attempt("linear", merged, "merged", "linear", pretrained)
+attempt("slerp", merged, "merged", "slerp", pretrained)
+attempt("linear, tokenizer_source: union", with_tokenizer, "merged", pretrained)
+attempt("passthrough", merged, "tied", "passthrough")
+attempt("passthrough", merged, "stretched", "passthrough")
 finish("mergekit", "transformers")

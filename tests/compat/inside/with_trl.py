@@ -35,9 +35,10 @@ def trained(of: str, name: str, lora: LoraConfig | None, answers: bool = False) 
 
 lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 rows = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], modules_to_save=["embed_tokens", "lm_head"])
-for model in asked["models"]:
+for model in ("merged", "tied", "stretched"):
     attempt("SFTTrainer in full", trained, model, "full", None)
     attempt("SFTTrainer, LoRA", trained, model, "lora", lora)
-attempt("SFTTrainer, LoRA and rows", trained, "merged", "rows", rows)
-attempt("SFTTrainer, assistant_only_loss", trained, "merged", "answers", None, True)
+    attempt("SFTTrainer, LoRA and rows", trained, model, "rows", rows)
+for model in ("merged", "marked"):
+    attempt("SFTTrainer, assistant_only_loss", trained, model, "answers", None, True)
 finish("trl", "transformers", "peft")
