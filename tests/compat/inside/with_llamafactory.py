@@ -28,14 +28,14 @@ ITEMS = [
 (DATA / "dataset_info.json").write_text(json.dumps({"items": {"file_name": "items.json"}}))
 
 
-def trained(of: str, kind: str, template: str | None = "alpaca") -> dict[str, Any]:
+def trained(of: str, kind: str, template: str | None = "alpaca", **more: Any) -> dict[str, Any]:
     path, out = asked["models"][of], OUT / f"{kind}-{of}-{template}"
     run_exp(
         {
             "model_name_or_path": path, "stage": "sft", "do_train": True, "finetuning_type": kind, "dataset": "items",
             "dataset_dir": str(DATA), "template": template, "cutoff_len": 256, "output_dir": str(out), "max_steps": 6,
             "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 2, "save_steps": 100,
-            "report_to": "none", "use_cpu": True, "seed": 3, "overwrite_cache": True,
+            "report_to": "none", "use_cpu": True, "seed": 3, "overwrite_cache": True, **more,
         }
     )  # fmt: skip
     model = PeftModel.from_pretrained(load(path), out) if kind == "lora" else load(str(out))
@@ -50,6 +50,11 @@ def parsed(of: str) -> dict[str, Any]:
     template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=None))
     answered = [[*chat, {"role": "assistant", "content": "好"}] for chat in CHATS]
     return {"chats": [list(template.encode_oneturn(tokenizer, chat)[0]) for chat in answered]}
+
+
+def with_chatml(of: str) -> dict[str, Any]:
+    """Two more tokens, and rows up to a multiple of 64."""
+    return trained(of, "full", "chatml", resize_vocab=True)
 
 
 def exported(of: str) -> dict[str, Any]:
@@ -70,7 +75,7 @@ for name in ("merged", "tied", "stretched"):
     attempt("SFT, LoRA", trained, name, "lora")
     attempt("export of model and adapter", exported, name)
 attempt("SFT in full", trained, "merged", "full")
-attempt("SFT, LoRA, ChatML", trained, "merged", "lora", "chatml")
+attempt("SFT in full, ChatML, resize_vocab", with_chatml, "merged")
 for name in ("merged", "marked"):
     attempt("its reading of the folder's template", parsed, name)
     attempt("SFT, LoRA, the folder's template", trained, name, "lora", None)
