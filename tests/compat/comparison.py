@@ -41,12 +41,13 @@ class Comparison:
             if "error" in seen:
                 rows.append(Row(tried, f"error: {seen['error']}"))
                 continue
-            if any(name in seen for name in ("ids", "chats")) or "saved" not in seen:
-                row = self._held(tried, seen)
-                why = known.get(seen["what"], "") if row.differs else ""
-                rows.append(Row(tried, f"{why}: {row.result}") if why else row)
+            row = self._held(tried, seen)
+            if row.differs and (why := known.get(seen["what"])):
+                row = Row(tried, f"{why}: {row.result}")
             if "saved" in seen:
-                rows.append(self._back(tried, seen))
+                back = self._back(tried, seen)
+                row = Row(tried, f"{row.result} {back.result}".strip(), row.differs or back.differs)
+            rows.append(row)
         return rows
 
     def _held(self, tried: str, seen: Mapping[str, Any]) -> Row:
@@ -172,4 +173,4 @@ def difference(theirs: list[np.ndarray], ours: list[np.ndarray]) -> float:
     """Between logits of the same texts; infinite for other shapes, NaN where one is none."""
     if [one.shape for one in theirs] != [one.shape for one in ours]:
         return float("inf")
-    return float(max(np.abs(one - two).max() for one, two in zip(theirs, ours, strict=True)))
+    return float(np.max([np.abs(one - two).max() for one, two in zip(theirs, ours, strict=True)]))
