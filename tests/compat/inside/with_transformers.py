@@ -5,7 +5,7 @@ from typing import Any
 from common import OUT, asked, attempt, finish
 from hugging_face import ids, load, logits
 from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, __version__
 
 
 def folder(of: str) -> dict[str, Any]:
@@ -13,11 +13,16 @@ def folder(of: str) -> dict[str, Any]:
     return {**ids(AutoTokenizer.from_pretrained(path)), "logits": logits(load(path), of)}
 
 
-def saved(of: str) -> dict[str, Any]:
-    model, tokenizer, out = load(asked["models"][of]), AutoTokenizer.from_pretrained(asked["models"][of]), OUT / of
-    model.save_pretrained(out)
+def saved(of: str, **more: Any) -> dict[str, Any]:
+    path, out = asked["models"][of], OUT / "-".join([of, *more])
+    model, tokenizer = load(path), AutoTokenizer.from_pretrained(path)
+    model.save_pretrained(out, **more)
     tokenizer.save_pretrained(out)
     return {"saved": str(out), "kind": "model", "logits": logits(model, of)}
+
+
+def pickled(of: str) -> dict[str, Any]:
+    return saved(of, safe_serialization=False)
 
 
 def adapter(of: str) -> dict[str, Any]:
@@ -48,6 +53,8 @@ def merged(of: str) -> dict[str, Any]:
 for name in asked["models"]:
     attempt("model folder", folder, name)
     attempt("save_pretrained", saved, name)
+if __version__ < "5":
+    attempt("save_pretrained, .bin", pickled, "merged")
 for name in asked["adapters"]:
     attempt("PeftModel.from_pretrained", adapter, name)
     attempt("AutoPeftModelForCausalLM", adapter_alone, name)
