@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv gguf demo test test-fast test-all bench soak lint format types render images images-test lock clean
+.PHONY: help venv gguf demo test test-fast test-all bench compat soak lint format types render images images-test lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 13
@@ -77,6 +77,9 @@ test-all: venv $(WITH_GGUF)  ## everything, the slowest claims too
 
 bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
 	$(BIN)/python -m tests.bench $(ONLY)
+
+compat: venv $(WITH_GGUF)  ## what other programs make of our files, and we of theirs: ONLY="trl mergekit" chooses; an hour
+	TORCH_INDEX_ARGS="$(TORCH_INDEX_ARGS)" $(BIN)/python -m tests.compat $(ONLY)
 
 soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500
 	$(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)

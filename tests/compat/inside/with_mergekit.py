@@ -1,0 +1,50 @@
+"""mergekit: two of our models made one, by its command; what it saves is held against the sum done by hand."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import OUT, asked, attempt, finish
+from hugging_face import ids, load, logits
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+
+def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in Path(folder).glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def merged(of: str, method: str, other: str = "", **more: Any) -> dict[str, Any]:
+    one, out = asked["models"][of], OUT / f"{method}-{of}-{len(more)}"
+    shares: dict[str, Any] = {
+        "passthrough": {"models": [{"model": one}]},
+        "slerp": {"models": [{"model": one}, {"model": other}], "base_model": one, "parameters": {"t": 0.5}},
+        "linear": {"models": [{"model": one, "parameters": {"weight": 0.25}},
+                              {"model": other, "parameters": {"weight": 0.75}}]},
+    }[method]  # fmt: skip
+    config = OUT / f"{out.name}.json"  # a JSON file is a YAML file
+    config.write_text(json.dumps({"merge_method": method, "dtype": "float32", **shares, **more}))
+    subprocess.run(["mergekit-yaml", str(config), str(out)], check=True, timeout=300)
+    saved, first = tensors(out), tensors(one)
+    for name, tensor in saved.items() if method != "slerp" else ():
+        expected = first[name].float()
+        if method == "linear":
+            expected = 0.25 * expected + 0.75 * tensors(other)[name].float()
+        assert (tensor - expected).abs().max() < 1e-6, f"{name} is no mean"
+    found = {"saved": str(out), "kind": "model", "logits": logits(load(str(out)), of)}
+    return {**found, **ids(AutoTokenizer.from_pretrained(out))}
+
+
+def with_tokenizer(of: str, other: str) -> dict[str, Any]:
+    return merged(of, "linear", other, tokenizer_source="union")
+
+
+pretrained = asked["adapters"]["lora"][1]
+attempt("linear", merged, "merged", "linear", pretrained)
+attempt("slerp", merged, "merged", "slerp", pretrained)
+attempt("linear, tokenizer_source: union", with_tokenizer, "merged", pretrained)
+attempt("passthrough", merged, "tied", "passthrough")
+attempt("passthrough", merged, "stretched", "passthrough")
+finish("mergekit", "transformers")

@@ -1,0 +1,40 @@
+"""The table of results: Markdown, a section a program."""
+
+from collections.abc import Mapping, Sequence
+
+from tests.compat.comparison import Row
+from tests.compat.programs import Program
+
+HEAD = """# Other programs
+
+`make compat` installs each program of this page from PyPI into a virtual environment of its own (`COMPAT_VENVS`,
+default `build/compat/venvs`; torch 2.13.0 by constraint), gives it what our stages published, takes back what it saved,
+and writes this page; it ends with exit code 1 where something differs without a word. `ONLY="trl mergekit"` tries some.
+
+What it gives: `merged` (an extended vocabulary, two adapters merged in, float32), `tied` (one table for embedding and
+head, float16), `stretched` (rope linear, factor 4, float16), the adapters `rows` (LoRA, embeddings and head in full)
+and `lora`, and GGUF of the three models. Two layers, 128 wide, 1,125 pieces: what is compared is arithmetic.
+
+ids: lines of Chinese, English, both, white space, emoji, whose ids are ours. chats: the same for the folder's chat
+template, one and two turns. logits: the largest difference to ours (logprobs: after a softmax). "→": what the program
+saved, through our own commands, beside the program's own logits.
+"""
+
+
+def section(program: Program, versions: Mapping[str, str], rows: Sequence[Row]) -> str:
+    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines = [f"## {program.name}", ""]
+    lines += [part + "\n" for part in (told and f"Versions: {told}.", program.mended) if part]
+    lines += ["| tried | result |", "|---|---|"]
+    for row in rows:
+        result = f"**differs**: {row.result}" if row.differs else row.result
+        lines.append(f"| {_cell(row.tried)} | {_cell(result)} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(sections: Sequence[str]) -> str:
+    return "\n".join([HEAD, *sections])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

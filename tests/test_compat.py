@@ -1,0 +1,67 @@
+"""What `make compat` calls a difference; the programs themselves are tried by that command alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.compat.__main__ import main
+from tests.compat.artifacts import Said
+from tests.compat.comparison import Comparison
+from tests.compat.programs import PROGRAMS
+from tests.compat.table import section
+
+OURS = Said(
+    ids=[[1, 5]], chats=[[1, 6]], logits=[np.zeros((2, 4)), np.zeros((2, 4))], answers=[[3, 2]],
+    chosen=[[-1.4, -1.4]], spoken=["好"], likelihood=[-2.0], template="",
+)  # fmt: skip
+
+
+def row(tmp_path, known=None, **seen):
+    for name in ("logits", "next", "chosen"):
+        if name in seen:
+            np.savez(tmp_path / f"{name}.npz", *seen[name])
+            seen[name] = str(tmp_path / f"{name}.npz")
+    comparison = Comparison({}, {"merged": OURS}, tmp_path)
+    (found,) = comparison.rows({"seen": [{"what": "folder", "of": "merged", **seen}]}, known or {})
+    return found
+
+
+def test_what_is_equal_is_told_in_figures(tmp_path):
+    found = row(tmp_path, ids=[[1, 5]], chats=[[1, 6]], logits=OURS.logits, spoken=["好"], chosen=[[-1.4]])
+    assert (found.differs, found.result) == (False, "ids 1/1, chats 1/1, spoken 1/1, logits ±0.0e+00, chosen ±0.0e+00")
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {"ids": [[1, 4]]},
+        {"spoken": [" 好"]},
+        {"logits": [np.zeros((2, 4)), np.full((2, 4), 0.1)]},
+        {"logits": [np.zeros((2, 4)), np.array([[0, 0, 0, np.nan]] * 2)]},
+        {"logits": [np.zeros((2, 4)), np.zeros((2, 5))]},
+    ],
+    ids=["an id", "a space before", "a logit", "NaN", "another shape"],
+)
+def test_a_difference_is_one(tmp_path, seen):
+    assert row(tmp_path, **seen).differs
+
+
+def test_a_known_difference_comes_with_its_reason(tmp_path):
+    found = row(tmp_path, {"folder": "it reads unigrams"}, ids=[[1, 4]])
+    assert (found.differs, found.result) == (False, "it reads unigrams: ids 0/1")
+
+
+def test_an_error_is_a_row(tmp_path):
+    found = row(tmp_path, error="ValueError: no | here")
+    assert "| folder: merged | error: ValueError: no \\| here |" in section(PROGRAMS[0], {"torch": "2"}, [found])
+
+
+def test_every_programs_script_is_there():
+    inside = Path(__file__).parent / "compat" / "inside"
+    assert [program.name for program in PROGRAMS if not (inside / program.script).is_file()] == []
+
+
+def test_an_unknown_program_is_named():
+    with pytest.raises(SystemExit, match="nothing: no such program; there are transformers"):
+        main(["nothing"])
