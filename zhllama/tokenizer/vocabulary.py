@@ -115,11 +115,25 @@ class Encoder:
 
     @cached_property
     def pad(self) -> int | None:
-        """The id of `[PAD]`, or of the model's own padding piece; None without one."""
+        """The id of `[PAD]`, or of the model's own padding piece; None without one. A piece that is padding beside
+        being EOS, BOS or the unknown one is none: what is padded with it could not be told from what is meant."""
+        unknown = self._processor.unk_id()
         index = self._processor.piece_to_id(PAD_PIECE)
-        if index != self._processor.unk_id():
+        if index != unknown:
             return index
-        return self._processor.pad_id() if self._processor.pad_id() >= 0 else None
+        index = self._processor.pad_id()
+        return index if index not in (-1, unknown, self.bos, self.eos) else None
+
+    @cached_property
+    def named_pad(self) -> int | None:
+        """The padding that the files of a model name for other programs: `pad`, else the piece that is it as well."""
+        from zhllama.tokenizer.sentencepiece_model import parse_model
+
+        if self.pad is not None:
+            return self.pad
+        trainer = parse_model(self.model).trainer_spec
+        index = trainer.pad_id
+        return index if 0 <= index < self.size and self.pieces[index] == trainer.pad_piece else None
 
     @cached_property
     def _segments(self) -> "SegmentEncoder | None":
