@@ -9,7 +9,7 @@ text stays text.
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -218,21 +218,29 @@ def tokenizer_model_in(artifact: "Artifact", option: str) -> tuple[str, bytes]:
     name = named[0] if len(named) == 1 else TOKENIZER_MODEL
     where = f"{option} {artifact.root}"
     described = {file: _object(artifact, file, where) for file in DESCRIBED if file in artifact}
-    if name in artifact:
-        model = artifact.read(name)
+    if name not in artifact and (FAST not in described or is_byte_level(described[FAST])):
+        other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
+        raise InputError(
+            f"{where}: no tokenizer.model in it{other if FAST in artifact else ''}; give a SentencePiece "
+            "tokenizer, or a model or adapter with one"
+        )
+    return described_model(name if name in artifact else FAST, artifact.read, described, where)
+
+
+def described_model(
+    name: str, read: Callable[[str], bytes], described: Mapping[str, Mapping[str, Any]], where: str
+) -> tuple[str, bytes]:
+    """As tokenizer_model_in, of files that are no artifact yet. `name`: of the SentencePiece model, or tokenizer.json;
+    `described`: the contents of DESCRIBED, as far as they are there."""
+    model = read(name)
+    if name != FAST:
         if _TIKTOKEN.match(model):
             raise InputError(
                 f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
                 "needed; LLaMA 3 is not supported, give a model of LLaMA 1's or 2's shape"
             )
         return f"{where}/{name}", effective_model(model, described, where)
-    if FAST in described and not is_byte_level(described[FAST]):
-        return f"{where}/{FAST}", _rebuilt(artifact.read(FAST), described, where)
-    other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
-    raise InputError(
-        f"{where}: no tokenizer.model in it{other if FAST in artifact else ''}; give a SentencePiece "
-        "tokenizer, or a model or adapter with one"
-    )
+    return f"{where}/{name}", _rebuilt(model, described, where)
 
 
 def load_encoder(artifact: "Artifact", option: str) -> Encoder:
