@@ -85,7 +85,21 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
             f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); "
             f"take them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
         )
+    new = (text for index, text in texts.items() if index >= size and not _is_padding(text, described))
+    if any(map(special.get, new)) and _marks_first_alone(described):
+        said = (
+            "its tokenizer puts no space mark before a text that follows a special token; here one is put, as in GGUF"
+        )
+        log.warning("%s: %s", where, said)
     return len(proto.pieces) - size
+
+
+def _marks_first_alone(described: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the folder's own tokenizer is not one of the `legacy` kind, as transformers calls it."""
+    if FAST not in described:
+        return described.get(CONFIG, {}).get("legacy") is False
+    before = described[FAST].get("pre_tokenizer")
+    return isinstance(before, dict) and before.get("prepend_scheme") == "first"
 
 
 def _put_in(texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, bool]:

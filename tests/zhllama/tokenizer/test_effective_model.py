@@ -196,3 +196,18 @@ def test_only_a_byte_level_tokenizer_alone_is_none(tmp_path):
     assert not has_tokenizer(artifact)
     with pytest.raises(InputError, match="byte-level tokenizers are not supported"):
         load_encoder(artifact, "--model")
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"tokenizer_config": {"legacy": False}}, True),
+        ({"tokenizer": FAST | {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}}, True),
+        ({"tokenizer": FAST, "tokenizer_config": {"legacy": False}}, False),
+        ({"tokenizer_config": {}}, False),
+    ],
+    ids=["not legacy", "first", "legacy after all", "nothing said"],
+)
+def test_a_tokenizer_that_puts_no_mark_after_a_special_token_is_said(folder, caplog, files, told):
+    write(folder, added_tokens=CHATML, **files)
+    assert ("puts no space mark before a text that follows a special token" in caplog.text) == told
