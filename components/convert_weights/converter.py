@@ -19,9 +19,10 @@ from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
+from zhllama.weights.chat_template import chosen
 from zhllama.weights.meta_format import EMBEDDING, HEAD, PARAMS, TOKENIZER, MetaParams
 from zhllama.weights.model_card import write_card
-from zhllama.weights.model_config import checked_config
+from zhllama.weights.model_config import GENERATION, checked_config
 from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
 from zhllama.weights.settings import write_settings
 
@@ -45,6 +46,13 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
             f"{model.vocabulary_rows} rows; give the tokenizer that belongs to these weights"
         )
     out.vocabulary = encoder.vocabulary(tied=False, dtype=model.dtype)
+    # Meta's own files have neither; what export_model wrote has both
+    template, why = chosen(weights, option="--weights")
+    try:
+        said_ids = {GENERATION: weights.read_object(GENERATION)} if GENERATION in weights else {}
+    except ValueError as error:
+        raise InputError(f"--weights {weights.root}: {GENERATION} is no JSON object ({error}); take it away") from error
+    ids = special_ids(encoder, said_ids, f"--weights {weights.root}")
 
     elements = {name: math.prod(joined.shape) for name, joined in model.tensors.items()}
     sizes = {name: count * getattr(torch, model.tensors[name].dtype).itemsize for name, count in elements.items()}
@@ -63,11 +71,13 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     place_of = {name: file for file, names in files.items() for name in names}
     out.add_bytes(INDEX, index_json(place_of, total))
     settings = hf_config(model.params, model.width, out.vocabulary, config.max_positions)
-    write_settings(out, settings, {}, special_ids(encoder, {}, "--weights"))
-    for name, content in tokenizer_files(encoder.model, config.max_positions).items():
+    write_settings(out, settings, {}, ids)
+    for name, content in tokenizer_files(encoder.model, config.max_positions, template).items():
         out.add_bytes(name, content)
 
-    write_card(out, weights, "A LLaMA model converted from Meta's checkpoint.", {"Parameters": f"{parameters:,}"})
+    said = {"Parameters": f"{parameters:,}", "Chat template": why}
+    write_card(out, weights, "A LLaMA model converted from Meta's checkpoint.", said)
+    out.facts["chat_template"] = why
 
     out.facts["parameters"] = parameters
     out.facts["shards"] = len(model.shards)

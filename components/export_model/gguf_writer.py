@@ -190,8 +190,8 @@ def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template) -> Non
     writer.add_bos_token_id(encoder.bos)
     writer.add_eos_token_id(encoder.eos)
     writer.add_unk_token_id(proto.trainer_spec.unk_id)
-    if encoder.pad is not None:
-        writer.add_pad_token_id(encoder.pad)
+    if encoder.named_pad is not None:
+        writer.add_pad_token_id(encoder.named_pad)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(proto.normalizer_spec.add_dummy_prefix)

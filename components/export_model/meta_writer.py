@@ -13,7 +13,11 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import Progress, human
 from zhllama.weights import meta_format as meta
+from zhllama.weights.chat_template import CONFIG as TOKENIZER_CONFIG
+from zhllama.weights.chat_template import chosen
 from zhllama.weights.meta_format import EMBEDDING, HEAD, MetaParams, Place
+from zhllama.weights.model_config import GENERATION
+from zhllama.weights.settings import ids_of
 from zhllama.weights.torch_zip import PthStream
 
 META_SHARDS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
@@ -21,7 +25,8 @@ META_SHARDS = {4096: 1, 5120: 2, 6656: 4, 8192: 8}
 
 
 def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
-    """Writes the shards, params.json, tokenizer.model and sha256sums.txt. `shards` 0: as Meta's own files."""
+    """Writes the shards, params.json, tokenizer.model, what convert_weights reads beside them, and sha256sums.txt.
+    `shards` 0: as Meta's own files."""
     llama = open_llama(model, "Meta's format", ("default",))
     params = llama.params
     for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("head_dim", params.head_dim)):
@@ -49,6 +54,9 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
             stream.close()
     out.add_bytes(meta.PARAMS, with_width(params, llama.feed_forward).to_json())
     out.add_bytes(meta.TOKENIZER, llama.encoder.model)
+    # no program of Meta's reads these two; convert_weights does, so that template and ends come back
+    out.add_json(TOKENIZER_CONFIG, {"chat_template": chosen(model)[0]})
+    out.add_json(GENERATION, ids_of(llama.checkpoint, llama.encoder).generation({}))
     out.add_bytes(meta.SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in out.files).encode())
 
     vocabulary = model.manifest.vocabulary or llama.encoder.vocabulary(dtype=llama.checkpoint.info(EMBEDDING).dtype)

@@ -14,8 +14,9 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.effective_model import DESCRIBED, effective_model
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, padding_multiple
+from zhllama.tokenizer.effective_model import DESCRIBED, FAST
+from zhllama.tokenizer.rebuilt_model import is_byte_level
+from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, described_model, padding_multiple
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 from zhllama.weights.model_config import read_config
@@ -57,13 +58,15 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         MetaParams.from_json(content(PARAMS), f"{where}/{PARAMS}")
     elif plan.kind == "hf-model":
         settings = read_config(items, lambda name: object_of(content(name)), where)
-    if TOKENIZER not in items:
-        return None
     try:
         described = {name: object_of(content(name)) for name in DESCRIBED if name in items}
     except ValueError as error:
         raise InputError(f"{where}: a file of its tokenizer is no JSON object ({error}); fetch another copy") from error
-    encoder = Encoder(effective_model(content(TOKENIZER), described, where), f"{where}/{TOKENIZER}")
+    name = TOKENIZER if TOKENIZER in items else FAST
+    if name not in items or (name == FAST and is_byte_level(described[FAST])):
+        return None
+    place, tokenizer = described_model(name, content, described, where)
+    encoder = Encoder(tokenizer, place)
     if plan.kind != "hf-model":
         return encoder.vocabulary()
     rows = settings.get("vocab_size")

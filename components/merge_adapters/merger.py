@@ -18,7 +18,7 @@ from zhllama.stage.options import split_references
 from zhllama.storage.folders import require_space
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import padding_multiple
-from zhllama.weights.chat_template import JINJA, chosen
+from zhllama.weights.chat_template import chosen, is_template
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.model_card import write_card
@@ -86,7 +86,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         out.facts["chat_template"] = why
     else:
         out.add_json("config.json", settings)
-        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", JINJA]
+        others = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", *others, *filter(is_template, model.names)]
         why = "as the model has it"
     for name in copied:
         if name in model:

@@ -4,7 +4,8 @@ Trainers of ChatML or of a `[PAD]` leave tokenizer.model alone and name their to
 tokenizer.json or tokenizer_config.json. Each has a row, so each is a piece: special ones of type CONTROL (their text in
 a user's words stays text), others USER_DEFINED. Contract, extension, merge and exports then know them without knowing
 of these files. What only added_tokens.json names, which does not say, is special. BOS, EOS and padding are those that
-tokenizer_config.json (else special_tokens_map.json) names, where they are in the vocabulary.
+tokenizer_config.json (else special_tokens_map.json) names. A special token that is named without an id has the next
+row, as transformers gives it; where the model has none left, there is no such token.
 """
 
 import logging
@@ -17,6 +18,8 @@ from zhllama.tokenizer.sentencepiece_model import CONTROL, TOKENIZER_MODEL, UNKN
 log = logging.getLogger("tokenizer")
 
 PAD_PIECE = "[PAD]"
+_PADDINGS = (PAD_PIECE, "<pad>", "<PAD>", "<|pad|>")
+"""What padding is called where a file names it and does not say what it is for."""
 ADDED, FAST, CONFIG, SPECIAL = "added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 VOCABULARY = f"the vocabulary of {FAST}"
 MODEL_CONFIG = "config.json"
@@ -24,6 +27,8 @@ MODEL_CONFIG = "config.json"
 DESCRIBED = (ADDED, FAST, CONFIG, SPECIAL, MODEL_CONFIG)
 """The files that say something of the vocabulary beside tokenizer.model."""
 _NAMED = ("bos", "eos", "pad")
+_ORDER = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""In which transformers gives ids to special tokens that have none; others come after these."""
 
 
 class _Named(NamedTuple):
@@ -44,11 +49,64 @@ def effective_model(model: bytes, described: Mapping[str, Mapping[str, Any]], wh
 
 def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: str) -> int:
     """Appends to a model's pieces the tokens that are not there; how many they were."""
-    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     size = len(proto.pieces)
-    texts = {index: text for text, index in ids.items()}
+    rows = described.get(MODEL_CONFIG, {}).get("vocab_size")
+    rows = rows if type(rows) is int else None
+    texts = {index: piece.piece for index, piece in enumerate(proto.pieces)}
+    special = _put_in(texts, described, where)
+    without_row = _put_in_nameless(texts, described, where, rows)
+    special |= dict.fromkeys(_specials(described, where), True)
+    if rows is not None and size <= rows == len(texts) - 1 and _is_padding(last := texts.get(rows, ""), described):
+        # Llama-2's mirrors name a <pad> that was never given a row: nothing is ever computed of it
+        without_row.append(last)
+        del texts[rows]
+    if without_row:
+        log.warning("%s: %s is named, and has no row: it is left out", where, ", ".join(without_row))
+    for index, text in sorted((index, text) for index, text in texts.items() if index >= size):
+        if index != len(proto.pieces):
+            raise InputError(
+                f"{where}: it names {text} as token {index}, and nothing as token {len(proto.pieces)}; name the tokens "
+                f"between in {ADDED}, or give a folder with all its tokenizer files"
+            )
+        if text not in special:
+            raise InputError(
+                f"{where}: {VOCABULARY} has {text!r} as piece {index}, and {TOKENIZER_MODEL} has {size} pieces: they "
+                "are of two tokenizers; take the one that is not the model's away"
+            )
+        if " " in text and not (special[text] and text.strip()):
+            raise InputError(
+                f"{where}: it names {text!r} as token {index}, and SentencePiece reads no spaces in a token; give a "
+                "model whose own pieces spell white space"
+            )
+        proto.pieces.add(piece=text, score=0.0, type=CONTROL if special[text] else USER_DEFINED)
+    if rows is not None and max(rows, size) < len(proto.pieces):
+        beyond = ", ".join(piece.piece for piece in proto.pieces[max(rows, size) :][:5])
+        raise InputError(
+            f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); "
+            f"take them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
+        )
+    new = (text for index, text in texts.items() if index >= size and not _is_padding(text, described))
+    if any(map(special.get, new)) and _marks_first_alone(described):
+        said = (
+            "its tokenizer puts no space mark before a text that follows a special token; here one is put, as in GGUF"
+        )
+        log.warning("%s: %s", where, said)
+    return len(proto.pieces) - size
+
+
+def _marks_first_alone(described: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the folder's own tokenizer is not one of the `legacy` kind, as transformers calls it."""
+    if FAST not in described:
+        return described.get(CONFIG, {}).get("legacy") is False
+    before = described[FAST].get("pre_tokenizer")
+    return isinstance(before, dict) and before.get("prepend_scheme") == "first"
+
+
+def _put_in(texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, bool]:
+    """Puts into `texts` what the files name with an id. Of each that is named as a token, whether it is special."""
+    ids = {text: index for index, text in texts.items()}
     special: dict[str, bool] = {}
-    tokens: set[str] = set()
+    unsaid: set[str] = set()
     for one in _named(described, where):
         if texts.setdefault(one.id, one.text) != one.text or ids.setdefault(one.text, one.id) != one.id:
             other = texts[one.id] if texts[one.id] != one.text else f"{one.text} at {ids[one.text]}"
@@ -58,38 +116,33 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
             )
         if one.special is not None:
             special.setdefault(one.text, one.special)
-        if one.file != VOCABULARY:
-            tokens.add(one.text)
-    special |= dict.fromkeys(_specials(described), True)
-    for index, text in sorted((index, text) for index, text in texts.items() if index >= size):
-        if index != len(proto.pieces):
-            raise InputError(
-                f"{where}: it names {text} as token {index}, and nothing as token {len(proto.pieces)}; name the tokens "
-                f"between in {ADDED}, or give a folder with all its tokenizer files"
-            )
-        if text not in tokens:
-            raise InputError(
-                f"{where}: {VOCABULARY} has {text!r} as piece {index}, and {TOKENIZER_MODEL} has {size} pieces: they "
-                "are of two tokenizers; take the one that is not the model's away"
-            )
-        proto.pieces.add(piece=text, score=0.0, type=CONTROL if special.get(text, True) else USER_DEFINED)
-    rows = described.get(MODEL_CONFIG, {}).get("vocab_size")
-    if (
-        isinstance(rows, int)
-        and rows >= size
-        and is_padding(proto.pieces[-1].piece, described)
-        and (len(proto.pieces) == rows + 1)
-    ):
-        # Llama-2's mirrors name a <pad> that was never given a row: nothing is ever computed of it
-        log.warning("%s: %s is named, and has no row: it is left out", where, proto.pieces[-1].piece)
-        del proto.pieces[-1]
-    if len(proto.pieces) > size and isinstance(rows, int) and rows < len(proto.pieces):
-        beyond = ", ".join(piece.piece for piece in proto.pieces[max(rows, size) :][:5])
-        raise InputError(
-            f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); "
-            f"take them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
-        )
-    return len(proto.pieces) - size
+        elif one.file != VOCABULARY:
+            unsaid.add(one.text)
+    return dict.fromkeys(unsaid, True) | special
+
+
+def _put_in_nameless(
+    texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], where: str, rows: int | None
+) -> list[str]:
+    """Puts into `texts` the special tokens that no file gives an id, as far as the model has rows; those it has none
+    for. InputError where BOS or EOS is among these: the model would begin or end with another."""
+    there, free, without_row = set(texts.values()), max(texts) + 1, []
+    for text in dict.fromkeys(_specials(described, where)):
+        if text in there:
+            continue
+        if rows is not None and free < rows:
+            texts[free] = text
+            free += 1
+            continue
+        without_row.append(text)
+        named = special_texts(described)
+        for name in ("bos_token", "eos_token"):
+            if named.get(name) == text:
+                raise InputError(
+                    f"{where}: {name} is {text}, which no file gives an id, and the model no row; correct it in "
+                    f"{CONFIG} and {SPECIAL}, or name its id in {ADDED}"
+                )
+    return without_row
 
 
 def name_specials(proto: Any, described: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -99,9 +152,7 @@ def name_specials(proto: Any, described: Mapping[str, Mapping[str, Any]]) -> boo
     named = special_texts(described)
     for name in _NAMED:
         text = named.get(f"{name}_token")
-        # padding that is another special token by day (EOS, <unk>) is no piece of its own
-        shared = name == "pad" and text in {named.get("bos_token"), named.get("eos_token"), trainer.eos_piece}
-        if text not in ids or shared or proto.pieces[ids[text]].type == UNKNOWN:
+        if text not in ids or (name != "pad" and proto.pieces[ids[text]].type == UNKNOWN):
             continue
         if (text, ids[text]) != (getattr(trainer, f"{name}_piece"), getattr(trainer, f"{name}_id")):
             setattr(trainer, f"{name}_piece", text)
@@ -114,8 +165,8 @@ def name_specials(proto: Any, described: Mapping[str, Mapping[str, Any]]) -> boo
     return changed
 
 
-def is_padding(text: str, described: Mapping[str, Mapping[str, Any]]) -> bool:
-    return text in {PAD_PIECE, special_texts(described).get("pad_token")}
+def _is_padding(text: str, described: Mapping[str, Mapping[str, Any]]) -> bool:
+    return text in (*_PADDINGS, special_texts(described).get("pad_token"))
 
 
 def special_texts(described: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -129,14 +180,19 @@ def special_texts(described: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def _specials(described: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield from special_texts(described).values()
+def _specials(described: Mapping[str, Mapping[str, Any]], where: str) -> Iterator[str]:
+    """The special tokens that have a name or stand in a list, in the order in which transformers gives them ids."""
+    named = special_texts(described)
+    yield from (named[name] for name in _ORDER if name in named)
+    yield from (text for name, text in named.items() if name not in _ORDER)
     for file in (CONFIG, SPECIAL):
         for name in ("additional_special_tokens", "extra_special_tokens"):
             values = described.get(file, {}).get(name) or ()
+            if not isinstance(values, dict | list | tuple):
+                raise InputError(f"{where}: {name} of {file} is {values!r:.40}, no list of tokens; fetch it again")
             for value in values.values() if isinstance(values, dict) else values:
                 text = value.get("content") if isinstance(value, dict) else value
-                if isinstance(text, str):
+                if isinstance(text, str) and text:
                     yield text
 
 
@@ -161,6 +217,6 @@ def _named(described: Mapping[str, Mapping[str, Any]], where: str) -> Iterator[_
 
 
 def _checked(one: _Named) -> _Named:
-    if not isinstance(one.text, str) or not one.text or not isinstance(one.id, int) or one.id < 0:
+    if not isinstance(one.text, str) or not one.text or type(one.id) is not int or one.id < 0:
         raise ValueError(f"{one.text!r} as token {one.id!r}")
     return one

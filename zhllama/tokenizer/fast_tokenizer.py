@@ -29,7 +29,7 @@ def tokenizer_files(
         raise InputError(f"{TOKENIZER_MODEL}: not a BPE model; LLaMA's vocabulary can only be extended as BPE")
     if proto.trainer_spec.unk_id < 0:
         raise InputError(f"{TOKENIZER_MODEL}: the model has no unknown piece; a LLaMA-shaped model has <unk> at 0")
-    ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.pad, "unk": proto.trainer_spec.unk_id}
+    ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.named_pad, "unk": proto.trainer_spec.unk_id}
     special = {f"{name}_token": encoder.pieces[index] for name, index in ids.items() if index is not None}
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     # legacy: a text after a special token gets its dummy prefix, as each prompt does when it is encoded on its own

@@ -6,7 +6,8 @@ space that is merged last keeps LLaMA's −1e9, so that an extension's pieces co
 the file on lines made of its own pieces; another kind of tokenizer is refused, and what is byte-level is none of these.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zhllama.errors import InputError
@@ -22,12 +23,8 @@ _ELSE = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
 def is_byte_level(fast: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is a byte-level one, as LLaMA 3's or GPT-2's, or none at all."""
-    if "model" not in fast:
-        return True
-    parts = [fast.get(name) or {} for name in ("pre_tokenizer", "decoder")]
-    parts += [one for part in parts for name in ("pretokenizers", "decoders") for one in part.get(name) or ()]
-    return any(part.get("type") == "ByteLevel" for part in parts)
+    """Whether a tokenizer.json is a byte-level one, as LLaMA 3's or GPT-2's."""
+    return any(part.get("type") == "ByteLevel" for part in _parts(fast.get("pre_tokenizer"), fast.get("decoder")))
 
 
 def rebuilt_model(fast: Mapping[str, Any], where: str) -> Any:
@@ -51,7 +48,8 @@ def _rebuilt(fast: Mapping[str, Any]) -> Any:
             raise ValueError(f"it has {name}")
     vocabulary: dict[str, int] = model["vocab"]
     texts = {index: text for text, index in vocabulary.items()}
-    added = {one["content"]: bool(one["special"]) for one in fast.get("added_tokens") or ()}
+    added = dict.fromkeys(_read_whole(fast), False)
+    added |= {one["content"]: bool(one["special"]) for one in fast.get("added_tokens") or ()}
     texts |= {one["id"]: one["content"] for one in fast.get("added_tokens") or () if one["id"] < len(texts)}
     if sorted(texts) != list(range(len(texts))) or len(set(texts.values())) < len(texts):
         raise ValueError("its ids have holes, or a piece has two")
@@ -108,13 +106,28 @@ def _scores(merges: list[list[str]]) -> dict[str, float]:
 
 def _has_prefix(fast: Mapping[str, Any]) -> bool:
     """Whether a ▁ is put before a text."""
-    normalizer, before = fast.get("normalizer") or {}, fast.get("pre_tokenizer") or {}
-    parts = [normalizer, *(normalizer.get("normalizers") or ()), before, *(before.get("pretokenizers") or ())]
     return any(
         part.get("prepend") == _SPACE
         or (part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") != "never")
-        for part in parts
+        for part in _parts(fast.get("normalizer"), fast.get("pre_tokenizer"))
     )
+
+
+def _read_whole(fast: Mapping[str, Any]) -> set[str]:
+    """The alternatives by which a text is cut: what is read whole and never merged, as user-defined pieces are."""
+    patterns = (part["pattern"] for part in _parts(fast.get("pre_tokenizer")) if part.get("type") == "Split")
+    texts = (pattern.get("Regex", "") for pattern in patterns if isinstance(pattern, dict))
+    return {re.sub(r"\\(.)", r"\1", one) for text in texts for one in re.findall(r"(?:\\.|[^|\\])+", text)}
+
+
+def _parts(*settings: Any) -> Iterator[dict[str, Any]]:
+    """Every object in these, at any depth."""
+    left = list(settings)
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield one
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
 
 
 def require_same_ids(content: bytes, encoder: Any, lines: list[str], where: str) -> None:

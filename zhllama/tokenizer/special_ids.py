@@ -51,7 +51,7 @@ def special_ids(encoder: Encoder, files: Mapping[str, Mapping[str, Any]], where:
     said = {file: {name: _listed(read.get(f"{name}_token_id")) for name in _NAMES} for file, read in files.items()}
     ends = dict.fromkeys(one for ids in said.values() for one in ids["eos"] if type(one) is int and one != encoder.eos)
     further = _further(encoder, list(ends)) if ends else ()
-    found = SpecialIds(encoder.bos, encoder.eos, encoder.pad, further)
+    found = SpecialIds(encoder.bos, encoder.eos, encoder.named_pad, further)
     right: dict[str, set[int | None]] = {"bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad}}
     wrong = {
         file: ", ".join(
@@ -70,14 +70,14 @@ def special_ids(encoder: Encoder, files: Mapping[str, Mapping[str, Any]], where:
 
 
 def _listed(value: Any) -> list[Any]:
-    """The ids that a field holds: one, several, or none. Hashable, whatever stands there."""
-    given = value if isinstance(value, list) else [] if value is None else [value]
-    return [one if type(one) is int else repr(one) for one in given]
+    """The ids that a field holds: one, several, or none, which is null or -1. Hashable, whatever stands there."""
+    given = value if isinstance(value, list) else [value]
+    return [one if type(one) is int else repr(one) for one in given if one is not None and one != -1]
 
 
 def _further(encoder: Encoder, ends: list[int]) -> tuple[int, ...]:
     proto = parse_model(encoder.model)
-    taken = {encoder.bos, encoder.pad, proto.trainer_spec.unk_id}
+    taken = {encoder.bos, encoder.named_pad, proto.trainer_spec.unk_id}
     return tuple(
         index for index in ends
         if index not in taken and 0 <= index < encoder.size and proto.pieces[index].type == CONTROL

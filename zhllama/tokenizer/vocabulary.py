@@ -9,7 +9,7 @@ text stays text.
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -115,11 +115,25 @@ class Encoder:
 
     @cached_property
     def pad(self) -> int | None:
-        """The id of `[PAD]`, or of the model's own padding piece; None without one."""
+        """The id of `[PAD]`, or of the model's own padding piece; None without one. A piece that is padding beside
+        being EOS, BOS or the unknown one is none: what is padded with it could not be told from what is meant."""
+        unknown = self._processor.unk_id()
         index = self._processor.piece_to_id(PAD_PIECE)
-        if index != self._processor.unk_id():
+        if index != unknown:
             return index
-        return self._processor.pad_id() if self._processor.pad_id() >= 0 else None
+        index = self._processor.pad_id()
+        return index if index not in (-1, unknown, self.bos, self.eos) else None
+
+    @cached_property
+    def named_pad(self) -> int | None:
+        """The padding that the files of a model name for other programs: `pad`, else the piece that is it as well."""
+        from zhllama.tokenizer.sentencepiece_model import parse_model
+
+        if self.pad is not None:
+            return self.pad
+        trainer = parse_model(self.model).trainer_spec
+        index = trainer.pad_id
+        return index if 0 <= index < self.size and self.pieces[index] == trainer.pad_piece else None
 
     @cached_property
     def _segments(self) -> "SegmentEncoder | None":
@@ -205,21 +219,33 @@ def tokenizer_model_in(artifact: "Artifact", option: str, meant: bytes | None = 
     name = named[0] if len(named) == 1 else TOKENIZER_MODEL
     where = f"{option} {artifact.root}"
     described = {file: _object(artifact, file, where) for file in DESCRIBED if file in artifact}
-    if name in artifact or meant is not None:
-        model = meant or artifact.read(name)
+    if meant is None and name not in artifact and (FAST not in described or is_byte_level(described[FAST])):
+        other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
+        raise InputError(
+            f"{where}: no tokenizer.model in it{other if FAST in artifact else ''}; give a SentencePiece "
+            "tokenizer, or a model or adapter with one"
+        )
+
+    def read(file: str) -> bytes:
+        return artifact.read(file) if meant is None else meant
+
+    return described_model(FAST if meant is None and name not in artifact else name, read, described, where)
+
+
+def described_model(
+    name: str, read: Callable[[str], bytes], described: Mapping[str, Mapping[str, Any]], where: str
+) -> tuple[str, bytes]:
+    """As tokenizer_model_in, of files that are no artifact yet. `name`: of the SentencePiece model, or tokenizer.json;
+    `described`: the contents of DESCRIBED, as far as they are there."""
+    model = read(name)
+    if name != FAST:
         if _TIKTOKEN.match(model):
             raise InputError(
                 f"{where}/{name}: a byte-level BPE tokenizer as LLaMA 3's (tiktoken), where a SentencePiece model is "
                 "needed; LLaMA 3 is not supported, give a model of LLaMA 1's or 2's shape"
             )
         return f"{where}/{name}", effective_model(model, described, where)
-    if FAST in described and not is_byte_level(described[FAST]):
-        return f"{where}/{FAST}", _rebuilt(artifact.read(FAST), described, where)
-    other = " (tokenizer.json alone, as LLaMA 3 has it, is none: byte-level tokenizers are not supported)"
-    raise InputError(
-        f"{where}: no tokenizer.model in it{other if FAST in artifact else ''}; give a SentencePiece "
-        "tokenizer, or a model or adapter with one"
-    )
+    return f"{where}/{name}", _rebuilt(model, described, where)
 
 
 def load_encoder(artifact: "Artifact", option: str, meant: bytes | None = None) -> Encoder:

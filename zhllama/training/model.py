@@ -141,6 +141,9 @@ def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     )  # fmt: skip
     if tied:
         loaded.tie_weights()
+    # the row of config.json's pad_token_id would get no gradient, and that may be BOS or another piece of the text
+    embedding: Any = loaded.get_input_embeddings()
+    embedding.padding_idx = None
     loaded.config.use_cache = False
     loaded.requires_grad_(False)
     return loaded

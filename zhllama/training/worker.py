@@ -23,16 +23,18 @@ from transformers import set_seed
 from zhllama.artifacts.blocks import BLOCKS
 from zhllama.artifacts.cache import cache_folder
 from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
-from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
+from zhllama.tokenizer.effective_model import DESCRIBED
+from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
@@ -41,19 +43,16 @@ from zhllama.training.trainer import precision_of, start_processes, train, train
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
-from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, copy_tokenizer, template_in
+from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, chosen, is_template
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
-from zhllama.weights.model_config import CONFIG, GENERATION
+from zhllama.weights.model_config import CONFIG, GENERATION, model_config
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 from zhllama.weights.settings import read_settings, write_settings
 from zhllama.weights.ties import is_tied
 
 log = logging.getLogger("training")
 
-TOKENIZER_FILES = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-)  # fmt: skip
 FIGURES = {
     "loss": ("last training loss", "{:.4f}"),
     "eval_loss": ("held-out loss", "{:.4f}"),
@@ -145,7 +144,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         tensors = read_back(path, half)
         out.add_file(SAFE, path)
     out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model))
-    _add_tokenizer(out, inputs, inputs.model, [name for name in TOKENIZER_FILES if name in inputs.model])
+    _add_tokenizer(out, inputs, load_encoder(inputs.model, "--model"))
     config: Any = model.peft_config["default"]
     out.facts |= {
         "base_digest": inputs.model.digest,
@@ -159,11 +158,14 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
-def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, source: Artifact, names: Sequence[str]) -> None:
-    """The base's files of these names, with the template that was taught, or its own."""
+def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> None:
+    """The base's tokenizer, with the template that was taught, or its own."""
     taught = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
-    copy_tokenizer(out, source, names, CHAT_TEMPLATE if taught else template_in(inputs.model, "--model"))
-    out.facts[PROMPT_FACT] = ALPACA if taught else ""
+    template, why = (CHAT_TEMPLATE, "Alpaca's: it was trained with it") if taught else chosen(inputs.model)
+    positions = model_config(Checkpoint(inputs.model)).get("max_position_embeddings", 2048)
+    for name, content in tokenizer_files(encoder.model, positions, template).items():
+        out.add_bytes(name, content)
+    out.facts |= {PROMPT_FACT: ALPACA if taught else "", "chat_template": why}
 
 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
@@ -172,11 +174,15 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     if HEAD in checkpoint.tensors and is_tied(checkpoint):
         trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, CONFIG, GENERATION, README)
-    source, ours = checkpoint.artifact, {*rewritten, *own, *terms_in(inputs.model)}
-    _add_tokenizer(out, inputs, source, [name for name in source.names if name not in ours])
+    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, TOKENIZER_MODEL, *DESCRIBED)
+    ours = {*rewritten, *own, *terms_in(inputs.model)}
+    for name in inputs.model.names:
+        if name not in ours and not is_template(name):
+            out.copy(inputs.model, name)
+    encoder = load_encoder(inputs.model, "--model")
+    _add_tokenizer(out, inputs, encoder)
     settings = read_settings(checkpoint)
-    ids = special_ids(load_encoder(inputs.model, "--model"), settings, checkpoint.where)
+    ids = special_ids(encoder, settings, checkpoint.where)
     write_settings(out, settings[CONFIG], settings.get(GENERATION, {}), ids)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
@@ -186,7 +192,8 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
                 kind = getattr(torch, info.dtype)
                 stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
-    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", {})
+    said = {"Chat template": out.facts["chat_template"]}
+    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", said)
     out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
         # the next phase may train the new rows alone: it has to know which they are

@@ -5,13 +5,11 @@ in tokenizer_config.json. What is published has it in tokenizer_config.json alon
 llama.cpp's converter read it: chat_template.jinja is not read by transformers before 4.50.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
-from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
 
@@ -71,7 +69,7 @@ def _text(artifact: Artifact, name: str) -> str:
     return artifact.read(name).decode()
 
 
-def chosen(model: Artifact, adapters: Sequence[Artifact] = ()) -> tuple[Template, str]:
+def chosen(model: Artifact, adapters: Sequence[Artifact] = (), option: str = "--model") -> tuple[Template, str]:
     """The template of a model that these adapters are merged into, in that order, and why that one: the last that was
     taught counts, then the model's own, then the training's, which every model is asked with that has none."""
     for number, adapter in reversed(list(enumerate(adapters, 1))):
@@ -82,7 +80,7 @@ def chosen(model: Artifact, adapters: Sequence[Artifact] = ()) -> tuple[Template
                 return CHAT_TEMPLATE, f"Alpaca's: {which} was trained with it"
         elif (own := template_in(adapter, "--adapters")) is not None:
             return own, f"the one beside {which}"
-    if (own := template_in(model, "--model")) is not None:
+    if (own := template_in(model, option)) is not None:
         return own, "the model's own"
     return CHAT_TEMPLATE, "Alpaca's: the model has none"
 
@@ -95,19 +93,3 @@ def _was_taught(trained: Artifact) -> bool:
     # adapters of release 0.1 say nothing: theirs is the stage
     by_stage = ALPACA if trained.manifest.stage == "finetune" else ""
     return bool(trained.manifest.facts.get(PROMPT_FACT, by_stage) == ALPACA)
-
-
-def copy_tokenizer(out: ArtifactWriter, source: Artifact, names: Iterable[str], template: Template | None) -> None:
-    """The tokenizer's files among `names` as they are, but with this template (None: with none), in its one place."""
-    for name in names:
-        if name == CONFIG:
-            try:
-                settings = read_object(source, name)
-            except ValueError as error:
-                raise InputError(f"{source.root}/{name}: no JSON object ({error}); fetch the model again") from error
-            if template is not None and settings.get("chat_template") != template:
-                text = json.dumps(settings | {"chat_template": template}, indent=2, ensure_ascii=False)
-                out.add_bytes(name, f"{text}\n".encode())
-                continue
-        if not is_template(name):
-            out.copy(source, name)

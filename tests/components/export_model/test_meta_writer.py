@@ -23,6 +23,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights.chat_template import template_in
 from zhllama.weights.meta_format import MetaParams
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -206,3 +207,23 @@ def test_tokens_that_the_folder_names_are_exported_with_their_rows(tmp_path, cha
     assert load(manifest, 0)["tok_embeddings.weight"].shape[0] == 802
     encoder = load_encoder(open_artifact(manifest.reference), "")
     assert (encoder.size, encoder.eos, encoder.pieces[800]) == (802, 801, "<|im_start|>")
+
+
+def test_the_models_own_template_and_further_ends_come_back(tmp_path, chatml_model):
+    (chatml_model / "chat_template.jinja").write_text("{{ 'mine' }}")
+    (chatml_model / "generation_config.json").write_text('{"eos_token_id": [801, 2]}')
+    exported = export(tmp_path / "store", chatml_model)
+    options = ConvertWeights(store=str(tmp_path / "store"), weights=exported.reference)
+    back = run_stage(options, convert_weights)
+    assert template_in(open_artifact(back.reference), "") == "{{ 'mine' }}"
+    assert back.facts["chat_template"] == "the model's own"
+    generation = json.loads(open_artifact(back.reference).read("generation_config.json"))
+    assert generation == {"bos_token_id": 1, "eos_token_id": [801, 2]}
+
+
+def test_padding_that_is_eos_comes_back(tmp_path, chatml_model):
+    config = json.loads((chatml_model / "tokenizer_config.json").read_text()) | {"pad_token": "<|im_end|>"}
+    (chatml_model / "tokenizer_config.json").write_text(json.dumps(config))
+    exported = export(tmp_path / "store", chatml_model)
+    back = run_stage(ConvertWeights(store=str(tmp_path / "store"), weights=exported.reference), convert_weights)
+    assert json.loads(open_artifact(back.reference).read("config.json"))["pad_token_id"] == 801

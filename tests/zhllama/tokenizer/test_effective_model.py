@@ -10,6 +10,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
 from zhllama.tokenizer.sentencepiece_model import parse_model
+from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder, Relation, has_tokenizer, load_encoder
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -47,9 +48,7 @@ def test_named_tokens_are_pieces_behind_the_models_own(folder, llama_tokenizer, 
 def test_a_folder_that_names_nothing_has_its_models_own_bytes_and_contract(folder, llama_tokenizer):
     for name, content in tokenizer_files(llama_tokenizer).items():
         (folder / name).write_bytes(content)
-    encoder = write(
-        folder, special_tokens_map={"pad_token": "</s>", "unk_token": {"content": "<unk>"}, "bos_token": ""}
-    )
+    encoder = write(folder, special_tokens_map={"unk_token": {"content": "<unk>"}, "bos_token": ""})
     assert encoder.model == llama_tokenizer
     assert encoder.vocabulary() == Encoder(llama_tokenizer).vocabulary()
 
@@ -58,6 +57,46 @@ def test_eos_and_padding_are_those_that_the_folder_names(folder):
     named = {"eos_token": END, "pad_token": {"content": "<pad>"}}
     encoder = write(folder, added_tokens={**CHATML, "<pad>": 802}, tokenizer_config=named)
     assert (encoder.bos, encoder.eos, encoder.pad) == (1, 801, 802)
+
+
+@pytest.mark.parametrize(("pad", "index"), [("</s>", 2), ("<unk>", 0), ("<s>", 1)])
+def test_padding_that_is_another_special_token_as_well_is_named_on_and_pads_no_training(
+    folder, llama_tokenizer, pad, index
+):
+    from transformers import PreTrainedTokenizerFast
+
+    encoder = write(folder, tokenizer_config={"pad_token": pad})
+    assert (encoder.pad, encoder.named_pad) == (None, index)
+    assert encoder.vocabulary() == Encoder(llama_tokenizer).vocabulary()
+    assert special_ids(encoder, {"config.json": {"pad_token_id": index}}, "").pad == index
+    (folder / "out").mkdir()
+    for name, content in tokenizer_files(encoder.model).items():
+        (folder / "out" / name).write_bytes(content)
+    assert PreTrainedTokenizerFast.from_pretrained(folder / "out").pad_token_id == index
+    assert load_encoder(open_artifact(str(folder / "out")), "").model == encoder.model
+
+
+def test_special_tokens_without_an_id_have_the_next_rows_as_transformers_gives_them(folder, llama_tokenizer):
+    from transformers import AutoTokenizer
+
+    for name, content in tokenizer_files(llama_tokenizer).items():
+        if name != "tokenizer_config.json":
+            (folder / name).write_bytes(content)
+    named = {"eos_token": END, "pad_token": "[PAD]", "additional_special_tokens": ["<x>"], "mask_token": "<m>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", **named}
+    encoder = write(folder, tokenizer_config=config, config={"vocab_size": 808})
+    assert (encoder.eos, encoder.pad) == (800, 801)
+    (folder / "config.json").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert encoder.pieces[800:] == tokenizer.convert_ids_to_tokens(range(800, len(tokenizer)))
+
+
+def test_one_without_an_id_and_without_a_row_is_left_out_and_said(folder, llama_tokenizer, caplog):
+    encoder = write(
+        folder, special_tokens_map={"pad_token": "[PAD]", "eot_token": "▁<EOT>"}, config={"vocab_size": 800}
+    )
+    assert encoder.model == llama_tokenizer
+    assert "[PAD], ▁<EOT> is named, and has no row" in caplog.text
 
 
 def test_alpacas_padding_row_is_the_padding(folder):
@@ -120,6 +159,20 @@ REFUSED = {
     ),
     "no row": ({"added_tokens": CHATML, "config": {"vocab_size": 800}}, r"no rows for \(<\|im_start\|>, <\|im_end\|>;"),
     "no id": ({"added_tokens": {END: "x"}}, "added_tokens.json does not say"),
+    "true": ({"added_tokens": {END: True}}, "added_tokens.json does not say"),
+    "white space": ({"added_tokens": {"  ": 800}}, "reads no spaces in a token"),
+    "a space in a text": (
+        {"tokenizer": {"added_tokens": [{"id": 800, "content": "<a b>", "special": False}]}},
+        "names '<a b>' as token 800, and SentencePiece reads no spaces",
+    ),
+    "an end without a row": (
+        {"tokenizer_config": {"eos_token": END}, "config": {"vocab_size": 800}},
+        r"eos_token is <\|im_end\|>, which no file gives an id, and the model no row",
+    ),
+    "no list": (
+        {"special_tokens_map": {"additional_special_tokens": 5}},
+        "additional_special_tokens of .* is 5, no list",
+    ),
     "a list": ({"added_tokens": [END]}, "added_tokens.json"),
     "other pieces": ({"tokenizer": {"model": {"vocab": {"<unk>": 0, "more": 800}}}}, "two tokenizers"),
 }
@@ -131,9 +184,10 @@ def test_what_cannot_be_a_piece_is_refused_by_name(folder, files, line):
         write(folder, **files)
 
 
-def test_padding_that_has_no_row_is_left_out_and_said(folder, llama_tokenizer, caplog):
-    assert write(folder, added_tokens={"[PAD]": 800}, config={"vocab_size": 800}).model == llama_tokenizer
-    assert "[PAD] is named, and has no row" in caplog.text
+@pytest.mark.parametrize("text", ["[PAD]", "<pad>"])
+def test_padding_that_has_no_row_is_left_out_and_said(folder, llama_tokenizer, caplog, text):
+    assert write(folder, added_tokens={text: 800}, config={"vocab_size": 800}).model == llama_tokenizer
+    assert f"{text} is named, and has no row" in caplog.text
 
 
 def test_only_a_byte_level_tokenizer_alone_is_none(tmp_path):
@@ -142,3 +196,18 @@ def test_only_a_byte_level_tokenizer_alone_is_none(tmp_path):
     assert not has_tokenizer(artifact)
     with pytest.raises(InputError, match="byte-level tokenizers are not supported"):
         load_encoder(artifact, "--model")
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"tokenizer_config": {"legacy": False}}, True),
+        ({"tokenizer": FAST | {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}}, True),
+        ({"tokenizer": FAST, "tokenizer_config": {"legacy": False}}, False),
+        ({"tokenizer_config": {}}, False),
+    ],
+    ids=["not legacy", "first", "legacy after all", "nothing said"],
+)
+def test_a_tokenizer_that_puts_no_mark_after_a_special_token_is_said(folder, caplog, files, told):
+    write(folder, added_tokens=CHATML, **files)
+    assert ("puts no space mark before a text that follows a special token" in caplog.text) == told

@@ -21,18 +21,27 @@ def with_chatml(model: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-@pytest.fixture(params=["LLaMA's", "ChatML's", "an extended one"])
+def with_tools(model: bytes) -> bytes:
+    """With tokens that are read in a text; their signs mean something in a regular expression."""
+    proto = parse_model(model)
+    for text in ("<tool|a>", "[tool]", "\\tool"):
+        proto.pieces.add(piece=text, type=4)
+    return bytes(proto.SerializeToString())
+
+
+@pytest.fixture(params=["LLaMA's", "ChatML's", "one with tools", "an extended one"])
 def model(request, llama_tokenizer, extended_model) -> bytes:
     if request.param == "an extended one":
         return open_artifact(extended_model).read("tokenizer.model")
-    return llama_tokenizer if request.param == "LLaMA's" else with_chatml(llama_tokenizer)
+    made = {"ChatML's": with_chatml, "one with tools": with_tools}
+    return made.get(request.param, bytes)(llama_tokenizer)
 
 
 def require_same(folder: Path, model: bytes) -> None:
     found, wanted = load_encoder(open_artifact(str(folder)), "--model"), Encoder(model)
     assert not (folder / "tokenizer.model").exists()
     assert found.vocabulary() == wanted.vocabulary()
-    lines = mixed_lines(1500)
+    lines = [*mixed_lines(1500), "a<tool|a> [tool][tool]b\\tool"]
     assert found.encode_batch(lines) == wanted.encode_batch(lines)
     assert [piece.type for piece in parse_model(found.model).pieces] == [
         piece.type for piece in parse_model(model).pieces
@@ -93,6 +102,8 @@ REFUSED = {
     "no merges": ({"merges": [["a"]]}, "no SentencePiece model can be made of it"),
     "other ids": ({"normalizer": {"type": "Lowercase"}}, "gives other ids for"),
     "dropout": ({"dropout": 0.1}, "it has dropout"),
+    "no settings": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "cannot be read"),
+    "a list": ({"pre_tokenizer": [1], "decoder": [1]}, "cannot be read"),
 }
 
 

@@ -39,7 +39,14 @@ def test_files_that_disagree_are_named_in_one_line_and_do_not_count(encoder, cap
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"bos_token_id": 1, "eos_token_id": 2}, {"eos_token_id": [2]}, {"pad_token_id": None}]
+    "content",
+    [
+        {},
+        {"bos_token_id": 1, "eos_token_id": 2},
+        {"eos_token_id": [2, None]},
+        {"pad_token_id": None},
+        {"pad_token_id": -1},
+    ],
 )
 def test_files_that_agree_or_say_nothing_are_not_mentioned(encoder, caplog, content):
     with caplog.at_level(logging.WARNING):
@@ -60,7 +67,7 @@ def test_further_ends_count_where_they_are_special_pieces(chat_encoder, said, fu
     assert (found.eos, found.further, found.stops) == (2, further, (2, *further))
 
 
-@pytest.mark.parametrize("said", ["</s>", True, 2.0, {"a": 1}, [None], [[2]], 10**400], ids=str)
+@pytest.mark.parametrize("said", ["</s>", True, 2.0, {"a": 1}, [[2]], 10**400], ids=str)
 def test_what_is_no_id_does_not_count(encoder, caplog, said):
     with caplog.at_level(logging.WARNING):
         assert special_ids(encoder, {"config.json": {"eos_token_id": said}}, "").stops == (2,)

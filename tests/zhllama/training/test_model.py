@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def shape(r: int = 8, embeddings: str = "all", dropout: float = 0.0) -> LoraShap
 @pytest.fixture
 def base(tiny_model: str) -> PackedLlama:
     return load_base(open_artifact(tiny_model), torch.float32)
+
+
+def test_the_row_of_padding_is_trained_where_text_has_it_as_well(tmp_path, tiny_model, batch):
+    folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    bos = config["bos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": bos}))
+    model = train_embeddings_only(load_base(open_artifact(str(folder)), torch.float32), also_lm_head=False).train()
+    assert (batch["input_ids"] == bos).any()
+    model(**batch).loss.backward()
+    assert model.get_input_embeddings().weight.grad[bos].any()
 
 
 @pytest.fixture

@@ -7,20 +7,23 @@ from typing import Any
 
 import pytest
 
+from components.serve.check import checked
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.worker import _add_model, _add_tokenizer
 
 
 @pytest.fixture
 def base(tmp_path: Path, tiny_model: str) -> Artifact:
-    """The tiny model with ids that its tokenizer has not, and a chat template of its own."""
+    """The tiny model with tokenizer.model alone, ids that this has not, and a chat template of its own."""
     folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
-    (folder / "manifest.json").unlink()
+    for name in ("manifest.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
     (folder / "chat_template.jinja").write_text("{{ 'mine' }}")
     for name in ("config.json", "generation_config.json"):
         said = json.loads((folder / name).read_text()) | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -47,16 +50,25 @@ def test_a_model_is_published_with_its_tokenizers_ids_and_its_own_template(base,
     assert generation == {"bos_token_id": 1, "eos_token_id": 2}
     assert tokenizer["chat_template"] == "{{ 'mine' }}"
     assert "chat_template.jinja" not in made
+    assert made.manifest.facts["chat_template"] == "the model's own"
+    # it can be served as it is
+    checked(str(made.root))
 
 
 @pytest.mark.parametrize(
-    ("columns", "template", "prompt"), [(1, "{{ 'mine' }}", ""), (2, CHAT_TEMPLATE, "alpaca")], ids=["text", "items"]
+    ("columns", "template", "facts"),
+    [
+        (1, "{{ 'mine' }}", {"prompt": "", "chat_template": "the model's own"}),
+        (2, CHAT_TEMPLATE, {"prompt": "alpaca", "chat_template": "Alpaca's: it was trained with it"}),
+    ],
+    ids=["text", "items"],
 )
-def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, template, prompt):
+def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, template, facts):
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
     given = inputs(base, tmp_path, columns)
-    _add_tokenizer(out, given, given.model, ["tokenizer_config.json", "chat_template.jinja"])
+    _add_tokenizer(out, given, load_encoder(base, ""))
     made = open_artifact(out.publish("adapter").reference)
-    assert made.names == ["tokenizer_config.json"]
+    assert sorted(made.names) == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    assert made.read("tokenizer.model") == base.read("tokenizer.model")
     assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == template
-    assert made.manifest.facts["prompt"] == prompt
+    assert made.manifest.facts | facts == made.manifest.facts

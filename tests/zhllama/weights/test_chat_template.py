@@ -12,7 +12,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.tokenizer.prompt import CHAT_TEMPLATE
-from zhllama.weights.chat_template import chosen, copy_tokenizer, default_of, template_in
+from zhllama.weights.chat_template import chosen, default_of, template_in
 
 Folder = Callable[..., Artifact]
 
@@ -115,28 +115,3 @@ def test_the_last_that_was_taught_counts(folder, tmp_path):
 
 def test_a_model_without_one_is_asked_with_the_trainings(folder):
     assert chosen(folder({}), [folder({})]) == (CHAT_TEMPLATE, "Alpaca's: the model has none")
-
-
-@pytest.mark.parametrize("template", ["J", "taught", NAMED])
-def test_a_copied_tokenizer_has_its_template_in_one_place(folder, tmp_path, template):
-    source = folder(
-        {
-            "tokenizer_config.json": {"chat_template": "C", "add_bos_token": True},
-            "chat_template.jinja": "J",
-            "additional_chat_templates/tool_use.jinja": "T",
-            "tokenizer.json": "{}",
-        }
-    )
-    out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "key")
-    copy_tokenizer(out, source, source.names, template)
-    made = open_artifact(out.publish("hf-model").reference)
-    assert set(made.names) == {"config.json", "tokenizer_config.json", "tokenizer.json"}
-    assert json.loads(made.read("tokenizer_config.json")) == {"chat_template": template, "add_bos_token": True}
-    assert template_in(made, "") == template
-
-
-def test_a_tokenizer_that_has_its_template_already_is_copied_as_it_is(folder, tmp_path):
-    source = folder({"tokenizer_config.json": '{"chat_template":   "C"}'})
-    out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "key")
-    copy_tokenizer(out, source, source.names, "C")
-    assert open_artifact(out.publish("hf-model").reference).read("tokenizer_config.json") == b'{"chat_template":   "C"}'
