@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx2
 import prometheus_client
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.serve import requests
 from components.serve.engines import Engine
 from components.serve.requests import ApiError, Limits, Validated
+from components.serve.stop import Cut
 
 log = logging.getLogger("serve")
 
@@ -93,7 +95,8 @@ class Gateway:
         routes: list[Any] = [
             Route("/health", self._health),
             Route("/metrics", self._metrics),
-            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/tokenize", partial(self._tokens, made=requests.tokenized), methods=["POST"]),
+            Route("/detokenize", partial(self._tokens, made=requests.detokenized), methods=["POST"]),
             # a mount: what is not in it is this API's 404 or 405, and never the page's
             Mount(
                 "/v1",
@@ -137,7 +140,7 @@ class Gateway:
             return ApiError(403, "this server does not answer to the pages of other sites")
         path = scope["path"]
         # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
-        if self.needs_key and (path == "/tokenize" or path.startswith("/v1/")):
+        if self.needs_key and (path in ("/tokenize", "/detokenize") or path.startswith("/v1/")):
             kind, _, key = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not self.key_matches(key.strip()):
                 return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
@@ -180,18 +183,21 @@ class Gateway:
         requests.check_model({"model": request.path_params["name"]}, self.limits)
         return JSONResponse(model)
 
-    async def _tokenize(self, request: Request) -> Response:
-        return JSONResponse(requests.tokenized(await _body(request), self.limits))
+    async def _tokens(self, request: Request, made: Callable[[Any, Limits], dict[str, Any]]) -> Response:
+        return JSONResponse(await run_in_threadpool(made, await _body(request), self.limits))
 
     async def _answer(self, request: Request, check: Callable[[Any, Limits], Validated]) -> Response:
         record = _Record(self.metrics, request.url.path)
         with record.of_failures():
-            asked = check(await _body(request), self.limits)
+            # a chat template of somebody else's may take seconds
+            asked = await run_in_threadpool(check, await _body(request), self.limits)
             upstream = await self._send(request.url.path, asked, record)
+            cut = Cut(asked[1].get("stop", ()) if self._engine.keeps_stop else ())
             if asked[1].get("stream"):
-                return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
+                return StreamingResponse(self._passed_on(upstream, record, cut), media_type="text/event-stream")
             try:
                 value = json.loads(await upstream.aread())
+                cut.event(value)
                 record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
             except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
                 raise ApiError(502, "the engine broke off its answer") from error
@@ -218,7 +224,7 @@ class Gateway:
         ids, body = asked
         record.prompt_tokens = len(ids)
         try:
-            request = self._client.build_request("POST", path, json={**self._engine.defaults, **body})
+            request = self._client.build_request("POST", path, json=self._engine.request(body))
             upstream = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise ApiError(503, "the engine does not answer") from error
@@ -235,8 +241,9 @@ class Gateway:
             raise ApiError(400, f"the engine refused the request: {said}")
         raise ApiError(502, "the engine failed at this request")
 
-    async def _passed_on(self, upstream: httpx2.Response, record: "_Record") -> AsyncIterator[bytes]:
+    async def _passed_on(self, upstream: httpx2.Response, record: "_Record", cut: Cut) -> AsyncIterator[bytes]:
         async for event in self._events(upstream, record):
+            cut.event(event)
             yield b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 

@@ -31,7 +31,7 @@ from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
@@ -43,7 +43,7 @@ from zhllama.training.trainer import precision_of, start_processes, train, train
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
-from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, chosen, is_template
+from zhllama.weights.chat_template import PROMPT_FACT, chosen, is_template, prompt_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION, model_config
@@ -160,12 +160,13 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
 
 def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> None:
     """The base's tokenizer, with the template that was taught, or its own."""
-    taught = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
-    template, why = (CHAT_TEMPLATE, "Alpaca's: it was trained with it") if taught else chosen(inputs.model)
+    items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
+    prompt = prompt_of(inputs.dataset, RECIPE.name) if items else None
+    template, why = (prompt.template, f"{prompt.title}: it was trained with it") if prompt else chosen(inputs.model)
     positions = model_config(Checkpoint(inputs.model)).get("max_position_embeddings", 2048)
     for name, content in tokenizer_files(encoder.model, positions, template).items():
         out.add_bytes(name, content)
-    out.facts |= {PROMPT_FACT: ALPACA if taught else "", "chat_template": why}
+    out.facts |= {PROMPT_FACT: prompt.name if prompt else "", "chat_template": why}
 
 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:

@@ -12,7 +12,8 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.errors import InputError
+from zhllama.tokenizer.prompt import DEFAULT, RECIPE
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.worker import _add_model, _add_tokenizer
@@ -31,10 +32,10 @@ def base(tmp_path: Path, tiny_model: str) -> Artifact:
     return open_artifact(str(folder))
 
 
-def inputs(base: Artifact, store: Path, columns: int) -> TrainingInputs:
+def inputs(base: Artifact, store: Path, columns: int, **said: str) -> TrainingInputs:
     out = ArtifactWriter(str(store), "prepare_dataset", "key")
     out.add_json("x.json", {})
-    out.facts["splits"] = {TRAIN: {"columns": columns}}
+    out.facts |= {"splits": {TRAIN: {"columns": columns}}, **said}
     unused: Any = None
     return TrainingInputs(base, open_artifact(out.publish("packed-dataset").reference), None, unused)
 
@@ -56,19 +57,29 @@ def test_a_model_is_published_with_its_tokenizers_ids_and_its_own_template(base,
 
 
 @pytest.mark.parametrize(
-    ("columns", "template", "facts"),
+    ("columns", "said", "template", "prompt", "why"),
     [
-        (1, "{{ 'mine' }}", {"prompt": "", "chat_template": "the model's own"}),
-        (2, CHAT_TEMPLATE, {"prompt": "alpaca", "chat_template": "Alpaca's: it was trained with it"}),
+        (1, {}, "{{ 'mine' }}", "", "the model's own"),
+        (2, {}, RECIPE.template, "alpaca", f"{RECIPE.title}: it was trained with it"),
+        (2, {"prompt": "alpaca"}, RECIPE.template, "alpaca", f"{RECIPE.title}: it was trained with it"),
+        (2, {"prompt": "alpaca-newline"}, DEFAULT.template, "alpaca-newline",
+         f"{DEFAULT.title}: it was trained with it"),
     ],
-    ids=["text", "items"],
-)
-def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, template, facts):
+    ids=["text", "items of earlier releases", "items, the recipe's", "items"],
+)  # fmt: skip
+def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, said, template, prompt, why):
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
-    given = inputs(base, tmp_path, columns)
-    _add_tokenizer(out, given, load_encoder(base, ""))
+    _add_tokenizer(out, inputs(base, tmp_path, columns, **said), load_encoder(base, ""))
     made = open_artifact(out.publish("adapter").reference)
     assert sorted(made.names) == ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
     assert made.read("tokenizer.model") == base.read("tokenizer.model")
     assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == template
+    facts = {"prompt": prompt, "chat_template": why}
     assert made.manifest.facts | facts == made.manifest.facts
+
+
+def test_a_prompt_that_a_later_release_taught_is_refused(base, tmp_path):
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    given = inputs(base, tmp_path, 2, prompt="chat-of-2030")
+    with pytest.raises(InputError, match="the prompt 'chat-of-2030', unknown to this release"):
+        _add_tokenizer(out, given, load_encoder(base, ""))
