@@ -8,11 +8,12 @@ GPU, there int8 and 4 bits on request.
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
@@ -21,6 +22,7 @@ from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
+from zhllama.weights.model_folder import lay_out
 from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import ids_of
@@ -75,7 +77,9 @@ def load_model(
     has not."""
     artifact.require_kind("hf-model", option=option)
     encoder, _ = check_model(artifact, option)
-    if rope_alpha and Rope.of(model_config(Checkpoint(artifact, option)), option).kind == "dynamic":
+    checkpoint = Checkpoint(artifact, option)
+    checkpoint.refuse_quantised()
+    if rope_alpha and Rope.of(model_config(checkpoint), option).kind == "dynamic":
         said = "stretches the rotary positions by itself (dynamic)"
         raise InputError(f"--rope-alpha: {option} {artifact.root} {said}; leave --rope-alpha out")
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
@@ -102,9 +106,9 @@ def load_model(
         quantised = BitsAndBytesConfig(**(four if chosen == "4bit" else {"load_in_8bit": True}))
         options = {"dtype": half, "device_map": {"": 0}, "quantization_config": quantised}
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    tied = is_tied(Checkpoint(artifact, option))
-    model, seen = loading(materialize(artifact), **options, tie_word_embeddings=tied, output_loading_info=True)
-    if tied:
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        model, seen = loading(lay_out(checkpoint, Path(folder)), **options, output_loading_info=True)
+    if is_tied(checkpoint):
         model.tie_weights()
     missing = sorted(seen["missing_keys"])
     if missing:
@@ -117,7 +121,7 @@ def load_model(
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)
-    further = ids_of(Checkpoint(artifact, option), encoder).further
+    further = ids_of(checkpoint, encoder).further
     positions = context_length or int(model.config.max_position_embeddings)
     return LoadedModel(model, encoder, positions, rope_alpha, further)
 

@@ -10,6 +10,7 @@ trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a p
 """
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied
 
@@ -134,12 +136,12 @@ def attention(dtype: torch.dtype) -> str:
 def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
-    tied = is_tied(Checkpoint(model))
-    loaded = PackedLlama.from_pretrained(
-        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    if tied:
+    checkpoint = Checkpoint(model)
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        loaded = PackedLlama.from_pretrained(
+            lay_out(checkpoint, Path(folder)), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
+        )
+    if is_tied(checkpoint):
         loaded.tie_weights()
     loaded.config.use_cache = False
     loaded.requires_grad_(False)

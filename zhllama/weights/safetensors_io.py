@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
 from zhllama.artifacts.json_file import object_of, read_object, stand_in
-from zhllama.artifacts.manifest import File
+from zhllama.artifacts.manifest import File, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.tensors import Sink, TensorInfo, read_rows
@@ -154,7 +154,11 @@ def _as_safetensors(artifact: Artifact, files: Iterable[str]) -> Artifact:
         if take:
             take(0, buffer[:length])
 
-    return Artifact(replace(artifact.manifest, files=tuple(entries), blocks=None), False, read)
+    digest = digest_of([artifact.digest, "safetensors"])
+    same = Artifact(replace(artifact.manifest, files=tuple(entries), blocks=None, digest=digest), False, read)
+    # its files lie in no folder: who needs one gets the node's copy
+    same.remote = True
+    return same
 
 
 class Checkpoint:
@@ -212,9 +216,15 @@ class Checkpoint:
             self.files.remove(info.file)
 
     def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
-        """InputError when one of these tensors (default: all) is not of floating-point numbers. Integers with scales
-        beside them, read as the numbers that they are not, would merge, export and extend without a complaint, to a
-        model that is noise."""
+        """InputError when one of these tensors is not of floating-point numbers; of all (by default), when config.json
+        says so. Integers with scales beside them, read as the numbers that they are not, would merge, export and extend
+        without a complaint, to a model that is noise."""
+        if names is None and (said := self.settings().get("quantization_config")):
+            method = str(said.get("quant_method", ""))[:40] if isinstance(said, dict) else ""
+            raise InputError(
+                f"{self.where}: config.json has a quantization_config ({method or 'of no named method'}), and there is "
+                "no arithmetic on such weights here; give the model in float16, bfloat16 or float32, without that"
+            )
         for name in self.tensors if names is None else names:
             if not self.info(name).dtype.startswith(("float", "bfloat")):
                 raise InputError(
