@@ -62,7 +62,7 @@ def load_tensors(stream: Any, where: str, in_place: bool = False) -> dict[str, A
         isinstance(one, torch.Tensor) and one.layout is torch.strided and one.device.type != "meta"
         for one in found.values()
     ):
-        raise InputError(f"{where}: not a dictionary of dense tensors; a state dict is needed")
+        raise InputError(f"{where}: not a dictionary of tensors (dense ones); a state dict is needed")
     return found
 
 

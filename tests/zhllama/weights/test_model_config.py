@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -98,6 +100,44 @@ def test_what_cannot_be_computed_with_is_refused_by_name(model: Path, changes: d
 @pytest.mark.parametrize("changes", [{"pad_token_id": -1}, {"pad_token_id": None}, {"eos_token_id": [2, 3]}], ids=str)
 def test_ids_that_people_have_are_taken(model: Path, changes: dict[str, Any]) -> None:
     assert read(model, **changes).items() >= changes.items()
+
+
+HARMLESS: list[dict[str, Any]] = [
+    {"_name_or_path": "decapoda/llama", "max_sequence_length": 2048, "tokenizer_class": "LlamaTokenizer"},
+    {"unsloth_version": "2026.1", "neftune_noise_alpha": 5, "z_loss_weight": 1e-4},
+    {"pretraining_tp": 2, "id2label": {"0": "LABEL_0"}, "task_specific_params": None, "pruned_heads": {}},
+    {"sliding_window": 4096, "use_sliding_window": False, "layer_types": ["full_attention"] * 2},
+    {"sliding_window": 2048, "logits_scaling": None, "auto_map": {"AutoConfig": "its_own.Config"}},
+    {"original_max_position_embeddings": None, "hidden_act": None, "use_cache": None},
+]
+
+
+@pytest.mark.parametrize("changes", HARMLESS, ids=lambda changes: next(iter(changes)))
+def test_what_says_nothing_of_the_arithmetic_is_taken_and_transformers_reads_what_is_written(
+    model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig
+
+    (tmp_path / "written").mkdir()
+    (tmp_path / "written" / "config.json").write_text(json.dumps(read(model, **changes)))
+    config = AutoConfig.from_pretrained(tmp_path / "written")
+    assert (config.hidden_size, config.architectures) == (64, ["LlamaForCausalLM"])
+
+
+def test_an_adapter_in_the_models_folder_is_refused(model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"adapter_config\.json lies in the model's folder"):
+        read(model)
+
+
+def test_a_tensor_more_is_refused_by_name(model: Path) -> None:
+    save_file({"score.weight": torch.zeros(2, 64)}, model / "more.safetensors")
+    index = model / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    value["weight_map"]["score.weight"] = "more.safetensors"
+    index.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"tensor score\.weight is none of a LLaMA model with 2 layers"):
+        read(model)
 
 
 @pytest.mark.parametrize("changes", [{"pad_token_id": 32_000}, {"temperature": NAN}, {"top_p": INF}], ids=str)
