@@ -7,6 +7,7 @@ the whole tensor, one shard's part of it, and the permuted copy for wq and wk.
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from zhllama.artifacts.json_file import LARGEST
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.meta_format import DROPPED, EMBEDDING, PARAMS, MetaParams, Place, permute, places, shard_name
@@ -35,6 +36,8 @@ class MetaModel:
             raise InputError(
                 f"{where}: no {PARAMS} in it; give a folder with Meta's files, or what fetch_weights wrote"
             )
+        if (size := weights.file(PARAMS).size) > LARGEST:
+            raise InputError(f"{where}/{PARAMS}: {size:,} bytes, which no {PARAMS} has; fetch it again")
         self.params = params = MetaParams.from_json(weights.read(PARAMS), f"{where}/{PARAMS}")
         numbers = sorted(int(found[1]) for name in weights.names if (found := _SHARD.fullmatch(name)))
         if not numbers:
@@ -53,6 +56,9 @@ class MetaModel:
                     f"does {PARAMS} belong to these shards?"
                 )
         self.vocabulary_rows = self.tensors[EMBEDDING].shape[0]
+        if params.vocab_size not in (-1, self.vocabulary_rows):
+            said = f"vocab_size is {params.vocab_size}, and the weights have {self.vocabulary_rows} rows"
+            raise InputError(f"{where}/{PARAMS}: {said}; the files do not belong together, fetch them again")
         self.width = self.tensors["model.layers.0.mlp.gate_proj.weight"].shape[0]
         self.dtype = self.tensors[EMBEDDING].dtype
 

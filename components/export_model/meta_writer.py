@@ -29,9 +29,8 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
     `shards` 0: as Meta's own files."""
     llama = open_llama(model, "Meta's format", ("default",))
     params = llama.params
-    for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("head_dim", params.head_dim)):
-        if (value := llama.config.get(name)) not in (None, wanted):
-            raise InputError(f"--model {model.root}: config.json has {name}={value}, which Meta's format cannot say")
+    if (width := llama.head_width) != params.head_dim:
+        raise InputError(f"--model {model.root}: config.json has head_dim={width}, which Meta's format cannot say")
     count = shards or META_SHARDS.get(params.dim, 1)
     parts = {place: _parts(llama, place, count) for place in llama.places}
     total = 0

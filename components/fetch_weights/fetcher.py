@@ -69,9 +69,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     encoder = Encoder(tokenizer, place)
     if plan.kind != "hf-model":
         return encoder.vocabulary()
-    rows = settings.get("vocab_size")
-    if rows is None:
-        raise InputError(f"{where}/{CONFIG}: no configuration of a model, it has no vocab_size; fetch another copy")
+    rows = settings["vocab_size"]
     require_rows(encoder.size, rows, where, f"{CONFIG} says")
     return encoder.vocabulary(
         padding_multiple=padding_multiple(encoder.size, rows),

@@ -21,6 +21,7 @@ from zhllama.progress import human
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.meta_format import EMBEDDING
+from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
 
@@ -64,7 +65,7 @@ def prove(model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, enc
     prompts = [torch.tensor([[encoder.bos, *encoder.encode(text)]]) for text in PROMPTS]
     with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
         beside = _logits(_with_adapters(model, adapters, encoder.size, Path(folder)), prompts)
-        merged = _logits(_load(open_artifact(out.root).fetch(Path(folder, "merged"))), prompts)
+        merged = _logits(_load(open_artifact(out.root), Path(folder, "merged")), prompts)
     width = min(beside.shape[1], merged.shape[1])
     beside, merged = beside[:, :width], merged[:, :width]
     found = {
@@ -100,19 +101,21 @@ def _most_different(
     return name, found[name]
 
 
-def _load(folder: Path, **settings: bool) -> Any:
+def _load(model: Artifact, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings)
+    folder.mkdir()
+    checkpoint = Checkpoint(model)
+    loaded = AutoModelForCausalLM.from_pretrained(lay_out(checkpoint, folder), dtype=torch.float32)
+    if is_tied(checkpoint):
+        loaded.tie_weights()
+    return loaded
 
 
 def _with_adapters(model: Artifact, adapters: Sequence[Adapter], pieces: int, scratch: Path) -> Any:
-    tied = is_tied(Checkpoint(model))
-    loaded = _load(model.fetch(scratch / "model"), tie_word_embeddings=tied)
-    if tied:
-        loaded.tie_weights()
+    loaded = _load(model, scratch / "model")
     # opened anew: in those that are merged stands already what becomes of tied embeddings
     for index, adapter in enumerate(Adapter(one.artifact, "--adapters") for one in adapters):
         key = adapter.replaced.get(EMBEDDING)

@@ -81,7 +81,7 @@ def chat_of(artifact: Artifact, encoder: Encoder) -> Chat:
 
 def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
     """The model's encoder, and its tokens of prompt and answer together. InputError when a file is not as the manifest
-    says, config.json does not say how many those are, and as check_model."""
+    says, and as check_model."""
     where = f"--model {artifact.root}"
     if artifact.verified:
         there = {item.name: item.size for item in storage.listing(artifact.root)}
@@ -91,10 +91,7 @@ def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
                 found = f"{there[name]} bytes" if name in there else "not there"
                 raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
     encoder, _ = check_model(artifact, "--model")
-    positions = model_config(Checkpoint(artifact)).get("max_position_embeddings")
-    if positions is None:
-        raise InputError(f"{where}: config.json has no max_position_embeddings; publish it again")
-    return encoder, int(positions)
+    return encoder, int(model_config(Checkpoint(artifact))["max_position_embeddings"])
 
 
 def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> None:

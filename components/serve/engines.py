@@ -23,14 +23,18 @@ from typing import Any, NoReturn, Self
 import httpx2
 
 from components.serve.options import EngineName
-from zhllama.artifacts.json_file import object_of
+from zhllama.artifacts.cache import materialize
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.model_server import vllm_sampling
 from zhllama.retries import with_retries
 from zhllama.stage.child_processes import die_with_parent
+from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.special_ids import SpecialIds
-from zhllama.weights.settings import GENERATION
+from zhllama.weights import model_folder
+from zhllama.weights.chat_template import is_template
+from zhllama.weights.model_config import CONFIG, GENERATION
+from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("engine")
 
@@ -150,19 +154,19 @@ def _recipe() -> dict[str, Any]:
     return {name: getattr(Sampling(), name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
 
 
-def lay_out(source: Path, target: Path, ids: SpecialIds) -> dict[str, Any]:
-    """Links the files of a model folder into `target`, with generation settings of our own, which it returns. A
-    published model says nothing of sampling, and the server takes what a request does not say from the model's
-    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature."""
+def lay_out(checkpoint: Checkpoint, target: Path, ids: SpecialIds) -> dict[str, Any]:
+    """A model's folder for an engine, with generation settings of our own, which it returns. A published model says
+    nothing of sampling, and the server takes what a request does not say from the model's generation_config.json: left
+    as it is, it would decode greedily and ignore a request's temperature."""
     target.mkdir()
-    for file in source.iterdir():
-        if file.name != GENERATION:
-            (target / file.name).symlink_to(file.resolve())
-    given = source / GENERATION
-    try:
-        said = object_of(given.read_bytes()) if given.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{given}: no JSON object ({error}); publish the model again") from error
+    model_folder.lay_out(checkpoint, target)
+    artifact = checkpoint.artifact
+    source = materialize(artifact).absolute()
+    for name in artifact.names:
+        if name in {"tokenizer.model", *DESCRIBED} - {CONFIG} or is_template(name):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).symlink_to((source / name).resolve())
+    said = checkpoint.settings(GENERATION) if GENERATION in artifact else {}
     settings = {"pad_token_id": ids.eos, **ids.generation({"do_sample": True, **_recipe(), **said})}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
     return settings

@@ -89,8 +89,10 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
         if file is None:
             encoder, positions = check_weights(artifact)
             chat = chat_of(artifact, encoder)
-            ids = ids_of(Checkpoint(artifact), encoder)
-            generation = lay_out(materialize(artifact), folder / config.name, ids)
+            checkpoint = Checkpoint(artifact)
+            if chosen == "transformers":
+                checkpoint.refuse_quantised()
+            generation = lay_out(checkpoint, folder / config.name, ids_of(checkpoint, encoder))
             if chosen == "vllm":
                 engine = vllm_engine(folder, config.name, positions)
             else:

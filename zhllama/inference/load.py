@@ -8,12 +8,13 @@ GPU, there int8 and 4 bits on request.
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.chat import Chat
@@ -23,6 +24,7 @@ from zhllama.weights.chat_template import chosen, default_of
 from zhllama.weights.fit import require_rows, rows_fit
 from zhllama.weights.merge_plan import plan_merge
 from zhllama.weights.model_config import model_config
+from zhllama.weights.model_folder import lay_out
 from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import ids_of
@@ -83,16 +85,17 @@ def load_model(
     has not."""
     artifact.require_kind("hf-model", option=option)
     encoder, _ = check_model(artifact, option)
-    if rope_alpha and Rope.of(model_config(Checkpoint(artifact, option)), option).kind == "dynamic":
+    checkpoint = Checkpoint(artifact, option)
+    checkpoint.refuse_quantised()
+    if rope_alpha and Rope.of(model_config(checkpoint), option).kind == "dynamic":
         said = "stretches the rotary positions by itself (dynamic)"
         raise InputError(f"--rope-alpha: {option} {artifact.root} {said}; leave --rope-alpha out")
     # read when torch is first imported: threads that wait by spinning take the cores from whatever else runs (measured
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    checkpoint = Checkpoint(artifact, option)
-    tied = is_tied(checkpoint)
-    plan = plan_merge(artifact, checkpoint, adapters, [one.root for one in adapters])
+    # the plan changes which tensors its checkpoint has
+    plan = plan_merge(artifact, Checkpoint(artifact, option), adapters, [one.root for one in adapters])
     template = template_of(artifact, adapters)
 
     import torch
@@ -113,8 +116,9 @@ def load_model(
         quantised = BitsAndBytesConfig(**(four if chosen == "4bit" else {"load_in_8bit": True}))
         options = {"dtype": half, "device_map": {"": 0}, "quantization_config": quantised}
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    model, seen = loading(materialize(artifact), **options, tie_word_embeddings=tied, output_loading_info=True)
-    if tied:
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        model, seen = loading(lay_out(checkpoint, Path(folder)), **options, output_loading_info=True)
+    if is_tied(checkpoint):
         model.tie_weights()
     missing = sorted(seen["missing_keys"])
     if missing:
@@ -127,7 +131,7 @@ def load_model(
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)
-    further = ids_of(Checkpoint(artifact, option), encoder).further
+    further = ids_of(checkpoint, encoder).further
     positions = context_length or int(model.config.max_position_embeddings)
     return LoadedModel(model, encoder, positions, rope_alpha, further, template)
 

@@ -52,8 +52,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
 
     checkpoint = Checkpoint(model)
     config = model_config(checkpoint)
-    if config.get("model_type") != "llama":
-        raise InputError(f"--model {model.root}: model_type {config.get('model_type')!r}; only llama is supported")
+    checkpoint.refuse_quantised()
     rows = config["vocab_size"]
     fit = rows_fit(vocabulary.size, rows, model.manifest.vocabulary)
     require_rows(vocabulary.size, rows, names[0], "config.json says", fit)

@@ -10,6 +10,7 @@ trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a p
 """
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from zhllama import storage
 from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.hub_model import PREFIX, parse_address
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
@@ -35,6 +37,7 @@ from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
 from zhllama.weights.adapter import SAFE, Adapter
 from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied
 
@@ -134,12 +137,12 @@ def attention(dtype: torch.dtype) -> str:
 def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
-    tied = is_tied(Checkpoint(model))
-    loaded = PackedLlama.from_pretrained(
-        materialize(model), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    if tied:
+    checkpoint = Checkpoint(model)
+    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        loaded = PackedLlama.from_pretrained(
+            lay_out(checkpoint, Path(folder)), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
+        )
+    if is_tied(checkpoint):
         loaded.tie_weights()
     # the row of config.json's pad_token_id would get no gradient, and that may be BOS or another piece of the text
     embedding: Any = loaded.get_input_embeddings()
@@ -264,16 +267,24 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 def adapter_config_json(model: PeftModel, base: Artifact) -> bytes:
     """adapter_config.json with what says something: older peft stops at each key that it does not know, null or not.
-    The base is the Hub's name of it, or where it lies: from it peft and transformers load the model. What it must be is
-    in the manifest, by digest."""
+    The base is the Hub's name of it, where it is the Hub's as it is there, else where it lies: from it peft and
+    transformers load the model. What it must be is in the manifest, by digest."""
     has, usual = model.peft_config["default"].to_dict(), LoraConfig().to_dict()
     said = {name: field for name, field in has.items() if name in _ALWAYS or field != usual[name]}
     value = {name: sorted(field) if isinstance(field, set) else field for name, field in said.items()}
-    name, _, revision = base.root.removeprefix("hf://").partition("@")
-    hub = {"revision": revision.partition("/")[0]} if revision and base.root.startswith("hf://") else {}
-    where = name if base.root.startswith("hf://") else storage.normalise(base.root)
-    value |= {"inference_mode": True, "base_model_name_or_path": where, **hub}
+    value |= {"inference_mode": True, **_named(base)}
     return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
+
+
+def _named(base: Artifact) -> dict[str, str]:
+    """The fields of adapter_config.json that name the base."""
+    fetched = base.manifest.inputs.get("source") if base.manifest.stage == "fetch_weights" else None
+    told = [base.root, str(base.manifest.configuration.get("source")), fetched.reference if fetched else ""]
+    for address in told if fetched else told[:1]:
+        found = parse_address(address)
+        if found and not found[2]:
+            return {"base_model_name_or_path": found[0]} | ({"revision": found[1]} if found[1] else {})
+    return {"base_model_name_or_path": base.root if base.root.startswith(PREFIX) else storage.normalise(base.root)}
 
 
 def read_back(path: Path, expected: Iterable[str]) -> int:

@@ -9,6 +9,7 @@ from zhllama.training.checkpoints import Run, open_checkpoint, require_same_run
 from zhllama.training.elastic import Deadline, run_workers
 from zhllama.training.inputs import checked_inputs
 from zhllama.training.options import TrainingOptions
+from zhllama.weights.safetensors_io import Checkpoint
 
 
 def run_training(options: TrainingOptions, opened: Inputs, out: ArtifactWriter) -> Manifest:
@@ -22,7 +23,8 @@ def run_training(options: TrainingOptions, opened: Inputs, out: ArtifactWriter) 
                 option = option_of(name)
                 require_same_run(open_checkpoint(reference, option).manifest, run, option)
         # once a node, before its processes start: they find them there
-        given = [one for one in (inputs.model, inputs.dataset, inputs.adapter) if one is not None]
+        model = Checkpoint(inputs.model).artifact
+        given = [one for one in (model, inputs.dataset, inputs.adapter) if one is not None]
         require_room(given)
         for artifact in given:
             materialize(artifact, recheck=True)

@@ -87,8 +87,8 @@ class MetaParams:
             numbers = (params.dim, params.n_layers, params.n_heads, params.kv_heads, params.multiple_of)
             if any(type(number) is not int or not 0 < number < 2**31 for number in numbers):
                 raise ValueError("dim, n_layers, n_heads, n_kv_heads and multiple_of must be whole and positive")
-            if type(params.vocab_size) is not int:
-                raise ValueError("vocab_size must be whole")
+            if type(params.vocab_size) is not int or not (params.vocab_size == -1 or 0 < params.vocab_size < 2**31):
+                raise ValueError("vocab_size must be whole and positive, or -1")
             for name, most in _FRACTIONS.items():
                 number = getattr(params, name)
                 if number is not None and not (type(number) in (int, float) and 0 < number < most):

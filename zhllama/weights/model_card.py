@@ -19,12 +19,12 @@ OURS = "zhllama"
 """The tag of the cards that are written here: the base that such a card names is the model's own, further up."""
 _TERMS = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)(\.(txt|md))?", re.IGNORECASE)
 _FRONT = re.compile(r"\ufeff?---\r?\n(.*?)\r?\n---\s*(?:\n|$)", re.DOTALL)
-_LONGEST = 2**20
+_LONGEST = 2**18
 """Bytes of a README.md or LICENSE that is read."""
 _KNOWN = {
-    r"apache license\s+version 2\.0": "apache-2.0",
-    r"mit license|permission is hereby granted, free of charge": "mit",
-    r"llama (2|3|3\.[1-3]|4) community license": r"llama\1",
+    r"apache license,? version 2\.0": "apache-2.0",
+    r"(the )?mit license|(copyright .{0,300})?permission is hereby granted, free of charge": "mit",
+    r"(meta )?llama (2|3|3\.[1-3]|4) community license": r"llama\2",
 }
 """How a text of a license begins → its identifier on the Hub."""
 
@@ -67,7 +67,7 @@ def origin_of(model: Artifact) -> Origin:
     else:
         base = _hub_name(model)
     license, name, link = (_line(front.get(field)) for field in ("license", "license_name", "license_link"))
-    if not license and (files := terms_in(model)):
+    if not license and (files := [name for name in terms_in(model) if name[:3].upper() == "LIC"]):
         texts = {file: " ".join(_text(model, file)[:4000].lower().split()) for file in files}
         found = {file: identifier for file, text in texts.items() if (identifier := _identified(text))}
         license = next(iter(found.values()), "other")
@@ -108,7 +108,7 @@ def _hub_name(model: Artifact) -> str:
 
 def _identified(text: str) -> str:
     for pattern, identifier in _KNOWN.items():
-        if found := re.search(pattern, text):
+        if found := re.match(pattern, text):
             return found.expand(identifier)
     return ""
 
@@ -120,8 +120,9 @@ def _front_matter(text: str) -> dict[str, Any]:
     if not (found := _FRONT.match(text)):
         return {}
     try:
-        value = yaml.safe_load(found[1])
-    except (yaml.YAMLError, RecursionError, ValueError):
+        # texts, lists and objects alone: no merged keys, which grow without end, and no dates and tags, which fail
+        value = yaml.load(found[1], Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+    except (yaml.YAMLError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -129,7 +130,8 @@ def _front_matter(text: str) -> dict[str, Any]:
 def _line(value: Any) -> str:
     """A value of the front matter that is one short line, the first of several; "" for anything else."""
     first = value[0] if isinstance(value, list) and value else value
-    return first if isinstance(first, str) and len(first) <= 300 and first.isprintable() else ""
+    said = isinstance(first, str) and len(first) <= 300 and first.isprintable() and first not in ("null", "~")
+    return str(first) if said else ""
 
 
 def _text(artifact: Artifact, name: str) -> str:

@@ -27,7 +27,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 }
 _NUMBERS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _OPTIONAL: dict[str, tuple[str, ...]] = {"yarn": (*_NUMBERS, "truncate")}
-_LENGTH = "original_max_position_embeddings"
+LENGTH = "original_max_position_embeddings"
 """What yarn and llama3 stretch; the model's own positions where nothing is said."""
 _HARMLESS = {"rope_type", "type", "rope_theta", "finetuned"}
 _WITHOUT_EFFECT = {"factor": 1, "partial_rotary_factor": 1}
@@ -100,10 +100,10 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
     if kind in ("yarn", "llama3"):
         # transformers takes the one beside rope_parameters first, and without both the model's own
         own = config.get("max_position_embeddings")
-        length = config.get(_LENGTH) or given.get(_LENGTH) or own
-        settings[_LENGTH] = int(_number(length, _LENGTH, where))
-    elif kind == "linear" or given.get(_LENGTH) == config.get("max_position_embeddings"):
-        given = {name: value for name, value in given.items() if name != _LENGTH}
+        length = config.get(LENGTH) or given.get(LENGTH) or own
+        settings[LENGTH] = int(_number(length, LENGTH, where))
+    elif kind == "linear" or given.get(LENGTH) == config.get("max_position_embeddings"):
+        given = {name: value for name, value in given.items() if name != LENGTH}
     if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
         raise InputError(f"{where}: low_freq_factor of its rope is not below high_freq_factor; {_MEND}")
     for name, value in given.items():

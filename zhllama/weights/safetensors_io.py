@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
 from zhllama.artifacts.json_file import object_of, read_object, stand_in
-from zhllama.artifacts.manifest import File
+from zhllama.artifacts.manifest import File, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.tensors import Sink, TensorInfo, read_rows
@@ -59,8 +59,10 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
         raise InputError(f"{where}: not a safetensors file, or cut short; fetch it again")
     found: dict[str, TensorInfo] = {}
     try:
-        header = object_of(artifact.read_range(file, 8, length))
-        header.pop("__metadata__", None)
+        header = object_of(artifact.read_range(file, 8, length).decode("utf-8"))
+        notes, at = header.pop("__metadata__", {}), 0
+        if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+            raise ValueError("not the notes of a safetensors header")
         for name, entry in header.items():
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             numbers = (*shape, begin, end)
@@ -73,6 +75,12 @@ def read_header(artifact: Artifact, file: str) -> dict[str, TensorInfo]:
             if not begin <= end <= size - 8 - length or end - begin != math.prod(shape) * _WIDTHS[dtype]:
                 raise InputError(f"{where}: tensor {name} ({dtype}, {shape}) does not lie in the file; it is cut short")
             found[name] = TensorInfo(name, file, DTYPES[dtype], shape, 8 + length + begin, end - begin)
+        for info in sorted(found.values(), key=lambda info: (info.start, info.length)):
+            if info.start != 8 + length + at:
+                raise InputError(f"{where}: tensor {info.name} begins not where the one before ends; fetch it again")
+            at += info.length
+        if 8 + length + at != size:
+            raise InputError(f"{where}: its tensors end {size - 8 - length - at:,} bytes before it; fetch it again")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: the safetensors header is damaged; fetch it again") from error
     return found
@@ -89,8 +97,9 @@ def model_files(
             try:
                 named = dict(read(index)["weight_map"])
                 files = sorted(set(named.values()))
-                if not files or not all(isinstance(file, str) for file in files):
-                    raise ValueError("weight_map names no files")
+                suffix = single[single.index(".") :]
+                if not files or not all(isinstance(file, str) and file.endswith(suffix) for file in files):
+                    raise ValueError(f"its weight_map names no {suffix} files alone")
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{where}: {index} is damaged ({error}); fetch it again") from error
             if single in names and single not in files and all(file in names for file in files):
@@ -154,7 +163,11 @@ def _as_safetensors(artifact: Artifact, files: Iterable[str]) -> Artifact:
         if take:
             take(0, buffer[:length])
 
-    return Artifact(replace(artifact.manifest, files=tuple(entries), blocks=None), False, read)
+    digest = digest_of([artifact.digest, "safetensors"])
+    same = Artifact(replace(artifact.manifest, files=tuple(entries), blocks=None, digest=digest), False, read)
+    # its files lie in no folder: who needs one gets the node's copy
+    same.remote = True
+    return same
 
 
 class Checkpoint:
@@ -212,9 +225,15 @@ class Checkpoint:
             self.files.remove(info.file)
 
     def refuse_quantised(self, names: Iterable[str] | None = None) -> None:
-        """InputError when one of these tensors (default: all) is not of floating-point numbers. Integers with scales
-        beside them, read as the numbers that they are not, would merge, export and extend without a complaint, to a
-        model that is noise."""
+        """InputError when one of these tensors is not of floating-point numbers; of all (by default), when config.json
+        says so. Integers with scales beside them, read as the numbers that they are not, would merge, export and extend
+        without a complaint, to a model that is noise."""
+        if names is None and (said := self.settings().get("quantization_config")):
+            method = str(said.get("quant_method", ""))[:40] if isinstance(said, dict) else ""
+            raise InputError(
+                f"{self.where}: config.json has a quantization_config ({method or 'of no named method'}), and there is "
+                "no arithmetic on such weights here; give the model in float16, bfloat16 or float32, without that"
+            )
         for name in self.tensors if names is None else names:
             if not self.info(name).dtype.startswith(("float", "bfloat")):
                 raise InputError(

@@ -58,8 +58,11 @@ def load_tensors(stream: Any, where: str, in_place: bool = False) -> dict[str, A
     if isinstance(found, dict) and len(inside := [found[name] for name in _NESTED if name in found]) == 1:
         # beside it lie the state of an optimizer, counters and the like
         found = inside[0] if isinstance(inside[0], dict) else found
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        raise InputError(f"{where}: not a dictionary of tensors; a state dict is needed")
+    if not isinstance(found, dict) or not all(
+        isinstance(one, torch.Tensor) and one.layout is torch.strided and one.device.type != "meta"
+        for one in found.values()
+    ):
+        raise InputError(f"{where}: not a dictionary of tensors (dense ones); a state dict is needed")
     return found
 
 

@@ -291,6 +291,8 @@ BAD = {
     "the last shard missing": (lambda f: (f / ONE).unlink(), r"consolidated\.00\.pth: tensor .* is expected"),
     "no shard": (lambda f: [p.unlink() for p in f.glob("*.pth")], r"no consolidated\.00\.pth in it"),
     "no params.json": (lambda f: (f / "params.json").unlink(), r"no params\.json in it"),
+    "another vocabulary": (configure(vocab_size=700), "vocab_size is 700, and the weights have 800 rows"),
+    "params.json without end": (lambda f: os.truncate(f / "params.json", 2**30), r"1,073,741,824 bytes, which no"),
     "params.json that is none": (lambda f: (f / "params.json").write_text("[]"), r"not LLaMA's params\.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), r"no tokenizer\.model in it"),
     "another tokenizer": (use_other_tokenizer, "has 801 pieces and the weights have 800 rows"),

@@ -257,6 +257,11 @@ def test_the_models_own_precision_is_the_default_and_padding_rows_are_left_out(t
 
 
 def test_a_tied_model_has_no_head_of_its_own(tmp_path, model):
+    from safetensors.torch import load_file, save_file
+
+    (path,) = (path for path in model.glob("*.safetensors") if "lm_head.weight" in load_file(path))
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path)
     configure(model, tie_word_embeddings=True)
     path = Path(export(tmp_path / "store", model).root, "model-f16.gguf")
     assert "output.weight" not in [tensor.name for tensor in gguf.GGUFReader(path).tensors]
@@ -303,7 +308,7 @@ def test_settings_of_yarn_that_llama_cpp_reads_otherwise_are_refused(tmp_path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "a qwen2 model; only LLaMA"),
+        ({"model_type": "qwen2"}, "a qwen2 model"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"stretches the rotary positions \(yarn\)"),
         ({"hidden_size": "wide"}, "not a LLaMA model's"),
         ({"intermediate_size": 200}, r"gate_proj\.weight is \(192, 64\) where config\.json .* \(200, 64\)"),

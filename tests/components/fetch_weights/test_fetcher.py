@@ -408,7 +408,10 @@ def test_a_missing_shard_is_missed_over_http_too(tmp_path, http, tiny_meta):
         ),
         (lambda m: (m / "model.safetensors.index.json").write_text("[]"), r"index\.json is damaged"),
         (lambda m: (m / "config.json").unlink(), "neither Meta's files"),
-        (lambda m: (m / "config.json").write_text(json.dumps({"vocab_size": 700})), "has 800 pieces and .* says 700"),
+        (
+            lambda m: (m / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 700})),
+            "has 800 pieces and .* says 700",
+        ),
     ],
     ids=["shard", "index", "config", "vocabulary"],
 )

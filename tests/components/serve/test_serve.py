@@ -38,6 +38,7 @@ from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import GENERATION
 
 QUESTION = [{"role": "user", "content": "你好"}]
@@ -395,7 +396,8 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
     folder: Path, tmp_path: Path, llama_tokenizer: bytes
 ) -> None:
     (folder / GENERATION).write_text('{"temperature": 0.7}')
-    lay_out(folder, tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
+    (folder / "manifest.json").unlink()
+    lay_out(Checkpoint(open_artifact(str(folder))), tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
     settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
@@ -405,7 +407,8 @@ def test_the_server_stops_by_the_tokenizer_and_not_by_what_the_model_says(
     folder: Path, tmp_path: Path, llama_tokenizer: bytes
 ) -> None:
     (folder / GENERATION).write_text('{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}')
-    lay_out(folder, tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
+    (folder / "manifest.json").unlink()
+    lay_out(Checkpoint(open_artifact(str(folder))), tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
     settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert [settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 2]
 
@@ -443,12 +446,6 @@ def swap_tokenizer(folder: Path) -> None:
     file.write_bytes(proto.SerializeToString())
 
 
-def drop_positions(folder: Path) -> None:
-    value = json.loads((folder / "config.json").read_text())
-    del value["max_position_embeddings"]
-    (folder / "config.json").write_text(json.dumps(value))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True], ids=["a folder", "an artifact"])
 @pytest.mark.parametrize(
@@ -457,7 +454,6 @@ def drop_positions(folder: Path) -> None:
         (cut_shard, "cut short", "bytes, the manifest says"),
         (drop_shard, "shard .* is missing", "not there, the manifest says"),
         (swap_tokenizer, "tokenizer.model has 801 pieces and the embedding 800 rows", "bytes, the manifest says"),
-        (drop_positions, "no max_position_embeddings", "bytes, the manifest says"),
     ],
 )
 def test_what_is_no_whole_model_is_refused_before_an_engine_starts(

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.manifest import File, Input, Manifest
 from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
 from zhllama.training.inputs import LoraShape
@@ -322,6 +324,25 @@ def test_the_adapters_description_says_what_older_peft_reads_and_names_the_base(
     model.root = "hf://someone/model@0123"
     value = json.loads(adapter_config_json(add_lora(base, shape()), model))
     assert (value["base_model_name_or_path"], value["revision"]) == ("someone/model", "0123")
+
+
+@pytest.mark.parametrize(
+    ("stage", "root", "source", "said"),
+    [
+        ("", "hf://someone/model@0123/folder", "", {"base_model_name_or_path": "hf://someone/model@0123/folder"}),
+        ("fetch_weights", "/s/f/1", "hf://someone/model", {"base_model_name_or_path": "someone/model"}),
+        ("fetch_weights", "/s/f/1", "hf://someone/model/13B", {"base_model_name_or_path": "/s/f/1"}),
+        ("fetch_weights", "/s/f/1", "/data/model", {"base_model_name_or_path": "/s/f/1"}),
+        ("extend_tokenizer", "/s/e/1", "hf://someone/model", {"base_model_name_or_path": "/s/e/1"}),
+        ("", "s3://bucket/model", "", {"base_model_name_or_path": "s3://bucket/model"}),
+    ],
+    ids=["folder of a repository", "fetched", "fetched folder", "fetched from a disk", "made of the Hub's", "S3"],
+)
+def test_an_adapters_base_is_named_by_the_hub_only_where_it_is_the_hubs(base, stage, root, source, said):
+    inputs = {"source": Input(source, "0" * 64)} if source else {}
+    model = Artifact(Manifest("hf-model", stage, root, (File("x", 1, ""),), inputs=inputs), False)
+    value = json.loads(adapter_config_json(add_lora(base, shape()), model))
+    assert {name: value[name] for name in ("base_model_name_or_path", "revision") if name in value} == said
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,11 @@ def test_the_feed_forward_width_is_metas(dim, width):
         '{"dim": 64, "n_layers": 2, "n_heads": 5, "norm_eps": 1e-6}',
         '{"dim": 64, "n_layers": 0, "n_heads": 4, "norm_eps": 1e-6}',
         '{"dim": "64", "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6}',
+        '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "vocab_size": -5}',
+        '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "vocab_size": 0}',
         '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "use_scaled_rope": true}',
     ],
-    ids=["no JSON", "a list", "empty", "heads", "layers", "text", "LLaMA 3.1"],
+    ids=["no JSON", "a list", "empty", "heads", "layers", "text", "vocabulary", "no vocabulary", "LLaMA 3.1"],
 )
 def test_params_that_are_not_llamas_are_refused(text):
     with pytest.raises(InputError, match=r"^here: not LLaMA's params\.json"):

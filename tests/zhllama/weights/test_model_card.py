@@ -1,6 +1,7 @@
 """A published model says what it comes from and under which license, where that is known, and nothing else."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from zhllama.weights.model_card import Origin, origin_of, write_card
 
 Folder = Callable[..., Artifact]
 LLAMA2 = "LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023"
+
+LAUGHS = "a: &a {k: v}\n" + "".join(
+    f"{next_}: &{next_} {{<<: [{', '.join([f'*{one}'] * 9)}]}}\n" for one, next_ in pairwise("abcdefghij")
+)
+"""Merged keys: nine to the power of nine, where they are merged."""
 
 
 @pytest.fixture
@@ -52,6 +58,14 @@ def front_of(artifact: Artifact) -> dict[str, object]:
         ({"LICENSE": "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT"}, Origin(license="llama3.1")),
         ({"LICENSE": "MIT License\n"}, Origin(license="mit")),
         ({"LICENSE": "All mine."}, Origin(license="other", license_name="see-file", license_link="LICENSE")),
+        ({"LICENSE": "You shall not permit licensees to use it."}, Origin("", "other", "see-file", "LICENSE")),
+        ({"LICENSE": "Copyright (c) 2020 X\n\nPermission is hereby granted, free of charge"}, Origin(license="mit")),
+        ({"LICENSE": "META LLAMA 3 COMMUNITY LICENSE AGREEMENT"}, Origin(license="llama3")),
+        ({"NOTICE": "Apache License Version 2.0 for a part of it"}, Origin()),
+        ({"README_md": "---\nlicense: null\n---\n"}, Origin()),
+        ({"README_md": "---\nlicense: mit\nx: !!timestamp x\n---\n"}, Origin(license="mit")),
+        ({"README_md": f"---\n{LAUGHS}license: mit\n---\n"}, Origin(license="mit")),
+        ({"README_md": "---\n" + "[" * 100_000 + "\n---\n"}, Origin()),
         ({"README_md": "---\nlicense: [\n---\n"}, Origin()),
         ({"README_md": "---\n- a\n---\n"}, Origin()),
         ({"README_md": "---\nlicense: {a: b}\n---\n"}, Origin()),
@@ -61,7 +75,8 @@ def front_of(artifact: Artifact) -> dict[str, object]:
     ],
     ids=[
         "nothing", "no front matter", "identifier", "BOM and CRLF", "list", "other", "apache", "llama2", "llama3.1",
-        "mit", "another text", "no YAML", "YAML list", "object", "its parent", "our card", "our card with a path",
+        "mit", "another text", "no license of that kind", "mit by its words", "llama3", "notice", "null", "odd tag",
+        "billion laughs", "deep", "no YAML", "YAML list", "object", "its parent", "our card", "our card with a path",
     ],
 )  # fmt: skip
 def test_what_is_known_of_a_folder(folder, files, origin):

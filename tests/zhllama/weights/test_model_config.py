@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -68,9 +70,24 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"intermediate_size": 200}, r"gate_proj\.weight is \(192, 64\) where"),
     ({"vocab_size": 801}, r"embed_tokens\.weight is \(800, 64\) where"),
     ({"num_hidden_layers": 3}, r"no tensor model\.layers\.2"),
-    ({"num_hidden_layers": 10**9}, r"no tensor model\.layers\.2"),
+    ({"num_hidden_layers": 10**9}, "says 1000000000 layers, and there are 21 tensors"),
     ({"num_hidden_layers": 1}, r"tensor model\.layers\.1\.\S+ is none of a LLaMA model with 1 layers"),
     ({"rope_scaling": {"type": "longrope"}}, r"\(longrope\), which is not done"),
+    ({"model_type": "mistral"}, "is of a mistral model"),
+    ({"model_type": None}, "is of a None model"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false', where true or false"),
+    ({"use_cache": 1}, "use_cache=1"),
+    ({"dtype": "float99"}, "dtype='float99', where one of float16"),
+    ({"attention_bias": True}, r"no tensor model\.layers\.0\.self_attn\.q_proj\.bias"),
+    ({"mlp_bias": True}, r"no tensor model\.layers\.0\.mlp\.gate_proj\.bias"),
+    ({"tie_word_embeddings": True}, r"lm_head\.weight is not model\.embed_tokens\.weight"),
+    ({"sliding_window": 16}, r"sets sliding_window \(16\), which is not known here"),
+    ({"attention_multiplier": 0.5}, "sets attention_multiplier"),
+    ({"logits_scaling": 4.0}, "sets logits_scaling"),
+    ({"rotary_pct": 0.25}, "sets rotary_pct"),
+    ({"pruned_heads": {"0": [1]}}, "sets pruned_heads"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "sets layer_types"),
 ]
 
 
@@ -83,6 +100,44 @@ def test_what_cannot_be_computed_with_is_refused_by_name(model: Path, changes: d
 @pytest.mark.parametrize("changes", [{"pad_token_id": -1}, {"pad_token_id": None}, {"eos_token_id": [2, 3]}], ids=str)
 def test_ids_that_people_have_are_taken(model: Path, changes: dict[str, Any]) -> None:
     assert read(model, **changes).items() >= changes.items()
+
+
+HARMLESS: list[dict[str, Any]] = [
+    {"_name_or_path": "decapoda/llama", "max_sequence_length": 2048, "tokenizer_class": "LlamaTokenizer"},
+    {"unsloth_version": "2026.1", "neftune_noise_alpha": 5, "z_loss_weight": 1e-4},
+    {"pretraining_tp": 2, "id2label": {"0": "LABEL_0"}, "task_specific_params": None, "pruned_heads": {}},
+    {"sliding_window": 4096, "use_sliding_window": False, "layer_types": ["full_attention"] * 2},
+    {"sliding_window": 2048, "logits_scaling": None, "auto_map": {"AutoConfig": "its_own.Config"}},
+    {"original_max_position_embeddings": None, "hidden_act": None, "use_cache": None},
+]
+
+
+@pytest.mark.parametrize("changes", HARMLESS, ids=lambda changes: next(iter(changes)))
+def test_what_says_nothing_of_the_arithmetic_is_taken_and_transformers_reads_what_is_written(
+    model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    from transformers import AutoConfig
+
+    (tmp_path / "written").mkdir()
+    (tmp_path / "written" / "config.json").write_text(json.dumps(read(model, **changes)))
+    config = AutoConfig.from_pretrained(tmp_path / "written")
+    assert (config.hidden_size, config.architectures) == (64, ["LlamaForCausalLM"])
+
+
+def test_an_adapter_in_the_models_folder_is_refused(model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"adapter_config\.json lies in the model's folder"):
+        read(model)
+
+
+def test_a_tensor_more_is_refused_by_name(model: Path) -> None:
+    save_file({"score.weight": torch.zeros(2, 64)}, model / "more.safetensors")
+    index = model / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    value["weight_map"]["score.weight"] = "more.safetensors"
+    index.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"tensor score\.weight is none of a LLaMA model with 2 layers"):
+        read(model)
 
 
 @pytest.mark.parametrize("changes", [{"pad_token_id": 32_000}, {"temperature": NAN}, {"top_p": INF}], ids=str)

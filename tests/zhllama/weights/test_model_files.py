@@ -56,6 +56,21 @@ def test_pickled_weights_are_read_and_copied_as_safetensors(tmp_path: Path, shar
     assert (INDEX in checkpoint.artifact) == (shards == 2)
 
 
+@pytest.mark.parametrize(("index", "file"), [(INDEX, "w.bin"), (PICKLED_INDEX, "w.safetensors")])
+def test_an_index_of_files_of_the_other_kind_is_refused(tmp_path: Path, index: str, file: str) -> None:
+    (tmp_path / file).write_bytes(b"")
+    (tmp_path / index).write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(InputError, match=r"its weight_map names no \.\w+ files alone"):
+        Checkpoint(open_artifact(str(tmp_path)))
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta")], ids=["sparse", "meta"])
+def test_a_tensor_without_numbers_of_its_own_is_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": tensor}, tmp_path / PICKLED)
+    with pytest.raises(InputError, match=r"not a dictionary of tensors .dense"):
+        Checkpoint(open_artifact(str(tmp_path)))
+
+
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1), "b": print}, tmp_path / PICKLED)
     with pytest.raises(InputError, match=r"wants to run code|holds more than tensors"):
