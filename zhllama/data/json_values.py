@@ -1,7 +1,7 @@
 """JSON as a stream of values: the members of a list, or one a line, whatever the file's name says; memory is one's.
 
-As strict as json_file's reader, and of the same kind for both forms: what one refuses, the other does. (ijson's parser
-joins half of a surrogate pair with what follows it.)
+As strict as json_file's reader, and alike for both forms: what one refuses, the other does. The standard library finds
+each value's end (ijson joins half of a surrogate pair with what follows it).
 """
 
 import codecs
