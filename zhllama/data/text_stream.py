@@ -103,7 +103,8 @@ def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes | InputError]:
 
 
 def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator["pyarrow.RecordBatch"]:
-    """The rows of a table, up to ROWS at a time, of all columns or one. InputError for a damaged one, or without `column`."""
+    """The rows of a table, up to ROWS at a time, of all columns or one. InputError for a damaged one, or
+    without `column`."""
     import pyarrow
     from pyarrow import parquet
 
