@@ -106,6 +106,7 @@ class Encoder:
         self.size: int = self._processor.get_piece_size()
         self.bos: int = self._processor.bos_id()
         self.eos: int = self._processor.eos_id()
+        self.unknown: int = self._processor.unk_id()
         if self.bos < 0 or self.eos < 0:
             raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
 
@@ -117,7 +118,7 @@ class Encoder:
     def pad(self) -> int | None:
         """The id of `[PAD]`, or of the model's own padding piece; None without one."""
         index = self._processor.piece_to_id(PAD_PIECE)
-        if index != self._processor.unk_id():
+        if index != self.unknown:
             return index
         return self._processor.pad_id() if self._processor.pad_id() >= 0 else None
 
@@ -154,10 +155,10 @@ class Encoder:
 
     def unknown_bytes(self, texts: Sequence[str]) -> list[int]:
         """How many bytes of UTF-8 of each text are unknown to it: none where it falls back to bytes."""
-        unknown, counts = self._processor.unk_id(), []
+        counts = []
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
-            pieces = self._processor.encode(text, out_type=str) if unknown in ids else ()
-            spelt = (piece.replace("▁", " ") for piece, index in zip(pieces, ids) if index == unknown)
+            pieces = self._processor.encode(text, out_type=str) if self.unknown in ids else ()
+            spelt = (piece.replace("▁", " ") for piece, index in zip(pieces, ids) if index == self.unknown)
             counts.append(sum(len(piece.encode()) for piece in spelt))
         return counts
 
