@@ -9,7 +9,7 @@ import csv
 import io
 import string
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -73,8 +73,9 @@ def _questions(artifact: Artifact, name: str) -> Iterator[Question]:
     missing = [column for column in ("question", "a", "b", "answer") if column not in columns]
     if missing:
         raise InputError(f"{where}: no column {', '.join(missing)}; an exam's columns are question, A, B, C, D, answer")
-    for row in filter(None, rows):
-        place = f"{where}: line {rows.line_num}"
+    if twice := [letter for letter in letters if columns.count(letter.lower()) > 1]:
+        raise InputError(f"{where}: the column {twice[0]} is there twice; mend its head")
+    for place, row in _rows(rows, where):
         if len(row) != len(columns):
             raise InputError(f"{place} has {len(row)} fields for {len(columns)} columns; mend or remove it")
         value = dict(zip(columns, (field.strip() for field in row)))
@@ -82,6 +83,15 @@ def _questions(artifact: Artifact, name: str) -> Iterator[Question]:
         if answer not in letters:
             raise InputError(f"{place}: the answer {value['answer']!r} is none of {', '.join(letters)}; mend the row")
         yield Question(value["question"], tuple(value[letter.lower()] for letter in letters), letters.index(answer))
+
+
+def _rows(rows: Any, where: str) -> Iterator[tuple[str, list[str]]]:
+    """(its place, fields) of each row of a CSV reader that holds something."""
+    try:
+        for row in filter(None, rows):
+            yield f"{where}: line {rows.line_num}", row
+    except csv.Error as error:
+        raise InputError(f"{where}: line {rows.line_num} cannot be read ({error}); mend or remove it") from error
 
 
 def prompts(subject: Subject, question: Question, shots: int) -> list[str]:

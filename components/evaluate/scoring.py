@@ -3,7 +3,8 @@
 Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not there. One longer than the model's
 positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
 across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what it cannot spell behind one
-unknown piece: each of these bytes costs 8 bits more, as of a model that knows nothing of it.
+unknown piece: that counts as so many tokens as it hides bytes, each of 8 bits more and never foretold, as with a model
+that knows nothing of them.
 
 Answers: the model's own prompt, then the answer's ids as training has them and EOS (none behind an exam's letter: text
 goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each
@@ -47,16 +48,19 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[st
             ids = _padded(rows, loaded.padding)
             hidden = loaded.model.base_model(ids[:, :-1].to(loaded.device), use_cache=False).last_hidden_state
             scored = torch.arange(1, ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-            log_probs, hit = _log_probs(loaded, hidden[scored.to(loaded.device)], ids[:, 1:][scored])
+            targets = ids[:, 1:][scored]
+            log_probs, hit = _log_probs(loaded, hidden[scored.to(loaded.device)], targets)
             loss -= log_probs.sum().item()
-            hits += int(hit.sum())
+            hits += int((hit & (targets != loaded.encoder.unknown)).sum())
             bar.advance(sum(map(len, rows)))
     tokens, size = sum(map(len, encoded)), sum(len(text.encode()) for text in texts)
     if unknown := sum(loaded.encoder.unknown_bytes(texts)):
         log.warning("%s: its tokenizer cannot spell %d of %d bytes; they count 8 bits each", title, unknown, size)
+        tokens += unknown - sum(ids.count(loaded.encoder.unknown) for ids in encoded)
+        loss += 8 * math.log(2) * unknown
     return {
         "tokens_per_character": tokens / sum(map(len, texts)),
-        "bits_per_byte": (loss / math.log(2) + 8 * unknown) / size,
+        "bits_per_byte": loss / math.log(2) / size,
         "perplexity": math.exp(loss / tokens),
         "next_token_accuracy": hits / tokens,
     }
@@ -77,7 +81,7 @@ def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -
         answer = fitting[index].answer
         sums = sums - costs[index]
         right[index] = int(sums.argmax()) == answer
-        exact += bool(hits[answer])
+        exact += bool(hits[answer]) and not costs[index][answer]
         losses[index] = -sums[answer]
     chosen = [(item, hit) for item, hit in zip(fitting, right) if len(item.choices) > 1]
     groups: dict[str, list[tuple[HeldOutItem, bool]]] = defaultdict(list)

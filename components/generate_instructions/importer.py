@@ -82,5 +82,6 @@ def _all_records(artifact: Artifact) -> Iterator[Any]:
             for batch in parquet_batches(artifact, name):
                 yield from batch.to_pylist()
         else:
-            needed = "give a list of objects, or one a line as .jsonl"
-            yield from values_in(artifact, name, needed, lambda one: alpaca_of(one)[1] != "unknown", lists=True)
+            needed = "a list of objects, or one a line, is needed"
+            found = values_in(artifact, name, needed, lambda one: alpaca_of(one)[1] != "unknown", lists=True)
+            yield from (value for _, value in found)

@@ -87,11 +87,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a response asks to wait by retry-after-ms or Retry-After (seconds or a date), if it does."""
     milliseconds, said = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     for text, unit in ((milliseconds, 1000.0), (said, 1.0)):
-        if text.replace(".", "", 1).isdigit():
+        if text.isascii() and text.replace(".", "", 1).isdigit():
             return float(text) / unit
     try:
         until = parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())

@@ -10,24 +10,24 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+_TAG = (
+    r"(?:\w+[:_])?"  # seed:think, mm:think, longcat_think
+    r"(?:(?:ant)?think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratch_?pad|analysis|planning|思考(?:过程)?"
+    r"|chain_of_thoughts?|cot|inner_monologue)"
+)
 MARKERS = (
     # opening, closing
-    (r"<think>", r"</think>"),  # DeepSeek-R1, Qwen3, QwQ, GLM, MiniMax, Hunyuan, Nemotron, Phi-4, Ring
-    (r"<thinking>", r"</thinking>"),
-    (r"<thoughts?>", r"</thoughts?>"),  # EXAONE Deep, Gemini
-    (r"<reason(?:ing)?>", r"</reason(?:ing)?>"),
-    (r"<reflection>", r"</reflection>"),
-    (r"<seed:think>", r"</seed:think>"),
-    (r"<mm:think>", r"</mm:think>"),
-    (r"<longcat_think>", r"</longcat_think>"),
+    # DeepSeek-R1, Qwen3, QwQ, GLM, MiniMax, Hunyuan, Nemotron, Phi-4, Ring, EXAONE Deep, Gemini, Seed, LongCat, …
+    (rf"<\|?\s*{_TAG}(?:\s[^<>]*)?\|?>", rf"<\|?\s*/\s*{_TAG}\s*\|?>"),
     (r"\[THINK\]", r"\[/THINK\]"),  # Magistral
     (r"◁think▷", r"◁/think▷"),  # Kimi
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),  # Sky-T1, OpenThinker
+    # Sky-T1, OpenThinker
+    (r"<\|begin_of_(?:thought|thinking|reasoning)\|>", r"<\|end_of_(?:thought|thinking|reasoning)\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),  # Command A
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     (r"<\|channel>thought", r"<channel\|>"),  # Gemma 4
     (r"<unused94>thought", r"<unused95>"),  # MedGemma
-    (r"<\|channel\|>(?:analysis|commentary)", r"<\|channel\|>final(?: <\|constrain\|>\w+)?<\|message\|>"),  # gpt-oss
+    (r"<\|channel\|>(?:analysis|commentary)", r"<\|channel\|>final\s*(?:<\|constrain\|>\w+)?<\|message\|>"),  # gpt-oss
     (r"^analysis(?=\S)", r"assistantfinal"),  # gpt-oss without its special tokens
     (r"Here is my thought process:", r"Here is my response:"),  # Granite
 )

@@ -113,7 +113,7 @@ def evaluation_texts(artifact: Artifact) -> Iterator[str]:
     names = [name for name in artifact.names if name not in NO_ITEMS]
     items = HELD_OUT_INSTRUCTIONS in artifact
     if not items and (of_json := [name for name in names if plain_name(name).endswith((".json", ".jsonl"))]):
-        first = next(values_in(artifact, of_json[0], "objects are needed", lambda one: True), None)
+        _, first = next(values_in(artifact, of_json[0], "objects are needed", lambda one: True), ("", None))
         if isinstance(first, InputError):
             raise first
         lists = any(plain_name(name).endswith(".json") for name in names)

@@ -125,7 +125,7 @@ def report_on(encoder: Encoder, lines: list[str]) -> dict[str, Any]:
     encoded = encoder.encode_batch(lines)
     characters = sum(len(line) for line in lines)
     byte_pieces = {index for index, piece in enumerate(encoder.pieces) if re.fullmatch(r"<0x[0-9A-F]{2}>", piece)}
-    known = set("".join(encoder.pieces)) | {" "}
+    known = {" ", *(piece for piece in encoder.pieces if len(piece) == 1)}
     return {
         "pieces": encoder.size,
         "lines": len(lines),

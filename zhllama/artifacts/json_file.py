@@ -29,8 +29,8 @@ def read_object(artifact: "Artifact", name: str) -> dict[str, Any]:
 
 
 def object_of(content: bytes | str) -> dict[str, Any]:
-    """ValueError for what value_of refuses, for what is no object, or names a key twice (which would count?)."""
-    value = value_of(content, json.JSONDecoder(object_pairs_hook=_once))
+    """ValueError for what value_of refuses, for what is no object, or names a key twice."""
+    value = value_of(content, STRICT)
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} stands where an object is needed")
     return value
@@ -70,6 +70,8 @@ def whole(value: Any, text: str) -> Any:
 
 def said_of(error: ValueError) -> str:
     """What is wrong with a line or an item, after its name."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 ({error.reason})"
     return "has half of a surrogate pair" if isinstance(error, HalfCharacter) else f"is not JSON ({error})"
 
 
@@ -90,3 +92,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"it has {twice!r} twice")
     return found
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_once)
+"""Takes no object that has a key twice: which would count?"""

@@ -7,10 +7,11 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 from zhllama.artifacts import hub_dataset
-from zhllama.artifacts.json_file import said_of, value_of
+from zhllama.artifacts.json_file import said_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_TEXT
@@ -79,78 +80,63 @@ def read_batches(artifact: Artifact, keep_blank: bool = False, skipped: Skipped 
 def _all_documents(artifact: Artifact, skipped: Skipped | None) -> Iterator[Documents]:
     if artifact.manifest.kind == hub_dataset.KIND:
         column = hub_dataset.HubDataset.parse(artifact.root).column
-        values = (row.get(column) for row in hub_dataset.hub_rows(artifact))
-        yield from _column(values, f"{artifact.root}: row", column, "", skipped)
+        rows = enumerate(hub_dataset.hub_rows(artifact), start=1)
+        values = ((f"{artifact.root}: row {number}", row.get(column)) for number, row in rows)
+        yield from _column(values, column, "", skipped)
     for name in text_files(artifact):
         where = f"{artifact.root}/{name}"
         if name.endswith(".parquet"):
-            values = (text for batch in parquet_batches(artifact, name, "text") for text in batch.column(0).to_pylist())
-            yield from _column(values, f"{where}: row", "text", name, skipped)
-            continue
-        if plain_name(name).endswith(".json"):
+            batches = parquet_batches(artifact, name, "text")
+            texts = enumerate(chain.from_iterable(batch.column(0).to_pylist() for batch in batches), start=1)
+            yield from _column(((f"{where}: row {number}", text) for number, text in texts), "text", name, skipped)
+        elif plain_name(name).endswith(".txt"):
+            yield from _lines(artifact, name, skipped)
+        else:
             items = values_in(artifact, name, "lines or a list of objects with a text field are needed", _has_text)
-            values = (item.get("text") if isinstance(item, dict) else item for item in items)
-            yield from _column(values, f"{where}: item", "text", name, skipped)
+            values = ((place, item.get("text") if isinstance(item, dict) else item) for place, item in items)
+            yield from _column(values, "text", name, skipped)
+
+
+def _lines(artifact: Artifact, name: str, skipped: Skipped | None) -> Iterator[Documents]:
+    """Of a text file, a block of them at a time."""
+    number = 1
+    for block in line_blocks(artifact, name):
+        if isinstance(block, InputError):
+            leave_out(block, skipped)
+            number += 1
             continue
         # at the begin of a file a byte order mark may stand, which is no text
-        number, json_lines = 1, plain_name(name).endswith(".jsonl")
-        for block in line_blocks(artifact, name):
-            if isinstance(block, InputError):
-                leave_out(block, skipped)
-                number += 1
-                continue
-            lines = block.removesuffix(b"\n")
-            try:
-                texts = [] if json_lines else lines.decode("utf-8-sig" if number == 1 else "utf-8").split("\n")
-                texts = [one.rstrip("\r") for one in texts] if b"\r" in lines else texts
-            except UnicodeDecodeError:
-                texts = []
-            # a plain block has one text at least
-            texts = texts or list(_line_by_line(lines.split(b"\n"), number, where, json_lines, skipped))
-            yield Documents(texts, name)
-            number += block.count(b"\n") or 1
-
-
-def _line_by_line(
-    lines: list[bytes], first: int, where: str, json_lines: bool, skipped: Skipped | None
-) -> Iterator[str]:
-    for number, line in enumerate(lines, start=first):
+        encoding = "utf-8-sig" if number == 1 else "utf-8"
+        lines = block.removesuffix(b"\n")
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-            yield _text_field(text, f"{where}: line {number}") if json_lines and text.strip() else text
-        except UnicodeDecodeError as error:
-            reason = f"is not UTF-8 ({error.reason}); convert the file, or --skip-bad"
-            leave_out(InputError(f"{where}: line {number} {reason}"), skipped)
-        except InputError as fault:
-            leave_out(fault, skipped)
-
-
-def _text_field(line: str, where: str) -> str:
-    try:
-        value = value_of(line)
-    except ValueError as error:
-        raise InputError(f"{where} {said_of(error)}; mend or remove it, or --skip-bad") from error
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise InputError(f"{where} has no text field; each line must be an object with one, or --skip-bad")
-    return str(value["text"])
+            texts = lines.decode(encoding).split("\n")
+        except UnicodeDecodeError:
+            texts = []
+            for at, line in enumerate(lines.split(b"\n"), start=number):
+                try:
+                    texts.append(line.decode("utf-8-sig" if at == 1 else "utf-8"))
+                except UnicodeDecodeError as error:
+                    said = f"line {at} {said_of(error)}; convert the file, or --skip-bad"
+                    leave_out(InputError(f"{artifact.root}/{name}: {said}"), skipped)
+        yield Documents([text.rstrip("\r") for text in texts] if b"\r" in lines else texts, name)
+        number += block.count(b"\n") or 1
 
 
 def _has_text(item: dict[str, Any]) -> bool:
     return isinstance(item.get("text"), str)
 
 
-def _column(values: Iterator[Any], where: str, column: str, file: str, skipped: Skipped | None) -> Iterator[Documents]:
+def _column(values: Iterator[tuple[str, Any]], column: str, file: str, skipped: Skipped | None) -> Iterator[Documents]:
+    """Those of (place, value) that are texts, many at a time."""
     texts: list[str] = []
     characters = 0
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, str):
+    for place, value in values:
+        if not isinstance(value, str) or len(value) > LONGEST:
             what = "nothing" if value is None else f"a {type(value).__name__}"
-            fault = InputError(f"{where} {number} has {what} in the column {column!r}; text is needed, or --skip-bad")
+            fault = InputError(f"{place} has {what} where text is needed ({column!r}); mend it, or --skip-bad")
+            if isinstance(value, str):
+                fault = InputError(f"{place} has over {LONGEST:,} characters; cut the document, or --skip-bad")
             leave_out(value if isinstance(value, InputError) else fault, skipped)
-            continue
-        if len(value) > LONGEST:
-            fault = InputError(f"{where} {number} has over {LONGEST:,} characters; cut the document, or --skip-bad")
-            leave_out(fault, skipped)
             continue
         texts.append(value)
         characters += len(value)

@@ -5,6 +5,7 @@ A list is parsed as a stream: the memory is one item's. A dataset of the Hugging
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from zhllama.artifacts import hub_dataset
@@ -26,18 +27,17 @@ def read_instructions(
     fields, as text; `input` may be missing, and `output` too, or be empty, unless `answered`. InputError names file,
     item and field; with `skipped` such items are counted there and left out."""
     empty, hub = True, artifact.manifest.kind == hub_dataset.KIND
-    sources: list[tuple[str, Iterator[Any]]] = [(artifact.root, hub_dataset.hub_rows(artifact))] if hub else []
-    names = instruction_files(artifact)
-    sources += [(f"{artifact.root}/{name}", values_in(artifact, name, _NEEDED, is_item)) for name in names]
-    for where, items in sources:
-        for number, item in enumerate(items, start=1):
-            empty = False
-            try:
-                checked = _checked(item, f"{where}: item {number}", answered)
-            except InputError as fault:
-                leave_out(fault, skipped)
-            else:
-                yield checked
+    rows = enumerate(hub_dataset.hub_rows(artifact), start=1) if hub else ()
+    of_hub = ((f"{artifact.root}: item {number}", row) for number, row in rows)
+    of_files = (values_in(artifact, name, _NEEDED, is_item) for name in instruction_files(artifact))
+    for place, item in chain(of_hub, *of_files):
+        empty = False
+        try:
+            checked = _checked(item, place, answered)
+        except InputError as fault:
+            leave_out(fault, skipped)
+        else:
+            yield checked
     if empty:
         raise InputError(f"{artifact.root}: no item in it; give a list of objects with {', '.join(FIELDS)}")
 

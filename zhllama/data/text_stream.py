@@ -103,7 +103,8 @@ def line_blocks(artifact: Artifact, name: str) -> Iterator[bytes | InputError]:
 
 
 def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator["pyarrow.RecordBatch"]:
-    """The rows of a table, ROWS at a time, of all columns or one. InputError for a damaged one, or without `column`."""
+    """The rows of a table, up to ROWS at a time, of all columns or one. InputError for a damaged one, or
+    without `column`."""
     import pyarrow
     from pyarrow import parquet
 
@@ -114,7 +115,11 @@ def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator
             if column and column not in table.schema_arrow.names:
                 has = ", ".join(table.schema_arrow.names)
                 raise InputError(f"{where}: no column {column} (it has {has}); rename the one that holds the {column}")
-            for batch in table.iter_batches(ROWS, columns=[column] if column else None):
+            groups = map(table.metadata.row_group, range(table.num_row_groups))
+            # of long rows fewer at a time: together they may be as long as one
+            longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+            rows = max(1, min(ROWS, LONGEST // max(1, longest)))
+            for batch in table.iter_batches(rows, columns=[column] if column else None):
                 # of text, that it is UTF-8
                 batch.validate(full=True)
                 yield batch

@@ -106,6 +106,7 @@ class Encoder:
         self.size: int = self._processor.get_piece_size()
         self.bos: int = self._processor.bos_id()
         self.eos: int = self._processor.eos_id()
+        self.unknown: int = self._processor.unk_id()
         if self.bos < 0 or self.eos < 0:
             raise InputError(f"{where}: the model has no BOS or EOS id; a LLaMA-shaped SentencePiece model has 1 and 2")
 
@@ -117,12 +118,11 @@ class Encoder:
     def pad(self) -> int | None:
         """The id of `[PAD]`, or of the model's own padding piece; None without one. A piece that is padding beside
         being EOS, BOS or the unknown one is none: what is padded with it could not be told from what is meant."""
-        unknown = self._processor.unk_id()
         index = self._processor.piece_to_id(PAD_PIECE)
-        if index != unknown:
+        if index != self.unknown:
             return index
         index = self._processor.pad_id()
-        return index if index not in (-1, unknown, self.bos, self.eos) else None
+        return index if index not in (-1, self.unknown, self.bos, self.eos) else None
 
     @cached_property
     def named_pad(self) -> int | None:
@@ -168,10 +168,10 @@ class Encoder:
 
     def unknown_bytes(self, texts: Sequence[str]) -> list[int]:
         """How many bytes of UTF-8 of each text are unknown to it: none where it falls back to bytes."""
-        unknown, counts = self._processor.unk_id(), []
+        counts = []
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
-            pieces = self._processor.encode(text, out_type=str) if unknown in ids else ()
-            spelt = (piece.replace("▁", " ") for piece, index in zip(pieces, ids) if index == unknown)
+            pieces = self._processor.encode(text, out_type=str) if self.unknown in ids else ()
+            spelt = (piece.replace("▁", " ") for piece, index in zip(pieces, ids) if index == self.unknown)
             counts.append(sum(len(piece.encode()) for piece in spelt))
         return counts
 

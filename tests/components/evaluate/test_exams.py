@@ -125,8 +125,19 @@ def test_examples_are_left_out_until_it_fits_and_what_never_fits_is_counted(
         ({"val/a.csv": HEAD + "0,问,甲,乙,丙,丁,E,\n"}, "line 2: the answer 'E' is none of A, B, C, D"),
         ({"val/a.csv": HEAD + "0,问,甲\n"}, "line 2 has 3 fields for 8 columns"),
         ({"val/a.csv": ""}, "no column question"),
+        ({"val/a.csv": HEAD + f"0,{'问' * 200_000},甲,乙,丙,丁,A,\n"}, "line 2 cannot be read .field larger"),
+        ({"val/a.csv": "question,A,A,B,answer\n"}, "the column A is there twice"),
     ],
-    ids=["no split", "examples only", "no answers", "a strange answer", "a short row", "an empty file"],
+    ids=[
+        "no split",
+        "examples only",
+        "no answers",
+        "a strange answer",
+        "a short row",
+        "an empty file",
+        "a field of a novel",
+        "a column twice",
+    ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, files: dict[str, str], said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -79,6 +79,23 @@ def test_bytes_that_a_tokenizer_cannot_spell_cost_eight_bits_each(without_bytes:
     assert score["bits_per_byte"] == pytest.approx((loss + 8 * 6) / len(text.encode()), rel=1e-5)
     assert "cannot spell 6 of 15 bytes" in caplog.text
     assert encoder.unknown_bytes([text, "the", ""]) == [6, 0, 0]
+    # as many tokens as bytes: the unknown piece is no one
+    tokens = len(encoder.encode(text)) - 1 + 6
+    assert score["tokens_per_character"] == tokens / len(text)
+    assert math.log2(score["perplexity"]) == pytest.approx((loss + 8 * 6) / tokens, rel=1e-5)
+
+
+def test_an_unknown_piece_is_never_foretold(without_bytes: LoadedModel) -> None:
+    import copy
+
+    # of equal logits the first piece counts as the likeliest, and that is <unk>
+    silent = copy.deepcopy(without_bytes.model)
+    silent.get_output_embeddings().weight.data.zero_()
+    guess = dataclasses.replace(without_bytes, model=silent)
+    assert without_bytes.encoder.unknown == 0
+    assert scoring.score_text(guess, ["汉字"], "text")["next_token_accuracy"] == 0
+    items = choose_items([{"instruction": "q", "input": "", "output": "汉字"}], 500)
+    assert scoring.score_items(guess, items, "items")["exact_match"] == 0
 
 
 def test_an_answer_that_a_tokenizer_cannot_spell_wins_nothing_by_that(

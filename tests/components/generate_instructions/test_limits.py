@@ -57,6 +57,7 @@ def test_a_window_waits_just_as_long_as_it_must() -> None:
         ({}, None),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-3"}, None),
+        ({"retry-after": "²"}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
     ],
 )

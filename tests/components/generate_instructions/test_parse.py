@@ -112,7 +112,9 @@ DRAFT = '[{"instruction": "草稿", "output": "不是数据"}]'
     ("opening", "closing"),
     [
         ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"),
-        ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"),
+        ("<seed:think>", "</seed:think>"), ("<antThinking>", "</antThinking>"), ("<scratchpad>", "</scratchpad>"),
+        ('<think effort="high">', "</think >"), ("<|think|>", "<|/think|>"), ("<思考过程>", "</思考过程>"),
+        ("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"),
         ("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>"),
         ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
         ("analysis我们", "assistantfinal"), ("Here is my thought process:", "Here is my response:"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from components.train_tokenizer.options import TrainTokenizer
-from components.train_tokenizer.sentencepiece_trainer import sampled, train_tokenizer
+from components.train_tokenizer.sentencepiece_trainer import report_on, sampled, train_tokenizer
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -65,6 +65,12 @@ def test_the_report_tells_what_it_is_worth(tokenizer, chinese_text):
     assert report["coverage"] > 0.999
     assert "".join(report["examples"][0]["pieces"]).replace("▁", "") == report["examples"][0]["text"]
     assert tokenizer.manifest.metrics["tokens_per_character"] == report["tokens_per_character"]
+
+
+def test_the_letters_of_byte_pieces_are_no_characters_with_a_piece(tokenizer):
+    encoder = load_encoder(tokenizer, "")
+    assert "<" not in encoder.pieces
+    assert report_on(encoder, ["<"])["coverage"] == 0
 
 
 def test_the_same_text_gives_the_same_bytes(tmp_path, corpus, tokenizer):
@@ -143,7 +149,7 @@ def test_fewer_pieces_than_characters_says_how_many_there_are(tmp_path, corpus):
         ("a.txt", b"\n\n  \n", "the text files are empty"),
         ("a.bin", b"text", r"no \.txt or \.jsonl file"),
         ("a.txt", b"good\nbad \xff\n", "line 2 is not UTF-8"),
-        ("a.jsonl", b'{"text": 5}\n', "line 1 has no text field"),
+        ("a.jsonl", b'{"text": 5}\n', "line 1 has a int where text is needed"),
     ],
     ids=["empty", "no text file", "not UTF-8", "no text field"],
 )

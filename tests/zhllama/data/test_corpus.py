@@ -24,6 +24,7 @@ from zhllama.errors import InputError
 
 def folder(root: Path, **files: bytes | str) -> Artifact:
     """A plain folder; `a_txt="…"` is the file a.txt."""
+    root.mkdir(exist_ok=True)
     for name, content in files.items():
         path = root / name.replace("_", ".")
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -149,7 +150,7 @@ def test_a_table_without_text_says_what_it_has(tmp_path):
 
 def test_an_empty_cell_is_named_by_its_row(tmp_path):
     table(tmp_path / "a.parquet", text=["一", None, "三"])
-    with pytest.raises(InputError, match=r"a.parquet: row 2 has nothing in the column 'text'"):
+    with pytest.raises(InputError, match=r"a.parquet: row 2 has nothing where text is needed"):
         list(read_documents(open_artifact(str(tmp_path))))
 
 
@@ -183,10 +184,10 @@ def test_lines_that_cannot_be_read_are_skipped_on_request_and_counted(tmp_path):
         ({"a_txt": "一\n".encode() + b"\xff\xfe\n"}, "a.txt: line 2 is not UTF-8"),
         ({"a_txt": "中文".encode("gb18030")}, "a.txt: line 1 is not UTF-8"),
         ({"a_jsonl": '{"text": "一"}\n{'}, "a.jsonl: line 2 is not JSON"),
-        ({"a_jsonl": "[" * 100_000}, "a.jsonl: line 1 is not JSON"),
-        ({"a_jsonl": '{"content": "一"}'}, "a.jsonl: line 1 has no text field"),
-        ({"a_jsonl": '["一"]'}, "a.jsonl: line 1 has no text field"),
-        ({"a_jsonl": '{"text": 5}'}, "a.jsonl: line 1 has no text field"),
+        ({"a_jsonl": '{"a":' * 100_000}, "a.jsonl: line 1 is not JSON (it is nested too deeply)"),
+        ({"a_jsonl": '{"content": "一"}'}, "a.jsonl: line 1 has nothing where text is needed"),
+        ({"a_jsonl": '{"text": 5}'}, "a.jsonl: line 1 has a int where text is needed"),
+        ({"a_jsonl": '[["一"]]'}, "a.jsonl: item 1 has a list where text is needed"),
         (
             {"a_jsonl": '{"text": "\\ud83e\\udd17"}\n{"text": "\\ud83e"}'},
             "a.jsonl: line 2 has half of a surrogate pair",
@@ -302,11 +303,19 @@ FORMS = {
 }  # fmt: skip
 
 
+UNUSABLE = {
+    "half of a surrogate pair": BAD, "it has 'input' twice": GOOD.replace("{", '{"input": "x", '),
+    "Exceeds the limit": GOOD.replace("{", '{"number": ' + "1" * 10**6 + ", "),
+    "nested too deeply": GOOD.replace("{", '{"deep": ' + "[" * 150 + "]" * 150 + ", "),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_half_a_surrogate_pair_is_refused_in_every_form(tmp_path, form):
+@pytest.mark.parametrize("why", UNUSABLE)
+def test_what_cannot_be_used_is_refused_in_every_form(tmp_path, form, why):
     name, shape = FORMS[form]
-    artifact = folder(tmp_path, **{name: shape.format(GOOD, BAD)})
-    with pytest.raises(InputError, match=r"(item|line) [23].* half of a surrogate pair"):
+    artifact = folder(tmp_path, **{name: shape.format(GOOD, UNUSABLE[why])})
+    with pytest.raises(InputError, match=rf"(item|line) [23].*{why}"):
         list(read_instructions(artifact))
     skipped = Skipped()
     assert [item["instruction"] for item in read_instructions(artifact, skipped=skipped)] == ["问😀"]
@@ -326,7 +335,7 @@ def test_items_are_read_in_every_form_piece_by_piece(tmp_path, monkeypatch, form
     [
         ("[" * 200_000, "nested too deeply"),
         ('[{"instruction": "问"', "not JSON .Expecting ',' delimiter, at character"),
-        ("[{\"instruction\": '问'}]", "not JSON .Expecting value, at character 19"),
+        ("[{\"instruction\": '问'}]", "not JSON .Expecting value, at character 18"),
         ("[] x", "more stands behind its end"),
         (f"[{GOOD} {GOOD}]", ", is missing"),
         (b'[{"instruction": "\xff"}]', "not UTF-8"),
@@ -347,6 +356,15 @@ def test_json_lines_of_text_are_read_whatever_their_name(tmp_path):
     assert list(read_documents(folder(tmp_path, a_json='[{"text": "一"}, {"text": "二"}]'))) == ["一", "二"]
     # beside text, it is something else
     assert list(read_documents(folder(tmp_path, a_json='{"card": 1}', b_txt="三"))) == ["三"]
+
+
+def test_a_list_of_text_is_read_whatever_its_name(tmp_path):
+    assert list(read_documents(folder(tmp_path, a_jsonl='[{"text": "一"},\n{"text": "二"}]'))) == ["一", "二"]
+
+
+def test_a_single_line_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a.json: line 1 has half of a surrogate pair"):
+        list(read_documents(folder(tmp_path, a_json='{"text": "\\ud83d，"}\n')))
 
 
 @pytest.mark.parametrize("size", [8, 2**19])
