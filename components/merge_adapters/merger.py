@@ -20,7 +20,7 @@ from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import has_tokenizer, load_encoder, padding_multiple
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.chat_template import JINJA, chosen
-from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, trained_on
+from zhllama.weights.fit import Step, base_weights, contracts_of, require_fit, require_rows, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION
@@ -54,7 +54,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     steps = []
     for adapter, reference, contract in zip(adapters, split_references(config.adapters), vocabularies[1:]):
         brings_rows = embeddings <= set(adapter.replaced)
-        steps.append(Step(reference, adapter.artifact.digest, contract, brings_rows, trained_on(adapter.artifact)))
+        one = adapter.artifact
+        steps.append(Step(reference, one.digest, contract, brings_rows, trained_on(one), base_weights(one)))
     out.facts["lineage"] = require_fit(model, vocabularies[0], steps)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):

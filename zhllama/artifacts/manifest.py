@@ -40,11 +40,17 @@ def digest_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file of an artifact: its name below the root, bytes, SHA-256 (empty in a plain folder: unknown)."""
+    """A file of an artifact: its name below the root, bytes, SHA-256 (empty in a plain folder: unknown). `content`: of
+    one that says where something lies, the SHA-256 without that, which alone is in the artifact's digest."""
 
     path: str
     size: int
     sha256: str
+    content: str = ""
+
+    def stated(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        return {name: value for name, value in vars(self).items() if name != "content" or value}
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,10 @@ class Manifest:
         return [name for name, one in options if _is_address(one) or (isinstance(one, str) and name in self.inputs)]
 
     def _content(self) -> dict[str, Any]:
-        """What the digest is of."""
+        """What the digest is of, but for files that say where something lies."""
         value = asdict(replace(self, files=(), beside=()))
         # asdict copies what it finds, one by one: a tenth of a second for 10,000 files, several times
-        value["files"] = [vars(file) for file in self.files]
+        value["files"] = [file.stated() for file in self.files]
         for left_out in ("root", "created", "host", "digest", "beside"):
             del value[left_out]
         if self.format == 1:
@@ -113,7 +119,11 @@ class Manifest:
         return value
 
     def computed_digest(self) -> str:
-        return digest_of(self._content())
+        value = self._content()
+        for file in value["files"]:
+            if "content" in file:
+                del file["size"], file["sha256"]
+        return digest_of(value)
 
     def to_json(self, root: str = "") -> bytes:
         """root: of a copy at another place (`--output`), which says where the artifact lies."""
@@ -134,7 +144,7 @@ class Manifest:
                 "configuration": {name: self.configuration[name] for name in self._moved},
                 "facts": {name: one for name, one in self.facts.items() if name in _MEASURED},
                 "metrics": self.metrics,
-                "files": [vars(file) for file in self.beside],
+                "files": [file.stated() for file in self.beside],
             }
         )
 
@@ -239,7 +249,7 @@ def _files(listed: Any) -> tuple[File, ...]:
     """ValueError for a file that is none, and for a name that leads out of the artifact."""
     files = tuple(File(**file) for file in listed)
     for file in files:
-        kinds = isinstance(file.path, str) and isinstance(file.sha256, str) and type(file.size) is int
+        kinds = all(isinstance(one, str) for one in (file.path, file.sha256, file.content)) and type(file.size) is int
         if not kinds or file.size < 0:
             raise ValueError(f"{file} is no file")
         try:

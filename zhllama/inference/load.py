@@ -18,7 +18,7 @@ from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.beside import require_known_tokens
-from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
+from zhllama.weights.fit import Step, base_weights, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.rope import Rope
@@ -192,7 +192,9 @@ def plan_adapters(model: Artifact, encoder: Encoder, adapters: Sequence[Artifact
     known, steps = model.verified, []
     for one, adapter, contract in zip(adapters, opened, others, strict=True):
         brings = {EMBEDDING} | (set() if tied else {HEAD}) <= set(adapter.replaced)
-        steps.append(Step(one.root, one.digest, contract, brings, trained_on(one) if known else None))
+        steps.append(
+            Step(one.root, one.digest, contract, brings, trained_on(one) if known else None, base_weights(one))
+        )
         known = known and one.verified
     require_fit(model, first, steps)
     planned = []

@@ -246,17 +246,19 @@ def checkpoint_activations(model: nn.Module) -> None:
     base.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def adapter_config_json(model: PeftModel, base: Artifact) -> bytes:
+def adapter_config_json(model: PeftModel, base: Artifact | None) -> bytes:
     """adapter_config.json with what says something: older peft stops at each key that it does not know, null or not.
     The base is the Hub's name of it, or where it lies: from it peft and transformers load the model. What it must be is
-    in the manifest, by digest."""
+    in the manifest, by digest. None: all but the base."""
     has, usual = model.peft_config["default"].to_dict(), LoraConfig().to_dict()
     said = {name: field for name, field in has.items() if name in _ALWAYS or field != usual[name]}
     value = {name: sorted(field) if isinstance(field, set) else field for name, field in said.items()}
-    name, _, revision = base.root.removeprefix("hf://").partition("@")
-    hub = {"revision": revision.partition("/")[0]} if revision and base.root.startswith("hf://") else {}
-    where = name if base.root.startswith("hf://") else storage.normalise(base.root)
-    value |= {"inference_mode": True, "base_model_name_or_path": where, **hub}
+    value |= {"inference_mode": True, "base_model_name_or_path": None}
+    if base is not None:
+        name, _, revision = base.root.removeprefix("hf://").partition("@")
+        on_hub = base.root.startswith("hf://")
+        value["base_model_name_or_path"] = name if on_hub else storage.normalise(base.root)
+        value |= {"revision": revision.partition("/")[0]} if on_hub and revision else {}
     return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 

@@ -42,6 +42,7 @@ from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, copy_tokenizer, template_in
+from zhllama.weights.fit import lineage_of, weights_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION
@@ -144,12 +145,14 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)
         out.add_file(SAFE, path)
-    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model))
+    placeless = adapter_config_json(model, None)
+    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model), placeless=placeless)
     _add_tokenizer(out, inputs, inputs.model, [name for name in TOKENIZER_FILES if name in inputs.model])
     config: Any = model.peft_config["default"]
     out.facts |= {
         "base_digest": inputs.model.digest,
-        "base_lineage": inputs.model.manifest.facts.get("lineage") or [inputs.model.digest],
+        "base_lineage": list(lineage_of(inputs.model)),
+        "base_weights": weights_of(inputs.model),
         "dtype": "float16",
         "tensors": tensors,
         "lora_r": config.r,

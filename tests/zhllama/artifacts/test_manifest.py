@@ -49,6 +49,35 @@ def test_what_was_measured_and_where_is_not_in_the_digest(tmp_path, monkeypatch)
     assert [file["path"] for file in json.loads(texts[0])["files"]] == ["weights.bin"]
 
 
+def publish_with_a_place(store: str, place: str, rank: int = 8) -> Manifest:
+    out = ArtifactWriter(store, "finetune", KEY)
+    said = json.dumps({"r": rank, "base": None})
+    out.add_bytes("adapter_config.json", said.replace("null", json.dumps(place)).encode(), placeless=said.encode())
+    return out.publish("adapter")
+
+
+def test_a_place_in_a_file_is_not_in_the_digest_and_all_else_of_it_is(tmp_path):
+    one = publish_with_a_place(str(tmp_path / "one"), "/a/model")
+    assert publish_with_a_place(str(tmp_path / "other"), "s3://bucket/a-longer-name").digest == one.digest
+    assert publish_with_a_place(str(tmp_path / "third"), "/a/model", rank=4).digest != one.digest
+    # as it is read again, copied and damaged, too
+    copied = copy_artifact(open_artifact(one.reference), str(tmp_path / "copied"))
+    found = open_artifact(copied.reference)
+    assert found.digest == one.digest
+    found.verify()
+    Path(copied.root, "adapter_config.json").write_text(json.dumps({"r": 8, "base": "/b/model"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"adapter_config\.json: bytes 0 to \d+: sha256"):
+        found.verify()
+
+
+def test_the_same_work_twice_that_says_two_places_stays_readable(tmp_path):
+    first = ArtifactWriter(str(tmp_path), "finetune", KEY)
+    publish_with_a_place(str(tmp_path), "/a/model")
+    for place in ("/b/model", "/a/longer/model"):
+        publish_with_a_place(str(tmp_path), place)
+        open_artifact(first.root).verify()
+
+
 @pytest.mark.parametrize(
     "options",
     [{"source": "/home/me/x"}, {"source": "s3://bucket/x"}, {"source": "https://host/x"}, {"sources": ["/home/me/x"]}],
