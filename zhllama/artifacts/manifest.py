@@ -12,7 +12,8 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from zhllama import storage
 from zhllama.artifacts.json_file import value_of
@@ -27,6 +28,8 @@ FORMAT = 2
 LAUNCHER = "launch_training"
 """The one stage whose manifest is the copy of another's, beside its own place in the same store."""
 
+_LOOKED_AT = 100
+"""Files that are looked for beside a manifest, each a request, to tell an artifact from a copy of its manifest."""
 _MEASURED = ("summary", "proof", "verified")
 """Facts that say what was measured, or by whose word: of provenance.json."""
 _WRONG = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -40,11 +43,17 @@ def digest_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file of an artifact: its name below the root, bytes, SHA-256 (empty in a plain folder: unknown)."""
+    """A file of an artifact: its name below the root, bytes, SHA-256 (empty in a plain folder: unknown). `content`: of
+    one that says where something lies, the SHA-256 without that, which alone is in the artifact's digest."""
 
     path: str
     size: int
     sha256: str
+    content: str = ""
+
+    def stated(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        return {name: value for name, value in vars(self).items() if name != "content" or value}
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Input:
 @dataclass(frozen=True)
 class Manifest:
     """What a stage published. `facts` are the stage's own statements, `metrics` its figures, `beside` the files outside
-    the digest: reports, and the course of a training."""
+    the digest: reports, and the course of a training; `copies` the addresses in S3 of copies that `--output` made."""
 
     kind: str
     stage: str
@@ -74,6 +83,7 @@ class Manifest:
     host: str = ""
     digest: str = ""
     beside: tuple[File, ...] = ()
+    copies: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property
@@ -97,11 +107,11 @@ class Manifest:
         return [name for name, one in options if _is_address(one) or (isinstance(one, str) and name in self.inputs)]
 
     def _content(self) -> dict[str, Any]:
-        """What the digest is of."""
+        """What the digest is of, but for files that say where something lies."""
         value = asdict(replace(self, files=(), beside=()))
         # asdict copies what it finds, one by one: a tenth of a second for 10,000 files, several times
-        value["files"] = [vars(file) for file in self.files]
-        for left_out in ("root", "created", "host", "digest", "beside"):
+        value["files"] = [file.stated() for file in self.files]
+        for left_out in ("root", "created", "host", "digest", "beside", "copies"):
             del value[left_out]
         if self.format == 1:
             del value["format"]
@@ -113,10 +123,14 @@ class Manifest:
         return value
 
     def computed_digest(self) -> str:
-        return digest_of(self._content())
+        value = self._content()
+        for file in value["files"]:
+            if "content" in file:
+                del file["size"], file["sha256"]
+        return digest_of(value)
 
     def to_json(self, root: str = "") -> bytes:
-        """root: of a copy at another place (`--output`), which says where the artifact lies."""
+        """root: of a copy at another place, which says where the artifact lies."""
         value: dict[str, Any] = {"format": self.format, **self._content(), "digest": self.digest}
         if self.format == 1:
             value |= {"root": self.root, "created": self.created, "host": self.host}
@@ -134,7 +148,8 @@ class Manifest:
                 "configuration": {name: self.configuration[name] for name in self._moved},
                 "facts": {name: one for name, one in self.facts.items() if name in _MEASURED},
                 "metrics": self.metrics,
-                "files": [vars(file) for file in self.beside],
+                "files": [file.stated() for file in self.beside],
+                "copies": self.copies,
             }
         )
 
@@ -145,6 +160,20 @@ class Manifest:
                 raise FileExistsError(self.reference)
             storage.write_bytes(f"{self.root}/{PROVENANCE}", self.provenance_json())
         storage.write_bytes(self.reference, self.to_json(), if_absent=if_absent)
+        # another run that came second to the manifest may have been second to its provenance, too
+        if (
+            self.format > 1
+            and if_absent
+            and storage.read_or_none(f"{self.root}/{PROVENANCE}") != self.provenance_json()
+        ):
+            storage.write_bytes(f"{self.root}/{PROVENANCE}", self.provenance_json())
+
+    def write_copy(self, uri: str) -> None:
+        """The copy at `--output`. Of one in S3, where others may write, the artifact says that it is its own."""
+        if self.format > 1 and storage.is_s3(uri) and uri not in self.copies:
+            known = replace(self, copies=(*self.copies, uri))
+            storage.write_bytes(f"{self.root}/{PROVENANCE}", known.provenance_json())
+        storage.write_bytes(uri, self.to_json(self.root))
 
     @staticmethod
     def from_json(content: bytes, where: str, root: str | None = None) -> "Manifest":
@@ -161,6 +190,10 @@ class Manifest:
             if value["vocabulary"] is not None:
                 value["vocabulary"] = Vocabulary(**value["vocabulary"])
             manifest = Manifest(**value)
+            for one in filter(None, (manifest, manifest.vocabulary, *manifest.inputs.values())):
+                _require_types(one)
+            if manifest.vocabulary is not None and manifest.vocabulary.padding_multiple < 1:
+                raise ValueError("its rows are padded to nothing")
             if manifest.blocks is not None and manifest.blocks not in {file.path for file in manifest.files}:
                 raise ValueError(f"its block digests {manifest.blocks!r} are none of its files")
             wrong = manifest.digest != manifest.computed_digest()
@@ -176,7 +209,7 @@ class Manifest:
             return self
         own = {file.path for file in self.files}
         try:
-            said = json.loads(content)
+            said = value_of(content)
             if said["digest"] != self.digest:
                 raise ValueError("it is of another artifact")
             return replace(
@@ -189,8 +222,9 @@ class Manifest:
                 },
                 configuration={**said["configuration"], **self.configuration},
                 facts={**said["facts"], **self.facts},
-                metrics=dict(said["metrics"]),
+                metrics={name: float(figure) for name, figure in said["metrics"].items()},
                 beside=tuple(file for file in _files(said["files"]) if file.path not in own),
+                copies=tuple(map(str, said.get("copies", ()))),
             )
         except _WRONG as error:
             wrong = f"{self.root}/{PROVENANCE}: damaged ({error})"
@@ -199,30 +233,34 @@ class Manifest:
 
 def read_manifest(uri: str, where: str = "") -> Manifest | None:
     """The manifest at an address, with its provenance; None where none is. Its root is where it was found, whatever it
-    says itself. One exception: the copy that a stage left at `--output`, which lies without its files on this machine,
-    leads to the original, and so does a launcher's to the training's in its store."""
+    says itself. One exception: the copy that a stage left at `--output`, which lies without its files, leads to the
+    original, and so does a launcher's to the training's in its store."""
     content = storage.read_or_none(uri)
     if content is None:
         return None
     here, where = uri.removesuffix(f"/{MANIFEST}"), where or uri
     stated = Manifest.from_json(content, where)
-    if stated.root not in ("", here) and not any(storage.exists(f"{here}/{file.path}") for file in stated.files):
-        return _original(stated, here, where)
+    if stated.root not in ("", here) and not any(
+        storage.exists(f"{here}/{file.path}") for file in stated.named[:_LOOKED_AT]
+    ):
+        return _original(stated, uri, where)
     return with_provenance(replace(stated, root=here))
 
 
-def _original(copy: Manifest, here: str, where: str) -> Manifest:
-    root = copy.root
-    if here.split("/")[-2:-1] == [LAUNCHER]:
+def _original(copy: Manifest, uri: str, where: str) -> Manifest:
+    """What a copy leads to, if the same artifact is there. In S3 anybody may have written the copy, so as to have read
+    what he cannot read himself: there the original has to name it, or be of format 1, which names none."""
+    root, trusted = copy.root, not storage.is_s3(uri)
+    if uri.split("/")[-3:-2] == [LAUNCHER]:
         # by its place in the store, which may be a copy of the one that it was written in
-        root = storage.join(here.rsplit("/", 2)[0], "/".join(root.split("/")[-2:]))
-    elif storage.is_s3(here):
-        root = ""
-    content = storage.read_or_none(f"{storage.normalise(root)}/{MANIFEST}") if root else None
+        root, trusted = storage.join(uri.rsplit("/", 3)[0], "/".join(root.split("/")[-2:])), True
+    content = None
+    if trusted or copy.format > 1 or storage.is_s3(root):
+        content = storage.read_or_none(f"{storage.normalise(root)}/{MANIFEST}")
     if content is not None:
-        found = Manifest.from_json(content, f"{root}/{MANIFEST}", root)
-        if found.digest == copy.digest:
-            return with_provenance(found)
+        found = with_provenance(Manifest.from_json(content, f"{root}/{MANIFEST}", root))
+        if found.digest == copy.digest and (trusted or found.format == 1 or uri in found.copies):
+            return found
     raise InputError(f"{where}: none of its files is here, and {copy.root} is not read for it; give the artifact")
 
 
@@ -235,11 +273,20 @@ def with_provenance(manifest: Manifest) -> Manifest:
         return manifest
 
 
+def _require_types(one: Any) -> None:
+    """ValueError where a field of a dataclass has not the type that it says: others write manifests, too."""
+    for name, hint in get_type_hints(type(one)).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value = getattr(one, name)
+        if not isinstance(value, tuple(get_origin(kind) or kind for kind in kinds)):
+            raise ValueError(f"its {name} is {value!r:.80}")
+
+
 def _files(listed: Any) -> tuple[File, ...]:
     """ValueError for a file that is none, and for a name that leads out of the artifact."""
     files = tuple(File(**file) for file in listed)
     for file in files:
-        kinds = isinstance(file.path, str) and isinstance(file.sha256, str) and type(file.size) is int
+        kinds = all(isinstance(one, str) for one in (file.path, file.sha256, file.content)) and type(file.size) is int
         if not kinds or file.size < 0:
             raise ValueError(f"{file} is no file")
         try:

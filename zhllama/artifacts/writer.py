@@ -72,20 +72,21 @@ class ArtifactWriter:
             self.require_alone()
         self.add_stored(File(name, stream.size, stream.whole.hexdigest()), stream.blocks.digests())
 
-    def add_bytes(self, name: str, content: bytes, beside: bool = False) -> None:
-        """beside: a report, or what was measured on the way: it travels with the artifact, outside its digest."""
-        if beside:
-            self.require_alone()
-            storage.write_bytes(storage.join(self.root, name), content)
-            self._beside[name] = File(name, len(content), hashlib.sha256(content).hexdigest())
-            return
-        if len(content) > BLOCK:
+    def add_bytes(self, name: str, content: bytes, beside: bool = False, placeless: bytes = b"") -> None:
+        """beside: a report, or what was measured on the way: it travels with the artifact, outside its digest.
+        placeless: of a file that says where something lies, what it is without that: in the digest for it."""
+        if len(content) > BLOCK and not beside:
             with self.writer(name) as stream:
                 stream.write(content)
             return
         self.require_alone()
         storage.write_bytes(storage.join(self.root, name), content)
-        self.add_stored(File(name, len(content), hashlib.sha256(content).hexdigest()), [])
+        counted = hashlib.sha256(placeless).hexdigest() if placeless else ""
+        file = File(name, len(content), hashlib.sha256(content).hexdigest(), counted)
+        if beside:
+            self._beside[name] = file
+        else:
+            self.add_stored(file, [])
 
     def add_json(self, name: str, value: Any, beside: bool = False) -> None:
         self.add_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), beside)
@@ -206,8 +207,8 @@ class ArtifactWriter:
             there = find_published(*self._work)
         if there is not None and there.digest == manifest.digest:
             log.info("%s: another run has published the same", self.root)
-            if Artifact(there, verified=True).damaged_beside():
-                # ours came after that run's reports
+            if there.files != manifest.files or Artifact(there, verified=True).damaged_beside():
+                # ours came after that run's reports, or say other places
                 manifest.publish()
             return there
         if there is None or Artifact(there, verified=True).find_corruption():

@@ -66,7 +66,7 @@ def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
         summary = manifest.facts.get("summary", "")
         log.info("%s: done in %.1f s%s", stage, time.monotonic() - started, f": {summary}" if summary else "")
     if options.output:
-        storage.write_bytes(storage.normalise(options.output), manifest.to_json(manifest.root))
+        manifest.write_copy(storage.normalise(options.output))
     if options.report and any(file.path == REPORT for file in manifest.named):
         storage.write_bytes(storage.normalise(options.report), open_artifact(manifest.reference).read(REPORT))
     if executor_output:

@@ -44,3 +44,8 @@ def below(uri: str) -> str:
     """What the keys of everything below a prefix begin with."""
     _, key = split_s3(uri)
     return f"{key}/" if key else ""
+
+
+def too_large(uri: str, size: int, most: int) -> InputError:
+    """What is said of a file that is read at once, and has more bytes than anything that belongs there."""
+    return InputError(f"{uri}: it has {size:,} bytes, and {most:,} are read at most; give another address")

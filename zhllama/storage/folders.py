@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zhllama.errors import InputError, Truncated
 from zhllama.progress import human
-from zhllama.storage.addresses import is_s3
+from zhllama.storage.addresses import is_s3, too_large
 from zhllama.storage.parallel import Take, Threads, room
 
 _PIECE = 8 * 2**20
@@ -39,6 +39,14 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
             if take:
                 take(at, piece[:count])
             at += count
+
+
+def read(path: str, most: int) -> bytes:
+    """A whole file; InputError where it has more bytes."""
+    with open(path, "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise too_large(path, size, most)
+        return file.read()
 
 
 def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:

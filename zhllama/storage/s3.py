@@ -18,7 +18,7 @@ from crc32c import crc32c as crc32c_of
 
 from zhllama.errors import StorageFault, Truncated
 from zhllama.retries import Result, with_retries
-from zhllama.storage.addresses import split_s3
+from zhllama.storage.addresses import split_s3, too_large
 from zhllama.storage.parallel import Take, room
 from zhllama.storage.s3_errors import AGAIN, EXPIRED, code_and_status, mapped, server_code
 from zhllama.storage.s3_session import Buffer, Session, current_session, forget_client
@@ -129,7 +129,7 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
         until_answered(uri, attempt)
     except FileExistsError:
         # the answer to an earlier try may have been lost after the server had stored it
-        if tries == 1 or get(uri) != bytes(content):
+        if tries == 1 or size(uri) != len(content) or get(uri, len(content)) != bytes(content):
             raise
     except StorageFault as error:
         if not if_absent or server_code(error) not in ("NotImplemented", "501"):
@@ -141,11 +141,16 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
         put(uri, content)
 
 
-def get(uri: str) -> bytes:
+def get(uri: str, most: int) -> bytes:
+    """A whole object; InputError where it has more bytes."""
+
     def attempt(session: Session) -> bytes:
         with _streaming(session, uri, {}) as (raw, headers):
             said = headers.get("Content-Length")
-            buffer = bytearray(int(said) if said is not None else size(uri))
+            length = int(said) if said is not None else size(uri)
+            if length > most:
+                raise too_large(uri, length, most)
+            buffer = bytearray(length)
             for _ in _filled(raw, len(buffer), lambda at: memoryview(buffer)[at:]):
                 pass
             return bytes(buffer)

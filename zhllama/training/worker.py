@@ -43,7 +43,9 @@ from zhllama.training.trainer import precision_of, start_processes, train, train
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
+from zhllama.weights.adapter_config import placeless
 from zhllama.weights.chat_template import PROMPT_FACT, chosen, is_template, prompt_of
+from zhllama.weights.fit import lineage_of, weights_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION, model_config
@@ -143,12 +145,14 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)
         out.add_file(SAFE, path)
-    out.add_bytes(ADAPTER_CONFIG, adapter_config_json(model, inputs.model))
+    settings = adapter_config_json(model, inputs.model)
+    out.add_bytes(ADAPTER_CONFIG, settings, placeless=placeless(json.loads(settings)))
     _add_tokenizer(out, inputs, load_encoder(inputs.model, "--model"))
     config: Any = model.peft_config["default"]
     out.facts |= {
         "base_digest": inputs.model.digest,
-        "base_lineage": inputs.model.manifest.facts.get("lineage") or [inputs.model.digest],
+        "base_lineage": list(lineage_of(inputs.model)),
+        "base_weights": weights_of(inputs.model),
         "dtype": "float16",
         "tensors": tensors,
         "lora_r": config.r,

@@ -5,6 +5,8 @@ is set means another arithmetic, or one that nobody here knows, and is refused b
 every release, and each of them passed as long as the known bad ones were listed.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -52,6 +54,12 @@ _MEANINGS = {
 }
 
 
+def placeless(given: Mapping[str, Any]) -> bytes:
+    """What an adapter_config.json says, but for where the base lies: an artifact's digest is of that."""
+    kept = {name: value for name, value in given.items() if name not in ("base_model_name_or_path", "revision")}
+    return json.dumps(kept, sort_keys=True).encode()
+
+
 class AdapterConfig:
     """Of a LoRA adapter. `rank` and `alpha` hold where no pattern names a module; `targets`: as peft reads it, names or
     one expression; `saved`: the modules that are saved whole; `token_rows`: rows that are trained alone, by
@@ -62,10 +70,14 @@ class AdapterConfig:
         if CONFIG not in artifact:
             raise InputError(f"{self.where}: no {CONFIG} in it; give a peft adapter's folder")
         try:
-            self._read(read_object(artifact, CONFIG))
+            given = read_object(artifact, CONFIG)
+            self._read(given)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
             raise InputError(f"{self.where}: {CONFIG} is no LoRA configuration ({said}); fetch it again") from error
+        stated = artifact.file(CONFIG).content
+        if stated and stated != hashlib.sha256(placeless(given)).hexdigest():
+            raise InputError(f"{self.where}: {CONFIG} was changed after it was published; fetch the adapter again")
 
     def _read(self, given: Mapping[str, Any]) -> None:
         kind = given.get("peft_type") or "LORA"

@@ -2,14 +2,17 @@
 a dataset, or an adapter that is trained further, and the model; adapters and what they are merged into.
 
 Adapters by the vocabulary contract: each has the vocabulary before it, or one that extends it and brings the new rows.
-And by the lineage: an adapter of ours names the model it was trained on and what had been merged into that; a plain
-peft folder names nothing. When only the order is wrong, the right one is named.
+And by what they were trained on: an adapter of ours names the model's weights, by their bytes, and its lineage: the
+model and what had been merged into that. A plain peft folder names nothing. When only the order is wrong, the right
+one is named.
 """
 
+import hashlib
 from collections.abc import Sequence
 from itertools import permutations
 from typing import NamedTuple
 
+from zhllama.artifacts.manifest import File, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
@@ -52,11 +55,39 @@ def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: s
 def require_trained_on(adapter: Artifact, model: Artifact, where: str) -> None:
     """InputError for an adapter that names another model than this one as its own."""
     trained, here = trained_on(adapter), lineage_of(model)
-    if trained not in (None, here, (model.digest,)):
+    if trained in (None, here, (model.digest,)):
+        return
+    if not (named := base_weights(adapter)) or named != weights_of(model):
         raise InputError(
-            f"{where}: it was trained on {_named(trained or ())}, not on {_named(here)}; give that model, or merge the "
+            f"{where}: it was trained on {_named(trained)}, not on {_named(here)}; give that model, or merge the "
             "adapter and start a new one"
         )
+
+
+def weights_of(model: Artifact) -> str:
+    """The digest of a model's weights, by the bytes of its files: the same however the model came here, whatever lies
+    beside them. Files whose SHA-256 nobody knows (of a plain folder) are read."""
+
+    def sha256(file: File) -> str:
+        if file.sha256:
+            return file.sha256
+        found = hashlib.sha256()
+
+        def take(piece: memoryview) -> int:
+            found.update(piece)
+            return len(piece)
+
+        model.pour(file.path, take)
+        return found.hexdigest()
+
+    own = [file for file in model.manifest.files if "/" not in file.path]
+    weights = [file for file in own if file.path.endswith(".safetensors")]
+    return digest_of(sorted(map(sha256, weights or [file for file in own if file.path.endswith(".bin")])))
+
+
+def base_weights(adapter: Artifact) -> str:
+    """The digest (`weights_of`) of the model that an adapter was trained on; empty when it does not say."""
+    return str(adapter.manifest.facts.get("base_weights", ""))
 
 
 def lineage_of(model: Artifact) -> tuple[str, ...]:
@@ -83,7 +114,7 @@ def contracts_of(artifacts: Sequence[Artifact], encoders: Sequence[Encoder | Non
 
 
 class Step(NamedTuple):
-    """An adapter that is to be merged."""
+    """An adapter that is to be merged. What it was trained on: `trained_on`, `base_weights`."""
 
     name: str
     digest: str
@@ -93,13 +124,13 @@ class Step(NamedTuple):
     trained_on: tuple[str, ...] | None
     pieces: Sequence[str] = ()
     """Of its vocabulary, where they are known."""
+    base_weights: str = ""
 
 
 def require_fit(model: Artifact, vocabulary: Vocabulary | None, rows: int, steps: Sequence[Step]) -> list[str]:
     """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
     base = f"--model {model.root}", vocabulary, rows, lineage_of(model)
-    # one that names a model that was merged by its digest alone
-    steps = [step._replace(trained_on=base[3]) if step.trained_on == (model.digest,) else step for step in steps]
+    steps = _as_here(steps, model)
     reason = _misfit(*base, steps)
     if reason is None:
         return [*base[3], *(step.digest for step in steps)]
@@ -109,6 +140,25 @@ def require_fit(model: Artifact, vocabulary: Vocabulary | None, rows: int, steps
         raise InputError(f"--adapters: {reason}; merge the adapters into the model that they were trained on")
     names = ",".join(step.name for step in right)
     raise InputError(f"--adapters: the order is wrong ({reason}); give --adapters {names}")
+
+
+def _as_here(steps: Sequence[Step], model: Artifact) -> list[Step]:
+    """With this model's lineage where they name it otherwise: by its digest alone, or as another model of the same
+    weights, into which others were merged since."""
+    here = lineage_of(model)
+    others: set[tuple[str, ...]] = {(model.digest,)}
+    strangers = [step for step in steps if step.base_weights and step.trained_on not in (None, here, (model.digest,))]
+    if strangers:
+        weights = weights_of(model)
+        others |= {step.trained_on for step in strangers if step.trained_on and step.base_weights == weights}
+
+    def renamed(step: Step) -> Step:
+        for other in others:
+            if step.trained_on is not None and step.trained_on[: len(other)] == other:
+                return step._replace(trained_on=(*here, *step.trained_on[len(other) :]))
+        return step
+
+    return [renamed(step) for step in steps]
 
 
 def _misfit(

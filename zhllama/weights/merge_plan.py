@@ -15,7 +15,7 @@ from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, has_tokenizer, load_encoder
 from zhllama.weights.adapter import Adapter, Shape
 from zhllama.weights.beside import require_known_tokens
-from zhllama.weights.fit import Step, contracts_of, require_fit, trained_on
+from zhllama.weights.fit import Step, base_weights, contracts_of, require_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import settle
@@ -68,7 +68,9 @@ def plan_merge(model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact
         if trained and not known:
             log.warning("%s: it names its model by digest, and this has no manifest: taken as that one", adapter.where)
         pieces = its.pieces if its else ()
-        named.append(Step(name, artifact.digest, vocabulary, _rows_in(adapter), trained if known else None, pieces))
+        trained = trained if known else None
+        weights = base_weights(artifact)
+        named.append(Step(name, artifact.digest, vocabulary, _rows_in(adapter), trained, pieces, weights))
         known = known and artifact.verified
     lineage = require_fit(model, vocabularies[0], first, named)
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,8 @@ def test_an_option_that_contradicts_the_adapter_is_refused(tune, option, said):
 
 
 @pytest.mark.slow
-def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
+@pytest.mark.parametrize("same", [True, False], ids=["the same weights, and a note", "other weights"])
+def test_an_adapter_goes_on_with_the_weights_that_it_was_trained_on_alone(same, tune, tiny_model, tmp_path):
     from zhllama.artifacts.writer import ArtifactWriter
 
     first = tune(max_steps=1)
@@ -104,10 +106,20 @@ def test_an_adapter_of_another_model_is_refused(tune, tiny_model, tmp_path):
     out = ArtifactWriter(str(tmp_path / "other"), "convert_weights", "key")
     for name in source.names:
         out.copy(source, name)
-    out.add_bytes("README.md", b"the same model, with a note: another artifact")
+    out.add_bytes("README.md", b"another artifact")
+    if not same:
+        name = next(name for name in source.names if name.endswith(".safetensors"))
+        content = bytearray(source.read(name))
+        content[-1] ^= 1
+        out.add_bytes(name, bytes(content))
     out.vocabulary = source.manifest.vocabulary
+    model = out.publish("hf-model")
+    assert model.digest != source.digest
+    if same:
+        tune(adapter=first.reference, model=model.reference, max_steps=1)
+        return
     with pytest.raises(InputError, match=r"it was trained on the model .*, not on the model"):
-        tune(adapter=first.reference, model=out.publish("hf-model").reference)
+        tune(adapter=first.reference, model=model.reference)
 
 
 @pytest.mark.slow
@@ -177,3 +189,13 @@ def test_padded_samples_are_learnt_alike_with_and_without_what_padding_costs(tun
         courses.append([json.loads(line)["loss"] for line in lines])
     assert len(courses[0]) == 6
     assert courses[1] == pytest.approx(courses[0], abs=2e-5)
+
+
+def test_an_adapter_that_is_trained_on_a_copy_of_the_model_at_another_place_is_the_same(tune, tiny_model, tmp_path):
+    """adapter_config.json names where the model lies, for peft."""
+    copy = tmp_path / "elsewhere" / "model"
+    shutil.copytree(Path(tiny_model).parent, copy)
+    first, second = tune(max_steps=2), tune(max_steps=2, model=str(copy), store=str(tmp_path / "other"))
+    assert config(second)["base_model_name_or_path"] == str(copy) != config(first)["base_model_name_or_path"]
+    assert second.digest == first.digest
+    open_artifact(second.reference).verify()

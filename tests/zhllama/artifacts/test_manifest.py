@@ -9,7 +9,7 @@ import pytest
 from tests.folders import publish_first_format
 from zhllama import storage
 from zhllama.artifacts.cache import materialize
-from zhllama.artifacts.manifest import Input, Manifest
+from zhllama.artifacts.manifest import Input, Manifest, read_manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import copy_artifact, find_published
 from zhllama.artifacts.reader import Artifact
@@ -47,6 +47,35 @@ def test_what_was_measured_and_where_is_not_in_the_digest(tmp_path, monkeypatch)
     assert texts[0] == texts[1]
     assert set(json.loads(texts[0])["inputs"]["model"]) == {"digest"}
     assert [file["path"] for file in json.loads(texts[0])["files"]] == ["weights.bin"]
+
+
+def publish_with_a_place(store: str, place: str, rank: int = 8) -> Manifest:
+    out = ArtifactWriter(store, "finetune", KEY)
+    said = json.dumps({"r": rank, "base": None})
+    out.add_bytes("adapter_config.json", said.replace("null", json.dumps(place)).encode(), placeless=said.encode())
+    return out.publish("adapter")
+
+
+def test_a_place_in_a_file_is_not_in_the_digest_and_all_else_of_it_is(tmp_path):
+    one = publish_with_a_place(str(tmp_path / "one"), "/a/model")
+    assert publish_with_a_place(str(tmp_path / "other"), "s3://bucket/a-longer-name").digest == one.digest
+    assert publish_with_a_place(str(tmp_path / "third"), "/a/model", rank=4).digest != one.digest
+    # as it is read again, copied and damaged, too
+    copied = copy_artifact(open_artifact(one.reference), str(tmp_path / "copied"))
+    found = open_artifact(copied.reference)
+    assert found.digest == one.digest
+    found.verify()
+    Path(copied.root, "adapter_config.json").write_text(json.dumps({"r": 8, "base": "/b/model"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"adapter_config\.json: bytes 0 to \d+: sha256"):
+        found.verify()
+
+
+def test_the_same_work_twice_that_says_two_places_stays_readable(tmp_path):
+    first = ArtifactWriter(str(tmp_path), "finetune", KEY)
+    publish_with_a_place(str(tmp_path), "/a/model")
+    for place in ("/b/model", "/a/longer/model"):
+        publish_with_a_place(str(tmp_path), place)
+        open_artifact(first.root).verify()
 
 
 @pytest.mark.parametrize(
@@ -201,10 +230,32 @@ def test_a_root_that_holds_no_such_artifact_is_not_read(made, secret, tmp_path):
         open_artifact(str(attack))
 
 
-def test_in_a_store_no_root_is_followed(s3_store, made):
+def test_in_a_store_a_root_is_followed_only_where_the_original_names_the_copy(s3_store, made):
+    """Who knows another's manifest and not its files could else have them read, and published at his own place."""
     storage.write_bytes(f"{s3_store}/x/manifest.json", made.to_json(made.root))
     with pytest.raises(InputError, match="is not read for it"):
         open_artifact(f"{s3_store}/x")
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_the_copy_that_output_put_into_a_store_leads_to_the_artifact(place, s3_store, tmp_path):
+    made = publish(f"{s3_store}/private" if place == "s3" else str(tmp_path))
+    for name in ("one", "two"):
+        read_manifest(made.reference).write_copy(f"{s3_store}/{name}/manifest.json")
+    for name in ("one", "two"):
+        found = open_artifact(f"{s3_store}/{name}/manifest.json")
+        assert (found.root, found.read("weights.bin"), found.digest) == (made.root, WEIGHTS, made.digest)
+    assert Artifact(found.manifest, verified=True).find_corruption() == []
+    # the copy of a copy is not the stage's
+    storage.copy(f"{s3_store}/one/manifest.json", f"{s3_store}/three/manifest.json")
+    with pytest.raises(InputError, match="is not read for it"):
+        open_artifact(f"{s3_store}/three")
+
+
+def test_the_copy_that_release_0_1_put_into_a_store_leads_to_the_artifact(s3_store):
+    made = publish_first_format(publish(f"{s3_store}/private"))
+    storage.write_bytes(f"{s3_store}/x/manifest.json", made.to_json())
+    assert open_artifact(f"{s3_store}/x/manifest.json").read("weights.bin") == WEIGHTS
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "", 5, None])
@@ -221,6 +272,29 @@ def test_a_file_that_is_none_is_refused(change, made):
     value["files"][0] |= change
     with pytest.raises(InputError, match="not a zhllama manifest"):
         Manifest.from_json(json.dumps(value).encode(), "here")
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(("kind",), 5), (("root",), ["x"]), (("inputs", "model", "digest"), {}), (("configuration",), [])],
+    ids=lambda one: str(one),
+)
+def test_a_manifest_of_other_types_is_refused_though_its_digest_is_right(at, value, made):
+    given = json.loads(made.to_json("/x"))
+    *above, last = at
+    place = given
+    for name in above:
+        place = place[name]
+    place[last] = value
+    with pytest.raises(InputError, match="not a zhllama manifest"):
+        Manifest.from_json(json.dumps(given).encode(), "here")
+
+
+def test_a_file_too_large_for_a_manifest_is_not_read(tmp_path):
+    with open(tmp_path / "manifest.json", "wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(InputError, match=r"manifest\.json: it has 10,000,000,000 bytes, and 268,435,456 are read"):
+        open_artifact(str(tmp_path))
 
 
 def test_provenance_that_leads_out_of_the_artifact_is_left_aside(tmp_path):

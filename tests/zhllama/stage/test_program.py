@@ -47,6 +47,24 @@ def test_a_python_that_ignores_the_environment_does_not_begin_for_ever():
     assert ended.stdout.decode() == "长江\n"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_holds_nothing_up_and_no_file_takes_its_place(closed, tmp_path):
+    body = f"""    import subprocess
+    with open('{tmp_path}/a.txt', 'w') as file:
+        print('said', sys.stdout.isatty())
+        subprocess.run(['echo', 'more'], check=True)
+        print('wrong', file=sys.stderr)
+        file.write('长江' + sys.stdin.read())
+"""
+    program = f"import sys\nfrom zhllama.stage.program import guarded\ndef work():\n{body}\nguarded(work)"
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    words = f"{sys.executable} {tmp_path}/program.py {closed}"
+    there = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(words, shell=True, input=b"", capture_output=True, env=PLAIN | there, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "长江"
+
+
 @pytest.mark.parametrize(
     ("raised", "line"),
     [

@@ -1,5 +1,7 @@
 """What belongs together: one answer for every stage."""
 
+from pathlib import Path
+
 import pytest
 
 from zhllama.artifacts.manifest import Manifest
@@ -8,7 +10,15 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Vocabulary
-from zhllama.weights.fit import Step, require_equal, require_fit, require_rows, require_trained_on, rows_fit
+from zhllama.weights.fit import (
+    Step,
+    require_equal,
+    require_fit,
+    require_rows,
+    require_trained_on,
+    rows_fit,
+    weights_of,
+)
 
 SMALL = Vocabulary(1, "small", 1, 2, None)
 LARGE = Vocabulary(2, "large", 1, 2, None, prefixes={"1": "small"})
@@ -116,3 +126,78 @@ def test_an_adapter_of_one_merge_fits_another_merge_of_the_same_weights(tmp_path
         out.metrics["difference"] = difference
         merges.append(open_artifact(out.publish("hf-model").reference))
     require_trained_on(artifact("adapter", base_digest=merges[0].digest), merges[1], "--adapter a")
+
+
+# --- the same bytes by another route ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    """`model("name", lineage=[…])`: an artifact of two shards, with a configuration of its own and these facts."""
+
+    def publish(name, weights=(b"one", b"other"), names=("model-1.safetensors", "model-2.safetensors"), **facts):
+        out = ArtifactWriter(str(tmp_path / name), "convert_weights", "0" * 32, {"route": name})
+        for file, content in zip(names, weights, strict=True):
+            out.add_bytes(file, content)
+        out.facts = facts
+        return open_artifact(out.publish("hf-model").reference)
+
+    return publish
+
+
+@pytest.fixture
+def converted(model):
+    return model("converted")
+
+
+@pytest.fixture
+def adapter(converted):
+    return artifact("adapter", base_digest=converted.digest, base_weights=weights_of(converted))
+
+
+def as_folder(one: Artifact) -> Artifact:
+    """Without its manifest: a folder that somebody copied the weights to."""
+    Path(one.root, "manifest.json").unlink()
+    return open_artifact(one.root)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["an artifact", "a plain folder"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"names": ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]}, {"lineage": ["a", "b"]}],
+    ids=["another configuration", "shards of other names", "merged from others"],
+)
+def test_an_adapter_fits_the_same_weights_that_came_by_another_route(options, plain, model, adapter, converted):
+    fetched = model("fetched", **options)
+    fetched = as_folder(fetched) if plain else fetched
+    assert fetched.digest != converted.digest
+    require_trained_on(adapter, fetched, "--adapter a")
+    step = Step("a", "a" * 64, None, False, (converted.digest,), weights_of(converted))
+    assert require_fit(fetched, None, [step])[-1] == "a" * 64
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["an artifact", "a plain folder"])
+def test_an_adapter_does_not_fit_weights_that_differ_in_a_byte(plain, model, adapter, converted):
+    fetched = model("fetched", weights=(b"one", b"othes"))
+    fetched = as_folder(fetched) if plain else fetched
+    with pytest.raises(InputError, match=r"^--adapter a: it was trained on the model"):
+        require_trained_on(adapter, fetched, "--adapter a")
+    step = Step("a", "a" * 64, None, False, (converted.digest,), weights_of(converted))
+    with pytest.raises(InputError, match=r"a was trained on the model"):
+        require_fit(fetched, None, [step])
+
+
+def test_what_was_trained_on_a_merge_into_one_of_them_fits_after_the_same_merge_into_the_other(model, converted):
+    fetched = model("fetched")
+    first = Step("a", "a" * 64, None, False, (converted.digest,), weights_of(converted))
+    second = Step("b", "b" * 64, None, False, (converted.digest, "a" * 64), "weights of that merge")
+    assert require_fit(fetched, None, [first, second]) == [fetched.digest, "a" * 64, "b" * 64]
+    with pytest.raises(InputError, match=r"the order is wrong .* give --adapters a,b$"):
+        require_fit(fetched, None, [second, first])
+
+
+def test_an_adapter_that_names_no_weights_is_compared_by_its_lineage_alone(model, converted):
+    old = artifact("adapter", base_digest=converted.digest)
+    require_trained_on(old, converted, "--adapter a")
+    with pytest.raises(InputError, match="it was trained on the model"):
+        require_trained_on(old, model("fetched"), "--adapter a")
