@@ -8,6 +8,7 @@ who writes a script.
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def main(chosen: list[str]) -> int:
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         sys.exit(f"{', '.join(unknown)}: no such program; there are {', '.join(known)}")
+    # ended from outside, it ends what it started (environments.py)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # the suite's own processes ask no network either; one thread each, which small models run fastest with
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     os.environ["ZHLLAMA_CACHE"] = str(BUILD / "cache")
