@@ -60,10 +60,12 @@ def main(chosen: list[str]) -> int:
         differing += sum(row.differs for row in rows)
         section = table.section(program, versions, rows)
         print(section, flush=True)
-        (kept / f"{known.index(program.name):02}.md").write_text(section, encoding="utf-8")
-    sections = [path.read_text(encoding="utf-8") for path in sorted(kept.glob("*.md"))]
-    if len(sections) == len(PROGRAMS):
-        Path("docs/compatibility.md").write_text(table.page(sections), encoding="utf-8")
+        (kept / f"{program.name}.md").write_text(section, encoding="utf-8")
+    sections = [kept / f"{name}.md" for name in known]
+    if all(path.is_file() for path in sections):
+        Path("docs/compatibility.md").write_text(
+            table.page([path.read_text(encoding="utf-8") for path in sections]), encoding="utf-8"
+        )
     print(f"{differing} results differ from ours")
     return 1 if differing else 0
 
