@@ -8,6 +8,7 @@ who writes a script.
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def main(chosen: list[str]) -> int:
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         sys.exit(f"{', '.join(unknown)}: no such program; there are {', '.join(known)}")
+    # ended from outside, it ends what it started (environments.py)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # the suite's own processes ask no network either; one thread each, which small models run fastest with
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     os.environ["ZHLLAMA_CACHE"] = str(BUILD / "cache")
@@ -57,10 +60,12 @@ def main(chosen: list[str]) -> int:
         differing += sum(row.differs for row in rows)
         section = table.section(program, versions, rows)
         print(section, flush=True)
-        (kept / f"{known.index(program.name):02}.md").write_text(section, encoding="utf-8")
-    sections = [path.read_text(encoding="utf-8") for path in sorted(kept.glob("*.md"))]
-    if len(sections) == len(PROGRAMS):
-        Path("docs/compatibility.md").write_text(table.page(sections), encoding="utf-8")
+        (kept / f"{program.name}.md").write_text(section, encoding="utf-8")
+    sections = [kept / f"{name}.md" for name in known]
+    if all(path.is_file() for path in sections):
+        Path("docs/compatibility.md").write_text(
+            table.page([path.read_text(encoding="utf-8") for path in sections]), encoding="utf-8"
+        )
     print(f"{differing} results differ from ours")
     return 1 if differing else 0
 

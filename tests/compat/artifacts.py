@@ -68,32 +68,33 @@ class Said:
         return [*self.ids, *self.chats]
 
 
-def said(loaded: LoadedModel, template: str) -> Said:
-    """Its answers to this template's prompts."""
+def logits_of(loaded: LoadedModel, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """An array a text: positions × words."""
     import torch
 
+    with torch.no_grad():
+        return [np.asarray(loaded.model(torch.tensor([list(text)])).logits[0].float()) for text in texts]
+
+
+def said(loaded: LoadedModel, template: str) -> Said:
+    """Its answers to this template's prompts."""
     from zhllama.tokenizer.chat import Chat
 
     ids = [loaded.prompt_ids(line) for line in LINES]
     chat = Chat(loaded.encoder, template)
     chats = [chat.ids(messages) for messages in CHATS]
-
-    def logits(sequence: list[int]) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(loaded.model(torch.tensor([sequence])).logits[0].float())
-
     answers, chosen = [], []
     for prompt in chats:
         answer: list[int] = []
         likely: list[float] = []
         while len(answer) < ANSWER and (not answer or answer[-1] not in loaded.stops):
-            last = log_softmax(logits([*prompt, *answer])[-1])
+            last = log_softmax(logits_of(loaded, [[*prompt, *answer]])[0][-1])
             answer.append(int(last.argmax()))
             likely.append(float(last.max()))
         answers.append(answer)
         chosen.append(likely)
     spoken = [loaded.encoder.decode([index for index in answer if index not in loaded.stops]) for answer in answers]
-    every = [logits(sequence) for sequence in (*ids, *chats)]
+    every = logits_of(loaded, [*ids, *chats])
     likelihood = []
     for line, sequence, scores in zip(LINES, ids, every):
         if not any(map(str.isspace, line[:HEAD])):

@@ -44,10 +44,10 @@ def trained(of: str, kind: str, template: str | None = "alpaca", **more: Any) ->
     return {**found, "logits": logits(model, of), "ids": ids(tokenizer)["ids"]}
 
 
-def parsed(of: str) -> dict[str, Any]:
+def prompted(of: str, name: str | None) -> dict[str, Any]:
     """Where no template is named, it makes one of the folder's."""
     tokenizer = AutoTokenizer.from_pretrained(asked["models"][of])
-    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=None))
+    template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name))
     answered = [[*chat, {"role": "assistant", "content": "好"}] for chat in CHATS]
     return {"chats": [list(template.encode_oneturn(tokenizer, chat)[0]) for chat in answered]}
 
@@ -76,7 +76,6 @@ for name in ("merged", "tied", "stretched"):
     attempt("export of model and adapter", exported, name)
 attempt("SFT in full", trained, "merged", "full")
 attempt("SFT in full, ChatML, resize_vocab", with_chatml, "merged")
-for name in ("merged", "marked"):
-    attempt("its reading of the folder's template", parsed, name)
-    attempt("SFT, LoRA, the folder's template", trained, name, "lora", None)
+attempt("prompts of its own alpaca", prompted, "merged", "alpaca")
+attempt("prompts by the folder's template", prompted, "merged", None)
 finish("llamafactory", "transformers", "peft", "trl")
