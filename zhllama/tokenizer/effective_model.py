@@ -56,7 +56,7 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
     special = _put_in(texts, described, where)
     without_row = _put_in_nameless(texts, described, where, rows)
     special |= dict.fromkeys(_specials(described, where), True)
-    if rows is not None and size <= rows == len(texts) - 1 and _is_padding(last := texts.get(rows, ""), described):
+    if rows is not None and size <= rows == len(texts) - 1 and is_padding(last := texts.get(rows, ""), described):
         # Llama-2's mirrors name a <pad> that was never given a row: nothing is ever computed of it
         without_row.append(last)
         del texts[rows]
@@ -85,7 +85,7 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
             f"{where}: it names tokens that the model has no rows for ({beyond}; {MODEL_CONFIG} says {rows} rows); "
             f"take them out of {ADDED} and the other tokenizer files, or give the model that was trained with them"
         )
-    new = (text for index, text in texts.items() if index >= size and not _is_padding(text, described))
+    new = (text for index, text in texts.items() if index >= size and not is_padding(text, described))
     if any(map(special.get, new)) and _marks_first_alone(described):
         said = (
             "its tokenizer puts no space mark before a text that follows a special token; here one is put, as in GGUF"
@@ -165,7 +165,7 @@ def name_specials(proto: Any, described: Mapping[str, Mapping[str, Any]]) -> boo
     return changed
 
 
-def _is_padding(text: str, described: Mapping[str, Mapping[str, Any]]) -> bool:
+def is_padding(text: str, described: Mapping[str, Mapping[str, Any]]) -> bool:
     return text in (*_PADDINGS, special_texts(described).get("pad_token"))
 
 
