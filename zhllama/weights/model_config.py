@@ -130,7 +130,7 @@ def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     if (whole["head_dim"] or whole["hidden_size"] // heads) % 2:
         raise InputError(f"{said}: its heads have an odd width, where rotary positions need an even one; {_MEND}")
     # what is null says nothing, but that there is no such token
-    found = {name: value for name, value in (whole | settings).items() if value is not None or name in _IDS}
+    found = {name: value for name, value in {**whole, **settings}.items() if value is not None or name in _IDS}
     found |= Rope.of(settings, where).spelled() | {"architectures": ["LlamaForCausalLM"]}
     for name in (LENGTH, "pretraining_tp"):
         # the one stands among the settings of the rotary positions, the other is of a way to compute
@@ -215,7 +215,7 @@ def _shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         "o_proj": (width, heads * each), "gate_proj": (wide, width), "up_proj": (wide, width),
         "down_proj": (width, wide), **dict.fromkeys(("embed_tokens", "lm_head"), (settings["vocab_size"], width)),
     }  # fmt: skip
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for place in places(settings["num_hidden_layers"], heads, key_heads):
         module = place.hf.removesuffix(".weight")
         found[place.hf] = shape = matrices.get(module.rpartition(".")[2], (width,))
