@@ -31,6 +31,11 @@ _RATIOS = ("rms_norm_eps", "initializer_range", "attention_dropout")
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache")
 _PRECISIONS = ("float16", "bfloat16", "float32", "float64")
 _CHOICES = {"hidden_act": ("silu", "swish"), "dtype": _PRECISIONS, "torch_dtype": _PRECISIONS}
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "length_penalty", "max_length",
+    "max_new_tokens", "min_length", "min_new_tokens",
+)  # fmt: skip
+"""Numbers of generation_config.json, and of old config.json."""
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DONE = {
     "model_type", *LLAMA, *_RATIOS, *_FLAGS, *_CHOICES, *_IDS, "rope_theta", "rope_scaling", "rope_parameters",
@@ -155,10 +160,15 @@ def _require_numbers(settings: Mapping[str, Any], rows: int, where: str) -> None
     for name, number in _numbers(settings):
         if not -1e300 < number < 1e300:
             raise InputError(f"{where} has {name}={number!r:.20}, which is no number to compute with; {_MEND}")
+    for name in _SAMPLING:
+        if (value := settings.get(name)) is not None and type(value) not in (int, float):
+            raise InputError(f"{where} has {name}={value!r:.20}, where a number is needed; {_MEND}")
     for name in _IDS:
         value = settings.get(name)
-        for index in value if isinstance(value, list) else [value]:
-            if index is not None and not (type(index) is int and -1 <= index < rows):
+        # several ends are common, several beginnings are none
+        several = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        for index in [] if value is None else several:
+            if not (type(index) is int and -1 <= index < rows):
                 said = f"{name}={index!r:.20}, which is not a row, and the model has {rows}"
                 raise InputError(f"{where} has {said}; {_MEND}")
 

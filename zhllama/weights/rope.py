@@ -70,7 +70,7 @@ class Rope:
 def _object(config: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     value = config.get(name) or {}
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {name} is {value!r}, no object; {_MEND}")
+        raise InputError(f"{where}: {name} is {value!r:.40}, no object; {_MEND}")
     return value
 
 
@@ -81,11 +81,11 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
     kind = given.get("rope_type") or given.get("type") or DEFAULT
     if not isinstance(kind, str) or kind not in _REQUIRED:
         raise InputError(
-            f"{where}: config.json stretches the rotary positions ({kind}), which is not done; "
+            f"{where}: config.json stretches the rotary positions ({kind!s:.40}), which is not done; "
             f"{', '.join(_REQUIRED)} are: give another model"
         )
-    if not {given.get("type"), given.get("rope_type")} <= {None, kind}:
-        raise InputError(f"{where}: its rope is of type {given['type']} and of type {kind}; {_MEND}")
+    if given.get("type", kind) not in (None, kind):
+        raise InputError(f"{where}: its rope is of type {given['type']!s:.40} and of type {kind}; {_MEND}")
     where = f"{where}: config.json stretches the rotary positions ({kind})" if kind != DEFAULT else where
     theta = _number(given.get("rope_theta", config.get("rope_theta", THETA)), "rope_theta", where)
     settings: dict[str, Any] = {}
@@ -96,12 +96,12 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
             value = given[name]
             settings[name] = value if isinstance(value, bool) else _number(value, name, where)
             if isinstance(value, bool) != (name == "truncate"):
-                raise InputError(f"{where}: {name} of its rope is {value!r}; {_MEND}")
+                raise InputError(f"{where}: {name} of its rope is {value!r:.40}; {_MEND}")
     if kind in ("yarn", "llama3"):
         # transformers takes the one beside rope_parameters first, and without both the model's own
         own = config.get("max_position_embeddings")
         length = config.get(LENGTH) or given.get(LENGTH) or own
-        settings[LENGTH] = int(_number(length, LENGTH, where))
+        settings[LENGTH] = int(_number(length, LENGTH, where, whole=True))
     elif kind == "linear" or given.get(LENGTH) == config.get("max_position_embeddings"):
         given = {name: value for name, value in given.items() if name != LENGTH}
     if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
@@ -109,16 +109,18 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
     for name, value in given.items():
         known = name in settings or name in _HARMLESS or value is None or value == _WITHOUT_EFFECT.get(name)
         if not known:
-            raise InputError(f"{where}: config.json sets {name} of the rotary positions, which is not done; {_MEND}")
+            raise InputError(
+                f"{where}: config.json sets {name:.80} of the rotary positions, which is not done; {_MEND}"
+            )
     if config.get("partial_rotary_factor") not in (None, 1):
         raise InputError(f"{where}: config.json sets partial_rotary_factor, which is not done for LLaMA; {_MEND}")
     return Rope(kind, theta, settings)
 
 
-def _number(value: Any, name: str, where: str, least: float = 0.0) -> float:
+def _number(value: Any, name: str, where: str, least: float = 0.0, whole: bool = False) -> float:
     """Finite, above zero and not below `least`."""
     right = type(value) in (int, float) and 0 < value < math.inf and least <= value < 1e12
-    if not right:
-        said = "a positive number" if not least else f"a number of {least:g} or more"
+    if not right or (whole and value != int(value)):
+        said = f"a {'whole' if whole else 'positive'} number" if not least else f"a number of {least:g} or more"
         raise InputError(f"{where}: {name} of its rope is {value!r:.20}, and {said} is needed; {_MEND}")
     return float(value)

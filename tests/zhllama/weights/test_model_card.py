@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zhllama.artifacts.manifest import File, Manifest
+from zhllama.artifacts.manifest import File, Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -90,6 +90,15 @@ def test_a_base_is_known_by_its_address_on_the_hub():
     assert origin_of(at(f"hf://owner/name@{'0' * 40}")).base == "owner/name"
     assert origin_of(at("/store/fetch_weights/key", configuration={"source": "hf://owner/name"})).base == "owner/name"
     assert origin_of(at("/store/fetch_weights/key", configuration={"source": "/data/name"})).base == ""
+
+
+def test_a_base_that_was_fetched_from_the_hub_is_known_by_what_lies_beside_the_manifest(tmp_path):
+    out = ArtifactWriter(str(tmp_path / "store"), "fetch_weights", "key")
+    out.inputs = {"source": Input("hf://owner/name", "0" * 64)}
+    out.add_bytes("config.json", b"{}")
+    model = out.publish("hf-model")
+    assert "owner/name" not in Path(model.reference).read_text(encoding="utf-8")
+    assert origin_of(open_artifact(model.reference)).base == "owner/name"
 
 
 def test_a_card_carries_origin_and_terms_and_names_no_place(folder, tmp_path):

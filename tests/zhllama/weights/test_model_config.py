@@ -50,6 +50,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"pad_token_id": 1.0}, "pad_token_id=1.0"),
     ({"pad_token_id": "0"}, "pad_token_id='0'"),
     ({"pad_token_id": True}, "pad_token_id=True"),
+    ({"pad_token_id": []}, r"pad_token_id=\[\]"),
+    ({"eos_token_id": [2, None]}, "eos_token_id=None"),
     ({"rms_norm_eps": NAN}, "rms_norm_eps=nan"),
     ({"rms_norm_eps": INF}, "rms_norm_eps=inf"),
     ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
@@ -140,7 +142,9 @@ def test_a_tensor_more_is_refused_by_name(model: Path) -> None:
         read(model)
 
 
-@pytest.mark.parametrize("changes", [{"pad_token_id": 32_000}, {"temperature": NAN}, {"top_p": INF}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"pad_token_id": 32_000}, {"temperature": NAN}, {"top_p": INF}, {"top_k": "40"}], ids=str
+)
 def test_the_generation_settings_beside_it_are_checked_too(model: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"generation_config\.json has " + next(iter(changes))):
         read(model, "generation_config.json", **changes)

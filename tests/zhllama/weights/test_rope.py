@@ -81,6 +81,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no base": ({"rope_theta": float("nan")}, "rope_theta of its rope is nan"),
     "no object": ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
     "two types": ({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}}, "type linear and"),
+    "a type that is a list": ({"rope_scaling": {"type": ["x"], "rope_type": "linear", "factor": 2.0}}, r"type \['x'\]"),
+    "half a position": (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64.5}},
+        "is 64.5, and a whole number",
+    ),
     "half of it": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor of its rope is None"),
 }
 
