@@ -330,6 +330,24 @@ def test_items_are_read_in_every_form_piece_by_piece(tmp_path, monkeypatch, form
     assert [item["output"] for item in read_instructions(artifact)] == ["答", "答案是 1"]
 
 
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(_JSON, max_size=4), st.sampled_from([1, 2, 7, 2**18]), st.booleans(), st.sampled_from([None, 1]))
+def test_a_list_is_read_as_the_standard_library_reads_it(tmp_path_factory, values, piece, ascii_only, indent):
+    content = json.dumps(values, ensure_ascii=ascii_only, indent=indent)
+    artifact = folder(tmp_path_factory.mktemp("list"), a_json=content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "_PIECE", piece)
+        found = [value for _, value in json_values.values_in(artifact, "a.json", "", lambda one: True)]
+    assert found == values
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
