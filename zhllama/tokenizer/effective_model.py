@@ -154,6 +154,8 @@ def name_specials(proto: Any, described: Mapping[str, Mapping[str, Any]]) -> boo
         text = named.get(f"{name}_token")
         if text not in ids or (name != "pad" and proto.pieces[ids[text]].type == UNKNOWN):
             continue
+        if name == "pad" and PAD_PIECE in ids:  # is known by its text: the model keeps its bytes
+            continue
         if (text, ids[text]) != (getattr(trainer, f"{name}_piece"), getattr(trainer, f"{name}_id")):
             setattr(trainer, f"{name}_piece", text)
             setattr(trainer, f"{name}_id", ids[text])

@@ -23,8 +23,9 @@ _ELSE = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
 def is_byte_level(fast: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is a byte-level one, as LLaMA 3's or GPT-2's."""
-    return any(part.get("type") == "ByteLevel" for part in _parts(fast.get("pre_tokenizer"), fast.get("decoder")))
+    """Whether a tokenizer.json is a byte-level one, as LLaMA 3's or GPT-2's, or none at all."""
+    parts = _parts(fast.get("pre_tokenizer"), fast.get("decoder"))
+    return "model" not in fast or any(part.get("type") == "ByteLevel" for part in parts)
 
 
 def rebuilt_model(fast: Mapping[str, Any], where: str) -> Any:

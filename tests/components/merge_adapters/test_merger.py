@@ -680,3 +680,19 @@ def test_a_foreign_adapters_own_chat_template_is_published(tmp_path, model_folde
     (model_folder / "chat_template.jinja").write_text("of the model")
     found = published_template(merge(tmp_path / "store", model_folder, adapter))
     assert found == ("{{ 'of the adapter' }}", "the one beside the adapter", "the one beside the adapter")
+
+
+def test_a_tokenizer_that_is_none_of_ours_is_carried_whole(tmp_path, model_folder, make_adapter):
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        (model_folder / name).unlink(missing_ok=True)
+    (model_folder / "additional_chat_templates").mkdir()
+    files = (
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "additional_chat_templates/t.jinja",
+    )
+    for name in files:
+        (model_folder / name).write_text("{}")
+    assert set(files) <= set(open_artifact(merge(tmp_path / "store", model_folder, make_adapter(1)).reference).names)

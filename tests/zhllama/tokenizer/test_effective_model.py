@@ -53,6 +53,11 @@ def test_a_folder_that_names_nothing_has_its_models_own_bytes_and_contract(folde
     assert encoder.vocabulary() == Encoder(llama_tokenizer).vocabulary()
 
 
+def test_what_extending_published_keeps_its_bytes(extended_model):
+    artifact = open_artifact(extended_model)
+    assert load_encoder(artifact, "").model == artifact.read("tokenizer.model")
+
+
 def test_eos_and_padding_are_those_that_the_folder_names(folder):
     named = {"eos_token": END, "pad_token": {"content": "<pad>"}}
     encoder = write(folder, added_tokens={**CHATML, "<pad>": 802}, tokenizer_config=named)
