@@ -6,6 +6,7 @@ And by the lineage: an adapter of ours names the model it was trained on and wha
 peft folder names nothing. When only the order is wrong, the right one is named.
 """
 
+import logging
 from collections.abc import Sequence
 from itertools import permutations
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
+
+log = logging.getLogger("adapter")
 
 _MOST_TRIED = 5
 """Adapters for which every order is tried (120)."""
@@ -50,9 +53,15 @@ def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: s
 
 
 def require_trained_on(adapter: Artifact, model: Artifact, where: str) -> None:
-    """InputError for an adapter that names another model than this one as its own."""
+    """InputError for an adapter that names another model than this one as its own. What has no manifest may be what it
+    names: its digest is of whatever files lie there."""
     trained, here = trained_on(adapter), lineage_of(model)
     if trained not in (None, here, (model.digest,)):
+        if not model.verified:
+            log.warning(
+                "%s: it was trained on %s; %s has no manifest: taken as that", where, _named(trained or ()), model.root
+            )
+            return
         raise InputError(
             f"{where}: it was trained on {_named(trained or ())}, not on {_named(here)}; give that model, or merge the "
             "adapter and start a new one"
