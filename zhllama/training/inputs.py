@@ -17,7 +17,7 @@ from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOpti
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
-from zhllama.weights.fit import require_equal, require_rows, require_trained_on, rows_fit, trained_on
+from zhllama.weights.fit import contracts_of, require_equal, require_rows, require_trained_on, rows_fit, trained_on
 from zhllama.weights.merge_plan import encoder_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
@@ -102,7 +102,7 @@ def _require_same_tokens(adapter: Artifact, model: Artifact, vocabulary: Vocabul
     where = f"--adapter {adapter.root}"
     encoder = load_encoder(model, "--model") if has_tokenizer(model) else None
     own = encoder_of(adapter, "--adapter", encoder, vocabulary.size)
-    contract = adapter.manifest.vocabulary if own is None else contract_of(adapter, own)
+    contract, _ = contracts_of([adapter, model], [own, encoder])
     if contract is not None:
         require_equal(contract, vocabulary, where, model_name)
     elif encoder is None:

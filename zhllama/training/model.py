@@ -179,13 +179,14 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
     tied = model.config.tie_word_embeddings
     reader = None if adapter is None else opened_adapter(adapter, tied)
     if reader is None:
+        rows = {name: list(shape.rows) for name in EMBEDDINGS} if shape.embeddings == "new" else None
         given: dict[str, Any] = {
             "r": shape.r,
             "lora_alpha": shape.alpha,
             "lora_dropout": shape.dropout,
             "target_modules": shape.targets,
             "modules_to_save": EMBEDDINGS if shape.embeddings == "all" else (),
-            "trainable_token_indices": {name: list(shape.rows) for name in EMBEDDINGS * (shape.embeddings == "new")},
+            "trainable_token_indices": rows,
             "task_type": "CAUSAL_LM",
         }
     else:

@@ -80,8 +80,8 @@ class AdapterConfig:
             raise InputError(f"{self.where}: {CONFIG} was changed after it was published; fetch the adapter again")
 
     def _read(self, given: Mapping[str, Any]) -> None:
-        kind = given.get("peft_type") or "LORA"
-        if str(kind).upper() != "LORA":
+        kind = str(given.get("peft_type") or "LORA")[:80]
+        if kind.upper() != "LORA":
             raise InputError(f"{self.where}: a {kind} adapter; only LoRA can be merged, trained or asked here")
         self._refuse(given)
         self.rank, self.alpha = _whole(given["r"], "r"), _number(given["lora_alpha"], "lora_alpha")
@@ -94,6 +94,8 @@ class AdapterConfig:
         if isinstance(self.saved, str):
             raise ValueError("modules_to_save is no list")
         self.layers, self._layer_lists = _layers(given), _names(given, "layers_pattern") or []
+        if self.layers is not None and isinstance(self.targets, str):
+            raise ValueError("layers_to_transform beside an expression for target_modules, which peft does not take")
         self.token_rows = _token_rows(given)
         base = given.get("base_model_name_or_path")
         self.base = base if isinstance(base, str) else ""
@@ -135,7 +137,7 @@ class AdapterConfig:
             "target_modules": self.targets,
             "exclude_modules": self.excluded,
             "layers_to_transform": sorted(self.layers or ()),
-            "layers_pattern": self._layer_lists,
+            "layers_pattern": self._layer_lists if self.layers is not None else None,
             "modules_to_save": self.saved,
             "trainable_token_indices": self.token_rows,
             "ensure_weight_tying": self.keeps_tied,

@@ -8,6 +8,7 @@ one is named.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from itertools import permutations
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from zhllama.artifacts.manifest import File, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
+
+log = logging.getLogger("adapter")
 
 _MOST_TRIED = 5
 """Adapters for which every order is tried (120)."""
@@ -53,15 +56,20 @@ def require_equal(have: Vocabulary | None, want: Vocabulary | None, have_name: s
 
 
 def require_trained_on(adapter: Artifact, model: Artifact, where: str) -> None:
-    """InputError for an adapter that names another model than this one as its own."""
+    """InputError for an adapter that names another model than this one as its own. What has no manifest may be what it
+    names: its digest is of whatever files lie there."""
     trained, here = trained_on(adapter), lineage_of(model)
     if trained in (None, here, (model.digest,)):
         return
-    if not (named := base_weights(adapter)) or named != weights_of(model):
+    if (named := base_weights(adapter)) and named == weights_of(model):
+        return
+    if model.verified:
         raise InputError(
             f"{where}: it was trained on {_named(trained)}, not on {_named(here)}; give that model, or merge the "
             "adapter and start a new one"
         )
+    said = "%s: it was trained on %s; %s has no manifest: taken as that"
+    log.warning(said, where, _named(trained), model.root)
 
 
 def weights_of(model: Artifact) -> str:

@@ -61,12 +61,12 @@ def plan_merge(model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact
             require_known_tokens(model, adapter.artifact, rows)
         steps.append(Merged(adapter, encoder, rows))
     vocabularies = contracts_of([model, *given], own)
-    # what is without a manifest may be what a later adapter names: its digest is of whatever files lie there
+    # what is without a manifest may be what a later adapter names (fit.require_trained_on)
     known, named = model.verified, []
     for adapter, name, vocabulary, its in zip(adapters, names, vocabularies[1:], own[1:], strict=True):
         artifact, trained = adapter.artifact, trained_on(adapter.artifact)
-        if trained and not known:
-            log.warning("%s: it names its model by digest, and this has no manifest: taken as that one", adapter.where)
+        if trained and not known and trained[0] != model.digest:
+            log.warning("%s: it names its model by digest, and this has no manifest: taken as that", adapter.where)
         pieces = its.pieces if its else ()
         trained = trained if known else None
         weights = base_weights(artifact)

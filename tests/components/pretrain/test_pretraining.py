@@ -158,16 +158,31 @@ def test_nothing_of_the_work_folder_is_left(lora, tmp_path):
     ids=["ZeRO-2", "ZeRO-3, activations recomputed", "ZeRO-2, new rows"],
 )
 def test_two_processes_take_the_course_of_one(backend, options, command, extended_model, packed_chinese, tmp_path):
+    common = {**QUICK, **options, "model": extended_model, "dataset": packed_chinese}
+    assert_the_course_of_one(command, tmp_path, backend, common)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["zero2", "zero3"], ids=["ZeRO-2", "ZeRO-3"])
+def test_the_one_table_of_a_tied_model_is_trained_by_two_processes(backend, command, tied_model, packed_text, tmp_path):
+    common = {**QUICK, "model": tied_model, "dataset": packed_text}
+    together = assert_the_course_of_one(command, tmp_path, backend, common)
+    weights = load_file(Path(together.root) / "adapter_model.safetensors")
+    tables = [tensor for name, tensor in weights.items() if "embed_tokens" in name or "lm_head" in name]
+    assert len(tables) == 2
+    assert torch.equal(*tables)
+
+
+def assert_the_course_of_one(command, folder, backend, options) -> Manifest:
     """Equal global batch, no dropout, six steps: losses within 2e-5, weights within what float16 resolves."""
-    common = {**QUICK, "stage": "lora", "max_steps": 6, "lora_dropout": 0.0, **options}
-    common |= {"model": extended_model, "dataset": packed_chinese}
-    one = Pretrain(store=str(tmp_path / "one"), **common, per_device_train_batch_size=4)
+    common = {**options, "stage": "lora", "max_steps": 6, "lora_dropout": 0.0}
+    one = Pretrain(store=str(folder / "one"), **common, per_device_train_batch_size=4)
     alone = run_stage(one, pretrain)
-    two = {**common, "deepspeed": backend, "per_device_train_batch_size": 2, "store": tmp_path / "two"}
+    two = {**common, "deepspeed": backend, "per_device_train_batch_size": 2, "store": folder / "two"}
     process = command(processes=2, **two)
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
-    together = manifest_of(tmp_path / "two")
+    together = manifest_of(folder / "two")
     assert losses(together) == pytest.approx(losses(alone), abs=2e-5)
     assert together.metrics["eval_loss"] == pytest.approx(alone.metrics["eval_loss"], abs=2e-5)
     one_by_one = zip(
@@ -176,6 +191,7 @@ def test_two_processes_take_the_course_of_one(backend, options, command, extende
     for (name, alone_tensor), (other, tensor) in one_by_one:
         assert name == other
         torch.testing.assert_close(tensor, alone_tensor, rtol=2e-2, atol=2e-3)
+    return together
 
 
 @pytest.mark.slow

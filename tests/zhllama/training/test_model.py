@@ -258,12 +258,15 @@ def test_gradients_are_the_same_with_activations_recomputed(tiny_model, batch):
         torch.testing.assert_close(plain, recomputed)
 
 
-def test_an_adapter_of_another_shape_is_refused(tiny_model, tmp_path):
-    small = add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=4, embeddings=""))
-    save_file(get_peft_model_state_dict(small), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_bytes(adapter_config_json(small, open_artifact(tiny_model)))
-    with pytest.raises(InputError, match="do not fit"):
-        add_lora(load_base(open_artifact(tiny_model), torch.float32), shape(r=8), open_artifact(str(tmp_path)))
+def test_a_table_that_came_with_an_adapter_and_was_not_trained_is_refused(tiny_model, tmp_path):
+    model = open_artifact(tiny_model)
+    small = add_lora(load_base(model, torch.float32), shape(r=4, embeddings=""))
+    table = {"base_model.model.model.embed_tokens.weight": torch.ones(800, 64)}
+    save_file(get_peft_model_state_dict(small) | table, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes(adapter_config_json(small, model))
+    adapter = open_artifact(str(tmp_path))
+    with pytest.raises(InputError, match=r"do not fit this model: \S*embed_tokens.weight is .* there and nothing here"):
+        add_lora(load_base(model, torch.float32), shape(), adapter)
 
 
 def adapter_in(folder, weights, save):

@@ -93,6 +93,7 @@ def fit(adapter: Adapter) -> dict[str, tuple[int, ...]]:
         ({"target_modules": "((("}, "is no regular expression"),
         ({"target_modules": {"q_proj": 1}}, "target_modules is no list of names"),
         ({"layers_to_transform": "all"}, "layers_to_transform is no list"),
+        ({"layers_to_transform": [0], "target_modules": "all-linear"}, "beside an expression for target_modules"),
         ({"trainable_token_indices": [-1]}, "trainable_token_indices are no rows"),
     ],
 )
