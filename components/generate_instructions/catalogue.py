@@ -78,7 +78,7 @@ def load_catalogue(content: bytes | None = None, where: str = "catalogue.yaml") 
         content = (Path(__file__).parent / "catalogue.yaml").read_bytes()
     try:
         value = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: not YAML ({error}); mend it") from error
     known = {*MAPPINGS, *LISTS, "request"}
     if isinstance(value, dict) and (unknown := sorted(set(map(str, value)) - known)):

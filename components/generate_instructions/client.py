@@ -6,7 +6,6 @@ alone, and a server that refuses it with 400 or 422, which is never billed, is a
 """
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from components.generate_instructions.harvest import CUT_OFF, objects_in
 from components.generate_instructions.limits import retry_after
 from components.generate_instructions.options import GenerateInstructions
 from components.generate_instructions.server_errors import ServerError, error_in
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 
 log = logging.getLogger("generate_instructions")
@@ -139,7 +139,7 @@ class Api:
                     read += piece
                     if len(read) > LONGEST_ANSWER:
                         raise UnexpectedResponse("an answer without end")
-                return completed(json.loads(read))
+                return completed(value_of(bytes(read)))
         except Exception as error:
             failure = self.told_apart(error, headers)
             if isinstance(failure, Failed) and (failure.may_be_billed or answer.begun):

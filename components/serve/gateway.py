@@ -30,6 +30,7 @@ from components.serve import requests
 from components.serve.engines import Engine
 from components.serve.requests import ApiError, Limits, Validated
 from components.serve.stop import Cut
+from zhllama.artifacts.json_file import value_of
 
 log = logging.getLogger("serve")
 
@@ -196,7 +197,7 @@ class Gateway:
             if asked[1].get("stream"):
                 return StreamingResponse(self._passed_on(upstream, record, cut), media_type="text/event-stream")
             try:
-                value = json.loads(await upstream.aread())
+                value = value_of(await upstream.aread())
                 cut.event(value)
                 record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
             except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
@@ -255,7 +256,7 @@ class Gateway:
                 content = line.removeprefix(b"data:").strip()
                 if not line.startswith(b"data:") or content == b"[DONE]":
                     continue
-                event = json.loads(content)
+                event = value_of(content)
                 if "error" in event:
                     raise ValueError(f"it said {event['error']}")
                 if first:

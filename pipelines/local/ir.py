@@ -152,7 +152,7 @@ def read_package(path: Path) -> Package:
         ]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a compiled pipeline") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not YAML ({error}); give a compiled pipeline") from error
     return parse_package(documents, str(path))
 

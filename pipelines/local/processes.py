@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from zhllama import storage
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 
 PATIENCE = 15.0
@@ -74,7 +75,7 @@ class Ledger:
     def end_leftovers(self) -> None:
         """Ends what an earlier run that was killed left running."""
         try:
-            listed = json.loads(self._path.read_text())
+            listed = {str(int(pid)): begun for pid, begun in object_of(self._path.read_bytes()).items()}
         except (FileNotFoundError, ValueError):
             return
         # a group keeps its number while it has members: one without its leader is still ours

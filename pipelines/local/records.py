@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.local.placeholders import Surroundings, Value, is_of, value_of
 from pipelines.local.plan import Node
 from zhllama import storage
+from zhllama.artifacts.json_file import object_of
 from zhllama.artifacts.manifest import MANIFEST, Manifest, digest_of, read_manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -76,7 +77,7 @@ class Record:
 def read_record(folder: Path) -> Record | None:
     """The record of a step; None when there is none (or half of one)."""
     try:
-        return Record(**json.loads((folder / RECORD).read_text()))
+        return Record(**object_of((folder / RECORD).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -134,7 +135,7 @@ def outputs_written(node: Node, around: Surroundings) -> tuple[dict[str, Value],
     InputError for an output that is missing or of another type."""
     content = storage.read_or_none(around.output_file)
     try:
-        executor = json.loads(b"{}" if content is None else content)
+        executor = object_of(b"{}" if content is None else content)
     except ValueError as error:
         raise InputError(f"{node.name}: its executor output is not JSON ({error})") from error
     values: dict[str, Value] = {}

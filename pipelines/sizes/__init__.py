@@ -204,7 +204,7 @@ def read_yaml(path: Path, called: str) -> Any:
 
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{called}: not a readable YAML file ({' '.join(str(error).split())})") from error
 
 

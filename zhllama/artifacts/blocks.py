@@ -6,7 +6,6 @@ once more and is then an error that names file, range, wanted and found. Blocks 
 """
 
 import hashlib
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from zhllama import storage
+from zhllama.artifacts.json_file import object_of
 from zhllama.artifacts.manifest import File, Manifest
 from zhllama.errors import InputError
 
@@ -222,11 +222,14 @@ class BlockReader:
                 raise InputError(f"{root}: the manifest names no block digests for {file.path}; run its stage again")
             entry = next(file for file in self._manifest.files if file.path == named)
             content = self.read_whole(entry)
-            written = json.loads(content)
-            if written.get("digest") != "blake3" or written.get("bytes") != BLOCK:
-                raise InputError(f"{root}/{entry.path}: written by another version; run its stage again")
-            self._digests = {**written["files"], named: block_digests(content)}
+            try:
+                written = object_of(bytes(content))
+                if written.get("digest") != "blake3" or written.get("bytes") != BLOCK:
+                    raise ValueError("written by another version")
+                self._digests = {**written["files"], named: block_digests(content)}
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{root}/{entry.path}: no block digests ({error}); run its stage again") from error
         found = self._digests.get(file.path, [])
-        if len(found) != -(-file.size // BLOCK):
+        if not isinstance(found, list) or len(found) != -(-file.size // BLOCK):
             raise InputError(f"{root}: the block digests of {file.path} are incomplete; run its stage again")
         return found

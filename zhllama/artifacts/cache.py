@@ -50,11 +50,12 @@ def _verify_once(artifact: Artifact, recheck: bool) -> None:
         for file in artifact.manifest.files:
             with artifact.reader.naming(file):
                 before.append([file.path, *stamp(Path(storage.join(artifact.root, file.path)))])
-        known = json.loads(noted.read_bytes()) if noted.exists() and not recheck else None
-        if known != before:
+        # byte for byte, as it was written: who wrote other bytes there knows nothing
+        now = json.dumps(before).encode()
+        if recheck or storage.read_or_none(str(noted)) != now:
             artifact.verify()
             # what was changed while it was read has other stamps than these, and is read again the next time
-            storage.write_bytes(str(noted), json.dumps(before).encode())
+            storage.write_bytes(str(noted), now)
 
 
 def _folder_of(artifact: Artifact) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK, BLOCKS, BlockHasher
+from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import MANIFEST, File, Input, Manifest
 from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
@@ -157,14 +158,19 @@ class ArtifactWriter:
         content = storage.read_or_none(self._record_of(name))
         if content is None:
             return None
-        record = json.loads(content)
-        (file,) = record["part"]["files"]
         uri = storage.join(self.root, name)
-        if not storage.exists(uri) or storage.size_of(uri) != file["size"]:
+        try:
+            record = value_of(content)
+            part, note = record["part"], dict(record["note"])
+            (file,) = part["files"]
+            if file["path"] != name or storage.size_of(uri) != file["size"]:
+                return None
+            self.merge_part(part)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            # half a note, or none of ours: the file is written once more
             return None
-        self.merge_part(record["part"])
         self._recorded.add(name)
-        return dict(record["note"])
+        return note
 
     def _record_of(self, name: str) -> str:
         # hidden: no listing shows it

@@ -5,7 +5,6 @@ is upgraded. An answer that will not change is raised as the client's ApiExcepti
 `unanswered`. The client's own hidden retries are off: they repeat a stalled request four times before we hear of it.
 """
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError, StorageFault
 from zhllama.retries import with_retries
 
@@ -101,7 +101,7 @@ def _asked(error: BaseException) -> float:
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
     """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
-    return json.loads(call(**options, _preload_content=False).data)
+    return value_of(call(**options, _preload_content=False).data)
 
 
 def delete_object(
@@ -141,7 +141,7 @@ def short(error: BaseException) -> str:
     if not isinstance(error, ApiException):
         return " ".join(str(error).split())[:200]
     try:
-        text = json.loads(error.body or "")["message"]
+        text = value_of(error.body or "")["message"]
     except (ValueError, KeyError, TypeError):
         text = error.reason or ""
     return f"{error.status} {text}".strip()[:300]

@@ -4,11 +4,11 @@ A pipeline names its images when it is compiled. The steps that name images when
 model) get the same settings in their environment, so that all come from one place.
 """
 
-import json
 import os
 import re
 from pathlib import Path
 
+from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
 
 VERSION = "0.1.0"
@@ -60,7 +60,7 @@ def read_digests(path: Path) -> str:
     try:
         if text.lstrip().startswith("{"):
             # beside the images it has provenance, warnings and the bases, which have no name
-            built = [one for one in json.loads(text).values() if isinstance(one, dict) and "image.name" in one]
+            built = [one for one in object_of(text).values() if isinstance(one, dict) and "image.name" in one]
             lines = [f"{one['image.name'].split(',')[0]} {one['containerimage.digest']}" for one in built]
         else:
             lines = [line for line in text.splitlines() if line.strip()]

@@ -1,7 +1,9 @@
 """Manifests: content alone decides the digest, an artifact is read where it lies, and format 1 is read for ever."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from tests.folders import publish_first_format
 from zhllama import storage
 from zhllama.artifacts.cache import materialize
-from zhllama.artifacts.manifest import Input, Manifest, read_manifest
+from zhllama.artifacts.manifest import File, Input, Manifest, read_manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.published import copy_artifact, find_published
 from zhllama.artifacts.reader import Artifact
@@ -331,3 +333,47 @@ def test_a_launchers_manifest_leads_to_the_training_in_its_own_store(made, tmp_p
     store.rename(tmp_path / "other")
     artifact = open_artifact(str(tmp_path / "other" / "launch_training" / KEY))
     assert artifact.root == str(tmp_path / "other" / "merge" / KEY)
+
+
+# --- what others put in the place of our own notes --------------------------------------------------------------------
+
+STRANGE = [b"", b"\0", b"[" * 200_000, b'{"a":' * 200_000, b"[]", b"5", b'{"a": "\xff"}', b'{"part": {"files": 5}}']
+STRANGE_NAMES = ["empty", "NUL", "deep lists", "deep objects", "a list", "a number", "no UTF-8", "another object"]
+
+
+@pytest.mark.parametrize("content", STRANGE, ids=STRANGE_NAMES)
+def test_block_digests_that_are_none_are_refused(content, tmp_path):
+    out = ArtifactWriter(str(tmp_path), "merge", KEY)
+    out.add_bytes("large.bin", bytes(9 * 2**20))
+    made = out.publish("files")
+    Path(made.root, "blocks.json").write_bytes(content)
+    given = File("blocks.json", len(content), hashlib.sha256(content).hexdigest())
+    changed = replace(made, files=tuple(given if file.path == given.path else file for file in made.files))
+    storage.write_bytes(made.reference, replace(changed, digest=changed.computed_digest()).to_json())
+    with pytest.raises(InputError, match=r"blocks\.json: no block digests"):
+        open_artifact(made.reference).read_range("large.bin", 0, 5)
+
+
+@pytest.mark.parametrize("content", STRANGE, ids=STRANGE_NAMES)
+def test_a_note_of_a_killed_run_that_is_none_is_left_aside(content, tmp_path):
+    out = ArtifactWriter(str(tmp_path), "merge", KEY)
+    out.add_bytes("a", b"a")
+    out.record_complete("a", {"rows": 3})
+    again = ArtifactWriter(str(tmp_path), "merge", KEY)
+    assert again.resume_record("a") == {"rows": 3}
+    Path(out.root, ".kept", "a.json").write_bytes(content)
+    again = ArtifactWriter(str(tmp_path), "merge", KEY)
+    assert again.resume_record("a") is None
+    assert again.files == []
+
+
+@pytest.mark.parametrize("content", STRANGE, ids=STRANGE_NAMES)
+def test_a_note_of_the_cache_that_is_none_has_the_artifact_read_again(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
+    made = publish(str(tmp_path / "store"))
+    materialize(open_artifact(made.reference))
+    (note,) = (tmp_path / "cache").glob("*.verified.json")
+    note.write_bytes(content)
+    Path(made.root, "weights.bin").write_bytes(bytes(len(WEIGHTS)))
+    with pytest.raises(InputError, match="is corrupt"):
+        materialize(open_artifact(made.reference))
