@@ -12,7 +12,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from zhllama.tokenizer.prompt import chat_ids
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.vocabulary import Encoder
 
 
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _tokenized(self, body: dict[str, Any]) -> dict[str, Any]:
         encoder = self.of.encoder
         if "messages" in body:
-            ids = chat_ids(encoder, body["messages"])
+            ids = Chat(encoder).ids(body["messages"])
         else:
             ids = [encoder.bos, *encoder.encode(body["prompt"])]
         return {"tokens": ids, "count": len(ids), "max_model_len": 2048}

@@ -11,7 +11,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND, TRAIN, VALIDATION, Blocks, PackedWriter, Segments, packed_facts
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
 
 BLOCK = 64
@@ -91,7 +91,7 @@ def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: st
     whole: list[Any] = []
     for number in range(120):
         # the end of the recipe's prompt: all of it would not fit a block
-        prompt = [encoder.bos, *encoder.encode(wrap(f"Is {number} even?")[-36:])]
+        prompt = [encoder.bos, *encoder.encode(RECIPE.wrap(f"Is {number} even?")[-36:])]
         answer = [*encoder.encode("No" if number % 2 else "Yes"), encoder.eos]
         whole.append(Segment(np.array(prompt + answer), prompt=len(prompt)))
     store = str(tmp_path_factory.mktemp("packed"))

@@ -20,7 +20,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import read_instructions
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.prompt import wrap, wrap_item
+from zhllama.tokenizer.prompt import question_of
 
 LANGUAGES = ("zh", "en")
 CONTINUED = 24
@@ -41,10 +41,9 @@ class HeldOutItem(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A prompt that every model answers: a fixed one, an instruction (both wrapped as in training), or a text."""
+    """What every model answers: a fixed prompt, an instruction (both by its chat template), or a text as it is."""
 
     kind: str
-    prompt: str
     asked: str
     expected: str
 
@@ -148,12 +147,11 @@ def fixed_prompts(artifact: Artifact | None, count: int) -> list[Sample]:
         return [_sample("prompt", item) for item in itertools.islice(items, count)]
     own = Path(__file__).with_name("prompts.txt")
     texts = read_documents(artifact) if artifact else own.read_text("utf-8").splitlines()
-    return [Sample("prompt", wrap(text), text, "") for text in itertools.islice(texts, count)]
+    return [Sample("prompt", text, "") for text in itertools.islice(texts, count)]
 
 
 def _sample(kind: str, item: Mapping[str, str]) -> Sample:
-    asked = "\n".join(filter(None, (item["instruction"], item["input"])))
-    return Sample(kind, wrap_item(item), asked, item["output"])
+    return Sample(kind, question_of(item), item["output"])
 
 
 def choose_samples(texts: Sequence[str], held_out: Sequence[HeldOutItem], count: int) -> list[Sample]:
@@ -167,6 +165,5 @@ def choose_samples(texts: Sequence[str], held_out: Sequence[HeldOutItem], count:
     long_enough = [text for text in texts if len(text) > 2 * CONTINUED][:count]
     asked = min(len(items), max(count - count // 2, count - len(long_enough)))
     return [_sample("instruction", item) for item in items[:asked]] + [
-        Sample("text", text[:CONTINUED], text[:CONTINUED], text[CONTINUED : 4 * CONTINUED])
-        for text in long_enough[: count - asked]
+        Sample("text", text[:CONTINUED], text[CONTINUED : 4 * CONTINUED]) for text in long_enough[: count - asked]
     ]

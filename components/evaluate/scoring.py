@@ -5,10 +5,10 @@ positions is cut into windows that begin with BOS. Bits per byte = summed log-lo
 across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what it cannot spell behind one
 unknown piece: each of these bytes costs 8 bits more, as of a model that knows nothing of it.
 
-Answers: the training prompt, then the ids of the answer and EOS (none behind an exam's letter: text goes on there).
-The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each seeing the prompt and
-itself: half the work of a row a choice, for two. Rows are padded on the right (a causal model never looks there), and
-the output layer, which is most of a small model's work, runs at the scored positions alone.
+Answers: the model's own prompt, then the answer's ids as training has them and EOS (none behind an exam's letter: text
+goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each
+seeing the prompt and itself: half the work of a row a choice, for two. Rows are padded on the right (a causal model
+never looks there), and the output layer, most of a small model's work, runs at the scored positions alone.
 """
 
 import logging
@@ -23,7 +23,7 @@ from components.evaluate.exams import Exam, letters, prompts
 from components.evaluate.held_out import HeldOutItem, chance
 from zhllama.inference.load import LoadedModel
 from zhllama.progress import Progress
-from zhllama.tokenizer.prompt import wrap_item
+from zhllama.tokenizer.prompt import question_of
 
 log = logging.getLogger("evaluate")
 
@@ -66,8 +66,7 @@ def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -
     """The figures of held-out instructions."""
     fitting, rows, costs = [], [], []
     for item in items:
-        prompt = loaded.prompt_ids(wrap_item(item.item))
-        answers = [[*loaded.encoder.encode(text), loaded.encoder.eos] for text in item.choices]
+        prompt, answers = loaded.chat.answered(question_of(item.item), item.choices)
         if len(prompt) + max(map(len, answers)) <= loaded.positions:
             fitting.append(item)
             rows.append(_row(prompt, answers))

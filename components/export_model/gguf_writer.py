@@ -18,7 +18,7 @@ from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
-from zhllama.weights.chat_template import Template, chosen
+from zhllama.weights.chat_template import Template, chosen, without_markers
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
 from zhllama.weights.model_card import Origin, origin_of
 from zhllama.weights.rope import DEFAULT
@@ -155,7 +155,7 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
         shape = (pieces, width) if place.hf in (EMBEDDING, HEAD) else llama.info(place).shape
         tensors.append(Tensor(f"{names.get_name(module)}.weight", place.hf, shape, place.heads))
     further = ids_of(llama.checkpoint, llama.encoder).further
-    return GgufModel(llama, tuple(tensors), name, chosen(model)[0], origin_of(model), further)
+    return GgufModel(llama, tuple(tensors), name, without_markers(chosen(model)[0]), origin_of(model), further)
 
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:

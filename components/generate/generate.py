@@ -1,18 +1,17 @@
 """Answers in batch, and a conversation in the terminal.
 
-Prompts are encoded as in training (BOS + SentencePiece's ids); an answer ends at EOS, after `--max-new-tokens`, or
-where the context ends. Answers are kept as they come (journal.py), so that a run that is killed goes on after its last
-one: a batch is the next prompts in order, not those of like length, and each draws from a seed of its own.
-
-A conversation is prompt + answer + EOS, repeated, as the chat template has it.
+Prompts are written by the model's own chat template and encoded as in training (a special token in a text is text); an
+answer ends at EOS, after `--max-new-tokens`, or where the context ends. Answers are kept as they come (journal.py), so
+that a run that is killed goes on after its last one: a batch is the next prompts in order, not those of like length,
+and each draws from a seed of its own.
 """
 
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from components.generate.journal import Sample, file_journal, store_journal
 from components.generate.options import Generate
@@ -24,12 +23,13 @@ from zhllama.data.instructions import read_instructions
 from zhllama.data.text_stream import NO_ITEMS, plain_name
 from zhllama.errors import InputError
 from zhllama.inference.generate import BATCH, answer, stream
-from zhllama.inference.load import LoadedModel, load_model
+from zhllama.inference.load import LoadedModel, chat_of, load_model
 from zhllama.progress import Progress
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.chat import Chat, Message, asked
+from zhllama.tokenizer.prompt import AS_IS
 
 log = logging.getLogger("generate")
 
@@ -55,9 +55,9 @@ def run() -> None:
 
 def generate(config: Generate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Answers `--prompt` or `--input` and publishes samples.json."""
-    asked = questions(config, inputs)
-    with store_journal(out.root, asked) as (answered, keep):
-        said = samples(config, inputs, asked, answered, keep)
+    given = questions(config, inputs)
+    with store_journal(out.root, [one.text for one in given]) as (answered, keep):
+        said = samples(config, inputs, given, answered, keep)
         out.add_json(SAMPLES, said)
         out.facts["summary"] = f"{len(said):,} answers"
         out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
@@ -66,19 +66,33 @@ def generate(config: Generate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
 
 def answer_into_file(config: Generate, inputs: Inputs) -> None:
     """Answers `--prompt` or `--input` into `--answers`."""
-    asked = questions(config, inputs)
+    given = questions(config, inputs)
     # all that decides an answer but the questions, which are compared one by one: a list may have grown
-    decides = {name: given.digest for name, given in inputs.records.items() if name != "input"}
+    decides = {name: one.digest for name, one in inputs.records.items() if name != "input"}
     key = digest_of([decides, asdict(config.sampling()), config.precision, config.context_length, config.rope_alpha])
-    with file_journal(Path(config.answers), key, asked) as (answered, keep):
-        said = samples(config, inputs, asked, answered, keep)
+    with file_journal(Path(config.answers), key, [one.text for one in given]) as (answered, keep):
+        said = samples(config, inputs, given, answered, keep)
     log.info("%s: %d answers", config.answers, len(said))
 
 
-def questions(config: Generate, inputs: Inputs) -> list[str]:
-    """What is asked, as the model reads it. InputError for a file without questions."""
+class Question(NamedTuple):
+    """What the model reads: its text, but for BOS, and its ids."""
+
+    text: str
+    ids: list[int]
+
+
+def questions(config: Generate, inputs: Inputs) -> list[Question]:
+    """What is asked. InputError for a file without questions."""
     texts = read_questions(inputs["input"]) if config.input else [config.prompt or config.default_prompt]
-    return [wrap(text) for text in texts] if config.with_prompt else texts
+    chat = chat_with(config, inputs)
+    return [Question(chat.read(text), chat.ids(asked(text), trained=True)) for text in texts]
+
+
+def chat_with(config: Generate, inputs: Inputs) -> Chat:
+    """How the model is asked: by its chat template, or with what is asked as it is."""
+    chat = chat_of(inputs["model"], inputs.all("adapters"))
+    return chat if config.with_prompt else Chat(chat.encoder, AS_IS)
 
 
 def read_questions(artifact: Artifact) -> list[str]:
@@ -97,19 +111,19 @@ def load(config: Generate, inputs: Inputs) -> LoadedModel:
 def samples(
     config: Generate,
     inputs: Inputs,
-    asked: Sequence[str],
+    given: Sequence[Question],
     answered: Sequence[Sample] = (),
     keep: Callable[[Sequence[Sample]], None] = lambda batch: None,
 ) -> list[Sample]:
     """[{"Input": what the model read, "Output": its answer}], in order. InputError names a prompt that is too long.
     `answered`: those of the first questions, which are not asked again. `keep` is given each batch as it comes."""
     said = list(answered)
-    if len(said) == len(asked):
+    if len(said) == len(given):
         return said
     if said:
-        log.info("going on after %d of %d answers", len(said), len(asked))
+        log.info("going on after %d of %d answers", len(said), len(given))
     loaded = load(config, inputs)
-    prompts = [loaded.prompt_ids(text) for text in asked]
+    prompts = [one.ids for one in given]
     for number, ids in enumerate(prompts, start=1):
         if len(ids) >= loaded.positions:
             where = f"--input {config.input}: item {number}" if config.input else "--prompt"
@@ -123,30 +137,16 @@ def samples(
         for start in range(len(said), len(prompts), BATCH):
             sampling = replace(config.sampling(), seed=config.seed + start)
             made = answer(loaded, prompts[start : start + BATCH], sampling, bar.advance)
-            batch = [{"Input": text, "Output": loaded.encoder.decode(ids)} for text, ids in zip(asked[start:], made)]
+            batch = [{"Input": one.text, "Output": loaded.encoder.decode(ids)} for one, ids in zip(given[start:], made)]
             keep(batch)
             said += batch
     return said
 
 
 # --- a conversation ---------------------------------------------------------------------------------------------------
-def chat_prompt(loaded: LoadedModel, turns: list[list[int]], asked: Sequence[int], max_new_tokens: int) -> list[int]:
-    """BOS, the turns (each a prompt, its answer and EOS) that still fit, and what is asked now; turns that do not fit
-    are taken out of `turns`. When what is asked alone is longer than the model's positions allow, it is the result,
-    which whoever answers refuses, and nothing is forgotten for it."""
-    bos, positions = loaded.encoder.bos, loaded.positions
-    if 1 + len(asked) >= positions:
-        return [bos, *asked]
-    # an answer gets what it may need, but never more than half of what there is
-    room = min(max_new_tokens, positions // 2)
-    while turns and 1 + sum(map(len, turns)) + len(asked) + room > positions:
-        turns.pop(0)
-    return [bos, *itertools.chain(*turns), *asked]
-
-
 def chat(config: Generate, inputs: Inputs) -> None:
     """Talks until the input ends. InputError where the model cannot be loaded."""
-    loaded = load(config, inputs)
+    spoken, loaded = chat_with(config, inputs), load(config, inputs)
 
     import torch
 
@@ -159,7 +159,7 @@ def chat(config: Generate, inputs: Inputs) -> None:
     # a terminal may hand over anything; what is no UTF-8 becomes a replacement character
     for file in (sys.stdin, sys.stdout):
         file.reconfigure(errors="replace")  # type: ignore[union-attr]
-    turns: list[list[int]] = []
+    messages: list[Message] = []
     while True:
         try:
             text = input(PROMPT if at_terminal else "").strip()
@@ -171,14 +171,14 @@ def chat(config: Generate, inputs: Inputs) -> None:
             continue
         if not text:
             continue
-        asked, before = loaded.encoder.encode(wrap(text) if config.with_prompt else text), len(turns)
-        prompt = chat_prompt(loaded, turns, asked, config.max_new_tokens)
-        if len(turns) < before:
-            print("(the beginning of the conversation does not fit any more and is left out)", file=sys.stderr)
         try:
+            said = spoken.fitting([*messages, *asked(text)], loaded.positions, config.max_new_tokens)
+            if len(said) <= len(messages):
+                print("(the beginning of the conversation does not fit any more and is left out)", file=sys.stderr)
+            prompt = spoken.ids(said, trained=True)
             answer = stream(loaded, prompt, config.sampling(), lambda piece: print(piece, end="", flush=True))
         except InputError as error:
             print(f"({error})", file=sys.stderr)
             continue
         print(flush=True)
-        turns.append([*asked, *answer, loaded.encoder.eos])
+        messages = [*said, {"role": "assistant", "content": loaded.encoder.decode(answer)}]

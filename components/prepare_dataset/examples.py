@@ -1,9 +1,10 @@
 """Documents, Alpaca items and the recipe's blocks as segments of ids, encoded in batches, a few ahead of the packing.
 
-A document is BOS + ids + EOS (the recipe's line sample has no EOS). An item is the prompt with BOS, not learned, then
-answer + EOS, encoded on its own and learned; cut on the right at the block size. Special ids are put in by id, so a
-literal `</s>` in a text stays text. Batches go through the stage as arrays, since what is done in Python to one
-document after another costs more than the encoding: of a review of 75 characters, 11 µs against 8.
+A document is BOS + ids + EOS (the recipe's line sample has no EOS). An item is BOS and the prompt, not learned, then
+answer and EOS, learned; cut on the right at the block size. Prompt and answer are encoded as one text, or the answer on
+its own as in the recipe (zhllama/tokenizer/prompt.py). Special ids are put in by id, so a literal `</s>` in a text
+stays text. Batches go through the stage as arrays, since what is done in Python to one document after another costs
+more than the encoding: of a review of 75 characters, 11 µs against 8.
 """
 
 import json
@@ -16,8 +17,9 @@ import numpy as np
 
 from zhllama.data.corpus import Documents
 from zhllama.data.packed import Segments, token_type
+from zhllama.errors import InputError
 from zhllama.storage.prefetch import map_ordered
-from zhllama.tokenizer.prompt import wrap_item
+from zhllama.tokenizer.prompt import RECIPE, Prompt, question_of
 from zhllama.tokenizer.spans import spans
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -107,28 +109,53 @@ def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = Tr
     return map_ordered(made, batches, THREADS, AHEAD)
 
 
-def instruction_examples(items: Iterable[dict[str, str]], encoder: Encoder, block_size: int) -> Iterator[Examples]:
-    """Items as prompt + answer, cut at `block_size`. A prompt that fills the block leaves a segment of prompt alone."""
+def instruction_examples(
+    items: Iterable[dict[str, str]], encoder: Encoder, block_size: int, prompt: Prompt
+) -> Iterator[Examples]:
+    """Items as prompt + answer, cut at `block_size`. A prompt that fills the block leaves a segment of prompt alone.
+    InputError names an answer whose first piece spans the end of the prompt: what is asked would not be learned."""
     id_type = np.dtype(token_type(encoder.size))
 
     def made(batch: list[dict[str, str]]) -> Examples:
-        prompts = [wrap_item(item) for item in batch]
+        questions, answers = [question_of(item) for item in batch], [item["output"] for item in batch]
+        prompts = [prompt.wrap(text) for text in questions]
         asked, asked_lengths = encoder.encode_flat(prompts, begin=True)
-        answers, answer_lengths = encoder.encode_flat([item["output"] for item in batch], end=True)
-        # of each item, the prompt's ids and the answer's
-        starts = np.stack([asked_lengths, answer_lengths]).cumsum(axis=1) - [asked_lengths, answer_lengths]
-        starts[1] += len(asked)
-        kept = np.minimum(asked_lengths, block_size)
-        lengths = np.stack([kept, np.minimum(answer_lengths, block_size - kept)])
-        ids = np.concatenate([asked, answers])[spans(starts.T.ravel(), lengths.T.ravel())]
+        if prompt is RECIPE:
+            ids, lengths = _joined(asked, asked_lengths, *encoder.encode_flat(answers, end=True))
+        else:
+            ids, lengths = encoder.encode_flat([*map(str.__add__, prompts, answers)], begin=True, end=True)
+            shared = np.minimum(asked_lengths, lengths)
+            one, two = (some[spans(of.cumsum() - of, shared)] for some, of in ((asked, asked_lengths), (ids, lengths)))
+            number = np.arange(len(batch))
+            if wrong := {*number.repeat(shared)[one != two], *number[shared < asked_lengths]}:
+                raise InputError(
+                    f"a piece of this vocabulary spans the prompt's last newline and the answer "
+                    f"{answers[min(wrong)][:20]!r}; give --packing faithful, which encodes answers on their own"
+                )
+        kept = np.minimum(lengths, block_size)
         return Examples(
-            Segments(ids.astype(id_type), lengths.sum(axis=0), kept),
-            [prompt.encode() for prompt in prompts],
+            Segments(
+                ids[spans(lengths.cumsum() - lengths, kept)].astype(id_type),
+                kept,
+                np.minimum(asked_lengths, block_size),
+            ),
+            # of whichever prompt, the same items are held out
+            [RECIPE.wrap(text).encode() for text in questions],
             batch,
-            [len(prompt) + len(item["output"]) for prompt, item in zip(prompts, batch, strict=True)],
+            [len(text) + len(answer) for text, answer in zip(prompts, answers, strict=True)],
         )
 
     return map_ordered(made, _batches(items), THREADS, AHEAD)
+
+
+def _joined(
+    asked: np.ndarray, asked_lengths: np.ndarray, said: np.ndarray, said_lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each item the prompt's ids and the answer's, one item after another, and how many each has."""
+    lengths = np.stack([asked_lengths, said_lengths])
+    starts = lengths.cumsum(axis=1) - lengths
+    starts[1] += len(asked)
+    return np.concatenate([asked, said])[spans(starts.T.ravel(), lengths.T.ravel())], lengths.sum(axis=0)
 
 
 def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:

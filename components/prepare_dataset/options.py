@@ -3,6 +3,7 @@ from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
 from zhllama.stage.options import Ref, Refs, StageOptions, WeightedRefs, weighted_references
+from zhllama.tokenizer.prompt import DEFAULT, RECIPE, Prompt
 
 Packing = Literal["best-fit", "faithful"]
 
@@ -11,7 +12,7 @@ Packing = Literal["best-fit", "faithful"]
 class PrepareDataset(StageOptions):
     """Pack text or Alpaca items into token blocks for training."""
 
-    cache_version: ClassVar[int] = 2
+    cache_version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("sentencepiece", "numpy", "rensa")
 
     tokenizer: Ref
@@ -24,7 +25,8 @@ class PrepareDataset(StageOptions):
     block_size: int = 512
     """Tokens in a block; no more than the model has positions."""
     packing: Packing = "best-fit"
-    """best-fit: whole documents, several to a block, kept apart. faithful: the recipe's line groups, padded items."""
+    """best-fit: whole documents, several to a block, kept apart. faithful: the recipe's line groups, padded items,
+    and its prompt, with answers encoded on their own."""
     validation_fraction: float = 0.01
     """Share of the documents held out, chosen by their content. Not used when --validation is given."""
     validation: Ref = ""
@@ -66,6 +68,11 @@ class PrepareDataset(StageOptions):
     def option(self) -> str:
         """The option that gave it."""
         return "--text" if self.text else "--instructions"
+
+    @property
+    def prompt(self) -> Prompt:
+        """What items are written with."""
+        return RECIPE if self.packing == "faithful" else DEFAULT
 
     @property
     def holds_out(self) -> bool:

@@ -21,6 +21,7 @@ from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import weighted_references
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.weights.chat_template import PROMPT_FACT
 
 if TYPE_CHECKING:
     from components.prepare_dataset.examples import Examples
@@ -81,6 +82,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
     fill = train.packed.packing_efficiency
     out.facts = packed.packed_facts(config.block_size, encoder.size, train.pad, [train.packed, validation.packed])
     out.facts |= {
+        PROMPT_FACT: config.prompt.name if config.instructions else "",
         "documents": train.examples,
         "held_out": validation.examples,
         "left_out": left_out,
@@ -99,7 +101,8 @@ def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skip
 
     bad = skipped if config.skip_bad else None
     if config.instructions:
-        return instruction_examples(read_instructions(artifact, skipped=bad), encoder, config.block_size)
+        items = read_instructions(artifact, skipped=bad)
+        return instruction_examples(items, encoder, config.block_size, config.prompt)
     if config.packing == "faithful":
         lines = text_examples(read_batches(artifact, keep_blank=True, skipped=bad), encoder, end=False)
         return line_groups(lines, config.block_size)

@@ -20,9 +20,8 @@ from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
-from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer.chat import Chat, Message, asked
 from zhllama.tokenizer.effective_model import DESCRIBED
-from zhllama.tokenizer.prompt import wrap
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 from zhllama.weights.chat_template import default_of, is_template, template_in
@@ -41,7 +40,7 @@ LINES = (
     "for i in range(10):\n    print(i)",
     "",
 )
-"""What the served tokenizer is tried on."""
+"""What the served tokenizer is tried on; the first two as questions too."""
 RENDERING = 10.0
 """Seconds that a chat template may take for one message."""
 
@@ -110,13 +109,24 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> N
     for line in LINES:
         if tokenizer(line)["input_ids"] != [encoder.bos, *encoder.encode(line)]:
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
-    for line in LINES[:2]:
-        asked = [{"role": "user", "content": line}]
+    for messages, wanted in conversations(chat, where, mend):
         with _template(where, mend):
-            wanted = chat.ids(asked)
-            ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=False, add_generation_prompt=True)
+            ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
         if list(ids) != wanted:
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for a question; {mend}")
+
+
+def conversations(chat: Chat, where: str, mend: str) -> Iterator[tuple[list[Message], list[int]]]:
+    """Questions, alone and behind an answer where the chat template takes one, and their ids. InputError where it
+    takes none."""
+    for line in LINES[:2]:
+        for more in ([], [{"role": "assistant", "content": LINES[0]}, *asked(LINES[1])]):
+            messages = [*asked(line), *more]
+            try:
+                yield messages, chat.ids(messages)
+            except InputError as error:
+                if not more:
+                    raise InputError(f"{where}: {error}; {mend}") from error
 
 
 def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Encoder, int, Chat]:
@@ -171,15 +181,13 @@ def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
 
     mend = "export the model again; with tied scores (--scores zero) no engine can agree"
     with closing(llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)) as model:
-        for line in (*LINES, wrap(LINES[0])):
+        for line in LINES:
             # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
             if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:
                 raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
-        asked = [{"role": "user", "content": LINES[0]}]
-        with _template(where, "export the model again"):
-            text, wanted = chat.text(asked), chat.ids(asked)
-        if model.tokenize(text.encode(), add_bos=False, special=True) != wanted:
-            raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
+        for messages, wanted in conversations(chat, where, mend):
+            if model.tokenize(chat.text(messages).encode(), add_bos=False, special=True) != wanted:
+                raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
 
 
 @contextmanager

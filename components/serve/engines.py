@@ -56,15 +56,47 @@ class Engine:
     """The path of the engine's own Prometheus metrics, if it has any."""
     refuses: tuple[str, ...] = ()
     """Request fields that it cannot honour."""
+    takes: tuple[str, ...] = ()
+    """Request fields that it alone has."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What it calls a field, where that is another name."""
+    generation: Mapping[str, Any] | None = None
+    """The model's generation settings, where the engine takes some fields in a JSON text of all settings alone."""
+
+    def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request in its own words."""
+        made = {self.names.get(name, name): value for name, value in {**self.defaults, **body}.items()}
+        if self.generation is not None:
+            own = {name: made.pop(name) for name in _OF_TRANSFORMERS if name in made}
+            if "sequence_bias" in own:
+                own["sequence_bias"] = [[[int(index)], float(bias)] for index, bias in own["sequence_bias"].items()]
+            if own:
+                made["generation_config"] = json.dumps({**self.generation, **own})
+        return made
 
 
-def transformers_engine(folder: Path, name: str) -> Engine:
-    """transformers' server on `folder/name`, as `lay_out` made it."""
+_OF_TRANSFORMERS = ("top_k", "min_p", "repetition_penalty", "min_new_tokens", "sequence_bias")
+_OF_LLAMA_CPP = ("mirostat_mode", "mirostat_tau", "mirostat_eta", "grammar", "logit_bias_type")
+_OF_VLLM = (
+    "stop_token_ids", "ignore_eos", "bad_words", "allowed_token_ids", "length_penalty", "use_beam_search",
+    "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens",
+    "prompt_logprobs", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "chat_template_kwargs", "return_token_ids", "priority",
+)  # fmt: skip
+
+
+def transformers_engine(folder: Path, name: str, generation: Mapping[str, Any]) -> Engine:
+    """transformers' server on `folder/name` with these generation settings, as `lay_out` made both."""
     command = [sys.executable, "-m", "components.serve.transformers_server", name]
     if not _has_gpu():
         command += ["--device", "cpu", "--dtype", "float32"]
-    refuses = ("logprobs", "top_logprobs", "presence_penalty", "logit_bias", "response_format", "best_of", "echo")
-    return Engine("transformers", folder, command, "/health", refuses=refuses)
+    # it takes frequency_penalty for a repetition penalty, and says nothing of the others
+    refuses = (
+        "logprobs", "top_logprobs", "presence_penalty", "frequency_penalty", "response_format", "best_of", "echo",
+        "suffix",
+    )  # fmt: skip
+    names = {"min_tokens": "min_new_tokens", "logit_bias": "sequence_bias"}
+    return Engine("transformers", folder, command, "/health", refuses=refuses, names=names, generation=generation)
 
 
 def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
@@ -72,16 +104,16 @@ def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
     # verbose, it says three hundred lines of tensors and graphs before it serves; a fault it says all the same
     options = {"model": file, "model_alias": name, "n_ctx": positions, "verbose": False}
     command = [sys.executable, "-m", "llama_cpp.server", *(f"--{option}={value}" for option, value in options.items())]
-    defaults = _recipe()
-    defaults["repeat_penalty"] = defaults.pop("repetition_penalty")
-    return Engine("llama.cpp", file.parent, command, "/v1/models", defaults)
+    # its own min_p is 0.05
+    defaults, names = {**_recipe(), "min_p": 0.0}, {"repetition_penalty": "repeat_penalty"}
+    return Engine("llama.cpp", file.parent, command, "/v1/models", defaults, names=names, takes=_OF_LLAMA_CPP)
 
 
 def vllm_engine(folder: Path, name: str, positions: int) -> Engine:
     """vLLM's server on `folder/name`, in the Python that vLLM is installed in."""
     command = [vllm_program() or "vllm", "serve", str(folder / name), "--served-model-name", name]
     command += ["--max-model-len", str(positions), *vllm_sampling()]
-    return Engine("vllm", folder, command, "/health", metrics="/metrics")
+    return Engine("vllm", folder, command, "/health", metrics="/metrics", takes=_OF_VLLM)
 
 
 def vllm_program() -> str | None:
@@ -114,10 +146,10 @@ def _recipe() -> dict[str, Any]:
     return {name: getattr(Sampling(), name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
 
 
-def lay_out(source: Path, target: Path, ids: SpecialIds) -> None:
-    """Links the files of a model folder into `target`, with generation settings of our own. A published model says
-    nothing of sampling, and the server takes what a request does not say from the model's generation_config.json: left
-    as it is, it would decode greedily and ignore a request's temperature."""
+def lay_out(source: Path, target: Path, ids: SpecialIds) -> dict[str, Any]:
+    """Links the files of a model folder into `target`, with generation settings of our own, which it returns. A
+    published model says nothing of sampling, and the server takes what a request does not say from the model's
+    generation_config.json: left as it is, it would decode greedily and ignore a request's temperature."""
     target.mkdir()
     for file in source.iterdir():
         if file.name != GENERATION:
@@ -129,6 +161,7 @@ def lay_out(source: Path, target: Path, ids: SpecialIds) -> None:
         raise InputError(f"{given}: no JSON object ({error}); publish the model again") from error
     settings = {"pad_token_id": ids.eos, **ids.generation({"do_sample": True, **_recipe(), **said})}
     (target / GENERATION).write_text(json.dumps(settings, indent=1) + "\n")
+    return settings
 
 
 class EngineProcess:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx2
 import prometheus_client
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -93,7 +94,8 @@ class Gateway:
         routes: list[Any] = [
             Route("/health", self._health),
             Route("/metrics", self._metrics),
-            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/tokenize", partial(self._tokens, made=requests.tokenized), methods=["POST"]),
+            Route("/detokenize", partial(self._tokens, made=requests.detokenized), methods=["POST"]),
             # a mount: what is not in it is this API's 404 or 405, and never the page's
             Mount(
                 "/v1",
@@ -137,7 +139,7 @@ class Gateway:
             return ApiError(403, "this server does not answer to the pages of other sites")
         path = scope["path"]
         # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
-        if self.needs_key and (path == "/tokenize" or path.startswith("/v1/")):
+        if self.needs_key and (path in ("/tokenize", "/detokenize") or path.startswith("/v1/")):
             kind, _, key = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not self.key_matches(key.strip()):
                 return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
@@ -180,13 +182,14 @@ class Gateway:
         requests.check_model({"model": request.path_params["name"]}, self.limits)
         return JSONResponse(model)
 
-    async def _tokenize(self, request: Request) -> Response:
-        return JSONResponse(requests.tokenized(await _body(request), self.limits))
+    async def _tokens(self, request: Request, made: Callable[[Any, Limits], dict[str, Any]]) -> Response:
+        return JSONResponse(await run_in_threadpool(made, await _body(request), self.limits))
 
     async def _answer(self, request: Request, check: Callable[[Any, Limits], Validated]) -> Response:
         record = _Record(self.metrics, request.url.path)
         with record.of_failures():
-            asked = check(await _body(request), self.limits)
+            # a chat template of somebody else's may take seconds
+            asked = await run_in_threadpool(check, await _body(request), self.limits)
             upstream = await self._send(request.url.path, asked, record)
             if asked[1].get("stream"):
                 return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
@@ -218,7 +221,7 @@ class Gateway:
         ids, body = asked
         record.prompt_tokens = len(ids)
         try:
-            request = self._client.build_request("POST", path, json={**self._engine.defaults, **body})
+            request = self._client.build_request("POST", path, json=self._engine.request(body))
             upstream = await self._client.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise ApiError(503, "the engine does not answer") from error

@@ -89,17 +89,18 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
         if file is None:
             encoder, positions = check_weights(artifact)
             chat = chat_of(artifact, encoder)
-            lay_out(materialize(artifact), folder / config.name, ids_of(Checkpoint(artifact), encoder))
+            ids = ids_of(Checkpoint(artifact), encoder)
+            generation = lay_out(materialize(artifact), folder / config.name, ids)
             if chosen == "vllm":
                 engine = vllm_engine(folder, config.name, positions)
             else:
-                engine = transformers_engine(folder, config.name)
+                engine = transformers_engine(folder, config.name, generation)
         else:
             path = materialize(artifact) / file
             where = f"--model {artifact.root}/{file}"
             encoder, positions, chat = check_gguf(path, artifact.manifest.vocabulary, where)
             engine = llama_cpp_engine(path, config.name, positions)
-        limits = Limits(config.name, encoder, positions, engine.refuses, chat)
+        limits = Limits(config.name, chat, positions, engine.refuses, engine.takes)
         with EngineProcess(engine) as process:
             if file is None:
                 # while the engine reads its weights

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 from components.serve.gateway import Gateway
 from components.serve.requests import ApiError
+from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 
 WORDS = {
@@ -58,13 +59,13 @@ def language_of(query: str, accepted: str) -> str:
 
 
 def fitting(messages: list[dict[str, str]], gateway: Gateway) -> list[dict[str, str]]:
-    """The newest messages that leave room for an answer; the last one stays, whatever its length."""
+    """The newest messages that leave room for an answer. ApiError 400 where the template refuses them."""
     limits = gateway.limits
-    room = min(Sampling().max_new_tokens, limits.positions // 2)
-    while len(messages) > 1 and len(limits.chat_ids(messages)) + room > limits.positions:
-        # a question and its answer go together
-        messages = messages[2:]
-    return messages
+    try:
+        kept = limits.chat.fitting(messages, limits.positions, Sampling().max_new_tokens)
+    except InputError as error:
+        raise ApiError(400, str(error), "messages") from error
+    return [dict(message) for message in kept]
 
 
 def chat_page(gateway: Gateway) -> Any:
@@ -110,9 +111,9 @@ def chat_page(gateway: Gateway) -> Any:
             await chat.append_message_stream(answer(text, spoken))
 
         async def answer(text: str, spoken: dict[str, str]) -> AsyncIterator[str]:
-            asked = fitting([*said, {"role": "user", "content": text}], gateway)
             pieces: list[str] = []
             try:
+                asked = fitting([*said, {"role": "user", "content": text}], gateway)
                 async for piece in gateway.stream(asked):
                     pieces.append(piece)
                     yield piece

@@ -1,7 +1,9 @@
 """What a request may say, checked before an engine sees it: wrong ones get OpenAI's 4xx body, and the engine none.
 
 Engines differ in what they do with a wrong one: transformers' server answers 500 to a message without a role, and says
-nothing of a prompt that is longer than the model's positions.
+nothing of a prompt that is longer than the model's positions. They differ in names too: top_k is transformers' only
+inside a JSON text, repetition_penalty is llama.cpp's repeat_penalty, and a name that one does not know it refuses, or
+takes and does nothing with. Here all have the same names (OpenAI's and vLLM's), each honoured or refused.
 """
 
 import json
@@ -11,12 +13,16 @@ from typing import Any, NoReturn
 
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.chat import Chat
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.chat import Chat, Message
 
 LONGEST_BODY = 4 * 2**20
 """Bytes: some hundred times what a context of 4,096 tokens takes."""
 
+KNOWN = (
+    "model", "messages", "prompt", "stream", "stop", "logprobs", "top_logprobs", "logit_bias", "response_format",
+    "best_of", "echo", "suffix",
+)  # fmt: skip
+"""Fields that some engine honours, beside the numbers below."""
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
 """Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
 
@@ -41,20 +47,26 @@ class Limits:
 
     name: str
     """What the model is called."""
-    encoder: Encoder
+    chat: Chat
+    """How it is asked."""
     positions: int
     """Of prompt and answer together."""
     refuses: tuple[str, ...] = ()
     """Fields that the engine cannot honour."""
-    chat: Chat | None = None
-    """How the model is asked; by default, as in training."""
+    takes: tuple[str, ...] = ()
+    """Fields that this engine alone has."""
 
-    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """ApiError 400 for a conversation that the model's chat template refuses."""
         try:
-            return (self.chat or Chat(self.encoder)).ids(messages)
+            return self.chat.ids(messages)
         except InputError as error:
             raise ApiError(400, str(error), "messages") from error
+
+    def text_ids(self, body: Mapping[str, Any]) -> list[int]:
+        """Of `prompt`, with BOS unless `add_special_tokens` is false; a special token in it is that token."""
+        begin = [self.chat.encoder.bos] if body.get("add_special_tokens", True) else []
+        return [*begin, *self.chat.encode(body["prompt"])]
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
@@ -88,8 +100,8 @@ def completion(body: Mapping[str, Any], limits: Limits) -> Validated:
         (prompt,) = prompt
     if not isinstance(prompt, str):
         raise ApiError(400, "prompt must be one text", "prompt")
-    ids = [limits.encoder.bos, *limits.encoder.encode(prompt)]
-    return _asked({**body, "prompt": prompt}, ids, limits)
+    body = {**body, "prompt": prompt}
+    return _asked(body, limits.text_ids({"prompt": prompt}), limits)
 
 
 def tokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
@@ -98,10 +110,22 @@ def tokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     if "messages" in body:
         ids = limits.chat_ids(checked_messages(body))
     elif isinstance(body.get("prompt"), str):
-        ids = [limits.encoder.bos, *limits.encoder.encode(body["prompt"])]
+        ids = limits.text_ids(body)
     else:
         raise ApiError(400, "give prompt, a text, or messages", "prompt")
     return {"tokens": ids, "count": len(ids), "max_model_len": limits.positions}
+
+
+def detokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """The answer to /detokenize, which is vLLM's: {"prompt"} of `tokens`."""
+    check_model(body, limits)
+    tokens = body.get("tokens")
+    if not isinstance(tokens, list) or not all(type(index) is int for index in tokens):
+        raise ApiError(400, "tokens must be a list of ids", "tokens")
+    try:
+        return {"prompt": limits.chat.decode(tokens)}
+    except InputError as error:
+        raise ApiError(400, str(error), "tokens") from error
 
 
 def checked_messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -145,14 +169,23 @@ _NUMBERS = {
     "max_tokens": (1, 10**9),
     "max_completion_tokens": (1, 10**9),
     "seed": (-(2**63), 2**63 - 1),
+    "top_k": (-1, 10**9),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "min_tokens": (0, 10**9),
 }
-_WHOLE = ("max_tokens", "max_completion_tokens", "seed")
+_WHOLE = ("max_tokens", "max_completion_tokens", "seed", "top_k", "min_tokens")
+_OTHER_NAMES = {"repeat_penalty": "repetition_penalty"}
+"""What an engine calls it → what it is called here."""
 
 
 def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
     check_model(body, limits)
-    body = {name: value for name, value in body.items() if value is not None and name not in HARMLESS}
+    body = {
+        _OTHER_NAMES.get(name, name): value
+        for name, value in body.items() if value is not None and name not in HARMLESS
+    }  # fmt: skip
     for name, (lowest, highest) in _NUMBERS.items():
         value = body.get(name)
         if value is None:
@@ -179,6 +212,12 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     for name in limits.refuses:
         if body.pop(name, None):
             raise ApiError(400, f"{name} is not something that this engine can do", name)
+    for name in body:
+        if name not in (*KNOWN, *_NUMBERS, *limits.takes):
+            raise ApiError(400, f"{name} is nothing that this server knows; leave it out", name)
+    if body.get("top_k") == -1:
+        # vLLM's word for all; 0 is everybody's
+        body["top_k"] = 0
     room = limits.positions - len(ids)
     wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
     if room < 1 or (wanted or 1) > room:

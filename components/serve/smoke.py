@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from components.serve.check import LINES
+from components.serve.check import LINES, conversations
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import short
 from zhllama.retries import with_retries
@@ -40,11 +40,11 @@ def try_out(
             raise InputError(f"{address}: it answers without an API key; check the secret of the API key")
         for line in LINES:
             tried.encodes({"model": name, "prompt": line}, repr(line), [encoder.bos, *encoder.encode(line)])
-        for line in LINES[:2]:
-            messages = [{"role": "user", "content": line}]
-            asked = {"model": name, "messages": messages}
-            question = f"the question {line!r}"
-            tried.encodes({**asked, "add_generation_prompt": True}, question, chat.ids(messages))
+        for messages, ids in conversations(chat, address, "publish the model again"):
+            line, asked = messages[-1]["content"], {"model": name, "messages": messages}
+            tried.encodes({**asked, "add_generation_prompt": True}, f"the question {line!r}", ids)
+            if len(messages) > 1:
+                continue
             said = tried.answer("/v1/chat/completions", _said, {**asked, "max_tokens": 16, "temperature": 0})
             log.info("%s → %s", line, said)
             answered.append({"Input": line, "Output": said})

@@ -67,7 +67,7 @@ def differing(folder: str, distinct: bool) -> dict[str, int]:
     from components.export_model.gguf_writer import add_tokenizer as add
     from components.export_model.llama_cpp_tools import encode
     from tests.texts import mixed_lines
-    from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+    from zhllama.tokenizer.prompt import RECIPE
     from zhllama.tokenizer.vocabulary import Encoder
 
     encoder = Encoder(_tokenizer(distinct))
@@ -75,7 +75,7 @@ def differing(folder: str, distinct: bool) -> dict[str, int]:
     path = Path(folder, "vocabulary.gguf")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_vocab_size(encoder.size)
-    add(writer, encoder, CHAT_TEMPLATE)
+    add(writer, encoder, RECIPE.template)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
         write()
     writer.close()

@@ -10,14 +10,18 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.beside import require_known_tokens
+from zhllama.weights.chat_template import chosen, default_of
 from zhllama.weights.fit import Step, contracts_of, require_fit, require_rows, rows_fit, trained_on
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
@@ -41,6 +45,12 @@ class LoadedModel:
     """Of the rotary base; None: by the length of what is read and said, 1 up to the model's own positions."""
     further: tuple[int, ...] = ()
     """Ids that end an answer as EOS does."""
+    template: str = RECIPE.template
+    """The chat template that it is asked with."""
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.encoder, self.template)
 
     @property
     def device(self) -> Any:
@@ -82,7 +92,7 @@ def load_model(
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    plan = plan_adapters(artifact, encoder, adapters)
+    plan, template = plan_adapters(artifact, encoder, adapters), template_of(artifact, adapters)
 
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -119,7 +129,7 @@ def load_model(
     model = model.eval().requires_grad_(False)
     further = ids_of(Checkpoint(artifact, option), encoder).further
     positions = context_length or int(model.config.max_position_embeddings)
-    return LoadedModel(model, encoder, positions, rope_alpha, further)
+    return LoadedModel(model, encoder, positions, rope_alpha, further, template)
 
 
 def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes: bool, adapters: bool) -> Precision:
@@ -141,6 +151,18 @@ def choose_precision(wanted: Precision, gpu: bool, bfloat16: bool, bitsandbytes:
     if said:
         raise InputError(f"--precision {wanted}: {said}")
     return wanted
+
+
+def template_of(model: Artifact, adapters: Sequence[Artifact] = ()) -> str:
+    """The chat template that a model is asked with; the recipe's for one that has none."""
+    return default_of(chosen(model, adapters)[0]) or RECIPE.template
+
+
+def chat_of(model: Artifact, adapters: Sequence[Artifact] = ()) -> Chat:
+    """How a model is asked, before it is loaded."""
+    carrier = next((one for one in reversed(adapters) if has_tokenizer(one)), model)
+    option = "--model" if carrier is model else "--adapters"
+    return Chat(load_encoder(carrier, option), template_of(model, adapters))
 
 
 # --- do they belong together: known from headers, before a weight is read ---------------------------------------------

@@ -1,57 +1,143 @@
-"""The ids of a conversation as a model's own chat template has it: what every engine makes of the rendered text.
+"""The ids of a conversation as a model's own chat template has it, and of text as serving engines read it.
 
-The training's template (zhllama/tokenizer/prompt.py) has a way of its own; another is rendered as transformers does it,
-cut at the special pieces that stand in the text, and what lies between two is encoded by SentencePiece on its own.
+A conversation is rendered as transformers does it and cut at the special pieces that stand in the text; what lies
+between two is encoded by SentencePiece on its own. Engines read a special token in what a user says as that token;
+training, generate and evaluate (`trained`) read it as text. A template of somebody else's is rendered in a process of
+its own (zhllama/tokenizer/rendering.py).
 """
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from itertools import groupby
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE, chat_ids
-from zhllama.tokenizer.sentencepiece_model import CONTROL, UNKNOWN, parse_model
+from zhllama.tokenizer import rendering
+from zhllama.tokenizer.prompt import AS_IS, BY_TEMPLATE, RECIPE
+from zhllama.tokenizer.sentencepiece_model import BYTE, CONTROL, UNKNOWN, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
+
+Message = Mapping[str, str]
+"""{"role", "content"}."""
+_PRIVATE = range(0xE000, 0xF900)
+"""Characters that mean nothing by themselves."""
+
+
+def asked(text: str) -> list[Message]:
+    """The conversation that is one question."""
+    return [{"role": "user", "content": text}]
 
 
 class Chat:
-    """Conversations → ids, by a template."""
+    """Conversations → ids, by a template; and text → ids → text, as engines have them."""
 
-    def __init__(self, encoder: Encoder, template: str = CHAT_TEMPLATE) -> None:
-        self._encoder, self._template = encoder, template
+    def __init__(self, encoder: Encoder, template: str = RECIPE.template) -> None:
+        self.encoder = encoder
+        self._template = template
+        self._prompt = BY_TEMPLATE.get(template)
+        self._apart = self._prompt is RECIPE or template == AS_IS
+        """Whether training encodes answers on their own."""
 
-    def ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ending where an answer has to begin. InputError for a conversation that the template refuses."""
-        if self._template == CHAT_TEMPLATE:
-            return chat_ids(self._encoder, messages)
+    def ids(self, messages: Sequence[Message], trained: bool = False) -> list[int]:
+        """Ending where an answer has to begin. InputError for a conversation that the template refuses. `trained`: as
+        training has them."""
         ids: list[int] = []
-        for part in self._cut.split(self.text(messages)):
-            special = self._special.get(part)
-            ids += self._encoder.encode(part) if special is None else [special]
+        for part in self._parts(messages, trained):
+            ids += [part] if isinstance(part, int) else self.encoder.encode(part)
         return ids
 
-    def text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def answered(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """The ids of a question, and of each answer to it with EOS, as training has them."""
+        parts = self._parts(asked(text), trained=True)
+        before = "" if self._apart or isinstance(parts[-1], int) else parts[-1]
+        head = self.encoder.encode(before)
+        found = []
+        for answer in answers:
+            whole = self.encoder.encode(before + answer)
+            # otherwise a piece spans the two, and what is asked would not be what was learned
+            whole = whole[len(head) :] if whole[: len(head)] == head else self.encoder.encode(answer)
+            found.append([*whole, self.encoder.eos])
+        return self.ids(asked(text), trained=True), found
 
-        names: Any = self._names
+    def text(self, messages: Sequence[Message]) -> str:
+        """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
         try:
-            (text,), _ = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                **names,
-            )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"the model's chat template refuses this conversation: {said}") from error
-        return str(text)
+            ours = self._prompt is not None or self._template == AS_IS
+            return (rendering.render if ours else _renderer)(self._template, messages, self._names)
+        except ValueError as error:
+            raise InputError(f"the model's chat template refuses this conversation: {error}") from error
+
+    def read(self, text: str) -> str:
+        """What a model reads that is asked `text`, but for BOS."""
+        return self.text(asked(text)).removeprefix(self._names["bos_token"])
+
+    def fitting(self, messages: Sequence[Message], positions: int, room: int) -> list[Message]:
+        """The newest messages that leave `room` for an answer, but never more than half of the positions; a question
+        and its answer go together. All of them where not even the last fits: nothing is forgotten for it."""
+        kept, room = list(messages), min(room, positions // 2)
+        if len(self.ids(kept[-1:], trained=True)) >= positions:
+            return kept
+        while len(kept) > 2 and len(self.ids(kept, trained=True)) + room > positions:
+            kept = kept[2:]
+        return kept
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text as engines read it: a special token in it is that token."""
+        ids: list[int] = []
+        for part in self._cut.split(text):
+            special = self._special.get(part)
+            ids += self.encoder.encode(part) if special is None else [special]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids as engines write it, special tokens among it. InputError for one that is no piece."""
+        pieces, said = parse_model(self.encoder.model).pieces, b""
+        if wrong := [index for index in ids if not 0 <= index < len(pieces)]:
+            raise InputError(f"{wrong[0]} is no id: there are {len(pieces)} pieces")
+        for of_bytes, run in groupby((pieces[index] for index in ids), lambda piece: piece.type == BYTE):
+            if not of_bytes:
+                said += "".join(
+                    piece.piece if piece.piece in self._special else piece.piece.replace("▁", " ") for piece in run
+                ).encode()
+                continue
+            content = bytes(int(piece.piece[1:-1], 16) for piece in run)
+            try:
+                content.decode()
+            except UnicodeDecodeError:
+                content = "\ufffd".encode() * len(content)
+            said += content
+        return said.decode().removeprefix(" ")
+
+    def _parts(self, messages: Sequence[Message], trained: bool) -> list[int | str]:
+        """The rendered text, cut: ids of special pieces, and texts to be encoded."""
+        if not trained:
+            text = self.text(messages)
+            return [self._special.get(part, part) for part in self._cut.split(text) if part]
+        said = "".join(message["content"] for message in messages)
+        literal, apart, *_ = (chr(code) for code in _PRIVATE if chr(code) not in said)
+
+        def hidden(message: Message) -> Message:
+            content = self._cut.sub(lambda found: f"{literal}{self._special[found[0]]}{literal}", message["content"])
+            begin = apart if self._apart and message["role"] == "assistant" else ""
+            return {**message, "content": begin + content}
+
+        def shown(text: str) -> str:
+            return re.sub(f"{literal}(\\d+){literal}", lambda found: self.encoder.pieces[int(found[1])], text)
+
+        cut = re.compile(f"{self._cut.pattern}|{apart}")
+        text = self.text([*map(hidden, messages)])
+        parts = (part for part in cut.split(text) if part)
+        return [self._special[part] if part in self._special else shown(part) for part in parts]
 
     @cached_property
     def _special(self) -> dict[str, int]:
-        encoder, proto = self._encoder, parse_model(self._encoder.model)
+        encoder, proto = self.encoder, parse_model(self.encoder.model)
         named = {encoder.bos, encoder.eos, encoder.pad}
         return {
             piece.piece: index
@@ -66,7 +152,43 @@ class Chat:
     @cached_property
     def _names(self) -> dict[str, str]:
         """What a template calls them."""
-        encoder = self._encoder
+        encoder = self.encoder
         ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.pad}
         ids["unk"] = parse_model(encoder.model).trainer_spec.unk_id
         return {f"{name}_token": encoder.pieces[index] for name, index in ids.items() if index is not None}
+
+
+class _Renderer:
+    """rendering.render in a process of its own, started at the first conversation and again when it was ended."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, template: str, messages: Sequence[Message], names: Mapping[str, str]) -> str:
+        """As rendering.render. ValueError too for what takes too long."""
+        asked = json.dumps([template, [dict(message) for message in messages], names]).encode()
+        with self._lock:
+            if self._process is None:
+                command = [sys.executable, "-P", rendering.__file__]
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert self._process.stdin
+            assert self._process.stdout
+            with suppress(BrokenPipeError):
+                self._process.stdin.write(asked + b"\n")
+                self._process.stdin.flush()
+            if line := self._process.stdout.readline():
+                answer = json.loads(line)
+            else:
+                code, self._process = self._process.wait(), None
+                if code > 0:
+                    raise RuntimeError(f"the process that renders chat templates ended with {code}")
+                late = code == -signal.SIGPROF
+                why = f"does not end within {rendering.SECONDS:.0f} s" if late else f"ended its process ({code})"
+                answer = {"error": f"it {why}"}
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return str(answer["text"])
+
+
+_renderer = _Renderer()

@@ -10,13 +10,13 @@ import json
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_model import BPE, CONTROL, TOKENIZER_MODEL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
 
 def tokenizer_files(
-    model: bytes, model_max_length: int = 2048, chat_template: str | list[dict[str, str]] = CHAT_TEMPLATE
+    model: bytes, model_max_length: int = 2048, chat_template: str | list[dict[str, str]] = RECIPE.template
 ) -> dict[str, bytes]:
     """Name → content of the tokenizer files of a model folder. `model`: the bytes of a `tokenizer.model`.
     `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model that is not

@@ -1,59 +1,75 @@
 """The prompt, in one place: training, evaluation, generation and the served chat template all use this text.
 
-Stanford Alpaca's two sentences and the instruction, a non-empty input after a newline; the response starts after
-`### Response: ` with its space, as the recipe trains it.
+Stanford Alpaca's two sentences and the instruction, a non-empty input after a newline; then `### Response:` and what
+separates it from the answer. The recipe has a space there and encodes the answer on its own: the prompt's last piece
+and the answer's first are both ▁. No engine makes that of the text, so in a history the ids are not those of training,
+and the answer begins with a space on vLLM and llama.cpp, on transformers not. What is taught by default has a newline,
+and prompt and answer are encoded as one text: SentencePiece puts a ▁ before a text only where it begins, and no piece
+of a LLaMA-shaped vocabulary spans a newline, so the answer's pieces follow the prompt's with no ▁ of their own.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from zhllama.tokenizer.vocabulary import Encoder
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 _BEFORE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n"
 )
-_AFTER = "\n\n### Response: "
+_AFTER = "\n\n### Response:"
 
 
-def wrap(instruction: str, extra: str = "") -> str:
-    """The training prompt of one instruction (and its input, if any)."""
-    return f"{_BEFORE}{instruction}\n{extra}{_AFTER}" if extra else f"{_BEFORE}{instruction}{_AFTER}"
+def question_of(item: Mapping[str, str]) -> str:
+    """What a user says who asks an Alpaca item: the instruction, and its input after a newline."""
+    return f"{item['instruction']}\n{extra}" if (extra := item.get("input", "")) else item["instruction"]
 
 
-def wrap_item(item: Mapping[str, str]) -> str:
-    """The training prompt of an Alpaca item."""
-    return wrap(item["instruction"], item.get("input", ""))
+@dataclass(frozen=True)
+class Prompt:
+    """What stands around an instruction."""
+
+    name: str
+    """In manifests (zhllama/weights/chat_template.py)."""
+    title: str
+    separator: str
+    """Between `### Response:` and the answer."""
+
+    def wrap(self, text: str) -> str:
+        """What a model reads that is asked `text`, but for BOS."""
+        return f"{_BEFORE}{text}{_AFTER}{self.separator}"
+
+    @property
+    def template(self) -> str:
+        """Jinja, for tokenizer_config.json: prompt + answer + EOS, repeated. It ends where an answer has to begin. A
+        system message, which the recipe has not, goes before the instruction it stands in front of. Answers and their
+        EOS stand between markers, by which transformers' users (trl) find what is to be learned."""
+        return self._template("{% generation %}", "{% endgeneration %}")
+
+    @property
+    def plain(self) -> str:
+        """The template without markers, which not every engine's jinja knows."""
+        return self._template("", "")
+
+    def _template(self, begin: str, end: str) -> str:
+        return (
+            "{{ bos_token }}"
+            "{% set found = namespace(system='') %}"
+            "{% for message in messages %}"
+            "{% if message['role'] == 'system' %}{% set found.system = message['content'] + '\\n' %}"
+            "{% elif message['role'] == 'user' %}"
+            f"{{{{ {_BEFORE!r} + found.system + message['content'] + {_AFTER + self.separator!r} }}}}"
+            "{% set found.system = '' %}"
+            f"{{% elif message['role'] == 'assistant' %}}{begin}{{{{ message['content'] + eos_token }}}}{end}"
+            "{% endif %}{% endfor %}"
+        )
 
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% set found = namespace(system='') %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{% set found.system = message['content'] + '\\n' %}"
-    "{% elif message['role'] == 'user' %}"
-    "{{ " + repr(_BEFORE) + " + found.system + message['content'] + " + repr(_AFTER) + " }}{% set found.system = '' %}"
-    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-    "{% endif %}{% endfor %}"
+DEFAULT = Prompt("alpaca-newline", "Alpaca's with a newline before the answer", "\n")
+RECIPE = Prompt("alpaca", "Alpaca's", " ")
+"""Of `prepare_dataset --packing faithful`, of whatever says nothing else, and of models without a template."""
+PROMPTS = {prompt.name: prompt for prompt in (DEFAULT, RECIPE)}
+BY_TEMPLATE = {template: prompt for prompt in PROMPTS.values() for template in (prompt.template, prompt.plain)}
+AS_IS = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-"""Jinja, for tokenizer_config.json: prompt + answer + EOS, repeated. It ends where an answer has to begin. A system
-message, which the recipe has not, goes before the instruction it stands in front of."""
-
-
-def chat_ids(encoder: "Encoder", messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """The ids of a conversation as the chat template has it, ending where an answer has to begin. A text is encoded up
-    to the next EOS in one piece, a prompt together with its answer, as serving engines encode the rendered template. In
-    training the answer was encoded apart: parity is claimed for prompts and for generated ids."""
-    ids = [encoder.bos]
-    text = system = ""
-    for message in messages:
-        if message["role"] == "system":
-            system = f"{message['content']}\n"
-        elif message["role"] == "user":
-            text += wrap(system + message["content"])
-            system = ""
-        else:
-            ids += [*encoder.encode(text + message["content"]), encoder.eos]
-            text = ""
-    return [*ids, *encoder.encode(text)]
+"""The template of a model that reads what it is asked as it is."""

@@ -30,7 +30,7 @@ from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
@@ -41,7 +41,7 @@ from zhllama.training.trainer import precision_of, start_processes, train, train
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
-from zhllama.weights.chat_template import ALPACA, PROMPT_FACT, copy_tokenizer, template_in
+from zhllama.weights.chat_template import PROMPT_FACT, copy_tokenizer, prompt_of, template_in
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION
@@ -161,9 +161,10 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
 
 def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, source: Artifact, names: Sequence[str]) -> None:
     """The base's files of these names, with the template that was taught, or its own."""
-    taught = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
-    copy_tokenizer(out, source, names, CHAT_TEMPLATE if taught else template_in(inputs.model, "--model"))
-    out.facts[PROMPT_FACT] = ALPACA if taught else ""
+    items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
+    prompt = prompt_of(inputs.dataset, RECIPE.name) if items else None
+    copy_tokenizer(out, source, names, prompt.template if prompt else template_in(inputs.model, "--model"))
+    out.facts[PROMPT_FACT] = prompt.name if prompt else ""
 
 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:

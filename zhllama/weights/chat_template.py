@@ -6,6 +6,7 @@ llama.cpp's converter read it: chat_template.jinja is not read by transformers b
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import BY_TEMPLATE, PROMPTS, RECIPE, Prompt
 
 Template = str | list[dict[str, str]]
 """A text, or several by name: [{"name", "template"}], as tokenizer_config.json holds them; one is named `default`."""
@@ -73,28 +74,47 @@ def _text(artifact: Artifact, name: str) -> str:
 
 def chosen(model: Artifact, adapters: Sequence[Artifact] = ()) -> tuple[Template, str]:
     """The template of a model that these adapters are merged into, in that order, and why that one: the last that was
-    taught counts, then the model's own, then the training's, which every model is asked with that has none."""
+    taught counts, then the model's own, then the recipe's, which every model is asked with that has none."""
     for number, adapter in reversed(list(enumerate(adapters, 1))):
         which = f"adapter {number}" if len(adapters) > 1 else "the adapter"
         if adapter.verified and adapter.manifest.stage in TRAININGS:
             # what else lies beside it is its base's
-            if _was_taught(adapter):
-                return CHAT_TEMPLATE, f"Alpaca's: {which} was trained with it"
+            if prompt := _taught(adapter):
+                return prompt.template, f"{prompt.title}: {which} was trained with it"
         elif (own := template_in(adapter, "--adapters")) is not None:
             return own, f"the one beside {which}"
     if (own := template_in(model, "--model")) is not None:
         return own, "the model's own"
-    return CHAT_TEMPLATE, "Alpaca's: the model has none"
+    return RECIPE.template, f"{RECIPE.title}: the model has none"
 
 
-PROMPT_FACT, ALPACA = "prompt", "alpaca"
-"""What the manifest of an adapter, or of a model with trained embeddings, says of the prompts it was trained with."""
+PROMPT_FACT = "prompt"
+"""The name of the prompt that the items of a packed dataset, or an adapter, or a model with trained embeddings, were
+made or trained with; "" for text."""
 
 
-def _was_taught(trained: Artifact) -> bool:
+def prompt_of(artifact: Artifact, otherwise: str) -> Prompt | None:
+    """What the manifest says, `otherwise` where it says nothing; None for text. InputError for another's."""
+    name = artifact.manifest.facts.get(PROMPT_FACT, otherwise)
+    if name and name not in PROMPTS:
+        raise InputError(f"{artifact.root}: made with the prompt {name!r}, unknown to this release; take a later one")
+    return PROMPTS.get(name)
+
+
+def _taught(trained: Artifact) -> Prompt | None:
     # adapters of release 0.1 say nothing: theirs is the stage
-    by_stage = ALPACA if trained.manifest.stage == "finetune" else ""
-    return bool(trained.manifest.facts.get(PROMPT_FACT, by_stage) == ALPACA)
+    return prompt_of(trained, RECIPE.name if trained.manifest.stage == "finetune" else "")
+
+
+_MARKER = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+
+
+def without_markers(template: Template) -> Template:
+    """For engines whose jinja has no `generation`: comments stand in its place, which trim white space as it does."""
+    if isinstance(template, list):
+        return [one | {"template": str(without_markers(one["template"]))} for one in template]
+    prompt = BY_TEMPLATE.get(template)
+    return prompt.plain if prompt else _MARKER.sub(r"{#\1 \2#}", template)
 
 
 def copy_tokenizer(out: ArtifactWriter, source: Artifact, names: Iterable[str], template: Template | None) -> None:

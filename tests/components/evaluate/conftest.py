@@ -55,14 +55,14 @@ def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, reviews: li
 
     from tests.loaded_model import load_model
     from zhllama.artifacts.open import open_artifact
-    from zhllama.tokenizer.prompt import wrap_item
+    from zhllama.tokenizer.prompt import RECIPE, question_of
 
     torch.manual_seed(1)
     trained = load_model(tiny_model)
     trained.model.requires_grad_(True)
     rows = []
     for item in reviews:
-        prompt = trained.prompt_ids(wrap_item(item))
+        prompt = trained.prompt_ids(RECIPE.wrap(question_of(item)))
         rows.append((prompt, [*trained.encoder.encode(item["output"]), trained.encoder.eos]))
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), width), trained.padding)

@@ -11,7 +11,7 @@ from components.evaluate.held_out import choose_items
 from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.prompt import wrap_item
+from zhllama.tokenizer.prompt import RECIPE, question_of
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -85,7 +85,7 @@ def test_an_answer_that_a_tokenizer_cannot_spell_wins_nothing_by_that(
     without_bytes: LoadedModel,
 ) -> None:
     items = choose_items([{"instruction": "q", "input": "", "output": "汉字汉字"}], 500)
-    prompt = without_bytes.prompt_ids(wrap_item(items[0].item))
+    prompt = without_bytes.prompt_ids(RECIPE.wrap(question_of(items[0].item)))
     ids = [*without_bytes.encoder.encode("汉字汉字"), without_bytes.encoder.eos]
     bits = -plain_log_probs(without_bytes, prompt, ids).sum().item() / math.log(2)
     score = scoring.score_items(without_bytes, items, "items")
@@ -105,7 +105,7 @@ def test_rows_that_only_pad_the_embedding_take_no_part(loaded: LoadedModel, chin
 def test_choices_behind_one_prompt_score_as_rows_of_their_own(
     loaded: LoadedModel, reviews: list[dict[str, str]]
 ) -> None:
-    prompts = [loaded.prompt_ids(wrap_item(item)) for item in reviews[:6]]
+    prompts = [loaded.prompt_ids(RECIPE.wrap(question_of(item))) for item in reviews[:6]]
     answers = [[*loaded.encoder.encode(text), loaded.encoder.eos] for text in ("好评", "差评，不推荐", "很")]
     scored = scoring._score_rows(loaded, [scoring._row(prompt, answers) for prompt in prompts])
     for prompt, (log_probs, _) in zip(prompts, scored):
@@ -121,11 +121,13 @@ def test_exact_match_is_what_greedy_decoding_gives(judge: Any, reviews: list[dic
     selection = choose_items([*reviews[:20], {"instruction": "别的。", "input": "", "output": "答案"}], 500)
     greedy = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
     items = [each.item for each in selection]
-    said = answer(learnt, [learnt.prompt_ids(wrap_item(item)) for item in items], greedy)
+    said = answer(learnt, [learnt.prompt_ids(RECIPE.wrap(question_of(item))) for item in items], greedy)
     expected = [ids == learnt.encoder.encode(item["output"]) for ids, item in zip(said, items)]
     assert any(expected)
     assert not all(expected)
-    asked = [(learnt.prompt_ids(wrap_item(item)), learnt.encoder.encode(item["output"])) for item in items]
+    asked = [
+        (learnt.prompt_ids(RECIPE.wrap(question_of(item))), learnt.encoder.encode(item["output"])) for item in items
+    ]
     rows = [scoring._row(prompt, [[*ids, learnt.encoder.eos]]) for prompt, ids in asked]
     found = {index: bool(hits[0]) for index, _, hits in scoring._scored_rows(learnt, rows, "rows", "items")}
     assert [found[index] for index in range(len(items))] == expected

@@ -26,7 +26,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
@@ -136,7 +136,7 @@ def test_the_metadata_is_complete(folder, exported):
         "tokenizer.ggml.add_bos_token": True,
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": True,
-        "tokenizer.chat_template": CHAT_TEMPLATE,
+        "tokenizer.chat_template": RECIPE.plain,
     }
     assert {name: found.get(name) for name in wanted} == wanted
     assert found["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)

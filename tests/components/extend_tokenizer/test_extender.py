@@ -18,7 +18,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import INDEX, Checkpoint
@@ -393,5 +393,5 @@ def test_the_chat_template_of_the_base_is_kept(tmp_path, tiny_model, own, why):
     (model / "chat_template.jinja").write_text(own)
     made = extend(tmp_path / "store", model)
     assert "chat_template.jinja" not in made
-    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == (own or CHAT_TEMPLATE)
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == (own or RECIPE.template)
     assert made.manifest.facts["chat_template"] == why

@@ -1,6 +1,5 @@
-"""The conversation: what the model sees of it, and how it behaves in a terminal."""
+"""The conversation, and how it behaves in a terminal (what the model sees of it: zhllama/tokenizer/test_chat.py)."""
 
-import dataclasses
 import os
 import pty
 import select
@@ -9,55 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.generate.generate import PROMPT, chat_prompt
-from tests.loaded_model import load_model
-from zhllama.inference.load import LoadedModel
-from zhllama.tokenizer.prompt import wrap
-
-
-@pytest.fixture(scope="session")
-def loaded(tiny_model: str) -> LoadedModel:
-    return load_model(tiny_model)
-
-
-def test_a_conversation_is_prompt_answer_eos_repeated(loaded: LoadedModel) -> None:
-    encoder = loaded.encoder
-    turn = [*encoder.encode(wrap("你好")), 500, 501, encoder.eos]
-    asked = encoder.encode(wrap("再见"))
-    assert chat_prompt(loaded, [turn], asked, 100) == [encoder.bos, *turn, *asked]
-
-
-def test_the_chat_template_gives_the_same_ids_and_order(loaded: LoadedModel, tiny_model: str) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(Path(tiny_model).parent)
-    messages = [{"role": "user", "content": "你好, hello"}]
-    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert list(ids) == chat_prompt(loaded, [], loaded.encoder.encode(wrap("你好, hello")), 100)
-    messages += [{"role": "assistant", "content": "good day"}, {"role": "user", "content": "bye"}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert rendered == f"<s>{wrap('你好, hello')}good day</s>{wrap('bye')}"
-
-
-def test_turns_that_do_not_fit_are_forgotten_oldest_first(loaded: LoadedModel) -> None:
-    narrow = dataclasses.replace(loaded, positions=400)
-    turns = [[index] * 80 for index in range(300, 306)]
-    prompt = chat_prompt(narrow, turns, loaded.encoder.encode("再见"), 50)
-    assert len(prompt) + 50 <= 400
-    assert [index for index in range(300, 306) if index in prompt] == [302, 303, 304, 305]
-    assert [turn[0] for turn in turns] == [302, 303, 304, 305]
-
-
-def test_a_message_that_fits_nowhere_forgets_nothing(loaded: LoadedModel) -> None:
-    narrow, turns = dataclasses.replace(loaded, positions=60), [[300] * 20]
-    assert len(chat_prompt(narrow, turns, loaded.encoder.encode("长" * 100), 10)) > 60
-    assert 300 in chat_prompt(narrow, turns, loaded.encoder.encode("再见"), 10)
-
+from components.generate.generate import PROMPT
 
 # --- in a terminal ----------------------------------------------------------------------------------------------------
 

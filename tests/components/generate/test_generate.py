@@ -23,7 +23,8 @@ from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.vocabulary import load_encoder
 
 SHORT = {"do_sample": False, "max_new_tokens": 8}
 
@@ -42,7 +43,7 @@ def test_a_prompt_is_wrapped_and_its_answer_published(tiny_model: str, store: st
     manifest = run_stage(Generate(store=store, model=tiny_model, prompt="写一首诗。", **SHORT), generate)
     assert manifest.kind == "samples"
     (sample,) = said(manifest.reference)
-    assert sample["Input"] == wrap("写一首诗。")
+    assert sample["Input"] == RECIPE.wrap("写一首诗。")
     assert manifest.facts["summary"] == "1 answers"
 
 
@@ -63,13 +64,42 @@ items = [{"instruction": "翻译。", "input": "Open file"}, {"instruction": "�
     ],
 )
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_questions_come_from_lines_or_items(tmp_path: Path, name: str, content: str, wrapped: bool) -> None:
+def test_questions_come_from_lines_or_items(
+    tmp_path: Path, tiny_model: str, name: str, content: str, wrapped: bool
+) -> None:
     (tmp_path / name).write_text(content)
     first = "翻译。" if name == "a.txt" else "翻译。\nOpen file"
     expected = [first, "写诗。"]
-    config = Generate(model="", input=str(tmp_path / name), with_prompt=wrapped)
+    config = Generate(model=tiny_model, input=str(tmp_path / name), with_prompt=wrapped)
     found = questions(config, Inputs(config))
-    assert found == ([wrap(text) for text in expected] if wrapped else expected)
+    expected = [RECIPE.wrap(text) for text in expected] if wrapped else expected
+    encoder = load_encoder(open_artifact(tiny_model), "--model")
+    assert found == [(text, [encoder.bos, *encoder.encode(text)]) for text in expected]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_model_with_a_template_of_its_own_is_asked_by_that(chatml_model: Path, wrapped: bool) -> None:
+    config = Generate(model=str(chatml_model), prompt="你好", with_prompt=wrapped)
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    )
+    (chatml_model / "chat_template.jinja").write_text(template + "{{ '<|im_start|>assistant\n' }}")
+    ((text, ids),) = questions(config, Inputs(config))
+    encoder = load_encoder(open_artifact(str(chatml_model)), "--model")
+    if wrapped:
+        assert text == "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"
+        parts = (encoder.encode(one) for one in ("user\n你好", "\n", "assistant\n"))
+        assert ids == [800, *next(parts), 801, *next(parts), 800, *next(parts)]
+    else:
+        assert (text, ids) == ("你好", [encoder.bos, *encoder.encode("你好")])
+
+
+def test_a_special_token_in_a_question_is_text_as_in_training(tiny_model: str) -> None:
+    config = Generate(model=tiny_model, prompt="a</s>b")
+    ((text, ids),) = questions(config, Inputs(config))
+    encoder = load_encoder(open_artifact(tiny_model), "--model")
+    assert (text, ids) == (RECIPE.wrap("a</s>b"), [encoder.bos, *encoder.encode(RECIPE.wrap("a</s>b"))])
+    assert encoder.eos not in ids
 
 
 def test_compressed_items_are_items(tmp_path: Path) -> None:
@@ -88,7 +118,7 @@ def test_a_file_is_answered_in_order(tiny_model: str, tmp_path: Path, chinese_te
     (tmp_path / "asked.txt").write_text("\n".join(chinese_text[:11]))
     given = {"model": tiny_model, "input": str(tmp_path / "asked.txt"), **SHORT}
     found = said(run_stage(Generate(store=str(tmp_path / "store"), **given), generate).reference)
-    assert [sample["Input"] for sample in found] == [wrap(text) for text in chinese_text[:11]]
+    assert [sample["Input"] for sample in found] == [RECIPE.wrap(text) for text in chinese_text[:11]]
     alone = Generate(store=str(tmp_path / "store"), model=tiny_model, prompt=chinese_text[7], **SHORT)
     assert found[7] == said(run_stage(alone, generate).reference)[0]
 
@@ -153,7 +183,7 @@ def test_a_killed_run_goes_on_after_its_last_answer(
     assert done.returncode == 0, done.stderr
     assert re.search(r"going on after (8|16|24|32) of 40 answers", done.stderr)
     lines = [json.loads(line) for line in cut.read_text().splitlines()]
-    assert [line["Input"] for line in lines] == [wrap(text) for text in chinese_text[:40]]
+    assert [line["Input"] for line in lines] == [RECIPE.wrap(text) for text in chinese_text[:40]]
     # the draws of each batch are its own: the same answers as without the kill
     assert cut.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.txt", "cut.jsonl", "whole.jsonl"]

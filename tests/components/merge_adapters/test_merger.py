@@ -25,7 +25,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
@@ -629,7 +629,7 @@ def test_the_chat_template_that_a_finetuning_taught_is_published(tmp_path, model
     add_folder(out, make_adapter(1))
     why = "Alpaca's: the adapter was trained with it"
     manifest = merge(tmp_path / "store", model_folder, out.publish("adapter").reference)
-    assert published_template(manifest) == (CHAT_TEMPLATE, why, why)
+    assert published_template(manifest) == (RECIPE.template, why, why)
 
 
 def test_a_foreign_adapters_own_chat_template_is_published(tmp_path, model_folder, make_adapter):

@@ -11,7 +11,7 @@ from components.prepare_dataset import examples
 from components.prepare_dataset.examples import Examples, instruction_examples, text_examples
 from zhllama.data.corpus import Documents
 from zhllama.data.packed import IGNORED
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE, Prompt, question_of
 from zhllama.tokenizer.vocabulary import Encoder
 
 texts = st.text(
@@ -25,10 +25,16 @@ def encoder(llama_tokenizer) -> Encoder:
     return Encoder(llama_tokenizer)
 
 
-def recipes_sample(item: dict[str, str], encoder: Encoder, block_size: int) -> tuple[list[int], list[int]]:
-    """The recipe, in its own words: prompt with BOS, answer and EOS apart, -100 over the prompt, cut on the right."""
-    prompt = [encoder.bos, *encoder.encode(wrap(item["instruction"], item["input"]))]
+def sample(item: dict[str, str], encoder: Encoder, block_size: int, prompted: Prompt) -> tuple[list[int], list[int]]:
+    """The recipe, in its own words: prompt with BOS, answer and EOS apart, -100 over the prompt, cut on the right; of
+    what is taught by default, prompt and answer as one text."""
+    text = prompted.wrap(question_of(item))
+    prompt = [encoder.bos, *encoder.encode(text)]
     answer = [*encoder.encode(item["output"]), encoder.eos]
+    if prompted is DEFAULT:
+        whole = [encoder.bos, *encoder.encode(text + item["output"]), encoder.eos]
+        assert whole[: len(prompt)] == prompt
+        answer = whole[len(prompt) :]
     labels = [IGNORED] * len(prompt) + answer
     return (prompt + answer)[:block_size], labels[:block_size]
 
@@ -42,21 +48,22 @@ def batched(texts: list[str], size: int) -> list[Documents]:
     return [Documents(texts[at : at + size], "a.txt") for at in range(0, len(texts), size)]
 
 
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 @settings(max_examples=60, deadline=None)
 @given(given_items=st.lists(items, min_size=1, max_size=6), block_size=st.integers(60, 400), batch=st.integers(1, 4))
-def test_items_are_the_recipes_samples(encoder, given_items, block_size, batch):
+def test_items_are_the_recipes_samples_or_one_text(encoder, prompt, given_items, block_size, batch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "BATCH", batch)
-        made = one_by_one(list(instruction_examples(given_items, encoder, block_size)))
+        made = one_by_one(list(instruction_examples(given_items, encoder, block_size, prompt)))
     assert len(made) == len(given_items)
     for item, example in zip(given_items, made, strict=True):
-        ids, labels = recipes_sample(item, encoder, block_size)
-        found, prompt = example.segments.ids.tolist(), int(example.segments.prompts[0])
+        ids, labels = sample(item, encoder, block_size, prompt)
+        found, asked = example.segments.ids.tolist(), int(example.segments.prompts[0])
         assert found == ids
-        assert [IGNORED] * prompt + ids[prompt:] == labels
+        assert [IGNORED] * asked + ids[asked:] == labels
         assert example.has_loss.tolist() == [any(label != IGNORED for label in labels)]
         assert [json.loads(record) for record in example.records(encoder)] == [item]
-        assert example.identities == [wrap(item["instruction"], item["input"]).encode()]
+        assert example.identities == [RECIPE.wrap(question_of(item)).encode()]
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,7 +101,7 @@ def test_parts_joined_are_the_whole_and_some_are_those_chosen(encoder, given_tex
 def test_long_items_make_smaller_batches(encoder, monkeypatch):
     monkeypatch.setattr(examples, "BATCH_CHARACTERS", 100)
     item = {"instruction": "word " * 10, "input": "", "output": "yes"}
-    assert [len(batch) for batch in instruction_examples([item] * 10, encoder, 512)] == [2] * 5
+    assert [len(batch) for batch in instruction_examples([item] * 10, encoder, 512, DEFAULT)] == [2] * 5
 
 
 def test_a_fault_while_encoding_is_not_lost(encoder, monkeypatch):

@@ -19,7 +19,8 @@ from zhllama.data.instructions import read_instructions
 from zhllama.data.packed import IGNORED, PackedDataset
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer.prompt import DEFAULT, RECIPE, question_of
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 from zhllama.training.inputs import vocabulary_of
 from zhllama.weights.fit import require_equal
@@ -135,13 +136,13 @@ def test_special_strings_in_a_text_stay_text(tmp_path, tokenizer, encoder):
 
 
 def test_an_item_is_its_prompt_masked_and_its_answer_learned(store, tokenizer, encoder, items):
-    dataset = PackedDataset(prepare(store, tokenizer, instructions=items, block_size=512, validation_fraction=0))
+    artifact = prepare(store, tokenizer, instructions=items, block_size=512, validation_fraction=0)
+    assert artifact.manifest.facts["prompt"] == "alpaca-newline"
+    dataset = PackedDataset(artifact)
     expected = {
-        (
-            (encoder.bos, *encoder.encode(wrap(item["instruction"], item["input"]))),
-            (*encoder.encode(item["output"]), encoder.eos),
-        )
+        (tuple(prompt), tuple(answer))
         for item in ITEMS
+        for prompt, (answer,) in [Chat(encoder, DEFAULT.template).answered(question_of(item), [item["output"]])]
     }
     found = set()
     for index in range(len(dataset)):
@@ -160,9 +161,10 @@ def test_faithful_items_have_a_block_each_padded(tmp_path, tokenizer, encoder, i
         tmp_path, tokenizer, instructions=items, packing="faithful", block_size=512, validation_fraction=0
     )
     dataset = PackedDataset(artifact)
+    assert artifact.manifest.facts["prompt"] == "alpaca"
     assert len(dataset) == len(ITEMS)
     for index, item in enumerate(ITEMS):
-        prompt = [encoder.bos, *encoder.encode(wrap(item["instruction"], item["input"]))]
+        prompt = [encoder.bos, *encoder.encode(RECIPE.wrap(question_of(item)))]
         answer = [*encoder.encode(item["output"]), encoder.eos]
         padding = 512 - len(prompt) - len(answer)
         assert dataset[index]["input_ids"].tolist() == prompt + answer + [encoder.eos] * padding
@@ -191,7 +193,7 @@ def test_faithful_text_holds_blocks_out(tmp_path, tokenizer, encoder, english):
 
 
 def test_a_prompt_that_fills_the_block_is_counted_and_left_out(tmp_path, tokenizer, encoder):
-    room = 512 - len(encoder.encode(wrap("x", ""))) - 1
+    room = 512 - len(encoder.encode(DEFAULT.wrap("x"))) - 1
     long = [{"instruction": "word " * room, "input": "", "output": "yes"}, ITEMS[0]]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in long))
     artifact = prepare(
@@ -207,7 +209,7 @@ def test_an_answer_is_cut_on_the_right(tmp_path, tokenizer, encoder):
     artifact = prepare(
         tmp_path, tokenizer, instructions=str(tmp_path / "item.json"), block_size=256, validation_fraction=0
     )
-    whole = [encoder.bos, *encoder.encode(wrap("Count.")), *encoder.encode(item["output"])]
+    whole = [encoder.bos, *encoder.encode(DEFAULT.wrap("Count.") + item["output"])]
     assert len(PackedDataset(artifact)) == 1
     assert PackedDataset(artifact).tokens(0).tolist() == whole[:256]
 

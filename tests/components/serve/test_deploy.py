@@ -22,7 +22,7 @@ from tests.kubernetes_server import KubernetesServer
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder
 
 KEY = "a-key-for-the-tests-only"
@@ -490,7 +490,7 @@ def test_a_shard_that_is_gone_or_cut_short_is_found_before_the_cluster_is_asked(
 def test_the_check_of_a_serving_pod_says_what_is_wrong(model: str) -> None:
     artifact, encoder, _ = checked(model, 2048)
     assert artifact.verified
-    assert encoder.encode(wrap("x"))
+    assert encoder.encode(RECIPE.wrap("x"))
     with pytest.raises(InputError, match="the model has 2048 positions; --context-length 4096 is more"):
         checked(model, 4096)
 

@@ -23,7 +23,8 @@ from components.serve.gateway import Gateway, is_loopback
 from components.serve.local import listening
 from components.serve.requests import ApiError, Limits, chat, completion, parse_json
 from tests.fake_engine import FakeEngine
-from zhllama.tokenizer.prompt import chat_ids, wrap
+from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder
 
 KEY = "a-key-for-the-tests-only"
@@ -37,7 +38,12 @@ def listening_front(
 ) -> Iterator[httpx2.Client]:
     made = Engine("fake", Path(), [], "/health", metrics="/metrics", refuses=("logprobs",))
     gateway = Gateway(
-        Limits("zhllama", engine.encoder, positions, made.refuses), made, engine.address, lambda: True, api_key, **more
+        Limits("zhllama", Chat(engine.encoder), positions, made.refuses),
+        made,
+        engine.address,
+        lambda: True,
+        api_key,
+        **more,
     )
     with listening("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(gateway.app(), log_level="warning", access_log=False))
@@ -79,7 +85,7 @@ def test_an_answer_comes_back_and_the_engine_is_told_how_long_it_may_be(
     assert answer.json()["choices"][0]["message"]["content"] == "好的。"
     ((path, sent),) = engine.seen
     assert path == CHAT
-    assert sent == body(max_tokens=256 - len(chat_ids(engine.encoder, QUESTION)))
+    assert sent == body(max_tokens=256 - len(Chat(engine.encoder).ids(QUESTION)))
 
 
 def test_a_stream_comes_back_event_by_event_and_ends_as_openais_do(client: httpx2.Client, engine: FakeEngine) -> None:
@@ -110,7 +116,7 @@ def test_tokenize_gives_the_ids_of_training(client: httpx2.Client, encoder: Enco
     asked = client.post("/tokenize", json={"model": "zhllama", "prompt": "今天"}).json()
     assert asked == {"tokens": [1, *encoder.encode("今天")], "count": len(asked["tokens"]), "max_model_len": 256}
     asked = client.post("/tokenize", json=body()).json()
-    assert asked["tokens"] == [1, *encoder.encode(wrap("你好"))]
+    assert asked["tokens"] == [1, *encoder.encode(RECIPE.wrap("你好"))]
 
 
 def test_the_model_is_listed(client: httpx2.Client) -> None:
@@ -127,7 +133,7 @@ def test_metrics_count_requests_and_tokens_and_hold_no_text(client: httpx2.Clien
     text = client.get("/metrics").text
     assert f'zhllama_requests_total{{path="{CHAT}",status="200"}} 2.0' in text
     assert f'zhllama_requests_total{{path="{CHAT}",status="404"}} 1.0' in text
-    assert f"zhllama_prompt_tokens_total {2.0 * len(chat_ids(encoder, QUESTION))}" in text
+    assert f"zhllama_prompt_tokens_total {2.0 * len(Chat(encoder).ids(QUESTION))}" in text
     assert "zhllama_answer_tokens_total 6.0" in text
     assert "zhllama_requests_running 0.0" in text
     assert "zhllama_first_token_seconds_count 1.0" in text
@@ -230,7 +236,7 @@ _FIELDS = ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", 
 @given(st.dictionaries(st.sampled_from(_FIELDS), _json, max_size=6), st.booleans())
 @settings(max_examples=300)
 def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: dict[str, Any], usable: bool) -> None:
-    limits = Limits("zhllama", Encoder(llama_tokenizer), 256)
+    limits = Limits("zhllama", Chat(Encoder(llama_tokenizer)), 256)
     given_body = {**asked, **(body() if usable else {}), **({"prompt": "x"} if usable else {})}
     for check in (chat, completion):
         try:
@@ -380,7 +386,7 @@ def test_what_is_cancelled_while_the_engine_works_is_no_longer_counted(engine: F
 
     async def both() -> None:
         fake = Engine("fake", Path(), [], "/health")
-        gateway = Gateway(Limits("zhllama", engine.encoder, 256), fake,
+        gateway = Gateway(Limits("zhllama", Chat(engine.encoder), 256), fake,
                       engine.address, lambda: True)  # fmt: skip
         transport = httpx2.ASGITransport(gateway.app())
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -22,7 +22,7 @@ from zhllama.errors import InputError
 from zhllama.inference.generate import answer
 from zhllama.inference.sampling import Sampling
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
 
 pytestmark = pytest.mark.gguf
 
@@ -51,9 +51,9 @@ def client(address: str) -> Iterator[openai.OpenAI]:
 
 def test_llama_cpp_answers_as_the_model_does(client: openai.OpenAI, extended_model: str) -> None:
     loaded = load_model(extended_model)
-    (ids,) = answer(loaded, [loaded.prompt_ids(wrap("你好"))], Sampling(do_sample=False, max_new_tokens=1))
+    (ids,) = answer(loaded, [loaded.prompt_ids(RECIPE.wrap("你好"))], Sampling(do_sample=False, max_new_tokens=1))
     made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, temperature=0, max_tokens=1)
-    assert made.usage.prompt_tokens == len(loaded.prompt_ids(wrap("你好")))
+    assert made.usage.prompt_tokens == len(loaded.prompt_ids(RECIPE.wrap("你好")))
     assert "\ufffd" not in loaded.encoder.decode(ids)
     assert made.choices[0].message.content.strip() == loaded.encoder.decode(ids).strip()
 
@@ -95,7 +95,7 @@ def file(exported: str, tmp_path: Path) -> Path:
 def test_a_file_of_its_own_is_checked_by_what_is_inside(file: Path, extended_model: str) -> None:
     encoder, positions, chat = check_gguf(file, None, "--model m")
     assert positions == 2048
-    assert chat.ids(QUESTION) == [1, *encoder.encode(wrap("你好"))]
+    assert chat.ids(QUESTION) == [1, *encoder.encode(RECIPE.wrap("你好"))]
     own = load_model(extended_model).encoder
     assert encoder.encode("你好，世界 hello") == own.encode("你好，世界 hello")
     assert encoder.vocabulary().digest == own.vocabulary().digest
@@ -120,4 +120,4 @@ def test_a_file_is_asked_by_the_template_in_it(file: Path) -> None:
     assert content.count(b"### Response: ") == 1
     file.write_bytes(content.replace(b"### Response: ", b"### Response: "[:-1] + b"-"))
     encoder, _, chat = check_gguf(file, None, "--model m")
-    assert chat.ids(QUESTION) == [1, *encoder.encode(wrap("你好")[:-1] + "-")]
+    assert chat.ids(QUESTION) == [1, *encoder.encode(RECIPE.wrap("你好")[:-1] + "-")]

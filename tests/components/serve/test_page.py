@@ -14,7 +14,7 @@ from components.serve.local import listening
 from components.serve.page import WORDS, chat_page, fitting, language_of
 from components.serve.requests import Limits
 from tests.fake_engine import FakeEngine
-from zhllama.tokenizer.prompt import chat_ids
+from zhllama.tokenizer.chat import Chat
 
 KEY = "a-key-for-the-tests-only"
 CHAT = "/v1/chat/completions"
@@ -22,7 +22,7 @@ CHAT = "/v1/chat/completions"
 
 def gateway_of(engine: FakeEngine, api_key: str = "", positions: int = 512) -> Gateway:
     made = Engine("fake", Path(), [], "/health")
-    return Gateway(Limits("zhllama", engine.encoder, positions), made, engine.address, lambda: True, api_key)
+    return Gateway(Limits("zhllama", Chat(engine.encoder), positions), made, engine.address, lambda: True, api_key)
 
 
 @pytest.fixture
@@ -216,4 +216,4 @@ def test_old_turns_are_forgotten_by_pairs(engine: FakeEngine) -> None:
     assert kept == asked[-len(kept) :]
     assert 1 <= len(kept) < len(asked)
     assert kept[0]["role"] == "user"
-    assert len(chat_ids(engine.encoder, kept)) + 400 <= 900
+    assert len(Chat(engine.encoder).ids(kept)) + 400 <= 900

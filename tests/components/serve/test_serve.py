@@ -34,7 +34,7 @@ from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder
@@ -85,7 +85,7 @@ def client(address: str) -> Iterator[openai.OpenAI]:
 def greedy_answer(model: str) -> str:
     """What the model says when it is asked without a server."""
     loaded = load_model(model)
-    (ids,) = answer(loaded, [loaded.prompt_ids(wrap("你好"))], Sampling(do_sample=False, max_new_tokens=12))
+    (ids,) = answer(loaded, [loaded.prompt_ids(RECIPE.wrap("你好"))], Sampling(do_sample=False, max_new_tokens=12))
     return loaded.encoder.decode(ids)
 
 
@@ -108,7 +108,7 @@ def test_chat_streams_the_same_answer(client: openai.OpenAI, greedy_answer: str)
 @pytest.mark.slow
 def test_a_question_costs_the_tokens_of_the_training_prompt(client: openai.OpenAI, llama_tokenizer: bytes) -> None:
     made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=1)
-    assert made.usage.prompt_tokens == 1 + len(Encoder(llama_tokenizer).encode(wrap("你好")))
+    assert made.usage.prompt_tokens == 1 + len(Encoder(llama_tokenizer).encode(RECIPE.wrap("你好")))
 
 
 @pytest.mark.slow
@@ -371,14 +371,14 @@ def test_a_model_is_asked_by_its_own_template(folder: Path, llama_tokenizer: byt
     chat = chat_of(open_artifact(str(folder)), encoder)
     check_tokenizer(folder, encoder, "--model m", chat)
     assert chat.ids(QUESTION) == [encoder.bos, *encoder.encode("问：你好\n答：")]
-    limits = Limits("zhllama", encoder, 256, chat=chat)
+    limits = Limits("zhllama", chat, 256)
     ids, _ = chat_request({"model": "zhllama", "messages": QUESTION}, limits)
     assert ids == tokenized({"model": "zhllama", "messages": QUESTION}, limits)["tokens"] == chat.ids(QUESTION)
 
 
 def test_a_conversation_that_the_template_refuses_is_the_clients_fault(llama_tokenizer: bytes) -> None:
     encoder = Encoder(llama_tokenizer)
-    limits = Limits("zhllama", encoder, 256, chat=Chat(encoder, "{{ raise_exception('no system message') }}"))
+    limits = Limits("zhllama", Chat(encoder, "{{ raise_exception('no system message') }}"), 256)
     with pytest.raises(ApiError, match="refuses this conversation: no system message") as raised:
         chat_request({"model": "zhllama", "messages": QUESTION}, limits)
     assert raised.value.status == 400

@@ -17,7 +17,7 @@ from zhllama.data.packed import PackedDataset
 from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder
 
 ITEMS = [{"instruction": f"翻译第{number}句", "input": "", "output": f"Hello, {number}!"} for number in range(40)]
@@ -51,7 +51,7 @@ def printed(artifact: Artifact, count: int, split: str = "train") -> str:
 def test_every_item_is_shown_with_its_prompt_masked(items, llama_tokenizer):
     blocks = as_json(items, 1000) + as_json(items, 1000, "validation")
     found = {(one["masked"], one["learned"].strip()) for block in blocks for one in block["documents"]}
-    assert found == {(wrap(item["instruction"]), item["output"]) for item in ITEMS}
+    assert found == {(RECIPE.wrap(item["instruction"]), item["output"]) for item in ITEMS}
     assert all(one["begins"] and one["ends"] for block in blocks for one in block["documents"])
 
 

@@ -1,11 +1,20 @@
-"""A conversation has the ids that engines make of the model's own chat template."""
+"""A conversation has the ids that engines make of the model's own chat template; asked as in training, training's."""
 
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer import rendering
+from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE, chat_ids
+from zhllama.tokenizer.prompt import AS_IS, DEFAULT, PROMPTS, RECIPE, question_of
 from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -18,6 +27,11 @@ TURNS = [
     {"role": "assistant", "content": "good  day"},
     {"role": "user", "content": " bye"},
 ]
+LITERAL = [
+    {"role": "user", "content": "a </s>b<s> c<unk>"},
+    {"role": "assistant", "content": "</s>"},
+    {"role": "user", "content": "<|im_end|>\nx"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +43,24 @@ def encoder(llama_tokenizer: bytes) -> Encoder:
     return Encoder(proto.SerializeToString())
 
 
-@pytest.mark.parametrize("template", [CHATML, "{{ bos_token }}" + CHATML, "{{ messages[0]['content'] + eos_token }}"])
-def test_the_ids_are_those_of_transformers(encoder, tmp_path, template):
+def auto(encoder: Encoder, folder: Path, template: str) -> Any:
     from transformers import AutoTokenizer
 
     for name, content in tokenizer_files(encoder.model, chat_template=template).items():
-        (tmp_path / name).write_bytes(content)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    wanted = tokenizer.apply_chat_template(TURNS, tokenize=True, add_generation_prompt=True, return_dict=False)
-    assert Chat(encoder, template).ids(TURNS) == list(wanted)
+        (folder / name).write_bytes(content)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [CHATML, "{{ bos_token }}" + CHATML, "{{ messages[0]['content'] + eos_token }}", DEFAULT.template, RECIPE.template],
+    ids=["chatml", "bos and chatml", "eos", "taught", "recipe"],
+)
+@pytest.mark.parametrize("turns", [TURNS[:1], TURNS, LITERAL], ids=["one", "three", "special tokens in texts"])
+def test_the_ids_are_those_of_transformers(encoder, tmp_path, template, turns):
+    tokenizer = auto(encoder, tmp_path, template)
+    wanted = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert Chat(encoder, template).ids(turns) == list(wanted)
 
 
 def test_chatml_begins_and_ends_a_turn_with_its_own_pieces(encoder):
@@ -47,16 +70,216 @@ def test_chatml_begins_and_ends_a_turn_with_its_own_pieces(encoder):
     ]  # fmt: skip
 
 
-def test_the_trainings_template_has_the_ids_of_training(encoder):
-    assert Chat(encoder).ids(TURNS) == chat_ids(encoder, TURNS)
-    # and rendered as any other is, the same
-    assert Chat(encoder, CHAT_TEMPLATE + "{# of a model's own #}").ids(TURNS) == chat_ids(encoder, TURNS)
+# --- as in training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turns", [TURNS, LITERAL], ids=["plain", "special tokens in texts"])
+def test_what_is_taught_has_in_a_history_the_ids_of_training(encoder, turns):
+    first, answer, second = (turn["content"] for turn in turns)
+    one = [*encoder.encode(DEFAULT.wrap(first) + answer), encoder.eos]
+    two = encoder.encode(DEFAULT.wrap(second))
+    assert Chat(encoder, DEFAULT.template).ids(turns, trained=True) == [encoder.bos, *one, *two]
+
+
+@pytest.mark.parametrize("turns", [TURNS, LITERAL], ids=["plain", "special tokens in texts"])
+def test_the_recipes_answers_are_encoded_on_their_own(encoder, turns):
+    first, answer, second = (turn["content"] for turn in turns)
+    one = [*encoder.encode(RECIPE.wrap(first)), *encoder.encode(answer), encoder.eos]
+    two = encoder.encode(RECIPE.wrap(second))
+    assert Chat(encoder, RECIPE.template).ids(turns, trained=True) == [encoder.bos, *one, *two]
+    assert Chat(encoder, RECIPE.plain).ids(turns, trained=True) == [encoder.bos, *one, *two]
+    as_it_is = [*encoder.encode(first), *encoder.encode(answer), encoder.eos, *encoder.encode(second)]
+    assert Chat(encoder, AS_IS).ids(turns, trained=True) == [encoder.bos, *as_it_is]
+
+
+@given(text=st.text(), answer=st.text())
+def test_without_special_tokens_engines_read_what_is_taught_as_training_does(encoder, text, answer):
+    chat = Chat(encoder, DEFAULT.template)
+    turns = [*asked(text), {"role": "assistant", "content": answer}, *asked("x")]
+    if not any(special in text + answer for special in chat._special):
+        assert chat.ids(turns) == chat.ids(turns, trained=True)
+
+
+@pytest.mark.parametrize("template", [CHATML, DEFAULT.template], ids=["chatml", "taught"])
+def test_an_answer_follows_its_prompt_in_one_text(encoder, template):
+    prompt, (one, two) = Chat(encoder, template).answered("你好", ["The end", ""])
+    assert encoder.pieces[one[0]].startswith("T")
+    assert (encoder.decode(one), two) == ("The end", [encoder.eos])
+    whole = Chat(encoder, template).ids([*asked("你好"), {"role": "assistant", "content": "The end"}], trained=True)
+    if template == CHATML:
+        one[-1] = 801
+    assert whole[: len(prompt + one)] == prompt + one
+
+
+def test_the_recipes_answer_begins_with_a_space_of_its_own(encoder):
+    prompt, (one,) = Chat(encoder, RECIPE.template).answered("你好", ["The end"])
+    assert prompt == [encoder.bos, *encoder.encode(RECIPE.wrap("你好"))]
+    assert one == [*encoder.encode("The end"), encoder.eos]
+    assert encoder.pieces[one[0]].startswith("▁")
+
+
+@pytest.fixture(scope="module")
+def vocabularies(english_text, tmp_path_factory) -> dict[str, Encoder]:
+    """SentencePiece models of other kinds than LLaMA's."""
+    kinds = {
+        "no byte fallback": {"byte_fallback": False},
+        "newline to space": {
+            "byte_fallback": True,
+            "normalization_rule_name": "nmt_nfkc",
+            "remove_extra_whitespaces": True,
+        },
+        "newline to a space that stays": {"byte_fallback": True, "normalization_rule_name": "nmt_nfkc"},
+        "newline as a piece": {"byte_fallback": True, "user_defined_symbols": ["\n"]},
+        "newlines as a piece": {"byte_fallback": True, "user_defined_symbols": ["\n\n"]},
+    }
+    found = {}
+    for number, (kind, options) in enumerate(kinds.items()):
+        prefix = tmp_path_factory.mktemp("kinds") / str(number)
+        more = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} | options
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(english_text[:2000]), model_prefix=str(prefix), vocab_size=700, model_type="bpe",
+            character_coverage=1.0, minloglevel=2, **more,
+        )  # fmt: skip
+        found[kind] = Encoder(prefix.with_suffix(".model").read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("kind", ["no byte fallback", "newline to space", "newline as a piece", "newlines as a piece"])
+def test_in_other_vocabularies_the_prompt_begins_prompt_and_answer(vocabularies, kind):
+    encoder = vocabularies[kind]
+    for answer in ("The end", "正面", " x", "<unk>", "龘"):
+        before, whole = encoder.encode(DEFAULT.wrap("Hello")), encoder.encode(DEFAULT.wrap("Hello") + answer)
+        assert whole[: len(before)] == before
+        prompt, (said,) = Chat(encoder, DEFAULT.template).answered("Hello", [answer])
+        assert prompt + said == [encoder.bos, *whole, encoder.eos]
+
+
+def test_a_vocabulary_in_which_it_does_not_is_refused_for_what_is_taught_and_has_the_recipes(vocabularies):
+    from components.prepare_dataset.examples import instruction_examples
+
+    encoder = vocabularies["newline to a space that stays"]
+    items = [{"instruction": "Hello", "input": "", "output": answer} for answer in ("", "The end")]
+    with pytest.raises(InputError, match=r"spans the prompt's last newline and the answer 'The end'; give --packing f"):
+        list(instruction_examples(items, encoder, 512, DEFAULT))
+    (batch,) = instruction_examples(items, encoder, 512, RECIPE)
+    assert len(batch) == 2
+    _, (said,) = Chat(encoder, DEFAULT.template).answered("Hello", ["The end"])
+    assert said == [*encoder.encode("The end"), encoder.eos]
+
+
+# --- what is learned, as transformers' users find it ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_the_mask_of_the_answers_covers_them_and_their_eos_in_every_turn(encoder, tmp_path, name):
+    prompt = PROMPTS[name]
+    turns = [*asked("你好"), {"role": "assistant", "content": "good day"}]
+    turns += [*asked("again"), {"role": "assistant", "content": "正面"}]
+    made = auto(encoder, tmp_path, prompt.template).apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = np.array(made["input_ids"]), np.array(made["assistant_masks"], bool)
+    assert ids.tolist() == Chat(encoder, prompt.template).ids(turns)
+    learned = [encoder.decode(part[:-1]) for part in np.split(ids[mask], np.flatnonzero(ids[mask] == encoder.eos) + 1)]
+    assert [text.strip() for text in learned] == ["good day", "正面", ""]
+    assert (ids[mask] == encoder.eos).sum() == 2
+
+
+def test_the_mask_of_what_is_taught_is_the_labels_that_are_packed(encoder, tmp_path):
+    from components.prepare_dataset.examples import instruction_examples
+
+    items = [
+        {"instruction": "评价", "input": "很好", "output": "正面"},
+        {"instruction": "Say", "input": "", "output": "The end"},
+        {"instruction": "Say", "input": "a", "output": "\n x"},
+    ]
+    (batch,) = instruction_examples(items, encoder, 512, DEFAULT)
+    tokenizer = auto(encoder, tmp_path, DEFAULT.template)
+    for at, item in enumerate(items):
+        example = batch.part(at, at + 1).segments
+        turns = [*asked(question_of(item)), {"role": "assistant", "content": item["output"]}]
+        made = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        assert made["input_ids"] == example.ids.tolist()
+        prompt = int(example.prompts[0])
+        assert made["assistant_masks"] == [0] * prompt + [1] * (len(example.ids) - prompt)
+
+
+# --- text and ids -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["</s>", "a</s> b", "<s><unk>", "你好<|im_end|>\n", "", "  x  "])
+def test_text_is_encoded_and_decoded_as_transformers_does(encoder, tmp_path, text):
+    tokenizer, chat = auto(encoder, tmp_path, CHATML), Chat(encoder, CHATML)
+    ids = tokenizer(text)["input_ids"]
+    assert [encoder.bos, *chat.encode(text)] == ids
+    assert chat.decode(ids) == tokenizer.decode(ids)
+    assert chat.decode(ids[1:]) == tokenizer.decode(ids[1:])
+
+
+@given(ids=st.lists(st.integers(0, 801) | st.integers(3, 258), max_size=12))
+def test_any_ids_are_decoded_as_transformers_does(encoder, tmp_path_factory, ids):
+    if "tokenizer" not in _MADE:
+        _MADE["tokenizer"] = auto(encoder, tmp_path_factory.mktemp("auto"), CHATML)
+    assert Chat(encoder, CHATML).decode(ids) == _MADE["tokenizer"].decode(ids)
+
+
+_MADE: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("index", [-1, 802])
+def test_what_is_no_id_is_an_input_error(encoder, index):
+    with pytest.raises(InputError, match=f"{index} is no id: there are 802 pieces"):
+        Chat(encoder).decode([5, index])
+
+
+# --- templates that refuse, and that never end ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('roles must alternate') }}", "{% for %}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ x.y.z }}"],
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{% for %}",
+        "{{ 1 / 0 }}",
+        "{{ 'a' + 1 }}",
+        "{{ x.y.z }}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "{{ 'a' * 10000000000 }}",
+        "{{ 'a' * 20000000 }}",
+    ],
 )
 def test_a_template_that_refuses_is_an_input_error(encoder, template):
     with pytest.raises(InputError, match=r"the model's chat template refuses this conversation: .+"):
         Chat(encoder, template).ids(TURNS)
+
+
+def test_a_template_that_never_ends_is_an_input_error_and_the_next_conversation_is_answered(encoder, monkeypatch):
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="refuses this conversation: it does not end within 5 s"):
+        Chat(encoder, endless).ids(TURNS)
+    assert time.monotonic() - begin < 60
+    assert Chat(encoder, CHATML).text(TURNS[:1]).endswith("<|im_start|>assistant\n")
+
+
+def test_what_is_taught_is_rendered_without_another_process(encoder, monkeypatch):
+    monkeypatch.setattr("zhllama.tokenizer.chat._renderer", None)
+    assert Chat(encoder, DEFAULT.template).read("x") == DEFAULT.wrap("x")
+    assert rendering.render(DEFAULT.plain, asked("x"), {"bos_token": ""}) == DEFAULT.wrap("x")
+
+
+# --- what fits --------------------------------------------------------------------------------------------------------
+
+
+def test_turns_that_do_not_fit_are_forgotten_oldest_first(encoder):
+    chat = Chat(encoder, DEFAULT.template)
+    turns = [*asked("a" * 30), {"role": "assistant", "content": "b" * 30}] * 3
+    whole = [*turns, *asked("再见")]
+    kept = chat.fitting(whole, len(chat.ids(whole)) + 40, 50)
+    assert kept == whole[2:]
+    assert chat.fitting(whole, len(chat.ids(whole)) + 50, 50) == whole
+
+
+def test_a_message_that_fits_nowhere_forgets_nothing(encoder):
+    whole = [*asked("a"), {"role": "assistant", "content": "b"}, *asked("长" * 100)]
+    assert Chat(encoder, DEFAULT.template).fitting(whole, 60, 10) == whole

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
-from zhllama.tokenizer.prompt import wrap
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
@@ -83,7 +83,7 @@ def test_ids_are_decoded_to_the_text(auto, english_text, chinese_text):
 def test_a_chat_is_encoded_as_training_encodes_prompts(auto, encoder):
     chat = [{"role": "user", "content": "写一首诗"}]
     ids = auto.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
-    assert ids == [encoder.bos, *encoder.encode(wrap("写一首诗"))]
+    assert ids == [encoder.bos, *encoder.encode(RECIPE.wrap("写一首诗"))]
 
 
 def test_the_second_turn_of_a_chat_begins_as_the_first(auto, encoder):
@@ -93,8 +93,8 @@ def test_the_second_turn_of_a_chat_begins_as_the_first(auto, encoder):
         {"role": "user", "content": "three"},
     ]
     ids = auto.apply_chat_template(chat, tokenize=True, return_dict=False)
-    assert ids[: ids.index(encoder.eos)] == [encoder.bos, *encoder.encode(wrap("one") + "two")]
-    assert ids[ids.index(encoder.eos) + 1 :] == encoder.encode(wrap("three"))
+    assert ids[: ids.index(encoder.eos)] == [encoder.bos, *encoder.encode(RECIPE.wrap("one") + "two")]
+    assert ids[ids.index(encoder.eos) + 1 :] == encoder.encode(RECIPE.wrap("three"))
 
 
 def test_special_tokens_have_their_ids(auto):

@@ -11,7 +11,8 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
+from zhllama.errors import InputError
+from zhllama.tokenizer.prompt import DEFAULT, RECIPE
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.worker import _add_model, _add_tokenizer
 
@@ -28,10 +29,10 @@ def base(tmp_path: Path, tiny_model: str) -> Artifact:
     return open_artifact(str(folder))
 
 
-def inputs(base: Artifact, store: Path, columns: int) -> TrainingInputs:
+def inputs(base: Artifact, store: Path, columns: int, **said: str) -> TrainingInputs:
     out = ArtifactWriter(str(store), "prepare_dataset", "key")
     out.add_json("x.json", {})
-    out.facts["splits"] = {TRAIN: {"columns": columns}}
+    out.facts |= {"splits": {TRAIN: {"columns": columns}}, **said}
     unused: Any = None
     return TrainingInputs(base, open_artifact(out.publish("packed-dataset").reference), None, unused)
 
@@ -50,13 +51,27 @@ def test_a_model_is_published_with_its_tokenizers_ids_and_its_own_template(base,
 
 
 @pytest.mark.parametrize(
-    ("columns", "template", "prompt"), [(1, "{{ 'mine' }}", ""), (2, CHAT_TEMPLATE, "alpaca")], ids=["text", "items"]
+    ("columns", "said", "template", "prompt"),
+    [
+        (1, {}, "{{ 'mine' }}", ""),
+        (2, {}, RECIPE.template, "alpaca"),
+        (2, {"prompt": "alpaca"}, RECIPE.template, "alpaca"),
+        (2, {"prompt": "alpaca-newline"}, DEFAULT.template, "alpaca-newline"),
+    ],
+    ids=["text", "items of earlier releases", "items, the recipe's", "items"],
 )
-def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, template, prompt):
+def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, said, template, prompt):
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
-    given = inputs(base, tmp_path, columns)
+    given = inputs(base, tmp_path, columns, **said)
     _add_tokenizer(out, given, given.model, ["tokenizer_config.json", "chat_template.jinja"])
     made = open_artifact(out.publish("adapter").reference)
     assert made.names == ["tokenizer_config.json"]
     assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == template
     assert made.manifest.facts["prompt"] == prompt
+
+
+def test_a_prompt_that_a_later_release_taught_is_refused(base, tmp_path):
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    given = inputs(base, tmp_path, 2, prompt="chat-of-2030")
+    with pytest.raises(InputError, match="the prompt 'chat-of-2030', unknown to this release"):
+        _add_tokenizer(out, given, given.model, ["tokenizer_config.json"])

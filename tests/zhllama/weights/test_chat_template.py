@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2.sandbox
 import pytest
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.tokenizer.prompt import CHAT_TEMPLATE
-from zhllama.weights.chat_template import chosen, copy_tokenizer, default_of, template_in
+from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE
+from zhllama.tokenizer.rendering import render
+from zhllama.weights.chat_template import chosen, copy_tokenizer, default_of, template_in, without_markers
 
 Folder = Callable[..., Artifact]
 
@@ -106,15 +108,19 @@ def test_the_last_that_was_taught_counts(folder, tmp_path):
     of_release_0_1 = adapter(tmp_path, "finetune", "old")
     taught = adapter(tmp_path, "pretrain", "new", prompt="alpaca")
     for one in (of_release_0_1, taught):
-        assert chosen(model, [one]) == (CHAT_TEMPLATE, "Alpaca's: the adapter was trained with it")
-        assert chosen(model, [foreign, one]) == (CHAT_TEMPLATE, "Alpaca's: adapter 2 was trained with it")
+        assert chosen(model, [one]) == (RECIPE.template, "Alpaca's: the adapter was trained with it")
+        assert chosen(model, [foreign, one]) == (RECIPE.template, "Alpaca's: adapter 2 was trained with it")
         assert chosen(model, [one, foreign]) == ("F", "the one beside adapter 2")
+    newline = adapter(tmp_path, "finetune", "newline", prompt="alpaca-newline")
+    why = "Alpaca's with a newline before the answer: the adapter was trained with it"
+    assert chosen(model, [newline]) == (DEFAULT.template, why)
+    assert chosen(model, [newline, taught])[0] == RECIPE.template
     untaught = adapter(tmp_path, "pretrain", "after", prompt="")
     assert chosen(model, [foreign, untaught]) == ("F", "the one beside adapter 1")
 
 
 def test_a_model_without_one_is_asked_with_the_trainings(folder):
-    assert chosen(folder({}), [folder({})]) == (CHAT_TEMPLATE, "Alpaca's: the model has none")
+    assert chosen(folder({}), [folder({})]) == (RECIPE.template, "Alpaca's: the model has none")
 
 
 @pytest.mark.parametrize("template", ["J", "taught", NAMED])
@@ -140,3 +146,21 @@ def test_a_tokenizer_that_has_its_template_already_is_copied_as_it_is(folder, tm
     out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "key")
     copy_tokenizer(out, source, source.names, "C")
     assert open_artifact(out.publish("hf-model").reference).read("tokenizer_config.json") == b'{"chat_template":   "C"}'
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(prompt.template for prompt in PROMPTS.values()),
+        "{% for m in messages %}\n  {%- generation -%}\n  {{ m.content }}\n  {% endgeneration %}\nx{% endfor %}",
+        "{%generation%} {{ messages[0].content }} {%+ endgeneration %}",
+    ],
+    ids=[*PROMPTS, "trimmed", "close"],
+)
+def test_without_markers_a_template_renders_to_the_same_text_in_plain_jinja(template):
+    messages = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "好"}]
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    plain = environment.from_string(str(without_markers(template)))
+    assert plain.render(messages=messages, **names) == render(template, messages, names)
+    assert without_markers([{"name": "default", "template": template}])[0]["template"] == without_markers(template)
