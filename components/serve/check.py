@@ -20,7 +20,7 @@ from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
-from zhllama.tokenizer.chat import Chat, Message, asked
+from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
@@ -116,7 +116,7 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> N
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for a question; {mend}")
 
 
-def conversations(chat: Chat, where: str, mend: str) -> Iterator[tuple[list[Message], list[int]]]:
+def conversations(chat: Chat, where: str, mend: str) -> Iterator[tuple[list[dict[str, str]], list[int]]]:
     """Questions, alone and behind an answer where the chat template takes one, and their ids. InputError where it
     takes none."""
     for line in LINES[:2]:

@@ -60,6 +60,8 @@ class Engine:
     """Request fields that it alone has."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What it calls a field, where that is another name."""
+    keeps_stop: bool = False
+    """Whether an answer holds the text that was to stop it."""
     generation: Mapping[str, Any] | None = None
     """The model's generation settings, where the engine takes some fields in a JSON text of all settings alone."""
 
@@ -96,7 +98,9 @@ def transformers_engine(folder: Path, name: str, generation: Mapping[str, Any]) 
         "suffix",
     )  # fmt: skip
     names = {"min_tokens": "min_new_tokens", "logit_bias": "sequence_bias"}
-    return Engine("transformers", folder, command, "/health", refuses=refuses, names=names, generation=generation)
+    return Engine(
+        "transformers", folder, command, "/health", refuses=refuses, names=names, keeps_stop=True, generation=generation
+    )
 
 
 def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:

@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.serve import requests
 from components.serve.engines import Engine
 from components.serve.requests import ApiError, Limits, Validated
+from components.serve.stop import Cut
 
 log = logging.getLogger("serve")
 
@@ -191,10 +192,12 @@ class Gateway:
             # a chat template of somebody else's may take seconds
             asked = await run_in_threadpool(check, await _body(request), self.limits)
             upstream = await self._send(request.url.path, asked, record)
+            cut = Cut(asked[1].get("stop", ()) if self._engine.keeps_stop else ())
             if asked[1].get("stream"):
-                return StreamingResponse(self._passed_on(upstream, record), media_type="text/event-stream")
+                return StreamingResponse(self._passed_on(upstream, record, cut), media_type="text/event-stream")
             try:
                 value = json.loads(await upstream.aread())
+                cut.event(value)
                 record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
             except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
                 raise ApiError(502, "the engine broke off its answer") from error
@@ -238,8 +241,9 @@ class Gateway:
             raise ApiError(400, f"the engine refused the request: {said}")
         raise ApiError(502, "the engine failed at this request")
 
-    async def _passed_on(self, upstream: httpx2.Response, record: "_Record") -> AsyncIterator[bytes]:
+    async def _passed_on(self, upstream: httpx2.Response, record: "_Record", cut: Cut) -> AsyncIterator[bytes]:
         async for event in self._events(upstream, record):
+            cut.event(event)
             yield b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 

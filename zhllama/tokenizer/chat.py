@@ -29,7 +29,7 @@ _PRIVATE = range(0xE000, 0xF900)
 """Characters that mean nothing by themselves."""
 
 
-def asked(text: str) -> list[Message]:
+def asked(text: str) -> list[dict[str, str]]:
     """The conversation that is one question."""
     return [{"role": "user", "content": text}]
 
