@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
@@ -120,7 +120,7 @@ class Chat:
             text = self.text(messages)
             return [self._special.get(part, part) for part in self._cut.split(text) if part]
         said = "".join(message["content"] for message in messages)
-        literal, apart, *_ = (chr(code) for code in _PRIVATE if chr(code) not in said)
+        literal, apart = islice((char for char in map(chr, _PRIVATE) if char not in said), 2)
 
         def hidden(message: Message) -> Message:
             content = self._cut.sub(lambda found: f"{literal}{self._special[found[0]]}{literal}", message["content"])

@@ -28,7 +28,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], names: Mapping[
 
     given: Any = names
     try:
-        texts, _ = render_jinja_template(
+        rendered = render_jinja_template(
             conversations=[[dict(message) for message in messages]],
             chat_template=template,
             add_generation_prompt=True,
@@ -38,7 +38,7 @@ def render(template: str, messages: Sequence[Mapping[str, str]], names: Mapping[
         raise ValueError(" ".join((str(error) or type(error).__name__).split())[:200]) from error
     except RecursionError as error:
         raise ValueError("it calls itself without end") from error
-    text = str(texts[0])
+    text = str(rendered[0][0])
     if len(text) > LONGEST:
         raise ValueError(f"it makes {len(text):,} characters of it")
     return text
