@@ -200,6 +200,9 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     stop = body.get("stop", [])
     if not isinstance(stop, str) and not (isinstance(stop, list) and all(isinstance(one, str) for one in stop)):
         raise ApiError(400, "stop must be a text or a list of texts", "stop")
+    if "" in (stop if isinstance(stop, list) else [stop]):
+        raise ApiError(400, "stop must not be an empty text", "stop")
+    _check_bias(body.get("logit_bias", {}), limits.chat.encoder.size)
     if body.pop("n", 1) != 1:
         raise ApiError(400, "n: this server gives one answer to a request", "n")
     for name in ("tools", "functions", "audio"):
@@ -225,4 +228,17 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
         said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
         raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
     body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
+    if body.get("min_tokens", 0) > body["max_tokens"]:
+        raise ApiError(400, f"min_tokens is more than the {body['max_tokens']} of the answer", "min_tokens")
     return ids, body
+
+
+def _check_bias(given: Any, pieces: int) -> None:
+    """ApiError 400 unless it is {id as text: number}."""
+    if isinstance(given, dict) and all(
+        index.isascii() and index.isdigit() and int(index[:10]) < pieces
+        and isinstance(bias, int | float) and not isinstance(bias, bool) and abs(bias) <= 10**6
+        for index, bias in given.items()
+    ):  # fmt: skip
+        return
+    raise ApiError(400, f'logit_bias must be ids below {pieces} with a number each: {{"42": -5}}', "logit_bias")
