@@ -182,6 +182,9 @@ _OTHER_NAMES = {"repeat_penalty": "repetition_penalty"}
 def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
     check_model(body, limits)
+    for other, name in _OTHER_NAMES.items():
+        if body.get(other) is not None and body.get(name) is not None:
+            raise ApiError(400, f"{other} and {name} are one; give one of them", name)
     body = {
         _OTHER_NAMES.get(name, name): value
         for name, value in body.items() if value is not None and name not in HARMLESS

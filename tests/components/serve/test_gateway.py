@@ -235,6 +235,7 @@ def test_a_body_that_is_no_json_object_is_400(client: httpx2.Client, content: by
         ({"min_p": 2}, 400, "min_p", "between 0 and 1"),
         ({"repetition_penalty": 0}, 400, "repetition_penalty", "between 0.01"),
         ({"repeat_penalty": 0}, 400, "repetition_penalty", "between 0.01"),
+        ({"repeat_penalty": 1, "repetition_penalty": 2}, 400, "repetition_penalty", "are one"),
         ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", "more than the 8"),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias", "ids below 800"),
         ({"logit_bias": {"800": 1}}, 400, "logit_bias", "ids below 800"),
