@@ -441,7 +441,7 @@ def test_tokens_that_the_folder_names_are_in_the_file(tmp_path, chatml_model):
     assert fields["tokenizer.ggml.eos_token_id"] == 801
     assert rows_of(path, "token_embd.weight").shape == (802, 64)
     assert manifest.facts["tokenizer_lines_differing"] == 0
-    encoder, _ = check_gguf(path, manifest.vocabulary, "m")
+    encoder, _, _ = check_gguf(path, manifest.vocabulary, "m")
     assert (encoder.size, encoder.eos) == (802, 801)
 
 
