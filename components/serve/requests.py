@@ -182,6 +182,9 @@ _OTHER_NAMES = {"repeat_penalty": "repetition_penalty"}
 def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
     check_model(body, limits)
+    for other, name in _OTHER_NAMES.items():
+        if body.get(other) is not None and body.get(name) is not None:
+            raise ApiError(400, f"{other} and {name} are one; give one of them", name)
     body = {
         _OTHER_NAMES.get(name, name): value
         for name, value in body.items() if value is not None and name not in HARMLESS
@@ -200,6 +203,9 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     stop = body.get("stop", [])
     if not isinstance(stop, str) and not (isinstance(stop, list) and all(isinstance(one, str) for one in stop)):
         raise ApiError(400, "stop must be a text or a list of texts", "stop")
+    if "" in (stop if isinstance(stop, list) else [stop]):
+        raise ApiError(400, "stop must not be an empty text", "stop")
+    _check_bias(body.get("logit_bias", {}), limits.chat.encoder.size)
     if body.pop("n", 1) != 1:
         raise ApiError(400, "n: this server gives one answer to a request", "n")
     for name in ("tools", "functions", "audio"):
@@ -225,4 +231,17 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
         said = f"this model's context is {limits.positions} tokens, and the request asks for more: {asks}; shorten it"
         raise ApiError(400, said, "prompt" if "prompt" in body else "messages", "context_length_exceeded")
     body["max_tokens"] = wanted or min(room, Sampling().max_new_tokens)
+    if body.get("min_tokens", 0) > body["max_tokens"]:
+        raise ApiError(400, f"min_tokens is more than the {body['max_tokens']} of the answer", "min_tokens")
     return ids, body
+
+
+def _check_bias(given: Any, pieces: int) -> None:
+    """ApiError 400 unless it is {id as text: number}."""
+    if isinstance(given, dict) and all(
+        index.isascii() and index.isdigit() and int(index[:10]) < pieces
+        and isinstance(bias, int | float) and not isinstance(bias, bool) and abs(bias) <= 10**6
+        for index, bias in given.items()
+    ):  # fmt: skip
+        return
+    raise ApiError(400, f'logit_bias must be ids below {pieces} with a number each: {{"42": -5}}', "logit_bias")

@@ -11,7 +11,7 @@ from components.evaluate.held_out import choose_items
 from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
-from zhllama.tokenizer.prompt import RECIPE, question_of
+from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE, Prompt, question_of
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -107,6 +107,19 @@ def test_an_answer_that_a_tokenizer_cannot_spell_wins_nothing_by_that(
     bits = -plain_log_probs(without_bytes, prompt, ids).sum().item() / math.log(2)
     score = scoring.score_items(without_bytes, items, "items")
     assert score["answer_bits_per_byte"] == pytest.approx((bits + 8 * 12) / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_answers_are_scored_behind_the_prompt_that_the_model_was_taught(loaded: LoadedModel, prompt: Prompt) -> None:
+    items = choose_items([{"instruction": "q", "input": "x</s>", "output": "The end"}], 500)
+    asked = loaded.prompt_ids(prompt.wrap("q\nx</s>"))
+    ids = loaded.encoder.encode("The end")
+    if prompt is DEFAULT:
+        ids = loaded.prompt_ids(prompt.wrap("q\nx</s>") + "The end")[len(asked) :]
+    bits = -plain_log_probs(loaded, asked, [*ids, loaded.encoder.eos]).sum().item() / math.log(2)
+    taught = dataclasses.replace(loaded, template=prompt.plain)
+    score = scoring.score_items(taught, items, "items")
+    assert score["answer_bits_per_byte"] == pytest.approx(bits / 7, rel=1e-5)
 
 
 def test_rows_that_only_pad_the_embedding_take_no_part(loaded: LoadedModel, chinese_text: list[str]) -> None:

@@ -18,7 +18,7 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.serve.engines import Engine
+from components.serve.engines import Engine, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
 from components.serve.local import listening
 from components.serve.requests import ApiError, Limits, chat, completion, parse_json
@@ -112,6 +112,44 @@ def test_a_completion_reads_the_prompt_as_it_is(client: httpx2.Client, engine: F
     assert engine.seen[0][1]["prompt"] == "从前"
 
 
+def test_an_engine_hears_its_own_words(client: httpx2.Client, engine: FakeEngine, encoder: Encoder) -> None:
+    given = body(top_k=-1, repeat_penalty=1.2, min_tokens=2, logit_bias={"5": 1}, max_tokens=9)
+    assert client.post(CHAT, json=given).status_code == 200
+    sent = engine.seen[0][1]
+    assert sent == body(top_k=0, repetition_penalty=1.2, min_tokens=2, logit_bias={"5": 1}, max_tokens=9)
+    llama_cpp = llama_cpp_engine(Path("m.gguf"), "zhllama", 256).request(sent)
+    assert llama_cpp["repeat_penalty"] == 1.2
+    assert "repetition_penalty" not in llama_cpp
+    # what the recipe has, and nothing of llama.cpp's own
+    assert [llama_cpp[name] for name in ("top_k", "min_p", "temperature", "top_p")] == [0, 0, 0.2, 0.9]
+    transformers = transformers_engine(Path(), "zhllama", {"top_k": 40, "top_p": 0.9, "eos_token_id": 2}).request(sent)
+    assert json.loads(transformers.pop("generation_config")) == {
+        "top_k": 0, "top_p": 0.9, "eos_token_id": 2, "repetition_penalty": 1.2, "min_new_tokens": 2,
+        "sequence_bias": [[[5], 1.0]],
+    }  # fmt: skip
+    assert transformers == body(max_tokens=9)
+    assert transformers_engine(Path(), "zhllama", {"top_k": 40}).request(body()) == body()
+    assert vllm_engine(Path(), "zhllama", 256).request(sent) == sent
+
+
+def test_ids_become_text_again(client: httpx2.Client, encoder: Encoder) -> None:
+    ids = client.post("/tokenize", json={"model": "zhllama", "prompt": "a</s>今天"}).json()["tokens"]
+    assert ids == [1, *encoder.encode("a"), 2, *encoder.encode("今天")]
+    back = client.post("/detokenize", json={"model": "zhllama", "tokens": ids}).json()
+    assert back == {"prompt": "<s> a</s> 今天"}
+    for wrong in ({}, {"tokens": "x"}, {"tokens": [True]}, {"tokens": [800]}):
+        answer = client.post("/detokenize", json={"model": "zhllama", **wrong})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "tokens")
+
+
+def test_a_chat_template_that_never_ends_is_400_and_others_are_answered(engine: FakeEngine) -> None:
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    limits = Limits("zhllama", Chat(engine.encoder, endless), 256)
+    with pytest.raises(ApiError, match="does not end within 5 s") as raised:
+        chat(body(), limits)
+    assert raised.value.status == 400
+
+
 def test_tokenize_gives_the_ids_of_training(client: httpx2.Client, encoder: Encoder) -> None:
     asked = client.post("/tokenize", json={"model": "zhllama", "prompt": "今天"}).json()
     assert asked == {"tokens": [1, *encoder.encode("今天")], "count": len(asked["tokens"]), "max_model_len": 256}
@@ -190,7 +228,19 @@ def test_a_body_that_is_no_json_object_is_400(client: httpx2.Client, content: by
         ({"stop": 5}, 400, "stop", "must be a text"),
         ({"n": 2}, 400, "n", "one answer"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "text alone"),
+        ({"stop": ["x", ""]}, 400, "stop", "an empty text"),
         ({"logprobs": True}, 400, "logprobs", "this engine"),
+        ({"top_k": 1.5}, 400, "top_k", "whole number"),
+        ({"top_k": -2}, 400, "top_k", "between -1"),
+        ({"min_p": 2}, 400, "min_p", "between 0 and 1"),
+        ({"repetition_penalty": 0}, 400, "repetition_penalty", "between 0.01"),
+        ({"repeat_penalty": 0}, 400, "repetition_penalty", "between 0.01"),
+        ({"repeat_penalty": 1, "repetition_penalty": 2}, 400, "repetition_penalty", "are one"),
+        ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", "more than the 8"),
+        ({"logit_bias": {"x": 1}}, 400, "logit_bias", "ids below 800"),
+        ({"logit_bias": {"800": 1}}, 400, "logit_bias", "ids below 800"),
+        ({"logit_bias": [1]}, 400, "logit_bias", "ids below 800"),
+        ({"mirostat_mode": 2}, 400, "mirostat_mode", "nothing that this server knows"),
     ],
 )
 def test_a_wrong_request_is_refused_in_openais_form_and_the_engine_hears_nothing(
@@ -229,7 +279,8 @@ _json = st.recursive(
     max_leaves=6,
 )
 _FIELDS = ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", "seed", "stop", "stream", "n", "tools",
-           "max_completion_tokens", "logprobs", "response_format", "tool_choice", "user")  # fmt: skip
+           "max_completion_tokens", "logprobs", "response_format", "tool_choice", "user", "top_k", "logit_bias",
+           "repeat_penalty", "min_tokens")  # fmt: skip
 
 
 @pytest.mark.slow
