@@ -17,7 +17,7 @@ from zhllama.data.packed import PackedDataset
 from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.vocabulary import Encoder
 
 ITEMS = [{"instruction": f"翻译第{number}句", "input": "", "output": f"Hello, {number}!"} for number in range(40)]
@@ -51,7 +51,7 @@ def printed(artifact: Artifact, count: int, split: str = "train") -> str:
 def test_every_item_is_shown_with_its_prompt_masked(items, llama_tokenizer):
     blocks = as_json(items, 1000) + as_json(items, 1000, "validation")
     found = {(one["masked"], one["learned"].strip()) for block in blocks for one in block["documents"]}
-    assert found == {(RECIPE.wrap(item["instruction"]), item["output"]) for item in ITEMS}
+    assert found == {(DEFAULT.wrap(item["instruction"]), item["output"]) for item in ITEMS}
     assert all(one["begins"] and one["ends"] for block in blocks for one in block["documents"])
 
 
@@ -59,7 +59,7 @@ def test_a_page_shows_borders_masks_and_padding(items):
     page = printed(items, 1)
     assert "train block" in page
     assert "places of padding" in page
-    assert page.count("<s>⟦Below is an instruction") == page.count("### Response: ⟧") > 1
+    assert page.count("<s>⟦Below is an instruction") == page.count("⟧") > 1
     assert "!\u2009</s>" in page
 
 
