@@ -112,7 +112,7 @@ def resources(field: Field) -> Iterator[Finding]:
     limits, requests = field.mapping("limits"), field.mapping("requests")
     for name in ("limits", "requests"):
         for kind, value in field.mapping(name).items():
-            if wrong := _resource_name(kind) or _resource_amount(kind, value):
+            if wrong := resource_name(kind) or _resource_amount(kind, value):
                 yield field[name][kind].wrong(wrong)
     for kind, value in requests.items():
         asked, most = amount(value), amount(limits.get(kind))
@@ -139,7 +139,7 @@ def _is_extended(kind: str) -> bool:
     return "/" in kind and not kind.partition("/")[0].endswith("kubernetes.io")
 
 
-def _resource_name(kind: str) -> str:
+def resource_name(kind: str) -> str:
     if wrong := formats.qualified_name(kind):
         return wrong
     if "/" not in kind:

@@ -14,6 +14,7 @@ _NAMES: Mapping[str, Check] = {
 }  # fmt: skip
 """Names of kinds that are no DNS subdomains."""
 _LONGEST = {"CronJob": 52, "Job": 63}
+_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 _GENERATED = "x" * 5
 """What the server puts behind a generateName, which it cuts to 58 characters before."""
 
@@ -32,13 +33,13 @@ def object_metadata(field: Field, kind: str, own: bool = True) -> Iterator[Findi
         yield field["name"].wrong("is needed, or generateName")
     elif wrong := (_NAMES.get(kind, formats.subdomain) if own else formats.subdomain)(name):
         yield field[where].wrong(f"{field.text(where)!r}: {wrong}")
-    elif own and len(name) > _LONGEST.get(kind, 253):
+    elif own and len(name) > _LONGEST.get(kind, len(name)):
         yield field[where].wrong(f"must have at most {_LONGEST[kind]} characters")
     namespace = field.text("namespace")
     if namespace and (wrong := formats.dns_label(namespace)):
         yield field["namespace"].wrong(f"{namespace!r}: {wrong}")
     yield from labels_of(field)
-    yield from _finalizers(field["finalizers"])
+    yield from _finalizers(field["finalizers"], own)
     controllers = [owner for owner in field.each("ownerReferences") if owner["controller"].value is True]
     for owner in controllers[1:]:
         yield owner["controller"].wrong("only one owner can be the controller")
@@ -51,10 +52,12 @@ def labels_of(field: Field) -> Iterator[Finding]:
             yield field[name].wrong(wrong)
 
 
-def _finalizers(field: Field) -> Iterator[Finding]:
+def _finalizers(field: Field, own: bool) -> Iterator[Finding]:
     for one in field.items():
         if isinstance(one.value, str) and (wrong := formats.qualified_name(one.value)):
             yield one.wrong(wrong)
+        elif own and isinstance(one.value, str) and "/" not in one.value and one.value not in _FINALIZERS:
+            yield one.wrong(f"{one.value!r} needs a domain before it, as example.com/{one.value}")
     if isinstance(field.value, list) and {"orphan", "foregroundDeletion"} <= {str(one) for one in field.value}:
         yield field.wrong("orphan and foregroundDeletion exclude each other")
 

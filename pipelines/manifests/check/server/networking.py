@@ -24,7 +24,7 @@ def service(field: Field) -> Iterator[Finding]:
     if kind == "ExternalName":
         if not field.text("externalName"):
             yield field["externalName"].wrong("is needed")
-        elif wrong := formats.subdomain(field.text("externalName").lower().rstrip(".")):
+        elif wrong := formats.subdomain(field.text("externalName").removesuffix(".")):
             yield field["externalName"].wrong(wrong)
         if field.text("clusterIP"):
             yield field["clusterIP"].wrong("may not be given with type ExternalName")
@@ -115,6 +115,13 @@ def ingress(field: Field) -> Iterator[Finding]:
     for tls in field.each("tls"):
         if wrong := each(formats.wildcard_or_subdomain)(tls.list("hosts")):
             yield tls["hosts"].wrong(wrong)
+
+
+def ingress_class(field: Field) -> Iterator[Finding]:
+    """Of the whole Ingress: its class is named once."""
+    old = "kubernetes.io/ingress.class"
+    if field["spec"].text("ingressClassName") and old in field["metadata"].mapping("annotations"):
+        yield field["metadata"]["annotations"][old].wrong("ingressClassName says it too; keep that")
 
 
 def ingress_path(field: Field) -> Iterator[Finding]:
@@ -212,7 +219,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "IPBlock": {"cidr": needed(formats.cidr), "except": each(formats.cidr)},
 }
 RULES = {
-    "ServiceSpec": [service], "IngressSpec": [ingress], "HTTPIngressPath": [ingress_path],
+    "ServiceSpec": [service], "Ingress": [ingress_class], "IngressSpec": [ingress], "HTTPIngressPath": [ingress_path],
     "IngressBackend": [backend], "NetworkPolicyPort": [policy_port], "NetworkPolicyPeer": [policy_peer],
     "IPBlock": [block],
 }  # fmt: skip

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import formats
+from pipelines.manifests.check.server.containers import no_repeats, resource_name
 from pipelines.manifests.check.server.formats import (
     Check,
     amount,
@@ -33,6 +34,8 @@ _QUOTED = _COUNTED | {
     "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.storage",
     "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage",
 }  # fmt: skip
+_OF_PODS = {"pods", "cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"}
+_LIMITED = ("Pod", "Container", "PersistentVolumeClaim")
 _NEEDED_KEYS = {
     "kubernetes.io/tls": ("tls.crt", "tls.key"),
     "kubernetes.io/dockerconfigjson": (".dockerconfigjson",),
@@ -75,9 +78,11 @@ def _json(field: Field, key: str) -> Iterator[Finding]:
     if where == "data" and formats.base64_text(text):
         return
     try:
-        json.loads(base64.b64decode(text) if where == "data" else text)
+        good = isinstance(json.loads(base64.b64decode(text) if where == "data" else text), dict)
     except ValueError:
-        yield field[where][key].wrong("must be JSON")
+        good = False
+    if not good:
+        yield field[where][key].wrong("must be a mapping in JSON")
 
 
 def _small(field: Field, *names: str) -> Iterator[Finding]:
@@ -123,12 +128,12 @@ def metric(field: Field) -> Iterator[Finding]:
         yield field[name].wrong(f"is not of type {kind}")
     target = field[wanted or ""]["target"]
     values = target.names() & {"value", "averageValue", "averageUtilization"}
-    if wanted and target and not values:
-        yield target.wrong("needs a value, an averageValue or an averageUtilization")
-    if wanted in ("resource", "containerResource") and {"averageValue", "averageUtilization"} <= values:
-        yield target.wrong("takes one of averageValue and averageUtilization")
-    if wanted in ("external", "object") and {"averageValue", "value"} <= values:
-        yield target.wrong("takes one of averageValue and value")
+    pairs = {"object": ("value", "averageValue"), "external": ("value", "averageValue")}
+    pair = pairs.get(wanted or "", ("averageValue", "averageUtilization"))
+    if wanted not in (None, "pods") and target and not values & set(pair):
+        yield target.wrong(f"needs {' or '.join(pair)}")
+    if wanted in ("resource", "containerResource", "external") and set(pair) <= values:
+        yield target.wrong(f"takes one of {' and '.join(pair)}")
     if wanted == "pods" and target and "averageValue" not in values:
         yield target["averageValue"].wrong("is needed with type Pods")
 
@@ -223,6 +228,10 @@ def quota(field: Field) -> Iterator[Finding]:
     for pair in ({"Terminating", "NotTerminating"}, {"BestEffort", "NotBestEffort"}):
         if pair <= scopes:
             yield field["scopes"].wrong(f"{' and '.join(sorted(pair))} exclude each other")
+    allowed = {"pods"} if "BestEffort" in scopes else _OF_PODS
+    for kind in field.mapping("hard") if scopes & set(_SCOPES[:6]) else ():
+        if kind not in allowed:
+            yield field["hard"][kind].wrong(f"cannot be counted within the scopes {', '.join(sorted(scopes))}")
 
 
 def limit(field: Field) -> Iterator[Finding]:
@@ -231,7 +240,10 @@ def limit(field: Field) -> Iterator[Finding]:
     values = {name: {key: amount(value) for key, value in field.mapping(name).items()} for name in names}
     for name in names:
         for key in values[name]:
-            if wrong := formats.qualified_name(key):
+            plain = "/" not in key and key not in _QUOTED and key != "storage" and not key.startswith("hugepages-")
+            if (wrong := formats.qualified_name(key) or ("is no resource that is known" if plain else "")) or (
+                kind == "Container" and (wrong := resource_name(key))
+            ):
                 yield field[name][key].wrong(wrong)
     if kind == "Pod":
         for name in ("default", "defaultRequest"):
@@ -252,6 +264,15 @@ def limit(field: Field) -> Iterator[Finding]:
         ratio, least, most = amount(value), values["min"].get(key), values["max"].get(key)
         if ratio is not None and least and most and most / Decimal(least) < ratio:
             yield field["maxLimitRequestRatio"][key].wrong("is more than max / min")
+
+
+def limits(field: Field) -> Iterator[Finding]:
+    yield from no_repeats(field, "limits", "type")
+
+
+def _limited(text: str) -> str:
+    good = text in _LIMITED or ("/" in text and not formats.qualified_name(text))
+    return "" if good else f"must be one of {', '.join(_LIMITED)}, or have a domain"
 
 
 def priority_class(field: Field) -> Iterator[Finding]:
@@ -280,7 +301,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "PolicyRule": {"verbs": needed()},
     "Subject": {"kind": needed(one_of("ServiceAccount", "User", "Group")), "name": needed()},
     "ResourceQuotaSpec": {"scopes": formats.each(one_of(*_SCOPES))},
-    "LimitRangeItem": {"type": needed()},
+    "LimitRangeItem": {"type": needed(_limited)},
     "PriorityClass": {"preemptionPolicy": given(one_of("PreemptLowerPriority", "Never"))},
     "StorageClass": {
         "provisioner": needed(formats.annotation_key), "reclaimPolicy": given(one_of("Delete", "Retain")),
@@ -292,5 +313,5 @@ RULES = {
     "ConfigMap": [config_map], "Secret": [secret], "HorizontalPodAutoscalerSpec": [autoscaler], "MetricSpec": [metric],
     "HPAScalingRules": [scaling], "PodDisruptionBudgetSpec": [budget], "Role": [role], "ClusterRole": [cluster_role],
     "RoleBinding": [role_reference], "ClusterRoleBinding": [role_reference], "ResourceQuotaSpec": [quota],
-    "LimitRangeItem": [limit], "PriorityClass": [priority_class],
+    "LimitRangeItem": [limit], "LimitRangeSpec": [limits], "PriorityClass": [priority_class],
 }  # fmt: skip

@@ -8,7 +8,7 @@ from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import cron, formats
 from pipelines.manifests.check.server.formats import Check, count_or_share, given, needed, no_negative, one_of
-from pipelines.manifests.check.server.pods import always_restarts
+from pipelines.manifests.check.server.pods import CONTAINERS, always_restarts
 
 _STRATEGY = one_of("RollingUpdate", "OnDelete")
 
@@ -149,6 +149,10 @@ def failure_rule(field: Field) -> Iterator[Finding]:
             yield field["onExitCodes"]["values"].wrong("may not hold 0 with In: that is success")
         if values and values != sorted(set(values)):
             yield field["onExitCodes"]["values"].wrong("must be in order, none twice")
+    name = field["onExitCodes"].text("containerName")
+    spec = _of_job(field)["template"]["spec"]
+    if name and name not in {one.text("name") for kind in CONTAINERS for one in spec.each(kind)}:
+        yield field["onExitCodes"]["containerName"].wrong(f"the pod has no container {name!r}")
     if field.text("action") == "FailIndex" and not _of_job(field)["backoffLimitPerIndex"]:
         yield field["action"].wrong("FailIndex needs backoffLimitPerIndex")
 
@@ -201,7 +205,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "StatefulSetSpec": {
         **dict.fromkeys(("replicas", "minReadySeconds", "revisionHistoryLimit"), no_negative),
         "podManagementPolicy": one_of("OrderedReady", "Parallel"),
-        "serviceName": formats.subdomain,
+        "serviceName": formats.dns_label,
     },
     "DeploymentStrategy": {"type": one_of("RollingUpdate", "Recreate")},
     "DaemonSetUpdateStrategy": {"type": _STRATEGY},
@@ -218,6 +222,9 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
         "completionMode": given(one_of("NonIndexed", "Indexed")),
         "podReplacementPolicy": given(one_of("TerminatingOrFailed", "Failed")),
     },
+    "PodFailurePolicy": {"rules": lambda rules: "may be 20" if len(rules) > 20 else ""},
+    "SuccessPolicy": {"rules": needed(lambda rules: "may be 20" if len(rules) > 20 else "")},
+    "SuccessPolicyRule": {"succeededCount": no_negative},
     "PodFailurePolicyRule": {"action": needed(one_of("FailJob", "Ignore", "Count", "FailIndex"))},
     "PodFailurePolicyOnExitCodesRequirement": {"operator": needed(one_of("In", "NotIn")), "values": needed()},
     "PodFailurePolicyOnPodConditionsPattern": {
