@@ -240,10 +240,9 @@ def limit(field: Field) -> Iterator[Finding]:
     values = {name: {key: amount(value) for key, value in field.mapping(name).items()} for name in names}
     for name in names:
         for key in values[name]:
-            plain = "/" not in key and key not in _QUOTED and key != "storage" and not key.startswith("hugepages-")
-            if (wrong := formats.qualified_name(key) or ("is no resource that is known" if plain else "")) or (
-                kind == "Container" and (wrong := resource_name(key))
-            ):
+            known = key in _QUOTED or key == "storage" or key.startswith("hugepages-") or "/" in key
+            wrong = formats.qualified_name(key) or ("" if known else "is no resource that is known")
+            if wrong := wrong or (resource_name(key) if kind == "Container" else ""):
                 yield field[name][key].wrong(wrong)
     if kind == "Pod":
         for name in ("default", "defaultRequest"):

@@ -97,6 +97,10 @@ def _containers(field: Field) -> Iterator[Finding]:
 
 def _mounts(field: Field) -> Iterator[Finding]:
     volumes = {volume.text("name"): volume for volume in field.each("volumes")}
+    if field.document.kind == "StatefulSet":
+        whole = Field(field.document, (), field.document.value)["spec"]
+        claims = whole.each("volumeClaimTemplates")
+        volumes |= {claim["metadata"].text("name"): Field(claim.document, (), {"ephemeral": {}}) for claim in claims}
     for kind in CONTAINERS:
         for container in field.each(kind):
             for mount in container.each("volumeMounts"):

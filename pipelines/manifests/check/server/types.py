@@ -1,13 +1,14 @@
 """Kubernetes' own kinds as the server decodes them (every field known, and of its type), and validates them: the fields
 and rules of each type, wherever the type stands. The types come from kubernetes-validate."""
 
+import dataclasses
 import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pipelines.manifests.check.documents import Document, Finding
+from pipelines.manifests.check.documents import WORKS, Document, Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import (
     containers,
@@ -40,6 +41,8 @@ _MAY_LACK = {
     "WeightedPodAffinityTerm": {"podAffinityTerm"}, "SleepAction": {"seconds"}, "Taint": {"effect"},
 }  # fmt: skip
 """Fields that the schema says are needed, and the server does without."""
+_LATER = {("StatefulSetSpec", "template")}
+"""Parts that are decoded with the object, and validated when pods are made of them."""
 _WORDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
 _TYPES: Mapping[str, Any] = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list}
 _TYPES = {**_TYPES, "object": dict}
@@ -138,7 +141,8 @@ def _fields(field: Field, name: str, schema: Mapping[str, Any], version: str) ->
     for key, inner in known.items():
         for found in walk(field[key], inner, version) if key in field.value else ():
             sound &= found.rule != "schema"
-            yield found
+            later = (name, key) in _LATER and found.rule != "schema"
+            yield dataclasses.replace(found, grade=WORKS) if later else found
     for key, check in checks.items():
         value, inner = field[key].value, known.get(key, {})
         absent = value is None or value == ""

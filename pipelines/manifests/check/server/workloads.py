@@ -8,6 +8,7 @@ from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import cron, formats
 from pipelines.manifests.check.server.formats import Check, count_or_share, given, needed, no_negative, one_of
+from pipelines.manifests.check.server.metadata import labels_of
 from pipelines.manifests.check.server.pods import CONTAINERS, always_restarts
 
 _STRATEGY = one_of("RollingUpdate", "OnDelete")
@@ -88,6 +89,7 @@ def daemon_set(field: Field) -> Iterator[Finding]:
 
 def stateful_set(field: Field) -> Iterator[Finding]:
     yield from kept_running(field)
+    yield from labels_of(field["template"]["metadata"])
     strategy = field["updateStrategy"]
     if strategy.text("type") == "OnDelete" and strategy["rollingUpdate"]:
         yield strategy["rollingUpdate"].wrong("is for type RollingUpdate, not OnDelete")
