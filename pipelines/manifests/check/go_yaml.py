@@ -6,6 +6,7 @@ own resolver says otherwise, so its nodes are taken without it.
 
 import base64
 import binascii
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ _WORDS: dict[str, bool | float | None] = {
     **{sign + word: math.inf for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")},
 }
 _INTEGER = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|([1-9][0-9]*|0))")
+_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+"""Two escapes of JSON that stand for one character: YAML has them not."""
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
@@ -48,6 +51,8 @@ def compose(text: str) -> Iterator[Any]:
                 return _PLAIN if implicit[0] else f"{_TAG}str"
             return f"{_TAG}{'seq' if kind is yaml.SequenceNode else 'map'}"
 
+    if text.lstrip().startswith("{"):
+        text = _PAIR.sub(lambda found: found[1] + json.loads(f'"{found[2]}"'), text)
     try:
         depth = 0
         for event in yaml.parse(text, Loader=base):
@@ -147,8 +152,7 @@ def scalar(node: Any) -> Any:
         if tag != _PLAIN and not isinstance(found, kinds[tag]):  # type: ignore[arg-type]
             raise NoYaml(f"{node.value!r} is no !!{tag}", line)
         return found
-    # two escapes of JSON that stand for one character
-    return node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return node.value.encode("utf-8", "replace").decode("utf-8")
 
 
 def plain(text: str) -> Any:

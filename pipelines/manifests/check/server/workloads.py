@@ -212,7 +212,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "DeploymentStrategy": {"type": one_of("RollingUpdate", "Recreate")},
     "DaemonSetUpdateStrategy": {"type": _STRATEGY},
     "StatefulSetUpdateStrategy": {"type": _STRATEGY},
-    "RollingUpdateStatefulSetStrategy": {"partition": no_negative, "maxUnavailable": count_or_share},
+    "RollingUpdateStatefulSetStrategy": {"partition": no_negative},
     "StatefulSetPersistentVolumeClaimRetentionPolicy": dict.fromkeys(
         ("whenDeleted", "whenScaled"), one_of("Retain", "Delete")
     ),
