@@ -33,21 +33,25 @@ def check_pipeline(document: Document, version: str, executors: dict[str, Mappin
         settings = mapping(spec, *at)
     for name, executor in executors.items():
         container = mapping(executor, "container")
-        if not container or (not settings.get(name) and "pipelineInfo" not in spec):
-            continue
-        pod = _pod(container, mapping(settings.get(name)))
         place = (*at, name)
-        for found in check_part(Field(document, place, pod, WORKS), TEMPLATE, version):
-            message = (
-                f"the step {name.removeprefix('exec-')}: {found.message.removeprefix('.'.join(place)).lstrip('.')}"
-            )
-            yield Finding(found.file, found.line, WORKS, found.rule, message)
-        if "pipelineInfo" in spec:
-            whole = Pod(document, place, pod)
-            for one in whole.containers():
-                own = Container(whole, ("container",), one.value, one.init)
-                yield from images(own)
-                yield from plain_secrets(own)
+        alone = _pod(container, {})
+        said = list(_held(document, place, alone, version)) if container else []
+        if container and "pipelineInfo" in spec:
+            yield from said
+            whole = Pod(document, place, alone)
+            own = Container(whole, ("container",), alone["spec"]["containers"][0], False)
+            yield from images(own)
+            yield from plain_secrets(own)
+        elif container and settings.get(name):
+            held = _held(document, place, _pod(container, mapping(settings[name])), version)
+            yield from (found for found in held if found.message not in {one.message for one in said})
+
+
+def _held(document: Document, place: tuple[str, ...], pod: Any, version: str) -> Iterator[Finding]:
+    """What the server will say of a step's pod."""
+    for found in check_part(Field(document, place, pod, WORKS), TEMPLATE, version):
+        inner = found.message.removeprefix(".".join(place)).lstrip(".")
+        yield Finding(found.file, found.line, WORKS, found.rule, f"{place[-1].removeprefix('exec-')}'s pod: {inner}")
 
 
 def _pod(container: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
