@@ -135,7 +135,7 @@ def _held_to(field: Field, schema: dict[str, Any]) -> Iterator[Finding]:
             at = at[step] if isinstance(step, str) else list(at.items())[step]
         if error.validator == "additionalProperties" and isinstance(error.instance, dict):
             for name in sorted(set(error.instance) - set(error.schema.get("properties", {}))):
-                yield at[name].wrong("no field of that name is known", "schema")
+                yield at[name].wrong(f"{name!r} was unexpected: no field of that name is known", "schema")
         elif error.validator == "anyOf":
             yield at.wrong("must be a whole number or text", "schema")
         else:

@@ -87,7 +87,7 @@ def check_own(document: Document, version: str) -> Iterator[Finding]:
         kinds = [kind for api_version, kind in _kinds(version) if api_version == document.api_version]
         near = difflib.get_close_matches(document.kind, kinds, 1)
         wrong = f"there is no {document.kind} in {document.api_version} of Kubernetes {version}"
-        wrong += f"; {near[0]} is meant?" if near else "; correct one of them"
+        wrong += f"; is {near[0]} meant?" if near else "; correct one of them"
         yield Field(document)["kind"].wrong(wrong, "schema")
         return
     reference = {"$ref": name}
@@ -132,7 +132,7 @@ def _fields(field: Field, name: str, schema: Mapping[str, Any], version: str) ->
     for key in field.value:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            wrong = "no field of that name is known" + (f"; {near[0]} is meant?" if near else "")
+            wrong = f"{key!r} was unexpected: " + (f"is {near[0]} meant?" if near else "no field of that name is known")
             yield field[key].wrong(wrong, "schema")
     for key in schema.get("required", ()):
         if not field[key] and key not in _MAY_LACK.get(name, ()) and not hasattr(checks.get(key), "needed"):
