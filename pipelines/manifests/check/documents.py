@@ -124,7 +124,7 @@ def read_documents(path: Path) -> Iterator[Document | Finding]:
 def _documents(file: str, node: Any) -> Iterator[Document | Finding]:
     fields = {str(key.value): value for key, value in node.value} if node.id == "mapping" else {}
     items = fields.get("items")
-    if "kind" in fields and fields["kind"].value == "List" and items is not None and items.id == "sequence":
+    if "kind" in fields and str(fields["kind"].value).endswith("List") and items is not None and items.id == "sequence":
         for item in items.value:
             yield from _documents(file, item)
         return

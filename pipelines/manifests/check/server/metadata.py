@@ -14,6 +14,7 @@ _NAMES: Mapping[str, Check] = {
 }  # fmt: skip
 """Names of kinds that are no DNS subdomains."""
 _LONGEST = {"CronJob": 52, "Job": 63}
+_NAMELESS = ("Binding", "Eviction", "TokenRequest")
 _FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 _GENERATED = "x" * 5
 """What the server puts behind a generateName, which it cuts to 58 characters before."""
@@ -29,9 +30,9 @@ def object_metadata(field: Field, kind: str, own: bool = True) -> Iterator[Findi
     """Of the object itself: `field` is its metadata."""
     name = name_of(field.value if isinstance(field.value, dict) else {})
     where = "name" if field.text("name") else "generateName"
-    if not name:
+    if not name and not kind.endswith("Review") and kind not in _NAMELESS:
         yield field["name"].wrong("is needed, or generateName")
-    elif wrong := (_NAMES.get(kind, formats.subdomain) if own else formats.subdomain)(name):
+    elif name and (wrong := (_NAMES.get(kind, formats.subdomain) if own else formats.subdomain)(name)):
         yield field[where].wrong(f"{field.text(where)!r}: {wrong}")
     elif own and len(name) > _LONGEST.get(kind, len(name)):
         yield field[where].wrong(f"must have at most {_LONGEST[kind]} characters")

@@ -132,6 +132,8 @@ def ingress_path(field: Field) -> Iterator[Finding]:
         for part in ("//", "/./", "/../", "%2f", "%2F"):
             if part in path:
                 yield field["path"].wrong(f"must not contain {part}")
+        if path.endswith(("/.", "/..")):
+            yield field["path"].wrong("must not end with /. or /..")
     elif path and not path.startswith("/"):
         yield field["path"].wrong("must begin with /")
 
@@ -188,6 +190,10 @@ def block(field: Field) -> Iterator[Finding]:
             yield one.wrong(f"{one.value} is not within {cidr}")
 
 
+def _two(kinds: list[str]) -> str:
+    return "may be two" if len(kinds) > 2 else ""
+
+
 FIELDS: Mapping[str, Mapping[str, Check]] = {
     "ServiceSpec": {
         "type": one_of("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"),
@@ -214,7 +220,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "HTTPIngressRuleValue": {"paths": needed()},
     "IngressTLS": {"secretName": formats.subdomain},
     "IngressServiceBackend": {"name": needed()},
-    "NetworkPolicySpec": {"policyTypes": each(one_of("Ingress", "Egress"))},
+    "NetworkPolicySpec": {"policyTypes": lambda kinds: each(one_of("Ingress", "Egress"))(kinds) or _two(kinds)},
     "NetworkPolicyPort": {"protocol": given(PROTOCOLS), "port": formats.port, "endPort": formats.port_number},
     "IPBlock": {"cidr": needed(formats.cidr), "except": each(formats.cidr)},
 }

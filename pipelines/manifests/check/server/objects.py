@@ -1,6 +1,7 @@
 """Kinds of a few rules each: ConfigMap, Secret, autoscaling, disruption budgets, RBAC, quotas, limits, classes."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
@@ -88,7 +89,9 @@ def _json(field: Field, key: str) -> Iterator[Finding]:
 def _small(field: Field, *names: str) -> Iterator[Finding]:
     size = 0
     for name in names:
-        size += sum(len(str(value).encode("utf-8", "replace")) for value in field.mapping(name).values())
+        # of base64 every four characters are three bytes
+        share = 0.75 if name == "binaryData" or (name == "data" and "stringData" in names) else 1
+        size += sum(int(share * len(str(value).encode("utf-8", "replace"))) for value in field.mapping(name).values())
     if size > _MOST_BYTES:
         yield field[names[0]].wrong(f"has {size} bytes, and may have {_MOST_BYTES}")
 
@@ -281,6 +284,32 @@ def priority_class(field: Field) -> Iterator[Finding]:
         yield field["value"].wrong("must be at most 1000000000")
 
 
+_SECURITY = "pod-security.kubernetes.io/"
+
+
+def namespace(field: Field) -> Iterator[Finding]:
+    """Labels that name a Pod Security Standard."""
+    for key, value in field["metadata"].mapping("labels").items():
+        way, version = key.removeprefix(_SECURITY), key.endswith("-version")
+        if not key.startswith(_SECURITY) or way.removesuffix("-version") not in ("enforce", "audit", "warn"):
+            continue
+        if version and value != "latest" and not re.fullmatch(r"v1\.(0|[1-9][0-9]*)", str(value)):
+            yield field["metadata"]["labels"][key].wrong(f"{value!r} must be latest or a version, as v1.34")
+        elif not version and value not in ("privileged", "baseline", "restricted"):
+            yield field["metadata"]["labels"][key].wrong(f"{value!r} must be privileged, baseline or restricted")
+
+
+def scope(field: Field) -> Iterator[Finding]:
+    """Of a quota's selector."""
+    operator, values = field.text("operator"), field.list("values")
+    if field.text("scopeName") != "PriorityClass" and operator != "Exists":
+        yield field["operator"].wrong(f"must be Exists with the scope {field.text('scopeName')}")
+    elif operator in ("In", "NotIn") and not values:
+        yield field["values"].wrong(f"are needed with {operator}")
+    elif operator in ("Exists", "DoesNotExist") and values:
+        yield field["values"].wrong(f"may not be given with {operator}")
+
+
 FIELDS: Mapping[str, Mapping[str, Check]] = {
     "ConfigMap": {"data": keys(formats.config_key), "binaryData": keys(formats.config_key)},
     "Secret": {"data": keys(formats.config_key), "stringData": keys(formats.config_key)},
@@ -301,6 +330,9 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "Subject": {"kind": needed(one_of("ServiceAccount", "User", "Group")), "name": needed()},
     "ResourceQuotaSpec": {"scopes": formats.each(one_of(*_SCOPES))},
     "LimitRangeItem": {"type": needed(_limited)},
+    "ScopedResourceSelectorRequirement": {
+        "scopeName": needed(one_of(*_SCOPES)), "operator": needed(one_of("In", "NotIn", "Exists", "DoesNotExist")),
+    },
     "PriorityClass": {"preemptionPolicy": given(one_of("PreemptLowerPriority", "Never"))},
     "StorageClass": {
         "provisioner": needed(formats.annotation_key), "reclaimPolicy": given(one_of("Delete", "Retain")),
@@ -312,5 +344,6 @@ RULES = {
     "ConfigMap": [config_map], "Secret": [secret], "HorizontalPodAutoscalerSpec": [autoscaler], "MetricSpec": [metric],
     "HPAScalingRules": [scaling], "PodDisruptionBudgetSpec": [budget], "Role": [role], "ClusterRole": [cluster_role],
     "RoleBinding": [role_reference], "ClusterRoleBinding": [role_reference], "ResourceQuotaSpec": [quota],
-    "LimitRangeItem": [limit], "LimitRangeSpec": [limits], "PriorityClass": [priority_class],
+    "LimitRangeItem": [limit], "LimitRangeSpec": [limits], "PriorityClass": [priority_class], "Namespace": [namespace],
+    "ScopedResourceSelectorRequirement": [scope],
 }  # fmt: skip

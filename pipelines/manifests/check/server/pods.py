@@ -27,8 +27,11 @@ def pod(field: Field) -> Iterator[Finding]:
             image = container.text("image")
             if image != image.strip():
                 yield container["image"].wrong(f"{image!r} begins or ends with a space")
-    claims = [volume for volume in spec.each("volumes") if volume["ephemeral"]]
-    for volume in claims:
+    for volume in spec.each("volumes"):
+        if volume["image"] and not volume["image"].text("reference"):
+            yield volume["image"]["reference"].wrong("is needed")
+        if not volume["ephemeral"]:
+            continue
         if wrong := formats.subdomain(f"{field['metadata'].text('name')}-{volume.text('name')}"):
             yield volume["name"].wrong(f"becomes a claim's name with the pod's: {wrong}")
 

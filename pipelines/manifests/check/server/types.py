@@ -128,13 +128,15 @@ def walk(field: Field, schema: Mapping[str, Any], version: str) -> Iterator[Find
 
 
 def _fields(field: Field, name: str, schema: Mapping[str, Any], version: str) -> Iterator[Finding]:
-    known, checks = schema["properties"], FIELDS.get(name, {})
+    known = schema["properties"]
+    set_aside = field.place[:1] == ("status",)  # decoded, and forgotten
+    checks = {} if set_aside else FIELDS.get(name, {})
     for key in field.value:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             wrong = f"{key!r} was unexpected: " + (f"is {near[0]} meant?" if near else "no field of that name is known")
             yield field[key].wrong(wrong, "schema")
-    for key in schema.get("required", ()):
+    for key in schema.get("required", ()) if not set_aside else ():
         if not field[key] and key not in _MAY_LACK.get(name, ()) and not hasattr(checks.get(key), "needed"):
             yield field[key].wrong("is needed")
     sound = True
@@ -153,7 +155,7 @@ def _fields(field: Field, name: str, schema: Mapping[str, Any], version: str) ->
                 continue
             if wrong:
                 yield field[key].wrong(f"{_shown(value)}{wrong}")
-    for rule in RULES.get(name, ()) if sound else ():  # they count on the types
+    for rule in RULES.get(name, ()) if sound and not set_aside else ():  # they count on the types
         yield from rule(field)
 
 

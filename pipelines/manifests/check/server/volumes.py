@@ -19,13 +19,15 @@ def volume(field: Field) -> Iterator[Finding]:
     yield from one_source(field, field.names() - {"name"}, "kind of volume", 0)
 
 
-def paths(field: Field) -> Iterator[Finding]:
-    """Of files in a volume: no two of one path."""
+def projected(field: Field) -> Iterator[Finding]:
+    """Files of several sources in one volume: no two of one path."""
     seen = set()
-    for item in field.each("items"):
-        if item.text("path") and item.text("path") in seen:
-            yield item["path"].wrong(f"{item.text('path')!r} stands there already")
-        seen.add(item.text("path"))
+    for source in field.each("sources"):
+        for kind in source.names():
+            for item in (source[kind], *source[kind].each("items")):
+                if item.text("path") and item.text("path") in seen:
+                    yield item["path"].wrong(f"{item.text('path')!r} stands there already")
+                seen.add(item.text("path"))
 
 
 def pod_file(field: Field) -> Iterator[Finding]:
@@ -50,9 +52,6 @@ def claim_spec(field: Field) -> Iterator[Finding]:
         yield field["resources"]["requests"]["storage"].wrong("is needed")
     elif wrong := formats.positive_quantity(storage):
         yield field["resources"]["requests"]["storage"].wrong(f"{storage}: {wrong}")
-    for kind in field["resources"].mapping("requests"):
-        if wrong := formats.qualified_name(kind):
-            yield field["resources"]["requests"][kind].wrong(wrong)
     source = field["dataSource"]
     if source:
         for name in ("kind", "name"):
@@ -86,7 +85,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "HostPathVolumeSource": {"path": needed(formats.without_way_up)},
     "NFSVolumeSource": {"server": needed(), "path": needed(formats.absolute_path)},
     "GitRepoVolumeSource": {"repository": needed(), "directory": formats.relative_path},
-    "CSIVolumeSource": {"driver": needed(formats.subdomain)},
+    "CSIVolumeSource": {"driver": needed(lambda text: formats.subdomain(text.lower()))},
     "ISCSIVolumeSource": {"targetPortal": needed(), "iqn": needed(), "lun": between(0, 255)},
     "GlusterfsVolumeSource": {"endpoints": needed(), "path": needed()},
     "CephFSVolumeSource": {"monitors": needed()},
@@ -108,9 +107,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
 }  # fmt: skip
 RULES = {
     "Volume": [volume],
-    "ConfigMapVolumeSource": [paths],
-    "SecretVolumeSource": [paths],
-    "DownwardAPIVolumeSource": [paths],
+    "ProjectedVolumeSource": [projected],
     "DownwardAPIVolumeFile": [pod_file],
     "VolumeProjection": [projection],
     "HostPathVolumeSource": [host_path],

@@ -117,6 +117,8 @@ def job(field: Field) -> Iterator[Finding]:
     for name in _OF_INDEXED:
         if field[name] and not indexed:
             yield field[name].wrong("needs completionMode Indexed")
+    if field["backoffLimitPerIndex"] and restart == "OnFailure":
+        yield spec["restartPolicy"].wrong("must be Never with backoffLimitPerIndex")
     if field["maxFailedIndexes"] and not field["backoffLimitPerIndex"]:
         yield field["backoffLimitPerIndex"].wrong("is needed with maxFailedIndexes")
     if indexed and (field.number("parallelism") or 0) > 100_000:
