@@ -95,11 +95,11 @@ def check_own(document: Document, version: str) -> Iterator[Finding]:
     yield from walk(Field(document, value=document.value), reference, version)
 
 
-def check_part(field: Field, name: str, version: str, names: tuple[str, ...] = ()) -> Iterator[Finding]:
+def check_part(field: Field, name: str, version: str) -> Iterator[Finding]:
     """A part of a custom resource that is one of Kubernetes' types: `io.k8s.api.core.v1.PodTemplateSpec`."""
     reference = {"$ref": name}
     cleaned = without_nulls(field.value, reference, version)
-    yield from walk(Field(field.document, field.place, cleaned, field.grade), reference, version)
+    yield from walk(dataclasses.replace(field, value=cleaned), reference, version)
 
 
 def walk(field: Field, schema: Mapping[str, Any], version: str) -> Iterator[Finding]:
