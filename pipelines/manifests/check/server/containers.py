@@ -132,10 +132,10 @@ def resources(field: Field) -> Iterator[Finding]:
 
 
 def _is_never_shared(kind: str) -> bool:
-    return _is_extended(kind) or kind.startswith("hugepages-")
+    return is_extended(kind) or kind.startswith("hugepages-")
 
 
-def _is_extended(kind: str) -> bool:
+def is_extended(kind: str) -> bool:
     return "/" in kind and not kind.partition("/")[0].endswith("kubernetes.io")
 
 
@@ -156,7 +156,7 @@ def _resource_amount(kind: str, value: object) -> str:
         return ""
     if found < 0:
         return "must not be negative"
-    if _is_extended(kind) and found != found.to_integral_value():
+    if is_extended(kind) and found != found.to_integral_value():
         return f"{value}: must be a whole number"
     if kind.startswith("hugepages-"):
         page = amount(kind.removeprefix("hugepages-"))

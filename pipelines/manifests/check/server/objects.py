@@ -8,7 +8,7 @@ from decimal import Decimal
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.containers import no_repeats, resource_name
+from pipelines.manifests.check.server.containers import is_extended, no_repeats, resource_name
 from pipelines.manifests.check.server.formats import (
     Check,
     amount,
@@ -222,9 +222,7 @@ def quota(field: Field) -> Iterator[Finding]:
         found = amount(value)
         if found is not None and found < 0:
             yield field["hard"][kind].wrong("must not be negative")
-        counted = kind in _COUNTED or kind.startswith("count/") or (
-            "/" in kind and not kind.partition("/")[0].endswith("kubernetes.io")
-        )  # fmt: skip
+        counted = kind in _COUNTED or (is_extended(kind) and not kind.startswith("requests."))
         if found is not None and counted and found != found.to_integral_value():
             yield field["hard"][kind].wrong(f"{value}: must be a whole number")
     scopes = set(field.list("scopes"))

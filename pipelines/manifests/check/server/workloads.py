@@ -196,18 +196,14 @@ def cron_job(field: Field) -> Iterator[Finding]:
         yield field["jobTemplate"]["spec"]["template"].wrong("is needed")
 
 
+_COUNTS = dict.fromkeys(("replicas", "minReadySeconds", "revisionHistoryLimit"), no_negative)
 FIELDS: Mapping[str, Mapping[str, Check]] = {
-    **{
-        kind: dict.fromkeys(("replicas", "minReadySeconds", "revisionHistoryLimit"), no_negative)
-        for kind in ("ReplicaSetSpec", "DaemonSetSpec")
-    },
-    "DeploymentSpec": {
-        **dict.fromkeys(("replicas", "minReadySeconds", "revisionHistoryLimit"), no_negative),
-        "progressDeadlineSeconds": no_negative,
-        "selector": given(lambda _: ""),
-    },
+    "ReplicaSetSpec": _COUNTS,
+    "DaemonSetSpec": _COUNTS,
+    "DeploymentSpec": {**_COUNTS, "progressDeadlineSeconds": no_negative},
     "StatefulSetSpec": {
-        **dict.fromkeys(("replicas", "minReadySeconds", "revisionHistoryLimit"), no_negative),
+        "replicas": no_negative,
+        "minReadySeconds": no_negative,
         "podManagementPolicy": one_of("OrderedReady", "Parallel"),
         "serviceName": formats.dns_label,
     },
