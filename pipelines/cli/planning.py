@@ -49,7 +49,7 @@ def add_check_to(commands: options.Commands) -> None:
     add.add_argument("files", nargs="*", metavar="FILE", help="YAML files, or folders of them (default: - , the input)")
     options.take(
         add,
-        ("--level", "what counts: admission, the server refuses it; works (default), or it will not work; advice, or all",
+        ("--level", "what counts: admission (refused), works (or will not work; default), advice (or all)",
          ("works", "admission", "advice")),
         ("--pod-security", "the standard of the namespace (default: restricted)",
          ("restricted", "baseline", "privileged")),
