@@ -72,9 +72,9 @@ def resource_reference(field: Field) -> Iterator[Finding]:
     found = _RESOURCE_FIELD.fullmatch(field.text("resource"))
     if not found:
         yield field["resource"].wrong("must be limits. or requests. with cpu, memory or ephemeral-storage")
-    elif field["divisor"].value not in (None, 0, "0"):
+    elif amount(field["divisor"].value):
         allowed = _DIVISORS["cpu" if found[2] == "cpu" else "memory"]
-        if str(field["divisor"].value) not in allowed:
+        if amount(field["divisor"].value) not in map(amount, allowed):
             yield field["divisor"].wrong(f"must be one of {', '.join(sorted(allowed))}")
 
 

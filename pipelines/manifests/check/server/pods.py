@@ -66,11 +66,28 @@ def spec(field: Field) -> Iterator[Finding]:
         if pair in pairs:
             yield one.wrong(f"{', '.join(pair)}: stands there already")
         pairs.add(pair)
+    yield from _of_all_containers(field)
     if field["overhead"]:
         limits = Field(field.document, (*field.place, "overhead"), {"limits": field["overhead"].value}, field.grade)
         yield from resources(limits)
     if field["ephemeralContainers"].value:
         yield field["ephemeralContainers"].wrong("are added to a pod that runs")
+
+
+def _of_all_containers(field: Field) -> Iterator[Finding]:
+    """Resources of the pod as a whole."""
+    whole = field["resources"]
+    if whole["claims"].value:
+        yield whole["claims"].wrong("are for containers")
+    for name in ("requests", "limits"):
+        for kind, value in whole.mapping(name).items():
+            if kind not in ("cpu", "memory") and not kind.startswith("hugepages-"):
+                yield whole[name][kind].wrong("of a whole pod are cpu, memory and hugepages")
+                continue
+            parts = [formats.amount(one["resources"].mapping(name).get(kind)) or 0 for one in field.each("containers")]
+            most = formats.amount(value)
+            if most is not None and (sum(parts) if name == "requests" else max(parts, default=0)) > most:
+                yield whole[name][kind].wrong(f"{value} is less than its containers say")
 
 
 def _containers(field: Field) -> Iterator[Finding]:
@@ -92,6 +109,9 @@ def _containers(field: Field) -> Iterator[Finding]:
                 if sleep is not None and not HANDLERS & container["lifecycle"][hook].names() and sleep > longest:
                     place = container["lifecycle"][hook]["sleep"]
                     yield place.wrong(f"{sleep} s are more than terminationGracePeriodSeconds, {longest}")
+            for policy in container.each("resizePolicy") if field.text("restartPolicy") == "Never" else ():
+                if policy.text("restartPolicy") != "NotRequired":
+                    yield policy["restartPolicy"].wrong("must be NotRequired where the pod's restartPolicy is Never")
             claims = {claim.text("name") for claim in field.each("resourceClaims")}
             for claim in container["resources"].each("claims"):
                 if claim.text("name") not in claims:
@@ -130,11 +150,11 @@ def _network(field: Field) -> Iterator[Finding]:
     servers = field["dnsConfig"].list("nameservers")
     if field.text("dnsPolicy") == "None" and not servers:
         yield field["dnsConfig"].wrong("with nameservers is needed with dnsPolicy None")
-    if isinstance(servers, list) and len(servers) > 3:
+    if len(servers) > 3:
         yield field["dnsConfig"]["nameservers"].wrong("may be three")
     searches = field["dnsConfig"].list("searches")
-    if isinstance(searches, list) and len(searches) > 32:
-        yield field["dnsConfig"]["searches"].wrong("may be 32")
+    if len(searches) > 32 or len(" ".join(map(str, searches))) > 2048:
+        yield field["dnsConfig"]["searches"].wrong("may be 32, of 2048 characters in all")
 
 
 def _search(text: str) -> str:

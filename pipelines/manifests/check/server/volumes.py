@@ -33,6 +33,9 @@ def projected(field: Field) -> Iterator[Finding]:
 def pod_file(field: Field) -> Iterator[Finding]:
     """A file of the downward API."""
     yield from one_source(field, {"fieldRef", "resourceFieldRef"})
+    path = field["fieldRef"].text("fieldPath")
+    if path.startswith(("spec.", "status.")):
+        yield field["fieldRef"]["fieldPath"].wrong(f"{path} cannot be read in a volume, only in a variable")
     reference = field["resourceFieldRef"]
     if reference and not reference.text("containerName"):
         yield reference["containerName"].wrong("is needed in a volume")

@@ -47,6 +47,11 @@ def refusals(kind: str, changes: dict[str, Any], folder: Path) -> list[str]:
         ("pod", {"metadata.creationTimestamp": "yesterday"}, "must be a time"),
         ("pod", {"spec.containers.0.resources.requests.cpu": True}, "is no quantity"),
         ("pod", {"spec.terminationGracePeriodSeconds": 2**63}, "out of range"),
+        ("pod", {"spec.volumes.0": {"name": "tmp", "downwardAPI": {"items": [
+            {"path": "a", "fieldRef": {"fieldPath": "status.podIP"}}]}}}, "only in a variable"),
+        ("pod", {"spec.resources": {"limits": {"cpu": "1"}}}, "less than its containers say"),
+        ("pod", {"spec.restartPolicy": "Never", "spec.containers.0.resizePolicy": [
+            {"resourceName": "cpu", "restartPolicy": "RestartContainer"}]}, "must be NotRequired"),
         ("deployment", {"spec.selector.matchExpressions": [{"key": "a", "operator": "Is"}]}, "must be one of In"),
         ("deployment", {"spec.selector.matchExpressions": [{"key": "a", "operator": "Exists"}]}, "does not match"),
         ("deployment", {"spec.selector": {}}, "is empty"),
@@ -111,6 +116,7 @@ def test_it_is_refused(kind: str, changes: dict[str, Any], said: str, tmp_path: 
     [
         ("pod", {"spec.containers.0.env.0.valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['A.io/b']"}},
                  "spec.containers.0.env.0.value": ...}),
+        ("pod", {"spec.resources": {"limits": {"cpu": "4"}, "requests": {"cpu": "1"}}}),
         ("pod", {"spec.priorityClassName": "system-cluster-critical"}),
         ("pod", {"status": {"conditions": [{}]}}),
         ("pod", {"metadata.ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "a", "uid": "1"}]}),
