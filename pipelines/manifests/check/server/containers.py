@@ -119,9 +119,9 @@ def resources(field: Field) -> Iterator[Finding]:
         if asked is None:
             continue
         if most is None:
-            if _is_never_shared(kind):
+            if is_never_shared(kind):
                 yield field["requests"][kind].wrong("is in no limits: give it there too", "gpu-limits")
-        elif _is_never_shared(kind) and asked != most:
+        elif is_never_shared(kind) and asked != most:
             yield field["requests"][kind].wrong(f"{value} requested, {limits[kind]} the limit", "gpu-limits")
         elif asked > most:
             yield field["requests"][kind].wrong(f"{value} requested, {limits[kind]} the limit", "resources")
@@ -131,7 +131,7 @@ def resources(field: Field) -> Iterator[Finding]:
     yield from no_repeats(field, "claims", "name")
 
 
-def _is_never_shared(kind: str) -> bool:
+def is_never_shared(kind: str) -> bool:
     return is_extended(kind) or kind.startswith("hugepages-")
 
 

@@ -26,8 +26,9 @@ def service(field: Field) -> Iterator[Finding]:
             yield field["externalName"].wrong("is needed")
         elif wrong := formats.subdomain(field.text("externalName").removesuffix(".")):
             yield field["externalName"].wrong(wrong)
-        if field.text("clusterIP"):
-            yield field["clusterIP"].wrong("may not be given with type ExternalName")
+        for name in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+            if field[name].value:
+                yield field[name].wrong("may not be given with type ExternalName")
     elif not headless and not field["ports"].value:
         yield field["ports"].wrong("is needed")
     if headless and kind in _OUTSIDE:
@@ -87,7 +88,7 @@ def _service_ports(field: Field, kind: str) -> Iterator[Finding]:
             yield port.wrong(f"port {port.number('port')} of {protocol} stands there already")
         numbers.add((port.number("port"), protocol))
         node = port.number("nodePort")
-        if node and kind not in _OUTSIDE:
+        if node and kind == "ClusterIP":
             yield port["nodePort"].wrong(f"may not be given with type {kind}")
         elif node and (node, protocol) in nodes:
             yield port["nodePort"].wrong(f"{node} stands there already")
@@ -200,12 +201,13 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
         "selector": formats.labels,
         "sessionAffinity": one_of("None", "ClientIP"),
         "externalIPs": each(formats.ip),
-        "loadBalancerSourceRanges": each(formats.cidr),
+        "loadBalancerSourceRanges": each(lambda text: formats.cidr(text.strip())),
         "externalTrafficPolicy": one_of("Cluster", "Local"),
         "internalTrafficPolicy": given(one_of("Cluster", "Local")),
         "ipFamilyPolicy": given(one_of("SingleStack", "PreferDualStack", "RequireDualStack")),
         "ipFamilies": each(one_of("IPv4", "IPv6")),
         "loadBalancerClass": formats.qualified_name,
+        "trafficDistribution": given(one_of("PreferClose", "PreferSameZone", "PreferSameNode")),
     },
     "ServicePort": {
         "name": formats.dns_label,

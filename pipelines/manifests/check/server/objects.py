@@ -8,7 +8,7 @@ from decimal import Decimal
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.containers import is_extended, no_repeats, resource_name
+from pipelines.manifests.check.server.containers import is_extended, is_never_shared, no_repeats, resource_name
 from pipelines.manifests.check.server.formats import (
     Check,
     amount,
@@ -59,7 +59,7 @@ def config_map(field: Field) -> Iterator[Finding]:
 def secret(field: Field) -> Iterator[Finding]:
     kind, data = field.text("type"), {**field.mapping("data"), **field.mapping("stringData")}
     for key in _NEEDED_KEYS.get(kind, ()):
-        if key not in data:
+        if key not in data or (key == "ssh-privatekey" and not data[key]):
             yield field["data"][key].wrong(f"is needed in a secret of type {kind}")
     if kind == "kubernetes.io/basic-auth" and not {"username", "password"} & set(data):
         yield field["data"]["username"].wrong("or password is needed in a secret of type kubernetes.io/basic-auth")
@@ -257,6 +257,9 @@ def limit(field: Field) -> Iterator[Finding]:
             for lower, less in there[:index]:
                 if less > found:
                     yield field[lower][key].wrong(f"is more than {name}, {field[name][key].value}")
+        asked, limited = values["defaultRequest"].get(key), values["default"].get(key)
+        if is_never_shared(key) and asked is not None and limited is not None and asked != limited:
+            yield field["defaultRequest"][key].wrong(f"must be the default, {field['default'][key].value}")
         ratio = amount(field.mapping("maxLimitRequestRatio").get(key))
         if ratio is not None and ratio < 1:
             yield field["maxLimitRequestRatio"][key].wrong("must be 1 or more")
