@@ -14,38 +14,38 @@ from pipelines.manifests.check.server import (
     containers,
     formats,
     metadata,
+    networking,
     objects,
     pods,
     scheduling,
     volumes,
     workloads,
 )
-from pipelines.manifests.check.server import networking as networks
 from pipelines.manifests.check.server import security_context as security
 from zhllama.errors import InputError
 
 VERSION = "1.34"
 """Of Kubernetes: the one whose answers the rules were held against."""
 Rule = Callable[[Field], Iterator[Finding]]
-Fields = Mapping[str, Mapping[str, formats.Check]]
-_MODULES: tuple[Any, ...] = (metadata, pods, containers, security, volumes, scheduling, workloads, networks, objects)
-FIELDS: dict[str, Mapping[str, formats.Check]] = {}
-RULES: dict[str, list[Rule]] = {}
-for module in _MODULES:
-    FIELDS |= module.FIELDS
-    for name, rules in module.RULES.items():
-        RULES.setdefault(name, []).extend(rules)
+_MODULES: tuple[Any, ...] = (metadata, pods, containers, security, volumes, scheduling, workloads, networking, objects)
+FIELDS: Mapping[str, Mapping[str, formats.Check]] = {
+    name: checks for module in _MODULES for name, checks in module.FIELDS.items()
+}
+"""Type → field → what is checked of its value."""
+RULES: Mapping[str, list[Rule]] = {name: rules for module in _MODULES for name, rules in module.RULES.items()}
+"""Type → what its fields say of each other."""
 _MAY_LACK = {
     "StatefulSetSpec": {"serviceName"}, "Sysctl": {"value"}, "PriorityClass": {"value"}, "LimitRangeSpec": {"limits"},
-    "NetworkPolicySpec": {"podSelector"}, "PodAffinityTerm": set(), "PreferredSchedulingTerm": {"preference"},
-    "WeightedPodAffinityTerm": {"podAffinityTerm"}, "SleepAction": {"seconds"}, "Taint": {"effect"},
+    "NetworkPolicySpec": {"podSelector"}, "PreferredSchedulingTerm": {"preference"}, "SleepAction": {"seconds"},
+    "WeightedPodAffinityTerm": {"podAffinityTerm"},
 }  # fmt: skip
 """Fields that the schema says are needed, and the server does without."""
 _LATER = {("StatefulSetSpec", "template")}
 """Parts that are decoded with the object, and validated when pods are made of them."""
 _WORDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
-_TYPES: Mapping[str, Any] = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list}
-_TYPES = {**_TYPES, "object": dict}
+_TYPES: Mapping[str, Any] = {
+    "string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict,
+}  # fmt: skip
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
