@@ -1,4 +1,4 @@
-"""The tables of rules name types and fields that exist, each in one place; nulls are what Go's decoder makes of them."""
+"""The tables of rules name types and fields that exist, each in one place; nulls are what the decoder makes of them."""
 
 from collections import Counter
 from typing import Any
