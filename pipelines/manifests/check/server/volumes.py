@@ -23,7 +23,7 @@ def projected(field: Field) -> Iterator[Finding]:
     """Files of several sources in one volume: no two of one path."""
     seen = set()
     for source in field.each("sources"):
-        for kind in source.names():
+        for kind in source.names() - {"serviceAccountToken"}:
             for item in (source[kind], *source[kind].each("items")):
                 if item.text("path") and item.text("path") in seen:
                     yield item["path"].wrong(f"{item.text('path')!r} stands there already")
@@ -42,7 +42,7 @@ def pod_file(field: Field) -> Iterator[Finding]:
 
 
 def projection(field: Field) -> Iterator[Finding]:
-    yield from one_source(field, field.names(), "source", 1)
+    yield from one_source(field, field.names(), "source", 0)
 
 
 def claim_spec(field: Field) -> Iterator[Finding]:

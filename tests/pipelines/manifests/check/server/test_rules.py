@@ -49,6 +49,9 @@ def refusals(kind: str, changes: dict[str, Any], folder: Path) -> list[str]:
         ("pod", {"spec.terminationGracePeriodSeconds": 2**63}, "out of range"),
         ("pod", {"spec.volumes.0": {"name": "tmp", "downwardAPI": {"items": [
             {"path": "a", "fieldRef": {"fieldPath": "status.podIP"}}]}}}, "only in a variable"),
+        ("pod", {"spec.volumes.0": {"name": "tmp", "projected": {"sources": [
+            {"secret": {"name": "a", "items": [{"key": "a", "path": "x"}]}},
+            {"configMap": {"name": "a", "items": [{"key": "a", "path": "x"}]}}]}}}, "stands there already"),
         ("pod", {"spec.resources": {"limits": {"cpu": "1"}}}, "less than its containers say"),
         ("pod", {"spec.restartPolicy": "Never", "spec.containers.0.resizePolicy": [
             {"resourceName": "cpu", "restartPolicy": "RestartContainer"}]}, "must be NotRequired"),
@@ -116,6 +119,9 @@ def test_it_is_refused(kind: str, changes: dict[str, Any], said: str, tmp_path: 
     [
         ("pod", {"spec.containers.0.env.0.valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['A.io/b']"}},
                  "spec.containers.0.env.0.value": ...}),
+        ("pod", {"spec.volumes.0": {"name": "tmp", "projected": {"sources": [
+            {"secret": {"name": "a", "items": [{"key": "a", "path": "token"}]}},
+            {"serviceAccountToken": {"path": "token"}}, {}]}}}),
         ("pod", {"spec.resources": {"limits": {"cpu": "4"}, "requests": {"cpu": "1"}}}),
         ("pod", {"spec.priorityClassName": "system-cluster-critical"}),
         ("pod", {"status": {"conditions": [{}]}}),
