@@ -41,15 +41,23 @@ def add_to(commands: options.Commands) -> None:
 
 
 def add_check_to(commands: options.Commands) -> None:
-    description = "Ends with 1 when an object would be refused or would not work, with 0 otherwise."
+    description = (
+        "Ends with 1 when there is a finding at or above --level, with 0 otherwise. docs/checking-manifests.md"
+    )
     note = "check manifests without a cluster"
     add = options.command(commands, "check", check, note, description=description)
-    add.add_argument("files", nargs="+", type=Path, metavar="FILE", help="YAML files, or folders of them")
+    add.add_argument("files", nargs="*", metavar="FILE", help="YAML files, or folders of them (default: - , the input)")
     options.take(
         add,
+        ("--level", "what counts: admission (refused), works (or will not work; default), advice (or all)",
+         ("works", "admission", "advice")),
+        ("--pod-security", "the standard of the namespace (default: restricted)",
+         ("restricted", "baseline", "privileged")),
         ("--crds DIR", "CustomResourceDefinition files, as kubectl get crd -o yaml", Path),
+        ("--namespace", "as kubectl -n: objects of another namespace are refused"),
+        ("--kubernetes", "version whose fields are known (default: 1.34)", "1.34"),
         ("--largest-node TEXT", "cpu=96,memory=1Ti,gpus=8: what a pod may need"),
-    )
+    )  # fmt: skip
 
 
 def plan(given: argparse.Namespace) -> None:
@@ -152,14 +160,19 @@ def check(given: argparse.Namespace) -> None:
     from pipelines.manifests.check.check import check as check_files
     from pipelines.manifests.check.check import node_of
 
-    found = check_files(given.files, given.crds, node_of(given.largest_node))
+    if not given.files and sys.stdin.isatty():
+        raise InputError("check: give files or folders, or pipe manifests into it")
+    paths = [Path(file) for file in given.files or ["-"]]
+    node = node_of(given.largest_node)
+    found = check_files(paths, given.crds, node, given.pod_security, given.kubernetes, given.namespace)
     console = Console(soft_wrap=True)
     for finding in found:
+        wrong = finding.counts_at(given.level)
         line = Text(f"{finding.file}:{finding.line}: ")
-        line.append(finding.level, "bold red" if finding.level == "error" else "bold yellow")
-        line.append(f" [{finding.rule}] ", "dim").append(finding.message)
+        line.append("error" if wrong else "warning", "bold red" if wrong else "bold yellow")
+        line.append(f" [{finding.rule}] ", "dim").append(finding.message).append(f" ({finding.grade})", "dim")
         console.print(line)
-    errors = sum(finding.level == "error" for finding in found)
+    errors = sum(finding.counts_at(given.level) for finding in found)
     counts = (errors, "error"), (len(found) - errors, "warning")
     said = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
     console.print(said, style="bold red" if errors else "bold green")

@@ -1,7 +1,10 @@
 """Answers of real servers, recorded; tests hold what we believe against them. README.md says how they were made."""
 
+import copy
 import functools
+import gzip
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,47 @@ def answered(name: str) -> dict[str, Any]:
     """The answer of a recorded exchange: `status`, and `body` (JSON) or `text`."""
     found: dict[str, Any] = exchanges()[name]["response"]
     return found
+
+
+@functools.cache
+def crds() -> Path:
+    """A folder with the definitions of custom resources that the recording server had."""
+    folder = Path(tempfile.mkdtemp(prefix="zhllama-crds-"))
+    for path in (FOLDER / "crds").glob("*.gz"):
+        (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    return folder
+
+
+@functools.cache
+def verdicts() -> dict[str, dict[str, Any]]:
+    """Objects that were posted, each with the server's verdict, by what they are about; `text`: as posted."""
+    entries = json.loads(gzip.decompress((FOLDER / "admission.json.gz").read_bytes()))["entries"]
+    found = {one["id"]: one for one in entries}
+    for one in entries:
+        if "object_from" in one:
+            one["object"] = _patched(found[one["object_from"]]["object"], one["object_patch"])
+        one.setdefault("text", json.dumps(one.get("object"), ensure_ascii=False))
+    return found
+
+
+def _patched(value: Any, patch: list[dict[str, Any]]) -> Any:
+    """As RFC 6902 says: add, remove, replace."""
+    made = copy.deepcopy(value)
+    for step in patch:
+        *way, last = [part.replace("~1", "/").replace("~0", "~") for part in step["path"].split("/")[1:]]
+        at = made
+        for part in way:
+            at = at[int(part)] if isinstance(at, list) else at[part]
+        key: Any = last
+        if isinstance(at, list):
+            key = len(at) if last == "-" else int(last)
+        if step["op"] == "remove":
+            del at[key]
+        elif step["op"] == "add" and isinstance(at, list):
+            at.insert(key, step["value"])
+        else:
+            at[key] = step["value"]
+    return made
 
 
 class Replay:

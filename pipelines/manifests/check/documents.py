@@ -1,28 +1,47 @@
-"""YAML documents with the line of every field, so that a finding can name the place to mend."""
+"""YAML documents as the API server reads them, with the line of every field: a finding names the place to mend."""
 
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zhllama.errors import InputError
+from pipelines.manifests.check import go_yaml
 
 Place = tuple[str | int, ...]
 """The way to a value: ("spec", "containers", 0, "image")."""
+ADMISSION, WORKS, ADVICE = LEVELS = ("admission", "works", "advice")
+"""How much a finding weighs: refused by the API server; accepted, and does not work; better otherwise."""
+_HELM = re.compile(r"\{\{-?.*\}\}")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong (level "error": it will not be admitted, or not work; "warning": it deserves a look)."""
+    """Something wrong."""
 
     file: str
     line: int
-    level: str
+    grade: str
+    """One of LEVELS."""
     rule: str
     message: str
 
+    def counts_at(self, level: str = WORKS) -> bool:
+        """Whether it is an error to who asks for this level."""
+        return LEVELS.index(self.grade) <= LEVELS.index(level)
+
+    @property
+    def level(self) -> str:
+        """`error` or `warning`, at the level that is asked for unless another one is named."""
+        return "error" if self.counts_at() else "warning"
+
+    def said(self, level: str = WORKS) -> str:
+        word = "error" if self.counts_at(level) else "warning"
+        return f"{self.file}:{self.line}: {word} [{self.rule}] {self.message} ({self.grade})"
+
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.level} [{self.rule}] {self.message}"
+        return self.said()
 
 
 @dataclass
@@ -33,7 +52,7 @@ class Document:
     value: Any = None
     lines: dict[Place, int] = field(default_factory=dict)
     repeated: list[Finding] = field(default_factory=list)
-    """Of fields that are given twice in one mapping: all but the last are lost to every reader."""
+    """Of fields that are given twice in one mapping: the server refuses the object."""
 
     def line(self, place: Place = ()) -> int:
         while place not in self.lines:
@@ -45,6 +64,10 @@ class Document:
         return str(self.value.get("kind", ""))
 
     @property
+    def api_version(self) -> str:
+        return str(self.value.get("apiVersion", ""))
+
+    @property
     def metadata(self) -> dict[str, Any]:
         found = self.value.get("metadata")
         return found if isinstance(found, dict) else {}
@@ -53,73 +76,88 @@ class Document:
     def name(self) -> str:
         return str(self.metadata.get("name", ""))
 
-    def error(self, rule: str, message: str, *place: str | int) -> Finding:
-        return Finding(self.file, self.line(place), "error", rule, message)
+    @property
+    def is_pipeline(self) -> bool:
+        """Of a compiled pipeline: its intermediate representation, or what it adds for a platform."""
+        return "kind" not in self.value and bool({"pipelineInfo", "platforms"} & set(self.value))
 
-    def warning(self, rule: str, message: str, *place: str | int) -> Finding:
-        return Finding(self.file, self.line(place), "warning", rule, message)
+    def found(self, grade: str, rule: str, message: str, *place: str | int) -> Finding:
+        return Finding(self.file, self.line(place), grade, rule, message)
+
+    def works(self, rule: str, message: str, *place: str | int) -> Finding:
+        return self.found(WORKS, rule, message, *place)
+
+    def advice(self, rule: str, message: str, *place: str | int) -> Finding:
+        return self.found(ADVICE, rule, message, *place)
+
+
+def read_text(path: Path) -> str | Finding:
+    """`-` is standard input."""
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        return Finding(str(path), 1, ADMISSION, "yaml", f"not readable: {why}; give YAML files")
 
 
 def read_documents(path: Path) -> Iterator[Document | Finding]:
-    """Every object of a YAML file, `List` objects taken apart; a Finding for what is no object, or no YAML. InputError
-    when the file cannot be read."""
-    import yaml
-
+    """Every object of a YAML file, `List` objects taken apart; a Finding for what is no object, or no YAML."""
+    text = read_text(path)
+    if isinstance(text, Finding):
+        yield text
+        return
+    helm = _HELM.search(text)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', 'not UTF-8')}; give YAML files") from error
-    try:
-        for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
-            yield from _documents(str(path), node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        yield Finding(str(path), line, "error", "yaml", f"not YAML: {getattr(error, 'problem', None) or error}")
+        for node in go_yaml.compose(text):
+            for read in _documents(str(path), node):
+                if helm and isinstance(read, Finding):
+                    raise go_yaml.NoYaml("", read.line)
+                yield read
+    except go_yaml.NoYaml as error:
+        wrong = f"not YAML: {error}"
+        if helm:
+            wrong = "a template of Helm, not YAML yet: check what `helm template` makes of it"
+        yield Finding(str(path), error.line, ADMISSION, "yaml", wrong)
 
 
 def _documents(file: str, node: Any) -> Iterator[Document | Finding]:
     fields = {str(key.value): value for key, value in node.value} if node.id == "mapping" else {}
     items = fields.get("items")
-    if "kind" in fields and fields["kind"].value == "List" and items is not None and items.id == "sequence":
+    if "kind" in fields and str(fields["kind"].value).endswith("List") and items is not None and items.id == "sequence":
         for item in items.value:
             yield from _documents(file, item)
         return
     document = Document(file)
-    value = document.value = _value(node, (), document)
-    named = [value.get(name) for name in ("kind", "apiVersion")] if isinstance(value, dict) else [None]
-    if all(name and isinstance(name, str) for name in named):
+    value = document.value = go_yaml.value(node, lambda place, line: document.lines.setdefault(place, line))
+    for place, line in go_yaml.repeated(node):
+        wrong = f"{dotted(place)} is given twice; keep one"
+        document.repeated.append(Finding(file, line, ADMISSION, "yaml", wrong))
+    if value is None:  # an empty document between two separators
+        return
+    if not isinstance(value, dict):
+        yield document.found(ADMISSION, "yaml", "not a Kubernetes object: it needs apiVersion and kind, each a text")
+    elif document.is_pipeline or all(isinstance(value.get(name), str) and value[name] for name in _NAMED):
         yield document
-    elif value is not None:  # an empty document between two separators
-        yield document.error("yaml", "not a Kubernetes object: it needs apiVersion and kind, each a text")
+    else:
+        # a client that names the path may leave them out; kubectl cannot send it
+        left_out = all(value.get(name, "") in (None, "") or isinstance(value[name], str) for name in _NAMED)
+        wrong = "not a Kubernetes object: it needs apiVersion and kind, each a text"
+        yield document.found(WORKS if left_out and set(value) & _OBJECTS else ADMISSION, "yaml", wrong)
 
 
-def _value(node: Any, place: Place, document: Document) -> Any:
-    """The plain value of a composed node, as PyYAML's safe loader would have it; puts its lines into the document."""
-    import yaml
-
-    document.lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(inner, (*place, index), document) for index, inner in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        return yaml.SafeLoader("").construct_object(node)
-    seen = set()
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key.start_mark)
-        if key.value in seen and key.value != "<<":
-            wrong = f"{dotted((*place, str(key.value)))} is given twice; keep one"
-            document.repeated.append(Finding(document.file, key.start_mark.line + 1, "error", "yaml", wrong))
-        seen.add(key.value)
-    yaml.SafeLoader("").flatten_mapping(node)  # `<<: *anchor`
-    found: dict[str, Any] = {}
-    for key, inner in node.value:
-        name = str(key.value)
-        document.lines[(*place, name)] = key.start_mark.line + 1
-        found[name] = _value(inner, (*place, name), document)
-    return found
+_NAMED = ("apiVersion", "kind")
+_OBJECTS = {"metadata", *_NAMED}
 
 
 def dotted(place: Place) -> str:
     """`spec.containers[0].image`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
+
+
+def mapping(value: Any, *way: str | int) -> Mapping[str, Any]:
+    """The mapping at the end of the way, or an empty one where something else stands (the schema's finding, not a
+    rule's)."""
+    for name in way:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}

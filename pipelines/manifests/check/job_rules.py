@@ -1,11 +1,14 @@
-"""What no schema says of a training job: the training operator's webhook (v1.9), deadlines, Kueue's labels."""
+"""Training jobs: what the webhooks of the training operator (1.9) and of Kubeflow Trainer (2.3) refuse, what they let
+pass and no operator can run, deadlines, and Kueue's labels."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from pipelines.manifests.check.documents import Document, Finding
-from pipelines.manifests.check.pods import is_gpu, is_of_known_runtime, mapping, pods, sequence
+from pipelines.manifests.check.documents import WORKS, Document, Finding, mapping
+from pipelines.manifests.check.field import Field
+from pipelines.manifests.check.pods import is_gpu, is_of_known_runtime, pods
+from pipelines.manifests.check.server.formats import dns_1035_label
+from pipelines.manifests.check.server.metadata import name_of
 from zhllama.kubernetes.job_manifest import RUNTIME
 from zhllama.kubernetes.names import LONGEST_JOB_NAME
 from zhllama.kubernetes.quantity import quantity
@@ -13,63 +16,148 @@ from zhllama.kubernetes.quantity import quantity
 TRAINING_KINDS = ("PyTorchJob", "TrainJob")
 RENDEZVOUS = ("c10d", "etcd", "etcd-v2")
 RESTARTS = ("Always", "OnFailure", "Never", "ExitCode")
+CLEANINGS = ("Running", "All", "None")
+MANAGERS = ("kubeflow.org/training-operator", "kueue.x-k8s.io/multikueue")
 QUEUE = "kueue.x-k8s.io/queue-name"
 PRIORITY = "kueue.x-k8s.io/priority-class"
 REPLICAS = ("spec", "pytorchReplicaSpecs")
+_RESERVED = {
+    "PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT",
+}  # fmt: skip
+"""Variables that Kubeflow Trainer sets itself."""
+_OF_TRAINER = ("node", "dataset-initializer", "model-initializer")
 
 
-def operator(document: Document) -> Iterator[Finding]:
-    """What the operators' webhooks refuse, and what they should."""
-    name = document.name
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > LONGEST_JOB_NAME:
-        form = f"lower-case letters, digits and dashes, a letter first, at most {LONGEST_JOB_NAME} characters"
-        wrong = f"the job's name {name!r} becomes part of host names: {form}"
-        yield document.error("dns-name", wrong, "metadata", "name")
-    if document.kind == "PyTorchJob":
-        yield from _replicas(document)
-    elif not is_of_known_runtime(document):
-        wrong = f"its pods come of a runtime that is not {RUNTIME}: what they are is not known here, and not checked"
-        yield document.warning("runtime", wrong, "spec", "runtimeRef")
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _replicas(document: Document) -> Iterator[Finding]:
-    replicas = mapping(document.value, *REPLICAS)
-    masters = mapping(replicas, "Master")
-    if mapping(document.value, "spec").get("elasticPolicy") is not None:
-        yield from _elastic(document, replicas)
-    elif not masters or masters.get("replicas", 1) != 1:
-        place = ("Master", "replicas") if masters else ()
-        wrong = "exactly one Master is needed; the other nodes are Workers"
-        yield document.error("one-master", wrong, *REPLICAS, *place)
-    for replica, value in replicas.items():
-        restart = mapping(value).get("restartPolicy")
-        if restart is not None and restart not in RESTARTS:
-            wrong = f"restartPolicy {restart!r}: use {', '.join(RESTARTS)}"
-            yield document.error("restart-policy", wrong, *REPLICAS, replica, "restartPolicy")
-        containers = sequence(mapping(value, "template", "spec").get("containers"))
-        if "pytorch" not in [mapping(container).get("name") for container in containers]:
+def name(document: Document) -> Iterator[Finding]:
+    """A job's name becomes part of host names: `<name>-worker-999` has to be one."""
+    made = name_of(document.metadata)
+    field = Field(document, value=document.value)["metadata"]["name" if document.name else "generateName"]
+    form = f"lower-case letters, digits and dashes, a letter first, at most {LONGEST_JOB_NAME} characters"
+    if made and dns_1035_label(made):
+        yield field.wrong(f"the job's name {made!r} becomes part of host names: {form}", "dns-name")
+    elif document.name and len(made) > LONGEST_JOB_NAME:
+        yield document.works("dns-name", f"the job's name {made!r} becomes part of host names: {form}", *field.place)
+
+
+# --- PyTorchJob -------------------------------------------------------------------------------------------------------
+
+
+def pytorchjob_webhook(document: Document) -> Iterator[Finding]:
+    """validator.pytorchjob.training-operator.kubeflow.org, rule by rule."""
+    if document.kind != "PyTorchJob":
+        return
+    spec = Field(document, value=document.value)["spec"]
+    replicas = spec["pytorchReplicaSpecs"]
+    if not isinstance(replicas.value, dict):
+        yield replicas.wrong("is needed: Master, Worker", "webhook")
+        return
+    if spec["elasticPolicy"]["nProcPerNode"] and spec["nprocPerNode"]:
+        wrong = "stands beside spec.nprocPerNode; keep the latter"
+        yield spec["elasticPolicy"]["nProcPerNode"].wrong(wrong, "nproc-elastic")
+    manager = spec["runPolicy"].text("managedBy")
+    if manager and manager not in MANAGERS:
+        yield spec["runPolicy"]["managedBy"].wrong(f"{manager!r} must be one of {', '.join(MANAGERS)}", "webhook")
+    for kind in replicas.names():
+        replica = replicas[kind]
+        count = replica.number("replicas")
+        if kind not in ("Master", "Worker"):
+            yield replica.wrong(f"{kind!r} must be Master or Worker", "webhook")
+        elif kind == "Master" and count != 1:
+            yield replica["replicas"].wrong("exactly one Master is needed, and said: replicas: 1", "one-master")
+        elif kind == "Worker" and count is not None and count < 1:
+            yield replica["replicas"].wrong("must be 1 or more; leave Worker out where there is none", "webhook")
+        containers = replica["template"]["spec"]["containers"]
+        for container in containers.items():
+            if not container.text("image"):
+                yield container["image"].wrong("is needed", "webhook")
+        if not any(container.text("name") == "pytorch" for container in containers.items()):
             why = "the operator sets its variables in that one alone, and refuses the job"
-            wrong = f"no container is named pytorch: {why}"
-            yield document.error("container-name", wrong, *REPLICAS, replica, "template", "spec", "containers")
+            yield containers.wrong(f"no container is named pytorch: {why}", "container-name")
 
 
-def _elastic(document: Document, replicas: Mapping[str, Any]) -> Iterator[Finding]:
-    place = ("spec", "elasticPolicy")
-    elastic = mapping(document.value, *place)
-    if "nProcPerNode" in elastic and "nprocPerNode" in mapping(document.value, "spec"):
-        wrong = "nProcPerNode stands beside spec.nprocPerNode; keep the latter"
-        yield document.error("nproc-elastic", wrong, *place, "nProcPerNode")
-    if elastic.get("rdzvBackend", "c10d") not in RENDEZVOUS:
-        wrong = f"rdzvBackend {elastic['rdzvBackend']!r}: use {', '.join(RENDEZVOUS)}"
-        yield document.error("rendezvous", wrong, *place, "rdzvBackend")
-    if "Master" in replicas:
+def pytorchjob_runs(document: Document) -> Iterator[Finding]:
+    """What the webhook lets pass, and does not run."""
+    if document.kind != "PyTorchJob":
+        return
+    spec = Field(document, value=document.value, grade=WORKS)["spec"]
+    replicas = spec["pytorchReplicaSpecs"]
+    elastic = spec["elasticPolicy"]
+    if elastic:
+        yield from _elastic(elastic, replicas)
+    elif isinstance(replicas.value, dict) and "Master" not in replicas.names():
+        yield replicas.wrong("exactly one Master is needed; the other nodes are Workers", "one-master")
+    for kind in replicas.names():
+        restart = replicas[kind].text("restartPolicy")
+        if restart and restart not in RESTARTS:
+            wrong = f"{restart!r}: use {', '.join(RESTARTS)}"
+            yield replicas[kind]["restartPolicy"].wrong(wrong, "restart-policy")
+    nproc = spec["nprocPerNode"].value
+    if isinstance(nproc, str) and nproc not in ("auto", "cpu", "gpu") and not re.fullmatch("[1-9][0-9]*", nproc):
+        yield spec["nprocPerNode"].wrong(f"{nproc!r}: use a number, auto, cpu or gpu", "processes")
+    policy = spec["runPolicy"]
+    clean = policy.text("cleanPodPolicy")
+    if clean and clean not in CLEANINGS:
+        yield policy["cleanPodPolicy"].wrong(f"{clean!r}: use {', '.join(CLEANINGS)}", "run-policy")
+    for name_, least in (("backoffLimit", 0), ("ttlSecondsAfterFinished", 0), ("activeDeadlineSeconds", 1)):
+        number = policy.number(name_)
+        if number is not None and number < least:
+            yield policy[name_].wrong(f"{number}: must be {least} or more", "run-policy")
+
+
+def _elastic(elastic: Field, replicas: Field) -> Iterator[Finding]:
+    backend = elastic["rdzvBackend"].value
+    if backend is not None and backend not in RENDEZVOUS:
+        yield elastic["rdzvBackend"].wrong(f"{backend!r}: use {', '.join(RENDEZVOUS)}", "rendezvous")
+    if "Master" in replicas.names():
         wrong = "an elastic job has Workers alone: which of them leads is found by rendezvous"
-        yield document.error("elastic-master", wrong, *REPLICAS, "Master")
-    least, most = elastic.get("minReplicas"), elastic.get("maxReplicas")
-    count = mapping(replicas, "Worker").get("replicas", 1)
-    if isinstance(least, int) and isinstance(most, int) and isinstance(count, int) and not least <= count <= most:
+        yield replicas["Master"].wrong(wrong, "elastic-master")
+    least, most = elastic.number("minReplicas"), elastic.number("maxReplicas")
+    count = replicas["Worker"].number("replicas")
+    count = 1 if count is None else count
+    if least is not None and most is not None and not least <= count <= most:
         wrong = f"{count} Workers are not between minReplicas {least} and maxReplicas {most}"
-        yield document.error("elastic-range", wrong, *REPLICAS, "Worker", "replicas")
+        yield replicas["Worker"]["replicas"].wrong(wrong, "elastic-range")
+    port = elastic.number("rdzvPort")
+    if port is not None and not 1 <= port <= 65535:
+        yield elastic["rdzvPort"].wrong(f"{port}: must be between 1 and 65535", "rendezvous")
+
+
+# --- TrainJob ---------------------------------------------------------------------------------------------------------
+
+
+def trainjob_webhook(document: Document) -> Iterator[Finding]:
+    """What the webhook of Kubeflow Trainer refuses; where its definition stands alone, the job is taken, and fails."""
+    if document.kind != "TrainJob":
+        return
+    spec = Field(document, value=document.value, grade=WORKS)["spec"]
+    if not is_of_known_runtime(document):
+        wrong = f"its pods come of a runtime that is not {RUNTIME}: what they are is not known here, and not checked"
+        yield document.advice("runtime", wrong, "spec", "runtimeRef")
+    if not spec["runtimeRef"].text("name"):
+        yield spec["runtimeRef"]["name"].wrong("is needed", "webhook")
+    trainer = spec["trainer"]
+    for name_ in ("numNodes", "numProcPerNode"):
+        number = trainer.number(name_)
+        if number is not None and number < 1:
+            yield trainer[name_].wrong(f"{number}: must be 1 or more", "webhook")
+    if trainer.list("command")[:2] != ["tune", "run"]:  # torchtune has no variables but arguments
+        for variable in trainer.each("env"):
+            if variable.text("name") in _RESERVED:
+                wrong = f"{variable.text('name')} is set by the operator, and refused here"
+                yield variable["name"].wrong(wrong, "webhook")
+    for patch in spec.each("runtimePatches"):
+        for job in patch["trainingRuntimeSpec"]["template"]["spec"].each("replicatedJobs"):
+            pod = job["template"]["spec"]["template"]["spec"]
+            for container in (*pod.each("containers"), *pod.each("initContainers")):
+                if container.text("name") in _OF_TRAINER and container["env"].value:
+                    wrong = "variables of this container are refused in a patch: spec.trainer.env or spec.initializer"
+                    yield container["env"].wrong(wrong, "webhook")
+
+
+# --- advice -----------------------------------------------------------------------------------------------------------
 
 
 def deadlines(document: Document) -> Iterator[Finding]:
@@ -81,18 +169,18 @@ def deadlines(document: Document) -> Iterator[Finding]:
         "ttlSecondsAfterFinished": "finished jobs stay for ever",
         "backoffLimit": "a job that cannot start is started again for ever",
     }
-    for name in why if document.kind == "PyTorchJob" else ("activeDeadlineSeconds",):
-        if name not in policy:
-            yield document.error("deadlines", f"no {name}: {why[name]}", *place)
+    for name_ in why if document.kind == "PyTorchJob" else ("activeDeadlineSeconds",):
+        if name_ not in policy:
+            yield document.advice("deadlines", f"no {name_}: {why[name_]}", *place)
     if document.kind == "PyTorchJob" and policy.get("cleanPodPolicy") != "Running":
         wrong = "with None the other pods run on after a failure, with All the logs go too"
-        yield document.error("deadlines", f"cleanPodPolicy must be Running: {wrong}", *place, "cleanPodPolicy")
+        yield document.advice("deadlines", f"cleanPodPolicy must be Running: {wrong}", *place, "cleanPodPolicy")
 
 
 def operators_pods(document: Document) -> Iterator[Finding]:
     """The operator puts an init container of its own into Workers' pods, and its default fails the standard."""
     if document.kind == "PyTorchJob" and "Worker" in mapping(document.value, *REPLICAS):
-        yield document.warning(
+        yield document.advice(
             "operator-init",
             "the operator adds an init container to Workers that sets no securityContext by default: in a restricted "
             "namespace its configuration has to replace it (docs/checking-manifests.md)", *REPLICAS, "Worker",
@@ -101,30 +189,30 @@ def operators_pods(document: Document) -> Iterator[Finding]:
 
 def processes(document: Document) -> Iterator[Finding]:
     """One process a GPU."""
-    way, name = (("spec", "trainer"), "numProcPerNode") if document.kind == "TrainJob" else (("spec",), "nprocPerNode")
-    count = mapping(document.value, *way).get(name)
+    way, name_ = (("spec", "trainer"), "numProcPerNode") if document.kind == "TrainJob" else (("spec",), "nprocPerNode")
+    count = mapping(document.value, *way).get(name_)
     if count is None or not str(count).isdecimal():
         return
     for container in (container for pod in pods(document) for container in pod.containers() if not container.init):
         for kind in filter(is_gpu, container.limits):
             if quantity(container.limits[kind]) not in (None, float(count)):
-                wrong = f"{container.limits[kind]} GPUs for {name} {count}: one process a GPU is needed"
-                yield container.error("processes", wrong, "resources", "limits", kind)
+                wrong = f"{container.limits[kind]} GPUs for {name_} {count}: one process a GPU is needed"
+                yield container.works("processes", wrong, "resources", "limits", kind)
 
 
 def queue_label(document: Document) -> Iterator[Finding]:
     """Kueue reads its labels on the job itself: on a pod template or as an annotation they do nothing."""
-    for name in (QUEUE, PRIORITY):
-        if name in mapping(document.value, "metadata", "annotations"):
-            wrong = f"{name} is a label of the job, not an annotation"
-            yield document.error("queue-label", wrong, "metadata", "annotations", name)
+    for name_ in (QUEUE, PRIORITY):
+        if name_ in mapping(document.value, "metadata", "annotations"):
+            wrong = f"{name_} is a label of the job, not an annotation"
+            yield document.works("queue-label", wrong, "metadata", "annotations", name_)
         for pod in pods(document):
-            if pod.at and name in mapping(pod.value, "metadata", "labels"):
-                wrong = f"{name} belongs to the job's own labels: here Kueue does not see it"
-                yield document.error("queue-label", wrong, *pod.at, "metadata", "labels", name)
+            if pod.at and name_ in mapping(pod.value, "metadata", "labels"):
+                wrong = f"{name_} belongs to the job's own labels: here Kueue does not see it"
+                yield document.works("queue-label", wrong, *pod.at, "metadata", "labels", name_)
     labels = mapping(document.value, "metadata", "labels")
     if PRIORITY in labels and QUEUE not in labels:
-        yield document.error("queue-label", f"a priority without {QUEUE}", "metadata", "labels", PRIORITY)
+        yield document.works("queue-label", f"a priority without {QUEUE}", "metadata", "labels", PRIORITY)
 
 
-OF_TRAININGS = (operator, deadlines, operators_pods, processes)
+OF_TRAININGS = (name, pytorchjob_webhook, pytorchjob_runs, trainjob_webhook, deadlines, operators_pods, processes)

@@ -1,20 +1,16 @@
-"""What no schema says of a pod: the *restricted* Pod Security Standard, and what has cost people days: a shared memory
-that is too small, an image that moves, a secret in plain text, a pod that no machine holds."""
+"""What the server takes, and what has cost people days: a shared memory that is too small, an image that moves, a
+secret in plain text, a pod that no machine holds."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from pipelines.manifests.check.documents import Finding
-from pipelines.manifests.check.pods import Container, Pod, is_gpu, mapping, sequence
+from pipelines.manifests.check.documents import Finding, mapping
+from pipelines.manifests.check.pods import Container, Pod, is_gpu, sequence
 from zhllama.kubernetes.quantity import quantity
 
 LEAST_GRACE = 60
 """Seconds of a training pod between SIGTERM and SIGKILL: a checkpoint has to be written in them."""
-VOLUMES = (
-    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
-)  # fmt: skip
-"""Kinds of volumes that the restricted standard allows."""
 SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\b(AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{30,})\b")
 NO_SECRET = re.compile(r"(_FILE|_PATH|_DIR|_URL|_NAME)$", re.IGNORECASE)
@@ -38,19 +34,7 @@ def grace(pod: Pod) -> Iterator[Finding]:
     seconds = pod.spec.get("terminationGracePeriodSeconds", 30)
     if pod.training and isinstance(seconds, int) and seconds < LEAST_GRACE:
         wrong = f"{seconds} s from SIGTERM to SIGKILL: a checkpoint needs {LEAST_GRACE} or more"
-        yield pod.error("grace", wrong, "terminationGracePeriodSeconds")
-
-
-def restricted(pod: Pod) -> Iterator[Finding]:
-    """The *restricted* Pod Security Standard (Kubernetes 1.25 and later)."""
-    for name in ("hostNetwork", "hostPID", "hostIPC"):
-        if pod.spec.get(name):
-            yield pod.error("restricted", f"{name} is not allowed", name)
-    for index, volume in enumerate(sequence(pod.spec.get("volumes"))):
-        for kind in sorted(set(mapping(volume)) - {"name", *VOLUMES}):
-            yield pod.error("restricted", f"a volume of kind {kind} is not allowed", "volumes", index)
-    if mapping(pod.spec, "securityContext").get("sysctls"):
-        yield pod.error("restricted", "sysctls are not set by a pod", "securityContext", "sysctls")
+        yield pod.advice("grace", wrong, "terminationGracePeriodSeconds")
 
 
 def token(pod: Pod) -> Iterator[Finding]:
@@ -61,9 +45,9 @@ def token(pod: Pod) -> Iterator[Finding]:
         return
     if automatic is None:
         wrong = "automountServiceAccountToken is not set: false, or true where the pod talks to the API server"
-        yield pod.error("token", wrong)
+        yield pod.advice("token", wrong)
     elif automatic and pod.training:
-        yield pod.error("token", "a training pod needs no Kubernetes token", "automountServiceAccountToken")
+        yield pod.advice("token", "a training pod needs no Kubernetes token", "automountServiceAccountToken")
 
 
 def fits(pod: Pod, node: Node) -> Iterator[Finding]:
@@ -77,7 +61,7 @@ def fits(pod: Pod, node: Node) -> Iterator[Finding]:
         if total.get(name, 0) > most:
             unit, of = ("", 1) if name in ("cpu", "gpus") else (" GiB", 2**30)
             asked, there = f"{total[name] / of:g}{unit}", f"{most / of:g}{unit}"
-            yield pod.error("fits", f"{name.replace('_', '-')}: the pod asks for {asked}, the largest node has {there}")
+            yield pod.works("fits", f"{name.replace('_', '-')}: the pod asks for {asked}, the largest node has {there}")
 
 
 # --- of a container ---------------------------------------------------------------------------------------------------
@@ -86,53 +70,29 @@ def fits(pod: Pod, node: Node) -> Iterator[Finding]:
 def shared_memory(container: Container) -> Iterator[Finding]:
     """Processes of one node talk through /dev/shm, of which a container has 64 MiB unless it says more."""
     pod = container.pod
-    volumes = {mapping(volume).get("name"): volume for volume in sequence(pod.spec.get("volumes"))}
-    mounts = {mapping(mount).get("mountPath"): mount for mount in sequence(container.value.get("volumeMounts"))}
+    volumes = {str(mapping(volume).get("name")): volume for volume in sequence(pod.spec.get("volumes"))}
+    mounts = {str(mapping(mount).get("mountPath")): mount for mount in sequence(container.value.get("volumeMounts"))}
     mount = mounts.get("/dev/shm")
     if mount is None:
         if pod.training and not container.init:
             wrong = "/dev/shm is 64 MiB without a volume of its own: mount an emptyDir, medium Memory"
-            yield container.error("shm", wrong)
+            yield container.advice("shm", wrong)
         return
-    empty = mapping(volumes.get(mount.get("name")), "emptyDir")
+    empty = mapping(volumes.get(str(mount.get("name"))), "emptyDir")
     size, limit = quantity(empty.get("sizeLimit")), quantity(container.limits.get("memory"))
     if empty.get("medium") != "Memory":
-        yield container.error("shm", "the volume at /dev/shm must be an emptyDir with medium: Memory")
+        yield container.advice("shm", "the volume at /dev/shm must be an emptyDir with medium: Memory")
     elif size is None:
-        yield container.error("shm", "the emptyDir at /dev/shm has no sizeLimit: it may fill the node")
+        yield container.advice("shm", "the emptyDir at /dev/shm has no sizeLimit: it may fill the node")
     elif limit is not None and size >= limit:
         wrong = "which is all of the container's memory: it counts against the limit"
-        yield container.error("shm", f"/dev/shm may take {empty['sizeLimit']}, {wrong}")
-
-
-def restricted_container(container: Container) -> Iterator[Finding]:
-    own, shared = mapping(container.value, "securityContext"), mapping(container.pod.spec, "securityContext")
-    profile = mapping(own.get("seccompProfile", shared.get("seccompProfile"))).get("type")
-    profiled = profile in ("RuntimeDefault", "Localhost")
-    capabilities = mapping(own, "capabilities")
-    added = [one for one in sequence(capabilities.get("add")) if one != "NET_BIND_SERVICE"]
-    for wrong, message, field in (
-        (own.get("runAsNonRoot", shared.get("runAsNonRoot")) is not True,
-         "runAsNonRoot must be true, here or for the pod", ""),
-        (own.get("runAsUser", shared.get("runAsUser")) == 0, "runAsUser 0 is root", "runAsUser"),
-        (not profiled, "seccompProfile must be RuntimeDefault, here or for the pod", ""),
-        (own.get("privileged"), "privileged is not allowed", "privileged"),
-        (own.get("allowPrivilegeEscalation") is not False, "allowPrivilegeEscalation must be false", ""),
-        ("ALL" not in sequence(capabilities.get("drop")), "capabilities must drop ALL", ""),
-        *((True, f"the capability {one} is not allowed", "capabilities") for one in added),
-        (own.get("procMount", "Default") != "Default", "procMount must be Default", "procMount"),
-    ):  # fmt: skip
-        if wrong:
-            place = ("securityContext", field)
-            yield container.error("restricted", f"container {container.name}: {message}", *filter(None, place))
-    if any(mapping(port).get("hostPort") for port in sequence(container.value.get("ports"))):
-        yield container.error("restricted", f"container {container.name}: hostPort is not allowed", "ports")
+        yield container.advice("shm", f"/dev/shm may take {empty['sizeLimit']}, {wrong}")
 
 
 def read_only_root(container: Container) -> Iterator[Finding]:
     if mapping(container.value, "securityContext").get("readOnlyRootFilesystem") is not True:
         wrong = "readOnlyRootFilesystem must be true; mount what it writes to"
-        yield container.error("read-only-root", f"container {container.name}: {wrong}", "securityContext")
+        yield container.advice("read-only-root", f"container {container.name}: {wrong}", "securityContext")
 
 
 def images(container: Container) -> Iterator[Finding]:
@@ -144,7 +104,7 @@ def images(container: Container) -> Iterator[Finding]:
     tag = name.rpartition("/")[2].partition(":")[2]
     if not digest and tag in ("", "latest"):
         wrong = "what runs may change between two pods; name a version or a digest"
-        yield container.error("image-pinned", f"{image or 'no image'}: {wrong}", "image")
+        yield container.advice("image-pinned", f"{image or 'no image'}: {wrong}", "image")
 
 
 def plain_secrets(container: Container) -> Iterator[Finding]:
@@ -154,31 +114,23 @@ def plain_secrets(container: Container) -> Iterator[Finding]:
         named = SECRET_NAME.search(name) and not NO_SECRET.search(name)
         if value and (named or SECRET_VALUE.search(str(value))):
             wrong = f"{name} looks like a secret in plain text; take it from one with valueFrom.secretKeyRef"
-            yield container.error("plain-secret", wrong, "env", index)
+            yield container.advice("plain-secret", wrong, "env", index)
     for kind in ("command", "args"):
         for index, word in enumerate(map(str, sequence(container.value.get(kind)))):
             if SECRET_VALUE.search(word):
                 wrong = "a secret on a command line: take it from a variable"
-                yield container.error("plain-secret", wrong, kind, index)
+                yield container.advice("plain-secret", wrong, kind, index)
 
 
 def resources(container: Container) -> Iterator[Finding]:
-    """Every container says what it needs; GPUs are never shared, so requests and limits agree."""
+    """Every container says what it needs."""
     requests, limits = container.requests, container.limits
     missing = [kind for kind in ("cpu", "memory", "ephemeral-storage") if kind not in {**limits, **requests}]
     missing += [f"a {kind} limit" for kind in ("memory", "ephemeral-storage") if kind not in limits]
     if missing:
         wrong = f"container {container.name} does not say {', '.join(missing)}"
-        yield container.error("resources", wrong, "resources")
-    for kind in sorted({*requests, *limits}):
-        asked, most = quantity(requests.get(kind)), quantity(limits.get(kind))
-        place = ("resources", "requests", kind)
-        if "/" in kind and kind not in limits:
-            yield container.error("gpu-limits", f"{kind} is in no limits: give it there too", *place)
-        elif asked is not None and (asked != most if "/" in kind else most is not None and asked > most):
-            rule = "gpu-limits" if "/" in kind else "resources"
-            yield container.error(rule, f"{kind}: {requests[kind]} requested, {limits[kind]} the limit", *place)
+        yield container.advice("resources", wrong, "resources")
 
 
-OF_PODS = (grace, restricted, token)
-OF_CONTAINERS = (shared_memory, restricted_container, read_only_root, images, plain_secrets, resources)
+OF_PODS = (grace, token)
+OF_CONTAINERS = (shared_memory, read_only_root, images, plain_secrets, resources)

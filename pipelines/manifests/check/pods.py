@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.manifests.check.documents import Document, Finding, Place
+from pipelines.manifests.check.documents import ADMISSION, WORKS, Document, Finding, Place, mapping
+from pipelines.manifests.check.field import Field
 from zhllama.kubernetes.job_manifest import RUNTIME
 
 _OF_TRAINER = {"image": "image", "command": "command", "args": "args", "env": "env", "resourcesPerNode": "resources"}
@@ -14,14 +15,6 @@ _TEMPLATES: Mapping[str, Place] = {
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
     **dict.fromkeys(("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"), ("spec", "template")),
 }
-
-
-def mapping(value: Any, *way: str | int) -> Mapping[str, Any]:
-    """The mapping at the end of the way, or an empty one where something else stands (the schema's finding, not a
-    rule's)."""
-    for name in way:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
 
 
 def sequence(value: Any) -> Sequence[Any]:
@@ -40,15 +33,31 @@ class Pod:
     at: Place
     value: Mapping[str, Any]
     training: bool = False
+    inlined: bool = False
+    """Whether its spec stands at `at` itself."""
+    from_runtime: bool = False
+    """Whether a runtime that is not here brings a part of it: its security context, say."""
 
     @property
     def spec(self) -> Mapping[str, Any]:
         return mapping(self.value, "spec")
 
-    def error(self, rule: str, message: str, *place: str | int) -> Finding:
+    @property
+    def field(self) -> Field:
+        """Its metadata and spec. The server looks at a Pod at once, at the pods of others when they are made."""
+        grade = ADMISSION if self.document.kind == "Pod" else WORKS
+        return Field(self.document, self.at, dict(self.value), grade, "spec" if self.inlined else "")
+
+    @property
+    def spec_at(self) -> Place:
+        return self.at if self.inlined else (*self.at, "spec")
+
+    def works(self, rule: str, message: str, *place: str | int) -> Finding:
         """`place`: in its spec."""
-        place = (*self.at, "spec", *place)
-        return self.document.error(rule, message, *place)
+        return self.document.works(rule, message, *self.spec_at, *place)
+
+    def advice(self, rule: str, message: str, *place: str | int) -> Finding:
+        return self.document.advice(rule, message, *self.spec_at, *place)
 
     def containers(self) -> Iterator["Container"]:
         for kind in ("containers", "initContainers"):
@@ -77,9 +86,12 @@ class Container:
     def limits(self) -> Mapping[str, Any]:
         return mapping(self.value, "resources", "limits")
 
-    def error(self, rule: str, message: str, *place: str | int) -> Finding:
+    def works(self, rule: str, message: str, *place: str | int) -> Finding:
         """`place`: in the container."""
-        return self.pod.error(rule, message, *self.place, *place)
+        return self.pod.works(rule, message, *self.place, *place)
+
+    def advice(self, rule: str, message: str, *place: str | int) -> Finding:
+        return self.pod.advice(rule, message, *self.place, *place)
 
 
 def pods(document: Document) -> list[Pod]:
@@ -93,10 +105,29 @@ def pods(document: Document) -> list[Pod]:
         way = ("spec", "pytorchReplicaSpecs")
         replicas = mapping(value, *way).items()
         return [Pod(document, (*way, name, "template"), mapping(one, "template"), True) for name, one in replicas]
-    if kind == "InferenceService" and "predictor" in (spec := mapping(value, "spec")):
-        # a predictor is a pod's spec with KServe's own fields beside it
-        return [Pod(document, ("spec", "predictor"), {"spec": spec.get("predictor")})]
+    if kind == "InferenceService":
+        return [pod for name in _OF_KSERVE for pod in _served(document, name)]
     return []
+
+
+_OF_KSERVE = ("predictor", "transformer", "explainer")
+
+
+def _served(document: Document, name: str) -> Iterator[Pod]:
+    """A component of KServe: a pod's spec with KServe's own fields beside it, of which `model` is a container that a
+    runtime completes."""
+    part = mapping(document.value, "spec", name)
+    if not part:
+        return
+    at: Place = ("spec", name)
+    containers = list(sequence(part.get("containers")))
+    model = mapping(part, "model")
+    if model:
+        for place, line in list(document.lines.items()):
+            if place[:3] == (*at, "model"):
+                document.lines.setdefault((*at, "containers", len(containers), *place[3:]), line)
+        containers.append({"name": "kserve-container", "image": "", **model})
+    yield Pod(document, at, {"spec": {**part, "containers": containers}}, inlined=True, from_runtime=bool(model))
 
 
 def is_of_known_runtime(document: Document) -> bool:
@@ -125,4 +156,4 @@ def _trainjobs_pod(document: Document) -> Pod:
         if place[:2] == ("spec", "trainer") and len(place) > 2 and place[2] in _OF_TRAINER:
             own = _OF_TRAINER[str(place[2])]
             document.lines.setdefault((*at, "spec", "containers", index, own, *place[3:]), line)
-    return Pod(document, at, {**template, "spec": {**pod, "containers": containers}}, training=True)
+    return Pod(document, at, {**template, "spec": {**pod, "containers": containers}}, True, from_runtime=True)

@@ -1,26 +1,23 @@
-"""Each object against its schema, strictly: a field that the schema does not list is a mistake, not an extension.
+"""Custom resources against their definitions, as the API server holds them: strictly (a field that the schema does not
+list is a mistake, not an extension), nulls dropped, defaults counted as given, keyed lists without repeats, CEL rules.
 
-Kubernetes' own kinds come from kubernetes-validate; custom resources from their definitions (CustomResourceDefinition
-files), which a cluster hands out: `kubectl get crd pytorchjobs.kubeflow.org -o yaml`. A definition leaves out
-`additionalProperties`, so that a misspelt field passes it: `closed` says it.
+The definitions are a cluster's: `kubectl get crd pytorchjobs.kubeflow.org -o yaml`.
 """
 
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifests.check.documents import Document, Finding, dotted
+from pipelines.manifests.check import cel
+from pipelines.manifests.check.documents import ADVICE, Document, Finding
+from pipelines.manifests.check.field import Field
+from pipelines.manifests.check.server.metadata import object_metadata
+from pipelines.manifests.check.server.types import check_part
 from zhllama.errors import InputError
 
-BUILT_IN_GROUPS = {
-    "", "apps", "batch", "autoscaling", "policy", "networking.k8s.io", "rbac.authorization.k8s.io", "storage.k8s.io",
-    "scheduling.k8s.io", "coordination.k8s.io", "admissionregistration.k8s.io",
-}  # fmt: skip
-NO_OBJECTS = ("Kustomization", "Component")
-"""Kinds that kustomize reads and no cluster sees."""
-
-
+METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 Definitions = Mapping[tuple[str, str], dict[str, Any]]
 """(group, kind) → the definition's specification."""
 
@@ -35,14 +32,16 @@ def definitions(folder: Path) -> Definitions:
     found = {}
     # a definition may have two megabytes: the parser in C takes 0.5 s where the other takes 6
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml")):
         try:
             values = list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"--crds {path}: not a readable YAML file; take it out of the folder") from error
         for value in values:
-            if isinstance(value, dict) and value.get("kind") == "CustomResourceDefinition":
-                found[value["spec"]["group"], value["spec"]["names"]["kind"]] = value["spec"]
+            items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
+            for one in items if isinstance(items, list) else [value]:
+                if isinstance(one, dict) and one.get("kind") == "CustomResourceDefinition":
+                    found[one["spec"]["group"], one["spec"]["names"]["kind"]] = one["spec"]
     return found
 
 
@@ -51,8 +50,8 @@ def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
     for listed in definition["versions"]:
         if listed["name"] == version and listed["served"]:
             schema: dict[str, Any] = closed(listed["schema"]["openAPIV3Schema"])
-            # a definition leaves metadata open; the API server knows what is in it
-            schema["properties"]["metadata"] = {"type": "object"}
+            # a definition leaves metadata open; the API server knows what is in it, and sets the status aside
+            schema["properties"] |= {"metadata": {"type": "object"}, "status": {"type": "object"}}
             return schema
     return None
 
@@ -64,48 +63,115 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     made = {name: closed(inner) for name, inner in schema.items()}
-    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    properties = schema.get("properties")
+    if isinstance(properties, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
+    if isinstance(properties, dict) and isinstance(schema.get("required"), list):
+        made["required"] = [name for name in schema["required"] if "default" not in properties.get(name, {})]
     if schema.get("x-kubernetes-int-or-string"):
         made.pop("type", None)
         made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if schema.get("nullable") is True and isinstance(schema.get("type"), str):
+        made["type"] = [schema["type"], "null"]
+    if schema.get("format") in ("int32", "int64") and schema.get("type") == "integer":
+        bits = int(schema["format"].removeprefix("int")) - 1
+        made["minimum"] = max(schema.get("minimum", -(2**bits)), -(2**bits))
+        made["maximum"] = min(schema.get("maximum", 2**bits - 1), 2**bits - 1)
     return made
 
 
-def check_schema(document: Document, known: Definitions) -> Iterator[Finding]:
-    """Everything in the object that its schema does not allow."""
+_STRICT: dict[tuple[int, str], tuple[dict[str, Any], dict[str, Any] | None]] = {}
+"""Of each definition and version, once: the definition (so that its id stays its own) and the schema."""
+
+
+def _strict_once(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
+    key = (id(definition), version)
+    if key not in _STRICT:
+        _STRICT[key] = (definition, strict(definition, version))
+    return _STRICT[key][1]
+
+
+def check_custom(document: Document, known: Definitions, version: str) -> Iterator[Finding]:
+    """Everything in a custom resource that its definition does not allow."""
+    group, _, served = document.api_version.rpartition("/")
+    field = Field(document, value=document.value)
+    yield from check_part(field["metadata"], METADATA, version)
+    yield from object_metadata(field["metadata"], document.kind, own=False)
+    if (group, document.kind) not in known:
+        wrong = "no definition at hand, so its fields are not checked; give the folder with it as --crds"
+        yield document.found(ADVICE, "no-schema", f"{document.api_version} {document.kind}: {wrong}", "kind")
+    elif (schema := _strict_once(known[group, document.kind], served)) is None:
+        yield field["apiVersion"].wrong(f"{document.kind} is not served as {document.api_version}", "schema")
+    else:
+        document.value = without_nulls(document.value, schema)
+        field = Field(document, value=document.value)
+        yield from _held_to(field, schema)
+        yield from _walk(field, schema)
+
+
+def without_nulls(value: Any, schema: Any) -> Any:
+    """A null field is none, unless the schema takes nulls; a null in a list stays, and is refused."""
+    if not isinstance(schema, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return value
+    if isinstance(value, list):
+        return [without_nulls(inner, schema.get("items")) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    known, others = schema.get("properties") or {}, schema.get("additionalProperties")
+    made = {}
+    for name, inner in value.items():
+        own = known.get(name, others if isinstance(others, dict) else {})
+        if inner is not None or own.get("nullable"):
+            made[name] = without_nulls(inner, own)
+    return made
+
+
+def _held_to(field: Field, schema: dict[str, Any]) -> Iterator[Finding]:
     import jsonschema
 
-    yield from document.repeated
-    kind, api_version = document.kind, str(document.value["apiVersion"])
-    group, _, version = api_version.rpartition("/")
-    if group in BUILT_IN_GROUPS:
-        yield from _built_in(document, document.value)
-    elif (group, kind) not in known:
-        wrong = "no definition at hand, so its fields are not checked; give the folder with it as --crds"
-        yield document.warning("no-schema", f"{api_version} {kind}: {wrong}", "kind")
-    elif (schema := strict(known[group, kind], version)) is None:
-        yield document.error("schema", f"{kind} is not served as {api_version}", "apiVersion")
-    else:
-        # metadata is Kubernetes' own: a ConfigMap's is as good as any
-        metadata = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document.value.get("metadata")}
-        yield from _built_in(document, metadata)
-        for error in jsonschema.Draft7Validator(schema).iter_errors(document.value):
-            yield _finding(document, error)
+    for error in jsonschema.Draft7Validator(schema).iter_errors(field.value):
+        at = field
+        for step in error.absolute_path:
+            at = at[step] if isinstance(step, str) else list(at.items())[step]
+        if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+            for name in sorted(set(error.instance) - set(error.schema.get("properties", {}))):
+                yield at[name].wrong(f"{name!r} was unexpected: no field of that name is known", "schema")
+        elif error.validator == "anyOf":
+            yield at.wrong("must be a whole number or text", "schema")
+        else:
+            yield at.wrong(str(error.message)[:300], "schema")
 
 
-def _built_in(document: Document, value: dict[str, Any]) -> Iterator[Finding]:
-    import kubernetes_validate
+def _walk(field: Field, schema: Any) -> Iterator[Finding]:
+    """What JSON schema does not say: repeats in keyed lists, and rules in CEL."""
+    value = field.value
+    if value is None or not isinstance(schema, dict):
+        return
+    for rule in schema.get("x-kubernetes-validations") or ():
+        yield from cel.check(field, rule)
+    if isinstance(value, list):
+        yield from _repeats(field, schema)
+        for inner in field.items():
+            yield from _walk(inner, schema.get("items"))
+    elif isinstance(value, dict):
+        known, others = schema.get("properties") or {}, schema.get("additionalProperties")
+        for name in value:
+            yield from _walk(field[name], known.get(name, others))
 
-    try:
-        kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=True)
-    except kubernetes_validate.ValidationError as error:
-        yield _finding(document, error)
-    except kubernetes_validate.SchemaNotFoundError:
-        wrong = f"there is no {document.kind} in {document.value['apiVersion']}; correct one of them"
-        yield document.error("schema", wrong, "kind")
 
-
-def _finding(document: Document, error: Any) -> Finding:
-    place = tuple(error.path)
-    return document.error("schema", f"{dotted(place) or 'the object'}: {str(error.message)[:300]}", *place)
+def _repeats(field: Field, schema: dict[str, Any]) -> Iterator[Finding]:
+    kind, names = schema.get("x-kubernetes-list-type"), schema.get("x-kubernetes-list-map-keys", ())
+    if kind not in ("map", "set"):
+        return
+    known = (schema.get("items") or {}).get("properties") or {}
+    seen = set()
+    for item in field.items():
+        if kind == "map":
+            if not isinstance(item.value, dict):
+                continue
+            key = json.dumps([item.value.get(name, known.get(name, {}).get("default")) for name in names])
+        else:
+            key = json.dumps(item.value, sort_keys=True)
+        if key in seen:
+            yield item.wrong(f"{', '.join(names) or 'the value'}: stands there already", "schema")
+        seen.add(key)

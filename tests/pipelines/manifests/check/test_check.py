@@ -1,58 +1,205 @@
 """zhllama check: each broken manifest fails with its rule and no other, ours pass, and findings name the line."""
 
-import ast
+import json
+import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.manifests.check.check import check, node_of
-from pipelines.manifests.check.documents import Document, read_documents
+from pipelines.manifests.check.documents import Document, Finding, read_documents
 from pipelines.manifests.check.pod_rules import Node
+from tests import recordings
 from zhllama.errors import InputError
 from zhllama.kubernetes.quantity import quantity
 
 ROOT = Path(__file__).resolve().parents[4]
 HERE = Path(__file__).parent
 BROKEN = sorted((HERE / "broken").glob("*.yaml"))
-CRDS = ROOT.parent / "shared" / "crds"
-needs_crds = pytest.mark.skipif(
-    not CRDS.is_dir(), reason="NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)"
-)
+CRDS = recordings.crds()
+BESIDE = {"dns-name.trainjob": {"schema"}, "restricted.privileged": {"validation"}, "schema": {"deadlines"}}
+"""Rules that a broken manifest breaks too."""
 
 
-@needs_crds
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
 def test_a_broken_manifest_fails_with_its_rule_alone(path: Path) -> None:
-    errors = [finding for finding in check([path], CRDS) if finding.level == "error"]
-    assert {finding.rule for finding in errors} == {path.name.split(".")[0]}, errors
-    assert all(1 < finding.line <= len(path.read_text(encoding="utf-8").splitlines()) for finding in errors)
+    found = check([path], CRDS)
+    beside = BESIDE.get(path.stem, set()) | {"operator-init"}
+    assert {finding.rule for finding in found} - beside == {path.name.split(".")[0]}, found
+    assert all(0 < finding.line <= len(path.read_text(encoding="utf-8").splitlines()) for finding in found)
 
 
-@needs_crds
 def test_what_they_are_made_from_passes() -> None:
     assert check([HERE / "good.yaml", HERE / "good-trainjob.yaml"], CRDS) == []
 
 
-def test_there_is_a_broken_manifest_for_every_rule() -> None:
-    rules = set()
-    for path in (ROOT / "pipelines" / "manifests" / "check").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                words = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-                if name == "error":  # document.error(rule, message, *place)
-                    rules |= set(words[:1])
-                elif name == "Finding" and "error" in words:  # Finding(file, line, "error", rule, message)
-                    rules |= set(words[words.index("error") + 1 :][:1])
-    assert rules == {path.name.split(".")[0] for path in BROKEN}
+def test_there_is_a_broken_manifest_for_every_rule_that_the_docs_name() -> None:
+    page = (ROOT / "docs" / "checking-manifests.md").read_text()
+    named = {rule for row in re.findall(r"^\| (`.*?) \|", page, re.M) for rule in re.findall(r"`([a-z-]+)`", row)}
+    others = {"admission", "works", "advice", "baseline", "no-schema", "runtime", "operator-init"}
+    assert named - others == {path.name.split(".")[0] for path in BROKEN}
 
 
 @pytest.mark.slow
-@needs_crds
 def test_our_own_manifests_pass() -> None:
     assert [str(finding) for finding in check([ROOT / "k8s"], CRDS) if finding.level == "error"] == []
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+JOB = yaml.safe_load((HERE / "good.yaml").read_text())
+
+
+def changed(value: Any, way: Sequence[Any], new: Any) -> Any:
+    """A copy of a value with another one at the end of the way; ... takes it out."""
+    made = json.loads(json.dumps(value))
+    at = made
+    for step in way[:-1]:
+        at = at[step]
+    if new is ...:
+        del at[way[-1]]
+    else:
+        at[way[-1]] = new
+    return made
+
+
+MASTER = ("spec", "pytorchReplicaSpecs", "Master")
+POD = (*MASTER, "template", "spec")
+
+
+@pytest.mark.parametrize(
+    ("way", "new", "grade", "rule"),
+    [
+        (("spec", "runPolicy", "backoffLimit"), ..., "advice", "deadlines"),
+        ((*POD, "containers", 0, "imagePullPolicy"), "Sometimes", "works", "validation"),
+        ((*POD, "containers", 0, "resources", "limits", "nvidia.com/gpu"), "4", "works", "gpu-limits"),
+        ((*POD, "hostPID"), True, "works", "restricted"),
+        ((*MASTER, "restartPolicy"), "Sometimes", "works", "restart-policy"),
+        ((*MASTER, "replicas"), ..., "admission", "one-master"),
+        ((*MASTER, "replicas"), 2, "admission", "one-master"),
+        ((*MASTER, "tempalte"), {}, "admission", "schema"),
+        (("metadata", "labels", "a"), "b c", "admission", "validation"),
+        (("metadata", "name"), "a.b", "admission", "dns-name"),
+        (("metadata", "name"), "a" * 60, "works", "dns-name"),
+        (("spec", "runPolicy", "managedBy"), "me", "admission", "webhook"),
+        (("spec", "pytorchReplicaSpecs", "worker"), {}, "admission", "webhook"),
+        (("spec", "runPolicy", "cleanPodPolicy"), "Never", "works", "run-policy"),
+        (("spec", "runPolicy", "ttlSecondsAfterFinished"), -1, "works", "run-policy"),
+    ],
+    ids=lambda value: "-".join(map(str, value))[-40:] if isinstance(value, tuple) else str(value)[:20],
+)
+def test_what_a_finding_weighs(way: Sequence[Any], new: Any, grade: str, rule: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(json.dumps(changed(JOB, way, new)))
+    assert (grade, rule) in {(finding.grade, finding.rule) for finding in check([tmp_path], CRDS)}
+
+
+def test_a_generated_name_is_held_to_the_rules_of_names(tmp_path: Path) -> None:
+    job = changed(JOB, ("metadata", "name"), ...)
+    for prefix, rules in (("llama-", set()), ("7b-", {"dns-name"})):
+        (tmp_path / "job.yaml").write_text(json.dumps(changed(job, ("metadata", "generateName"), prefix)))
+        assert {finding.rule for finding in check([tmp_path], CRDS)} == rules
+
+
+def test_a_standard_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(json.dumps(changed(JOB, (*POD, "securityContext"), {})))
+    rules = {
+        standard: {finding.rule for finding in check([tmp_path], CRDS, pod_security=standard)}
+        for standard in ("privileged", "baseline", "restricted")
+    }
+    assert rules == {"privileged": set(), "baseline": set(), "restricted": {"restricted"}}
+
+
+def test_all_errors_of_a_schema_are_said(tmp_path: Path) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"a": 1, "b": 2, "containers": 3}}
+    (tmp_path / "pod.yaml").write_text(json.dumps(pod))
+    assert len([finding for finding in check([tmp_path]) if finding.rule == "schema"]) == 3
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_whatever_stands_in_an_object_is_no_traceback(data: st.DataObject) -> None:
+    verdicts = recordings.verdicts()
+    value = verdicts[data.draw(st.sampled_from([name for name in verdicts if name.endswith("/good")]))]["object"]
+    for _ in range(data.draw(st.integers(1, 3))):
+        way = data.draw(st.sampled_from(list(_ways(value))))
+        odd = st.sampled_from(
+            [None, True, -1, 1.5, 10**30, "", "A B", "中", [], [None], [[]], {}, {"a": None}, {"": ""}]
+        )
+        value = changed(value, way, data.draw(odd))
+    found = _checked(json.dumps(value))
+    assert all(isinstance(str(finding), str) for finding in found)
+
+
+def _ways(value: Any, way: tuple[Any, ...] = ()) -> Any:
+    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in steps:
+        yield (*way, step)
+        yield from _ways(inner, (*way, step))
+
+
+def _checked(text: str) -> list[Finding]:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        return check([Path(file.name)], CRDS)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("metadata: {name: {{ .Release.Name }}}\n", "a template of Helm"),
+        ("a: &a [*a]\n", "an anchor holds itself"),
+        ("a: *b\n", "undefined alias"),
+        ("[" * 600 + "]" * 600, "nested deeper"),
+        ("a: [1\n", "not YAML"),
+        ("a: .inf\n", "JSON has no .inf"),
+        ("hello\n", "not a Kubernetes object"),
+        ("~: a\nkind: b\n", "a key is null"),
+    ],
+    ids=["helm", "cycle", "alias", "deep", "bracket", "infinite", "text", "null key"],
+)
+def test_odd_files_are_one_line_each_and_the_others_are_checked(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: A}\n")
+    found = check([tmp_path])
+    assert [(Path(one.file).name, one.rule, one.grade) for one in found] == [
+        ("a.yaml", "yaml", "admission"), ("b.yaml", "validation", "admission"),
+    ]  # fmt: skip
+    assert said in found[0].message
+
+
+def test_a_file_that_is_no_text_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")
+    assert [finding.message for finding in check([tmp_path])] == ["not readable: not UTF-8; give YAML files"]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n---\n", "apiVersion: v1\nkind: List\nitems: []\n"])
+def test_an_input_without_an_object_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert [finding.grade for finding in check([tmp_path / "a.yaml"])] == ["admission"]
+
+
+def test_what_kubectl_cannot_send_is_not_what_a_server_refuses(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("apiVersion: v1\nmetadata: {name: a}\ndata: {a: b}\n")
+    assert [finding.grade for finding in check([tmp_path])] == ["works"]
+
+
+def test_a_namespace_beside_that_of_kubectl_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: b}\n")
+    assert check([tmp_path], namespace="b") == check([tmp_path]) == []
+    assert [finding.grade for finding in check([tmp_path], namespace="c")] == ["admission"]
 
 
 def test_what_two_files_share_word_for_word_is_not_said_twice(tmp_path: Path) -> None:
@@ -66,17 +213,18 @@ def test_what_two_files_share_word_for_word_is_not_said_twice(tmp_path: Path) ->
 
 def test_without_definitions_the_rules_still_hold_and_it_says_what_was_not_checked() -> None:
     found = check([HERE / "broken" / "container-name.yaml"])
-    assert {(finding.level, finding.rule) for finding in found} == {
-        ("warning", "no-schema"), ("error", "container-name"),
+    assert {(finding.grade, finding.rule) for finding in found} == {
+        ("advice", "no-schema"), ("admission", "container-name"),
     }  # fmt: skip
 
 
 def test_a_finding_names_the_line_of_the_field() -> None:
     path = HERE / "broken" / "image-pinned.latest.yaml"
     (line,) = [number for number, text in enumerate(path.read_text().splitlines(), 1) if "image:" in text]
-    (finding,) = [finding for finding in check([path]) if finding.level == "error"]
+    (finding,) = [finding for finding in check([path]) if finding.rule == "image-pinned"]
     assert finding.line == line
-    assert str(finding).startswith(f"{path}:{line}: error [image-pinned] ")
+    assert finding.said("advice").startswith(f"{path}:{line}: error [image-pinned] ")
+    assert str(finding).startswith(f"{path}:{line}: warning [image-pinned] ")
 
 
 def test_an_operators_init_container_is_pointed_out_for_several_nodes(tmp_path: Path) -> None:
@@ -89,7 +237,7 @@ def test_an_operators_init_container_is_pointed_out_for_several_nodes(tmp_path: 
 def test_a_trainjobs_findings_name_the_lines_of_its_trainer() -> None:
     path = HERE / "broken" / "image-pinned.trainjob.yaml"
     (line,) = [number for number, text in enumerate(path.read_text().splitlines(), 1) if "image:" in text]
-    assert [finding.line for finding in check([path]) if finding.level == "error"] == [line]
+    assert [finding.line for finding in check([path]) if finding.rule == "image-pinned"] == [line]
 
 
 def test_of_a_runtime_that_is_not_at_hand_it_says_that_its_pods_are_not_checked(tmp_path: Path) -> None:
@@ -113,11 +261,10 @@ def test_lists_and_anchors_are_read_as_a_cluster_reads_them(tmp_path: Path) -> N
     assert check([tmp_path]) == []
 
 
-@needs_crds
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nspec: {}\n", "[schema] "),
+        ("apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nspec: {}\n", "[validation] metadata.name: is needed"),
         ("apiVersion: v1\nkind: ConfigMap\n? [a]\n: b\n", "[yaml] not YAML: a key is no text"),
         ("apiVersion: v1\nkind: ConfigMap\nmetadata: a\n", "[schema] metadata"),
         ("apiVersion: true\nkind: ConfigMap\n", "[yaml] not a Kubernetes object"),
@@ -162,17 +309,28 @@ def test_the_largest_node_may_be_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["good.yaml"], 0, "0 errors"),
-        (["broken/token.yaml", "good.yaml"], 1, "token.yaml:"),
+        (["good.yaml"], 0, "0 errors, 1 warning"),
+        (["broken/token.yaml"], 0, "token.yaml:"),
+        (["broken/token.yaml", "--level", "advice"], 1, "error [token]"),
+        (["broken/restricted.user.yaml"], 1, "error [restricted]"),
+        (["broken/restricted.user.yaml", "--level", "admission"], 0, "warning [restricted]"),
+        (["broken/restricted.user.yaml", "--pod-security", "baseline"], 0, "0 errors"),
+        (["broken/container-name.yaml", "--level", "admission"], 1, "(admission)"),
+        ([], 1, "no object is in it"),
+        (["good.yaml", "--kubernetes", "9.9"], 2, "--kubernetes 9.9: known are 1.25"),
         (["nowhere.yaml"], 2, "nowhere.yaml: no such file or folder"),
         (["../../demo"], 2, "../demo: no YAML file is in it"),
         (["good.yaml", "--crds", "nowhere"], 2, "--crds nowhere: no such folder"),
     ],
-    ids=["good", "broken", "missing", "nothing", "no definitions"],
-)
+    ids=[
+        "good", "advice", "advice counts", "works", "admission alone", "another standard", "refused", "empty input",
+        "version", "missing", "nothing", "no definitions",
+    ],
+)  # fmt: skip
 def test_the_command_ends_with_what_it_found(arguments: list[str], code: int, said: str) -> None:
     command = [sys.executable, "-m", "pipelines", "check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, env={"PYTHONPATH": str(ROOT), "PATH": ""})
-    assert done.returncode == code, done.stderr
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, input="", cwd=HERE, env=environment)
+    assert done.returncode == code, done.stdout + done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
