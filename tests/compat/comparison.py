@@ -66,7 +66,7 @@ class Comparison:
             "next": [log_softmax(one[-1]) for one in ours.logits],
             "likelihood": [np.array(ours.likelihood)],
         }
-        if greedy and seen.get("spoken") == ours.spoken:
+        if greedy and "chosen" in seen and seen["spoken"] == ours.spoken:
             # some tell EOS's too, some do not
             figures["chosen"] = [np.array(ours.chosen[at][: len(one)]) for at, one in enumerate(arrays(seen["chosen"]))]
         for name, values in figures.items():
