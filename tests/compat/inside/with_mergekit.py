@@ -38,13 +38,13 @@ def merged(of: str, method: str, other: str = "", **more: Any) -> dict[str, Any]
 
 
 def with_tokenizer(of: str, other: str) -> dict[str, Any]:
-    return merged(of, "linear", other, tokenizer_source="union")
+    return merged(of, "linear", other, tokenizer_source=asked["models"][of])
 
 
 pretrained = asked["adapters"]["lora"][1]
 attempt("linear", merged, "merged", "linear", pretrained)
 attempt("slerp", merged, "merged", "slerp", pretrained)
-attempt("linear, tokenizer_source: union", with_tokenizer, "merged", pretrained)
+attempt("linear, tokenizer_source", with_tokenizer, "merged", pretrained)
 attempt("passthrough", merged, "tied", "passthrough")
 attempt("passthrough", merged, "stretched", "passthrough")
 finish("mergekit", "transformers")
