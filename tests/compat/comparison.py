@@ -104,7 +104,7 @@ class Comparison:
             try:
                 words, other = way()
             except InputError as error:
-                words, other = f"refused: {error}", False
+                words, other = f"refused: {error}", True
             except Exception as error:  # noqa: BLE001 - a fault of ours is a row, and the others are tried
                 traceback.print_exc()
                 words, other = f"failed: {type(error).__name__}: {error}"[:300], True
