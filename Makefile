@@ -78,7 +78,7 @@ test-all: venv $(WITH_GGUF)  ## everything, the slowest claims too
 bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown tables: ONLY="merge storage" chooses
 	$(BIN)/python -m tests.bench $(ONLY)
 
-compat: venv $(WITH_GGUF)  ## what other programs make of our files, and we of theirs: ONLY="trl mergekit" chooses; an hour
+compat: venv $(GGUF)  ## what other programs make of our files, and we of theirs: ONLY="trl mergekit" chooses; an hour
 	TORCH_INDEX_ARGS="$(TORCH_INDEX_ARGS)" $(BIN)/python -m tests.compat $(ONLY)
 
 soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500

@@ -15,6 +15,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
 from zhllama.weights.chat_template import chosen
@@ -52,7 +53,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         padding_multiple=config.pad_to_multiple_of,
     )
 
-    template, why = chosen(model)
+    # what will be taught: an engine that lays an adapter over a base asks with the base's template
+    template, why = chosen(model, otherwise=DEFAULT)
     files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048), template)
     for name, content in files.items():
         out.add_bytes(name, content)

@@ -43,7 +43,9 @@ def main(chosen: list[str]) -> int:
     kept.mkdir(exist_ok=True)
     ours = {name: artifacts.said(load_model(made[name]), artifacts.template_of(made[name])) for name in MODELS}
     for name, base in BASES.items():
-        ours[name] = artifacts.said(load_model(made[base], made[name]), artifacts.template_of(made[base]))
+        # an engine has the base's template: it has to be what the adapter was taught
+        template = artifacts.template_of(made[name]) or artifacts.template_of(made[base])
+        ours[name] = artifacts.said(load_model(made[base], made[name]), template)
     asked = question(made, ours)
     comparison = Comparison(made, ours, work)
     differing = 0

@@ -35,6 +35,7 @@ PROGRAMS = (
         ("llamafactory",),
         (*NO_MEDIA, "gradio"),
         "An empty module stands for torchaudio, which it imports at once.",
+        {"prompts of its own alpaca": "without BOS, its parts encoded one by one"},
     ),
     Program("mergekit", "with_mergekit.py", ("mergekit",)),
     Program("lm-eval", "with_lm_eval.py", ("lm-eval transformers accelerate peft",)),

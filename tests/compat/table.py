@@ -15,9 +15,14 @@ What it gives: `merged` (an extended vocabulary, two adapters merged in, float32
 head, float16), `stretched` (rope linear, factor 4, float16), the adapters `rows` (LoRA, embeddings and head in full)
 and `lora`, and GGUF of the three models. Two layers, 128 wide, 1,125 pieces: what is compared is arithmetic.
 
-ids: lines of Chinese, English, both, white space, emoji, whose ids are ours. chats: the same for the folder's chat
-template, one and two turns. logits: the largest difference to ours (logprobs: after a softmax). "→": what the program
-saved, through our own commands, beside the program's own logits.
+- ids: lines of Chinese, English, both, white space, emoji, whose ids are ours. chats: conversations of one
+  and two turns, by the template that the program finds in the folder. spoken, answers: greedy answers, text and ids.
+- logits: the largest difference to ours, which stand in units of some 10. next: of the log probabilities after a text;
+  chosen: of those of an answer; likelihood: lm-eval's sums. A quantised model (q8_0) may answer otherwise.
+- "→": what the program saved, through our own commands, beside the program's own logits: `merge_adapters` rounds to the
+  dtype of its base, float16 where that is `tied` or `stretched`.
+- `marked` is `merged` with `{% generation %}` markers in its chat template, which transformers from 4.45 on, vLLM,
+  mistral.rs, llama.cpp's server and llama-cpp-python take.
 """
 
 

@@ -31,7 +31,7 @@ from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.prompt import BY_TEMPLATE, RECIPE
 from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
@@ -44,7 +44,7 @@ from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.adapter_config import placeless
-from zhllama.weights.chat_template import PROMPT_FACT, chosen, is_template, prompt_of
+from zhllama.weights.chat_template import PROMPT_FACT, chosen, default_of, is_template, prompt_of, template_in
 from zhllama.weights.fit import lineage_of, weights_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
@@ -171,6 +171,11 @@ def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder
     for name, content in tokenizer_files(encoder.model, positions, template).items():
         out.add_bytes(name, content)
     out.facts |= {PROMPT_FACT: prompt.name if prompt else "", "chat_template": why}
+    if prompt and BY_TEMPLATE.get(default_of(template_in(inputs.model, "--model"))) is not prompt:
+        said = (
+            "%s is asked otherwise than is taught: an engine that lays the adapter over it must be given the adapter's"
+        )
+        log.warning(f"{said} chat template (vLLM: --chat-template)", inputs.model.root)
 
 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:

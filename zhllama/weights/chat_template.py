@@ -70,9 +70,12 @@ def _text(artifact: Artifact, name: str) -> str:
     return artifact.read(name).decode()
 
 
-def chosen(model: Artifact, adapters: Sequence[Artifact] = (), option: str = "--model") -> tuple[Template, str]:
+def chosen(
+    model: Artifact, adapters: Sequence[Artifact] = (), option: str = "--model", otherwise: Prompt = RECIPE
+) -> tuple[Template, str]:
     """The template of a model that these adapters are merged into, in that order, and why that one: the last that was
-    taught counts, then the model's own, then the recipe's, which every model is asked with that has none."""
+    taught counts, then the model's own, then `otherwise`: the recipe's, which every model is asked with that has
+    none."""
     for number, adapter in reversed(list(enumerate(adapters, 1))):
         which = f"adapter {number}" if len(adapters) > 1 else "the adapter"
         if adapter.verified and adapter.manifest.stage in TRAININGS:
@@ -83,7 +86,7 @@ def chosen(model: Artifact, adapters: Sequence[Artifact] = (), option: str = "--
             return own, f"the one beside {which}"
     if (own := template_in(model, option)) is not None:
         return own, "the model's own"
-    return RECIPE.template, f"{RECIPE.title}: the model has none"
+    return otherwise.template, f"{otherwise.title}: the model has none"
 
 
 PROMPT_FACT = "prompt"

@@ -34,17 +34,18 @@ def merged(of: str, method: str, other: str = "", **more: Any) -> dict[str, Any]
             expected = 0.25 * expected + 0.75 * tensors(other)[name].float()
         assert (tensor - expected).abs().max() < 1e-6, f"{name} is no mean"
     found = {"saved": str(out), "kind": "model", "logits": logits(load(str(out)), of)}
-    return {**found, **ids(AutoTokenizer.from_pretrained(out))}
+    # the chat template is of one of the two, which mergekit chooses
+    return {**found, "ids": ids(AutoTokenizer.from_pretrained(out))["ids"]}
 
 
 def with_tokenizer(of: str, other: str) -> dict[str, Any]:
-    return merged(of, "linear", other, tokenizer_source="union")
+    return merged(of, "linear", other, tokenizer_source=asked["models"][of])
 
 
 pretrained = asked["adapters"]["lora"][1]
 attempt("linear", merged, "merged", "linear", pretrained)
 attempt("slerp", merged, "merged", "slerp", pretrained)
-attempt("linear, tokenizer_source: union", with_tokenizer, "merged", pretrained)
+attempt("linear, tokenizer_source", with_tokenizer, "merged", pretrained)
 attempt("passthrough", merged, "tied", "passthrough")
 attempt("passthrough", merged, "stretched", "passthrough")
 finish("mergekit", "transformers")

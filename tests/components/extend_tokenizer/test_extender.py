@@ -18,7 +18,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import INDEX, Checkpoint
@@ -384,7 +384,9 @@ def test_the_special_ids_of_the_base_are_the_tokenizers_whatever_its_files_say(t
 
 
 @pytest.mark.parametrize(
-    ("own", "why"), [("{{ 'mine' }}", "the model's own"), ("", "Alpaca's: the model has none")], ids=["own", "none"]
+    ("own", "why"),
+    [("{{ 'mine' }}", "the model's own"), ("", f"{DEFAULT.title}: the model has none")],
+    ids=["own", "none"],
 )
 def test_the_chat_template_of_the_base_is_kept(tmp_path, tiny_model, own, why):
     model = shutil.copytree(Path(tiny_model).parent, tmp_path / "model")
@@ -393,5 +395,5 @@ def test_the_chat_template_of_the_base_is_kept(tmp_path, tiny_model, own, why):
     (model / "chat_template.jinja").write_text(own)
     made = extend(tmp_path / "store", model)
     assert "chat_template.jinja" not in made
-    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == (own or RECIPE.template)
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == (own or DEFAULT.template)
     assert made.manifest.facts["chat_template"] == why

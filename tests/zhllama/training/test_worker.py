@@ -78,6 +78,20 @@ def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, sa
     assert made.manifest.facts | facts == made.manifest.facts
 
 
+@pytest.mark.parametrize("prompt", [DEFAULT, RECIPE], ids=lambda prompt: prompt.name)
+@pytest.mark.parametrize(
+    "asked", [DEFAULT.template, RECIPE.template, RECIPE.plain, ""], ids=["newline", "recipe", "0.1", "none"]
+)
+def test_a_base_that_is_asked_otherwise_than_is_taught_is_named(base, tmp_path, caplog, asked, prompt):
+    folder = Path(base.root)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": asked}))
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    _add_tokenizer(out, inputs(open_artifact(str(folder)), tmp_path, 2, prompt=prompt.name), load_encoder(base, ""))
+    alike = asked in (prompt.template, prompt.plain)
+    assert ("must be given the adapter's chat template" in caplog.text) is not alike
+
+
 def test_a_prompt_that_a_later_release_taught_is_refused(base, tmp_path):
     out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
     given = inputs(base, tmp_path, 2, prompt="chat-of-2030")

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
+from zhllama.storage.parallel import STEP
 from zhllama.weights.safetensors_io import INDEX, PICKLED, PICKLED_INDEX, SINGLE, Checkpoint
 
 
@@ -69,6 +70,17 @@ def test_a_tensor_without_numbers_of_its_own_is_refused(tmp_path: Path, tensor: 
     torch.save({"a": tensor}, tmp_path / PICKLED)
     with pytest.raises(InputError, match=r"not a dictionary of tensors \(dense ones\)"):
         Checkpoint(open_artifact(str(tmp_path)))
+
+
+def test_what_is_longer_than_a_piece_is_copied_piece_by_piece(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(STEP // 3).float(), "b": torch.arange(STEP).float()}
+    torch.save(tensors, tmp_path / PICKLED)
+    (tmp_path / "tokenizer.json").write_bytes(bytes(range(256)) * (STEP // 128))
+    artifact = Checkpoint(open_artifact(str(tmp_path))).artifact
+    artifact.fetch(tmp_path / "copy")
+    copied = load_file(tmp_path / "copy" / SINGLE)
+    assert all(torch.equal(copied[name], tensor) for name, tensor in tensors.items())
+    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
 def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path) -> None:
