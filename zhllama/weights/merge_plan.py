@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, has_tokenizer, load_encoder
@@ -69,12 +70,20 @@ def plan_merge(model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact
         pieces, weights = its.pieces if its else (), base_weights(artifact)
         rows_in, verified = _rows_in(adapter), artifact.verified
         named.append(Step(name, artifact.digest, vocabulary, rows_in, trained, pieces, weights, verified))
-        known = known and verified
+        known = (known or trained is not None) and verified
     lineage = require_fit(model, vocabularies[0], first, named)
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         shapes = adapter.fitted(shapes, model.root, vocabulary.size if vocabulary else None)
     last = next((found for found in reversed(vocabularies) if found is not None), None)
     return MergePlan(steps, encoder, last, shapes, tied, lineage)
+
+
+def nothing_changed(names: Sequence[str], model: Artifact) -> InputError:
+    """For adapters that leave every weight as it is: what they were merged for is not in them."""
+    return InputError(
+        f"--adapters {','.join(names)}: merging changes no weight of {model.root}; the adapters are all zero "
+        "(untrained, or saved empty)"
+    )
 
 
 def _rows_in(adapter: Adapter) -> int | None:

@@ -126,6 +126,11 @@ def test_what_changes_no_arithmetic_passes(tmp_path: Path, config: Any) -> None:
     assert [update.scale for update in adapter.updates.values()] == [2.0] * 4
 
 
+def test_an_alpha_of_0_is_said_to_peft_and_is_not_its_default(tmp_path: Path) -> None:
+    adapter = write(tmp_path / "adapter", config={"lora_alpha": 0, "alpha_pattern": {"q_proj": 4}})
+    assert adapter.config.for_peft()["lora_alpha"] == 0
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
