@@ -86,6 +86,8 @@ class AdapterConfig:
         self._refuse(given)
         self.rank, self.alpha = _whole(given["r"], "r"), _number(given["lora_alpha"], "lora_alpha")
         self.dropout = _number(given.get("lora_dropout") or 0.0, "lora_dropout")
+        if self.dropout > 1:
+            raise ValueError(f"lora_dropout is {self.dropout:g}, where a share of 1 is needed")
         self.rank_stabilised, self.keeps_tied = _flag(given, "use_rslora"), _flag(given, "ensure_weight_tying")
         self.ranks = {name: _whole(rank, name) for name, rank in _object(given, "rank_pattern").items()}
         self.alphas = {name: _number(alpha, name) for name, alpha in _object(given, "alpha_pattern").items()}
