@@ -33,7 +33,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-    from zhllama.weights.merge_plan import plan_merge
+    from zhllama.weights.merge_plan import nothing_changed, plan_merge
     from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
 
@@ -69,10 +69,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         if entry["relative_change"] or entry.get("new_rows")
     }
     if not changes:
-        raise InputError(
-            f"--adapters {config.adapters}: merging changes no weight of {model.root}; the adapters are all zero "
-            "(untrained, or saved empty)"
-        )
+        raise nothing_changed(split_references(config.adapters), model)
     copied: list[str] = []
     template, why = chosen(model, given)
     log.info("chat template: %s", why)

@@ -8,12 +8,15 @@ from zhllama.errors import InputError
 from zhllama.weights.adapter import Adapter, Change
 
 
-def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> None:
+def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> bool:
     """Changes the weights of a model of transformers, which has `rows` rows in its embeddings afterwards, and one table
-    for embedding and head where it had and they are still `tied`. InputError for numbers that are not finite."""
+    for embedding and head where it had and they are still `tied`. Whether any weight is another one than before.
+    InputError for numbers that are not finite."""
     import torch
 
-    if rows != model.get_input_embeddings().weight.shape[0]:
+    changed = rows != model.get_input_embeddings().weight.shape[0]
+
+    if changed:
         # the adapter overwrites every row, so the new ones may begin anyhow; the default would take minutes
         model.resize_token_embeddings(rows, mean_resizing=False)
     head = model.get_output_embeddings()
@@ -23,6 +26,7 @@ def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> None:
         model.config.tie_word_embeddings = False
     for name in sorted(adapter.touched):
         weight, change = model.get_parameter(name).detach(), Change(adapter, name)
+        before = None if changed else weight.clone()
         if change.replaced is not None:
             weight.copy_(adapter.read(change.replaced))
         values = weight.float()
@@ -30,5 +34,7 @@ def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> None:
         if not torch.isfinite(weight).all():
             raise InputError(
                 f"{adapter.where}: {name} is not finite after the merge; the adapter holds NaN or overflows "
-                f"{weight.dtype}, train it again"
+                f"{str(weight.dtype).removeprefix('torch.')}, train it again"
             )
+        changed = before is None or not torch.equal(before, weight)
+    return changed

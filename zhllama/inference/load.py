@@ -22,7 +22,7 @@ from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.weights.chat_template import chosen, default_of
 from zhllama.weights.fit import require_rows, rows_fit
-from zhllama.weights.merge_plan import plan_merge
+from zhllama.weights.merge_plan import nothing_changed, plan_merge
 from zhllama.weights.model_config import model_config
 from zhllama.weights.model_folder import lay_out
 from zhllama.weights.rope import Rope
@@ -123,11 +123,14 @@ def load_model(
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")
+    changed = not adapters
     for step in plan.steps:
         from zhllama.inference.adapters import merge_into
 
-        merge_into(model, step.adapter, step.rows, plan.tied)
+        changed |= merge_into(model, step.adapter, step.rows, plan.tied)
         encoder = step.encoder or encoder
+    if not changed:
+        raise nothing_changed([one.root for one in adapters], artifact)
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)

@@ -86,9 +86,13 @@ class AdapterConfig:
         self._refuse(given)
         self.rank, self.alpha = _whole(given["r"], "r"), _number(given["lora_alpha"], "lora_alpha")
         self.dropout = _number(given.get("lora_dropout") or 0.0, "lora_dropout")
+        if self.dropout > 1:
+            raise ValueError(f"lora_dropout is {self.dropout:g}, where a share of 1 is needed")
         self.rank_stabilised, self.keeps_tied = _flag(given, "use_rslora"), _flag(given, "ensure_weight_tying")
         self.ranks = {name: _whole(rank, name) for name, rank in _object(given, "rank_pattern").items()}
         self.alphas = {name: _number(alpha, name) for name, alpha in _object(given, "alpha_pattern").items()}
+        if not self.alpha and not any(self.alphas.values()):
+            raise ValueError("lora_alpha is 0: it changes nothing")
         self.targets, self.excluded = _names(given, "target_modules"), _names(given, "exclude_modules")
         self.saved = _names(given, "modules_to_save") or []
         if isinstance(self.saved, str):
@@ -143,7 +147,7 @@ class AdapterConfig:
             "ensure_weight_tying": self.keeps_tied,
             "task_type": "CAUSAL_LM",
         }
-        return {name: value for name, value in given.items() if value}
+        return {name: value for name, value in given.items() if value or name == "lora_alpha"}
 
     def rank_of(self, module: str) -> int:
         """The first pattern that matches the end of its name decides, as in peft."""

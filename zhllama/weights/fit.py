@@ -133,15 +133,18 @@ class Step(NamedTuple):
     pieces: Sequence[str] = ()
     """Of its vocabulary, where they are known."""
     base_weights: str = ""
+    verified: bool = True
+    """Whether its digest is its own: that of a folder without a manifest is of whatever files lie there."""
 
 
 def require_fit(model: Artifact, vocabulary: Vocabulary | None, rows: int, steps: Sequence[Step]) -> list[str]:
-    """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any."""
-    base = f"--model {model.root}", vocabulary, rows, lineage_of(model)
-    steps = _as_here(steps, model)
+    """The lineage of the merged model. InputError when the adapters do not fit, with the order that does, if any. What
+    has no manifest may be what an adapter names, and is then taken as that by the others too."""
+    base = f"--model {model.root}", vocabulary, rows, lineage_of(model) if model.verified else None
+    steps = _as_here(steps, model) if model.verified else steps
     reason = _misfit(*base, steps)
     if reason is None:
-        return [*base[3], *(step.digest for step in steps)]
+        return [*lineage_of(model), *(step.digest for step in steps)]
     orders = permutations(steps) if 1 < len(steps) <= _MOST_TRIED else ()
     right = next((order for order in orders if _misfit(*base, order) is None), None)
     if right is None:
@@ -170,9 +173,9 @@ def _as_here(steps: Sequence[Step], model: Artifact) -> list[Step]:
 
 
 def _misfit(
-    before: str, vocabulary: Vocabulary | None, rows: int, lineage: tuple[str, ...], steps: Sequence[Step]
+    before: str, vocabulary: Vocabulary | None, rows: int, lineage: tuple[str, ...] | None, steps: Sequence[Step]
 ) -> str | None:
-    """The first reason why these do not fit, in this order; None when they do."""
+    """The first reason why these do not fit, in this order; None when they do. lineage: None where nobody knows."""
     for step in steps:
         rows = rows if step.rows is None else step.rows
         if vocabulary is not None and step.vocabulary is not None:
@@ -185,11 +188,12 @@ def _misfit(
             if step.vocabulary.size > rows:
                 new = ", ".join(step.pieces[rows : rows + 3]) or f"{step.vocabulary.size - rows} pieces"
                 return f"{both}: it extends them, but its modules_to_save bring no embedding rows for {new}"
-        if step.trained_on is not None and step.trained_on != lineage:
-            trained, here = _named(step.trained_on), _named(lineage)
-            return f"{step.name} was trained on {trained}, and here it would be merged into {here}"
+        trained = step.trained_on or lineage
+        if trained and lineage and trained != lineage:
+            both = f"{_named(trained)}, and here it would be merged into {_named(lineage)}"
+            return f"{step.name} was trained on {both}"
         vocabulary, before = step.vocabulary or vocabulary, step.name
-        lineage = (*lineage, step.digest)
+        lineage = (*trained, step.digest) if trained and step.verified else None
     return None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, has_tokenizer, load_encoder
@@ -61,22 +62,28 @@ def plan_merge(model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact
             require_known_tokens(model, adapter.artifact, rows)
         steps.append(Merged(adapter, encoder, rows))
     vocabularies = contracts_of([model, *given], own)
-    # what is without a manifest may be what a later adapter names (fit.require_trained_on)
     known, named = model.verified, []
     for adapter, name, vocabulary, its in zip(adapters, names, vocabularies[1:], own[1:], strict=True):
         artifact, trained = adapter.artifact, trained_on(adapter.artifact)
         if trained and not known and trained[0] != model.digest:
             log.warning("%s: it names its model by digest, and this has no manifest: taken as that", adapter.where)
-        pieces = its.pieces if its else ()
-        trained = trained if known else None
-        weights = base_weights(artifact)
-        named.append(Step(name, artifact.digest, vocabulary, _rows_in(adapter), trained, pieces, weights))
-        known = known and artifact.verified
+        pieces, weights = its.pieces if its else (), base_weights(artifact)
+        rows_in, verified = _rows_in(adapter), artifact.verified
+        named.append(Step(name, artifact.digest, vocabulary, rows_in, trained, pieces, weights, verified))
+        known = (known or trained is not None) and verified
     lineage = require_fit(model, vocabularies[0], first, named)
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         shapes = adapter.fitted(shapes, model.root, vocabulary.size if vocabulary else None)
     last = next((found for found in reversed(vocabularies) if found is not None), None)
     return MergePlan(steps, encoder, last, shapes, tied, lineage)
+
+
+def nothing_changed(names: Sequence[str], model: Artifact) -> InputError:
+    """For adapters that leave every weight as it is: what they were merged for is not in them."""
+    return InputError(
+        f"--adapters {','.join(names)}: merging changes no weight of {model.root}; the adapters are all zero "
+        "(untrained, or saved empty)"
+    )
 
 
 def _rows_in(adapter: Adapter) -> int | None:

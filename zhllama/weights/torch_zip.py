@@ -98,8 +98,6 @@ class PthFile:
         self.tensors: dict[str, TensorInfo] = {}
         self._strides: dict[str, tuple[int, ...]] = {}
         if not is_zip(artifact, name):
-            if said := stand_in(artifact.read_range(name, 0, min(1024, artifact.file(name).size))):
-                raise InputError(f"{where}: {said}")
             raise InputError(
                 f"{where}: not a checkpoint in PyTorch's zip format; load it and save it again with torch 1.6 or "
                 "newer, or fetch it again"
@@ -140,8 +138,12 @@ class PthFile:
 
 
 def is_zip(artifact: Artifact, name: str) -> bool:
-    """Whether the file begins as PyTorch's zip format does (older torch wrote bare pickles)."""
-    return artifact.file(name).size >= 4 and artifact.read_range(name, 0, 4) == _ZIP
+    """Whether the file begins as PyTorch's zip format does (older torch wrote bare pickles). InputError for what only
+    lies in its place."""
+    head = artifact.read_range(name, 0, min(1024, artifact.file(name).size))
+    if said := stand_in(head):
+        raise InputError(f"{artifact.root}/{name}: {said}")
+    return bytes(head[:4]) == _ZIP
 
 
 class PthStream:

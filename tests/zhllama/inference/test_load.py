@@ -202,8 +202,13 @@ def configured(folder: Path, **changes: Any) -> None:
             r"no embedding rows for <\|im_end\|>",
         ),
         (lambda at: rewritten(at, lambda item: (item[0], item[1] * torch.nan)), "is not finite after the merge"),
+        (
+            lambda at: rewritten(at, lambda item: (item[0], item[1] * 0)),
+            "changes no weight .*; the adapters are all zero",
+        ),
+        (lambda at: configured(at, lora_alpha=0), "lora_alpha is 0: it changes nothing"),
     ],
-    ids=["half", "PiSSA", "unknown", "VeRA", "other names", "other tokens", "not finite"],
+    ids=["half", "PiSSA", "unknown", "VeRA", "other names", "other tokens", "not finite", "zero", "alpha 0"],
 )
 def test_an_adapter_that_cannot_be_merged_is_not_asked_either(
     tiny_model: str, whole: Path, spoil: Any, said: str

@@ -94,6 +94,8 @@ def fit(adapter: Adapter) -> dict[str, tuple[int, ...]]:
         ({"target_modules": {"q_proj": 1}}, "target_modules is no list of names"),
         ({"layers_to_transform": "all"}, "layers_to_transform is no list"),
         ({"layers_to_transform": [0], "target_modules": "all-linear"}, "beside an expression for target_modules"),
+        ({"lora_dropout": 5}, "lora_dropout is 5, where a share of 1"),
+        ({"lora_alpha": 0}, "lora_alpha is 0: it changes nothing"),
         ({"trainable_token_indices": [-1]}, "trainable_token_indices are no rows"),
     ],
 )
@@ -124,6 +126,11 @@ def test_what_changes_no_arithmetic_passes(tmp_path: Path, config: Any) -> None:
     adapter = write(tmp_path / "adapter", config=config)
     assert fit(adapter) == SHAPES
     assert [update.scale for update in adapter.updates.values()] == [2.0] * 4
+
+
+def test_an_alpha_of_0_is_said_to_peft_and_is_not_its_default(tmp_path: Path) -> None:
+    adapter = write(tmp_path / "adapter", config={"lora_alpha": 0, "alpha_pattern": {"q_proj": 4}})
+    assert adapter.config.for_peft()["lora_alpha"] == 0
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -163,6 +170,13 @@ def test_a_pickle_may_hold_the_tensors_one_level_down(tmp_path: Path, name: str)
     adapter = write(tmp_path / "adapter", pickled={name: PLAIN, "epoch": 3, "optimizer": {"lr": 0.1}})
     assert fit(adapter) == SHAPES
     assert torch.equal(adapter.read(adapter.updates[f"{LAYERS[0]}.weight"].a), torch.full((2, 8), 0.5))
+
+
+def test_what_lies_in_the_place_of_a_pickle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "adapter_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n")
+    with pytest.raises(InputError, match=r"adapter_model\.bin: it is a git-lfs pointer in place of the file"):
+        Adapter(open_artifact(str(tmp_path)), "--adapters")
 
 
 @pytest.mark.parametrize(

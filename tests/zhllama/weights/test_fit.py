@@ -188,8 +188,24 @@ def test_an_adapter_does_not_fit_weights_that_differ_in_a_byte(plain, model, ada
         with pytest.raises(InputError, match=r"^--adapter a: it was trained on the model"):
             require_trained_on(adapter, fetched, "--adapter a")
     step = Step("a", "a" * 64, None, None, (converted.digest,), (), weights_of(converted))
+    if plain:
+        assert require_fit(fetched, None, 8, [step])[-1] == "a" * 64
+        return
     with pytest.raises(InputError, match=r"a was trained on the model"):
         require_fit(fetched, None, 8, [step])
+
+
+def test_a_plain_folder_is_for_all_adapters_what_the_first_takes_it_for(model):
+    folder = as_folder(model("fetched"))
+    first, second = step("a", trained_on=("base",)), step("b", trained_on=("base", "a" * 12))
+    require_fit(folder, None, 8, [first, second])
+    with pytest.raises(InputError, match=r"the order is wrong \(a was trained on .*\); give --adapters a,b$"):
+        require_fit(folder, None, 8, [second, first])
+    with pytest.raises(InputError, match=r"c was trained on the model other, and here it would be merged into"):
+        require_fit(folder, None, 8, [first, step("c", trained_on=("other",))])
+    # nor does anybody know the digest that a plain adapter had
+    plain = step("p")._replace(verified=False)
+    require_fit(folder, None, 8, [first, plain, step("c", trained_on=("base", "a" * 12, "as it was"))])
 
 
 def test_what_was_trained_on_a_merge_into_one_of_them_fits_after_the_same_merge_into_the_other(model, converted):
