@@ -7,6 +7,7 @@ its own (zhllama/tokenizer/rendering.py).
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -169,18 +170,24 @@ class _Renderer:
         """As rendering.render. ValueError too for what takes too long."""
         asked = json.dumps([template, [dict(message) for message in messages], names]).encode()
         with self._lock:
-            if self._process is None:
-                command = [sys.executable, "-P", rendering.__file__]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert self._process.stdin
-            assert self._process.stdout
+            process, self._process = self._process, None
+            if process is None or process.poll() is not None:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", rendering.__file__],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0,  # a Ctrl-C is for whoever asks
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a stack for each core would count as its memory
+                )  # fmt: skip
+            assert process.stdin
+            assert process.stdout
             with suppress(BrokenPipeError):
-                self._process.stdin.write(asked + b"\n")
-                self._process.stdin.flush()
-            if line := self._process.stdout.readline():
+                process.stdin.write(asked + b"\n")
+                process.stdin.flush()
+            if line := process.stdout.readline():
                 answer = json.loads(line)
+                # not before: where this is interrupted, it would answer the next conversation with this one's text
+                self._process = process
             else:
-                code, self._process = self._process.wait(), None
+                code = process.wait()
                 if code > 0:
                     raise RuntimeError(f"the process that renders chat templates ended with {code}")
                 late = code == -signal.SIGPROF

@@ -44,7 +44,7 @@ from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.adapter_config import placeless
-from zhllama.weights.chat_template import PROMPT_FACT, chosen, is_template, prompt_of, taught
+from zhllama.weights.chat_template import PROMPT_FACT, Template, chosen, is_template, prompt_of, taught
 from zhllama.weights.fit import lineage_of, weights_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
@@ -166,6 +166,7 @@ def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder
     """The base's tokenizer, with the template that was taught, by this training or the one it continues, or its own."""
     items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
     before = [] if inputs.adapter is None else [inputs.adapter]
+    template: Template
     if items and (prompt := prompt_of(inputs.dataset, RECIPE.name)):
         template, why = prompt.template, f"{prompt.title}: it was trained with it"
     else:

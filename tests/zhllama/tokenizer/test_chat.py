@@ -1,5 +1,6 @@
 """A conversation has the ids that engines make of the model's own chat template; asked as in training, training's."""
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
-from zhllama.tokenizer.chat import Chat, asked
+from zhllama.tokenizer.chat import Chat, _Renderer, asked
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import AS_IS, DEFAULT, PROMPTS, RECIPE, question_of
 from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
@@ -260,6 +261,31 @@ def test_a_template_that_never_ends_is_an_input_error_and_the_next_conversation_
         Chat(encoder, endless).ids(TURNS)
     assert time.monotonic() - begin < 60
     assert Chat(encoder, CHATML).text(TURNS[:1]).endswith("<|im_start|>assistant\n")
+
+
+def test_a_conversation_that_was_interrupted_or_whose_process_was_killed_is_not_the_next_ones_answer():
+    renderer, template = _Renderer(), "{% for i in range(messages[0].content | int) %}{% endfor %}{{ messages }}"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def said(count: str) -> str:
+        return renderer(template * 30, asked(count), {})
+
+    assert "'1'" in said("1")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(KeyboardInterrupt):
+            said("100000")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "'2'" in said("2")
+    assert renderer._process is not None
+    renderer._process.kill()
+    renderer._process.wait()
+    assert "'3'" in said("3")
 
 
 def test_what_is_taught_is_rendered_without_another_process(encoder, monkeypatch):
