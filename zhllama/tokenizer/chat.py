@@ -54,7 +54,7 @@ class Chat:
         return ids
 
     def answered(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The ids of a question, and of each answer to it with EOS, as training has them."""
+        """The ids of a question, and of each answer to it with what ends it, as training has them."""
         parts = self._parts(asked(text), trained=True)
         before = "" if self._apart or isinstance(parts[-1], int) else parts[-1]
         head = self.encoder.encode(before)
@@ -63,14 +63,16 @@ class Chat:
             whole = self.encoder.encode(before + answer)
             # otherwise a piece spans the two, and what is asked would not be what was learned
             whole = whole[len(head) :] if whole[: len(head)] == head else self.encoder.encode(answer)
-            found.append([*whole, self.encoder.eos])
+            found.append([*whole, self._end])
         return self.ids(asked(text), trained=True), found
 
     def text(self, messages: Sequence[Message]) -> str:
         """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
         try:
             ours = self._prompt is not None or self._template == AS_IS
-            return (rendering.render if ours else _renderer)(self._template, messages, self._names)
+            if text := (rendering.render if ours else _renderer)(self._template, messages, self._names):
+                return text
+            raise ValueError("it writes nothing")
         except ValueError as error:
             raise InputError(f"the model's chat template refuses this conversation: {error}") from error
 
@@ -135,6 +137,19 @@ class Chat:
         text = self.text([*map(hidden, messages)])
         parts = (part for part in cut.split(text) if part)
         return [self._special[part] if part in self._special else shown(part) for part in parts]
+
+    @cached_property
+    def _end(self) -> int:
+        """The special piece that the template writes behind an answer (ChatML's, say, beside an EOS of the base's);
+        EOS where it writes none."""
+        question = asked("?")
+        with suppress(InputError, IndexError):
+            before = self._parts(question, trained=True)
+            said = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)
+            end = said[len(before) + isinstance(before[-1], int)]
+            if isinstance(end, int) and end != self.encoder.bos:
+                return end
+        return self.encoder.eos
 
     @cached_property
     def _special(self) -> dict[str, int]:

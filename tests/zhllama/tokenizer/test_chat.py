@@ -105,11 +105,25 @@ def test_without_special_tokens_engines_read_what_is_taught_as_training_does(enc
 def test_an_answer_follows_its_prompt_in_one_text(encoder, template):
     prompt, (one, two) = Chat(encoder, template).answered("你好", ["The end", ""])
     assert encoder.pieces[one[0]].startswith("T")
-    assert (encoder.decode(one), two) == ("The end", [encoder.eos])
+    # as the template has it: who is asked by ChatML has learnt its end, not EOS
+    end = 801 if template == CHATML else encoder.eos
+    assert (encoder.decode(one[:-1]), one[-1], two) == ("The end", end, [end])
     whole = Chat(encoder, template).ids([*asked("你好"), {"role": "assistant", "content": "The end"}], trained=True)
-    if template == CHATML:
-        one[-1] = 801
     assert whole[: len(prompt + one)] == prompt + one
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}",
+        "{% for m in messages %}{{ bos_token + m.content }}{% endfor %}",
+        "{{ messages | length == 1 and messages[0].content or raise_exception('one question') }}",
+    ],
+    ids=["no end", "the next one's beginning", "refused"],
+)
+def test_an_answer_that_the_template_does_not_end_ends_at_eos(encoder, template):
+    _, (one,) = Chat(encoder, template).answered("你好", ["The end"])
+    assert one[-1] == encoder.eos
 
 
 def test_the_recipes_answer_begins_with_a_space_of_its_own(encoder):
@@ -247,6 +261,7 @@ def test_what_is_no_id_is_an_input_error(encoder, index):
         "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
         "{{ 'a' * 10000000000 }}",
         "{{ 'a' * 20000000 }}",
+        "{% if tools %}{{ messages }}{% endif %}",
     ],
 )
 def test_a_template_that_refuses_is_an_input_error(encoder, template):
