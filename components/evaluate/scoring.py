@@ -6,10 +6,10 @@ across vocabularies; next-token accuracy is not. A tokenizer without byte fallba
 unknown piece: that counts as so many tokens as it hides bytes, each of 8 bits more and never foretold, as with a model
 that knows nothing of them.
 
-Answers: the model's own prompt, then the answer's ids as training has them and EOS (none behind an exam's letter: text
-goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each
-seeing the prompt and itself: half the work of a row a choice, for two. Rows are padded on the right (a causal model
-never looks there), and the output layer, most of a small model's work, runs at the scored positions alone.
+Answers: the model's own prompt, then the answer's ids as training has them and what ends it (nothing behind an exam's
+letter: text goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one
+prompt, each seeing the prompt and itself: half the work of a row a choice, for two. Rows are padded on the right (a
+causal model never looks there), and the output layer, most of a small model's work, runs at the scored positions alone.
 """
 
 import logging

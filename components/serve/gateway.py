@@ -211,7 +211,8 @@ class Gateway:
         """The answer to a conversation, in pieces, for the chat page. ApiError as a client of the API gets it."""
         record = _Record(self.metrics, "page")
         with record.of_failures():
-            asked = requests.chat({"model": self.limits.name, "messages": messages, "stream": True}, self.limits)
+            body = {"model": self.limits.name, "messages": messages, "stream": True}
+            asked = await run_in_threadpool(requests.chat, body, self.limits)
             upstream = await self._send("/v1/chat/completions", asked, record)
         async for event in self._events(upstream, record):
             if "error" in event:

@@ -7,6 +7,7 @@ its own (zhllama/tokenizer/rendering.py).
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -53,7 +54,7 @@ class Chat:
         return ids
 
     def answered(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The ids of a question, and of each answer to it with EOS, as training has them."""
+        """The ids of a question, and of each answer to it with what ends it, as training has them."""
         parts = self._parts(asked(text), trained=True)
         before = "" if self._apart or isinstance(parts[-1], int) else parts[-1]
         head = self.encoder.encode(before)
@@ -62,14 +63,16 @@ class Chat:
             whole = self.encoder.encode(before + answer)
             # otherwise a piece spans the two, and what is asked would not be what was learned
             whole = whole[len(head) :] if whole[: len(head)] == head else self.encoder.encode(answer)
-            found.append([*whole, self.encoder.eos])
+            found.append([*whole, self._end])
         return self.ids(asked(text), trained=True), found
 
     def text(self, messages: Sequence[Message]) -> str:
         """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
         try:
             ours = self._prompt is not None or self._template == AS_IS
-            return (rendering.render if ours else _renderer)(self._template, messages, self._names)
+            if text := (rendering.render if ours else _renderer)(self._template, messages, self._names):
+                return text
+            raise ValueError("it writes nothing")
         except ValueError as error:
             raise InputError(f"the model's chat template refuses this conversation: {error}") from error
 
@@ -136,6 +139,19 @@ class Chat:
         return [self._special[part] if part in self._special else shown(part) for part in parts]
 
     @cached_property
+    def _end(self) -> int:
+        """The special piece that the template writes behind an answer (ChatML's, say, beside an EOS of the base's);
+        EOS where it writes none."""
+        question = asked("?")
+        with suppress(InputError, IndexError):
+            before = self._parts(question, trained=True)
+            said = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)
+            end = said[len(before) + isinstance(before[-1], int)]
+            if isinstance(end, int) and end != self.encoder.bos:
+                return end
+        return self.encoder.eos
+
+    @cached_property
     def _special(self) -> dict[str, int]:
         encoder, proto = self.encoder, parse_model(self.encoder.model)
         named = {encoder.bos, encoder.eos, encoder.pad}
@@ -169,18 +185,24 @@ class _Renderer:
         """As rendering.render. ValueError too for what takes too long."""
         asked = json.dumps([template, [dict(message) for message in messages], names]).encode()
         with self._lock:
-            if self._process is None:
-                command = [sys.executable, "-P", rendering.__file__]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert self._process.stdin
-            assert self._process.stdout
+            process, self._process = self._process, None
+            if process is None or process.poll() is not None:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", rendering.__file__],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0,  # a Ctrl-C is for whoever asks
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a stack for each core would count as its memory
+                )  # fmt: skip
+            assert process.stdin
+            assert process.stdout
             with suppress(BrokenPipeError):
-                self._process.stdin.write(asked + b"\n")
-                self._process.stdin.flush()
-            if line := self._process.stdout.readline():
+                process.stdin.write(asked + b"\n")
+                process.stdin.flush()
+            if line := process.stdout.readline():
                 answer = json.loads(line)
+                # not before: where this is interrupted, it would answer the next conversation with this one's text
+                self._process = process
             else:
-                code, self._process = self._process.wait(), None
+                code = process.wait()
                 if code > 0:
                     raise RuntimeError(f"the process that renders chat templates ended with {code}")
                 late = code == -signal.SIGPROF

@@ -48,8 +48,6 @@ def _serve() -> None:
     # imports of transformers' first
     render("{{ messages }}", [], {})
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    # a Ctrl-C is for whoever asks; this ends with its standard input
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:

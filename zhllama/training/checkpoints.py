@@ -33,6 +33,8 @@ from zhllama.stage.options import described, option_of
 log = logging.getLogger("training")
 
 KIND = "checkpoint"
+VERSION_FACT = "cache_version"
+"""What release 0.1 called the steps' version."""
 WEIGHTS = "weights.safetensors"
 TRAINER = "trainer.json"
 SHARED = "shared"
@@ -63,7 +65,7 @@ class Run:
     key: str
     configuration: Mapping[str, Any]
     inputs: Mapping[str, Input]
-    cache_version: int = 1
+    steps_version: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of the options."""
     options: Any = None
@@ -74,7 +76,7 @@ class Run:
         kind: Any = type(options)
         defaults = {name: one.default for name, one in described(kind).items()}
         given = (options.store, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
-        return cls(*given, options.cache_version, defaults, options)
+        return cls(*given, options.steps_version, defaults, options)
 
     @property
     def folder(self) -> str:
@@ -127,7 +129,7 @@ def own(run: Run) -> Iterator[Manifest]:
 
 def of_earlier_release(run: Run) -> Iterator[Manifest]:
     """The complete checkpoints of the same training under another key, newest first: an earlier release gave it that
-    one, or other versions of the libraries did. Same inputs, same options, same cache version. Not of a training that
+    one, or other versions of the libraries did. Same inputs, same options, same steps. Not of a training that
     is over: its result is there, and this one is asked for anew."""
     found = []
     stage_folder = run.folder.rpartition("/")[0]
@@ -137,7 +139,7 @@ def of_earlier_release(run: Run) -> Iterator[Manifest]:
                 manifest
                 for manifest in complete(f"{stage_folder}/{key}")
                 if manifest.stage == run.stage
-                and manifest.facts.get("cache_version", 1) == run.cache_version
+                and manifest.facts.get(VERSION_FACT, 1) == run.steps_version
                 and not any(_differences(manifest, run))
             ]
     return iter(sorted(found, key=lambda one: (one.facts["step"], one.created), reverse=True))

@@ -41,6 +41,9 @@ class TrainingOptions(StageOptions):
     """What every training takes."""
 
     cache_version: ClassVar[int] = 2
+    steps_version: ClassVar[int] = 1
+    """Of what a step computes: checkpoints of another one are not gone on with. What is published around the trained
+    weights (a chat template, say) raises `cache_version` alone, and what was under way goes on."""
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
     model: Ref

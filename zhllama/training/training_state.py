@@ -23,7 +23,17 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.training.checkpoints import SHARED, TRAINER, WEIGHTS, Run, clean, commit, state_of, write_part
+from zhllama.training.checkpoints import (
+    SHARED,
+    TRAINER,
+    VERSION_FACT,
+    WEIGHTS,
+    Run,
+    clean,
+    commit,
+    state_of,
+    write_part,
+)
 from zhllama.training.model import trainable
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
 
@@ -306,7 +316,7 @@ class Uploads:
         self.step = part.step
         self.give_up.clear()
         out = self._run.writer(part.step, self.start)
-        out.facts |= {"step": part.step, "world": self._world, "cache_version": self._run.cache_version, **facts}
+        out.facts |= {"step": part.step, "world": self._world, VERSION_FACT: self._run.steps_version, **facts}
         self._begin(self._upload, part, out)
 
     def begin_cleaning(self) -> None:

@@ -44,7 +44,16 @@ from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.adapter_config import placeless
-from zhllama.weights.chat_template import PROMPT_FACT, chosen, default_of, is_template, prompt_of, template_in
+from zhllama.weights.chat_template import (
+    PROMPT_FACT,
+    Template,
+    chosen,
+    default_of,
+    is_template,
+    prompt_of,
+    taught,
+    template_in,
+)
 from zhllama.weights.fit import lineage_of, weights_of
 from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
@@ -163,10 +172,15 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
 
 
 def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> None:
-    """The base's tokenizer, with the template that was taught, or its own."""
+    """The base's tokenizer, with the template that was taught, by this training or the one it continues, or its own."""
     items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
-    prompt = prompt_of(inputs.dataset, RECIPE.name) if items else None
-    template, why = (prompt.template, f"{prompt.title}: it was trained with it") if prompt else chosen(inputs.model)
+    before = [] if inputs.adapter is None else [inputs.adapter]
+    template: Template
+    if items and (prompt := prompt_of(inputs.dataset, RECIPE.name)):
+        template, why = prompt.template, f"{prompt.title}: it was trained with it"
+    else:
+        prompt = taught(before[0]) if before else None
+        template, why = chosen(inputs.model, before)
     positions = model_config(Checkpoint(inputs.model)).get("max_position_embeddings", 2048)
     for name, content in tokenizer_files(encoder.model, positions, template).items():
         out.add_bytes(name, content)

@@ -80,7 +80,7 @@ def chosen(
         which = f"adapter {number}" if len(adapters) > 1 else "the adapter"
         if adapter.verified and adapter.manifest.stage in TRAININGS:
             # what else lies beside it is its base's
-            if prompt := _taught(adapter):
+            if prompt := taught(adapter):
                 return prompt.template, f"{prompt.title}: {which} was trained with it"
         elif (own := template_in(adapter, "--adapters")) is not None:
             return own, f"the one beside {which}"
@@ -102,7 +102,10 @@ def prompt_of(artifact: Artifact, otherwise: str) -> Prompt | None:
     return PROMPTS.get(name)
 
 
-def _taught(trained: Artifact) -> Prompt | None:
+def taught(trained: Artifact) -> Prompt | None:
+    """The prompt that an adapter of a training here has learnt; None for one of text, or of somebody else's."""
+    if not trained.verified or trained.manifest.stage not in TRAININGS:
+        return None
     # adapters of release 0.1 say nothing: theirs is the stage
     return prompt_of(trained, RECIPE.name if trained.manifest.stage == "finetune" else "")
 

@@ -1,5 +1,6 @@
 """A conversation has the ids that engines make of the model's own chat template; asked as in training, training's."""
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
-from zhllama.tokenizer.chat import Chat, asked
+from zhllama.tokenizer.chat import Chat, _Renderer, asked
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import AS_IS, DEFAULT, PROMPTS, RECIPE, question_of
 from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
@@ -104,11 +105,25 @@ def test_without_special_tokens_engines_read_what_is_taught_as_training_does(enc
 def test_an_answer_follows_its_prompt_in_one_text(encoder, template):
     prompt, (one, two) = Chat(encoder, template).answered("你好", ["The end", ""])
     assert encoder.pieces[one[0]].startswith("T")
-    assert (encoder.decode(one), two) == ("The end", [encoder.eos])
+    # as the template has it: who is asked by ChatML has learnt its end, not EOS
+    end = 801 if template == CHATML else encoder.eos
+    assert (encoder.decode(one[:-1]), one[-1], two) == ("The end", end, [end])
     whole = Chat(encoder, template).ids([*asked("你好"), {"role": "assistant", "content": "The end"}], trained=True)
-    if template == CHATML:
-        one[-1] = 801
     assert whole[: len(prompt + one)] == prompt + one
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}",
+        "{% for m in messages %}{{ bos_token + m.content }}{% endfor %}",
+        "{{ messages | length == 1 and messages[0].content or raise_exception('one question') }}",
+    ],
+    ids=["no end", "the next one's beginning", "refused"],
+)
+def test_an_answer_that_the_template_does_not_end_ends_at_eos(encoder, template):
+    _, (one,) = Chat(encoder, template).answered("你好", ["The end"])
+    assert one[-1] == encoder.eos
 
 
 def test_the_recipes_answer_begins_with_a_space_of_its_own(encoder):
@@ -246,6 +261,7 @@ def test_what_is_no_id_is_an_input_error(encoder, index):
         "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
         "{{ 'a' * 10000000000 }}",
         "{{ 'a' * 20000000 }}",
+        "{% if tools %}{{ messages }}{% endif %}",
     ],
 )
 def test_a_template_that_refuses_is_an_input_error(encoder, template):
@@ -260,6 +276,31 @@ def test_a_template_that_never_ends_is_an_input_error_and_the_next_conversation_
         Chat(encoder, endless).ids(TURNS)
     assert time.monotonic() - begin < 60
     assert Chat(encoder, CHATML).text(TURNS[:1]).endswith("<|im_start|>assistant\n")
+
+
+def test_a_conversation_that_was_interrupted_or_whose_process_was_killed_is_not_the_next_ones_answer():
+    renderer, template = _Renderer(), "{% for i in range(messages[0].content | int) %}{% endfor %}{{ messages }}"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def said(count: str) -> str:
+        return renderer(template * 30, asked(count), {})
+
+    assert "'1'" in said("1")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(KeyboardInterrupt):
+            said("100000")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "'2'" in said("2")
+    assert renderer._process is not None
+    renderer._process.kill()
+    renderer._process.wait()
+    assert "'3'" in said("3")
 
 
 def test_what_is_taught_is_rendered_without_another_process(encoder, monkeypatch):

@@ -275,9 +275,9 @@ def test_an_earlier_releases_checkpoints_of_the_same_training_are_found_newest_f
         {"configuration": {"lora_r": 8, "seed": 1, "label": 0.5}, "defaults": {"label": 0.0}},
         {"inputs": {"model": Input("s3://b/model", "b" * 64)}},
         {"stage": "finetune"},
-        {"cache_version": 2},
+        {"steps_version": 2},
     ],
-    ids=["option", "batch", "new option that is set", "input", "stage", "cache version"],
+    ids=["option", "batch", "new option that is set", "input", "stage", "steps version"],
 )
 def test_another_trainings_are_not(run, changes):
     checkpoint(run, 7)

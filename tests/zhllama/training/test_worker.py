@@ -17,6 +17,7 @@ from zhllama.tokenizer.prompt import DEFAULT, RECIPE
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.training.inputs import TrainingInputs
 from zhllama.training.worker import _add_model, _add_tokenizer
+from zhllama.weights.chat_template import chosen
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def base(tmp_path: Path, tiny_model: str) -> Artifact:
     return open_artifact(str(folder))
 
 
-def inputs(base: Artifact, store: Path, columns: int, **said: str) -> TrainingInputs:
+def inputs(base: Artifact, store: Path, columns: int, adapter: Artifact | None = None, **said: str) -> TrainingInputs:
     out = ArtifactWriter(str(store), "prepare_dataset", "key")
     out.add_json("x.json", {})
     out.facts |= {"splits": {TRAIN: {"columns": columns}}, **said}
     unused: Any = None
-    return TrainingInputs(base, open_artifact(out.publish("packed-dataset").reference), None, unused)
+    return TrainingInputs(base, open_artifact(out.publish("packed-dataset").reference), adapter, unused)
 
 
 def test_a_model_is_published_with_its_tokenizers_ids_and_its_own_template(base, tmp_path):
@@ -90,6 +91,27 @@ def test_a_base_that_is_asked_otherwise_than_is_taught_is_named(base, tmp_path, 
     _add_tokenizer(out, inputs(open_artifact(str(folder)), tmp_path, 2, prompt=prompt.name), load_encoder(base, ""))
     alike = asked in (prompt.template, prompt.plain)
     assert ("must be given the adapter's chat template" in caplog.text) is not alike
+
+
+@pytest.mark.parametrize(
+    ("stage", "said", "prompt"),
+    [("finetune", {"prompt": "alpaca-newline"}, DEFAULT), ("finetune", {}, RECIPE), ("pretrain", {}, None)],
+    ids=["taught", "release 0.1", "text"],
+)
+def test_an_adapter_that_is_continued_on_text_keeps_the_template_that_it_was_taught(
+    base, tmp_path, stage, said, prompt
+):
+    out = ArtifactWriter(str(tmp_path / "store"), stage, "before")
+    out.add_json("adapter_config.json", {})
+    out.facts |= said
+    first = open_artifact(out.publish("adapter").reference)
+    out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "after")
+    _add_tokenizer(out, inputs(base, tmp_path, 1, first, prompt=""), load_encoder(base, "--model"))
+    made = open_artifact(out.publish("adapter").reference)
+    wanted = prompt.template if prompt else "{{ 'mine' }}"
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == wanted
+    assert made.manifest.facts["prompt"] == (prompt.name if prompt else "")
+    assert chosen(base, [made])[0] == wanted
 
 
 def test_a_prompt_that_a_later_release_taught_is_refused(base, tmp_path):
