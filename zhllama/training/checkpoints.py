@@ -67,6 +67,8 @@ class Run:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of the options."""
     options: Any = None
+    goes_on_from: tuple[int, ...] = ()
+    """Cache versions of earlier releases, as the options have them."""
 
     @classmethod
     def of(cls, options: Any, out: ArtifactWriter) -> "Run":
@@ -74,7 +76,7 @@ class Run:
         kind: Any = type(options)
         defaults = {name: one.default for name, one in described(kind).items()}
         given = (options.store, out.stage, out.root.rsplit("/", 1)[1], out.configuration, out.inputs)
-        return cls(*given, options.cache_version, defaults, options)
+        return cls(*given, options.cache_version, defaults, options, getattr(options, "goes_on_from", ()))
 
     @property
     def folder(self) -> str:
@@ -127,8 +129,8 @@ def own(run: Run) -> Iterator[Manifest]:
 
 def of_earlier_release(run: Run) -> Iterator[Manifest]:
     """The complete checkpoints of the same training under another key, newest first: an earlier release gave it that
-    one, or other versions of the libraries did. Same inputs, same options, same cache version. Not of a training that
-    is over: its result is there, and this one is asked for anew."""
+    one, or other versions of the libraries did. Same inputs, same options, same cache version or one that it goes on
+    from. Not of a training that is over: its result is there, and this one is asked for anew."""
     found = []
     stage_folder = run.folder.rpartition("/")[0]
     for key in sorted({item.name.partition("/")[0] for item in storage.listing(stage_folder)} - {run.key}):
@@ -137,7 +139,7 @@ def of_earlier_release(run: Run) -> Iterator[Manifest]:
                 manifest
                 for manifest in complete(f"{stage_folder}/{key}")
                 if manifest.stage == run.stage
-                and manifest.facts.get("cache_version", 1) == run.cache_version
+                and manifest.facts.get("cache_version", 1) in (run.cache_version, *run.goes_on_from)
                 and not any(_differences(manifest, run))
             ]
     return iter(sorted(found, key=lambda one: (one.facts["step"], one.created), reverse=True))

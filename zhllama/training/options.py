@@ -41,6 +41,9 @@ class TrainingOptions(StageOptions):
     """What every training takes."""
 
     cache_version: ClassVar[int] = 2
+    goes_on_from: ClassVar[tuple[int, ...]] = (1,)
+    """Earlier cache versions whose checkpoints this one's trainings go on from: with 2 a trained model is written
+    otherwise, and the steps are as they were."""
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
     model: Ref
