@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from zhllama import storage
 from zhllama.artifacts.json_file import object_of
-from zhllama.artifacts.manifest import File, Manifest
+from zhllama.artifacts.manifest import File, Manifest, placeless_digest
 from zhllama.errors import InputError
 
 BLOCKS = "blocks.json"
@@ -210,11 +210,24 @@ class BlockReader:
                 return content
         raise self._corrupt(file, 0, file.size, file.sha256, found)
 
+    def _require_content(self, file: File) -> None:
+        """InputError where a file says something else than the artifact's digest is of, whatever its own SHA-256."""
+        content = bytes(self.read_whole(file))
+        try:
+            right = placeless_digest(content) == file.content
+        except ValueError:
+            right = False
+        if not right:
+            where = f"{self._manifest.root}/{file.path}"
+            raise InputError(f"{where}: it was changed after it was published; run its stage again")
+
     def block_digests(self, file: File) -> list[str]:
         """A digest per block, one block at least: the SHA-256 of a file that is one block, "" where none are known."""
         root, named = self._manifest.root, self._manifest.blocks
         if not self._verified:
             return [""] * max(1, -(-file.size // BLOCK))
+        if file.content:
+            self._require_content(file)
         if file.size <= BLOCK:
             return [file.sha256]
         if self._digests is None:

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from zhllama import storage
-from zhllama.artifacts.json_file import value_of
+from zhllama.artifacts.json_file import object_of, value_of
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Vocabulary
 
@@ -28,6 +28,7 @@ FORMAT = 2
 LAUNCHER = "launch_training"
 """The one stage whose manifest is the copy of another's, beside its own place in the same store."""
 
+_PLACES = ("base_model_name_or_path", "revision")
 _LOOKED_AT = 100
 """Files that are looked for beside a manifest, each a request, to tell an artifact from a copy of its manifest."""
 _MEASURED = ("summary", "proof", "verified")
@@ -41,10 +42,17 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def placeless_digest(content: bytes) -> str:
+    """SHA-256 of what an adapter_config.json says, but for where the base lies. ValueError where it is no object."""
+    kept = {name: value for name, value in object_of(content).items() if name not in _PLACES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class File:
     """A file of an artifact: its name below the root, bytes, SHA-256 (empty in a plain folder: unknown). `content`: of
-    one that says where something lies, the SHA-256 without that, which alone is in the artifact's digest."""
+    one that says where something lies, its placeless_digest, which alone is in the artifact's digest: who reads the
+    file has that checked, too (BlockReader.block_digests)."""
 
     path: str
     size: int
@@ -103,8 +111,10 @@ class Manifest:
     @property
     def _moved(self) -> list[str]:
         """The options that say where something lies: by their text, or since an input has their name."""
-        options = self.configuration.items()
-        return [name for name, one in options if _is_address(one) or (isinstance(one, str) and name in self.inputs)]
+        return [name for name, one in self.configuration.items() if self._says_place(name, one)]
+
+    def _says_place(self, option: str, value: Any) -> bool:
+        return _is_address(value) or (isinstance(value, str) and option in self.inputs)
 
     def _content(self) -> dict[str, Any]:
         """What the digest is of, but for files that say where something lies."""
@@ -204,10 +214,11 @@ class Manifest:
         return manifest
 
     def told(self, content: bytes | None) -> "Manifest":
-        """With what provenance.json says; InputError where that is damaged, or another artifact's."""
+        """With what provenance.json says, of what the digest leaves out alone; InputError where that is damaged, or
+        another artifact's."""
         if content is None or self.format == 1:
             return self
-        own = {file.path for file in self.files}
+        own = {MANIFEST, PROVENANCE, *(file.path for file in self.files)}
         try:
             said = value_of(content)
             if said["digest"] != self.digest:
@@ -220,8 +231,11 @@ class Manifest:
                     name: replace(given, reference=str(said["inputs"].get(name, "")))
                     for name, given in self.inputs.items()
                 },
-                configuration={**said["configuration"], **self.configuration},
-                facts={**said["facts"], **self.facts},
+                configuration={
+                    **{name: one for name, one in said["configuration"].items() if self._says_place(name, one)},
+                    **self.configuration,
+                },
+                facts={**{name: said["facts"][name] for name in _MEASURED if name in said["facts"]}, **self.facts},
                 metrics={name: float(figure) for name, figure in said["metrics"].items()},
                 beside=tuple(file for file in _files(said["files"]) if file.path not in own),
                 copies=tuple(map(str, said.get("copies", ()))),

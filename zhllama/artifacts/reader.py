@@ -191,12 +191,16 @@ class Artifact:
             storage.Threads(storage.connections()) as threads,
         ):
             for file in self.manifest.files:
-                wanted = self.reader.block_digests(file)
+                try:
+                    wanted = self.reader.block_digests(file)
+                except (InputError, Truncated) as error:
+                    found.append(str(error))
+                    continue
                 for index in range(len(wanted)):
                     if found and first_alone:
                         return found
                     threads.call(check, file, range(index, index + 1), wanted)
-        return found if first_alone else sorted(found)
+        return found if first_alone else sorted(set(found))
 
 
 class _Target:

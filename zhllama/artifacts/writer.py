@@ -19,7 +19,7 @@ from typing import Any
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK, BLOCKS, BlockHasher
 from zhllama.artifacts.json_file import value_of
-from zhllama.artifacts.manifest import MANIFEST, File, Input, Manifest
+from zhllama.artifacts.manifest import MANIFEST, File, Input, Manifest, placeless_digest
 from zhllama.artifacts.published import find_published, place
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import StorageFault
@@ -73,17 +73,17 @@ class ArtifactWriter:
             self.require_alone()
         self.add_stored(File(name, stream.size, stream.whole.hexdigest()), stream.blocks.digests())
 
-    def add_bytes(self, name: str, content: bytes, beside: bool = False, placeless: bytes = b"") -> None:
+    def add_bytes(self, name: str, content: bytes, beside: bool = False, says_place: bool = False) -> None:
         """beside: a report, or what was measured on the way: it travels with the artifact, outside its digest.
-        placeless: of a file that says where something lies, what it is without that: in the digest for it."""
+        says_place: of an adapter_config.json, where the base lies, which is not in the digest either."""
         if len(content) > BLOCK and not beside:
             with self.writer(name) as stream:
                 stream.write(content)
             return
         self.require_alone()
         storage.write_bytes(storage.join(self.root, name), content)
-        counted = hashlib.sha256(placeless).hexdigest() if placeless else ""
-        file = File(name, len(content), hashlib.sha256(content).hexdigest(), counted)
+        stated = placeless_digest(content) if says_place else ""
+        file = File(name, len(content), hashlib.sha256(content).hexdigest(), stated)
         if beside:
             self._beside[name] = file
         else:

@@ -43,7 +43,6 @@ from zhllama.training.trainer import precision_of, start_processes, train, train
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
-from zhllama.weights.adapter_config import placeless
 from zhllama.weights.chat_template import (
     PROMPT_FACT,
     Template,
@@ -155,7 +154,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
         tensors = read_back(path, half)
         out.add_file(SAFE, path)
     settings = adapter_config_json(model, inputs.model)
-    out.add_bytes(ADAPTER_CONFIG, settings, placeless=placeless(json.loads(settings)))
+    out.add_bytes(ADAPTER_CONFIG, settings, says_place=True)
     _add_tokenizer(out, inputs, load_encoder(inputs.model, "--model"))
     config: Any = model.peft_config["default"]
     out.facts |= {

@@ -15,7 +15,7 @@ from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.weights.meta_format import DROPPED, EMBEDDING, HEAD, places
-from zhllama.weights.rope import LENGTH, Rope
+from zhllama.weights.rope import DEFAULT, LENGTH, Rope
 from zhllama.weights.safetensors_io import Checkpoint
 
 CONFIG = "config.json"
@@ -60,7 +60,12 @@ _HARMLESS = {
     "max_sequence_length", "max_seq_length", "max_seq_len", "seq_length", "model_max_length", "neftune_noise_alpha",
     "z_loss_weight", "unk_token_id", "mask_token_id", "end_token_id", "tokenizer_model_max_length",
     "tokenizer_padding_side", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "name", "license",
+    "trust_remote_code", "cls_token_id",
+    # SmolLM's, and what a window that is not used would be of
+    "is_llama_config", "max_window_layers",
 }  # fmt: skip
+_HARMLESS_AT = {"activation": ("silu", "swiglu"), "rotary_pct": (1,), "rope_type": (DEFAULT,)}
+"""Names of other programs' own, which say here what LLaMA does anyway."""
 _NOTES = re.compile(r"_.*|unsloth.*|.*_version")
 """Names that only say who wrote the file, and how."""
 _MEND = "correct it, or fetch or publish the model again"
@@ -151,7 +156,7 @@ def _known(name: str, value: Any, settings: Mapping[str, Any]) -> bool:
     if name == "sliding_window":
         positions = settings.get("max_position_embeddings", LLAMA["max_position_embeddings"])
         return settings.get("use_sliding_window") is False or (type(value) is int and value >= positions)
-    unset = value is False or value in ("", [], {})
+    unset = value is False or value in ("", [], {}) or value in _HARMLESS_AT.get(name, ())
     return unset or name in DONE | _HARMLESS | {LENGTH} or _NOTES.fullmatch(name) is not None
 
 

@@ -30,7 +30,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {"yarn": (*_NUMBERS, "truncate")}
 LENGTH = "original_max_position_embeddings"
 """What yarn and llama3 stretch; the model's own positions where nothing is said."""
 _HARMLESS = {"rope_type", "type", "rope_theta", "finetuned"}
-_WITHOUT_EFFECT = {"factor": 1, "partial_rotary_factor": 1}
+_WITHOUT_EFFECT = {"factor": 1, "partial_rotary_factor": 1, "extrapolation_factor": 1, "attn_factor": 1}
 """Settings that say nothing at this value."""
 
 
@@ -102,7 +102,8 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
         own = config.get("max_position_embeddings")
         length = config.get(LENGTH) or given.get(LENGTH) or own
         settings[LENGTH] = int(_number(length, LENGTH, where, whole=True))
-    elif kind == "linear" or given.get(LENGTH) == config.get("max_position_embeddings"):
+    elif kind in ("linear", "dynamic") or given.get(LENGTH) == config.get("max_position_embeddings"):
+        # LLaMA-Factory writes it for dynamic, where every engine goes by the model's own
         given = {name: value for name, value in given.items() if name != LENGTH}
     if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
         raise InputError(f"{where}: low_freq_factor of its rope is not below high_freq_factor; {_MEND}")

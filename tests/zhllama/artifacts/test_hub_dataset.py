@@ -98,7 +98,7 @@ BAD = {
     "team/lines@v9": "has no such dataset or revision",
     "team/lines?split=dev": "Bad split: dev. Available splits: ['train']",
     "team/lines?config=zz": "BuilderConfig 'zz' not found",
-    "team/lines?column=content": "has nothing in the column 'content'",
+    "team/lines?column=content": "row 1 has nothing where text is needed ('content')",
     "team/code": "scripts are no longer supported",
 }
 

@@ -53,8 +53,8 @@ def test_what_was_measured_and_where_is_not_in_the_digest(tmp_path, monkeypatch)
 
 def publish_with_a_place(store: str, place: str, rank: int = 8) -> Manifest:
     out = ArtifactWriter(store, "finetune", KEY)
-    said = json.dumps({"r": rank, "base": None})
-    out.add_bytes("adapter_config.json", said.replace("null", json.dumps(place)).encode(), placeless=said.encode())
+    said = {"r": rank, "base_model_name_or_path": place}
+    out.add_bytes("adapter_config.json", json.dumps(said).encode(), says_place=True)
     return out.publish("adapter")
 
 
@@ -67,9 +67,33 @@ def test_a_place_in_a_file_is_not_in_the_digest_and_all_else_of_it_is(tmp_path):
     found = open_artifact(copied.reference)
     assert found.digest == one.digest
     found.verify()
-    Path(copied.root, "adapter_config.json").write_text(json.dumps({"r": 8, "base": "/b/model"}), encoding="utf-8")
+    file = Path(copied.root, "adapter_config.json")
+    file.write_bytes(file.read_bytes().replace(b"/a/", b"/b/"))
     with pytest.raises(InputError, match=r"adapter_config\.json: bytes 0 to \d+: sha256"):
         found.verify()
+
+
+def changed_with_its_sha256(manifest: Manifest, **changes: object) -> Artifact:
+    """An adapter_config.json that somebody has changed, its size and SHA-256 in the manifest put right."""
+    file, place = Path(manifest.root, "adapter_config.json"), Path(manifest.root, "manifest.json")
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | changes), encoding="utf-8")
+    value = json.loads(place.read_bytes())
+    value["files"][0] |= {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    place.write_text(json.dumps(value), encoding="utf-8")
+    return open_artifact(manifest.root)
+
+
+def test_nothing_but_the_place_can_be_changed_unseen(tmp_path):
+    made = publish_with_a_place(str(tmp_path / "store"), "/a/model")
+    moved = changed_with_its_sha256(made, base_model_name_or_path="/b/model")
+    assert (moved.find_corruption(), moved.digest) == ([], made.digest)
+    changed = changed_with_its_sha256(made, r=64)
+    readers = [changed.verify, lambda: changed.read("adapter_config.json"), lambda: changed.fetch(tmp_path / "here")]
+    readers += [lambda: copy_artifact(changed, str(tmp_path / "copy")), lambda: materialize(changed)]
+    for read in readers:
+        with pytest.raises(InputError, match=r"adapter_config\.json: it was changed after it was published"):
+            read()
+    assert len(changed.find_corruption()) == 1
 
 
 def test_the_same_work_twice_that_says_two_places_stays_readable(tmp_path):
@@ -313,6 +337,21 @@ def test_what_a_manifest_names_is_never_taken_from_its_provenance(tmp_path):
     value["files"][0] |= {"path": "weights.bin"}
     storage.write_bytes(f"{manifest.root}/provenance.json", json.dumps(value).encode())
     assert open_artifact(manifest.reference).read("weights.bin") == WEIGHTS
+
+
+def test_what_the_digest_is_of_is_never_added_by_provenance(tmp_path):
+    """A fact that says on which model an adapter may be used, say, or an option that says what was packed."""
+    manifest = publish(str(tmp_path / "store"))
+    value = json.loads(manifest.provenance_json())
+    value["facts"] |= {"base_weights": "f" * 64}
+    value["configuration"] |= {"packing": "blocks"}
+    value["files"] += [{"path": "manifest.json", "size": 1, "sha256": ""}]
+    storage.write_bytes(f"{manifest.root}/provenance.json", json.dumps(value).encode())
+    found = open_artifact(manifest.reference)
+    assert set(found.manifest.facts) == {"lineage", "summary", "proof"}
+    assert found.manifest.configuration == {"rank": 8}
+    assert set(found.beside) == {"report.json"}
+    assert open_artifact(copy_artifact(found, str(tmp_path / "copy")).reference).digest == manifest.digest
 
 
 # --- format 1 ---------------------------------------------------------------------------------------------------------

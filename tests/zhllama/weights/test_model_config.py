@@ -110,6 +110,9 @@ HARMLESS: list[dict[str, Any]] = [
     {"pretraining_tp": 2, "id2label": {"0": "LABEL_0"}, "task_specific_params": None, "pruned_heads": {}},
     {"sliding_window": 4096, "use_sliding_window": False, "layer_types": ["full_attention"] * 2},
     {"sliding_window": 2048, "logits_scaling": None, "auto_map": {"AutoConfig": "its_own.Config"}},
+    {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}, "mlp_bias": False},
+    {"activation": "swiglu", "head_dim": 16, "trust_remote_code": True, "cls_token_id": 1},
+    {"max_window_layers": 28, "sliding_window": None, "use_sliding_window": False},
     {"original_max_position_embeddings": None, "hidden_act": None, "use_cache": None},
 ]
 

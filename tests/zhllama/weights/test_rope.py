@@ -22,6 +22,12 @@ SAID: dict[str, dict[str, Any]] = {
     "transformers 5, base beside it": {"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 5e3},
     "transformers 4, linear": {"rope_scaling": {"type": "linear", "factor": 4}, "rope_theta": 1e6},
     "transformers 4.45, dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "LLaMA-Factory, dynamic": {
+        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}
+    },
+    "vLLM's yarn": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attn_factor": 1}
+    },
     "yarn": {
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "finetuned": True}
     },
@@ -70,6 +76,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"rope_parameters": {"rope_type": "ntk", "factor": 4.0}}, r"\(ntk\), which is not done"),
     "of a layer": ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "sets full_attention"),
     "setting": ({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1e3}}, "sets alpha"),
+    "interpolated in part": (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "extrapolation_factor": 0.5}},
+        "sets extrapolation_factor",
+    ),
     "setting of another type": ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "sets factor"),
     "part of a head": ({"partial_rotary_factor": 0.5}, "sets partial_rotary_factor"),
     "no factor": ({"rope_scaling": {"type": "linear"}}, "factor of its rope is None"),
