@@ -69,7 +69,6 @@ class Run:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Of the options."""
     options: Any = None
-    """Cache versions of earlier releases, as the options have them."""
 
     @classmethod
     def of(cls, options: Any, out: ArtifactWriter) -> "Run":
