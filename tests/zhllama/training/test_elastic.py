@@ -13,9 +13,9 @@ import pytest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.job_manifest import local_environments
-from zhllama.stage.options import StageOptions
 from zhllama.training.checkpoints import Run
 from zhllama.training.elastic import Deadline, _outcome, run_workers
+from zhllama.training.options import TrainingOptions
 
 FOLDER = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def two(monkeypatch: pytest.MonkeyPatch):
 
 
 def run(worker, folder: Path):
-    options = StageOptions(store=str(folder))
+    options = TrainingOptions(store=str(folder), model="m", dataset="d")
     return run_workers(worker, Run.of(options, ArtifactWriter(options.store, "stage", "key")), Deadline())
 
 
@@ -132,10 +132,10 @@ def test_two_nodes_find_each_other_by_the_operators_variables(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import elastic_examples as examples\n"
         "from zhllama.artifacts.writer import ArtifactWriter\n"
-        "from zhllama.stage.options import StageOptions\n"
+        "from zhllama.training.options import TrainingOptions\n"
         "from zhllama.training.checkpoints import Run\n"
         "from zhllama.training.elastic import Deadline, run_workers\n"
-        "options = StageOptions(store=sys.argv[2])\n"
+        "options = TrainingOptions(store=sys.argv[2], model='m', dataset='d')\n"
         "run = Run.of(options, ArtifactWriter(options.store, 'stage', 'key'))\n"
         "print(run_workers(examples.publish_ranks, run, Deadline()).digest)\n"
     )

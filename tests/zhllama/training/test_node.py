@@ -28,11 +28,11 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import elastic_examples as examples
 from zhllama.artifacts.writer import ArtifactWriter
-from zhllama.stage.options import StageOptions
+from zhllama.training.options import TrainingOptions
 from zhllama.stage.program import guarded
 from zhllama.training.checkpoints import Run
 from zhllama.training.elastic import Deadline, run_workers
-options = StageOptions(store=sys.argv[2])
+options = TrainingOptions(store=sys.argv[2], model="m", dataset="d")
 run = Run.of(options, ArtifactWriter(options.store, "stage", "key"))
 def training():
     with Deadline() as deadline:
