@@ -165,18 +165,15 @@ class Manifest:
 
     def publish(self, if_absent: bool = False) -> None:
         """Writes provenance and, last, manifest below the root. FileExistsError: `if_absent`, and a manifest is."""
+        where, provenance = f"{self.root}/{PROVENANCE}", self.provenance_json()
         if self.format > 1:
             if if_absent and storage.exists(self.reference):
                 raise FileExistsError(self.reference)
-            storage.write_bytes(f"{self.root}/{PROVENANCE}", self.provenance_json())
+            storage.write_bytes(where, provenance)
         storage.write_bytes(self.reference, self.to_json(), if_absent=if_absent)
         # another run that came second to the manifest may have been second to its provenance, too
-        if (
-            self.format > 1
-            and if_absent
-            and storage.read_or_none(f"{self.root}/{PROVENANCE}") != self.provenance_json()
-        ):
-            storage.write_bytes(f"{self.root}/{PROVENANCE}", self.provenance_json())
+        if self.format > 1 and if_absent and storage.read_or_none(where) != provenance:
+            storage.write_bytes(where, provenance)
 
     def write_copy(self, uri: str) -> None:
         """The copy at `--output`. Of one in S3, where others may write, the artifact says that it is its own."""

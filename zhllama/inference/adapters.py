@@ -1,5 +1,5 @@
 """Adapters merged into a model that is loaded, as merge_adapters merges them into its files: the same reader, the same
-arithmetic, the same bits. Memory: one tensor of the model twice in float32.
+arithmetic, the same bits. Memory: one tensor of the model three times in float32.
 """
 
 from typing import Any
@@ -15,7 +15,6 @@ def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> bool:
     import torch
 
     changed = rows != model.get_input_embeddings().weight.shape[0]
-
     if changed:
         # the adapter overwrites every row, so the new ones may begin anyhow; the default would take minutes
         model.resize_token_embeddings(rows, mean_resizing=False)

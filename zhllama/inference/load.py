@@ -94,8 +94,9 @@ def load_model(
     # beside other work: 45 s of waiting for 9 s of arithmetic)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    names = [one.root for one in adapters]
     # the plan changes which tensors its checkpoint has
-    plan = plan_merge(artifact, Checkpoint(artifact, option), adapters, [one.root for one in adapters])
+    plan = plan_merge(artifact, Checkpoint(artifact, option), adapters, names) if adapters else None
     template = template_of(artifact, adapters)
 
     import torch
@@ -123,14 +124,13 @@ def load_model(
     missing = sorted(seen["missing_keys"])
     if missing:
         raise InputError(f"{option} {artifact.root}: the model has no tensor {missing[0]}; publish or fetch it again")
-    changed = not adapters
-    for step in plan.steps:
+    if plan is not None:
         from zhllama.inference.adapters import merge_into
 
-        changed |= merge_into(model, step.adapter, step.rows, plan.tied)
-        encoder = step.encoder or encoder
-    if not changed:
-        raise nothing_changed([one.root for one in adapters], artifact)
+        changed = [merge_into(model, step.adapter, step.rows, plan.tied) for step in plan.steps]
+        if not any(changed):
+            raise nothing_changed(names, artifact)
+        encoder = plan.encoder or encoder
     if chosen not in ("int8", "4bit"):
         model = model.to("cuda" if gpu else "cpu")
     model = model.eval().requires_grad_(False)

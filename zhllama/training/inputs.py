@@ -68,7 +68,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         shape = lora_shape(options, model, adapter)
         if adapter is not None:
             _require_fitting(adapter, checkpoint, vocabulary, says)
-        for target in () if adapter is not None else shape.targets:
+        for target in shape.targets if adapter is None else ():
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
                 raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
         if shape.embeddings == "new" and zero_stage(settings) == 3:

@@ -62,8 +62,7 @@ class AdapterConfig:
         if CONFIG not in artifact:
             raise InputError(f"{self.where}: no {CONFIG} in it; give a peft adapter's folder")
         try:
-            given = read_object(artifact, CONFIG)
-            self._read(given)
+            self._read(read_object(artifact, CONFIG))
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
             raise InputError(f"{self.where}: {CONFIG} is no LoRA configuration ({said}); fetch it again") from error
