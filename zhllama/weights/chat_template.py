@@ -78,7 +78,7 @@ def chosen(
     none."""
     for number, adapter in reversed(list(enumerate(adapters, 1))):
         which = f"adapter {number}" if len(adapters) > 1 else "the adapter"
-        if adapter.verified and adapter.manifest.stage in TRAININGS:
+        if _trained_here(adapter):
             # what else lies beside it is its base's
             if prompt := taught(adapter):
                 return prompt.template, f"{prompt.title}: {which} was trained with it"
@@ -102,9 +102,13 @@ def prompt_of(artifact: Artifact, otherwise: str) -> Prompt | None:
     return PROMPTS.get(name)
 
 
+def _trained_here(adapter: Artifact) -> bool:
+    return adapter.verified and adapter.manifest.stage in TRAININGS
+
+
 def taught(trained: Artifact) -> Prompt | None:
     """The prompt that an adapter of a training here has learnt; None for one of text, or of somebody else's."""
-    if not trained.verified or trained.manifest.stage not in TRAININGS:
+    if not _trained_here(trained):
         return None
     # adapters of release 0.1 say nothing: theirs is the stage
     return prompt_of(trained, RECIPE.name if trained.manifest.stage == "finetune" else "")
