@@ -8,7 +8,6 @@ own wait_for_run_completion knows no cancelled run and would wait for ever: `fol
 
 import hashlib
 import json
-import logging
 import os
 import re
 import subprocess
@@ -17,18 +16,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pipelines.kubeflow.answers import Gone, beyond_latin1, named, refused
-from pipelines.kubeflow.runs import DONE, FAILED, QUIET, Run, run_of, settled, titles_of
+from pipelines.kubeflow.answers import Gone, NoAnswer, Server, beyond_latin1
+from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.runs import CANCELING, DONE, FAILED, QUIET, Run, run_of, settled, titles_of, word
 from pipelines.kubeflow.workflow import Unreadable, Workflows
 from pipelines.local.placeholders import Value
 from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.names import check_namespace
 from zhllama.stage.child_processes import die_with_parent
 
 LOOK_EVERY = 10.0
@@ -41,11 +43,16 @@ PATIENCE = 300.0
 """Seconds that `follow` goes on without an answer from the server before it gives up."""
 STOPS = "the API stops listing steps where a Workflow is past 1 MiB"
 POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where there are profiles, a pod's runs are its own's, unless --namespace says otherwise."""
 
 
 @contextmanager
 def connected(address: str = "", kfp_namespace: str = "kubeflow", namespace: str | None = None) -> Iterator["Kubeflow"]:
     """A connection for the time of the block. InputError when nobody answers there."""
+    for option, name in (("--kfp-namespace", kfp_namespace), ("--namespace", namespace)):
+        if name:
+            check_namespace(option, name)
     known = known_address(address, kfp_namespace)
     with nullcontext(known) if known else _port_forward(kfp_namespace) as reached:
         yield Kubeflow(reached, namespace, kfp_namespace)
@@ -80,31 +87,57 @@ def _port_forward(namespace: str) -> Iterator[str]:
         forward.wait()
 
 
-def _credentials() -> dict[str, Any]:
-    """What kfp.Client is given so that it is let in; nothing where nothing is set."""
-    from kfp.client import ServiceAccountTokenVolumeCredentials
-
+def _credentials() -> tuple[dict[str, Any], str]:
+    """What kfp.Client is given so that it is let in, and where that is from; nothing where nothing is set."""
     if token := os.environ.get("ZHLLAMA_KFP_TOKEN"):
-        return {"existing_token": token}
-    file = os.environ.get("ZHLLAMA_KFP_TOKEN_FILE", "")
-    if file and not Path(file).is_file():
-        raise InputError(f"ZHLLAMA_KFP_TOKEN_FILE={file}: no such file; correct or unset it")
+        return {"existing_token": _token(token, "ZHLLAMA_KFP_TOKEN")}, "ZHLLAMA_KFP_TOKEN"
+    file, whose = os.environ.get("ZHLLAMA_KFP_TOKEN_FILE", ""), "ZHLLAMA_KFP_TOKEN_FILE"
     if not file and os.environ.get("KUBERNETES_SERVICE_HOST") and POD_TOKEN.is_file():
-        file = str(POD_TOKEN)
-    return {"credentials": ServiceAccountTokenVolumeCredentials(path=file)} if file else {}
+        file, whose = str(POD_TOKEN), "this pod"
+    if not file:
+        return {}, ""
+    found = _TokenFile(Path(file), whose)
+    found.read()
+    return {"credentials": found}, whose
+
+
+def _token(text: str, whose: str) -> str:
+    """InputError for what no header can hold; a newline at the end is nobody's."""
+    if not re.fullmatch(r"[!-~]+", text.strip()):
+        raise InputError(f"{whose}: it holds no token (one word in ASCII is needed); set it anew, or unset it")
+    return text.strip()
+
+
+@dataclass(frozen=True)
+class _TokenFile:
+    """A token that is read again for every call, so that a mounted one may change."""
+
+    path: Path
+    whose: str
+
+    def read(self) -> str:
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            said = getattr(error, "strerror", "") or "no text"
+            raise InputError(f"{self.whose}={self.path}: {said[:1].lower()}{said[1:]}; correct or unset it") from error
+        return _token(text, f"{self.whose}={self.path}")
+
+    def refresh_api_key_hook(self, config: Any) -> None:
+        """As kfp calls it, before each request."""
+        config.api_key["authorization"] = self.read()
 
 
 def _proxy(address: str) -> str | None:
     """The proxy to that address, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY; never to this machine itself."""
-    found = urlsplit(address)
-    host = found.hostname or ""
+    try:
+        found = urlsplit(address)
+        host = found.hostname or ""
+    except ValueError as error:
+        raise InputError(f"--host {address}: {error}; write the whole address, as https://kfp.example.com") from error
     if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
         return None
     return getproxies().get(found.scheme)
-
-
-class _NoAnswer(StorageFault):
-    """Nobody answers at the address: at the first call the address is wrong, later the server is away."""
 
 
 class Kubeflow:
@@ -113,37 +146,42 @@ class Kubeflow:
     def __init__(self, address: str, namespace: str | None, kfp_namespace: str = "kubeflow") -> None:
         if not address.startswith(("http://", "https://")):
             raise InputError(f"--host {address}: write the whole address, as https://{address}")
-        # it tells of each of its own retries; what came of them is said once, by us
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-        self.address = address.rstrip("/")
+        # as a browser shows it: what is behind # is the page's own
+        self.address = address.partition("#")[0].rstrip("/")
         self._namespace = namespace
         self._workflows = Workflows(namespace or kfp_namespace)
         self._titles: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
+        credentials, whose = _credentials()
+        self._server = Server(self.address, whose, namespace)
+        with self._answers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
+            import kfp
+
+            class Client(kfp.Client):
+                def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
+                    # kfp's own asks five times, five seconds apart, with a traceback each; it is asked below
+                    return SimpleNamespace(multi_user=None)
+
+            self._client = Client(
+                host=self.address,
+                namespace=namespace or "kubeflow",
+                # its HTTP client reads neither from the environment
+                ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
+                proxy=_proxy(self.address),
+                **credentials,
+            )
+            rest = self._client._healthz_api.api_client.rest_client
+            rest.pool_manager = Connection(rest.pool_manager, self._server)
         try:
-            with self._answers(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
-                import kfp
-
-                class Client(kfp.Client):
-                    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-                        # kfp's own asks five times, five seconds apart, with a traceback each, and swallows the last
-                        return self._healthz_api.healthz_service_get_healthz()
-
-                self._client = Client(
-                    host=self.address,
-                    namespace=namespace or "kubeflow",
-                    # its HTTP client reads neither from the environment
-                    ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
-                    proxy=_proxy(self.address),
-                    **_credentials(),
-                )
-                healthy = self._client.get_kfp_healthz()
-                if healthy.multi_user is None and healthy.pipeline_store is None:
-                    # a login page says neither
-                    named(healthy, "multi_user", self.address)
-        except _NoAnswer as error:
+            with self._answers():
+                healthy = self._client._healthz_api.healthz_service_get_healthz()
+        except NoAnswer as error:
             raise InputError(str(error)) from error
+        if healthy.multi_user is None and healthy.pipeline_store is None:
+            self._server.named(healthy, "multi_user")
+        if healthy.multi_user and not namespace and POD_NAMESPACE.is_file():
+            self._client._context_setting["namespace"] = POD_NAMESPACE.read_text(encoding="utf-8").strip()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -186,13 +224,13 @@ class Kubeflow:
         def found() -> str:
             with self._answers():
                 those = find()
-                return named(those[0], field, self.address) if those else ""
+                return self._server.named(those[0], field) if those else ""
 
         if there := found():
             return there
         try:
             with self._answers():
-                return named(make(), field, self.address)
+                return self._server.named(make(), field)
         except (InputError, StorageFault):
             if there := found():
                 return there
@@ -206,14 +244,14 @@ class Kubeflow:
         with self._answers():
             place = self._client.create_experiment(experiment, namespace=self._namespace)
             started = self._client.run_pipeline(
-                named(place, "experiment_id", self.address),
+                self._server.named(place, "experiment_id"),
                 run_name,
                 params=dict(arguments),
                 pipeline_id=pipeline_id,
                 version_id=version,
                 enable_caching=False,
             )
-        run_id = named(started, "run_id", self.address)
+        run_id = self._server.named(started, "run_id")
         self._started.add(run_id)
         return run_id
 
@@ -223,8 +261,8 @@ class Kubeflow:
         """The run as the API shows it. Gone where there is none of that id."""
         with self._answers():
             found = self._client.get_run(run_id)
-        named(found, "run_id", self.address)
-        return run_of(found, self._titles_of(found))
+            self._server.named(found, "run_id", run_id)
+            return run_of(found, self._titles_of(found))
 
     def whole(self, run: Run, still: bool = False) -> Run:
         """With steps and last words from the Workflow, where the API's list may lack them, or else a note of why they
@@ -288,7 +326,8 @@ class Kubeflow:
             time.sleep(look_every)
 
     def cancel(self, run_id: str) -> Run:
-        """Terminates a run that is not over: its exit handler then deletes its training jobs."""
+        """Terminates a run that is not over: its exit handler then deletes its training jobs. What it returns is over
+        or being cancelled, by the server's own word; StorageFault where that does not say so."""
         found = self.run(run_id)
         if found.over:
             return found
@@ -300,22 +339,25 @@ class Kubeflow:
             if (found := self.run(run_id)).over:
                 return found
             raise
-        return self.run(run_id)
+        found = self.run(run_id)
+        if not found.over and found.state != CANCELING:
+            said = f"run {run_id}: it was told to end, and is still {word(found.state)}"
+            raise StorageFault(f"{said}; look again with zhllama status, and try again")
+        return found
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
-        """Turns the client's exceptions into ours, and what it prints away from the standard output."""
-        from kfp_server_api.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
+        """Turns what the client's classes make of an answer that is not as KFP's into our error, and what it prints
+        away from the standard output."""
+        from kfp_server_api.exceptions import ApiException, OpenApiException
 
         try:
             with redirect_stdout(sys.stderr):
                 yield
-        except ApiException as error:
-            raise refused(self.address, error.status, error.reason, error.body) from error
-        except (HTTPError, OSError) as error:
-            raise _NoAnswer(
-                f"--host {self.address}: no Kubeflow Pipelines answers there ({error}); check the address"
+        except (OpenApiException, ValueError, TypeError, AttributeError, KeyError) as error:
+            said = error.reason if isinstance(error, ApiException) else error
+            raise InputError(
+                f"--host {self.address}: it does not answer as Kubeflow Pipelines 2 does ({said}); check the address"
             ) from error
 
 

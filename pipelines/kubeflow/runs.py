@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-DONE, FAILED, CANCELLED = "SUCCEEDED", "FAILED", "CANCELED"
+DONE, FAILED, CANCELLED, CANCELING = "SUCCEEDED", "FAILED", "CANCELED", "CANCELING"
 RUNNING, PENDING, NOT_RUN, UNKNOWN = "RUNNING", "PENDING", "NOT_RUN", "UNKNOWN"
 OVER = (DONE, FAILED, CANCELLED, "SKIPPED")
 """States of a run (or a step) that do not change any more."""
-WORDS = {CANCELLED: "cancelled", "CANCELING": "being cancelled", NOT_RUN: "not run", UNKNOWN: "not known"}
+WORDS = {CANCELLED: "cancelled", CANCELING: "being cancelled", NOT_RUN: "not run", UNKNOWN: "not known"}
 _GROUP = re.compile(r"(condition(-branches)?|exit-handler|for-loop)-\d+(\.onExit)?")
 _ATTEMPT = re.compile(r"\(\d+(:\d+)?\)$")
 _DRIVER = "-driver"
@@ -101,7 +101,7 @@ def at(time: datetime | None) -> datetime | None:
 
 def run_of(answer: Any, titles: Mapping[str, str]) -> Run:
     """What `runs/{id}` answered."""
-    history = [status for status in answer.state_history or () if str(status.state) == "CANCELING"]
+    history = [status for status in answer.state_history or () if str(status.state) == CANCELING]
     state = str(answer.state or PENDING)
     cancelled_at = at(history[0].update_time) if history else None
     if history and state == FAILED:

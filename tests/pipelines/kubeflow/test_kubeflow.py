@@ -14,8 +14,8 @@ import pytest
 from kfp import dsl
 
 from pipelines.cli.runs import _follow
-from pipelines.kubeflow import client
-from pipelines.kubeflow.answers import cause, refused
+from pipelines.kubeflow import client, connection
+from pipelines.kubeflow.answers import Server, cause
 from pipelines.kubeflow.client import Kubeflow, connected, known_address
 from tests.pipelines.kubeflow.fake_kfp import FakeKfp, fake_kfp, recorded, task
 from zhllama.errors import InputError, StorageFault
@@ -31,6 +31,9 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nonexistent")
     for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST", *proxies, *certificates):
         monkeypatch.delenv(name, raising=False)
+    # what is asked again is asked again at once
+    monkeypatch.setattr(connection, "PATIENCE", 0.2)
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ def test_a_token_in_a_file_is_read_for_every_call(package, server, monkeypatch, 
 )
 def test_a_refusal_and_a_failing_server_are_one_line(package, server, status, kind, said):
     there = Kubeflow(server.host, None)
-    server.answers = [status]
+    server.answers = [status] * 100
     with pytest.raises(kind, match=f"answered {said}"):
         there.start(package, {"store": "s3://bucket/b"}, **ASKED)
 
@@ -128,7 +131,7 @@ def test_a_proxy_is_used_where_the_environment_says_so(server, monkeypatch):
 @pytest.mark.slow
 def test_a_wrong_host_is_one_line_of_the_command_too():
     for host, said in (
-        ("http://127.0.0.1:9", "--host http://127.0.0.1:9: no Kubeflow Pipelines answers there"),
+        ("http://kfp.invalid", "--host http://kfp.invalid: no Kubeflow Pipelines answers there"),
         ("kfp.example.com", "--host kfp.example.com: write the whole address, as https://kfp.example.com"),
     ):
         command = [sys.executable, "-m", "pipelines", "status", "r-42", "--host", host]
@@ -157,7 +160,7 @@ def test_a_server_that_stays_away_ends_the_following(server, monkeypatch):
 
 
 def test_a_cancelled_run_ends_the_following(server):
-    server.course = [("RUNNING", []), ("CANCELING", []), ("CANCELED", [])]
+    server.course = [("RUNNING", []), ("CANCELING", []), ("FAILED", [])]
     assert [look.state for look in Kubeflow(server.host, None).follow("r-42", look_every=0.01)][-1] == "CANCELED"
 
 
@@ -304,7 +307,7 @@ def test_status_shows_the_steps_and_cancel_says_what_became_of_it(zhllama, serve
     assert "root" not in done.stdout
     done = zhllama("cancel", "r-42")
     assert done.stdout == "run r-42: succeeded\n"
-    server.course = [("CANCELED", [])]
+    server.history, server.course = ["RUNNING", "CANCELING"], [("FAILED", [])]
     done = zhllama("status", "r-42", "--wait")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "cancelled: the run was cancelled")
     done = zhllama("status", "r-43")
@@ -322,7 +325,7 @@ ERRORS = [each for each in recorded("exchanges") if each["status"] >= 400]
 def test_a_recorded_refusal_is_the_users_to_mend_and_told_to_its_end(exchange):
     body = exchange["body"]
     text = body if isinstance(body, str) else json.dumps(body)
-    error = refused("http://kfp", exchange["status"], "x", text)
+    error = Server("http://kfp").refused(exchange["status"], "x", text)
     assert isinstance(error, InputError)
     assert "try again" not in str(error)
     last = body if isinstance(body, str) else body["message"]
@@ -336,11 +339,12 @@ def test_a_recorded_refusal_is_the_users_to_mend_and_told_to_its_end(exchange):
         (500, "Failed: Already exist error: The name a already exist", InputError, "check the address"),
         (500, "InternalServerError: dial tcp: connection refused", StorageFault, "try again"),
         (503, "upstream connect error", StorageFault, "try again"),
+        (500, "Failed to authorize: PermissionDenied: not yours", InputError, "--namespace, of the profile"),
         (429, "too many requests", StorageFault, "try again"),
     ],
 )
 def test_words_decide_whether_a_500_may_pass(status, message, kind, said):
-    error = refused("http://kfp", status, "x", json.dumps({"code": 13, "message": message}))
+    error = Server("http://kfp").refused(status, "x", json.dumps({"code": 13, "message": message}))
     assert type(error) is kind
     assert said in str(error)
 
@@ -353,17 +357,6 @@ def test_a_long_answer_is_cut_at_its_beginning_and_loses_its_stack():
     assert said.endswith("the cause")
     assert said.startswith("…")
     assert len(said) < 650
-
-
-def test_a_login_page_is_no_success(package, server):
-    page = (200, "text/html", "<html><form>login</form></html>")
-    server.bodies = [page, page]
-    with pytest.raises(InputError, match="not Kubeflow Pipelines' API"):
-        Kubeflow(server.host, None)
-    there = Kubeflow(server.host, None)
-    server.bodies = [page]
-    with pytest.raises(InputError, match="no run_id in the answer"):
-        there.run("r-42")
 
 
 REFUSED_WITHOUT_A_WORD = [
