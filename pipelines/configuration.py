@@ -6,6 +6,7 @@ over what an earlier one implies; two words of one layer that cannot both hold a
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines.shape import Shape, shape_of
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.kubernetes.names import server_name
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
 
@@ -47,6 +49,8 @@ class Configuration:
     """What --set says of the compiled pipeline's parameters, as texts; not what this course does not read."""
     reasons: Mapping[str, str]
     """Of `start`, `tokenizer` and the like: what decided it, as `start=model, by --set model`."""
+    given: frozenset[str]
+    """The settings that somebody said something about."""
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -126,7 +130,7 @@ def configure(
     run = {name for name, setting in SETTINGS.items() if not setting.compiled and _is_read(setting, shape, needed)}
     made = Configuration(
         size=of, shape=shape, values=values, defaults=values if write else _resolved(plain, before)[1],
-        arguments={name: text for name, text in texts.items() if name in run}, reasons=reasons,
+        arguments={name: text for name, text in texts.items() if name in run}, reasons=reasons, given=frozenset(by),
     )  # fmt: skip
     _refuse_contradictions(made, by, words)
     _refuse_unread(made, texts)
@@ -175,14 +179,34 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         near = nearest(str(value), setting.choices)
         raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
     checked: Any = value
-    # what is written into pods, as the sizes' files are checked
-    sizes.check_pod(name, checked, where)
-    counts = name.endswith(("_nodes", "processes_per_node")) and not name.endswith(("min_nodes", "max_nodes"))
-    if counts and checked < 1:
-        raise InputError(f"{where}: {checked}; at least 1 is needed")
+    if name != "evaluation_gpus":
+        # what is written into pods, as the sizes' files are checked
+        sizes.check_pod(name, checked, where)
+    if name == "serve_name" and (wrong := server_name(checked)):
+        raise InputError(f"{where}: {checked!r} {wrong}")
+    if name == "evaluation_gpus" and not (checked.isascii() and checked.isdigit()):
+        raise InputError(f"{where}: {checked!r} is no number of GPUs; write 1 or 0")
+    if setting.address or name == "store":
+        check_addresses(checked, where)
     if name == "run_as_user":
         uid(checked, where)
     return cast(Value, checked)
+
+
+def check_addresses(text: str, where: str) -> None:
+    """InputError for an address of a kind that nothing reads, and for a bucket that cannot be."""
+    for part in text.split(","):
+        kind = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", part.strip())
+        if kind and (kind[1] not in _KINDS or not part.strip().startswith(f"{kind[1]}://")):
+            raise InputError(f"{where}: {part}: unknown kind of address; use s3://bucket/prefix, hf://name or a path")
+        if kind and kind[1] == "s3":
+            try:
+                storage.normalise(part.strip())
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+
+
+_KINDS = ("s3", "hf", "https", "http", "file")
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

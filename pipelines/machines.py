@@ -6,8 +6,10 @@ is wrong with a machine is said here, with the code that makes the job, and not 
 """
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from components.launch_training.command import parse_training
@@ -16,7 +18,7 @@ from components.launch_training.options import LaunchTraining
 from components.serve.options import Serve
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import Value, text_of
-from pipelines.settings import ADAPTER, OPTIONS, SERVED, compiled_options
+from pipelines.settings import ADAPTER, MACHINE, OPTIONS, SERVED, compiled_options, of_all
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -84,15 +86,55 @@ def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Valu
     return parse_training(stage, training_arguments(size, stage, given, more, values))
 
 
+def check_machines(told: Configuration) -> None:
+    """InputError, by the names of `--set`, for what no job and no server can be made of: of those that this course has,
+    and of those that it leaves out where something was said of them."""
+    shape = told.shape
+    used = {name for name, runs in (("embeddings", shape.stage1), ("lora", shape.stage2), ("sft", shape.sft)) if runs}
+    for training in OPTIONS:
+        own = any(name.startswith(f"{training}_") for name in told.given)
+        if training in used or own or (not used and any(of_all(option) in told.given for option in MACHINE)):
+            training_machine(told, training)
+    if told["deploy"] != "none" or any(name.startswith("serve_") for name in told.given):
+        serving_machine(told)
+
+
+@contextmanager
+def _by_settings(told: Configuration, names: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+    """Errors name settings. names: option → the settings that it comes of; the first that was given, else the first."""
+
+    def setting(found: re.Match[str]) -> str:
+        those = names.get(found[1].replace("-", "_"), ())
+        return f"--set {next((one for one in those if one in told.given), those[0])}" if those else found[0]
+
+    try:
+        yield
+    except InputError as error:
+        raise InputError(re.sub(r"--([a-z0-9]+(?:[-_][a-z0-9]+)*)", setting, str(error))) from error
+
+
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
     """launch_training's options for the machines of a training. InputError for what no job can be made of."""
     addresses = {"store": _ANYWHERE, "model": _ANYWHERE, "dataset": _ANYWHERE}
-    launch = launch_options(told, training, fixed_arguments(told, training), backend=told["backend"], **addresses)
-    if launch.backend != "local":
-        job = launch.job("run", (), {})
-        # what the API server would refuse of it is refused by its rendering
-        job_manifest(job, launch.backend)
+    with _by_settings(told, _settings_of(training)):
+        launch = launch_options(told, training, fixed_arguments(told, training), backend=told["backend"], **addresses)
+        if launch.backend != "local":
+            job = launch.job("run", (), {})
+            # what the API server would refuse of it is refused by its rendering
+            job_manifest(job, launch.backend)
+        settings = {option: f"{training}_{name}" for option, name in EACH_RUN.items()}
+        each_run = {option: told[name] for option, name in settings.items() if name in told.given}
+        parse_training(training, [*launch.training_arguments("/unknown-yet"), *shlex.split(as_words(each_run))])
     return _said(LaunchTraining, _training_machine(told, training))
+
+
+def _settings_of(training: str) -> dict[str, tuple[str, ...]]:
+    """Options of a training's launch and command → the settings that they come of."""
+    options = EACH_RUN | {option: option for option in (*compiled_options(OPTIONS[training]), "nodes", "arguments")}
+    names: dict[str, tuple[str, ...]] = {option: (f"{training}_{name}",) for option, name in options.items()}
+    names |= {option: (f"{training}_{option}", of_all(option)) for option in MACHINE}
+    names |= {option: (f"lora_{name}",) for name, option in ADAPTER.items()}
+    return names | {name: (_CALLED_OF_JOBS.get(name, name),) for name in (*_OF_JOBS, *_SECRETS, "backend")}
 
 
 def launch_options(told: Configuration, training: str, arguments: str, **given: str) -> LaunchTraining:
@@ -103,17 +145,21 @@ def launch_options(told: Configuration, training: str, arguments: str, **given: 
 
 
 def _training_machine(told: Configuration, training: str) -> dict[str, Any]:
-    names = (
-        "size", "namespace", "service_account", "queue", "priority_class", "team", "labels", "annotations",
-        "node_selector", "tolerations", "run_as_user",
-    )  # fmt: skip
-    nodes = {"nodes": told[f"{training}_nodes"]}
-    return told.machine(training) | nodes | {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
+    of_jobs = {name: told[_CALLED_OF_JOBS.get(name, name)] for name in _OF_JOBS}
+    return told.machine(training) | {"nodes": told[f"{training}_nodes"]} | of_jobs | _secrets(told)
 
 
-_CALLED = {
+_OF_JOBS = (
+    "size", "namespace", "service_account", "queue", "priority_class", "team", "labels", "annotations",
+    "node_selector", "tolerations", "run_as_user",
+)  # fmt: skip
+"""Options of launch_training that have one setting for all trainings."""
+_CALLED_OF_JOBS = {
     "service_account": "training_account", "node_selector": "gpu_node_selector", "tolerations": "gpu_tolerations",
-    "name": "serve_name", "vllm_image": "serve_image", "api_key_secret": "serve_secret",
+}  # fmt: skip
+_SECRETS = ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map")
+_CALLED = {
+    **_CALLED_OF_JOBS, "name": "serve_name", "vllm_image": "serve_image", "api_key_secret": "serve_secret",
     **{name: f"serve_{name}" for name in SERVED},
 }  # fmt: skip
 """Options of launch_training and of serve → their settings, where those are called otherwise."""
@@ -131,7 +177,8 @@ def serving_machine(told: Configuration) -> dict[str, Any]:
     # that setting stands over what the size says, and is None where nobody says it
     machine["gpu_resource"] = told.size.serving.gpu
     machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
-    server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
+    with _by_settings(told, {name: (_CALLED.get(name, name),) for name in machine}):
+        server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))
     return _said(Serve, machine)
 
 
@@ -142,9 +189,8 @@ def _said(kind: type, machine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _secrets(told: Configuration) -> dict[str, Any]:
-    found = {name: told[name] for name in ("pull_secret", "proxy_secret", "ca_config_map")}
     # an empty one is left out of a machine, where it would mean the command's default
-    return {"s3_secret": told["s3_secret"] or "none", **found}
+    return {name: told[name] for name in _SECRETS} | {"s3_secret": told["s3_secret"] or "none"}
 
 
 def as_json(machine: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ root (the images are made for one), and a request for ephemeral storage (the siz
 """
 
 import copy
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from kfp.dsl.structures import InputSpec
 
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import text_of
+from zhllama.kubernetes.formats import amount
 from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.pods import USER
 from zhllama.stage import images
@@ -53,7 +56,7 @@ class Steps:
         if gpu:
             task.set_accelerator_type(gpu).set_accelerator_limit(told["evaluation_gpus"])
         # requests are what limits are, where none are said
-        task.set_cpu_limit(work.cpu).set_memory_limit(work.memory)
+        task.set_cpu_limit(_plain(work.cpu, "m")).set_memory_limit(_plain(work.memory, ""))
         kubernetes.empty_dir_mount(task, "tmp", "/tmp", size_limit=work.ephemeral_storage)
         if kind != "cleanup":
             self._credentials(task)
@@ -123,6 +126,14 @@ class Steps:
             kubernetes.add_pod_label(task, name, value)
         for name, value in told["step_annotations"].items():
             kubernetes.add_pod_annotation(task, name, value)
+
+
+def _plain(text: str, unit: str) -> str:
+    """A quantity as kfp takes it too, which knows fewer ways to write one than Kubernetes: in millicores, in bytes."""
+    if re.fullmatch(r"[0-9]+m?" if unit else r"[0-9]+([EPTGM]i?|Ki)?", text):
+        return text
+    found = amount(text)
+    return text if found is None else f"{math.ceil(found * (1000 if unit else 1))}{unit}"
 
 
 def _varies(value: Any) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 from pipelines.cli import options
 from zhllama.errors import InputError
+from zhllama.kubernetes.formats import EFFECTS
 from zhllama.kubernetes.job_manifest import lost_in_trainjob, pod_environment, trainjob
+from zhllama.kubernetes.names import check_value
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.training_job import TrainingJob
 
@@ -207,18 +209,21 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
     for text in texts:
         if text.find("=") < 1:
             raise InputError(f"--{option} {text}: write KEY=VALUE")
-    return dict(text.split("=", 1) for text in texts)
+    found = dict(text.split("=", 1) for text in texts)
+    check_value({"label": "labels", "annotation": "annotations"}.get(option, "node_selector"), found, f"--{option}")
+    return found
 
 
 def _toleration(text: str) -> dict[str, str]:
     """`gpu` (of any value), `gpu=a100`, `gpu:NoSchedule`, `gpu=a100:NoSchedule`."""
-    effects = ("NoSchedule", "PreferNoSchedule", "NoExecute")
     taint, colon, effect = text.partition(":")
     key, equals, value = taint.partition("=")
-    if not key or (colon and effect not in effects):
-        raise InputError(f"--toleration {text}: write KEY, KEY=VALUE or KEY=VALUE:EFFECT; {', '.join(effects)}")
+    if not key or (colon and effect not in EFFECTS):
+        raise InputError(f"--toleration {text}: write KEY, KEY=VALUE or KEY=VALUE:EFFECT; {', '.join(EFFECTS)}")
     found = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
-    return found | ({"effect": effect} if effect else {})
+    found |= {"effect": effect} if effect else {}
+    check_value("tolerations", (found,), f"--toleration {text}")
+    return found
 
 
 def show_environment(given: argparse.Namespace) -> None:

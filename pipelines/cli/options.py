@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.names import check_keys, check_labels
+from zhllama.kubernetes.names import check_value
 from zhllama.kubernetes.pods import uid
 from zhllama.stage import images
 
@@ -105,9 +105,9 @@ def configured(
     texts = settings(given.settings)
     # an option of its own → what it says for the setting of that name
     said = {name: str(value) for name in _OF_THEIR_OWN if (value := getattr(given, name, None))}
-    for name, check in (("label", check_labels), ("annotation", check_keys)):
+    for name in ("label", "annotation"):
         if pairs := settings(getattr(given, name, []), f"--{name}"):
-            check(f"--{name}", pairs)
+            check_value(f"{name}s", pairs, f"--{name}")
             said[f"step_{name}s"] = json.dumps(pairs)
     if "run_as_user" in said:
         uid(said["run_as_user"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zhllama.errors import InputError
+from zhllama.kubernetes.names import check_value, option_in
 from zhllama.stage.command_line import nearest
 
 FOLDER = Path(__file__).parent
@@ -250,11 +251,7 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
 
 
 def check_pod(name: str, value: Any, where: str) -> None:
-    """InputError for a quantity or a GPU, by the name of what it is, that Kubernetes does not know."""
-    if re.search(r"(^|_)(cpu|memory|ephemeral_storage)$", name):
-        if not re.fullmatch(r"\d+(\.\d+)?(m|[kMGT]i?)?", str(value)):
-            raise InputError(f"{where}: {value!r} is not a Kubernetes quantity; write 500m, 8 or 64Gi")
-        return
-    named = value if isinstance(value, str) and re.search(r"(^gpu|gpu_resource)$", name) else ""
-    if named and not re.fullmatch(r"[a-z0-9.-]+/[a-zA-Z0-9._-]+", named):
-        raise InputError(f"{where}: {named!r} is not a resource name; write nvidia.com/gpu, or nothing for none")
+    """InputError for a value that Kubernetes does not take, by the name of what it is."""
+    option = "gpu_resource" if name == "gpu" and isinstance(value, str) else option_in(name)
+    if option:
+        check_value(option, value, where)

@@ -6,7 +6,6 @@ wrong tokenizer only shows in the answers. Pods are as a training job's: confine
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from zhllama.artifacts.manifest import MANIFEST, digest_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
-from zhllama.kubernetes.names import LABEL, POD_OBJECTS, check_labels, check_names, check_namespace, check_positive
+from zhllama.kubernetes.names import LABEL, check_options, server_name
 from zhllama.kubernetes.network_policy import S3Network, isolated, ports
 from zhllama.kubernetes.pods import POD_PLACES, USER, confined, environment, pod_spec
 from zhllama.stage.images import image
@@ -104,21 +103,14 @@ class ModelServer:
     """Of the model's manifest, so that pods are replaced when the model at this address is another."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", self.name):
-            raise InputError(
-                f"--name {self.name!r}: on a cluster lower-case letters, digits and dashes, at most 50, are needed"
-            )
+        if wrong := server_name(self.name):
+            raise InputError(f"--name: {self.name!r} {wrong}")
         if not is_s3(self.model):
             raise InputError(
                 f"--model {self.model}: pods of a cluster read the model from S3; give the s3:// reference of a "
                 "published model"
             )
-        check_positive(self, "replicas", "gpus", "context_length", "start_seconds")
-        if self.namespace:
-            check_namespace("--namespace", self.namespace)
-        check_names(self, "api_key_secret", *POD_OBJECTS)
-        check_labels("label", self.labels)
-        check_labels("--node-selector", self.node_selector)
+        check_options(self)
 
     @property
     def root(self) -> str:

@@ -1,10 +1,15 @@
 """What Kubernetes takes as names and labels, held before anything is sent: its own refusal comes after an upload, a
 compilation, or not at all (a job whose pods name a secret that cannot be waits for ever)."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check
+from zhllama.stage.images import image_reference, registry, tag
 from zhllama.stage.options import option_of
 
 LABEL = "zhllama.io/"
@@ -14,45 +19,109 @@ JOB_LABEL = f"{LABEL}job"
 LONGEST_JOB_NAME = 63 - len("-worker-999")
 POD_OBJECTS = ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account")
 """Options of our pods that name an object of the namespace."""
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-_KEY = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+
+
+def _name(text: str) -> str:
+    """Of a queue or class of Kueue, which is a label of the job too."""
+    return formats.subdomain(text) or formats.label_value(text)
+
+
+def server_name(text: str) -> str:
+    """Of a served model: of its objects, a Service among them, whose names have more after it."""
+    good = re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", text)
+    return "" if good else "must be lower-case letters, digits and -, a letter first, at most 50, on a cluster"
+
+
+def _texts(check: Check) -> Check:
+    return lambda value: "texts by name are needed" if not all(map(_is_text, value.values())) else check(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _tolerations(value: Any) -> str:
+    for one in value:
+        if not isinstance(one, Mapping):
+            return "a list of tolerations is needed"
+        for name, given in one.items():
+            if type(given) is not _TOLERATION.get(name):
+                known = ", ".join(f"{field} ({kind.__name__})" for field, kind in _TOLERATION.items())
+                return f"{name}: {given!r} is nothing that a toleration has; it has {known}"
+            if given != "" and (wrong := _OF_TOLERATION.get(name, lambda _: "")(given)):
+                return f"{name}: {given!r} {wrong}"
+        for name, wrong in formats.toleration(one):
+            return f"{name}: {wrong}"
+    return ""
+
+
+def _gpu(text: str) -> str:
+    wrong = formats.resource_name(text) or ("" if "/" in text else "has no domain")
+    return f"is not a resource name ({wrong}); write nvidia.com/gpu, or nothing for none" if wrong else ""
+
+
+def _quantity(value: Any) -> str:
+    wrong = formats.quantity(value)
+    return f"is not a Kubernetes quantity ({wrong})" if wrong else formats.no_negative_quantity(value)
+
+
+_TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
+_OF_TOLERATION: Mapping[str, Check] = {
+    "key": formats.qualified_name,
+    "operator": formats.one_of(*formats.OPERATORS),
+    "effect": formats.one_of(*formats.EFFECTS),
+}
+_AT_LEAST_ONE = formats.between(1, formats.MOST)
+TAKEN: Mapping[str, Check] = {
+    "namespace": formats.dns_label,
+    **dict.fromkeys((*POD_OBJECTS, "api_key_secret", "secret", "account"), formats.subdomain),
+    **dict.fromkeys(("queue", "priority_class"), _name),
+    **dict.fromkeys(("cpu", "memory", "shared_memory", "ephemeral_storage"), _quantity),
+    "gpu_resource": _gpu,
+    **dict.fromkeys(("labels", "node_selector"), _texts(formats.labels)),
+    "annotations": _texts(formats.annotations),
+    "tolerations": _tolerations,
+    **dict.fromkeys(("image", "training_image", "vllm_image"), image_reference),
+    "registry": registry,
+    "tag": tag,
+    **dict.fromkeys(("nodes", "processes_per_node", "replicas", "gpus", "context_length", "attempts"), _AT_LEAST_ONE),
+    **dict.fromkeys(("deadline_seconds", "grace_seconds", "start_seconds", "wait_minutes"), _AT_LEAST_ONE),
+    **dict.fromkeys(("min_nodes", "max_nodes", "waiting_seconds"), formats.between(0, formats.MOST)),
+}
+"""An option of our jobs, servers and steps → what Kubernetes, or a kubelet hours later, has against a value of it."""
+
+
+def option_in(name: str) -> str:
+    """The option in TAKEN that the end of a longer name says: `lora_max_nodes` is max_nodes; "" where none does."""
+    return max((one for one in TAKEN if name == one or name.endswith(f"_{one}")), key=len, default="")
+
+
+def check_value(name: str, value: Any, where: str) -> None:
+    """InputError for a value of the option of that name that a cluster would not take; nothing given is no value.
+    where: what the user calls it."""
+    quantity = TAKEN[name] is _quantity
+    if not quantity and (value is None or value == "" or value == {} or value in ([], ())):
+        return
+    if wrong := TAKEN[name](value):
+        shown = f"{value!r} " if isinstance(value, str | int) else ""
+        raise InputError(f"{where}: {shown}{wrong}")
+
+
+def check_options(of: Any) -> None:
+    """The same of each field of a job or a server, by its option; and that /dev/shm, which is part of the memory, is no
+    larger."""
+    for one in dataclasses.fields(of):
+        if one.name in TAKEN:
+            check_value(one.name, getattr(of, one.name), option_of(one.name))
+    shared, memory = (formats.amount(getattr(of, name)) for name in ("shared_memory", "memory"))
+    if shared is not None and memory is not None and shared > memory:
+        said = f"--shared-memory {of.shared_memory}, --memory {of.memory}"
+        raise InputError(f"{said}: /dev/shm is part of the memory; give less of it, or more memory")
 
 
 def check_namespace(option: str, text: str) -> None:
     """InputError for what no namespace is called."""
-    if not _NAMESPACE.fullmatch(text):
-        raise InputError(f"{option} {text}: lower-case letters, digits and dashes, at most 63, are needed")
-
-
-def check_names(options: object, *fields: str) -> None:
-    """InputError for what no secret, account, queue or the like is called, in those fields that are set."""
-    for field in fields:
-        if (name := getattr(options, field)) and not _NAME.fullmatch(name):
-            mend = "lower-case letters, digits, - and . are allowed in the name of an object"
-            raise InputError(f"{option_of(field)} {name}: {mend}")
-
-
-def check_positive(options: object, *fields: str) -> None:
-    """InputError for a number below 1 in those fields."""
-    for field in fields:
-        if getattr(options, field) < 1:
-            raise InputError(f"{option_of(field)} {getattr(options, field)}: at least 1 is needed")
-
-
-def check_labels(option: str, labels: Mapping[str, str]) -> None:
-    """InputError for a label that is none."""
-    for key, value in labels.items():
-        if not _KEY.fullmatch(key) or not _LABEL.fullmatch(value):
-            raise InputError(f"{option} {key}={value}: letters, digits, - _ and . are allowed, at most 63")
-
-
-def check_keys(option: str, annotations: Mapping[str, str]) -> None:
-    """InputError for an annotation's key that is none; its value may be any text."""
-    for key in annotations:
-        if not _KEY.fullmatch(key):
-            raise InputError(f"{option} {key}: in a key letters, digits, - _ and . are allowed, at most 63")
+    check_value("namespace", text, option)
 
 
 def label_value(text: str) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
+from zhllama.kubernetes.formats import MOST
+from zhllama.kubernetes.names import check_value
 from zhllama.stage.tls import CA_FOLDER, PROXY_KEYS
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ POD_PLACES = {
 """Where a pod writes: below /tmp, a volume, and nowhere else."""
 DEADLINE_VARIABLE = "ZHLLAMA_DEADLINE_SECONDS"
 """In a job's pods: how long the job may run (zhllama/training/elastic.py)."""
-_TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
-_CHOICES = {"operator": ("Exists", "Equal"), "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute")}
 
 
 # --- as options say it ------------------------------------------------------------------------------------------------
@@ -39,8 +39,8 @@ def uid(text: str, option: str = "--run-as-user") -> int | None:
     """`65532`, or `none` for what the cluster gives. InputError for root and for what is no uid."""
     if text == "none":
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise InputError(f"{option} {text}: write a number above 0 (root is refused), or none")
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) <= MOST):
+        raise InputError(f"{option} {text}: write a number from 1 to {MOST} (0, root, is refused), or none")
     return int(text)
 
 
@@ -58,14 +58,7 @@ def tolerations(option: str, text: str) -> tuple[Mapping[str, Any], ...]:
     value = _json(option, text, "[]", shape)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise InputError(f"{option} {text}: write a list of tolerations, as {shape}")
-    for one in value:
-        for name, given in one.items():
-            if type(given) is not _TOLERATION.get(name):
-                known = ", ".join(f"{field} ({kind.__name__})" for field, kind in _TOLERATION.items())
-                raise InputError(f"{option}: {name}: {given!r} is nothing that a toleration has; it has {known}")
-        for name, choices in _CHOICES.items():
-            if one.get(name, choices[0]) not in choices:
-                raise InputError(f"{option}: {name}: {one[name]!r}; use {' or '.join(choices)}")
+    check_value("tolerations", value, option)
     return tuple(value)
 
 

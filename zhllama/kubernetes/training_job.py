@@ -10,7 +10,7 @@ from typing import Any
 from zhllama.errors import InputError
 from zhllama.kubernetes import names
 from zhllama.kubernetes.pods import USER
-from zhllama.stage.options import NotKeyed, option_of
+from zhllama.stage.options import NotKeyed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +85,12 @@ class TrainingJob(JobOptions):
         if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", self.name) or len(self.name) > longest:
             needed = f"lower-case letters, digits and dashes, at most {longest}, are needed"
             raise InputError(f"job name {self.name!r}: {needed}")
-        names.check_positive(self, "nodes", "processes_per_node", "deadline_seconds", "grace_seconds")
+        names.check_options(self)
         if self.elastic and not 1 <= self.min_nodes <= self.nodes <= self.max_nodes:
             raise InputError(
                 f"--min-nodes {self.min_nodes} --nodes {self.nodes} --max-nodes {self.max_nodes}: an elastic job needs "
                 "all three, in that order, each as large as the one before or larger"
             )
-        if self.namespace:
-            names.check_namespace("--namespace", self.namespace)
-        # a queue's and a class's are labels of the job too
-        names.check_names(self, *names.POD_OBJECTS, "queue", "priority_class")
-        names.check_labels("label", self.labels)
-        names.check_labels("--node-selector", self.node_selector)
-        names.check_keys("annotation", self.annotations)
-        for name in ("queue", "priority_class"):
-            names.check_labels(option_of(name), {f"kueue.x-k8s.io/{name.replace('_', '-')}": getattr(self, name)})
         if self.priority_class and not self.queue:
             raise InputError(f"--priority-class {self.priority_class}: it is Kueue's, which asks for a --queue too")
 

@@ -17,17 +17,25 @@ TAG = "ZHLLAMA_TAG"
 DIGESTS = "ZHLLAMA_DIGESTS"
 """`convert-weights=sha256:…,evaluate=sha256:…`"""
 _LINE = re.compile(r"(?:\S*/)?zhllama-([a-z-]+)(?::[^/:\s]+)? \s*(sha256:[0-9a-f]{64})")
-_REGISTRY = re.compile(r"[A-Za-z0-9.-]+(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?")
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"(?:localhost|{_PART}(?:\.{_PART})+|{_PART}(?:\.{_PART})*:[0-9]+|\[[0-9a-fA-F:]+\](?::[0-9]+)?)"
+"""A first part without a dot and a port is no host: `Team/model` is looked for on Docker Hub, where nothing is so."""
+_FOLDER = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_REGISTRY = re.compile(rf"(?:{_HOST}(?:/{_FOLDER})*|{_FOLDER}(?:/{_FOLDER})*)/?")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_REFERENCE = re.compile(
+    rf"(?:{_HOST}/)?{_FOLDER}(?:/{_FOLDER})*(?::{_TAG.pattern})?(?:@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{{32,}})?",
+    re.ASCII,
+)
 
 
 def image(stage: str) -> str:
     """`<registry>/zhllama-<stage>:<tag>[@<digest>]`, by ZHLLAMA_REGISTRY, ZHLLAMA_TAG (default: no registry, the
     version) and ZHLLAMA_DIGESTS. InputError for an image without a digest where others have one."""
     target = stage.replace("_", "-")
-    registry = os.environ.get(REGISTRY, "").rstrip("/")
+    place = os.environ.get(REGISTRY, "").rstrip("/")
     name = f"zhllama-{target}:{os.environ.get(TAG) or VERSION}"
-    name = f"{registry}/{name}" if registry else name
+    name = f"{place}/{name}" if place else name
     pinned = os.environ.get(DIGESTS, "")
     if not pinned:
         return name
@@ -42,12 +50,29 @@ def settings() -> dict[str, str]:
     return {name: os.environ[name] for name in (REGISTRY, TAG, DIGESTS) if os.environ.get(name)}
 
 
-def check_place(registry: str, tag: str) -> None:
+def image_reference(text: str) -> str:
+    """What is wrong with an image's name, in a few words: a cluster takes any, and its kubelets refuse it."""
+    if _REFERENCE.fullmatch(text) and len(text.partition("@")[0]) <= 255:
+        return ""
+    return "is no image; write [host[:port]/]path[:tag][@digest], the path in lower case"
+
+
+def registry(text: str) -> str:
+    """What is wrong with a place of images, in a few words."""
+    good = _REGISTRY.fullmatch(text)
+    return "" if good else "is no registry; write a host and a path in lower case, as registry.example.com/team"
+
+
+def tag(text: str) -> str:
+    """What is wrong with a tag, in a few words."""
+    return "" if _TAG.fullmatch(text) else "is no tag: letters, digits, _ . and - are allowed, at most 128"
+
+
+def check_place(place: str, version: str) -> None:
     """InputError for what no image could be pulled from; "" is no wish."""
-    if registry and not _REGISTRY.fullmatch(registry):
-        raise InputError(f"--registry {registry}: write a host and a path in lower case, as registry.example.com/team")
-    if tag and not _TAG.fullmatch(tag):
-        raise InputError(f"--tag {tag}: letters, digits, _ . and - are allowed in a tag, at most 128")
+    for option, text, check in (("--registry", place, registry), ("--tag", version, tag)):
+        if text and (wrong := check(text)):
+            raise InputError(f"{option}: {text!r} {wrong}")
 
 
 def read_digests(path: Path) -> str:

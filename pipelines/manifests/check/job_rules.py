@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pipelines.manifests.check.documents import WORKS, Document, Finding, mapping
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.pods import is_gpu, is_of_known_runtime, pods
-from pipelines.manifests.check.server.formats import dns_1035_label
 from pipelines.manifests.check.server.metadata import name_of
+from zhllama.kubernetes.formats import dns_1035_label
 from zhllama.kubernetes.job_manifest import RUNTIME
 from zhllama.kubernetes.names import LONGEST_JOB_NAME
 from zhllama.kubernetes.quantity import quantity

@@ -1,4 +1,4 @@
-"""What stands in front of Kubeflow Pipelines (Dex, oauth2-proxy, Istio, an ingress) and answers in its place: no part is
+"""What stands in front of Kubeflow Pipelines (Dex, oauth2-proxy, Istio, an ingress) and answers in its place. It is not
 taken for the API, every command says so at once, with what to set, and nothing is believed to have happened."""
 
 import subprocess

@@ -6,12 +6,11 @@ from decimal import Decimal
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.formats import Check, amount, given, needed, no_negative, one_of
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check, amount, given, needed, no_negative, one_of
 
 PROTOCOLS = one_of("TCP", "UDP", "SCTP")
 PULL_POLICIES = one_of("Always", "IfNotPresent", "Never")
-_PLAIN_RESOURCES = {"cpu", "memory", "ephemeral-storage"}
 _POD_FIELDS = (
     "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP",
     "status.hostIPs", "status.podIP", "status.podIPs",
@@ -112,7 +111,7 @@ def resources(field: Field) -> Iterator[Finding]:
     limits, requests = field.mapping("limits"), field.mapping("requests")
     for name in ("limits", "requests"):
         for kind, value in field.mapping(name).items():
-            if wrong := resource_name(kind) or _resource_amount(kind, value):
+            if wrong := formats.resource_name(kind) or _resource_amount(kind, value):
                 yield field[name][kind].wrong(wrong)
     for kind, value in requests.items():
         asked, most = amount(value), amount(limits.get(kind))
@@ -137,17 +136,6 @@ def is_never_shared(kind: str) -> bool:
 
 def is_extended(kind: str) -> bool:
     return "/" in kind and not kind.partition("/")[0].endswith("kubernetes.io")
-
-
-def resource_name(kind: str) -> str:
-    if wrong := formats.qualified_name(kind):
-        return wrong
-    if "/" not in kind:
-        standard = kind in _PLAIN_RESOURCES or kind.startswith("hugepages-")
-        return "" if standard else "is no resource of containers: cpu, memory, ephemeral-storage or one with a domain"
-    if kind.startswith("requests.") or formats.qualified_name(f"requests.{kind}"):
-        return "is no name of an extended resource"
-    return ""
 
 
 def _resource_amount(kind: str, value: object) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.formats import Check, each, needed
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check, each, needed
 
 _NAMES: Mapping[str, Check] = {
     "Service": formats.dns_1035_label, "Namespace": formats.dns_label, "StatefulSet": formats.dns_label,

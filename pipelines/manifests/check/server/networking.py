@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
 from pipelines.manifests.check.server.containers import PROTOCOLS, one_source
-from pipelines.manifests.check.server.formats import Check, between, each, given, needed, one_of
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check, between, each, given, needed, one_of
 
 _OUTSIDE = ("NodePort", "LoadBalancer")
 """Types that are reached from outside of the cluster."""

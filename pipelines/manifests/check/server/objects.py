@@ -7,9 +7,9 @@ from decimal import Decimal
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.containers import is_extended, is_never_shared, no_repeats, resource_name
-from pipelines.manifests.check.server.formats import (
+from pipelines.manifests.check.server.containers import is_extended, is_never_shared, no_repeats
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import (
     Check,
     amount,
     count_or_share,
@@ -19,7 +19,6 @@ from pipelines.manifests.check.server.formats import (
     one_of,
     positive,
 )
-from pipelines.manifests.check.server.scheduling import EFFECTS
 
 _MOST_BYTES = 1024 * 1024
 _RBAC = "rbac.authorization.k8s.io"
@@ -243,7 +242,7 @@ def limit(field: Field) -> Iterator[Finding]:
         for key in values[name]:
             known = key in _QUOTED or key == "storage" or key.startswith("hugepages-") or "/" in key
             wrong = formats.qualified_name(key) or ("" if known else "is no resource that is known")
-            if wrong := wrong or (resource_name(key) if kind == "Container" else ""):
+            if wrong := wrong or (formats.resource_name(key) if kind == "Container" else ""):
                 yield field[name][key].wrong(wrong)
     if kind == "Pod":
         for name in ("default", "defaultRequest"):
@@ -339,7 +338,10 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
         "provisioner": needed(formats.annotation_key), "reclaimPolicy": given(one_of("Delete", "Retain")),
         "volumeBindingMode": given(one_of("Immediate", "WaitForFirstConsumer")),
     },
-    "Taint": {"key": needed(formats.qualified_name), "value": formats.label_value, "effect": needed(one_of(*EFFECTS))},
+    "Taint": {
+        "key": needed(formats.qualified_name), "value": formats.label_value,
+        "effect": needed(one_of(*formats.EFFECTS)),
+    },
 }  # fmt: skip
 RULES = {
     "ConfigMap": [config_map], "Secret": [secret], "HorizontalPodAutoscalerSpec": [autoscaler], "MetricSpec": [metric],

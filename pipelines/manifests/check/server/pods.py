@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 
 from pipelines.manifests.check.documents import Finding, Place
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats, security_context
+from pipelines.manifests.check.server import security_context
 from pipelines.manifests.check.server.containers import HANDLERS, no_repeats, resources
-from pipelines.manifests.check.server.formats import MOST, Check, between, each, given, needed, one_of
 from pipelines.manifests.check.server.metadata import labels_of
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import MOST, Check, between, each, given, needed, one_of
 
 _OF_MAIN_CONTAINERS = ("readinessProbe", "livenessProbe", "startupProbe", "lifecycle")
 _DNS = one_of("ClusterFirstWithHostNet", "ClusterFirst", "Default", "None")

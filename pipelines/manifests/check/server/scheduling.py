@@ -4,23 +4,15 @@ from collections.abc import Iterator, Mapping
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.formats import Check, between, each, given, needed, one_of, positive
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check, between, each, given, needed, one_of, positive
 
-EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _HONOR = given(one_of("Honor", "Ignore"))
 
 
 def toleration(field: Field) -> Iterator[Finding]:
-    operator = field.text("operator")
-    if not field.text("key") and operator != "Exists":
-        yield field["operator"].wrong("must be Exists without a key: it tolerates all")
-    if operator == "Exists" and field.text("value"):
-        yield field["value"].wrong("may not be given with Exists")
-    elif operator in ("", "Equal") and (wrong := formats.label_value(field.text("value"))):
-        yield field["value"].wrong(f"{field.text('value')!r} {wrong}")
-    if field["tolerationSeconds"] and field.text("effect") != "NoExecute":
-        yield field["effect"].wrong("must be NoExecute with tolerationSeconds")
+    for name, wrong in formats.toleration(field.value):
+        yield field[name].wrong(wrong)
 
 
 def node_requirement(field: Field) -> Iterator[Finding]:
@@ -71,7 +63,7 @@ _WEIGHT = given(between(1, 100))
 _LABEL_KEYS = each(formats.qualified_name)
 FIELDS: Mapping[str, Mapping[str, Check]] = {
     "Toleration": {
-        "key": formats.qualified_name, "operator": one_of("Equal", "Exists"), "effect": one_of(*EFFECTS),
+        "key": formats.qualified_name, "operator": one_of(*formats.OPERATORS), "effect": one_of(*formats.EFFECTS),
     },
     "NodeSelector": {"nodeSelectorTerms": needed()},
     "NodeSelectorRequirement": {

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
-from pipelines.manifests.check.server.formats import MOST, Check, between, given, needed, one_of
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import MOST, Check, between, given, needed, one_of
 
 _ID = between(0, MOST)
 _SYSCTL = re.compile(r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?")

@@ -12,7 +12,6 @@ from pipelines.manifests.check.documents import WORKS, Document, Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server import (
     containers,
-    formats,
     metadata,
     networking,
     objects,
@@ -23,6 +22,7 @@ from pipelines.manifests.check.server import (
 )
 from pipelines.manifests.check.server import security_context as security
 from zhllama.errors import InputError
+from zhllama.kubernetes import formats
 
 VERSION = "1.34"
 """Of Kubernetes: the one whose answers the rules were held against."""

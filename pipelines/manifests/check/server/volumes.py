@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import formats
 from pipelines.manifests.check.server.containers import PULL_POLICIES, one_source
-from pipelines.manifests.check.server.formats import Check, between, each, given, mode, needed, one_of
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check, between, each, given, mode, needed, one_of
 
 _ITEMS: Mapping[str, Check] = {"defaultMode": mode}
 _TYPES_OF_HOST_PATHS = (

@@ -6,10 +6,11 @@ from typing import Any
 
 from pipelines.manifests.check.documents import Finding
 from pipelines.manifests.check.field import Field
-from pipelines.manifests.check.server import cron, formats
-from pipelines.manifests.check.server.formats import Check, count_or_share, given, needed, no_negative, one_of
+from pipelines.manifests.check.server import cron
 from pipelines.manifests.check.server.metadata import labels_of
 from pipelines.manifests.check.server.pods import CONTAINERS, always_restarts
+from zhllama.kubernetes import formats
+from zhllama.kubernetes.formats import Check, count_or_share, given, needed, no_negative, one_of
 
 _STRATEGY = one_of("RollingUpdate", "OnDelete")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifests.check.server import formats
 from pipelines.manifests.check.server.cron import schedule
+from zhllama.kubernetes import formats
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 _NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 _CONFIG_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 _QUANTITY = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?[0-9]+))?")
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+OPERATORS = ("Equal", "Exists")
 _PERCENT = re.compile(r"[0-9]+%")
 _SCALE = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(1000)}
 _SCALE |= {letter: Decimal(1000) ** power for power, letter in enumerate("MGTPE", start=2)}
@@ -73,6 +75,18 @@ def annotation_key(text: str) -> str:
 def label_value(text: str) -> str:
     if text and (len(text) > 63 or not _NAME.fullmatch(text)):
         return "must be empty, or letters, digits, -, _ and ., at most 63, a letter or digit at both ends"
+    return ""
+
+
+def resource_name(kind: str) -> str:
+    """Of what a container asks for."""
+    if wrong := qualified_name(kind):
+        return wrong
+    if "/" not in kind:
+        standard = kind in ("cpu", "memory", "ephemeral-storage") or kind.startswith("hugepages-")
+        return "" if standard else "is no resource of containers: cpu, memory, ephemeral-storage or one with a domain"
+    if kind.startswith("requests.") or qualified_name(f"requests.{kind}"):
+        return "is no name of an extended resource"
     return ""
 
 
@@ -225,6 +239,21 @@ def given(check: Check) -> Check:
     checked: Check = lambda value: "" if value is None else check(value)  # noqa: E731
     checked.needed = True  # type: ignore[attr-defined]
     return checked
+
+
+def toleration(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of its fields beside one another: a field, and what is wrong with it."""
+    key, operator, value = (str(given.get(name) or "") for name in ("key", "operator", "value"))
+    wrong = []
+    if not key and operator != "Exists":
+        wrong.append(("operator", "must be Exists without a key: it tolerates all"))
+    if operator == "Exists" and value:
+        wrong.append(("value", "may not be given with Exists"))
+    elif operator in ("", "Equal") and (said := label_value(value)):
+        wrong.append(("value", f"{value!r} {said}"))
+    if given.get("tolerationSeconds") is not None and given.get("effect") != "NoExecute":
+        wrong.append(("effect", "must be NoExecute with tolerationSeconds"))
+    return wrong
 
 
 def each(check: Check) -> Check:
