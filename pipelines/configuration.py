@@ -18,6 +18,7 @@ from pipelines.shape import Shape, shape_of
 from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
 
@@ -182,6 +183,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         raise InputError(f"{where}: {checked}; at least 1 is needed")
     if name == "run_as_user":
         uid(checked, where)
+    if name.endswith("_pods"):
+        pod_settings(where, checked)
     return cast(Value, checked)
 
 

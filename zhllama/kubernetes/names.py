@@ -14,6 +14,17 @@ JOB_LABEL = f"{LABEL}job"
 LONGEST_JOB_NAME = 63 - len("-worker-999")
 POD_OBJECTS = ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account")
 """Options of our pods that name an object of the namespace."""
+JOB_LABELS = {"kueue.x-k8s.io/queue-name": "queue", "kueue.x-k8s.io/priority-class": "priority-class"}
+"""Labels that are read on a job alone → their options."""
+POD_KEYS = ("kueue.x-k8s.io/podset-", "k8s.v1.cni.cncf.io/", "v1.multus-cni.io/")
+"""How annotations begin that are read on pods alone, and without which they do not run as they are meant to: Kueue's
+topology, Multus' networks."""
+OTHER_POD_KEYS = (
+    "cluster-autoscaler.kubernetes.io/", "karpenter.sh/", "container.apparmor.security.beta.kubernetes.io/",
+    "cni.projectcalico.org/", "networking.gke.io/", "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth",
+    "sidecar.istio.io/", "traffic.sidecar.istio.io/", "proxy.istio.io/", "linkerd.io/", "config.linkerd.io/",
+)  # fmt: skip
+"""And others."""
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _KEY = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -26,10 +37,20 @@ def check_namespace(option: str, text: str) -> None:
         raise InputError(f"{option} {text}: lower-case letters, digits and dashes, at most 63, are needed")
 
 
+def is_name(text: str) -> bool:
+    """Whether an object may be called so."""
+    return bool(_NAME.fullmatch(text))
+
+
+def is_of_pods(key: str) -> bool:
+    """Whether an annotation is read on pods, and not on the job that makes them."""
+    return key.startswith((*POD_KEYS, *OTHER_POD_KEYS))
+
+
 def check_names(options: object, *fields: str) -> None:
     """InputError for what no secret, account, queue or the like is called, in those fields that are set."""
     for field in fields:
-        if (name := getattr(options, field)) and not _NAME.fullmatch(name):
+        if (name := getattr(options, field)) and not is_name(name):
             mend = "lower-case letters, digits, - and . are allowed in the name of an object"
             raise InputError(f"{option_of(field)} {name}: {mend}")
 
