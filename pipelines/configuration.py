@@ -20,6 +20,7 @@ from pipelines.sizes import Size
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import server_name
+from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
 
@@ -190,6 +191,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         check_addresses(checked, where)
     if name == "run_as_user":
         uid(checked, where)
+    if name.endswith("_pods"):
+        pod_settings(where, checked)
     return cast(Value, checked)
 
 

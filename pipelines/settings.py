@@ -112,9 +112,11 @@ TRAININGS = {"embeddings": "Embeddings", "lora": "LoRA", "sft": "Instruction tun
 """The three trainings → what people call them."""
 MACHINE = (
     "processes_per_node", "gpu_resource", "cpu", "memory", "shared_memory", "ephemeral_storage", "deadline_seconds",
-    "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes",
+    "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes", "pods",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
+_AS_JSON: dict[str, dict[str, Any]] = {"pods": {"kind": dict, "default": {}}}
+"""Those of them that are JSON."""
 GENERATED = (
     "items", "base_url", "model", "seeds", "against", "catalogue", "max_cost", "max_tokens", "price_prompt",
     "price_answer", "requests_per_minute", "tokens_per_minute",
@@ -275,18 +277,18 @@ for option in MACHINE:
     if option == "gpu_resource":
         told["fields"] += ("serving.gpu",)
         told["note"] = "What the cluster calls a GPU; empty, none is used."
-    compiled(of_all(option), (LaunchTraining, option), **told)
+    compiled(of_all(option), (LaunchTraining, option), **told | _AS_JSON.get(option, {}))
 compiled("training_account", (LaunchTraining, "service_account"), default="zhllama-training")
 for option in ("queue", "priority_class", "team"):
     compiled(option, (LaunchTraining, option))
 compiled("labels", default={}, note="More labels of the jobs, the served model and their pods, as JSON.")
-compiled("annotations", default={}, note="Annotations of the jobs, as JSON.")
+compiled("annotations", default={}, note="Annotations of the jobs, as JSON; those that are read on pods land there.")
 
 for training in STAGES:
     heading(f"{TRAININGS[training]}: a machine of its own")
     for option in MACHINE:
         field = _in_size(option)
-        told = {"fields": (f"{training}.{field}",)} if field else {"default": None}
+        told = {"fields": (f"{training}.{field}",)} if field else {**_AS_JSON.get(option, {}), "default": None}
         compiled(f"{training}_{option}", (LaunchTraining, option), of=TRAININGS[training], **told)
 
 heading("The steps")

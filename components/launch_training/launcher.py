@@ -21,6 +21,7 @@ from zhllama.kubernetes.job_kinds import BY_BACKEND
 from zhllama.kubernetes.names import LABEL, job_name, label_value
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.inputs import Inputs
+from zhllama.storage.s3_session import SETTINGS
 from zhllama.training.inputs import checked_inputs
 
 log = logging.getLogger("launch")
@@ -102,7 +103,7 @@ def training_job(
     key = hashlib.sha256(f"{config.store.rstrip('/')}\0{key}".encode()).hexdigest()[:32]
     run = config.run_id or "-".join(filter(None, ("run", key[:8], starter)))
     labels = {"run": run, "stage": config.stage, "size": config.size, "team": config.team, "key": key}
-    told = ("ZHLLAMA_S3_ENDPOINT", "HF_ENDPOINT") if config.reads_hub else ("ZHLLAMA_S3_ENDPOINT",)
+    told = (*SETTINGS, "HF_ENDPOINT") if config.reads_hub else SETTINGS
     return config.job(
         job_name(run, config.stage, attempt),
         command,

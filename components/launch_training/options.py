@@ -9,6 +9,7 @@ from typing import Any, Literal
 from components.launch_training.command import on_hub, parse_training, training_arguments, training_module
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
+from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import USER, mapping, tolerations, uid
 from zhllama.kubernetes.training_job import JobOptions, TrainingJob
 from zhllama.stage.images import image
@@ -48,7 +49,10 @@ class LaunchTraining(JobOptions, StageOptions):
     labels: NotKeyed[str] = ""
     """More labels of the job and its pods, as JSON: {"cost-centre": "42"}."""
     annotations: NotKeyed[str] = ""
-    """Annotations of the job, as JSON."""
+    """Annotations of the job, as JSON; those that Kueue's topology and Multus read on pods land there."""
+    pods: NotKeyed[str] = ""
+    """What else the job's pods have, as JSON: {"labels": …, "annotations": …, "resources": …, "environment": …,
+    "node_affinity": …}."""
     node_selector: NotKeyed[str] = ""
     """Labels of the nodes that the job's pods may run on, as JSON."""
     tolerations: NotKeyed[str] = ""
@@ -74,6 +78,7 @@ class LaunchTraining(JobOptions, StageOptions):
         for name in ("labels", "annotations", "node_selector"):
             mapping(option_of(name), getattr(self, name))
         tolerations("--tolerations", self.tolerations)
+        pod_settings("--pods", self.pods)
 
     def cache_versions(self) -> dict[str, int]:
         # the result is the training's
@@ -118,4 +123,5 @@ class LaunchTraining(JobOptions, StageOptions):
             # what jobs are found by cannot be overwritten
             labels={**mapping("--labels", self.labels), **labels},
             annotations=mapping("--annotations", self.annotations),
+            pods=pod_settings("--pods", self.pods),
         )

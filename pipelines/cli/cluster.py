@@ -14,6 +14,7 @@ from zhllama.kubernetes.formats import EFFECTS
 from zhllama.kubernetes.job_manifest import lost_in_trainjob, pod_environment, trainjob
 from zhllama.kubernetes.names import check_value
 from zhllama.kubernetes.network_policy import S3Network
+from zhllama.kubernetes.pod_settings import PodSettings, pod_settings, required_nodes
 from zhllama.kubernetes.training_job import TrainingJob
 
 
@@ -78,7 +79,17 @@ def add_to(commands: options.Commands) -> None:
             ("--grace-seconds N", "from SIGTERM to SIGKILL (default: 300)", int),
             ("--openshift", "pods name no user: OpenShift gives them one", False),
             *_pods("the job"),
-            ("--annotation KEY=VALUE", "an annotation of the job; may be given several times", []),
+            (
+                "--annotation KEY=VALUE",
+                "an annotation of the job, or of its pods where it is read there; several times",
+                [],
+            ),
+            ("--pod-annotation KEY=VALUE", "an annotation of the pods; may be given several times", []),
+            ("--pod-label KEY=VALUE", "a label of the pods alone; may be given several times", []),
+            ("--resource NAME=NUMBER", "what each pod asks for beside its GPUs: rdma/hca=1; several times", []),
+            ("--env NAME=VALUE", "a variable of the training: NCCL_IB_HCA=mlx5; may be given several times", []),
+            ("--node-affinity KEY=VALUE[,VALUE]", "nodes with one of these values alone; several times", []),
+            ("--pods JSON", "all of these and more, as the pipeline's setting training_pods (docs/pipeline.md)"),
             *_JOB,
         )
         add.set_defaults(api=kind)
@@ -181,11 +192,27 @@ def render_pytorchjob(given: argparse.Namespace) -> None:
         # what jobs are found by cannot be overwritten
         labels={**_pairs("label", given.label), **job.labels},
         annotations=_pairs("annotation", given.annotation),
+        pods=_pods_of(given),
     )
     print(render.as_yaml(job, given.api, _s3(given)), end="")
     if given.api == "trainjob":
         for lost in lost_in_trainjob(job):
             print(f"not in a TrainJob: {lost}", file=sys.stderr)
+
+
+def _pods_of(given: argparse.Namespace) -> PodSettings:
+    """What else the pods of a job have: --pods, and over it the options for each."""
+    said = dataclasses.asdict(pod_settings("--pods", given.pods))
+    for option, name in (
+        ("pod-annotation", "annotations"), ("pod-label", "labels"), ("resource", "resources"), ("env", "environment")
+    ):  # fmt: skip
+        own = _pairs(option, getattr(given, option.replace("-", "_")))
+        pod_settings(f"--{option}", {name: own})
+        said[name] |= own
+    if nodes := _pairs("node-affinity", given.node_affinity):
+        said["node_affinity"] = required_nodes({key: values.split(",") for key, values in nodes.items()})
+        return pod_settings("--node-affinity", said)
+    return pod_settings("--pods", said)
 
 
 def _placed(given: argparse.Namespace) -> dict[str, Any]:

@@ -45,8 +45,10 @@ def built_with(tmp_path: Path) -> Callable[..., list[Object]]:
 
 
 def test_a_job_on_several_nodes_gets_cards_and_nccls_settings_and_keeps_what_it_has():
-    before = of_kind(build("pytorchjob/13b"), "PyTorchJob")
-    for name, job in of_kind(build("overlays/training-rdma"), "PyTorchJob").items():
+    sizes_of = [object for size in ("13b", "33b", "65b") for object in build(f"pytorchjob/{size}")]
+    before, after = of_kind(sizes_of, "PyTorchJob"), of_kind(build("overlays/training-rdma"), "PyTorchJob")
+    assert before.keys() == after.keys()
+    for name, job in after.items():
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "zhllama"
         for (_, spec), (_, old) in zip(pods(job), pods(before[name]), strict=True):
             assert spec["nodeSelector"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes import pods
-from zhllama.kubernetes.names import JOB_LABEL
+from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, is_of_pods
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.tls import CA_FOLDER, CA_VARIABLE
 
@@ -59,7 +59,15 @@ def trainjob(job: TrainingJob) -> dict[str, Any]:
     pod = pod_template(job)
     (container,) = pod["spec"]["containers"]
     patched = {"name": "node", **{name: container[name] for name in ("volumeMounts", "securityContext")}}
-    kept = ("serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "volumes", "securityContext")
+    kept = (
+        "serviceAccountName",
+        "imagePullSecrets",
+        "nodeSelector",
+        "affinity",
+        "tolerations",
+        "volumes",
+        "securityContext",
+    )
     spec = {name: pod["spec"][name] for name in (*kept, "terminationGracePeriodSeconds") if name in pod["spec"]}
     template = {"metadata": pod["metadata"], "spec": {**spec, "containers": [patched]}}
     replicated = {"name": "node", "template": {"spec": {"template": template}}}
@@ -97,7 +105,8 @@ def lost_in_trainjob(job: TrainingJob) -> tuple[str, ...]:
 def job_metadata(job: TrainingJob) -> dict[str, Any]:
     asked = {"queue-name": job.queue, "priority-class": job.priority_class}
     kueue = {f"kueue.x-k8s.io/{name}": value for name, value in asked.items() if value}
-    return job.metadata({**job.labels, **kueue}, job.annotations)
+    own = {key: value for key, value in job.annotations.items() if not is_of_pods(key)}
+    return job.metadata({**job.labels, **kueue}, own)
 
 
 def pod_template(job: TrainingJob) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def pod_template(job: TrainingJob) -> dict[str, Any]:
     resources = {"cpu": job.cpu, "memory": job.memory, "ephemeral-storage": job.ephemeral_storage}
     if job.gpu_resource:
         resources[job.gpu_resource] = str(job.processes_per_node)
+    resources |= job.pods.resources
     container = {
         # the operator sets its variables in a container of this name alone
         "name": "pytorch",
@@ -115,15 +125,20 @@ def pod_template(job: TrainingJob) -> dict[str, Any]:
         **pods.confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, job.ca_config_map),
     }
     # Istio's sidecar would stand between the processes, and keep the pod alive after them
-    labels = {**job.labels, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
+    of_jobs = {key: value for key, value in job.labels.items() if key not in JOB_LABELS}
+    labels = {**job.pods.labels, **of_jobs, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
+    metadata: dict[str, Any] = {"labels": labels}
+    given = {key: value for key, value in job.annotations.items() if is_of_pods(key)}
+    if annotations := {**given, **job.pods.annotations}:
+        metadata["annotations"] = annotations
     user = {} if job.run_as_user is None else {"runAsUser": job.run_as_user}
-    first = {"terminationGracePeriodSeconds": job.grace_seconds}
-    return {"metadata": {"labels": labels}, "spec": pods.pod_spec(job, first, user, containers=[container])}
+    first = {"terminationGracePeriodSeconds": job.grace_seconds, **job.pods.affinity}
+    return {"metadata": metadata, "spec": pods.pod_spec(job, first, user, containers=[container])}
 
 
 def variables(job: TrainingJob) -> list[dict[str, Any]]:
     """Of the container that trains."""
-    plain = {
+    plain: dict[str, str | dict[str, Any]] = {
         **pods.POD_PLACES,
         "HF_HUB_OFFLINE": "1",
         # the launcher inside must be done before the kubelet kills it
@@ -132,6 +147,7 @@ def variables(job: TrainingJob) -> list[dict[str, Any]]:
         pods.DEADLINE_VARIABLE: str(job.deadline_seconds),
         **({CA_VARIABLE: CA_FOLDER} if job.ca_config_map else {}),
         **job.environment,
+        **job.pods.variables,
     }
     return pods.environment(job, plain)
 

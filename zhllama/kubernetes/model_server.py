@@ -45,6 +45,24 @@ _VLLM_ENVIRONMENT = {
     "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+_START = """\
+if [ -n "${AWS_ENDPOINT_URL:=$AWS_ENDPOINT_URL_S3}" ]; then
+  export AWS_ENDPOINT_URL
+  unset AWS_ENDPOINT_URL_S3
+fi
+case "$ZHLLAMA_S3_ADDRESSING_STYLE" in virtual*)
+  export RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING=1 AWS_CONFIG_FILE=/tmp/aws-config
+  printf '[default]\\ns3 =\\n  addressing_style = virtual\\n' > "$AWS_CONFIG_FILE"
+esac
+case "$AWS_CA_BUNDLE" in *-BEGIN*)
+  printf '%s\\n' "$AWS_CA_BUNDLE" > /tmp/s3-ca.pem
+  export AWS_CA_BUNDLE=/tmp/s3-ca.pem
+esac
+exec vllm serve "$@"
+"""
+"""How vLLM is started. It and its streamer have words of their own for what the secret's optional keys say: a switch
+and a file that boto3 reads for buckets as host names, a file for certificates. A literal variable would win over the
+key, and Kubernetes knows no default for one that is absent. Of two endpoints ours wins, as everywhere."""
 _LAST_LINES = {"terminationMessagePolicy": "FallbackToLogsOnError"}
 _AUTHORITIES = "/tmp/authorities.pem"
 """Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
@@ -178,12 +196,13 @@ class ModelServer:
         told |= dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
         told["VLLM_API_KEY"] = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
         # what vLLM calls it; on these pods no other S3 client reads it
-        names = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL"}
+        names = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL", "ZHLLAMA_S3_CONNECTIONS": "RUNAI_STREAMER_CONCURRENCY"}
         return {
             "name": name,
             "image": self.vllm_image,
-            "command": ["vllm", "serve", f"{self.root}/"],
+            "command": ["sh", "-c", _START, "vllm"],
             "args": [
+                f"{self.root}/",
                 *("--load-format", "runai_streamer", "--served-model-name", self.name, "--port", str(PORT)),
                 # the recipe's sampling where a request does not say
                 *("--dtype", "float16", "--max-model-len", str(self.context_length)),

@@ -19,6 +19,17 @@ JOB_LABEL = f"{LABEL}job"
 LONGEST_JOB_NAME = 63 - len("-worker-999")
 POD_OBJECTS = ("s3_secret", "pull_secret", "proxy_secret", "ca_config_map", "service_account")
 """Options of our pods that name an object of the namespace."""
+JOB_LABELS = {"kueue.x-k8s.io/queue-name": "queue", "kueue.x-k8s.io/priority-class": "priority-class"}
+"""Labels that are read on a job alone → their options."""
+POD_KEYS = ("kueue.x-k8s.io/podset-", "k8s.v1.cni.cncf.io/", "v1.multus-cni.io/")
+"""How annotations begin that are read on pods alone, and without which they do not run as they are meant to: Kueue's
+topology, Multus' networks."""
+OTHER_POD_KEYS = (
+    "cluster-autoscaler.kubernetes.io/", "karpenter.sh/", "container.apparmor.security.beta.kubernetes.io/",
+    "cni.projectcalico.org/", "networking.gke.io/", "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth",
+    "sidecar.istio.io/", "traffic.sidecar.istio.io/", "proxy.istio.io/", "linkerd.io/", "config.linkerd.io/",
+)  # fmt: skip
+"""And others."""
 
 
 def _name(text: str) -> str:
@@ -122,6 +133,11 @@ def check_options(of: Any) -> None:
 def check_namespace(option: str, text: str) -> None:
     """InputError for what no namespace is called."""
     check_value("namespace", text, option)
+
+
+def is_of_pods(key: str) -> bool:
+    """Whether an annotation is read on pods, and not on the job that makes them."""
+    return key.startswith((*POD_KEYS, *OTHER_POD_KEYS))
 
 
 def label_value(text: str) -> str:

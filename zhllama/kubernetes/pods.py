@@ -9,6 +9,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.formats import MOST
 from zhllama.kubernetes.names import check_value
 from zhllama.stage.tls import CA_FOLDER, PROXY_KEYS
+from zhllama.storage.s3_session import PLACES, SETTINGS
 
 if TYPE_CHECKING:
     from zhllama.kubernetes.model_server import ModelServer
@@ -18,7 +19,8 @@ USER = 65532
 """The uid of the images (images/base/Dockerfile)."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 """Keys of the S3 secret that must be there; each becomes the variable of its name."""
-S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "ZHLLAMA_S3_ENDPOINT")
+S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", *PLACES, *SETTINGS)
+"""Those that may be absent, and then change nothing: every setting of docs/storage.md."""
 POD_PLACES = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -46,7 +48,7 @@ def uid(text: str, option: str = "--run-as-user") -> int | None:
 
 def mapping(option: str, text: str) -> dict[str, str]:
     """`{"team": "nlp"}` → that mapping; "" is none. InputError for anything but texts by name."""
-    value = _json(option, text, "{}", '{"name": "value"}')
+    value = json_of(option, text, "{}", '{"name": "value"}')
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise InputError(f'{option} {text}: write texts by name, as {{"name": "value"}}')
     return value
@@ -55,14 +57,15 @@ def mapping(option: str, text: str) -> dict[str, str]:
 def tolerations(option: str, text: str) -> tuple[Mapping[str, Any], ...]:
     """`[{"key": "nvidia.com/gpu", "operator": "Exists"}]` → those tolerations; "" is none. InputError for others."""
     shape = '[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]'
-    value = _json(option, text, "[]", shape)
+    value = json_of(option, text, "[]", shape)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise InputError(f"{option} {text}: write a list of tolerations, as {shape}")
     check_value("tolerations", value, option)
     return tuple(value)
 
 
-def _json(option: str, text: str, empty: str, shape: str) -> Any:
+def json_of(option: str, text: str, empty: str, shape: str) -> Any:
+    """The value of a text of JSON. InputError for none, which says the shape that is wanted."""
     try:
         return value_of(text or empty)
     except ValueError as error:

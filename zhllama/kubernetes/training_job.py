@@ -9,6 +9,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes import names
+from zhllama.kubernetes.pod_settings import PodSettings
 from zhllama.kubernetes.pods import USER
 from zhllama.stage.options import NotKeyed
 
@@ -73,6 +74,9 @@ class TrainingJob(JobOptions):
     tolerations: tuple[Mapping[str, str], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    """Of the job; those that are read on pods alone land there."""
+    pods: PodSettings = field(default_factory=PodSettings)
+    """What else its pods have."""
     owner: Mapping[str, Any] | None = None
     """Owner reference, so that deleting a run deletes its job."""
     restarts: int = 3
@@ -91,6 +95,8 @@ class TrainingJob(JobOptions):
                 f"--min-nodes {self.min_nodes} --nodes {self.nodes} --max-nodes {self.max_nodes}: an elastic job needs "
                 "all three, in that order, each as large as the one before or larger"
             )
+        if self.gpu_resource in self.pods.resources:
+            raise InputError(f"{self.gpu_resource}: it is the job's GPU, one a process; leave it out of the resources")
         if self.priority_class and not self.queue:
             raise InputError(f"--priority-class {self.priority_class}: it is Kueue's, which asks for a --queue too")
 

@@ -17,6 +17,7 @@ CA_VARIABLE = "ZHLLAMA_CA"
 BUNDLE_VARIABLE = "ZHLLAMA_CA_BUNDLE"
 """Names a file that gets all authorities, the public ones too: for a program that is not ours, later in the pod."""
 CA_SUFFIXES = (".crt", ".pem")
+_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 TRUSTED = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """The variables by which boto3, requests, and OpenSSL and its like are told."""
 PROXY_KEYS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
@@ -34,7 +35,11 @@ def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
 
 def trust_site() -> None:
     """Lets this process and its children trust the certificates in the folder that ZHLLAMA_CA names, if any are there.
-    A variable that is set already is left as it is. InputError for a file that holds no certificate."""
+    A variable that is set already is left as it is, but for certificates where a file is named: a secret's key holds
+    them. InputError for a file that holds no certificate."""
+    for name in TRUSTED:
+        if _CERTIFICATE in (text := os.environ.get(name, "")):
+            os.environ[name] = _written(f"{text}\n")
     folder = os.environ.get(CA_VARIABLE, "")
     # a mounted ConfigMap also holds `..data` and the like, which are no certificates
     found = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix in CA_SUFFIXES) if folder else []
@@ -46,17 +51,21 @@ def trust_site() -> None:
 
     text = "\n".join([Path(where()).read_text(encoding="utf-8"), *map(_certificates, found)])
     # without a certificate of the site too: who is told of the file shall find it
-    path = bundle
+    os.environ.update(dict.fromkeys(wanted, _written(text, bundle)))
+
+
+def _written(certificates: str, path: str = "") -> str:
+    """The file that holds them: at `path`, or one of its own."""
     if not path:
         handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
         os.close(handle)
-    Path(path).write_text(text, encoding="utf-8")
-    os.environ.update(dict.fromkeys(wanted, path))
+    Path(path).write_text(certificates, encoding="utf-8")
+    return path
 
 
 def _certificates(path: Path) -> str:
     text = _read(path, "put certificates in PEM there")
-    if "-----BEGIN CERTIFICATE-----" not in text:
+    if _CERTIFICATE not in text:
         raise InputError(f"{path}: it holds no certificate; put certificates in PEM there")
     return text
 

@@ -20,6 +20,20 @@ from zhllama.storage.s3_errors import client_error
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
 """Of one request, the first included, unless AWS_MAX_ATTEMPTS says otherwise."""
+STYLE_VARIABLE = "ZHLLAMA_S3_ADDRESSING_STYLE"
+_CHOICES = {
+    STYLE_VARIABLE: ("path", "virtual", "auto"),
+    "AWS_REQUEST_CHECKSUM_CALCULATION": ("when_supported", "when_required"),
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": ("when_supported", "when_required"),
+}
+SETTINGS = (
+    "ZHLLAMA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", *_CHOICES, "ZHLLAMA_S3_CONNECTIONS", "ZHLLAMA_S3_TIMEOUT",
+    "AWS_MAX_ATTEMPTS",
+)  # fmt: skip
+"""Variables that say how a server is spoken to, whoever speaks: a launcher's are its job's, where no secret says."""
+PLACES = ("AWS_DEFAULT_REGION", "AWS_CA_BUNDLE")
+"""Those that differ from a laptop to a pod. In a pod the bundle may be the certificates themselves (zhllama.stage.tls).
+"""
 
 
 class Session:
@@ -35,16 +49,21 @@ class Session:
         # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
         core = botocore.session.Session()
         session = boto3.session.Session(botocore_session=core)
-        self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
-        styled = "addressing_style" in core.get_scoped_config().get("s3", {})
+        try:
+            self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
+        except ValueError as error:
+            raise InputError(f"AWS_MAX_ATTEMPTS: {error}; give a whole number, 1 or more") from error
+        chosen = {name: _choice(name) for name in _CHOICES}[STYLE_VARIABLE]
+        # our own endpoint is a server on a laptop or in a cluster: bucket names are no host names there
+        if endpoint and not chosen and "addressing_style" not in core.get_scoped_config().get("s3", {}):
+            chosen = "path"
         config = Config(
             signature_version="s3v4",
             retries={"mode": "standard", "total_max_attempts": min(self.attempts, 5)},
             connect_timeout=10,
             read_timeout=patience(),
             max_pool_connections=32,
-            # our own endpoint is a server on a laptop or in a cluster: bucket names are no host names there
-            s3={"addressing_style": "path"} if endpoint and not styled else None,
+            s3={"addressing_style": chosen} if chosen else None,
         )
         self._new_client = partial(session.client, "s3", endpoint_url=endpoint, config=config)
         try:
@@ -100,6 +119,15 @@ class Session:
         if response.status_code >= 300:
             raise client_error(method, response)
         return response
+
+
+def _choice(name: str) -> str:
+    """What a variable says, "" where it says nothing. InputError for another word than it may have."""
+    value = os.environ.get(name, "").strip()
+    # botocore takes its own words in capitals too
+    if value and (value.lower() if name.startswith("AWS_") else value) not in _CHOICES[name]:
+        raise InputError(f"{name}={value}: use {' or '.join(_CHOICES[name])}")
+    return value
 
 
 _session_for = lru_cache(maxsize=4)(lambda endpoint, process: Session(endpoint))

@@ -103,6 +103,7 @@ def _check_rules(document: Document, node: Node, standard: str, version: str, de
     for of_training in job_rules.OF_TRAININGS if document.kind in job_rules.TRAINING_KINDS else ():
         yield from of_training(document)
     yield from job_rules.queue_label(document)
+    yield from job_rules.pods_metadata(document)
     for pod in pods(document):
         if not is_own(document, version):
             yield from _made_later(pod, version, defined)

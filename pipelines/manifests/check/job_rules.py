@@ -10,7 +10,7 @@ from pipelines.manifests.check.pods import is_gpu, is_of_known_runtime, pods
 from pipelines.manifests.check.server.metadata import name_of
 from zhllama.kubernetes.formats import dns_1035_label
 from zhllama.kubernetes.job_manifest import RUNTIME
-from zhllama.kubernetes.names import LONGEST_JOB_NAME
+from zhllama.kubernetes.names import LONGEST_JOB_NAME, POD_KEYS, is_of_pods
 from zhllama.kubernetes.quantity import quantity
 
 TRAINING_KINDS = ("PyTorchJob", "TrainJob")
@@ -213,6 +213,25 @@ def queue_label(document: Document) -> Iterator[Finding]:
     labels = mapping(document.value, "metadata", "labels")
     if PRIORITY in labels and QUEUE not in labels:
         yield document.works("queue-label", f"a priority without {QUEUE}", "metadata", "labels", PRIORITY)
+
+
+def pods_metadata(document: Document) -> Iterator[Finding]:
+    """Annotations that are read on pods: on what makes them (KServe hands its own on) and as labels they do nothing."""
+    made = pods(document)
+    if document.kind in ("Pod", "InferenceService") or not (made or document.kind in TRAINING_KINDS):
+        return
+    for kind in ("annotations", "labels"):
+        for key in map(str, mapping(document.value, "metadata", kind)):
+            wrong = f"{key} is an annotation of pods, which no operator takes from here: put it on the pod template"
+            if key.startswith(POD_KEYS):
+                yield document.works("pods-metadata", wrong, "metadata", kind, key)
+            elif kind == "annotations" and is_of_pods(key):
+                yield document.advice("pods-metadata", wrong, "metadata", kind, key)
+    for pod in made:
+        for key in map(str, mapping(pod.value, "metadata", "labels")):
+            if key.startswith(POD_KEYS):
+                wrong = f"{key} is an annotation, not a label"
+                yield document.works("pods-metadata", wrong, *pod.at, "metadata", "labels", key)
 
 
 OF_TRAININGS = (name, pytorchjob_webhook, pytorchjob_runs, trainjob_webhook, deadlines, operators_pods, processes)

@@ -1,20 +1,16 @@
 """What the server takes, and what has cost people days: a shared memory that is too small, an image that moves, a
 secret in plain text, a pod that no machine holds."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from pipelines.manifests.check.documents import Finding, mapping
 from pipelines.manifests.check.pods import Container, Pod, is_gpu, sequence
+from zhllama.kubernetes.pod_settings import NO_SECRET, SECRET_NAME, SECRET_VALUE
 from zhllama.kubernetes.quantity import quantity
 
 LEAST_GRACE = 60
 """Seconds of a training pod between SIGTERM and SIGKILL: a checkpoint has to be written in them."""
-SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\b(AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{30,})\b")
-NO_SECRET = re.compile(r"(_FILE|_PATH|_DIR|_URL|_NAME)$", re.IGNORECASE)
-"""A variable that ends so says where a secret is, not what it is."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from components.pretrain.options import Pretrain
 from pipelines import sizes
 from pipelines.manifests import render
 from pipelines.manifests.check.check import check
+from tests import recordings
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import pytorchjob
 from zhllama.stage.command_line import parse
@@ -263,3 +264,50 @@ def test_the_environment_of_a_trainjobs_node_is_its_operators_and_the_containers
     elastic = ("--min-nodes", "1", "--max-nodes", "4", "--arguments", "--deepspeed none")
     refused = zhllama("env", "--size", "13b", "--api", "trainjob", *elastic)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_what_else_the_pods_have_is_said_by_options_or_at_once(tmp_path):
+    done = rendered(
+        *("--pods", '{"environment": {"NCCL_DEBUG": "WARN"}, "resources": {"rdma/hca": 1}}'),
+        *("--env", "NCCL_DEBUG=INFO", "--env", "NCCL_IB_HCA==mlx5_0", "--resource", "hugepages-2Mi=4Gi"),
+        *("--pod-label", "fabric=ib", "--pod-annotation", "sidecar.example.com/x=a b"),
+        *("--annotation", "k8s.v1.cni.cncf.io/networks=team/rdma", "--annotation", "note=x"),
+        *("--node-affinity", "gpu=h100,h200"),
+    )
+    assert done.returncode == 0, done.stderr
+    job, _ = yaml.safe_load_all(done.stdout)
+    assert job["metadata"]["annotations"] == {"note": "x"}
+    for role in ("Master", "Worker"):
+        template = job["spec"]["pytorchReplicaSpecs"][role]["template"]
+        networks = {"k8s.v1.cni.cncf.io/networks": "team/rdma"}
+        assert template["metadata"]["annotations"] == {**networks, "sidecar.example.com/x": "a b"}
+        assert template["metadata"]["labels"]["fabric"] == "ib"
+        told = {one["name"]: one.get("value") for one in container(job, role)["env"]}
+        assert (told["NCCL_DEBUG"], told["NCCL_IB_HCA"]) == ("INFO", "=mlx5_0")
+        asked = container(job, role)["resources"]["limits"]
+        assert (asked["rdma/hca"], asked["hugepages-2Mi"]) == ("1", "4Gi")
+        (terms,) = template["spec"]["affinity"]["nodeAffinity"].values()
+        (expression,) = terms["nodeSelectorTerms"][0]["matchExpressions"]
+        assert expression == {"key": "gpu", "operator": "In", "values": ["h100", "h200"]}
+    (tmp_path / "job.yaml").write_text(done.stdout)
+    assert [str(one) for one in check([tmp_path], recordings.crds()) if one.level == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--env", "RANK=0"], "--env: environment: 'RANK': the job sets it"),
+        (["--env", "HF_TOKEN=x"], "--env: environment: 'HF_TOKEN': it looks like a credential"),
+        (["--env", "NCCL"], "--env NCCL: write KEY=VALUE"),
+        (["--resource", "rdma/hca=1Gi"], "--resource: resources: rdma/hca: '1Gi'"),
+        (["--pod-label", "a=b c"], "--pod-label: labels: a=b c"),
+        (["--pod-annotation", "a b=c"], "--pod-annotation: annotations: a b"),
+        (["--node-affinity", "a=b c"], "--node-affinity: node_affinity"),
+        (["--pods", "{"], "--pods {: not JSON"),
+    ],
+)
+def test_a_wrong_setting_of_pods_names_its_option(words, said):
+    done = rendered(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {said}")
+    assert len(done.stderr.splitlines()) == 1

@@ -54,8 +54,10 @@ def variables(container: dict[str, Any]) -> dict[str, Any]:
 
 def test_vllm_reads_the_model_from_s3_with_the_sizes_machine(pod: dict[str, Any]) -> None:
     (container,) = pod["containers"]
-    assert container["command"] == ["vllm", "serve", f"{MODEL}/"]
-    options = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert container["command"][:2] == ["sh", "-c"]
+    assert container["command"][2].endswith('exec vllm serve "$@"\n')
+    assert container["args"][0] == f"{MODEL}/"
+    options = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
     assert options["--load-format"] == "runai_streamer"
     assert (options["--tensor-parallel-size"], options["--max-model-len"]) == ("2", "2048")
     assert options["--served-model-name"] == "llama-33b"
