@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.cli import options
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import lost_in_trainjob, pod_environment, trainjob
+from zhllama.kubernetes.names import check_labels
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.training_job import TrainingJob
 
@@ -217,6 +218,7 @@ def _toleration(text: str) -> dict[str, str]:
     key, equals, value = taint.partition("=")
     if not key or (colon and effect not in effects):
         raise InputError(f"--toleration {text}: write KEY, KEY=VALUE or KEY=VALUE:EFFECT; {', '.join(effects)}")
+    check_labels("--toleration", {key: value})
     found = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
     return found | ({"effect": effect} if effect else {})
 

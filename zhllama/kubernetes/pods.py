@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
+from zhllama.kubernetes.names import check_labels
 from zhllama.stage.tls import CA_FOLDER, PROXY_KEYS
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def tolerations(option: str, text: str) -> tuple[Mapping[str, Any], ...]:
         for name, choices in _CHOICES.items():
             if one.get(name, choices[0]) not in choices:
                 raise InputError(f"{option}: {name}: {one[name]!r}; use {' or '.join(choices)}")
+        if one.get("key"):
+            # a taint is written as a label is
+            check_labels(option, {one["key"]: one.get("value", "")})
     return tuple(value)
 
 

@@ -18,7 +18,7 @@ _OPTIONS = (
     (r"serviceaccount|service account", ("service_account",)),
     (r"imagepullsecret|pull secret", ("pull_secret",)),
     (r"\bimages?\b|registry|registries", ("training_image", "vllm_image")),
-    (r"\blabels?\b", ("labels",)),
+    (r"(?<!1123 )(?<!1035 )\blabels?\b", ("labels",)),
     (r"\bannotations?\b", ("annotations",)),
     (r"tolerat|\btaint", ("tolerations",)),
     (r"nodeselector|node selector", ("node_selector",)),
