@@ -18,7 +18,7 @@ DIGESTS = "ZHLLAMA_DIGESTS"
 """`convert-weights=sha256:…,evaluate=sha256:…`"""
 _LINE = re.compile(r"(?:\S*/)?zhllama-([a-z-]+)(?::[^/:\s]+)? \s*(sha256:[0-9a-f]{64})")
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
-_PART = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
+_PART = r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*"
 # a first part without a dot or a port is no host, but a part of a path
 _REGISTRY = re.compile(rf"({_HOST}((\.{_HOST})+(:\d+)?|:\d+)|{_PART})(/{_PART})*/?")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
