@@ -133,12 +133,20 @@ def call(request: Callable[..., Any], **options: Any) -> Any:
             return request(**options, _request_timeout=TIMEOUT)
 
     try:
-        return with_retries(
+        answer = with_retries(
             once, passes,
             seconds=GIVE_UP_AFTER, first=FIRST_WAIT, longest=LONGEST_WAIT, asked=_asked, say=say,
         )  # fmt: skip
     except HTTPError as error:
         raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
+    if isinstance(answer, str):
+        raise _no_json(answer)
+    return answer
+
+
+def _no_json(answer: str) -> Exception:
+    mend = "a login page or a proxy's? Check the server in KUBECONFIG"
+    return StorageFault(f"the Kubernetes API server answers no JSON ({' '.join(answer.split())[:80]}); {mend}")
 
 
 def _asked(error: BaseException) -> float:
@@ -152,7 +160,11 @@ def _asked(error: BaseException) -> float:
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
     """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
-    return value_of(call(**options, _preload_content=False).data)
+    content = call(**options, _preload_content=False).data
+    try:
+        return value_of(content)
+    except ValueError as error:
+        raise _no_json(content.decode(errors="replace")) from error
 
 
 def delete_object(
