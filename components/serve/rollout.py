@@ -66,12 +66,13 @@ def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]])
     if counted == [wanted] * 3 and ready:
         return Progress(pods=ready)
     conditions = status.get("conditions", ())
-    why = _why(pods) or f"{len(ready)} of {wanted} new pods ready"
-    if not _why(pods) and len(ready) >= wanted:
+    why = f"{len(ready)} of {wanted} new pods ready"
+    if len(ready) >= wanted:
         # what is left of the others, or of the controller's counting, is waited for
         more = status.get("replicas", 0) - wanted
         rest = f"{more} more pods have to go" if more > 0 else "the Deployment does not say so yet"
         why = f"its new pods are ready, {rest}"
+    why = _why(pods) or why
     late = any(one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded" for one in conditions)
     return Progress(_joined(why, *_complaints(conditions)), late)
 
