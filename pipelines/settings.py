@@ -112,7 +112,7 @@ TRAININGS = {"embeddings": "Embeddings", "lora": "LoRA", "sft": "Instruction tun
 """The three trainings → what people call them."""
 MACHINE = (
     "processes_per_node", "gpu_resource", "cpu", "memory", "shared_memory", "ephemeral_storage", "deadline_seconds",
-    "waiting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes", "pods",
+    "waiting_seconds", "starting_seconds", "grace_seconds", "attempts", "min_nodes", "max_nodes", "pods",
 )  # fmt: skip
 """Options of launch_training that each training has a setting of its own for, as `lora_memory`; and one for all."""
 _AS_JSON: dict[str, dict[str, Any]] = {"pods": {"kind": dict, "default": {}}}

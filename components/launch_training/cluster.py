@@ -9,11 +9,12 @@ from typing import Any
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from zhllama.errors import InputError
+from components.launch_training.options import LaunchTraining
 from zhllama.kubernetes.api import ACCOUNT, call, connect, delete_object, delete_policy, plain, short, unanswered
 from zhllama.kubernetes.job_kinds import TRAINJOB, JobKind
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.kubernetes.network_policy import S3Network, network_policy
+from zhllama.kubernetes.refusals import Asker, wants_room
 from zhllama.kubernetes.training_job import TrainingJob
 
 log = logging.getLogger("launch")
@@ -96,18 +97,22 @@ class Cluster:
         return [text for _, text in sorted(said, key=lambda one: one[0])]
 
     def create_policy(self, job: TrainingJob) -> bool:
-        """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on."""
+        """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on.
+        ApiException as it is where a quota has no room for it."""
         body = network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", "")))
         create = self._policies.create_namespaced_network_policy
         try:
             call(plain, call=create, namespace=job.namespace, body=body)
         except ApiException as error:
-            if error.status not in (403, 404, 409):
+            if error.status == 409:
+                return False
+            if wants_room(error):
+                raise
+            mend, ours = asker(self.kind).mend(error)
+            if error.status not in (403, 404) or not ours:
                 raise refused(self.kind, job, error, "its NetworkPolicy") from error
-            if error.status != 409:
-                mend = "give this account the Role zhllama-runner. Where the namespace denies the rest (k8s/base), its "
-                mend += "pods reach neither each other nor S3"
-                log.warning("%s gets no NetworkPolicy of its own (%s); %s", job.name, short(error), mend)
+            mend += ". Where the namespace denies the rest (k8s/base), its pods reach neither each other nor S3"
+            log.warning("%s gets no NetworkPolicy of its own (%s); %s", job.name, short(error), mend)
             return False
         return True
 
@@ -163,24 +168,12 @@ def age(job: Mapping[str, Any]) -> tuple[str, str]:
     return str(job["metadata"].get("creationTimestamp", "")), str(job["metadata"]["uid"])
 
 
-_MENDS_OF_403 = {
-    "quota": "free some of the quota, or ask for less",
-    # an admission webhook, a ValidatingAdmissionPolicy
-    " denied ": "mend what it names",
-    "violates PodSecurity": "let the namespace's Pod Security standard allow it",
-    "being terminated": "give another --namespace",
-    "": "give this account the Role zhllama-runner",
-}
-"""403 has many causes, and the server's words tell them."""
-
-
 def refused(kind: JobKind, job: TrainingJob, error: ApiException, what: str = "") -> Exception:
-    said, mend = short(error), "mend the job's options"
-    if error.status == 403:
-        mend = next(mend for words, mend in _MENDS_OF_403.items() if words in said)
-    elif error.status == 404:
-        mend = f"install {kind.operator}, or check --namespace"
-    elif error.status not in (400, 422):
-        return unanswered(error)
+    """What to raise for an answer that will not change."""
     named = f"training job {job.namespace}/{job.name}" + (f" ({what})" if what else "")
-    return InputError(f"{named} was refused: {said}; {mend}")
+    return asker(kind).refusal(named, error)
+
+
+def asker(kind: JobKind) -> Asker:
+    missing = f"install {kind.operator}, or check --namespace"
+    return Asker("zhllama-runner", missing, LaunchTraining, "the job's options")

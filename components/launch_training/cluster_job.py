@@ -19,23 +19,27 @@ from urllib3.exceptions import TimeoutError as UrllibTimeout
 from components.launch_training.cancel import Canceller, Deletion
 from components.launch_training.cluster import Cluster, age, refused
 from components.launch_training.follower import Follower
-from components.launch_training.job_state import State, Verdict, newest
+from components.launch_training.job_state import State, Verdict, in_time, newest
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
-from zhllama.kubernetes.api import call, unanswered
+from zhllama.kubernetes.api import call, short, unanswered
 from zhllama.kubernetes.job_kinds import has_ended
 from zhllama.kubernetes.names import LABEL
+from zhllama.kubernetes.refusals import wants_room
 from zhllama.kubernetes.training_job import TrainingJob
 
 log = logging.getLogger("launch")
 
 GONE_WITHIN = 600.0
 """Seconds for which a job of our name that is being deleted is waited for."""
+QUOTA_EVERY, QUOTA_SAID_EVERY = 15.0, 60.0
+"""Seconds after which a namespace without room for the job is asked again, and after which that is said again."""
 
 
 class Launch:
     """The attempts at one stage of a run, each `job_of(attempt)`, with its namespace.
 
-    waiting_seconds: for how long a job may wait; 0: for ever. keep: gets each job's name and last lines at its end.
+    waiting_seconds: for how long a job may wait; 0: for ever. starting_seconds: for how long by what no waiting
+    mends; 0: no other. keep: gets each job's name and last lines at its end.
     published: whether the result is there: a job's success says no more than that its Master ended with 0.
     """
 
@@ -46,6 +50,7 @@ class Launch:
         waiting_seconds: float,
         keep: Callable[[str, list[str]], None],
         published: Callable[[], bool],
+        starting_seconds: float = 0,
     ) -> None:
         self._cluster, self._job_of, self._keep, self._published = cluster, job_of, keep, published
         self._first = job_of(1)
@@ -53,7 +58,12 @@ class Launch:
         self._run, self._key = labels[f"{LABEL}run"], labels[f"{LABEL}key"]
         self._selector = ",".join(f"{LABEL}{name}={labels[f'{LABEL}{name}']}" for name in ("run", "stage"))
         self.canceller = Canceller(self.cancel, self.sweep)
-        self._follower = Follower(cluster, waiting_seconds, published, self.canceller.cancelled.is_set)
+        self._follower = Follower(
+            cluster, waiting_seconds, published, self.canceller.cancelled.is_set, starting_seconds
+        )
+        self._waiting = waiting_seconds
+        self._no_room_since = self._no_room_said = 0.0
+        """When (of time.monotonic) a quota kept the job out first, and when that was said; 0: it does not."""
         # what a cancel has to know, and may read at any moment
         self._current: tuple[str, str] | None = None
         self._posting: Future[dict[str, Any]] | None = None
@@ -78,6 +88,9 @@ class Launch:
                     raise InputError(reason)
                 if state is State.YIELDED:
                     continue
+                if state is State.NO_ROOM:
+                    self._wait_for_room(job, reason)
+                    continue
                 if state in (State.GONE, State.EXPIRED):
                     raise StorageFault(f"{ours}: {reason}")
                 if attempt >= attempts:
@@ -99,15 +112,20 @@ class Launch:
         """Creates the job, or finds it, and follows it to its end."""
         if self._cluster.read(job) is None and not self._others_have_left():
             return Verdict(State.YIELDED)
-        ours = self._create(job)
+        try:
+            ours = self._create(job)
+        except ApiException as error:
+            return Verdict(State.NO_ROOM, short(error))
         uid = ours["metadata"]["uid"] if ours else ""
+        waited = time.monotonic() - self._no_room_since if self._no_room_since else 0.0
+        self._no_room_since = self._no_room_said = 0.0
 
         def yields() -> bool:
             # of two runs that began at once, one trains. One look is not enough: the times of the server are whole
             # seconds, so the job that is made after this one may count as the older
             return ours is not None and any(age(other) < age(ours) for other in self._others())
 
-        verdict, lines = self._follower.follow(job, uid, yields)
+        verdict, lines = self._follower.follow(job, uid, yields, waited)
         if verdict.state in (State.WRONG_INPUT, State.EXPIRED, State.SUCCEEDED, State.YIELDED):
             # one that has ended stays, to be looked into; the result of one that has not may be there
             found = self._cluster.read(job)
@@ -125,27 +143,49 @@ class Launch:
     # --- to its beginning ---------------------------------------------------------------------------------------------
 
     def _create(self, job: TrainingJob) -> dict[str, Any] | None:
-        """The job: created, or found and ours. None where it is gone."""
+        """The job: created, or found and ours. None where it is gone; ApiException where a quota has no room for it. A
+        job that is not made leaves nothing behind."""
         self._current = (job.name, "")
         found, said = self._wait_for_the_last_one(job), "is there: following it"
+        newest([found] if found else [], self._key)
         owned = replace(job, owner=self._cluster.workflow(job.namespace))
-        policy_made = self._cluster.create_policy(owned)
-        if found is None:
-            try:
+        policy_made = False
+        try:
+            policy_made = self._cluster.create_policy(owned)
+            if found is None:
                 found = self._post(owned)
-            except InputError:
-                if policy_made:
-                    self._delete_policy(job)
-                raise
-            if found is not None:
-                said = f"created: {job.nodes} × {job.processes_per_node}"
-            elif (found := self._cluster.read(job)) is None:
+                if found is not None:
+                    said = f"created: {job.nodes} × {job.processes_per_node}"
+        except (ApiException, InputError, StorageFault):
+            if policy_made:
+                # the server may be away still: no second half an hour
+                Deletion(self._cluster, job.namespace, self._selector).delete_policy(job.name)
+            raise
+        if found is None:
+            if (found := self._cluster.read(job)) is None:
                 # it was made by this process before a lost answer, or by another launcher of this run, and has gone
                 return None
-        newest([found], self._key)
+            newest([found], self._key)
+            if found["metadata"].get("deletionTimestamp") and not has_ended(found):
+                return self._create(job)
         log.info("training job %s/%s %s", job.namespace, job.name, said)
         self._current = (job.name, found["metadata"]["uid"])
         return found
+
+    def _wait_for_room(self, job: TrainingJob, reason: str) -> None:
+        """Until it is time to ask again whether a quota has room for the job. It waits as its pods would."""
+        now = time.monotonic()
+        self._no_room_since = self._no_room_since or now
+        waits = Verdict(State.WAITING, f"not created: {reason}")
+        verdict = in_time(waits, now - self._no_room_since, job, self._waiting)
+        if verdict.over:
+            raise StorageFault(f"training job {job.name}: {verdict.reason}")
+        if not self._no_room_said or now - self._no_room_said >= QUOTA_SAID_EVERY:
+            self._no_room_said = now
+            log.warning("training job %s: waiting: %s", job.name, waits.reason)
+        self._follower.sleep(QUOTA_EVERY)
+        if self.canceller.cancelled.is_set():
+            raise SystemExit(EXIT_CANCELLED)
 
     def _wait_for_the_last_one(self, job: TrainingJob) -> dict[str, Any] | None:
         """The job of that name; one that is being deleted is none, when it has gone."""
@@ -187,6 +227,8 @@ class Launch:
         except ApiException as error:
             if error.status == 409:
                 return None
+            if wants_room(error):
+                raise
             raise refused(self._cluster.kind, job, error) from error
         return created
 
@@ -253,6 +295,7 @@ class Launch:
 
     def cancel(self) -> None:
         """In the canceller's thread: the job is deleted at once, by what is known of it."""
+        self._follower.wake()
         self._deletion = Deletion(self._cluster, self._first.namespace, f"{self._selector},{LABEL}key={self._key}")
         if self._current is not None:
             self._deletion.delete(*self._current)

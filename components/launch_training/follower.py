@@ -12,12 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import watch
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
 
 from components.launch_training.cluster import Cluster
 from components.launch_training.job_log import JobLogs
-from components.launch_training.job_state import State, Verdict, already, in_time, judge, without_counts
+from components.launch_training.job_state import State, Verdict, already, in_time, judge, repeats, without_counts
 from zhllama.errors import EXIT_CANCELLED, StorageFault
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.job_kinds import true_conditions
@@ -41,9 +39,14 @@ class Follower:
     """Follows jobs of one piece of work. Arguments as Launch's; cancelled: whether it has deleted the job itself."""
 
     def __init__(
-        self, cluster: Cluster, waiting_seconds: float, published: Callable[[], bool], cancelled: Callable[[], bool]
+        self,
+        cluster: Cluster,
+        waiting_seconds: float,
+        published: Callable[[], bool],
+        cancelled: Callable[[], bool],
+        starting_seconds: float = 0,
     ) -> None:
-        self._cluster, self._waiting = cluster, waiting_seconds
+        self._cluster, self._waiting, self._starting = cluster, waiting_seconds, starting_seconds
         self._published, self._cancelled = published, cancelled
         self._woken, self._over = threading.Event(), threading.Event()
 
@@ -69,7 +72,7 @@ class Follower:
                     self._woken.set()
                     if self._over.is_set():
                         return
-            except (ApiException, HTTPError, OSError, ValueError, KeyError) as error:
+            except Exception as error:  # noqa: BLE001 - a watch only saves time, whatever is answered
                 log.debug("watch: %s", error)
             self._over.wait(pause)
             pause = min(pause * 2, LONGEST_REWATCH)
@@ -79,24 +82,31 @@ class Follower:
         self._woken.wait(min(most, LOOK_EVERY))
         self._woken.clear()
 
+    def wake(self) -> None:
+        """Ends a sleep."""
+        self._woken.set()
+
     def follow(
-        self, job: TrainingJob, uid: str, yields: Callable[[], bool] = lambda: False
+        self, job: TrainingJob, uid: str, yields: Callable[[], bool] = lambda: False, waited: float = 0
     ) -> tuple[Verdict, list[str]]:
         """Follows a job until it is over, its logs passed on: how it ended, and its last lines. yields: whether it is
-        to be given up for another one; asked at each look."""
+        to be given up for another one; asked at each look. waited: seconds before it was there."""
         logs = JobLogs(self._cluster.api, self._cluster.kind, job.namespace)
         try:
-            verdict = self._judge_until_over(job, uid, logs, yields)
+            verdict = self._judge_until_over(job, uid, logs, yields, waited)
             # the launcher may have seen enough of a job that itself goes on
             logs.finish(verdict.state not in (State.EXPIRED, State.WRONG_INPUT, State.YIELDED))
         finally:
             logs.stop()
         return verdict, list(logs.kept)
 
-    def _judge_until_over(self, job: TrainingJob, uid: str, logs: JobLogs, yields: Callable[[], bool]) -> Verdict:
+    def _judge_until_over(
+        self, job: TrainingJob, uid: str, logs: JobLogs, yields: Callable[[], bool], waited: float
+    ) -> Verdict:
         """What a launcher before this one has seen of it counts for its deadlines."""
         state, looked, said = State.WAITING, 0.0, set[str]()
-        spent = dict.fromkeys(State, 0.0)
+        spent, stuck, stuck_for = dict.fromkeys(State, 0.0), False, 0.0
+        spent[State.WAITING] = waited
         seen_pods: dict[str, dict[str, Any]] = {}
         settled = time.monotonic() + SETTLED
         while True:
@@ -121,13 +131,16 @@ class Follower:
             now = time.monotonic()
             if looked:
                 spent[state] += now - looked
+                stuck_for += now - looked if stuck else 0.0
             else:
-                spent[seen.state] = already(found, seen.state, datetime.now(UTC))
-            verdict, looked = in_time(seen, spent[seen.state], job, self._waiting), now
+                spent[seen.state] += already(found, seen.state, datetime.now(UTC))
+            verdict = in_time(seen, spent[seen.state], job, self._waiting, stuck_for, self._starting)
+            looked, stuck = now, seen.stuck
             cause = f"{verdict.state}{verdict.cause or verdict.reason}"
             if verdict.state is not state or cause not in said:
                 reason = f": {verdict.reason}" if verdict.reason else ""
-                log.info("training job %s: %s%s", job.name, verdict.state.value, reason)
+                level = logging.WARNING if verdict.kept else logging.INFO
+                log.log(level, "training job %s: %s%s", job.name, verdict.state.value, reason)
             said.add(cause)
             state = verdict.state
             if verdict.over:
@@ -137,7 +150,7 @@ class Follower:
             if yields():
                 return Verdict(State.YIELDED)
             for warning in warnings:
-                if (cause := without_counts(warning)) not in said:
+                if (cause := without_counts(warning)) not in said and not repeats(warning, verdict):
                     log.warning("training job %s: %s", job.name, warning)
                     said.add(cause)
             left = settled - time.monotonic()

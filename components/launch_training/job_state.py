@@ -11,7 +11,7 @@ from typing import Any
 from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.job_kinds import true_conditions
 from zhllama.kubernetes.names import LABEL
-from zhllama.kubernetes.pod_state import containers, pending_reason, terminations
+from zhllama.kubernetes.pod_state import containers, matter_of, pending_reason, stuck, terminations
 from zhllama.kubernetes.training_job import TrainingJob
 
 LATE = 60.0
@@ -33,6 +33,8 @@ class State(Enum):
     """The training said that its input is wrong: another attempt would say so again."""
     GONE = "gone"
     """Deleted from outside."""
+    NO_ROOM = "not created"
+    """A quota of the namespace has no room for it."""
     YIELDED = "given up for another run's"
     """Another run began the same work a moment earlier."""
 
@@ -43,6 +45,10 @@ class Verdict:
     reason: str = ""
     cause: str = ""
     """What the reason is about: a reason whose words change from back-off to back-off has one cause."""
+    kept: bool = False
+    """Whether something keeps it from its start."""
+    stuck: bool = False
+    """Whether that is what no waiting mends."""
 
     @property
     def over(self) -> bool:
@@ -70,7 +76,10 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
         return Verdict(State.SUCCEEDED)
     if wrong := _wrong_input(pods, warnings):
         return Verdict(State.WRONG_INPUT, wrong)
-    stand = next((f"pod {pod['metadata']['name']}: {why}" for pod in pods if (why := pending_reason(pod))), "")
+    waits = [(pod["metadata"]["name"], why) for pod in pods if (why := pending_reason(pod))]
+    # the one that somebody has to mend first
+    waits.sort(key=lambda one: not stuck(one[1]))
+    stand = f"pod {waits[0][0]}: {waits[0][1]}" if waits else ""
     # why a pod was not made, or does not start, is said in Events alone, and a job with a refused pod has no status for
     # ever
     told = _last(warnings, _PENDING)
@@ -96,15 +105,21 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
         begin, pending = "its pods are on their way out", _end(pods)
     else:
         begin = "created: its pods are starting"
-    # a pull that failed or waits is one matter
-    cause = re.sub(r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull", "image", pending).split("image:")[0]
-    return Verdict(State.WAITING, "; ".join(filter(None, (begin, pending))), f"{ran} {without_counts(cause)}")
+    hopeless = stuck(waits[0][1]) if waits else len(pods) < nodes_of(job, whole=True) and _refused_for_good(told)
+    hopeless = hopeless or (pending == told and told.startswith("FailedMount") and "not found" in told)
+    reason, cause = "; ".join(filter(None, (begin, pending))), f"{ran} {without_counts(matter_of(pending))}"
+    return Verdict(State.WAITING, reason, cause, bool(pending), bool(pending) and hopeless)
 
 
-def nodes_of(job: Mapping[str, Any]) -> int:
-    """Pods that a job needs at least to train; 1 where it does not say."""
+def _refused_for_good(told: str) -> bool:
+    """Whether pods are refused by what no waiting mends: all but a quota that is used up."""
+    return told.startswith(_REFUSED) and "exceeded quota" not in told and "unknown for quota" not in told
+
+
+def nodes_of(job: Mapping[str, Any], whole: bool = False) -> int:
+    """Pods that a job needs at least to train, or has when it is whole; 1 where it does not say."""
     spec = job.get("spec") or {}
-    if least := (spec.get("elasticPolicy") or {}).get("minReplicas"):
+    if not whole and (least := (spec.get("elasticPolicy") or {}).get("minReplicas")):
         return int(least)
     replicas = spec.get("pytorchReplicaSpecs")
     if replicas is not None:
@@ -121,6 +136,14 @@ _REFUSED = ("FailedCreatePod", "FailedCreateService", "FailedCreate")
 _PENDING = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
 _KEPT = ("Unschedulable", "ErrImage", "ImagePullBackOff", "InvalidImageName", "CreateContainer")
 """Reasons of Events on the job that repeat why a pod does not start."""
+_REPEATS = re.compile(
+    rf"({'|'.join(_KEPT)})|(Failed|BackOff|InspectFailed): .*(image|Image)|Failed: Error: (secret|conf|cont)"
+)
+
+
+def repeats(warning: str, verdict: Verdict) -> bool:
+    """Whether an Event says what the verdict does, or what the pod that it is about will say itself."""
+    return warning in verdict.reason or _REPEATS.match(warning) is not None
 
 
 def _last(warnings: Sequence[str], reasons: tuple[str, ...], word: str = "\0") -> str:
@@ -147,10 +170,16 @@ def _failed(condition: Mapping[str, Any], said: str) -> Verdict:
 # --- deadlines --------------------------------------------------------------------------------------------------------
 
 
-def in_time(verdict: Verdict, spent: float, job: TrainingJob, waiting: float) -> Verdict:
+def in_time(
+    verdict: Verdict, spent: float, job: TrainingJob, waiting: float, stuck_for: float = 0, starting: float = 0
+) -> Verdict:
     """The verdict, or EXPIRED where a job has been at it for longer than it may. spent: seconds in that state, all
-    together, for a job may be suspended again; waiting: seconds that it may wait, 0 for ever."""
+    together, for a job may be suspended again; waiting: seconds that it may wait, 0 for ever; stuck_for, starting:
+    likewise, of what no waiting mends."""
     deadline, said = job.deadline_seconds, ""
+    if verdict.stuck and 0 < starting < stuck_for:
+        said = f"it waited {stuck_for:.0f} s to start ({verdict.reason}); mend that, or raise --starting-seconds"
+        return Verdict(State.EXPIRED, said)
     if verdict.state is State.WAITING and 0 < waiting < spent:
         place = f" for queue {job.queue}" if job.queue else ""
         said = f"it waited {spent:.0f} s{place} ({verdict.reason}); raise --waiting-seconds, or ask for less"

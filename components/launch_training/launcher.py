@@ -82,6 +82,7 @@ def run_job(config: LaunchTraining, key: str, arguments: list[str], place: str, 
         config.waiting_seconds,
         lambda name, lines: keep_lines(storage.join(logs, f"{name}.txt"), lines),
         lambda: published(place) is not None,
+        config.starting_seconds,
     ).run(config.attempts)
 
 

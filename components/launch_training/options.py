@@ -59,6 +59,9 @@ class LaunchTraining(JobOptions, StageOptions):
     """Taints that the job's pods tolerate, as JSON: [{"key": "nvidia.com/gpu", "operator": "Exists"}]."""
     waiting_seconds: NotKeyed[int] = 604_800
     """How long the job may wait, for its queue or for its nodes, before it is given up; 0: for ever."""
+    starting_seconds: NotKeyed[int] = 3_600
+    """How long the job may be kept from its start by what no waiting mends (an image or a secret that is not there, a
+    pod that is refused), before it is given up; 0: as long as it may wait."""
     attempts: NotKeyed[int] = 3
     """Jobs that may fail before the step does."""
     arguments: str = ""

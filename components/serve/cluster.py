@@ -1,7 +1,7 @@
 """The API server, as a deployment needs it: objects applied and taken back, waited for, and their new pods reached.
 
-Objects are applied on the server's side under a field manager of our own, over the version that was looked at: what
-another manager says in the meantime (an autoscaler, how many pods) is seen before anything is applied, not overridden.
+Objects are applied on the server's side under a field manager of our own, over the version that was looked at, and what
+another manager has set is left to it (rollout.py), also what it says in the meantime.
 """
 
 import logging
@@ -15,16 +15,19 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from components.serve import rollout
+from components.serve.options import Serve
 from components.serve.port_forward import forwarded
 from zhllama.errors import InputError, StorageFault
-from zhllama.kubernetes.api import ACCOUNT, call, connect, plain, short, unanswered
+from zhllama.kubernetes.api import ACCOUNT, SAY_EVERY, call, connect, plain, short, unanswered
 from zhllama.kubernetes.model_server import OURS, PORT
+from zhllama.kubernetes.pod_state import matter_of
+from zhllama.kubernetes.refusals import Asker, wants_room
 from zhllama.stage.log import mask
 
 log = logging.getLogger("deploy")
 
 LOOK_EVERY = 10
-"""Seconds after which the pods are looked at even if no watch said anything."""
+"""Seconds after which the pods are looked at even if no watch said anything, and a quota is tried again."""
 APPLIED_WITHIN = 20
 """Attempts to apply an object that others change at the same time: its status, mostly, which is a moment's matter."""
 SERVER_SET = ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink")
@@ -57,6 +60,10 @@ class Cluster:
             if found is None:
                 continue
             labels, name = found["metadata"].get("labels", {}), name_of(wanted)
+            if "deletionTimestamp" in found["metadata"]:
+                # it takes what is applied, and goes nevertheless
+                holders = ", ".join(found["metadata"].get("finalizers", ())) or "nothing that it names"
+                raise StorageFault(f"{name} is being deleted ({holders} keeps it); try again when it has gone")
             if not OURS.items() <= labels.items():
                 raise InputError(f"{name} is there and is not zhllama's; give another --name")
             if found["kind"] == "Deployment" and found["spec"].get("replicas", 1) < 1:
@@ -67,7 +74,7 @@ class Cluster:
                 )
         try:
             for wanted in objects[:-1]:
-                self.apply(wanted)
+                self.apply(wanted, seconds)
             yield
         except BaseException as error:
             log.warning("taking the deployment back: %s", mask(str(error) or type(error).__name__))
@@ -92,9 +99,31 @@ class Cluster:
             except (InputError, StorageFault) as error:
                 log.error("%s is as it was, but not ready: %s", name_of(found), error)
 
-    def apply(self, wanted: dict[str, Any], attempts: int = APPLIED_WITHIN) -> dict[str, Any]:
-        """Creates the object, or makes it as it is wanted, but for what of its scale is another's; what the server made
-        of it."""
+    def apply(self, wanted: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
+        """Creates the object, or makes it as it is wanted, but for what is another's; what the server made of it.
+        seconds: for how long a quota may have no room for it."""
+        until, attempts, said_at = monotonic() + seconds, APPLIED_WITHIN, float("-inf")
+        while True:
+            try:
+                return self._applied(wanted)
+            except ApiException as error:
+                if error.status == 404 and wanted["kind"] == "PodMonitor":
+                    log.warning("this cluster has no PodMonitor: its metrics are not collected by that")
+                    return wanted
+                now, waits = monotonic(), wants_room(error)
+                if waits and now < until:
+                    if now - said_at >= SAY_EVERY:
+                        said_at = now
+                        log.warning("%s waits: %s", name_of(wanted), short(error))
+                    sleep(min(LOOK_EVERY, max(0.0, until - now)))
+                    continue
+                attempts -= 1
+                # where it is another than it was a moment ago
+                if waits or error.status != 409 or attempts < 1:
+                    raise _refused(wanted, error) from error
+
+    def _applied(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """One attempt. ApiException as it is."""
         found = self._asked("GET", wanted)
         autoscaler = ""
         if wanted["kind"] == "Deployment":
@@ -103,24 +132,23 @@ class Cluster:
             scaling = self._items(listing, namespace=wanted["metadata"]["namespace"])
             autoscaler = next((one["metadata"]["name"] for one in scaling if rollout.targets(one, wanted)), "")
         asked, said = rollout.with_anothers_scale(wanted, found, autoscaler)
-        options = [("fieldManager", rollout.MANAGER)]
         if found is not None:
             version = {"resourceVersion": found["metadata"]["resourceVersion"]}
             asked = asked | {"metadata": asked["metadata"] | version}
-            options.append(("force", "true"))
+        options, told = [("fieldManager", rollout.MANAGER)], [said] if said else []
         try:
             made = self._ask("PATCH", wanted, asked, query_params=options)
         except ApiException as error:
-            if error.status == 409 and attempts > 1:
-                # it is another than it was a moment ago
-                return self.apply(wanted, attempts - 1)
-            if error.status == 404 and wanted["kind"] == "PodMonitor":
-                log.warning("this cluster has no PodMonitor: its metrics are not collected by that")
-                return wanted
-            raise _refused(wanted, error) from error
-        if said:
-            log.info("%s: %s", name_of(wanted), said)
-        return made
+            theirs = rollout.conflicts(error.body)
+            if found is None or not theirs:
+                raise
+            # over the very version that was looked at
+            asked, left = rollout.without_others(asked, theirs)
+            told += left
+            made = self._ask("PATCH", wanted, asked, query_params=[*options, ("force", "true")])
+        for line in told:
+            log.info("%s: %s", name_of(wanted), line)
+        return dict(made)
 
     def _asked(self, method: str, about: dict[str, Any], body: Any = None) -> dict[str, Any] | None:
         """The answer; None where there is no such object."""
@@ -154,7 +182,7 @@ class Cluster:
         from now or from `since` (of time.monotonic) on. InputError when a pod says that its input is wrong,
         StorageFault when it fails or the time is over."""
         until = (monotonic() if since is None else since) + seconds
-        said = ""
+        said = set[str]()
         while True:
             seen = self._asked("GET", applied)
             if seen is None:
@@ -166,15 +194,15 @@ class Cluster:
                 deployments = self._items(listing, namespace=seen["metadata"]["namespace"])
                 own = rollout.controlled_by(deployments, seen["metadata"]["uid"])
                 progress = rollout.judge_inference_service(seen, [(one, self._new_pods(one)) for one in own])
-            if progress.reason != said:
-                said = progress.reason
-                log.info("%s: %s", name_of(applied), said)
+            if (matter := matter_of(progress.reason)) not in said:
+                said.add(matter)
+                log.info("%s: %s", name_of(applied), progress.reason)
             if progress.pods:
                 return progress
             left = until - monotonic()
             if progress.late or left <= 0:
                 why = "failed" if progress.late else f"is not ready after {seconds / 60:.0f} minutes"
-                raise StorageFault(f"{name_of(applied)} {why}: {said}")
+                raise StorageFault(f"{name_of(applied)} {why}: {progress.reason}")
             self._until_changed(seen, min(left, LOOK_EVERY))
 
     def _new_pods(self, deployment: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,12 +273,10 @@ def as_it_was(found: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in found.items() if name != "status"}, "metadata": metadata}
 
 
+_ASKER = Asker("zhllama-deployer", "install KServe, or check --namespace", Serve)
+
+
 def _refused(wanted: dict[str, Any], error: ApiException) -> Exception:
-    if error.status not in (400, 403, 404, 409, 422):
-        return unanswered(error)
-    mend = {
-        403: "give this account the Role zhllama-deployer",
-        404: "install KServe, or check --namespace",
-        409: "it is being changed by somebody else; try again",
-    }.get(error.status, "mend the options")
-    return InputError(f"{name_of(wanted)} was refused: {short(error)}; {mend}")
+    if error.status == 409:
+        return InputError(f"{name_of(wanted)} was refused: {short(error)}; somebody else is changing it; try again")
+    return _ASKER.refusal(name_of(wanted), error)

@@ -72,7 +72,7 @@ def deploy(config: Serve) -> str:
     # a cluster that does not know PodMonitors does without, here: objects are applied one by one
     objects = server.objects(kserve, monitored=not kserve)
     with cluster.whole_or_not_at_all(objects, config.wait_minutes * 60):
-        applied = cluster.apply(objects[-1])
+        applied = cluster.apply(objects[-1], config.wait_minutes * 60)
         ask = partial(
             try_out, name=server.name, api_key=api_key, encoder=encoder, chat=chat, context_length=config.context_length
         )

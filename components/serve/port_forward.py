@@ -9,12 +9,31 @@ from contextlib import contextmanager, suppress
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from kubernetes.stream import portforward
+from kubernetes.stream import portforward, ws_client
 from websocket import WebSocketBadStatusException
 
 from zhllama.kubernetes.api import short
 
 log = logging.getLogger("deploy")
+
+
+class _Way(ws_client.PortForward):
+    """The library's, whose thread dies of a connection that breaks, with a traceback, and leaves its ends open."""
+
+    def _proxy(self) -> None:
+        try:
+            super()._proxy()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the way is at its end
+            log.debug("a forwarded connection broke: %s", error)
+        finally:
+            for port in self.local_ports.values():
+                port.python.close()
+            with suppress(Exception):
+                self.websocket.close()
+
+
+# what its portforward() makes cannot be chosen otherwise
+ws_client.PortForward = _Way
 
 
 @contextmanager
@@ -39,7 +58,7 @@ def _accept(listener: socket.socket, namespace: str, pod: str, port: int) -> Non
             way = portforward(api.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
             far = way.socket(port)
             far.setblocking(True)
-        except (ApiException, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - the library raises many kinds, and a thread has nobody to hear it
             if refusal(error) != said:
                 said = refusal(error)
                 log.warning("pod %s/%s cannot be reached through the API server: %s", namespace, pod, said)

@@ -5,13 +5,16 @@ do counts (`status.replicas` leaves out a pod that is terminating, which may be 
 
 How many there are is ours, until another manager or an autoscaler says it: a forced apply takes a field from its
 manager without a word, so what is another's is left out of what is applied. Where an autoscaler has not set it yet it
-is applied as it stands: a field that its only manager leaves out falls back to the API's default, one pod.
+is applied as it stands: a field that its only manager leaves out falls back to the API's default, one pod. Likewise
+with what else another has set, a policy or memory, say; what decides which model is served is taken back.
 """
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+from zhllama.artifacts.json_file import value_of
 from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.pod_state import containers, crash, unschedulable, waiting_reason
 
@@ -63,7 +66,13 @@ def judge_deployment(deployment: dict[str, Any], pods: Sequence[dict[str, Any]])
     if counted == [wanted] * 3 and ready:
         return Progress(pods=ready)
     conditions = status.get("conditions", ())
-    why = _why(pods) or f"{len(ready)} of {wanted} new pods ready"
+    why = f"{len(ready)} of {wanted} new pods ready"
+    if len(ready) >= wanted:
+        # what is left of the others, or of the controller's counting, is waited for
+        more = status.get("replicas", 0) - wanted
+        rest = f"{more} more pods have to go" if more > 0 else "the Deployment does not say so yet"
+        why = f"its new pods are ready, {rest}"
+    why = _why(pods) or why
     late = any(one["type"] == "Progressing" and one.get("reason") == "ProgressDeadlineExceeded" for one in conditions)
     return Progress(_joined(why, *_complaints(conditions)), late)
 
@@ -78,6 +87,8 @@ def judge_inference_service(
     """
     status = service.get("status", {})
     complaints = _complaints(status.get("conditions", ()))
+    if failure := (status.get("modelStatus") or {}).get("lastFailureInfo"):
+        complaints.append(": ".join(filter(None, (failure.get("reason"), failure.get("message")))))
     wanted = service["spec"]["predictor"].get("labels", {})
     labels = [one["spec"]["template"]["metadata"].get("labels", {}) for one, _ in rollouts]
     if not rollouts or not all(wanted.items() <= each.items() for each in labels):
@@ -191,3 +202,60 @@ def with_anothers_scale(
         f"{field} stays {there.get(field)}: it is set by {' and '.join(names)}" for field, names in theirs.items()
     ] or [f"the HorizontalPodAutoscaler {autoscaler} says how many pods there are"]
     return made, "; ".join(said)
+
+
+# --- what else is another's -------------------------------------------------------------------------------------------
+
+_SERVED = re.compile(
+    r"ontainers(\[[^\]]*\](\.(command|args|env)\b.*)?)?$|\.image$"
+    r"|(labels|annotations)\.zhllama\.io/|^\.spec\.(selector|ports)\b"
+)
+"""Fields that decide which model is served, and whether it is reached: ours, whoever has changed them."""
+
+
+def conflicts(answer: str | None) -> list[tuple[str, str]]:
+    """What a server says why it did not apply: fields, each with the manager that has set it."""
+    try:
+        causes = value_of(answer or "")["details"]["causes"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [
+        (one["field"], [*one["message"].split('"')[1:2], "another"][0])
+        for one in causes
+        if one.get("reason") == "FieldManagerConflict"
+    ]
+
+
+def without_others(asked: dict[str, Any], theirs: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], list[str]]:
+    """The object without what others have set in it, and that in words, field by field."""
+    made, said = deepcopy(asked), []
+    for field, manager in theirs:
+        if not _SERVED.search(field) and _leave_out(made, field):
+            said.append(f"{field} stays as {manager} has set it")
+        else:
+            said.append(f"{field} is taken back from {manager}")
+    return made, said
+
+
+def _leave_out(thing: Any, field: str) -> bool:
+    """Whether it was there to be left out, at a path as servers write it: `.spec.ports[port=80,protocol="TCP"].name`;
+    dots in a key are not told from the path's own."""
+    if isinstance(thing, dict):
+        for key in sorted(thing, key=len, reverse=True):
+            rest = field.removeprefix(f".{key}")
+            if rest == "" and field:
+                del thing[key]
+                return True
+            if rest != field and rest[0] in ".[" and _leave_out(thing[key], rest):
+                return True
+    if isinstance(thing, list) and (selector := re.match(r"\[((?:[^\]\"]|\"[^\"]*\")+)\]", field)):
+        wanted = dict(re.findall(r'([\w.-]+)=("[^"]*"|[^,]+)', selector[1]))
+        for one in thing:
+            is_it = isinstance(one, dict) and all(str(one.get(k)) == v.strip('"') for k, v in wanted.items())
+            if wanted and is_it:
+                rest = field[selector.end() :]
+                if not rest:
+                    thing.remove(one)
+                    return True
+                return _leave_out(one, rest)
+    return False

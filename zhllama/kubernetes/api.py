@@ -5,6 +5,7 @@ is upgraded. An answer that will not change is raised as the client's ApiExcepti
 `unanswered`. The client's own hidden retries are off: they repeat a stalled request four times before we hear of it.
 """
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -37,57 +38,115 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 def connect() -> str:
     """Configures the client, for this pod or from KUBECONFIG, and says the namespace. InputError without a cluster."""
     try:
+        _read_account()
         if ACCOUNT.exists():
-            config.load_incluster_config()
             namespace = (ACCOUNT / "namespace").read_text().strip()
         else:
-            config.load_kube_config(os.environ.get("KUBECONFIG"))
             _, current = config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
             namespace = str(current["context"].get("namespace") or "default")
     except config.ConfigException as error:
         raise InputError(f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run in a pod") from error
-    settings = client.Configuration.get_default_copy()
+    settings = copy.deepcopy(_account[0])
+    settings.refresh_api_key_hook = _as_read_last
     settings.retries = False
     settings.connection_pool_maxsize = CONNECTIONS
     client.Configuration.set_default(settings)
     return namespace
 
 
+_account: list[client.Configuration] = []
+"""Who this process is, as its pod or KUBECONFIG said last."""
+
+
+def _read_account() -> None:
+    read = client.Configuration()
+    if ACCOUNT.exists():
+        config.load_incluster_config(client_configuration=read)
+    else:
+        config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=read)
+    _account[:] = [read]
+
+
+def _as_read_last(settings: client.Configuration) -> None:
+    """Before each request: a token that was read again is every client's."""
+    read = _account[0]
+    if read.refresh_api_key_hook is not None:
+        read.refresh_api_key_hook(read)
+    settings.api_key = read.api_key
+
+
+def _another_token() -> bool:
+    """Whether the account's token is another when it is read again: they are replaced while a process runs."""
+    if not _account:
+        return False
+    before = dict(_account[0].api_key)
+    try:
+        _read_account()
+    except (config.ConfigException, OSError):
+        return False
+    return bool(_account[0].api_key != before)
+
+
 def passes(error: BaseException) -> bool:
     """Whether the same request may well be answered later."""
     if isinstance(error, ApiException):
         # a 500 that will be one for ever
-        lasting = error.status == 500 and any(words in str(error.body) for words in _LASTING)
-        return error.status in (0, 429, 500, 502, 503, 504) and not lasting
+        if error.status == 500 and any(words in str(error.body) for words in _LASTING):
+            return False
+        # a quota that is counted for others at the same moment: nothing is there yet
+        busy = error.status == 409 and "on resourcequotas" in str(error.body)
+        return busy or error.status in (0, 429, 500, 502, 503, 504)
     return isinstance(error, HTTPError)
 
 
-_LASTING = ("failed to create typed patch object", "request is too large", "field not declared in schema")
+_LASTING = (
+    "failed to create typed patch object",
+    "field not declared in schema",
+    "request is too large",
+    " denied the request",
+)
 
 
-SAY_AFTER, SAY_EVERY = 3, 60.0
-"""Tries after which it is said that a request is repeated, and seconds between two such lines."""
+SAY_EVERY = 60.0
+"""Seconds between two lines that say that a request is repeated; the first comes with its first failure."""
 
 
 def call(request: Callable[..., Any], **options: Any) -> Any:
     """The answer to a request, made again while the server is away or busy; what it answers meanwhile, or a webhook
-    that is away, is said once a minute: nobody waits half an hour in silence. ApiException for an answer that will not
-    change."""
+    that is away, is said at once and then once a minute: nobody waits half an hour in silence. ApiException for an
+    answer that will not change."""
     said_at: float | None = None
 
     def say(error: BaseException, failures: int, spent: float) -> None:
         nonlocal said_at
-        if failures >= SAY_AFTER and (said_at is None or spent - said_at >= SAY_EVERY):
+        if said_at is None or spent - said_at >= SAY_EVERY:
             said_at = spent
-            log.warning("the Kubernetes API server: %s; trying again since %.0f s", short(error), spent)
+            since = f"trying again since {spent:.0f} s" if failures > 1 else "trying again"
+            log.warning("the Kubernetes API server: %s; %s", short(error), since)
+
+    def once() -> Any:
+        try:
+            return request(**options, _request_timeout=TIMEOUT)
+        except ApiException as error:
+            if error.status != 401 or not _another_token():
+                raise
+            return request(**options, _request_timeout=TIMEOUT)
 
     try:
-        return with_retries(
-            lambda: request(**options, _request_timeout=TIMEOUT), passes,
+        answer = with_retries(
+            once, passes,
             seconds=GIVE_UP_AFTER, first=FIRST_WAIT, longest=LONGEST_WAIT, asked=_asked, say=say,
         )  # fmt: skip
     except HTTPError as error:
         raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
+    if isinstance(answer, str):
+        raise _no_json(answer)
+    return answer
+
+
+def _no_json(answer: str) -> Exception:
+    mend = "a login page or a proxy's? Check the server in KUBECONFIG"
+    return StorageFault(f"the Kubernetes API server answers no JSON ({' '.join(answer.split())[:80]}); {mend}")
 
 
 def _asked(error: BaseException) -> float:
@@ -101,7 +160,11 @@ def _asked(error: BaseException) -> float:
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
     """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
-    return value_of(call(**options, _preload_content=False).data)
+    content = call(**options, _preload_content=False).data
+    try:
+        return value_of(content)
+    except ValueError as error:
+        raise _no_json(content.decode(errors="replace")) from error
 
 
 def delete_object(
@@ -144,4 +207,4 @@ def short(error: BaseException) -> str:
         text = value_of(error.body or "")["message"]
     except (ValueError, KeyError, TypeError):
         text = error.reason or ""
-    return f"{error.status} {text}".strip()[:300]
+    return " ".join(f"{error.status} {text}".split())[:600]

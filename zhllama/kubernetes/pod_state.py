@@ -1,10 +1,14 @@
 """What a pod says of itself, as the API server shows it. Pure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _STARTS = (None, "ContainerCreating", "PodInitializing")
 """Reasons of a container that is only starting."""
+_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull")
+_STUCK = (*_IMAGE, "InvalidImageName", "ImageInspectError", "CreateContainerConfigError", "CreateContainerError")
+"""Reasons of a container that waits for what somebody has to mend."""
 
 
 def pending_reason(pod: Mapping[str, Any]) -> str:
@@ -32,7 +36,21 @@ def waiting_reason(container: Mapping[str, Any]) -> str:
     waiting = (container.get("state") or {}).get("waiting") or {}
     if waiting.get("reason") in _STARTS:
         return ""
-    return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    message = waiting.get("message") or ""
+    if waiting["reason"] in _IMAGE:
+        # `failed to pull and unpack image "a": failed to resolve reference "a": failed to do request: Head "…": why`
+        message = re.sub(r'^([^"]*"[^"]*": ).*": ', r"\1", message, flags=re.DOTALL)
+    return f"{waiting['reason']}: {message}".rstrip(": ")
+
+
+def matter_of(reason: str) -> str:
+    """What a reason is about: a pull that fails and one that waits for its next try are one matter, in many words."""
+    return re.sub("|".join(_IMAGE), "image", reason).split("image:")[0]
+
+
+def stuck(reason: str) -> bool:
+    """Whether a pod's reason not to start (pending_reason) is one that no waiting mends."""
+    return reason.startswith(_STUCK) or (reason.startswith("Unschedulable") and "persistentvolumeclaim" in reason)
 
 
 def terminations(container: Mapping[str, Any]) -> list[Mapping[str, Any]]:

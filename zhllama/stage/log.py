@@ -14,11 +14,15 @@ from typing import TextIO
 
 from zhllama.errors import InputError
 
-_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"SECRET|TOKEN(?!IZ|S(_|$))|PASSWORD|API_KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE
+)
 _SECRET_TEXT = re.compile(
     r"""(?ix)
-    ( (?:authorization|x-api-key|api[-_]key)['"]?\s*[:=]\s*['"]?(?:(?:bearer|basic|aws4-hmac-sha256)\s+)?
-    | \bbearer\s+
+    ( (?:authorization|x-api-key|api[-_]key)['"]?\s*[:=]\s*
+      (?: ['"]?(?:bearer|basic|digest|negotiate|aws4-hmac-sha256)\s+ | ['"]
+        | (?![a-z']{1,15}[\s,.;:]\s*[a-z]) )  # `API_KEY: an API key has …` is a sentence
+    | \bbearer\s+ (?!(?:[a-z]{1,7}|auth[a-z]*|[a-z]*tokens?)(?![^\s,.;:)]))
     | \b(?:x-amz-)?(?:signature|credential|security-token)=
     | ://[^\s/:@]+: (?=[^\s/@]+@)
     )

@@ -16,6 +16,7 @@ from components.launch_training.cluster import Cluster
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster
 from tests.components.launch_training.operators import name_of, run
 from tests.kubernetes_server import Fault
+from tests.recordings import answered
 from zhllama.errors import InputError
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.job_kinds import PYTORCHJOB
@@ -75,6 +76,16 @@ def queued(cluster, command):
     return process, threading.Event()
 
 
+def without_room(cluster, command):
+    """A quota is full: there is no job yet."""
+    full = Fault(recorded=answered("quota/count-pytorchjobs"))
+    cluster.fault = lambda method, path: full if method == "POST" and "pytorchjobs" in path else None
+    process = command("--backend", "pytorchjob", "--run-id", "run-8")
+    # what it had made for the job is taken back, and it waits
+    cluster.until(lambda: asked(cluster, "DELETE", "networkpolicies/run-8-lora-a1"))
+    return process, threading.Event()
+
+
 def watching(cluster, command):
     cluster.on_create = lambda job: cluster.set_condition(name_of(job), "Running")
     process = command("--backend", "pytorchjob", "--run-id", "run-8")
@@ -109,7 +120,7 @@ def stalled(cluster, command):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "state",
-    [before_create, creating, queued, watching, streaming, backing_off, stalled],
+    [before_create, creating, without_room, queued, watching, streaming, backing_off, stalled],
     ids=lambda state: state.__name__,
 )
 def test_the_delete_leaves_at_once_in_every_state(cluster, command, state):

@@ -127,6 +127,72 @@ def test_the_launcher_keeps_the_deadline_for_the_operator_sets_no_timer():
     assert in_time(Verdict(State.SUCCEEDED), 1301 + LATE, JOB, waiting=1).state is State.SUCCEEDED
 
 
+def waiting_pod(reason: str, message: str = "") -> dict:
+    state = {"state": {"waiting": {"reason": reason, "message": message}}}
+    return {"metadata": {"name": "p"}, "status": {"phase": "Pending", "containerStatuses": [state]}}
+
+
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+REFUSED = 'FailedCreatePod: Error creating: pods "p" is forbidden: '
+
+
+@pytest.mark.parametrize(
+    ("pods", "warnings", "stuck"),
+    [
+        ([waiting_pod("ErrImagePull")], [], True),
+        ([waiting_pod("ImagePullBackOff")], [], True),
+        ([waiting_pod("InvalidImageName")], [], True),
+        ([waiting_pod("CreateContainerConfigError", 'secret "zhllama-s3" not found')], [], True),
+        ([waiting_pod("ContainerCreating")], [], False),
+        ([waiting_pod("ContainerCreating")], ['FailedMount: ... : configmap "none" not found'], True),
+        ([waiting_pod("ContainerCreating")], ["FailedMount: timed out waiting for the condition"], False),
+        ([waiting_pod("CrashLoopBackOff")], [], False),
+        ([], [f"{REFUSED}exceeded quota: team, requested: pods=1"], False),
+        ([], [f"{REFUSED}failed quota: team: must specify limits.memory for: pytorch"], True),
+        ([], [f'{REFUSED}violates PodSecurity "restricted:latest": runAsNonRoot != true'], True),
+        ([], [f'{REFUSED}error looking up service account team/x: serviceaccount "x" not found'], True),
+        ([], [f"{REFUSED}maximum memory usage per Container is 8Gi, but limit is 16Gi"], True),
+        # long ago: the pod is there by now
+        ([waiting_pod("ContainerCreating")], [f"{REFUSED}no PriorityClass with name x was found"], False),
+    ],
+)
+def test_what_no_waiting_mends_is_told_from_what_may_pass(pods, warnings, stuck):
+    verdict = judge(job(("Created", "True")), pods, warnings)
+    assert (verdict.state, verdict.stuck) == (State.WAITING, stuck)
+
+
+def test_of_several_pods_the_one_that_somebody_has_to_mend_is_named():
+    waits = {"metadata": {"name": "w"}, "status": {"conditions": [UNSCHEDULABLE | {"message": "0/9 nodes"}]}}
+    verdict = judge(job(("Created", "True")), [waits, waiting_pod("ErrImagePull", "no such image")])
+    assert verdict.reason == "created: its pods are starting; pod p: ErrImagePull: no such image"
+
+
+PULL = 'failed to pull and unpack image "r/a:1": failed to resolve reference "r/a:1": '
+
+
+def test_a_pull_that_fails_is_one_matter_in_one_short_line():
+    seen = [("ErrImagePull", f"{PULL}r/a:1: not found"), ("ImagePullBackOff", 'Back-off pulling image "r/a:1"')]
+    seen += [("ImagePullBackOff", f'Back-off pulling image "r/a:1": ErrImagePull: {PULL}r/a:1: not found')]
+    verdicts = [judge(job(("Created", "True")), [waiting_pod(*one)]) for one in seen]
+    assert len({one.cause for one in verdicts}) == 1
+    assert [one.reason.partition("pod p: ")[2] for one in verdicts] == [
+        'ErrImagePull: failed to pull and unpack image "r/a:1": r/a:1: not found',
+        'ImagePullBackOff: Back-off pulling image "r/a:1"',
+        'ImagePullBackOff: Back-off pulling image "r/a:1": r/a:1: not found',
+    ]
+
+
+def test_what_no_waiting_mends_has_a_shorter_wait_of_its_own():
+    stuck = Verdict(State.WAITING, "pod p: ErrImagePull", stuck=True)
+    assert in_time(stuck, 200, JOB, waiting=1000, stuck_for=100, starting=100) is stuck
+    late = in_time(stuck, 200, JOB, waiting=1000, stuck_for=101, starting=100)
+    assert late.state is State.EXPIRED
+    assert late.reason == "it waited 101 s to start (pod p: ErrImagePull); mend that, or raise --starting-seconds"
+    # what was stuck and is no more, and a wait without a bound of its own
+    assert in_time(WAITS, 200, JOB, waiting=1000, stuck_for=101, starting=100) is WAITS
+    assert in_time(stuck, 200, JOB, waiting=1000, stuck_for=1e9, starting=0) is stuck
+
+
 def test_nought_is_for_ever():
     assert in_time(WAITS, 1e9, JOB, waiting=0) is WAITS
 

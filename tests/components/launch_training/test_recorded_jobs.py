@@ -6,9 +6,13 @@ tests/goldens/launcher.json has each course's lines, changes of the cluster and 
 import io
 import json
 import re
+import threading
+from concurrent.futures import Future
 
 import pytest
 import urllib3
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
@@ -19,6 +23,8 @@ from tests.components.launch_training.replay import Clock, Played, options_of
 from tests.kubernetes_server import Fault
 from tests.recordings import answered, exchanges
 from zhllama.errors import InputError, StorageFault
+from zhllama.kubernetes.api import call, connect
+from zhllama.kubernetes.job_kinds import PYTORCHJOB
 from zhllama.stage.run import run_stage
 
 GOLDENS = golden.GOLDENS / "launcher.json"
@@ -125,11 +131,15 @@ def only(method: str, place: str, name: str, times: int = 1000):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("quota/count-pytorchjobs", r"403 pytorchjobs.kubeflow.org .* exceeded quota: .*; free some of the quota"),
-        ("unprocessable/webhook", r'403 admission webhook "validator.pytorchjob.* denied the request.*; mend what it'),
-        ("unprocessable/crd", r"422 PyTorchJob.kubeflow.org .* is invalid: .*spec.runPolicy.*; mend the job's options"),
-        ("policy/deny-pytorchjob", r"403 .*every object needs a label team; mend what it names"),
-        ("namespace/terminating-pytorchjob", r"403 .*because it is being terminated; give another --namespace"),
+        (
+            "unprocessable/webhook",
+            r'403 admission webhook "validator.pytorchjob.* denied .*; mend what .* \(--nodes\)$',
+        ),
+        (
+            "unprocessable/crd",
+            r"422 .* is invalid: .*spec.runPolicy.*; mend the job's options \(--processes-per-node\)$",
+        ),
+        ("policy/deny-pytorchjob", r"403 .*every object needs a label team; mend what it names \(--labels\)$"),
         ("rbac/create", r"403 .*cannot create resource .*; give this account the Role zhllama-runner"),
         ("not-found/group", r"404 Not Found; install the training operator, or check --namespace"),
     ],
@@ -140,6 +150,149 @@ def test_a_job_that_is_refused_leaves_nothing_and_says_how_to_mend_it(cluster, l
         launch()
     assert cluster.posts() == 1
     assert not cluster.of_kind("NetworkPolicy")
+
+
+def test_a_namespace_that_goes_is_a_fault(cluster, launch):
+    """Nobody's options are wrong: the step may be started again when there is one."""
+    cluster.fault = only("POST", "pytorchjobs", "namespace/terminating-pytorchjob")
+    with pytest.raises(StorageFault, match=r"^training job team/r-lora-a1 was refused: 403 .*because it is being term"):
+        launch()
+    assert cluster.posts() == 1
+    assert not cluster.of_kind("NetworkPolicy")
+
+
+FULL = "quota/count-pytorchjobs"
+
+
+@pytest.mark.parametrize("place", ["pytorchjobs", "networkpolicies"])
+def test_a_quota_without_room_is_waited_for_and_said_once_a_minute(cluster, launch, caplog, monkeypatch, place):
+    clock = Clock()
+    monkeypatch.setattr("components.launch_training.cluster_job.time", clock)
+    cluster.on_create = succeed(cluster)
+    full = only("POST", place, FULL, times=12)
+
+    def fault(method, path):
+        # a quarter of a minute between two tries
+        clock.at += 15 * (method == "POST" and place in path)
+        return full(method, path)
+
+    cluster.fault = fault
+    launch()
+    said = [line for line in caplog.messages if "exceeded quota" in line]
+    assert len(said) == 3
+    assert said[0].startswith("training job r-lora-a1: waiting: not created: 403 pytorchjobs.kubeflow.org ")
+    assert not cluster.of_kind("NetworkPolicy")
+
+
+def test_a_quota_that_stays_full_is_waited_for_no_longer_than_pods_are(cluster, launch):
+    cluster.fault = only("POST", "pytorchjobs", FULL)
+    said = r"a1: it waited \d+ s \(not created: 403 .*exceeded quota.*\); raise --waiting-seconds, or ask for less$"
+    with pytest.raises(StorageFault, match=said):
+        launch(waiting_seconds=0.1)
+    assert cluster.posts() > 1
+    assert not cluster.of_kind("NetworkPolicy")
+
+
+def test_a_job_that_another_launcher_made_while_a_quota_was_full_is_followed(cluster, launch):
+    """The other's job took the last of it: a quota is asked before whether the name is there."""
+    first = launch_in_thread(launch)
+    cluster.until(lambda: any("/events" in path for _, path in cluster.requests))
+    cluster.fault = only("POST", "pytorchjobs", FULL)
+    second = launch_in_thread(launch)
+    cluster.until(lambda: sum(one.method == "WATCH" for one in cluster.asked) >= 4)
+    succeed(cluster)(next(iter(cluster.jobs.values())))
+    assert [one.result(60).kind for one in (first, second)] == ["adapter", "adapter"]
+    assert list(cluster.jobs) == ["r-lora-a1"]
+
+
+def test_a_job_that_cannot_be_made_leaves_no_policy(cluster, launch, monkeypatch, caplog):
+    monkeypatch.setattr("zhllama.kubernetes.api.GIVE_UP_AFTER", 0.05)
+    cluster.fault = only("POST", "pytorchjobs", "webhook/no-endpoints-pytorchjob")
+    with pytest.raises(StorageFault, match=r'failed calling webhook "rec-away\.example\.com"'):
+        launch()
+    assert not cluster.of_kind("NetworkPolicy")
+
+
+def test_a_webhook_that_is_away_is_said_at_its_first_failure_and_then_once_a_minute(caplog, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("tenacity.time.monotonic", clock.monotonic, raising=False)
+    error = ApiException(500)
+    error.body = json.dumps(answered("webhook/no-endpoints-pytorchjob")["body"])
+    tries = iter(range(14))
+
+    def request(_request_timeout):
+        clock.at += 10
+        if next(tries, None) is not None:
+            raise error
+        return "made"
+
+    assert call(request) == "made"
+    said = [line for line in caplog.messages if "trying again" in line]
+    assert said[0].endswith("; trying again")
+    assert "failed calling webhook" in said[0]
+    assert 2 <= len(said) <= 4
+
+
+def test_a_quota_that_is_counted_for_others_too_is_asked_again(cluster, launch):
+    """`Conflict` on the quota itself: 409, and no job of that name."""
+    words = 'Operation cannot be fulfilled on resourcequotas "team": the object has been modified'
+    conflict = {"status": 409, "body": {"kind": "Status", "reason": "Conflict", "message": words, "code": 409}}
+    answers = iter([Fault(recorded=conflict)] * 3)
+    cluster.on_create = succeed(cluster)
+    cluster.fault = lambda method, path: next(answers, None) if method == "POST" and "pytorchjobs" in path else None
+    assert launch().kind == "adapter"
+    assert cluster.posts() == 4
+
+
+def test_a_job_that_is_deleted_as_it_is_asked_for_is_made_anew(cluster, launch):
+    """It was not there, it is there on its way out, and it has gone."""
+    cluster.on_create = lambda job: job["spec"] and succeed(cluster)(job)
+    path = f"{ROOTS['PyTorchJob']}/r-lora-a1"
+    first = iter([True])
+
+    def fault(method, asked):
+        if method == "POST" and "pytorchjobs" in asked and next(first, False):
+            cluster.put_job("r-lora-a1", finalizers=["a/b"], deletionTimestamp="2026-01-01T00:00:00Z")
+            key = next(iter(cluster.of_kind("NetworkPolicy").values()))["metadata"]["labels"]["zhllama.io/key"]
+            cluster.objects[path]["metadata"]["labels"] = {"zhllama.io/key": key}
+            threading.Timer(0.1, cluster.remove, (path,)).start()
+
+    cluster.fault = fault
+    assert launch().kind == "adapter"
+    assert cluster.posts() == 2
+
+
+def test_a_token_that_was_replaced_is_read_again(cluster, tmp_path):
+    place = tmp_path / "kubeconfig"
+    good = place.read_text()
+    place.write_text(good.replace("a-token-of-the-tests", "an-old-one"))
+    connect()
+    place.write_text(good)
+    listing = client.CustomObjectsApi().list_namespaced_custom_object
+    assert call(listing, **PYTORCHJOB.place, namespace="team")["items"] == []
+    assert call(listing, **PYTORCHJOB.place, namespace="team")["items"] == []
+    assert len(cluster.requests) == 3
+
+
+@pytest.mark.parametrize("place", ["/pytorchjobs", "/pytorchjobs/r", "/pods", "networkpolicies"])
+def test_a_login_page_in_place_of_an_api_server_is_a_line(cluster, launch, place):
+    page = {"status": 200, "text": "<html><title>Log in</title></html>"}
+    cluster.fault = lambda method, path: Fault(recorded=page) if place in path and method != "WATCH" else None
+    with pytest.raises(StorageFault, match=r"answers no JSON \(<html><title>Log in.*; a login page or a proxy's\?"):
+        launch()
+
+
+def launch_in_thread(launch):
+    answer = Future()
+
+    def work():
+        try:
+            answer.set_result(launch())
+        except BaseException as error:  # noqa: BLE001 - raised where it is asked for
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer
 
 
 def test_a_job_that_is_too_large_is_refused_once(cluster, launch):

@@ -159,6 +159,16 @@ def test_after_a_rollback_the_newest_replica_set_is_the_one_that_was_gone_back_t
     assert newest["metadata"]["name"] == "first"
 
 
+def test_new_pods_that_are_ready_beside_old_ones_are_not_said_to_lack_any() -> None:
+    """`1 of 1 ready`, and `3 of 2 ready`, said that nothing was waited for."""
+    deployment, pods = rolled_out({}, POD, replicas=3)
+    assert judge_deployment(deployment, pods).reason == "its new pods are ready, 2 more pods have to go"
+    deployment, pods = rolled_out({}, POD, availableReplicas=0)
+    assert judge_deployment(deployment, pods).reason == "its new pods are ready, the Deployment does not say so yet"
+    deployment, pods = rolled_out({}, POD, POD, POD, replicas=3)
+    assert judge_deployment(deployment, pods).reason == "its new pods are ready, 2 more pods have to go"
+
+
 # --- KServe -----------------------------------------------------------------------------------------------------------
 
 LABELS = {"zhllama.io/version": "2"}
@@ -202,3 +212,9 @@ def test_what_kserve_says_is_false_is_said_with_its_reason(rollouts: list[Any]) 
     assert not progress.pods
     assert "PredictorReady=False (Invalid): no such runtime" in progress.reason
     assert "IngressReady=False (Predictor ingress not created)" in progress.reason
+
+
+def test_why_kserve_says_that_a_model_does_not_load_is_said() -> None:
+    failing = service(TRUE)
+    failing["status"]["modelStatus"] = {"lastFailureInfo": {"reason": "ModelLoadFailed", "message": "no such layer"}}
+    assert "ModelLoadFailed: no such layer" in judge_inference_service(failing, [rolled_out(LABELS)]).reason

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from components.serve.cluster import Cluster, as_it_was
-from components.serve.rollout import targets, with_anothers_scale
-from tests.kubernetes_server import KubernetesServer
+from components.serve.rollout import conflicts, targets, with_anothers_scale, without_others
+from tests.kubernetes_server import Fault, KubernetesServer
 from tests.server_side_apply import applied, scaled
-from zhllama.errors import InputError
+from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.model_server import OURS
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "responses" / "deploy.json").read_text())
@@ -66,6 +66,52 @@ def test_the_managers_that_a_real_server_names_are_read() -> None:
 def test_an_autoscaler_targets_what_it_names(kind: str, name: str, version: str, it: bool) -> None:
     autoscaler = {"spec": {"scaleTargetRef": {"kind": kind, "name": name, "apiVersion": version}}}
     assert targets(autoscaler, {"kind": "Deployment", "apiVersion": "apps/v1", "metadata": {"name": "zh"}}) is it
+
+
+TEMPLATE = ".spec.template.spec.containers"
+
+
+@pytest.mark.parametrize(
+    ("field", "left"),
+    [
+        (f'{TEMPLATE}[name="server"].resources.limits.memory', True),
+        (f'{TEMPLATE}[name="server"].ports[containerPort=8000,protocol="TCP"].name', True),
+        (".spec.strategy", True),
+        (".metadata.labels.example.com/owner", True),
+        (".metadata.labels.example.com/own", False),
+        (f'{TEMPLATE}[name="none"].resources', False),
+        (f'{TEMPLATE}[name="server"].image', False),
+        (f'{TEMPLATE}[name="server"].env[name="A"].value', False),
+        (f'.spec.template.spec.initC{TEMPLATE[-9:]}[name="check"].args', False),
+        (".spec.template.metadata.labels.zhllama.io/version", False),
+        (".spec.selector", False),
+    ],
+)
+def test_what_decides_which_model_is_served_is_ours_and_the_rest_is_who_set_it(field: str, left: bool) -> None:
+    container = {
+        "name": "server", "image": "i", "env": [{"name": "A", "value": "b"}],
+        "resources": {"limits": {"memory": "64Gi", "cpu": "8"}},
+        "ports": [{"containerPort": 8000, "protocol": "TCP", "name": "http"}],
+    }  # fmt: skip
+    first = {"name": "check", "args": ["--model"]}
+    template = {"metadata": {"labels": {"zhllama.io/version": "1"}}, "spec": {"containers": [container]}}
+    template["spec"]["initContainers"] = [first]
+    wanted = {
+        "metadata": {"labels": {"example.com/owner": "a"}},
+        "spec": {"strategy": {"type": "Recreate"}, "template": template, "selector": {}},
+    }
+    before = json.dumps(wanted)
+    made, (said,) = without_others(wanted, [(field, "kubectl-edit")])
+    assert json.dumps(wanted) == before
+    assert (json.dumps(made) != before) is left
+    assert said == f"{field} stays as kubectl-edit has set it" if left else f"{field} is taken back from kubectl-edit"
+
+
+def test_the_conflicts_that_a_real_server_names_are_read() -> None:
+    body = EXCHANGES["apply/conflict-replicas"]["response"]["body"]
+    assert conflicts(json.dumps(body)) == [(".spec.replicas", "autoscaler")]
+    assert conflicts(json.dumps(EXCHANGES["apply/with-version"]["response"]["body"])) == []
+    assert conflicts("<html>") == conflicts(None) == []
 
 
 # --- through the API server -------------------------------------------------------------------------------------------
@@ -177,6 +223,65 @@ def test_a_model_that_another_has_scaled_to_nothing_is_not_deployed_over(
     with pytest.raises(InputError, match=said), cluster.whole_or_not_at_all([deployment(1, "b")], 1):
         pytest.fail("nothing is tried")
     assert server.of_kind("Deployment") == before
+
+
+def test_what_another_manager_has_set_stays_and_what_is_served_is_taken_back(
+    server: KubernetesServer, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    wanted = deployment(1) | {"spec": deployment(1)["spec"] | {"revisionHistoryLimit": 3, "selector": {"a": "b"}}}
+    cluster.apply(wanted)
+    theirs = {"revisionHistoryLimit": 9, "selector": {"a": "c"}}
+    server.apply(f"{DEPLOYMENTS}/zh", wanted | {"spec": theirs}, "argocd")
+    cluster.apply(wanted)
+    spec = server.of_kind("Deployment")["zh"]["spec"]
+    assert (spec["revisionHistoryLimit"], spec["selector"]) == (9, {"a": "b"})
+    assert "Deployment team/zh: .spec.revisionHistoryLimit stays as argocd has set it" in caplog.messages
+    assert "Deployment team/zh: .spec.selector.a is taken back from argocd" in caplog.messages
+    # and so it is the next time
+    cluster.apply(wanted)
+    assert server.of_kind("Deployment")["zh"]["spec"] == spec
+
+
+def test_what_is_ours_and_has_drifted_is_taken_back(server: KubernetesServer, cluster: Cluster) -> None:
+    cluster.apply(deployment(2, "a"))
+    with server.changed:
+        server.objects[f"{DEPLOYMENTS}/zh"]["spec"]["replicas"] = 7
+    cluster.apply(deployment(2, "a"))
+    assert replicas(server) == 2
+
+
+QUOTA = {
+    "kind": "Status", "code": 403, "reason": "Forbidden",
+    "message": 'deployments.apps "zh" is forbidden: exceeded quota: team, requested: count/deployments.apps=1, used: '
+    "count/deployments.apps=2, limited: count/deployments.apps=2",
+}  # fmt: skip
+
+
+def test_a_quota_without_room_is_waited_for_and_said(
+    server: KubernetesServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("components.serve.cluster.LOOK_EVERY", 0.01)
+    answers = iter([Fault(recorded={"status": 403, "body": QUOTA})] * 4)
+    server.fault = lambda method, path: next(answers, None) if method == "PATCH" else None
+    cluster.apply(deployment(1), 60)
+    assert replicas(server) == 1
+    (said,) = [line for line in caplog.messages if "exceeded quota" in line]
+    assert said.startswith('Deployment team/zh waits: 403 deployments.apps "zh" is forbidden: exceeded quota: team')
+    server.fault = lambda method, path: Fault(recorded={"status": 403, "body": QUOTA}) if method == "PATCH" else None
+    with pytest.raises(InputError, match=r"exceeded quota: .*; free some of the quota"):
+        cluster.apply(deployment(1), 0.02)
+
+
+def test_what_is_on_its_way_out_is_not_deployed_over(server: KubernetesServer, cluster: Cluster) -> None:
+    """It takes what is applied, and goes nevertheless."""
+    cluster.apply(deployment(1))
+    with server.changed:
+        metadata = server.objects[f"{DEPLOYMENTS}/zh"]["metadata"]
+        metadata |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"]}
+    said = r"team/zh is being deleted \(foregroundDeletion keeps it\)"
+    with pytest.raises(StorageFault, match=said), cluster.whole_or_not_at_all([deployment(1, "b")], 1):
+        pytest.fail("nothing is applied")
 
 
 def inference_service(least: int, most: int) -> dict[str, Any]:

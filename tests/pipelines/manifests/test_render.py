@@ -179,6 +179,8 @@ def test_without_a_secret_pods_have_their_accounts_own_identity():
         (["--node-selector", "pool"], "--node-selector pool: write KEY=VALUE"),
         (["--label", "=x"], "--label =x: write KEY=VALUE"),
         (["--toleration", "gpu:Never"], "--toleration gpu:Never: write KEY"),
+        (["--toleration", "a=b/c:NoSchedule"], "--toleration a=b/c: letters, digits"),
+        (["--toleration", "a b"], "--toleration a b=: letters, digits"),
         (["--s3-port", "http"], "--s3-port http: a port is a number"),
         (["--s3-cidr", "10.0.0.1/8"], "--s3-cidr 10.0.0.1/8: "),
         (["--s3-namespace", "My_S3"], "--s3-namespace My_S3: lower-case letters"),

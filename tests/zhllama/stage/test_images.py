@@ -59,5 +59,23 @@ def test_an_absent_list_is_one_line(tmp_path):
 
 
 def test_registries_and_tags_are_what_an_image_can_be_pulled_from():
-    for registry in ("", "localhost:5000", "r.example.com/team", "R.example.com:443/a-b/c_d/e.f/"):
+    for registry in (
+        "",
+        "localhost:5000",
+        "r.example.com/team",
+        "R.example.com:443/a-b/c_d/e.f/",
+        "team",
+        "localhost/x",
+    ):
         images.check_place(registry, "1.2.3-rc_1")
+    for registry in (
+        "Reg/x",
+        "r.example.com/Team",
+        "-r.example.com",
+        "r..example.com/x",
+        "r.example.com:x",
+        "a//b",
+        ".",
+    ):
+        with pytest.raises(InputError, match=r"--registry .*: write a host and a path in lower case"):
+            images.check_place(registry, "")

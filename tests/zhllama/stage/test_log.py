@@ -31,6 +31,11 @@ from zhllama.stage.log import OneLine, mask, set_up_logging
         ("GET https://bucket/key?X-Amz-Security-Token=FwoGZ%2F&x=1", "FwoGZ"),
         ("https://user:hunter2@host/path", "hunter2"),
         ("api_key=abcdefgh", "abcdefgh"),
+        ("Authorization: Negotiate YIIabcd", "YIIabcd"),
+        ("x-api-key: abcdefgh", "abcdefgh"),
+        ("X-Api-Key: sk-1234abcd and more", "sk-1234abcd"),
+        ("API_KEY: 0123abcd is wrong", "0123abcd"),
+        ("'authorization': 'hunter'", "hunter"),
     ],
 )
 def test_a_secret_that_a_library_logs_is_masked(text, secret):
@@ -46,6 +51,11 @@ def test_a_secret_that_a_library_logs_is_masked(text, secret):
         "12:00:01 INFO stage: 8,000 pieces, 1.85 tokens per character",
         "signature of the function: f(x)",
         "see https://host/a@b",
+        "serve: ZHLLAMA_API_KEY: an API key has 16 or more ASCII characters and no blank",
+        "OPENAI_API_KEY: it is empty; put the key in it",
+        "error: Authorization: the header is missing",
+        "ZHLLAMA_API_KEY: something, it seems, is wrong",
+        "a Bearer token is needed, or bearer authentication fails",
     ],
 )
 def test_ordinary_text_stays(text):
@@ -62,6 +72,9 @@ def test_what_is_no_secret_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path))
     assert mask(f"false, and {tmp_path}") == f"false, and {tmp_path}"
+    monkeypatch.setenv("TOKENIZERS_CACHE", "somewhere")
+    monkeypatch.setenv("MAX_TOKENS", "12345678")
+    assert mask("somewhere, 12345678") == "somewhere, 12345678"
 
 
 def record(message: str, error: bool = False) -> str:
