@@ -11,6 +11,7 @@ from pathlib import Path
 from components.extend_tokenizer.embedding_rows import new_rows
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import extended, splits, unreachable
+from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
@@ -123,6 +124,8 @@ def _write_weights(
     count = 1 + len(files)
     embeddings_file = shard_file(1, count)
     place_of = dict.fromkeys(tables, embeddings_file)
+    new_bytes = sum(info.length // info.shape[0] * vocabulary.rows for info in tables.values())
+    storage.require_room(out.root, new_bytes + sum(info.length for info in rest.values()))
     written = 0
     with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
         with out.writer(embeddings_file) as stream:
