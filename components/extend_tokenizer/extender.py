@@ -54,6 +54,10 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         padding_multiple=config.pad_to_multiple_of,
     )
 
+    weights = [info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)]
+    row_bytes = sum(checkpoint.info(table).length // checkpoint.info(table).shape[0] for table in tables)
+    storage.require_room(out.root, sum(info.length for info in weights) + vocabulary.rows * row_bytes)
+
     # what will be taught: an engine that lays an adapter over a base asks with the base's template
     template, why = chosen(model, otherwise=DEFAULT)
     files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048), template)
@@ -124,8 +128,6 @@ def _write_weights(
     count = 1 + len(files)
     embeddings_file = shard_file(1, count)
     place_of = dict.fromkeys(tables, embeddings_file)
-    new_bytes = sum(info.length // info.shape[0] * vocabulary.rows for info in tables.values())
-    storage.require_room(out.root, new_bytes + sum(info.length for info in rest.values()))
     written = 0
     with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
         with out.writer(embeddings_file) as stream:
