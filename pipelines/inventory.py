@@ -16,7 +16,7 @@ from typing import Any
 import components
 from zhllama import storage
 from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest, with_provenance
-from zhllama.errors import InputError
+from zhllama.errors import InputError, StorageFault
 
 _STAGE = "|".join(module.name for module in pkgutil.iter_modules(components.__path__))
 _PLACE = re.compile(rf"((?:(?:{_STAGE})/[0-9a-f]{{32}})|(?:checkpoints/(?:{_STAGE})/[0-9a-f]{{32}}/step-[^/]+))/(.+)")
@@ -104,7 +104,13 @@ def unreferenced(store: str, older_than: timedelta, now: datetime) -> tuple[list
         if item.name.split("/")[-1] == MANIFEST:
             unread.add(match[1])
         place(match[1]).files[uri] = item
-    for upload in storage.unfinished(root) if storage.is_s3(root) else ():
+    uploads: list[storage.Unfinished] = []
+    if storage.is_s3(root):
+        try:
+            uploads = storage.unfinished(root)
+        except (InputError, StorageFault) as error:
+            damaged = [*damaged, f"unfinished uploads are not looked at, the store does not list them: {error}"]
+    for upload in uploads:
         if match := _PLACE.fullmatch(upload.uri.removeprefix(f"{root}/")):
             place(match[1]).uploads.append(upload)
     found = [one for name, one in places.items() if name not in unread and now - one.modified >= older_than]

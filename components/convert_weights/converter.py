@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 
 from components.convert_weights.options import ConvertWeights
+from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -58,6 +59,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     sizes = {name: count * getattr(torch, model.tensors[name].dtype).itemsize for name, count in elements.items()}
     total, parameters = sum(sizes.values()), sum(elements.values())
     files = files_of(sizes)
+    storage.require_room(out.root, total)
     with Progress("converting", total) as bar:
         for file, names in files.items():
             declared = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}

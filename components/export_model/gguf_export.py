@@ -15,6 +15,7 @@ from typing import Any
 
 from components.export_model.gguf_writer import PRECISIONS, GgufModel, plan_gguf, write_gguf
 from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, quantise
+from zhllama import storage
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -49,7 +50,9 @@ def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactW
     sizes = {kind: estimate(plan, kind) for kind in kinds}
     listed = ", ".join(f"{kind} {human(size, 'B')}" for kind, size in sizes.items())
     log.info("%s parameters, %s; to write: %s", f"{plan.parameters:,}", plan.own_precision, listed)
-    require_space(out.root, sum(sizes.values()), "--store")
+    storage.require_room(out.root, sum(sizes.values()))
+    for size in sizes.values():
+        storage.check_size(out.root, size)
     differing = tokens_differing(plan)
     if differing:
         log.warning("llama.cpp encodes %d of %d probe lines otherwise than SentencePiece", differing, PROBE_LINES)

@@ -4,10 +4,12 @@ Memory: one tensor, its cut copy, and the upload buffers of the shards. Names an
 Rows that only pad the vocabulary are left out, since Meta's programs take its size from the tokenizer.
 """
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 
 from components.export_model.llama import Llama, open_llama
+from zhllama import storage
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
@@ -33,6 +35,13 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
         raise InputError(f"--model {model.root}: config.json has head_dim={width}, which Meta's format cannot say")
     count = shards or META_SHARDS.get(params.dim, 1)
     parts = {place: _parts(llama, place, count) for place in llama.places}
+    sizes = [0] * count
+    for place, shapes in parts.items():
+        info = llama.info(place)
+        for index, shape in enumerate(shapes):
+            sizes[index] += info.length // max(1, math.prod(info.shape)) * math.prod(shape)
+    storage.require_room(out.root, sum(sizes))
+    storage.check_size(out.root, max(sizes))
     total = 0
     with ExitStack() as files:
         streams = []

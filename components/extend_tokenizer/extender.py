@@ -11,6 +11,7 @@ from pathlib import Path
 from components.extend_tokenizer.embedding_rows import new_rows
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import extended, splits, unreachable
+from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
@@ -52,6 +53,10 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         dtype=checkpoint.info(EMBEDDING).dtype,
         padding_multiple=config.pad_to_multiple_of,
     )
+
+    weights = [info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)]
+    row_bytes = sum(checkpoint.info(table).length // checkpoint.info(table).shape[0] for table in tables)
+    storage.require_room(out.root, sum(info.length for info in weights) + vocabulary.rows * row_bytes)
 
     # what will be taught: an engine that lays an adapter over a base asks with the base's template
     template, why = chosen(model, otherwise=DEFAULT)

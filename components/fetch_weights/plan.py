@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from components.fetch_weights.sources import HubSource, Source, open_source, read
-from components.fetch_weights.sums import CHECKLISTS, SUMS, of_folder, parse_sums, read_expected, table
+from components.fetch_weights.sums import CHECKLISTS, SUMS, of_folder, parse_sums, read_expected, shown, table
 from components.fetch_weights.transfer import Item
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
@@ -48,7 +48,7 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
     size = size or _recognised_size(source)
     names = source.names(_likely_names(source, size))
     folders = _size_folders(size)
-    expected = of_folder(parse_sums(read_expected(expect), f"--expect {expect}"), folders) if expect else {}
+    expected = of_folder(parse_sums(read_expected(expect), shown(expect)), folders) if expect else {}
     beside = _sums_of(source, SUMS, size) if SUMS in names and not expect else {}
     checklists = {} if expect else _checklists(source, names, size)
     kind, wanted = _survey(source, size, names, [*expected, *beside, *checklists])
@@ -63,7 +63,7 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
         if holder is None or found is None:
             raise InputError(f"--source {source.address}: {name} is gone; complete the source")
         if expect and name not in expected and name.endswith(_WEIGHTS):
-            raise InputError(f"--expect {expect}: no line for {name}; add it, or leave --expect out")
+            raise InputError(f"{shown(expect)}: no line for {name}; add it, or leave --expect out")
         said = [(published, "the published table"), (beside, SUMS), ({name: found.sha256}, "the hub")]
         said = [(expected, "--expect")] if expect else said
         sha256 = [(digest, by) for known, by in said if (digest := known.get(name))]

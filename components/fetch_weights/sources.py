@@ -113,15 +113,17 @@ class StoredSource(Source):
 
 
 class HttpSource(Source):
-    """Files below an https:// address (http:// on this machine only)."""
+    """Files below an https:// address (http:// on this machine only). `query` goes with every request and is never
+    shown: it may be a signature."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, query: str = "", option: str = "--source") -> None:
         parts = urlsplit(address)
         if parts.scheme == "http" and not _loopback(parts.hostname or ""):
-            raise InputError(f"--source {parts.scheme}://{parts.hostname}: weights are fetched by https:// only")
+            raise InputError(f"{option} {parts.scheme}://{parts.hostname}: weights are fetched by https:// only")
         if parts.username or parts.query or parts.fragment or not parts.hostname:  # it would stand in the manifest
-            raise InputError("--source: give the https:// address of a folder, without user, query or fragment")
+            raise InputError(f"{option}: give the https:// address of a folder, without user, query or fragment")
         self.address = address.rstrip("/")
+        self._query, self._option = query and f"?{query}", option
         self._known: dict[str, Found | None] = {}
 
     def _url(self, name: str) -> str:
@@ -129,10 +131,13 @@ class HttpSource(Source):
 
     def _open(self, url: str, method: str = "GET", span: str = "") -> Any:
         headers = {"User-Agent": "zhllama"} | ({"Range": f"bytes={span}"} if span else {})
-        request = urllib.request.Request(url, headers=headers, method=method)
+        request = urllib.request.Request(f"{url}{self._query}", headers=headers, method=method)
         return urllib.request.build_opener(_OnlyHttps()).open(request, timeout=TIMEOUT)
 
     def stat(self, name: str) -> Found | None:
+        if self._query:
+            # what is signed for GET is refused to HEAD
+            return None
         if name in self._known:
             return self._known[name]
         url, passes = self._url(name), (OSError, HTTPException)
@@ -147,7 +152,7 @@ class HttpSource(Source):
                     # object stores answer 403 for what is absent when listing is not allowed
                     return None
                 if error.code < 500:
-                    raise InputError(f"--source {url}: the server answers {error.code} ({error.reason})") from error
+                    raise self._refused(url, error) from error
                 raise
 
         try:
@@ -156,9 +161,13 @@ class HttpSource(Source):
             )
         except passes as error:
             raise StorageFault(
-                f"--source {url}: no answer after {ATTEMPTS} attempts ({error}); check address and network"
+                f"{self._option} {url}: no answer after {ATTEMPTS} attempts ({error}); check address and network"
             ) from error
         return self._known.setdefault(name, retried)
+
+    def _refused(self, url: str, error: urllib.error.HTTPError) -> InputError:
+        mend = "; a signed address may be over: make a new one" if self._query else ""
+        return InputError(f"{self._option} {url}: the server answers {error.code} ({error.reason}){mend}")
 
     def names(self, likely: Iterable[str]) -> list[str]:
         return [name for name in likely if self.stat(name) is not None]
@@ -176,10 +185,11 @@ class HttpSource(Source):
                 with self._open(url, span=span) as answer:
                     if span and answer.status != 206:
                         raise InputError(
-                            f"--source {url}: the server knows no ranges, and the connection broke; try again"
+                            f"{self._option} {url}: the server knows no ranges, and the connection broke; try again"
                         )
                     if known and _tag(answer.headers) != known.tag:
-                        raise StorageFault(f"--source {url}: the file was changed while it was fetched; try again")
+                        what = f"{self._option} {url}: the file was changed"
+                        raise StorageFault(f"{what} while it was fetched; try again")
                     while chunk := answer.read(CHUNK):
                         at += len(chunk)
                         yield chunk
@@ -187,6 +197,8 @@ class HttpSource(Source):
                     return
                 raise HTTPException(f"{at - start} of {size} bytes came")
             except (OSError, HTTPException) as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 425, 429):
+                    raise self._refused(url, error) from error
                 # progress made: the server is alive, so the count begins anew
                 failures = 1 if at > before else failures + 1
                 if failures >= ATTEMPTS:
@@ -222,7 +234,8 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         target = urlsplit(newurl)
         if target.scheme != "https" and not _loopback(target.hostname or ""):
-            raise InputError(f"--source {req.full_url}: the server redirects to {target.scheme}://{target.hostname}")
+            asked = req.full_url.partition("?")[0]
+            raise InputError(f"{asked}: the server redirects to {target.scheme}://{target.hostname}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

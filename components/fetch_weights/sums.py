@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote
 
 from components.fetch_weights.sources import HttpSource, read
 from zhllama import storage
@@ -45,16 +46,22 @@ def parse_sums(content: bytes, where: str, kind: str = "sha256") -> dict[str, st
 def read_expected(reference: str) -> bytes:
     """The text behind `--expect`: a path or address of the file, or of a folder with a sha256sums.txt in it."""
     if reference.startswith(("http://", "https://")):
-        base, _, name = reference.rstrip("/").rpartition("/")
-        source = HttpSource(base)
-        if source.stat(name):
-            return read(source, name)
+        plain, _, query = reference.partition("?")
+        base, _, name = plain.rstrip("/").rpartition("/")
+        source = HttpSource(base, query, "--expect")
+        if query or source.stat(unquote(name)):
+            return read(source, unquote(name))
     else:
         uri = storage.normalise(reference)
         for place in (uri, storage.join(uri, SUMS)):
             with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return storage.read_bytes(place)
-    raise InputError(f"--expect {reference}: nothing is there; give a sha256sums file, or a folder with {SUMS}")
+    raise InputError(f"{shown(reference)}: nothing is there; give a sha256sums file, or a folder with {SUMS}")
+
+
+def shown(reference: str) -> str:
+    """`--expect` as messages say it: without the query of a web address, which may be a signature."""
+    return f"--expect {reference.partition('?')[0] if reference.startswith('http') else reference}"
 
 
 def of_folder(sums: Mapping[str, str], folders: tuple[str, ...]) -> dict[str, str]:

@@ -104,6 +104,9 @@ def transfer(items: Sequence[Item], out: ArtifactWriter, parallel: int) -> None:
         log.info("going on: %d files (%s) are there already and are only checked", len(kept), human(sum(kept), "B"))
     sizes = [item.found.size for item in items]
     total = None if None in sizes else sum(size or 0 for size in sizes)
+    storage.require_room(out.root, sum(size or 0 for size in sizes))
+    for file, size in zip(files, sizes):
+        storage.check_size(file.target, size or 0)
     with Progress("fetching", total) as bar, ThreadPoolExecutor(parallel) as pool:
         _Transfer(files, out, bar).run(pool, parallel + 2)
 

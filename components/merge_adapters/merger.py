@@ -15,7 +15,6 @@ from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
-from zhllama.storage.folders import require_space
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import padding_multiple
 from zhllama.weights.chat_template import chosen, is_template
@@ -60,8 +59,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         len(set().union(*(adapter.touched for adapter in adapters))), len(checkpoint.tensors),
         human(read, "B"), human(written, "B"),
     )  # fmt: skip
-    # what a killed run has left is there already
-    require_space(out.root, max(0, written - sum(item.size for item in storage.listing(out.root))), "--store")
+    storage.require_room(out.root, written)
     report = merge_weights(checkpoint, adapters, shapes, out)
     changes = {
         name: float(entry["relative_change"])

@@ -84,12 +84,11 @@ def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
     says, and as check_model."""
     where = f"--model {artifact.root}"
     if artifact.verified:
-        there = {item.name: item.size for item in storage.listing(artifact.root)}
-        for name in artifact.names:
-            size = artifact.file(name).size
-            if there.get(name) != size:
-                found = f"{there[name]} bytes" if name in there else "not there"
-                raise InputError(f"{where}: {name} is {found}, the manifest says {size} bytes; publish the model again")
+        wanted = {name: artifact.file(name).size for name in artifact.names}
+        for name, size in storage.not_as_wanted(artifact.root, wanted):
+            found = "not there" if size is None else f"{size} bytes"
+            said = f"{name} is {found}, the manifest says {wanted[name]} bytes"
+            raise InputError(f"{where}: {said}; publish the model again")
     encoder, _ = check_model(artifact, "--model")
     return encoder, int(model_config(Checkpoint(artifact))["max_position_embeddings"])
 

@@ -67,8 +67,8 @@ class Record:
         except InputError:
             # nothing, a damaged one, a store that is not to be had: the stage is asked, and says so
             return False
-        there = {item.name: item.size for item in storage.listing(manifest.root)}
-        return stored.digest == manifest.digest and all(there.get(file.path) == file.size for file in manifest.named)
+        wanted = {file.path: file.size for file in manifest.named}
+        return stored.digest == manifest.digest and not any(storage.not_as_wanted(manifest.root, wanted))
 
     def write(self, folder: Path) -> None:
         storage.write_bytes(str(folder / RECORD), (json.dumps(asdict(self), ensure_ascii=False) + "\n").encode())

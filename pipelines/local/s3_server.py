@@ -16,6 +16,7 @@ from pipelines.local.processes import alone_in, send
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.stage.child_processes import die_with_parent
+from zhllama.storage.s3_errors import LOCAL_FOLDER
 
 BUCKET = "zhllama"
 START_TIMEOUT = 60.0
@@ -58,6 +59,8 @@ class LocalS3:
         no_proxy = ",".join(name for name in dict.fromkeys([*kept_out, "127.0.0.1"]) if name)
         return {
             "ZHLLAMA_S3_ENDPOINT": self.endpoint,
+            # whose disk may be full, which the server does not say
+            LOCAL_FOLDER: str(self.folder),
             "AWS_ACCESS_KEY_ID": self.keys["accessKey"],
             "AWS_SECRET_ACCESS_KEY": self.keys["secretKey"],
             "AWS_DEFAULT_REGION": "us-east-1",

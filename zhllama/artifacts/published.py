@@ -31,8 +31,8 @@ def find_published(store: str, stage: str, key: str) -> Manifest | None:
         return None
     if manifest is None or not manifest.named:
         return None
-    there = {item.name: item.size for item in storage.listing(manifest.root)}
-    return manifest if all(there.get(file.path) == file.size for file in manifest.named) else None
+    wanted = {file.path: file.size for file in manifest.named}
+    return None if any(storage.not_as_wanted(manifest.root, wanted)) else manifest
 
 
 def copy_artifact(artifact: Artifact, root: str) -> Manifest:
@@ -43,6 +43,7 @@ def copy_artifact(artifact: Artifact, root: str) -> Manifest:
     if before is not None and Manifest.from_json(before, root).digest != artifact.digest:
         # said before a file of that artifact is written over
         raise FileExistsError(root)
+    storage.require_room(root, artifact.manifest.size, "the copy at")
     server_side = storage.is_s3(artifact.root) and storage.is_s3(root)
     with Progress(f"copying {artifact.title}", artifact.manifest.size) as bar:
         for file in artifact.manifest.files:
@@ -57,10 +58,9 @@ def copy_artifact(artifact: Artifact, root: str) -> Manifest:
             storage.write_bytes(storage.join(root, file.path), artifact.read(file.path))
             bar.advance(file.size)
     copied = replace(artifact.manifest, root=root)
-    there = {item.name: item.size for item in storage.listing(root, hidden=True)}
-    for file in copied.named:
-        if there.get(file.path) != file.size:
-            raise StorageFault(f"{root}/{file.path}: {there.get(file.path)} bytes of {file.size} came; try again")
+    wanted = {file.path: file.size for file in copied.named}
+    for name, size in storage.not_as_wanted(root, wanted):
+        raise StorageFault(f"{root}/{name}: {size} bytes of {wanted[name]} came; try again")
     # what the server copied by itself has passed nobody's digest yet
     for wrong in Artifact(copied, verified=True).find_corruption() if server_side else ():
         raise StorageFault(f"the copy is not as it should be, try again: {wrong}")

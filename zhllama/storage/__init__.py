@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +20,13 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, multipart, s3
 from zhllama.storage.addresses import below, is_s3, join, normalise, split_s3
 from zhllama.storage.folders import check_room
-from zhllama.storage.multipart import PART, Unfinished, Upload, discard, part_length, unfinished
+from zhllama.storage.multipart import PART, Unfinished, Upload, check_size, discard, part_length, unfinished
 from zhllama.storage.parallel import Take, Threads, connections, in_parallel
 from zhllama.storage.s3_session import forget_client
 
 __all__ = [
-    "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "connections", "discard", "forget_client",
-    "in_parallel", "is_s3", "join", "normalise", "part_length", "split_s3", "unfinished",
+    "PART", "Take", "Threads", "Unfinished", "Upload", "check_room", "check_size", "connections", "discard",
+    "forget_client", "in_parallel", "is_s3", "join", "normalise", "part_length", "split_s3", "unfinished",
 ]  # fmt: skip
 
 PIECE = 16 * 2**20
@@ -168,6 +168,27 @@ def listing(uri: str, hidden: bool = False) -> list[Stored]:
     # keys that end in a slash are consoles' folder marks
     found = [item for item in _objects(uri) if not item.name.endswith("/")] if is_s3(uri) else _files(Path(uri))
     return sorted((item for item in found if hidden or "/." not in f"/{item.name}"), key=lambda item: item.name)
+
+
+def not_as_wanted(root: str, wanted: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
+    """Of files that should be below `root`, name → bytes, those that are not, with the bytes they have. A listing may
+    lag behind what was written: what it does not show as it should be is asked for by itself."""
+    there = {item.name: item.size for item in listing(root, hidden=True)}
+    for name, size in wanted.items():
+        if there.get(name) != size:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                there[name] = size_of(join(root, name))
+            if there.get(name) != size:
+                yield name, there.get(name)
+
+
+def require_room(root: str, need: int, what: str = "--store") -> None:
+    """InputError where the store has no room for `need` bytes below `root`, as far as it can be known: of a folder, and
+    of this machine's own S3 server. What a killed run has left there counts."""
+    if folders.place_of(root):
+        left = sum(item.size for item in listing(root, hidden=True))
+        left += sum(upload.bytes for upload in unfinished(root)) if is_s3(root) else 0
+        folders.require_space(root, max(0, need - left), what)
 
 
 def _files(root: Path) -> Iterator[Stored]:

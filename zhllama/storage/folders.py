@@ -14,6 +14,7 @@ from zhllama.errors import InputError, Truncated
 from zhllama.progress import human
 from zhllama.storage.addresses import is_s3, too_large
 from zhllama.storage.parallel import Take, Threads, room
+from zhllama.storage.s3_errors import LOCAL_FOLDER
 
 _PIECE = 8 * 2**20
 """Bytes that a stream writes at once."""
@@ -175,11 +176,19 @@ def check_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
+def place_of(uri: str) -> Path | None:
+    """The folder whose disk a file at `uri` takes; None for S3 on another machine, which says nothing of that."""
+    if not is_s3(uri):
+        return Path(uri)
+    return Path(folder) if (folder := os.environ.get(LOCAL_FOLDER)) else None
+
+
 def require_space(uri: str, need: int, what: str) -> None:
-    """InputError when a folder has less than `need` bytes free; S3 says nothing of that. what: option or purpose."""
-    if is_s3(uri):
+    """InputError when the disk of a folder, or of this machine's own S3 server, has less than `need` bytes free. what:
+    option or purpose."""
+    if (place := place_of(uri)) is None:
         return
-    free, folder = _room_left(Path(uri))
+    free, folder = _room_left(place)
     if free < need:
         wanted = f"{human(need, 'B')} will be needed and {human(free, 'B')} are free"
         raise InputError(f"{what} {folder}: {wanted}; free some or choose another place")

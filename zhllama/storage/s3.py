@@ -20,37 +20,41 @@ from zhllama.errors import StorageFault, Truncated
 from zhllama.retries import Result, with_retries
 from zhllama.storage.addresses import split_s3, too_large
 from zhllama.storage.parallel import Take, room
-from zhllama.storage.s3_errors import AGAIN, EXPIRED, code_and_status, mapped, server_code
+from zhllama.storage.s3_errors import AGAIN, code_and_status, kind_of, mapped, server_code, worth_reading_again
 from zhllama.storage.s3_session import Buffer, Session, current_session, forget_client
 
 CRC32C = "x-amz-checksum-crc32c"
+VERSIONS = 5
+"""Of an object that is replaced while it is read: so many are begun."""
 
 
 def until_answered(uri: str, attempt: Callable[[Session], Result], tries: int | None = None) -> Result:
     """What `attempt(session)` returns, tried again while that makes sense; raises our errors.
 
-    Expired credentials are read again once (a rotated file, a new web identity token), a bucket is looked for once in
-    the region that the server names, and one wrong signature is forgiven: a byte that flips on the way looks like that.
+    Credentials that are refused are read again once (a rotated file, a new web identity token), and so they are where
+    the server says no more than 400, 401 or 403, as it does to every HEAD; one wrong signature is forgiven with that: a
+    byte that flips on the way looks like it. A bucket is looked for once in the region that the server names.
     """
     from botocore.exceptions import ClientError
 
-    refused = False
+    refused, moves = False, 0
 
     def answered() -> Result:
-        nonlocal refused
+        nonlocal refused, moves
         while True:
             session = current_session()
             try:
                 return attempt(session)
             except ClientError as error:
-                code, status = code_and_status(error)
+                _, status = code_and_status(error)
                 region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
-                if code in (*EXPIRED, "SignatureDoesNotMatch") and not refused:
-                    refused = True
-                    if code in EXPIRED:
-                        forget_client()
-                elif not (region and status in (301, 307, 400) and session.moved(split_s3(uri)[0], region)):
+                if region and status in (301, 307, 400) and moves < 2 and session.moved(split_s3(uri)[0], region):
+                    moves += 1
+                    continue
+                if refused or not worth_reading_again(error):
                     raise
+                refused = True
+                forget_client()
 
     with mapped(uri):
         return with_retries(answered, _passes, tries=tries or current_session().attempts)
@@ -61,8 +65,7 @@ def _passes(error: BaseException) -> bool:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
-        code, status = code_and_status(error)
-        return (status >= 500 or status == 429 or code in AGAIN) and status != 501
+        return kind_of(error) is AGAIN
     return isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError)) and not isinstance(error, boto.SSLError)
 
 
@@ -168,7 +171,7 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
     """Reads `length` of the object's bytes from `start`, as storage.read_piece does; Truncated when it has not so many.
     A connection that breaks is taken up at the byte where it broke, of the same version of the object."""
     if not length:
-        return
+        return None
     done = 0
     tag: str | None = None
 
@@ -192,15 +195,17 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
                     take(done, piece)
                 done += len(piece)
 
-    try:
-        until_answered(uri, attempt)
-    except FileExistsError:
-        # If-Match did not hold: another version since, which is read from its beginning
-        get_into(uri, start, length, buffer, take)
-    except StorageFault as error:
-        if server_code(error) in ("InvalidRange", "416"):
-            raise truncated(0) from error
-        raise
+    for _ in range(VERSIONS):
+        try:
+            return until_answered(uri, attempt)
+        except FileExistsError:
+            # If-Match did not hold: another version since, which is read from its beginning
+            done, tag = 0, None
+        except StorageFault as error:
+            if server_code(error) in ("InvalidRange", "416"):
+                raise truncated(0) from error
+            raise
+    raise StorageFault(f"{uri}: it was replaced {VERSIONS} times while it was read; try again when nobody writes it")
 
 
 @contextmanager

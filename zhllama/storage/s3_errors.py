@@ -1,16 +1,129 @@
-"""S3's errors as ours, as storage/__init__.py says; a condition that does not hold is a FileExistsError."""
+"""S3's errors as ours, as storage/__init__.py says; a condition that does not hold is a FileExistsError.
+
+What a server's code means stands in one table, for AWS, MinIO, Ceph, SeaweedFS, R2, Google's XML API, Alibaba's OSS,
+Tencent's COS and Huawei's OBS. A code that nobody knows is judged by its HTTP status: 5xx is tried again, 4xx is not.
+"""
 
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from zhllama.errors import InputError, StorageFault
+from zhllama.progress import human
 from zhllama.storage.addresses import split_s3
 
+LOCAL_FOLDER = "ZHLLAMA_S3_FOLDER"
+"""Where the S3 server of this machine keeps its data: it cannot say that a disk is full, but the disk can."""
+_LITTLE = 256 * 2**20
+"""Bytes left on its disk at which SeaweedFS may fail."""
+_SKEW = timedelta(minutes=10)
+"""S3 takes 15 minutes; a clock that is more than this off is worth a word where nothing else was said."""
+_LONGEST = 400
+"""Letters of a server's message that are shown."""
+_WANTS_TLS = re.compile(rb"HTTPS server|HTTPS port|TLS-encrypted|XMinioInsecureClientRequest")
+_SECRET = re.compile(r"(?i)\b((?:x-(?:amz|goog)-)?(?:signature|credential|security-token|awsaccesskeyid)=)[^\s&,'\"<]+")
 
-def client_error(method: str, response: Any) -> Exception:
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What a code means: what is said of it (`{}`: the bucket), and how it is mended."""
+
+    says: str = ""
+    mend: str = ""
+    error: type[Exception] = InputError
+
+
+ABSENT, CONDITION = Kind(error=FileNotFoundError), Kind(error=FileExistsError)
+AGAIN = Kind("S3 answered", "try again", StorageFault)
+"""The same request may be answered later: throttling, a server in trouble, a byte lost on the way."""
+LATER = Kind("S3 answered", "try again", StorageFault)
+"""The work may be done when it is begun again, but not by the same request."""
+_CHECK = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+CREDENTIALS = Kind(
+    "S3 refuses these credentials",
+    f"{_CHECK} (and AWS_SESSION_TOKEN where there is one) and the rights of this account on the bucket",
+)
+"""Credentials that are not, or are no longer, valid: read again once."""
+RIGHTS = Kind("S3 refuses these credentials", f"{_CHECK} and the rights of this account on the bucket")
+ACCOUNT = Kind("S3 says that the account or the bucket is locked", "ask who runs the store")
+BUCKET = Kind("there is no bucket {}", "create it, or correct the address")
+CLOCK = Kind("the clocks of this machine and of the S3 server differ", "set this machine's (NTP)")
+ARCHIVE = Kind("the object is in an archive and cannot be read", "restore it first")
+STYLE = Kind(
+    "S3 wants bucket names elsewhere in its addresses",
+    "set the addressing style, virtual or path (docs/storage.md, Settings)",
+)
+REGION = Kind(
+    "S3 says the bucket is in another region or at another endpoint", "set AWS_DEFAULT_REGION and the endpoint"
+)
+FULL = Kind("the store is full or its quota is used up", "free some (zhllama gc), or have the quota raised")
+REFUSED = Kind("S3 refuses this request", "the same request will not be answered otherwise (docs/storage.md, Errors)")
+
+_TABLE: Mapping[Kind, str] = {
+    ABSENT: "NoSuchKey 404 NotFound NoSuchVersion NoSuchObject",
+    CONDITION: "PreconditionFailed 412 ConditionalRequestConflict FileAlreadyExists",
+    BUCKET: "NoSuchBucket InvalidBucketName",
+    CREDENTIALS: """
+        InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidTokenId ExpiredToken ExpiredTokenException
+        TokenRefreshRequired InvalidSecurityToken SecurityTokenExpired SecurityTokenNotSupported
+        AccessKeyIdAndSecurityTokenNotMatch InvalidClientTokenId UnrecognizedClientException Unauthorized
+        UnauthorizedAccess AuthenticationRequired InvalidSecurity AuthFailure InvalidCredentials NotSignedUp""",
+    RIGHTS: "AccessDenied AccessDeniedException AccessForbidden Forbidden BucketNotBelongTo 401 403",
+    ACCOUNT: """
+        AccountProblem AllAccessDisabled UserSuspended InDebt InDebtOverdue UserDisable BucketDisable
+        AbnormalBucketOwnerStatus Arrearage InvalidPayer UnavailableForLegalReasons""",
+    CLOCK: """
+        RequestTimeTooSkewed RequestTimeSkewed RequestExpired ExpiredRequest RequestNotReadyYet RequestInTheFuture
+        InvalidDate MalformedDate""",
+    ARCHIVE: "InvalidObjectState ObjectNotInActiveTierError ObjectNotInActiveTier RestoreAlreadyInProgress",
+    STYLE: "SecondLevelDomainForbidden PathStyleDomainForbidden InvalidPathAccess VirtualHostDomainRequired",
+    REGION: """
+        PermanentRedirect PermanentRedirectControlError AuthorizationHeaderMalformed IllegalLocationConstraint
+        IllegalLocationConstraintException InvalidLocationConstraint InvalidRegionName InvalidRegion WrongRegion
+        EndpointNotFound 301""",
+    FULL: """
+        XMinioStorageFull XMinioAdminBucketQuotaExceeded QuotaExceeded BucketQuotaExceeded StorageQuotaExceeded
+        InsufficientStorage InsufficientStorageSpace InsufficientCapacity QuotaExceed ExceedQuota 507""",
+    AGAIN: """
+        SlowDown SlowDownRead SlowDownWrite ServerBusy RequestTimeout InternalError ServiceUnavailable Throttling
+        ThrottlingException RequestThrottled RequestLimitExceeded TooManyRequests RateLimitExceeded QpsLimitExceeded
+        BandwidthLimitExceeded DownloadTrafficRateLimitExceeded UploadTrafficRateLimitExceeded OperationAborted
+        TemporaryRedirect XMinioBackendDown ClientDisconnected BadDigest CrcMismatch XAmzContentChecksumMismatch
+        XAmzContentSHA256Mismatch IncompleteBody 408 425 429 499""",
+    LATER: "NoSuchUpload InvalidPart InvalidPartOrder InvalidRange 416",
+}
+_KINDS = {code: kind for kind, codes in _TABLE.items() for code in codes.split()}
+
+
+def kind_of(error: Any) -> Kind:
+    """What a ClientError means."""
+    code, status = code_and_status(error)
+    if code.isdigit() and status in (400, 401, 403) and (_skew(error) or timedelta()) > _SKEW:
+        # HEAD has no body: of a request that seems to come from another hour, no more is said
+        return CLOCK
+    if code == "AccessDenied" and error.response["Error"].get("Endpoint"):
+        # as OSS says that a bucket is elsewhere
+        return REGION
+    known = _KINDS.get(code) or _KINDS.get(str(status))
+    return known or (AGAIN if status >= 500 and status != 501 else REFUSED)
+
+
+def worth_reading_again(error: Any) -> bool:
+    """Whether other credentials may be answered otherwise: these are refused, or nothing was said but a status."""
+    code, status = code_and_status(error)
+    return kind_of(error) is CREDENTIALS or (code.isdigit() and status in (400, 401, 403))
+
+
+def client_error(method: str, response: Any, endpoint: str) -> Exception:
+    """What an answer of 300 or more is, as botocore would say it; or as we do, where no S3 server speaks."""
     from botocore.exceptions import ClientError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
@@ -18,23 +131,35 @@ def client_error(method: str, response: Any) -> Exception:
     try:
         # what the answer says of its encoding is not believed: a byte that flips there names one that nobody knows
         text = ElementTree.fromstring(response.content, ElementTree.XMLParser(encoding="utf-8"))
-        said = {"Code": text.findtext("Code") or str(status), "Message": text.findtext("Message") or ""}
+        said = {one.tag.rpartition("}")[2]: one.text or "" for one in text} if text.tag.endswith("Error") else {}
     except (HTTPError, OSError) as error:
         return ResponseStreamingError(error=error)
     except ElementTree.ParseError:
-        said = {"Code": str(status), "Message": ""}
+        # a page of a proxy's, or nothing
+        said = {}
+    if refusal := elsewhere(endpoint, response):
+        return refusal
     metadata = {"HTTPStatusCode": status, "HTTPHeaders": dict(response.headers.items())}
+    said |= {"Code": said.get("Code") or str(status), "Message": said.get("Message", "")}
     return ClientError({"Error": said, "ResponseMetadata": metadata}, method)
 
 
-_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "InvalidToken")
-EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
-_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
-AGAIN = (
-    "SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException",
-    "RequestLimitExceeded", "BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody",
-)  # fmt: skip
-"""What a server says of a request that may succeed when it is sent again; a bad digest is a byte lost on the way."""
+def elsewhere(endpoint: str, response: Any) -> InputError | None:
+    """What is said of an answer that is none of S3's own: a proxy that sends elsewhere, a port that wants TLS."""
+    asked, status, to = urlsplit(response.url), response.status_code, response.headers.get("Location")
+    if status == 400 and asked.scheme == "http" and _WANTS_TLS.search(response.content):
+        return InputError(f"{endpoint}: the endpoint speaks https only; write {endpoint.replace('http:', 'https:', 1)}")
+    if not 300 < status < 309 or not to or "x-amz-bucket-region" in response.headers or b"<Code>" in response.content:
+        return None
+    sent, own = urlsplit(to), urlsplit(endpoint)
+    if sent.scheme == "https" and sent.path == asked.path:
+        # the bucket may stand before the endpoint's name
+        host = (own.hostname or "") if sent.hostname == asked.hostname else sent.hostname
+        port = f":{sent.port}" if sent.port else ""
+        return InputError(f"{endpoint}: the endpoint sends to https://{host}{port}; write that")
+    where = f"{sent.scheme}://{sent.netloc.rpartition('@')[2]}" if sent.netloc else "another page"
+    said = f"the endpoint sends to {where}, as no S3 server does (a login page?)"
+    return InputError(f"{endpoint}: {said}; write the S3 server's own address")
 
 
 @contextmanager
@@ -55,6 +180,8 @@ def mapped(uri: str) -> Iterator[None]:
     except (boto.EndpointConnectionError, boto.ConnectTimeoutError) as error:
         raise StorageFault(f"{uri}: no S3 server answers at {endpoint}; check the endpoint and the network") from error
     except boto.SSLError as error:
+        if "WRONG_VERSION_NUMBER" in str(error):
+            raise InputError(f"{uri}: {endpoint} does not speak https; write http://, or another port") from error
         wrong = f"the certificate of {endpoint} is not accepted ({error})"
         raise InputError(f"{uri}: {wrong}; name its CA in AWS_CA_BUNDLE") from error
     except (boto.HTTPClientError, boto.IncompleteReadError) as error:
@@ -64,19 +191,51 @@ def mapped(uri: str) -> Iterator[None]:
 
 
 def our_error(uri: str, error: Any) -> Exception:
+    kind = kind_of(error)
+    if kind in (ABSENT, CONDITION):
+        return kind.error(uri)
     code, status = code_and_status(error)
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return FileNotFoundError(uri)
-    if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-        return FileExistsError(uri)
-    if code == "NoSuchBucket":
-        return InputError(f"{uri}: there is no bucket {split_s3(uri)[0]}; create it, or correct the address")
-    if code in _REGION:
-        return InputError(f"{uri}: S3 says the bucket is in another region ({code}); set AWS_DEFAULT_REGION")
-    if code in _CREDENTIALS or code in EXPIRED or status in (401, 403):
-        mend = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of this account on the bucket"
-        return InputError(f"{uri}: S3 refuses these credentials ({code}); {mend}")
-    return StorageFault(f"{uri}: S3 answered {code or status} ({error}); try again")
+    if status >= 500 and (folder := os.environ.get(LOCAL_FOLDER)) and os.path.isdir(folder):
+        free = shutil.disk_usage(folder).free
+        if free < _LITTLE:
+            full = f"this machine's S3 server answered {code}, and {folder} has {human(free, 'B')} left"
+            return InputError(f"{uri}: {full}; free some there, or choose another --work")
+    words = f"{code or status}{_words(error)}"
+    words = f" {words}" if kind.error is StorageFault else f"{_more(kind, error)} ({words})"
+    return kind.error(f"{uri}: {kind.says.format(split_s3(uri)[0])}{words}; {kind.mend}")
+
+
+def _words(error: Any) -> str:
+    """`: ` and the server's own words."""
+    message = str(error.response.get("Error", {}).get("Message") or "")
+    # what botocore says in place of an answer without a body
+    return "" if message in ("", "Bad Request", "Forbidden", "Not Found") else f": {_shown(message)}"
+
+
+def _shown(text: str) -> str:
+    """A server's words as one line of bounded length, without what moves a terminal or would let someone in."""
+    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    return _SECRET.sub(r"\1***", line)[:_LONGEST]
+
+
+def _more(kind: Kind, error: Any) -> str:
+    said = error.response.get("Error", {})
+    if kind is CLOCK and (skew := _skew(error)):
+        minutes = round(skew.total_seconds() / 60)
+        return f", by {minutes} min" if minutes else ""
+    if kind is REGION:
+        found = [_shown(str(said[name])) for name in ("Region", "Endpoint") if said.get(name)]
+        return f": {', '.join(found)}" if found else ""
+    return ""
+
+
+def _skew(error: Any) -> timedelta | None:
+    """How far this machine's clock is from the server's, by the Date of its answer."""
+    headers = {key.lower(): value for key, value in error.response["ResponseMetadata"].get("HTTPHeaders", {}).items()}
+    try:
+        return abs(datetime.now(UTC) - parsedate_to_datetime(headers.get("date", "")))
+    except (TypeError, ValueError):
+        return None
 
 
 def code_and_status(error: Any) -> tuple[str, int]:
@@ -90,3 +249,10 @@ def server_code(error: BaseException) -> str:
     from botocore.exceptions import ClientError
 
     return code_and_status(error.__cause__)[0] if isinstance(error.__cause__, ClientError) else ""
+
+
+def kind_behind(error: BaseException) -> Kind | None:
+    """What the server meant, behind one of our errors; None where no server spoke."""
+    from botocore.exceptions import ClientError
+
+    return kind_of(error.__cause__) if isinstance(error.__cause__, ClientError) else None

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from zhllama.errors import InputError
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import patience
-from zhllama.storage.s3_errors import client_error
+from zhllama.storage.s3_errors import client_error, elsewhere
 
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
@@ -71,6 +71,8 @@ class Session:
         except ValueError as error:
             text = f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
             raise InputError(text) from error
+        # before boto3's search for the bucket's region, which follows a proxy's redirect until Python's stack is full
+        self.client.meta.events.register_first("needs-retry.s3", self._refuse_strangers)
         self.checksums = self.client.meta.config.request_checksum_calculation
         self.credentials = session.get_credentials()
         self._http = URLLib3Session(
@@ -117,8 +119,12 @@ class Session:
         prepared = AWSPreparedRequest(method, url, dict(request.headers.items()), body or None, method == "GET")
         response = self._http.send(prepared)
         if response.status_code >= 300:
-            raise client_error(method, response)
+            raise client_error(method, response, self.client.meta.endpoint_url)
         return response
+
+    def _refuse_strangers(self, response: Any, **_: Any) -> None:
+        if response is not None and (refusal := elsewhere(self.client.meta.endpoint_url, response[0])):
+            raise refusal
 
 
 def _choice(name: str) -> str:

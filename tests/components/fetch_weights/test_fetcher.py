@@ -1,6 +1,7 @@
 """Fetching: every source gives the same verified files; what is missing or altered is named, and nothing published."""
 
 import hashlib
+import http.server
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,6 +238,45 @@ def test_expect_may_be_anywhere(tmp_path, s3_store, http, tiny_meta):
     for number, place in enumerate(places):
         manifest = fetch(tmp_path / str(number), tiny_meta, expect=place)
         assert set(manifest.facts["verified"].values()) == {"--expect"}
+
+
+class Presigned(http.server.BaseHTTPRequestHandler):
+    """An object store that answers one signed GET: HEAD and other signatures are refused."""
+
+    QUERY = "X-Amz-Credential=AKIA%2F2026&X-Amz-Signature=0123abcd&sums=a/b"
+    sums = b""
+
+    def do_GET(self) -> None:
+        right = self.path == f"/a%20folder/my%20sums.txt?{self.QUERY}"
+        self.send_response(200 if right else 403)
+        self.send_header("Content-Length", str(len(self.sums) if right else 0))
+        self.end_headers()
+        self.wfile.write(self.sums if right else b"")
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_expect_may_be_a_signed_address_which_nobody_is_shown(tmp_path, tiny_meta, monkeypatch, caplog):
+    monkeypatch.setattr(Presigned, "sums", (tiny_meta / "sha256sums.txt").read_bytes())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Presigned) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a%20folder/my%20sums.txt?{Presigned.QUERY}"
+        with caplog.at_level("DEBUG"):
+            manifest = fetch(tmp_path / "store", tiny_meta, expect=address)
+        assert set(manifest.facts["verified"].values()) == {"--expect"}
+        said = [caplog.text, storage.read_bytes(manifest.reference).decode()]
+        monkeypatch.setattr(Presigned, "sums", b"no line of sums")
+        for wrong, line in ((address, "line 1 is no"), (f"{address}0", "403 .*; a signed address may be over")):
+            with pytest.raises(InputError, match=rf"--expect http://127\.0\.0\.1.*my%20sums\.txt: .*{line}") as caught:
+                fetch(tmp_path / "other", tiny_meta, expect=wrong)
+            said.append(str(caught.value))
+        server.shutdown()
+    assert not any("0123abcd" in text or "AKIA" in text for text in said)
 
 
 def test_expect_for_several_sizes_is_read_for_this_one(tmp_path, weights):
@@ -479,3 +520,11 @@ def test_a_small_file_that_does_not_end_is_given_up(tmp_path):
         file.truncate(2**27)
     with pytest.raises(InputError, match=r"/params.json: over 67,108,864 bytes"):
         read(StoredSource(str(tmp_path)), "params.json")
+
+
+def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_meta, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
+        fetch(tmp_path / "store", tiny_meta)
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import inventory
 from pipelines.__main__ import main
+from tests.faulty_proxy import Fault, FaultyProxy
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.manifest import Input, Manifest
@@ -233,6 +234,21 @@ def test_gc_frees_the_waste_and_nothing_that_a_manifest_names_or_that_is_not_our
     for manifest in chain.values():
         assert open_artifact(manifest.reference).find_corruption() == []
     assert "nothing to free" in zhllama("gc", store, "--older-than", "0m")[1]
+
+
+def test_gc_says_that_a_store_does_not_list_uploads_and_frees_the_rest(s3_store, zhllama, monkeypatch):
+    storage.write_bytes(f"{s3_store}/finetune/{'0' * 32}/model.bin", bytes(1000))
+    with FaultyProxy(os.environ["ZHLLAMA_S3_ENDPOINT"]) as proxy:
+        proxy.fault = lambda request: (
+            Fault("status", status=501, code="NotImplemented") if request.kind == "uploads" else None
+        )
+        monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", proxy.endpoint)
+        storage.forget_client()
+        code, out, err = zhllama("gc", s3_store, "--older-than", "0m")
+    assert code == 0
+    assert "freed 1.0 kB in 1 place" in out
+    assert "warning: unfinished uploads are not looked at, the store does not list them: " in err
+    assert "NotImplemented" in err
 
 
 def test_gc_leaves_what_is_young(store, waste, zhllama):

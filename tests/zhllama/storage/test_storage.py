@@ -287,13 +287,13 @@ def check(store: str) -> str:
 def test_a_wrong_secret_is_named_as_such(s3_store, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "0" * 40)
     line = check(s3_store)
-    assert "refuses these credentials (SignatureDoesNotMatch)" in line
+    assert "refuses these credentials (SignatureDoesNotMatch" in line
     assert "AWS_SECRET_ACCESS_KEY" in line
 
 
 def test_an_unknown_key_is_named_as_such(s3_store, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    assert "refuses these credentials (InvalidAccessKeyId)" in check(s3_store)
+    assert "refuses these credentials (InvalidAccessKeyId" in check(s3_store)
 
 
 def test_wrong_credentials_are_no_absent_file(s3_store, monkeypatch):
@@ -337,12 +337,12 @@ def test_an_endpoint_that_is_no_S3_server(s3_store, monkeypatch, answering):
 @pytest.mark.parametrize(
     ("status", "code", "kind", "line"),
     [
-        (403, "AccessDenied", InputError, "refuses these credentials (AccessDenied)"),
-        (400, "ExpiredToken", InputError, "refuses these credentials (ExpiredToken)"),
+        (403, "AccessDenied", InputError, "refuses these credentials (AccessDenied: so it is)"),
+        (400, "ExpiredToken", InputError, "refuses these credentials (ExpiredToken: so it is)"),
         (404, "NoSuchBucket", InputError, "there is no bucket tests"),
         (404, "NoSuchKey", FileNotFoundError, "/a"),
         (400, "AuthorizationHeaderMalformed", InputError, "set AWS_DEFAULT_REGION"),
-        (400, "EntityTooLarge", StorageFault, "S3 answered EntityTooLarge"),
+        (400, "EntityTooLarge", InputError, "S3 refuses this request (EntityTooLarge: so it is)"),
         (503, "SlowDown", StorageFault, "S3 answered SlowDown"),
     ],
 )
