@@ -33,8 +33,6 @@ IMAGE_EXTRAS = ("control", "data", "train", "generate", "serve", "gguf")
 SECTIONS = (CORE, *IMAGE_EXTRAS, "pipelines", "local", "dev")
 SOURCES = ("deepspeed", "llama-cpp-python")
 """What comes as source only, and is built in the image."""
-AMD64_ONLY = ("libsass",)
-"""What has no wheel for arm64: of shiny, so the serve image alone does without arm64."""
 BASES = tuple(((3, minor), machine) for minor in (11, 12) for machine in ("x86_64", "aarch64"))
 """The Pythons and processors of the images' bases: Python's own image has 3.11, the CUDA ones Ubuntu's 3.12."""
 _GLIBC = 35
@@ -124,7 +122,7 @@ def hashes(pins: Mapping[str, str]) -> dict[str, list[str]]:
                 for wheel in package.get("wheels", ())
                 if parse_wheel_filename(PurePosixPath(wheel["url"]).name)[3] & takes
             }
-            if not fitting and not (machine == "aarch64" and package["name"] in AMD64_ONLY):
+            if not fitting:
                 place = f"Python {python[0]}.{python[1]} on {machine}"
                 raise SystemExit(f"{package['name']}=={package['version']} has no wheel for {place}")
             chosen |= fitting

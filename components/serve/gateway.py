@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serve import requests
 from components.serve.engines import Engine
+from components.serve.page import HEADERS, page_routes
 from components.serve.requests import ApiError, Limits, Validated
 from components.serve.stop import Cut
 from zhllama.artifacts.json_file import value_of
@@ -35,11 +36,6 @@ from zhllama.artifacts.json_file import value_of
 log = logging.getLogger("serve")
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-PAGE_POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'"
-)
-"""For browsers: what an answer of the model names (a picture, say) is not fetched from elsewhere."""
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -91,8 +87,8 @@ class Gateway:
         # an answer may take as long as it takes; an engine that does not even accept is gone
         self._client = httpx2.AsyncClient(base_url=address, timeout=httpx2.Timeout(None, connect=10), trust_env=False)
 
-    def app(self, page: ASGIApp | None = None) -> ASGIApp:
-        """The whole server. `page`: what answers at / and below, where nothing else does."""
+    def app(self, page: bool = False) -> ASGIApp:
+        """The whole server. `page`: with the chat page at /."""
         routes: list[Any] = [
             Route("/health", self._health),
             Route("/metrics", self._metrics),
@@ -109,15 +105,15 @@ class Gateway:
                 ],
             ),
         ]
-        if page is not None:
-            routes.append(Mount("/", page))
+        if page:
+            routes += page_routes(self.limits, self.needs_key)
         errors: Any = {ApiError: _as_json, Exception: self._fault, 404: _as_json, 405: _as_json}
         inner = Starlette(routes=routes, exception_handlers=errors)
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             async def with_policy(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    MutableHeaders(scope=message)["Content-Security-Policy"] = PAGE_POLICY
+                    MutableHeaders(scope=message).update(HEADERS)
                 await send(message)
 
             refused = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
@@ -126,7 +122,7 @@ class Gateway:
             elif scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             else:
-                await _as_json(None, refused)(scope, receive, send)
+                await _as_json(None, refused)(scope, receive, with_policy)
 
         return guarded
 
@@ -206,20 +202,6 @@ class Gateway:
                 await upstream.aclose()
         record.end(200)
         return JSONResponse(value)
-
-    async def stream(self, messages: list[dict[str, str]]) -> AsyncIterator[str]:
-        """The answer to a conversation, in pieces, for the chat page. ApiError as a client of the API gets it."""
-        record = _Record(self.metrics, "page")
-        with record.of_failures():
-            body = {"model": self.limits.name, "messages": messages, "stream": True}
-            asked = await run_in_threadpool(requests.chat, body, self.limits)
-            upstream = await self._send("/v1/chat/completions", asked, record)
-        async for event in self._events(upstream, record):
-            if "error" in event:
-                raise ApiError(502, str(event["error"]["message"]))
-            for choice in event.get("choices", ()):
-                if piece := choice.get("delta", {}).get("content"):
-                    yield piece
 
     async def _send(self, path: str, asked: Validated, record: "_Record") -> httpx2.Response:
         """The engine's answer, its head read. ApiError when it has none, or refuses."""

@@ -15,7 +15,6 @@ from components.serve.check import chat_of, check_gguf, check_tokenizer, check_w
 from components.serve.engines import EngineProcess, choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
 from components.serve.options import KEY_VARIABLE, Serve
-from components.serve.page import chat_page
 from components.serve.requests import Limits
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.manifest import Manifest
@@ -109,7 +108,7 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
                 check_tokenizer(folder / config.name, encoder, f"--model {artifact.root}", chat)
             process.wait_until_healthy()
             gateway = Gateway(limits, engine, process.address, lambda: process.alive, api_key, config.host)
-            with running(gateway.app(chat_page(gateway) if config.page else None), listener):
+            with running(gateway.app(config.page), listener):
                 host, port = listener.getsockname()[:2]
                 yield f"http://{f'[{host}]' if ':' in host else host}:{port}", process
 

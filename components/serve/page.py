@@ -1,52 +1,79 @@
-"""The chat page: Shiny's chat component, on the gateway's own answers.
+"""The chat page: three static files of our own (page.html, page.css, page.js) that ask this server's own API.
 
-shinychat is 5 MB from PyPI with no build step and nothing fetched at run time. Looked at instead: gradio (its pins
-exclude this server's starlette and pydantic), nicegui (no chat input, twice the packages), npm (needs node).
+An answer is a model's, and a model says what its text or its trainer made it say: it is shown as text, by nodes that
+are created by name, under a policy that runs no script, loads nothing and sends nothing but to this server. Until then
+it was Shiny's chat component: it renders HTML in answers, and needs 'unsafe-inline' and 'unsafe-eval' for itself.
 """
 
-import os
-from collections.abc import AsyncIterator
-from typing import Any
+from html import escape
+from pathlib import Path
+from string import Template
 from urllib.parse import parse_qs
 
-from components.serve.gateway import Gateway
-from components.serve.requests import ApiError
-from zhllama.errors import InputError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from components.serve.requests import Limits
 from zhllama.inference.sampling import Sampling
 
 WORDS = {
     "zh": {
         "hello": "你好！请输入问题或指令，例如“请用三句话介绍北京”。",
         "placeholder": "输入消息，按回车发送",
+        "message": "消息",
+        "conversation": "对话",
+        "send": "发送",
+        "stop": "停止",
         "new": "新对话",
         "key": "API 密钥",
+        "has key": "密钥已填",
         "wrong key": "需要正确的 API 密钥。",
         "too long": "这条消息超出了模型的上下文长度，请缩短后再试。",
         "fault": "服务器出错了，请稍后再试。",
-        "other": "English",
+        "you": "你",
+        "other": "en",
+        "other name": "English",
         "note": "模型的回答可能有误，请自行核对。",
+        "script": "此页面需要 JavaScript。",
     },
     "en": {
         "hello": "Hello! Ask a question or give an instruction, in Chinese or in English.",
         "placeholder": "Type a message, Enter sends it",
+        "message": "Message",
+        "conversation": "Conversation",
+        "send": "Send",
+        "stop": "Stop",
         "new": "New chat",
         "key": "API key",
+        "has key": "Key is set",
         "wrong key": "A valid API key is needed.",
         "too long": "This message is longer than the model's context; please shorten it.",
         "fault": "The server failed; please try again later.",
-        "other": "中文",
+        "you": "You",
+        "other": "zh",
+        "other name": "中文",
         "note": "The model's answers may be wrong; check them.",
+        "script": "This page needs JavaScript.",
     },
 }
-STYLE = """
-html, body { height: 100%; margin: 0; overflow: hidden; }
-shiny-chat-container { flex: 1 1 0 !important; min-height: 0; }
-.bar { display: flex; align-items: center; gap: .5rem; padding: .5rem .75rem; border-bottom: 1px solid #ddd; }
-.bar h1 { font-size: 1.1rem; margin: 0; flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.bar .form-group { margin: 0; width: 9rem; }
-.bar .btn, .bar a { white-space: nowrap; }
-.note { text-align: center; color: #666; font-size: .75rem; padding: .1rem; }
-"""
+_OF_SCRIPT = ("wrong key", "has key", "too long", "fault", "you")
+FILES = {"/page.css": "text/css", "/page.js": "text/javascript"}
+PATHS = ("/", *FILES)
+"""What is open to a browser that has no key yet: nothing in it depends on what anybody asked."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+"""What a browser is told with every answer of this server, the API's as well: one may be opened as a page."""
 
 
 def language_of(query: str, accepted: str) -> str:
@@ -58,75 +85,31 @@ def language_of(query: str, accepted: str) -> str:
     return "en" if first and not first.startswith("zh") else "zh"
 
 
-def fitting(messages: list[dict[str, str]], gateway: Gateway) -> list[dict[str, str]]:
-    """The newest messages that leave room for an answer. ApiError 400 where the template refuses them."""
-    limits = gateway.limits
-    try:
-        kept = limits.chat.fitting(messages, limits.positions, Sampling().max_new_tokens)
-    except InputError as error:
-        raise ApiError(400, str(error), "messages") from error
-    return [dict(message) for message in kept]
+def page_html(language: str, limits: Limits, needs_key: bool) -> str:
+    words = {name.replace(" ", "_"): escape(text) for name, text in WORDS[language].items()}
+    data = (f'data-{name.replace(" ", "-")}="{escape(WORDS[language][name])}"' for name in _OF_SCRIPT)
+    field = '<input type="password" id="key" aria-label="{0}" placeholder="{0}" autocomplete="off">\n'
+    return Template(Path(__file__).with_name("page.html").read_text("utf-8")).substitute(
+        {**words, "key": field.format(words["key"]) if needs_key else ""},
+        language=language,
+        model=escape(limits.name),
+        # a long conversation forgets its oldest turns so that an answer has room
+        room=min(Sampling().max_new_tokens, limits.positions // 2),
+        words=" ".join(data),
+    )
 
 
-def chat_page(gateway: Gateway) -> Any:
-    """The page as an ASGI application."""
-    # the component would ask a service elsewhere for the icons of sites that an answer names
-    os.environ.setdefault("SHINYCHAT_ASIDE_FAVICON", "false")
-    from shiny import App, reactive, ui
-    from shinychat import Chat, chat_ui
+def page_routes(limits: Limits, needs_key: bool) -> list[Route]:
+    """What the gateway answers for the page."""
 
-    def page(request: Any) -> Any:
+    def page(request: Request) -> Response:
         language = language_of(request.url.query, request.headers.get("accept-language", ""))
-        words = WORDS[language]
-        key = [ui.input_password("key", None, placeholder=words["key"])] if gateway.needs_key else []
-        return ui.page_fillable(
-            ui.head_content(ui.tags.style(STYLE)),
-            ui.div(
-                ui.h1(gateway.limits.name),
-                *key,
-                ui.input_action_button("new", words["new"], class_="btn-sm"),
-                ui.a(words["other"], href=f"?lang={'en' if language == 'zh' else 'zh'}"),
-                class_="bar",
-            ),
-            chat_ui("chat", greeting=words["hello"], placeholder=words["placeholder"], show_history=False),
-            ui.div(words["note"], class_="note"),
-            title=f"{gateway.limits.name} · zhllama",
-            lang=language,
-            fillable_mobile=True,
-            padding=0,
-            gap=0,
-        )
+        html = page_html(language, limits, needs_key)
+        return Response(html, media_type="text/html", headers={"Vary": "Accept-Language", "Cache-Control": "no-cache"})
 
-    def server(input: Any, output: Any, session: Any) -> None:
-        chat = Chat("chat", history=False)
-        said: list[dict[str, str]] = []
+    def file(request: Request) -> Response:
+        path = request.url.path
+        content = Path(__file__).with_name(path[1:]).read_bytes()
+        return Response(content, media_type=FILES[path], headers={"Cache-Control": "no-cache"})
 
-        @chat.on_user_submit
-        async def _(text: str) -> None:
-            accepted = session.http_conn.headers.get("accept-language", "")
-            spoken = WORDS[language_of(session.clientdata.url_search(), accepted)]
-            if gateway.needs_key and not gateway.key_matches(input.key() or ""):
-                await chat.append_message(spoken["wrong key"])
-                return
-            await chat.append_message_stream(answer(text, spoken))
-
-        async def answer(text: str, spoken: dict[str, str]) -> AsyncIterator[str]:
-            pieces: list[str] = []
-            try:
-                asked = fitting([*said, {"role": "user", "content": text}], gateway)
-                async for piece in gateway.stream(asked):
-                    pieces.append(piece)
-                    yield piece
-            except ApiError as error:
-                too_long = error.body["error"]["code"] == "context_length_exceeded"
-                yield f"\n\n*{spoken['too long' if too_long else 'fault']}*"
-            if pieces:
-                said[:] = [*asked, {"role": "assistant", "content": "".join(pieces)}]
-
-        @reactive.effect
-        @reactive.event(input.new)
-        async def _() -> None:
-            said.clear()
-            await chat.clear_messages(greeting=False)
-
-    return App(page, server)
+    return [Route("/", page), *(Route(path, file) for path in FILES)]

@@ -40,7 +40,7 @@ def mask(text: str) -> str:
     return _SECRET_TEXT.sub(r"\1***", text)
 
 
-_LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|shiny|shinychat|tokenizers|torch|transformers"
+_LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|tokenizers|torch|transformers"
 _NOISY = (
     "botocore", "boto3", "urllib3", "s3transfer", "httpx", "httpcore", "httpx2", "httpcore2", "filelock", "fsspec",
     "kubernetes",

@@ -442,7 +442,7 @@ def test_what_is_cancelled_while_the_engine_works_is_no_longer_counted(engine: F
         transport = httpx2.ASGITransport(gateway.app())
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await cancelled(gateway, client.post(CHAT, json=body()))
-        await cancelled(gateway, anext(gateway.stream(QUESTION)))
+            await cancelled(gateway, client.post(CHAT, json=body(stream=True)))
 
     engine.faults[CHAT] = waits
     asyncio.run(both())
