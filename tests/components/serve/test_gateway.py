@@ -14,13 +14,12 @@ import httpx2
 import openai
 import prometheus_client
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.serve.engines import Engine, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
-from components.serve.local import listening
+from components.serve.local import listening, running
 from components.serve.requests import ApiError, Limits, chat, completion, parse_json
 from tests.fake_engine import FakeEngine
 from zhllama.tokenizer.chat import Chat
@@ -45,16 +44,12 @@ def listening_front(
         api_key,
         **more,
     )
-    with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(gateway.app(), log_level="warning", access_log=False))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+    with (
+        listening("127.0.0.1", 0) as listener,
+        running(gateway.app(), listener),
+        httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client,
+    ):
+        yield client
 
 
 @pytest.fixture
@@ -239,7 +234,7 @@ def test_a_body_that_is_no_json_object_is_400(client: httpx2.Client, content: by
         ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", "more than the 8"),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias", "ids below 800"),
         ({"logit_bias": {"800": 1}}, 400, "logit_bias", "ids below 800"),
-        ({"logit_bias": [1]}, 400, "logit_bias", "ids below 800"),
+        ({"logit_bias": [1]}, 400, "logit_bias", "ids with a number each"),
         ({"mirostat_mode": 2}, 400, "mirostat_mode", "nothing that this server knows"),
     ],
 )
@@ -365,7 +360,7 @@ def test_a_client_that_leaves_ends_its_stream_at_the_engine(client: httpx2.Clien
     assert client.get("/v1/models").status_code == 200
 
 
-def running(client: httpx2.Client) -> float:
+def being_answered(client: httpx2.Client) -> float:
     """The gauge of requests that are being answered."""
     lines = client.get("/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("zhllama_requests_running ")).split()[1])
@@ -388,7 +383,7 @@ def test_a_count_that_is_none_is_the_engines_fault_and_the_request_ends(
     event = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode()
     engine.faults[CHAT] = lambda handler: handler.stream([event])
     assert "the engine broke off its answer" in client.post(CHAT, json=body(stream=True)).text
-    assert running(client) == 0
+    assert being_answered(client) == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -407,9 +402,9 @@ def test_a_client_that_leaves_before_the_engine_answers_is_no_longer_counted(
         head = f"POST {CHAT} HTTP/1.1\r\nHost: {client.base_url.host}\r\nContent-Type: application/json\r\n"
         leaving.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         wait_for(lambda: any(path == CHAT for path, _ in engine.seen))
-        assert running(client) == 1
+        assert being_answered(client) == 1
     goes_on.set()
-    wait_for(lambda: running(client) == 0)
+    wait_for(lambda: being_answered(client) == 0)
 
 
 @pytest.mark.parametrize("begun", [False, True])
