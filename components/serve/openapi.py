@@ -31,12 +31,13 @@ def described(limits: Limits) -> dict[str, Any]:
     refused = dict.fromkeys(("400", "401", "403", "404", "413", "415", "502", "503", "504"), error)
 
     def operation(table: Mapping[str, Schema], required: list[str], stream: bool = False) -> dict[str, Any]:
-        own = {name: schema for name, schema in limits.takes.items() if stream}
-        known = {name: one for name, one in ({**table, **own}).items() if name not in limits.refuses}
+        known = {**table, **limits.takes, **fields.NOTHING} if stream else {**table}
+        known |= {other: known[name] for other, name in fields.OTHER_NAMES.items() if name in known}
         # null is as if it were not said
-        properties = {
-            name: one if name in required else {"anyOf": [one, {"type": "null"}]} for name, one in known.items()
-        }
+        properties: dict[str, Any] = {
+            name: one if name in required else {"anyOf": [one, {"type": "null"}]}
+            for name, one in known.items() if name not in limits.refuses
+        }  # fmt: skip
         properties["model"] = {"enum": [limits.name]}
         body = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
         kinds: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
@@ -49,15 +50,9 @@ def described(limits: Limits) -> dict[str, Any]:
             }
         }
 
-    def read(kind: str) -> dict[str, Any]:
-        return {
-            "get": {
-                "responses": {
-                    "200": {"description": "as it says", "content": {kind: {}}},
-                    "503": {"description": "not ready"},
-                }
-            }
-        }
+    def read(kind: str, **more: Any) -> dict[str, Any]:
+        answer = {"description": "as the path says", "content": {kind: {}}}
+        return {"get": {"responses": {"200": answer, "503": answer, **dict.fromkeys(("401", "403"), error)}, **more}}
 
     return {
         "openapi": "3.1.0",
@@ -70,7 +65,7 @@ def described(limits: Limits) -> dict[str, Any]:
             "/tokenize": operation(fields.TOKENIZE, ["model"]),
             "/detokenize": operation(fields.DETOKENIZE, ["model", "tokens"]),
             "/v1/models": read("application/json"),
-            "/health": {"get": {**read("application/json")["get"], "security": []}},
-            "/metrics": {"get": {**read("text/plain")["get"], "security": []}},
+            "/health": read("application/json", security=[]),
+            "/metrics": read("text/plain", security=[]),
         },
     }
