@@ -41,7 +41,7 @@ function filled(name, text) {
   return made;
 }
 
-const STARTS = /^ {0,3}(`{3,}|~{3,})|^ {0,3}(#{1,6}) +(.*)|^ {0,3}((?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$|^ {0,3}> ?(.*)|^( *)([-*+]|\d{1,9}[.)]) +(.*)/;
+const STARTS = /^ {0,3}(`{3,}|~{3,})[^`]*$|^ {0,3}(#{1,6}) +(.*)|^ {0,3}((?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$|^ {0,3}> ?(.*)|^( *)([-*+]|\d{1,9}[.)]) +(.*)/;
 
 function markdown(text) {
   // overrides of the direction of writing, which would show another text than the one that is there
@@ -136,7 +136,10 @@ async function* pieces(messages, signal) {
       return;
     }
     const error = (await answer.json().catch(() => null))?.error ?? {};
-    if (answer.status === 401) throw new Refused(words.wrongKey);
+    if (answer.status === 401) {
+      keyField?.focus();
+      throw new Refused(words.wrongKey);
+    }
     if (error.code !== "context_length_exceeded") throw new Refused(`${words.fault} (${error.message ?? answer.status})`);
     // the oldest question and its answer are forgotten; the last question may then take the answer's room
     if (messages.length > 2) messages.splice(0, 2);
@@ -224,7 +227,11 @@ box.addEventListener("keydown", event => {
   event.preventDefault();
   submit();
 });
-keyField?.addEventListener("keydown", event => event.key === "Enter" && box.focus());
+keyField?.addEventListener("keydown", event => {
+  if (event.key !== "Enter") return;
+  box.focus();
+  submit();
+});
 stop.addEventListener("click", () => {
   running?.abort();
   box.focus();
