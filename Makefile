@@ -19,6 +19,8 @@ INSTRUCTIONS ?=
 DEMO_ARGS ?=
 ONLY ?=
 SEEDS ?= 0:500
+SOAK_SECONDS ?= 600
+TRIES ?= 10000
 REGISTRY ?=
 TAG ?= 0.1.0
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
@@ -28,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv gguf demo test test-fast test-all bench compat soak lint format types render images images-test lock clean
+.PHONY: help venv gguf demo test test-fast test-all bench compat soak fuzz lint format types render images images-test lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 13
@@ -81,8 +83,11 @@ bench: venv $(WITH_GGUF)  ## speeds and memory beside their peers, as Markdown t
 compat: venv $(GGUF)  ## what other programs make of our files, and we of theirs: ONLY="trl mergekit" chooses; an hour
 	TORCH_INDEX_ARGS="$(TORCH_INDEX_ARGS)" $(BIN)/python -m tests.compat $(ONLY)
 
-soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500
-	$(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)
+soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500; of the gateway SOAK_SECONDS=600
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)
+
+fuzz: venv  ## readers and servers against input that programs make up: ONLY="gateway" chooses, TRIES=10000
+	$(BIN)/python -m tests.fuzz --tries $(TRIES) $(ONLY)
 
 lint: venv  ## format, lint, who may import whom, Dockerfiles, workflows, as CI checks them
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ a fault (a function of the handler) in front of a path; `engine.seen` holds what
 
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +34,7 @@ class FakeEngine:
         class Handler(_Handler):
             of = engine
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -49,6 +50,14 @@ class FakeEngine:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def handle_error(self, *given: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*given)
 
 
 class _Handler(BaseHTTPRequestHandler):

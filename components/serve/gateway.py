@@ -1,25 +1,25 @@
 """The server that people reach: routes, keys, checks, metrics and the chat page, in front of an engine on loopback.
 
 Engines differ in what they check, count and say when they fail, and none of those for a laptop checks a key.
-Without a key the server listens on loopback alone, and then refuses requests that name another host, and those that a
-page of another site makes a browser send: a page that is merely open must not talk to the model.
+A request is refused by what its head says, before its body is read: by the key, or where there is none by the host
+that it names and by the page that sent it. Only what OPEN and the page's PATHS name is answered without the key.
 """
 
+import asyncio
 import hmac
 import ipaddress
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Set
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import anyio
 import httpx2
 import prometheus_client
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -28,15 +28,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from components.serve import requests
 from components.serve.engines import Engine
-from components.serve.page import HEADERS, page_routes
+from components.serve.metrics import Metrics, Record
+from components.serve.openapi import described
+from components.serve.page import HEADERS, PATHS, page_routes
 from components.serve.requests import ApiError, Limits, Validated
 from components.serve.stop import Cut
 from zhllama.artifacts.json_file import value_of
 
 log = logging.getLogger("serve")
+Checked = TypeVar("Checked")
+Given = TypeVar("Given")
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OPEN = ("/health", "/metrics")
+"""What asks for no key, beside the page's files: probes and Prometheus have none. It tells counts and times."""
+ANSWER_SECONDS = 3600.0
+"""Between two signs of an engine at a request; one that hangs as a whole is ended long before (engine_process.py)."""
+HEALTH_SECONDS = 5.0
+LONGEST_ANSWER = 64 * 2**20
+MOST_BODIES = 64 * 2**20
+"""Bytes of bodies that are held at one time."""
+CHECKED_AT_ONCE = 4
 
 
 def is_loopback(host: str) -> bool:
@@ -44,23 +56,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-class Metrics:
-    """What Prometheus reads. Of requests it holds counts and times, never texts."""
-
-    def __init__(self, name: str) -> None:
-        self.registry = prometheus_client.CollectorRegistry()
-        counter: Any = partial(prometheus_client.Counter, registry=self.registry)
-        gauge: Any = partial(prometheus_client.Gauge, registry=self.registry)
-        histogram: Any = partial(prometheus_client.Histogram, registry=self.registry, buckets=SECONDS)
-        self.requests = counter("zhllama_requests", "Requests answered, by path and status.", ("path", "status"))
-        self.running = gauge("zhllama_requests_running", "Requests being answered.")
-        self.seconds = histogram("zhllama_request_seconds", "From request to last byte.", ("path",))
-        self.first = histogram("zhllama_first_token_seconds", "From request to first text of a stream.")
-        self.prompt_tokens = counter("zhllama_prompt_tokens", "Tokens of prompts.")
-        self.answer_tokens = counter("zhllama_answer_tokens", "Tokens of answers.")
-        self.engine = gauge("zhllama_engine_up", "1 while the engine runs.", ("model",)).labels(name)
 
 
 class Gateway:
@@ -74,8 +69,10 @@ class Gateway:
         alive: Callable[[], bool],
         api_key: str = "",
         host: str = "127.0.0.1",
+        socket: str | None = None,
     ) -> None:
-        """address: the engine's. api_key: empty for none, which is for loopback alone. host: where this listens."""
+        """address: the engine's; socket: its unix socket's path, where it listens on one. api_key: empty for none,
+        which is for loopback alone. host: where this listens."""
         self.limits = limits
         self.metrics = Metrics(limits.name)
         self._engine = engine
@@ -84,14 +81,20 @@ class Gateway:
         self.needs_key = bool(api_key)
         self._names = {*LOOPBACK_NAMES, host} if is_loopback(host) else None
         self._started = int(time.time())
-        # an answer may take as long as it takes; an engine that does not even accept is gone
-        self._client = httpx2.AsyncClient(base_url=address, timeout=httpx2.Timeout(None, connect=10), trust_env=False)
+        self._held = 0
+        # how many there are, the connections of clients say; an engine that does not even accept is gone
+        transport = httpx2.AsyncHTTPTransport(uds=socket, limits=httpx2.Limits(), trust_env=False)
+        timeout = httpx2.Timeout(ANSWER_SECONDS, connect=10)
+        self._client = httpx2.AsyncClient(base_url=address, transport=transport, timeout=timeout, trust_env=False)
+        # reading JSON and templates is Python's work: more at a time would only take memory
+        self._checking = anyio.CapacityLimiter(CHECKED_AT_ONCE)
 
     def app(self, page: bool = False) -> ASGIApp:
         """The whole server. `page`: with the chat page at /."""
         routes: list[Any] = [
             Route("/health", self._health),
             Route("/metrics", self._metrics),
+            Route("/openapi.json", self._description),
             Route("/tokenize", partial(self._tokens, made=requests.tokenized), methods=["POST"]),
             Route("/detokenize", partial(self._tokens, made=requests.detokenized), methods=["POST"]),
             # a mount: what is not in it is this API's 404 or 405, and never the page's
@@ -107,8 +110,16 @@ class Gateway:
         ]
         if page:
             routes += page_routes(self.limits, self.needs_key)
-        errors: Any = {ApiError: _as_json, Exception: self._fault, 404: _as_json, 405: _as_json}
+        errors: Any = {
+            ApiError: _as_json,
+            ClientDisconnect: _to_nobody,
+            Exception: self._fault,
+            404: _as_json,
+            405: _as_json,
+        }
         inner = Starlette(routes=routes, exception_handlers=errors)
+
+        open_paths = {*OPEN, *(PATHS if page else ())}
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             async def with_policy(message: Message) -> None:
@@ -116,42 +127,40 @@ class Gateway:
                     MutableHeaders(scope=message).update(HEADERS)
                 await send(message)
 
-            refused = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
-            if refused is None:
-                await inner(scope, receive, with_policy if scope["type"] == "http" else send)
-            elif scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008})
-            else:
+            if scope["type"] != "http":
+                raise NotImplementedError(f"{scope['type']} is not answered")
+            if refused := self._refusal(scope, open_paths):
                 await _as_json(None, refused)(scope, receive, with_policy)
+            else:
+                await inner(scope, receive, with_policy)
 
         return guarded
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
+    def _refusal(self, scope: Scope, open_paths: Set[str]) -> ApiError | None:
         """Who may ask: the key's holder; on loopback without a key, whoever is on this machine and no page of
         elsewhere."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "")
-        if self._names is not None and urlsplit(f"//{host}").hostname not in self._names:
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in (b"host", b"origin", b"authorization") and name in headers:
+                return ApiError(400, f"the header {name.decode()} is there twice")
+            headers[name] = value
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._names is not None and _name_in(f"//{host}") not in self._names:
             return ApiError(403, "this server answers to the names of this machine alone")
-        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+        if b"origin" in headers and headers[b"origin"].decode("latin-1").partition("://")[2].lower() != host.lower():
             return ApiError(403, "this server does not answer to the pages of other sites")
-        path = scope["path"]
-        # /health and /metrics ask for no key: probes and Prometheus have none, and nothing that was asked is in them
-        if self.needs_key and (path in ("/tokenize", "/detokenize") or path.startswith("/v1/")):
-            kind, _, key = headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not self.key_matches(key.strip()):
+        if self._api_key and not (scope["method"] in ("GET", "HEAD") and scope["path"] in open_paths):
+            kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+            # in a time that does not tell how much of it is right
+            if kind.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._api_key.encode()):
                 return ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", None, "invalid_api_key")
         return None
-
-    def key_matches(self, given: str) -> bool:
-        """In a time that does not tell how much of it is right."""
-        return hmac.compare_digest(given.encode(errors="surrogateescape"), self._api_key.encode())
 
     async def _health(self, request: Request) -> Response:
         status = "the engine has ended"
         if self._alive():
             try:
-                answer = await self._client.get(self._engine.health, timeout=5)
+                answer = await self._client.get(self._engine.health, timeout=HEALTH_SECONDS)
                 status = "ok" if answer.status_code == 200 else "the engine is not ready"
             except httpx2.HTTPError:
                 status = "the engine does not answer"
@@ -162,7 +171,7 @@ class Gateway:
         text = prometheus_client.generate_latest(self.metrics.registry)
         if self._engine.metrics:
             try:
-                text += (await self._client.get(self._engine.metrics, timeout=5)).content
+                text += (await self._client.get(self._engine.metrics, timeout=HEALTH_SECONDS)).content
             except httpx2.HTTPError as error:
                 log.warning("the engine's metrics cannot be read: %s", error)
         return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
@@ -181,42 +190,77 @@ class Gateway:
         return JSONResponse(model)
 
     async def _tokens(self, request: Request, made: Callable[[Any, Limits], dict[str, Any]]) -> Response:
-        return JSONResponse(await run_in_threadpool(made, await _body(request), self.limits))
+        return JSONResponse(await self._checked(request, made))
+
+    async def _description(self, request: Request) -> Response:
+        return JSONResponse(described(self.limits))
+
+    async def _checked(self, request: Request, check: Callable[[Any, Limits], Checked]) -> Checked:
+        """What a check makes of a request's body, in a thread: a chat template of somebody else's may take seconds.
+        ApiError for a body that is too long, or of another type, which any page could send."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "the request must be sent as Content-Type: application/json")
+        too_long = ApiError(413, f"the body is longer than {requests.LONGEST_BODY:,} bytes")
+        if int(request.headers.get("content-length", 0)) > requests.LONGEST_BODY:
+            raise too_long
+        content = bytearray()
+        try:
+            async for chunk in request.stream():
+                content += chunk
+                self._held += len(chunk)
+                if len(content) > requests.LONGEST_BODY:
+                    raise too_long
+                if self._held > MOST_BODIES:
+                    raise ApiError(503, "too many long requests at one time; try again")
+            return await anyio.to_thread.run_sync(
+                lambda: check(requests.parse_json(bytes(content)), self.limits), limiter=self._checking
+            )
+        finally:
+            self._held -= len(content)
 
     async def _answer(self, request: Request, check: Callable[[Any, Limits], Validated]) -> Response:
-        record = _Record(self.metrics, request.url.path)
+        path, record = request.url.path, Record(self.metrics, request.url.path)
         with record.of_failures():
-            # a chat template of somebody else's may take seconds
-            asked = await run_in_threadpool(check, await _body(request), self.limits)
-            upstream = await self._send(request.url.path, asked, record)
+            asked = await self._checked(request, check)
             cut = Cut(asked[1].get("stop", ()) if self._engine.keeps_stop else ())
             if asked[1].get("stream"):
-                return StreamingResponse(self._passed_on(upstream, record, cut), media_type="text/event-stream")
-            try:
-                value = value_of(await upstream.aread())
-                cut.event(value)
-                record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
-            except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
-                raise ApiError(502, "the engine broke off its answer") from error
-            finally:
-                await upstream.aclose()
+                upstream = await _unless_left(request, self._send(path, asked, record))
+                return _Stream(self._passed_on(upstream, record, cut), upstream, record)
+            value = await _unless_left(request, self._value(path, asked, record, cut))
         record.end(200)
         return JSONResponse(value)
 
-    async def _send(self, path: str, asked: Validated, record: "_Record") -> httpx2.Response:
+    async def _value(self, path: str, asked: Validated, record: Record, cut: Cut) -> Any:
+        upstream = await self._send(path, asked, record)
+        try:
+            value = value_of(await _whole(upstream))
+            cut.event(value)
+            record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
+        except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
+            raise ApiError(502, "the engine broke off its answer") from error
+        finally:
+            await upstream.aclose()
+        return value
+
+    async def _send(self, path: str, asked: Validated, record: Record) -> httpx2.Response:
         """The engine's answer, its head read. ApiError when it has none, or refuses."""
         ids, body = asked
         record.prompt_tokens = len(ids)
         try:
             request = self._client.build_request("POST", path, json=self._engine.request(body))
             upstream = await self._client.send(request, stream=True)
-        except httpx2.HTTPError as error:
+        except httpx2.ConnectError as error:
             raise ApiError(503, "the engine does not answer") from error
+        except httpx2.TimeoutException as error:
+            raise ApiError(504, "the engine took too long") from error
+        except httpx2.HTTPError as error:
+            raise ApiError(502, "the engine ended before it answered") from error
         if upstream.status_code == 200:
             return upstream
         try:
-            said = (await upstream.aread())[:2000].decode(errors="replace")
-        except httpx2.HTTPError:
+            said = (await _whole(upstream))[:2000].decode(errors="replace")
+        except (httpx2.HTTPError, ValueError):
             said = ""
         finally:
             await upstream.aclose()
@@ -225,13 +269,13 @@ class Gateway:
             raise ApiError(400, f"the engine refused the request: {said}")
         raise ApiError(502, "the engine failed at this request")
 
-    async def _passed_on(self, upstream: httpx2.Response, record: "_Record", cut: Cut) -> AsyncIterator[bytes]:
+    async def _passed_on(self, upstream: httpx2.Response, record: Record, cut: Cut) -> AsyncIterator[bytes]:
         async for event in self._events(upstream, record):
             cut.event(event)
             yield b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    async def _events(self, upstream: httpx2.Response, record: "_Record") -> AsyncIterator[dict[str, Any]]:
+    async def _events(self, upstream: httpx2.Response, record: Record) -> AsyncIterator[dict[str, Any]]:
         """The events of a stream; a failure becomes a last one, {"error": …}. Closing it stops the engine's work."""
         status, first = 499, True
         try:
@@ -258,43 +302,47 @@ class Gateway:
             record.end(status)
 
     async def _fault(self, request: Request, error: Exception) -> Response:
-        if isinstance(error, ClientDisconnect):
-            return Response(status_code=499)
-        log.error("%s: %s: %s", request.url.path, type(error).__name__, error)
+        log.error("%r: %s: %s", request.url.path, type(error).__name__, error)
         return JSONResponse(ApiError(500, "a fault in this server; its log has it").body, 500)
 
 
-class _Record:
-    """One request, from its beginning to its end: a line in the log, and the metrics."""
+class _Stream(StreamingResponse):
+    """Events of an engine. What is open for it ends with it, though its client may have left before the first."""
 
-    def __init__(self, metrics: Metrics, path: str) -> None:
-        self._metrics = metrics
-        self._path = path
-        self.begin = time.monotonic()
-        self.prompt_tokens = 0
-        self.answer_tokens = 0
-        metrics.running.inc()
+    def __init__(self, events: AsyncIterator[bytes], upstream: httpx2.Response, record: Record) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._open = upstream, record
 
-    @contextmanager
-    def of_failures(self) -> Iterator[None]:
-        """Ends the record with what is raised inside."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upstream, record = self._open
         try:
-            yield
-        except BaseException as error:
-            self.end(error.status if isinstance(error, ApiError) else 499)
-            raise
+            await super().__call__(scope, receive, send)
+        finally:
+            record.end(499)
+            await upstream.aclose()
 
-    def end(self, status: int) -> None:
-        """499: the client went away."""
-        seconds = time.monotonic() - self.begin
-        self._metrics.running.dec()
-        self._metrics.requests.labels(self._path, str(status)).inc()
-        self._metrics.seconds.labels(self._path).observe(seconds)
-        if status == 200:
-            self._metrics.prompt_tokens.inc(self.prompt_tokens)
-            self._metrics.answer_tokens.inc(self.answer_tokens)
-        said = "%s %d: %d tokens asked, %d answered, %.2f s"
-        log.info(said, self._path, status, self.prompt_tokens, self.answer_tokens, seconds)
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, Given]) -> Given:
+    """What the work gives. It is cancelled when the client leaves, and with it the engine's."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asking, leaving = asyncio.create_task(work), asyncio.create_task(left())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            raise ClientDisconnect
+        return asking.result()
+    finally:
+        asking.cancel()
+        leaving.cancel()
+        await asyncio.wait(tasks)
+
+
+def _to_nobody(request: Any, error: Any) -> Response:
+    return Response(status_code=499)
 
 
 def _as_json(request: Any, error: Any) -> Response:
@@ -313,20 +361,25 @@ async def _lines(upstream: httpx2.Response) -> AsyncIterator[bytes]:
     rest = b""
     async for chunk in upstream.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > requests.LONGEST_BODY:
+            raise ValueError("a line of it does not end")
         for line in lines:
             yield line
     if rest:
         yield rest
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """The object that a request holds. ApiError for another type (which any page could send) and for one too long."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "the request must be sent as Content-Type: application/json")
+async def _whole(upstream: httpx2.Response) -> bytes:
     content = bytearray()
-    async for chunk in request.stream():
+    async for chunk in upstream.aiter_bytes():
         content += chunk
-        if len(content) > requests.LONGEST_BODY:
-            raise ApiError(413, f"the body is longer than {requests.LONGEST_BODY:,} bytes")
-    return requests.parse_json(bytes(content))
+        if len(content) > LONGEST_ANSWER:
+            raise ValueError("it does not end")
+    return bytes(content)
+
+
+def _name_in(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

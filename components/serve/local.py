@@ -1,6 +1,7 @@
 """The server on this machine: model checked, engine started, gateway listening, all of it ended together. Before it is
 announced the tokenizer that the engine uses is held against SentencePiece: ids in are the ids of training."""
 
+import asyncio
 import socket
 import tempfile
 import threading
@@ -12,7 +13,9 @@ from typing import Any
 import httpx2
 
 from components.serve.check import chat_of, check_gguf, check_tokenizer, check_weights
-from components.serve.engines import EngineProcess, choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
+from components.serve.connections import OnceInAWhile, limited, room
+from components.serve.engine_process import EngineProcess
+from components.serve.engines import choose, lay_out, llama_cpp_engine, transformers_engine, vllm_engine
 from components.serve.gateway import Gateway, is_loopback
 from components.serve.options import KEY_VARIABLE, Serve
 from components.serve.requests import Limits
@@ -28,6 +31,8 @@ from zhllama.weights.settings import ids_of
 
 SAMPLES = "samples.json"
 STOP_SECONDS = 5
+BACKLOG = 256
+"""Connections that wait to be accepted."""
 
 
 def serve(config: Serve) -> None:
@@ -107,7 +112,9 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
                 # while the engine reads its weights
                 check_tokenizer(folder / config.name, encoder, f"--model {artifact.root}", chat)
             process.wait_until_healthy()
-            gateway = Gateway(limits, engine, process.address, lambda: process.alive, api_key, config.host)
+            gateway = Gateway(
+                limits, engine, "http://engine", lambda: process.alive, api_key, config.host, process.socket
+            )
             with running(gateway.app(config.page), listener):
                 host, port = listener.getsockname()[:2]
                 yield f"http://{f'[{host}]' if ':' in host else host}:{port}", process
@@ -134,7 +141,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that is bound; InputError when the port is taken or the address is not this machine's."""
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(place, family=family, backlog=256)
+        listener = socket.create_server(place, family=family, backlog=BACKLOG)
     except OSError as error:
         raise InputError(f"serve: {host}:{port}: {error.strerror or error}; choose another --port or --host") from error
     with listener:
@@ -149,10 +156,16 @@ def running(app: Any, listener: socket.socket) -> Iterator[None]:
     """An application that answers on the socket, in a thread of its own, as long as the block runs."""
     import uvicorn
 
-    # the gateway has a line of its own for a request
-    quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False}
-    server = uvicorn.Server(uvicorn.Config(app, **quiet, timeout_graceful_shutdown=STOP_SECONDS))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    # the gateway has a line of its own for a request; what is no HTTP is nobody's fault here
+    quiet: Any = {"log_level": "error", "access_log": False, "server_header": False}
+    held: Any = {"http": limited(room()), "ws": "none", "lifespan": "off", "backlog": BACKLOG}
+    server = uvicorn.Server(uvicorn.Config(app, **quiet, **held, timeout_graceful_shutdown=STOP_SECONDS))
+
+    async def answer() -> None:
+        asyncio.get_running_loop().set_exception_handler(OnceInAWhile())
+        await server.serve([listener])
+
+    thread = threading.Thread(target=asyncio.run, args=(answer(),), daemon=True)
     thread.start()
     while not server.started:
         thread.join(0.02)

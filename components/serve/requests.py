@@ -7,24 +7,24 @@ takes and does nothing with. Here all have the same names (OpenAI's and vLLM's),
 """
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 
+from components.serve import fields
+from components.serve.fields import Schema
+from zhllama.artifacts.json_file import STRICT, value_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.chat import Chat, Message
 
 LONGEST_BODY = 4 * 2**20
 """Bytes: some hundred times what a context of 4,096 tokens takes."""
-
-KNOWN = (
-    "model", "messages", "prompt", "stream", "stop", "logprobs", "top_logprobs", "logit_bias", "response_format",
-    "best_of", "echo", "suffix",
-)  # fmt: skip
-"""Fields that some engine honours, beside the numbers below."""
-HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options")
-"""Fields of OpenAI's clients that change nothing in an answer; not every engine takes them, so none is passed on."""
+LEAST_TEMPERATURE = 0.001
+"""Below it a logit divided by it may be infinite, which ends a GPU's context for everybody: 0, greedy, is the same."""
 
 
 class ApiError(Exception):
@@ -53,11 +53,25 @@ class Limits:
     """Of prompt and answer together."""
     refuses: tuple[str, ...] = ()
     """Fields that the engine cannot honour."""
-    takes: tuple[str, ...] = ()
+    takes: Mapping[str, Schema] = field(default_factory=dict)
     """Fields that this engine alone has."""
 
+    @cached_property
+    def longest(self) -> int:
+        """Characters that the context holds at most, were each token the longest piece."""
+        return self.positions * max(map(len, self.chat.encoder.pieces))
+
+    def check_length(self, characters: int, name: str) -> None:
+        """ApiError 400 for a text that is too long to be worth its encoding."""
+        if characters > self.longest:
+            said = (
+                f"this model's context is {self.positions} tokens, and {characters:,} characters are more; shorten it"
+            )
+            raise ApiError(400, said, name, "context_length_exceeded")
+
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """ApiError 400 for a conversation that the model's chat template refuses."""
+        """ApiError 400 for a conversation that is too long, or that the model's chat template refuses."""
+        self.check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
             return self.chat.ids(messages)
         except InputError as error:
@@ -65,23 +79,31 @@ class Limits:
 
     def text_ids(self, body: Mapping[str, Any]) -> list[int]:
         """Of `prompt`, with BOS unless `add_special_tokens` is false; a special token in it is that token."""
+        self.check_length(len(body["prompt"]), "prompt")
         begin = [self.chat.encoder.bos] if body.get("add_special_tokens", True) else []
         return [*begin, *self.chat.encode(body["prompt"])]
 
 
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(digits: str) -> float:
+    return value if math.isfinite(value := float(digits)) else _no_number(digits[:40])
+
+
+# JSON has no NaN and no infinity; Python's reader has. And of a key that is there twice, which would count?
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=STRICT.object_pairs_hook, parse_constant=_no_number, parse_float=_finite
+)  # fmt: skip
+
+
 def parse_json(content: bytes) -> dict[str, Any]:
     """The body as an object; ApiError 400 for anything else."""
-
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
-
     try:
-        # JSON has no NaN; Python's reader has
-        body = json.loads(content, parse_constant=refuse)
-        # a lone surrogate is no text that could be sent on
-        json.dumps(body, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
+        body = value_of(content, _DECODER)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(body, dict):
         raise ApiError(400, f"the body is a {type(body).__name__}; a JSON object is needed")
     return body
@@ -89,28 +111,30 @@ def parse_json(content: bytes) -> dict[str, Any]:
 
 def chat(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/chat/completions."""
-    messages = checked_messages(body)
-    return _asked({**body, "messages": messages}, limits.chat_ids(messages), limits)
+    checked = checked_fields(body, fields.CHAT, limits)
+    checked["messages"] = messages = checked_messages(body)
+    return _asked(checked, limits.chat_ids(messages), limits)
 
 
 def completion(body: Mapping[str, Any], limits: Limits) -> Validated:
     """A request to /v1/completions: the model reads the prompt as it is."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
+    checked = checked_fields(body, fields.COMPLETION, limits)
+    prompt = checked.get("prompt")
+    if isinstance(prompt, list):
         (prompt,) = prompt
-    if not isinstance(prompt, str):
+    if prompt is None:
         raise ApiError(400, "prompt must be one text", "prompt")
-    body = {**body, "prompt": prompt}
-    return _asked(body, limits.text_ids({"prompt": prompt}), limits)
+    checked["prompt"] = prompt
+    return _asked(checked, limits.text_ids({"prompt": prompt}), limits)
 
 
 def tokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """The answer to /tokenize, which is vLLM's: {"tokens", "count", "max_model_len"} of `prompt` or of `messages`."""
-    check_model(body, limits)
-    if "messages" in body:
+    checked = checked_fields(body, fields.TOKENIZE, limits)
+    if "messages" in checked:
         ids = limits.chat_ids(checked_messages(body))
-    elif isinstance(body.get("prompt"), str):
-        ids = limits.text_ids(body)
+    elif "prompt" in checked:
+        ids = limits.text_ids(checked)
     else:
         raise ApiError(400, "give prompt, a text, or messages", "prompt")
     return {"tokens": ids, "count": len(ids), "max_model_len": limits.positions}
@@ -118,9 +142,8 @@ def tokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 def detokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """The answer to /detokenize, which is vLLM's: {"prompt"} of `tokens`."""
-    check_model(body, limits)
-    tokens = body.get("tokens")
-    if not isinstance(tokens, list) or not all(type(index) is int for index in tokens):
+    tokens = checked_fields(body, fields.DETOKENIZE, limits).get("tokens")
+    if tokens is None:
         raise ApiError(400, "tokens must be a list of ids", "tokens")
     try:
         return {"prompt": limits.chat.decode(tokens)}
@@ -128,11 +151,37 @@ def detokenized(body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         raise ApiError(400, str(error), "tokens") from error
 
 
+def checked_fields(body: Mapping[str, Any], table: Mapping[str, Schema], limits: Limits) -> dict[str, Any]:
+    """What is said in a request, by its name here. ApiError for a field that is in no table, or out of its bounds."""
+    check_model(body, limits)
+    for other, name in fields.OTHER_NAMES.items():
+        if body.get(other) is not None and body.get(name) is not None:
+            raise ApiError(400, f"{other} and {name} are one; give one of them", name)
+    known: dict[str, Schema] = {**table, **limits.takes, **fields.NOTHING} if "stream" in table else {**table}
+    found: dict[str, Any] = {}
+    for given, value in body.items():
+        name = fields.OTHER_NAMES.get(given, given)
+        schema = known.get(name)
+        if value is None:
+            continue
+        if schema is None:
+            raise ApiError(400, f"{given[:64]} is nothing that this server knows; leave it out", given[:64])
+        # of messages checked_messages says which one is wrong
+        if name != "messages" and not fields.fits(value, schema):
+            raise ApiError(400, f"{name} must be {schema['description']}", name)
+        if name not in fields.NOTHING:
+            found[name] = float(value) if schema.get("type") == "number" else value
+    return found
+
+
 def checked_messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages, each {"role", "content"} with its text in one piece. ApiError 400 names the one that is wrong."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages must be a list with at least one message", "messages")
+    if len(messages) > fields.MOST_MESSAGES:
+        said = f"{len(messages):,} messages are more than a conversation has: {fields.MOST_MESSAGES:,} at most"
+        raise ApiError(400, said, "messages")
     found: list[dict[str, str]] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -140,7 +189,9 @@ def checked_messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
             raise ApiError(400, f"{where} must be an object with role and content", "messages")
         role = "system" if message.get("role") == "developer" else message.get("role")
         if role not in ("system", "user", "assistant"):
-            raise ApiError(400, f"{where}.role must be system, user or assistant, not {role!r}", "messages")
+            raise ApiError(400, f"{where}.role must be system, user or assistant, not {reprlib.repr(role)}", "messages")
+        if more := [name for name, value in message.items() if value and name not in fields.OF_MESSAGES]:
+            raise ApiError(400, f"{where}.{more[0][:64]} is nothing that this server knows; leave it out", "messages")
         content = message.get("content")
         parts: list[Any] = content if isinstance(content, list) else [{"type": "text", "text": content}]
         for part in parts:
@@ -157,73 +208,25 @@ def check_model(body: Mapping[str, Any], limits: Limits) -> None:
     if not isinstance(name, str):
         raise ApiError(400, "model must be the name of a model", "model")
     if name != limits.name:
-        said = f"the model {name!r} does not exist; this server has {limits.name!r}"
+        said = f"the model {reprlib.repr(name)} does not exist; this server has {limits.name!r}"
         raise ApiError(404, said, "model", "model_not_found")
 
 
-_NUMBERS = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "max_tokens": (1, 10**9),
-    "max_completion_tokens": (1, 10**9),
-    "seed": (-(2**63), 2**63 - 1),
-    "top_k": (-1, 10**9),
-    "min_p": (0, 1),
-    "repetition_penalty": (0.01, 100),
-    "min_tokens": (0, 10**9),
-}
-_WHOLE = ("max_tokens", "max_completion_tokens", "seed", "top_k", "min_tokens")
-_OTHER_NAMES = {"repeat_penalty": "repetition_penalty"}
-"""What an engine calls it → what it is called here."""
-
-
 def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
-    """ApiError for a value out of range, or a field that cannot be honoured; what says nothing is taken out."""
-    check_model(body, limits)
-    for other, name in _OTHER_NAMES.items():
-        if body.get(other) is not None and body.get(name) is not None:
-            raise ApiError(400, f"{other} and {name} are one; give one of them", name)
-    body = {
-        _OTHER_NAMES.get(name, name): value
-        for name, value in body.items() if value is not None and name not in HARMLESS
-    }  # fmt: skip
-    for name, (lowest, highest) in _NUMBERS.items():
-        value = body.get(name)
-        if value is None:
-            continue
-        whole = name in _WHOLE
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise ApiError(400, f"{name} must be a {'whole ' if whole else ''}number", name)
-        if not lowest <= value <= highest:
-            raise ApiError(400, f"{name} is {value}; it must be between {lowest} and {highest}", name)
-    if not isinstance(body.get("stream", False), bool):
-        raise ApiError(400, "stream must be true or false", "stream")
-    stop = body.get("stop", [])
-    if not isinstance(stop, str) and not (isinstance(stop, list) and all(isinstance(one, str) for one in stop)):
-        raise ApiError(400, "stop must be a text or a list of texts", "stop")
-    if "" in (stop if isinstance(stop, list) else [stop]):
-        raise ApiError(400, "stop must not be an empty text", "stop")
+    """ApiError for a field that cannot be honoured with this model and engine; what says nothing is taken out."""
     _check_bias(body.get("logit_bias", {}), limits.chat.encoder.size)
-    if body.pop("n", 1) != 1:
-        raise ApiError(400, "n: this server gives one answer to a request", "n")
-    for name in ("tools", "functions", "audio"):
-        if body.pop(name, None):
-            raise ApiError(400, f"{name}: this model answers with text alone", name)
-    for name in ("tool_choice", "parallel_tool_calls", "function_call", "modalities"):
+    for name in ("n", "best_of"):
         body.pop(name, None)
     if body.get("response_format") == {"type": "text"}:
         del body["response_format"]
     for name in limits.refuses:
         if body.pop(name, None):
             raise ApiError(400, f"{name} is not something that this engine can do", name)
-    for name in body:
-        if name not in (*KNOWN, *_NUMBERS, *limits.takes):
-            raise ApiError(400, f"{name} is nothing that this server knows; leave it out", name)
     if body.get("top_k") == -1:
         # vLLM's word for all; 0 is everybody's
         body["top_k"] = 0
+    if body.get("temperature", 1) < LEAST_TEMPERATURE:
+        body["temperature"] = 0.0
     room = limits.positions - len(ids)
     wanted = body.pop("max_completion_tokens", None) or body.get("max_tokens")
     if room < 1 or (wanted or 1) > room:
@@ -236,12 +239,9 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     return ids, body
 
 
-def _check_bias(given: Any, pieces: int) -> None:
-    """ApiError 400 unless it is {id as text: number}."""
-    if isinstance(given, dict) and all(
-        index.isascii() and index.isdigit() and int(index[:10]) < pieces
-        and isinstance(bias, int | float) and not isinstance(bias, bool) and abs(bias) <= 10**6
-        for index, bias in given.items()
-    ):  # fmt: skip
-        return
-    raise ApiError(400, f'logit_bias must be ids below {pieces} with a number each: {{"42": -5}}', "logit_bias")
+def _check_bias(given: Mapping[str, float], pieces: int) -> None:
+    """ApiError 400 unless its names are ids."""
+    for index in given:
+        if not (index.isascii() and index.isdigit() and len(index) < 10 and int(index) < pieces):
+            said = f'logit_bias must be ids below {pieces} with a number each: {{"42": -5}}'
+            raise ApiError(400, said, "logit_bias")

@@ -1,4 +1,4 @@
-"""`transformers serve`, its streams mended: `python -m components.serve.transformers_server NAME --port N`.
+"""`transformers serve`, its streams mended: `python -m components.serve.transformers_server NAME --uds PATH`.
 
 Known of transformers 5.24 with tokenizers 0.23: a stream ends with an error ("Invalid prefix encountered") when a
 model says bytes that are no UTF-8 and goes on, as any LLaMA with byte pieces may. The server takes `DecodeStream` from
@@ -6,6 +6,8 @@ model says bytes that are no UTF-8 and goes on, as any LLaMA with byte pieces ma
 """
 
 from typing import Any
+
+from components.serve.unix_socket import listen_on_socket
 
 HELD_BACK = 4
 """Replacement characters at the end of a text that may still become a character: it has four bytes at most."""
@@ -37,6 +39,7 @@ if __name__ == "__main__":
     import typer
     from transformers.cli.serve import Serve
 
+    listen_on_socket()
     app = typer.Typer()
     app.command()(Serve)
     app()

@@ -6,22 +6,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import jsonschema
 import openai
 import prometheus_client
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.serve import fields
 from components.serve.engines import Engine, llama_cpp_engine, transformers_engine, vllm_engine
-from components.serve.gateway import Gateway, is_loopback
+from components.serve.gateway import OPEN, Gateway, is_loopback
 from components.serve.local import listening
+from components.serve.page import PATHS
 from components.serve.requests import ApiError, Limits, chat, completion, parse_json
+from tests.components.serve.fronts import listening_front
 from tests.fake_engine import FakeEngine
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
@@ -30,31 +32,6 @@ from zhllama.tokenizer.vocabulary import Encoder
 KEY = "a-key-for-the-tests-only"
 QUESTION = [{"role": "user", "content": "你好"}]
 CHAT = "/v1/chat/completions"
-
-
-@contextmanager
-def listening_front(
-    engine: FakeEngine, api_key: str = "", positions: int = 256, **more: Any
-) -> Iterator[httpx2.Client]:
-    made = Engine("fake", Path(), [], "/health", metrics="/metrics", refuses=("logprobs",))
-    gateway = Gateway(
-        Limits("zhllama", Chat(engine.encoder), positions, made.refuses),
-        made,
-        engine.address,
-        lambda: True,
-        api_key,
-        **more,
-    )
-    with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(gateway.app(), log_level="warning", access_log=False))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture
@@ -239,7 +216,7 @@ def test_a_body_that_is_no_json_object_is_400(client: httpx2.Client, content: by
         ({"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens", "more than the 8"),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias", "ids below 800"),
         ({"logit_bias": {"800": 1}}, 400, "logit_bias", "ids below 800"),
-        ({"logit_bias": [1]}, 400, "logit_bias", "ids below 800"),
+        ({"logit_bias": [1]}, 400, "logit_bias", "ids with a number each"),
         ({"mirostat_mode": 2}, 400, "mirostat_mode", "nothing that this server knows"),
     ],
 )
@@ -298,6 +275,101 @@ def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: d
             ids, checked = found
             assert ids[0] == 1
             assert 1 <= checked["max_tokens"] <= 256 - len(ids)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"stop": ["x"] * 100_000}, "at most 16 texts"),
+        ({"stop": "x" * 100_000}, "at most 256"),
+        ({"generation_config": "{}"}, "generation_config is nothing"),
+        ({"messages": [{"role": "user", "content": ""}] * 135_000}, "135,000 messages are more"),
+        ({"messages": [{"role": "user", "content": "a" * 4_000_000}]}, "4,000,000 characters are more"),
+        ({"messages": [{"role": "user", "content": " " * 4_000_000}]}, "4,000,000 characters are more"),
+        ({"messages": [{"role": "x" * 4_000_000, "content": ""}]}, "role must be"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls is nothing"),
+        ({"model": "x" * 4_000_000}, "does not exist"),
+        ({"x" * 4_000_000: 1}, "is nothing that this server knows"),
+        ({"logit_bias": {str(index): 0 for index in range(800)} | {f"{index:08}": 0 for index in range(800)}}, "1,024"),
+        ({"response_format": {"type": "json_object", "schema": {"enum": ["x" * 100_000]}}}, "an object, of 65,536"),
+        ({"response_format": {"schema": {"enum": list(range(100_000))}}}, "an object, of 65,536"),
+        ({"response_format": json.loads('{"x":' * 40 + "1" + "}" * 40)}, "32 levels"),
+        ({"temperature": 10**4_000}, "temperature must be"),
+        ({"max_tokens": 10**4_000}, "max_tokens must be"),
+        ({"seed": 2**64}, "seed must be"),
+        ({"prompt": "x"}, "prompt is nothing"),
+        ({"tool_choice": "auto", "modalities": ["audio"]}, "text alone"),
+        ({"n": True}, "one answer"),
+        ({"best_of": 2}, "best_of is nothing"),
+    ],
+    ids=lambda given: str(given)[:40],
+)  # fmt: skip
+def test_work_is_counted_before_it_is_done(
+    client: httpx2.Client, engine: FakeEngine, more: dict[str, Any], said: str
+) -> None:
+    begin = time.process_time()
+    answer = client.post(CHAT, json=body(**more))
+    assert answer.status_code in (400, 404)
+    assert said in error_of(answer)["message"]
+    assert len(answer.content) < 1_000
+    # of the processor, the client's part too: the worst of them took 155 s
+    assert time.process_time() - begin < 3
+    assert not engine.seen
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model": "zhllama", "model": "zhllama", "messages": [{"role": "user", "content": "x"}]}',
+        '{"model": "zhllama", "messages": [{"role": "user", "role": "system", "content": "x"}]}',
+        '{"model": "zhllama", "temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}',
+        '{"model": "zhllama", "temperature": -Infinity, "messages": [{"role": "user", "content": "x"}]}',
+        '{"model": "zhllama", "seed": ' + "9" * 5_000 + ', "messages": [{"role": "user", "content": "x"}]}',
+        '{"model": "zhllama", "metadata": ' + "[" * 150 + "]" * 150 + ', "messages": []}',
+    ],
+    ids=["a key twice", "deep inside too", "infinity", "its name", "a number of 5,000 digits", "nested"],
+)
+def test_json_that_programs_read_in_more_than_one_way_is_refused(client: httpx2.Client, content: str) -> None:
+    answer = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, error_of(answer)["message"][:20]) == (400, "the body is not JSON")
+
+
+def test_every_field_of_openais_client_is_decided(client: httpx2.Client, engine: FakeEngine) -> None:
+    said = {
+        "store": True, "metadata": {"a": "b"}, "user": "me", "seed": 3, "stream_options": {"include_usage": True},
+        "response_format": {"type": "text"}, "service_tier": "auto", "parallel_tool_calls": True, "tools": [],
+        "safety_identifier": "x", "prompt_cache_key": "x", "modalities": ["text"], "n": 1, "tool_choice": "none",
+    }  # fmt: skip
+    assert client.post(CHAT, json=body(**said)).status_code == 200
+    assert engine.seen[-1][1].keys() == {"model", "messages", "seed", "max_tokens"}
+    for known, names in (
+        (fields.CHAT, openai.types.chat.completion_create_params.CompletionCreateParamsNonStreaming),
+        (fields.COMPLETION, openai.types.completion_create_params.CompletionCreateParamsNonStreaming),
+    ):
+        undecided = names.__annotations__.keys() - known.keys() - fields.NOTHING.keys()
+        assert undecided <= {"reasoning_effort", "verbosity", "web_search_options", "moderation"}
+
+
+_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 3_000), st.floats(-3, 3), st.text("ax", max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text("a5", max_size=3), inner, max_size=2)),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_the_table_means_what_json_schema_means(data: Any) -> None:
+    tables = (fields.CHAT, fields.COMPLETION, fields.TOKENIZE, fields.OF_LLAMA_CPP, fields.OF_VLLM)
+    schema = data.draw(st.sampled_from([schema for table in tables for schema in table.values()]))
+    value = data.draw(_values | st.sampled_from([1, [], {}, "text", [["text"]]]))
+    valid = jsonschema.Draft202012Validator(schema).is_valid(value)
+    # one difference, on purpose: 1.0 is no whole number
+    assert fields.fits(value, schema) == (valid and not (schema.get("type") == "integer" and isinstance(value, float)))
+
+
+def test_a_temperature_near_0_is_0(client: httpx2.Client, engine: FakeEngine) -> None:
+    assert client.post(CHAT, json=body(temperature=1e-320)).status_code == 200
+    assert engine.seen[-1][1]["temperature"] == 0
 
 
 # --- an engine that misbehaves ----------------------------------------------------------------------------------------
@@ -365,7 +437,7 @@ def test_a_client_that_leaves_ends_its_stream_at_the_engine(client: httpx2.Clien
     assert client.get("/v1/models").status_code == 200
 
 
-def running(client: httpx2.Client) -> float:
+def being_answered(client: httpx2.Client) -> float:
     """The gauge of requests that are being answered."""
     lines = client.get("/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith("zhllama_requests_running ")).split()[1])
@@ -388,7 +460,7 @@ def test_a_count_that_is_none_is_the_engines_fault_and_the_request_ends(
     event = f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode()
     engine.faults[CHAT] = lambda handler: handler.stream([event])
     assert "the engine broke off its answer" in client.post(CHAT, json=body(stream=True)).text
-    assert running(client) == 0
+    assert being_answered(client) == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -407,9 +479,9 @@ def test_a_client_that_leaves_before_the_engine_answers_is_no_longer_counted(
         head = f"POST {CHAT} HTTP/1.1\r\nHost: {client.base_url.host}\r\nContent-Type: application/json\r\n"
         leaving.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         wait_for(lambda: any(path == CHAT for path, _ in engine.seen))
-        assert running(client) == 1
+        assert being_answered(client) == 1
     goes_on.set()
-    wait_for(lambda: running(client) == 0)
+    wait_for(lambda: being_answered(client) == 0)
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -474,6 +546,25 @@ def test_without_the_key_nothing_of_the_model_is_answered(engine: FakeEngine, gi
         assert not [path for path, _ in engine.seen if path != "/health"]
 
 
+def test_what_is_open_without_a_key_is_in_one_list(engine: FakeEngine) -> None:
+    opened = {*OPEN, *PATHS}
+    tried = {
+        "/v1", "/v1/", "/v1//models", "//v1/models", "/openapi.json", "/docs", "/nothing", "/upload", "/websocket/",
+        "/health/", "/session/x/upload/y", "/metrics/x", "/V1/models", "/page.css%00", "/health%2f..%2fv1%2fmodels",
+    }  # fmt: skip
+    with listening_front(engine, KEY, host="0.0.0.0", page=True) as client:
+        for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"):
+            for path in opened | tried:
+                status = client.request(method, path).status_code
+                assert (status == 401) == (path not in opened or method not in ("GET", "HEAD")), (method, path, status)
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+                   "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}  # fmt: skip
+        for path in ("/", "/websocket/", "/v1/chat/completions"):
+            assert client.get(path, headers=upgrade).status_code == (200 if path == "/" else 401)
+        twice = [("Authorization", "Bearer x"), ("Authorization", f"Bearer {KEY}")]
+        assert client.get("/v1/models", headers=twice).status_code == 400
+
+
 def test_with_the_key_it_is(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     with listening_front(engine, KEY, host="0.0.0.0") as client:
@@ -492,6 +583,11 @@ def test_a_page_of_another_site_is_not_answered(client: httpx2.Client, engine: F
     assert client.post(CHAT, json=body(), headers={"Host": "evil.example.com"}).status_code == 403
     # what a form of such a page can send, without asking first
     assert client.post(CHAT, content=json.dumps(body()), headers={"Content-Type": "text/plain"}).status_code == 415
+    assert not engine.seen
+    for origin in ("null", "", "http://[", "file://", "http://127.0.0.1", f"{client.base_url}x".replace("/x", ".evil")):
+        assert client.post(CHAT, json=body(), headers={"Origin": origin}).status_code == 403, origin
+    for host in ("", "[", "127.0.0.1.evil", "127.0.0.1@evil", "0.0.0.0"):
+        assert client.post(CHAT, json=body(), headers={"Host": host}).status_code in (400, 403), host
     assert not engine.seen
     here = {"Origin": str(client.base_url).rstrip("/")}
     assert client.post(CHAT, json=body(), headers=here).status_code == 200

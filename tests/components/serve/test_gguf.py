@@ -1,7 +1,10 @@
 """A GGUF file behind llama.cpp's server: checked before it starts, and then served as any other model."""
 
 import shutil
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,89 @@ def test_it_streams_and_counts_and_is_checked_as_any_model(client: openai.OpenAI
     assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
     assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
     assert "zhllama_requests_total" in httpx2.get(f"{address}/metrics").text
+
+
+GRAMMARS = ("root ::= (((", "root ::= undefined", 'x ::= "a"', 'root ::= root "a"', "\0", "", "root ::= [", "中文")
+
+
+def refused(client: openai.OpenAI, **more: Any) -> str:
+    """Why; whole and as a stream alike."""
+    said = set()
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=4, stream=stream, **more)
+        said.add(error.value.body["message"])  # type: ignore[index]
+    (only,) = said
+    return str(only)
+
+
+def test_a_grammar_that_cannot_be_read_is_refused_and_one_that_can_is_followed(client: openai.OpenAI) -> None:
+    for grammar in GRAMMARS:
+        if grammar:
+            assert "cannot read this grammar" in refused(client, extra_body={"grammar": grammar})
+    with pytest.raises(openai.BadRequestError, match="cannot read this grammar"):
+        client.completions.create(model="zhllama", prompt="x", max_tokens=4, extra_body={"grammar": GRAMMARS[0]})
+    followed: Any = client.chat.completions.create(
+        model="zhllama", messages=QUESTION, max_tokens=8, extra_body={"grammar": 'root ::= "abc"'}
+    )
+    assert followed.choices[0].message.content == "abc"
+
+
+def test_schemas_of_all_kinds_are_followed_or_an_error_of_that_request(client: openai.OpenAI) -> None:
+    forms: list[Any] = [
+        {"type": "json_object", "schema": {"type": "string", "pattern": "^((((*$"}},
+        {"type": "json_object", "schema": {"$ref": "#/nowhere"}},
+        {"type": "json_object", "schema": {"type": "array", "items": {}, "minItems": 10**6}},
+        {"type": "json_object", "schema": {"enum": ["\0", '"', "\\\\"]}},
+        {"type": "json_object"},
+    ]
+    for form in forms:
+        try:
+            client.chat.completions.create(
+                model="zhllama", messages=QUESTION, max_tokens=4, extra_body={"response_format": form}
+            )
+        except openai.APIStatusError as error:
+            assert error.status_code in (400, 502)  # noqa: PT017 - either is an answer
+    assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
+
+
+def test_a_second_request_does_not_cut_the_first_ones_stream(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "zhllama", "messages": QUESTION, "max_tokens": 60, "temperature": 0}
+    asked["extra_body"] = {"min_tokens": 60}
+    first: Any = client.chat.completions.create(**asked, stream=True)
+    next(first)
+    assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
+    *_, last = first
+    assert last.choices[0].finish_reason == "length"
+
+
+def test_health_is_answered_while_it_works(client: openai.OpenAI, address: str) -> None:
+    asked: Any = {"model": "zhllama", "messages": QUESTION, "max_tokens": 100, "extra_body": {"min_tokens": 100}}
+    working: Any = client.chat.completions.create(**asked, stream=True)
+    next(working)
+    assert httpx2.get(f"{address}/health", timeout=60).json() == {"status": "ok"}
+    working.close()
+
+
+def test_an_engine_that_a_request_ends_is_started_again_and_the_request_is_502(exported: str) -> None:
+    with served(Serve(model=exported, file="model-f32.gguf", port=0)) as (address, process):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        asked: Any = {"model": "zhllama", "messages": QUESTION, "max_tokens": 500, "extra_body": {"min_tokens": 500}}
+        stream: Any = client.chat.completions.create(**asked, stream=True)
+        next(stream)
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(client.chat.completions.create, **asked)
+            process._process.send_signal(signal.SIGSEGV)
+            with pytest.raises(openai.APIStatusError) as error:
+                waiting.result(60)
+        assert error.value.status_code in (502, 503)
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(stream)
+        until = time.monotonic() + 120
+        while httpx2.get(f"{address}/health", timeout=60).status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

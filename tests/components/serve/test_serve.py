@@ -1,16 +1,18 @@
 """The server as its users see it: through the openai client, by its process, and by its one line when it refuses."""
 
 import json
+import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +214,45 @@ def test_a_signal_ends_the_server_too(tiny_model: str, sent: signal.Signals, cod
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_is_a_fault(model: str) -> None:
-    with served(Serve(model=model, port=0)) as (address, engine):
-        engine._process.kill()
-        with pytest.raises(RuntimeError, match=r"the engine \(transformers\) ended with -9"):
-            engine.wait()
-        assert httpx2.get(f"{address}/health").status_code == 503
+def test_an_engine_that_dies_is_started_again(model: str) -> None:
+    with (
+        served(Serve(model=model, port=0)) as (address, process),
+        httpx2.Client(base_url=address, timeout=60) as client,
+    ):
+        process._process.kill()
+        body = {"model": "zhllama", "messages": QUESTION, "max_tokens": 2}
+        until = time.monotonic() + 120
+        statuses = []
+        while 200 not in statuses:
+            assert time.monotonic() < until
+            statuses.append(client.post("/v1/chat/completions", json=body).status_code)
+            time.sleep(0.1)
+        assert set(statuses) <= {200, 502, 503}
+        assert client.get("/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_nobody_reaches_an_engine_but_its_gateway(model: str) -> None:
+    with served(Serve(model=model, port=0)) as (address, process):
+        port = int(address.rpartition(":")[2])
+        assert stat.S_IMODE(Path(process.socket).parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(Path(process.socket).stat().st_mode) == 0o600
+        listening_here = [
+            int(line.split()[1].rpartition(":")[2], 16)
+            for pid in (os.getpid(), process._process.pid)
+            for line in listening_lines(pid)
+        ]
+        assert listening_here == [port]
+
+
+def listening_lines(pid: int) -> list[str]:
+    """Lines of /proc/net/tcp and tcp6 of sockets that a process listens on."""
+    held = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            held.add(os.readlink(link))
+    lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text("utf-8").splitlines()[1:]]
+    return [line for line in lines if line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in held]
 
 
 @pytest.mark.slow
@@ -460,7 +495,7 @@ def test_what_is_no_whole_model_is_refused_before_an_engine_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, line: str, verified: str, kept: bool
 ) -> None:
     started: list[Any] = []
-    monkeypatch.setattr("components.serve.engines.EngineProcess.__enter__", started.append)
+    monkeypatch.setattr("components.serve.engine_process.EngineProcess.__enter__", started.append)
     manifest = folder / "manifest.json"
     if kept:
         # the manifest names its own place

@@ -1,0 +1,51 @@
+"""llama.cpp's server, mended: `python -m components.serve.llama_cpp_server --model FILE … --uds PATH`.
+
+Known of llama-cpp-python 0.3: a grammar that llama.cpp cannot read makes no sampler, and the next token is drawn with
+what is not there, which ends the process. Here it is a 4xx before an answer begins; one that the server itself makes of
+a JSON schema is an error of that request.
+"""
+
+from typing import Any
+
+from components.serve.unix_socket import listen_on_socket
+
+
+def readable(grammar: str | None) -> str | None:
+    """400 for a grammar that llama.cpp cannot read; a ValueError would be the server's 500."""
+    import llama_cpp
+    from fastapi import HTTPException
+
+    if grammar is not None:
+        # C's texts end at a NUL
+        sampler = None if "\0" in grammar else llama_cpp.llama_sampler_init_grammar(None, grammar.encode(), b"root")
+        if not sampler:
+            raise HTTPException(400, "llama.cpp cannot read this grammar")
+        llama_cpp.llama_sampler_free(sampler)
+    return grammar
+
+
+def mend() -> None:
+    """Before llama_cpp.server.app is imported, which takes the forms of requests from `types`."""
+    import llama_cpp.server.types as types
+    from llama_cpp._internals import LlamaSampler
+    from pydantic import field_validator
+
+    for name in ("CreateCompletionRequest", "CreateChatCompletionRequest"):
+        form: Any = getattr(types, name)
+        check = field_validator("grammar")(staticmethod(readable))
+        setattr(types, name, type(name, (form,), {"__module__": form.__module__, "readable": check}))
+    add = LlamaSampler.add_grammar
+
+    def add_readable(self: Any, model: Any, grammar: Any) -> None:
+        readable(grammar._grammar)
+        add(self, model, grammar)
+
+    setattr(LlamaSampler, "add_grammar", add_readable)  # noqa: B010 - to mypy a method is no variable
+
+
+if __name__ == "__main__":
+    listen_on_socket()
+    mend()
+    from llama_cpp.server.__main__ import main
+
+    main()

@@ -1,0 +1,70 @@
+"""The gateway's requests: schemathesis makes right and wrong ones of its OpenAPI and holds the answers against it.
+
+The engine is one of the tests' own that answers whatever it is asked, and refuses a JSON that no engine should see.
+"""
+
+import logging
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from components.serve.engines import Engine
+from components.serve.fields import OF_LLAMA_CPP, OF_VLLM
+from components.serve.gateway import Gateway
+from components.serve.local import listening, running
+from components.serve.requests import Limits
+from tests.fake_engine import FakeEngine
+from tests.texts import chinese_sentences, llama_shaped
+from zhllama.tokenizer.chat import Chat
+from zhllama.tokenizer.vocabulary import Encoder
+
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
+    "negative_data_rejection", "ignored_auth",
+)  # fmt: skip
+OPERATIONS = 4
+"""That take a body."""
+KEY = "a-key-for-the-fuzzer-only"
+
+
+class Errors(logging.Handler):
+    """What the server says of itself as an error: a fault, though it was answered."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(logging.Formatter().format(record))
+
+
+def run(tries: int, scratch: Path) -> dict[str, Any]:
+    encoder = Encoder(llama_shaped(islice(chinese_sentences(), 3000), 800))
+    made = Engine("fake", Path(), [], "/health", takes={**OF_LLAMA_CPP, **OF_VLLM})
+    errors = Errors()
+    logging.getLogger().addHandler(errors)
+    with FakeEngine(encoder) as engine:
+        limits = Limits("zhllama", Chat(encoder), 256, made.refuses, made.takes)
+        gateway = Gateway(limits, made, engine.address, lambda: True, KEY)
+        with listening("127.0.0.1", 0) as listener, running(gateway.app(page=True), listener):
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            header = {"Authorization": f"Bearer {KEY}"}
+            file = scratch / "openapi.json"
+            file.write_bytes(httpx2.get(f"{address}/openapi.json", headers=header).content)
+            command = [sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", address]
+            command += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(-(-tries // OPERATIONS))]
+            command += ["--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--request-timeout", "20"]
+            command += ["--suppress-health-check", "all", "--generation-database", "none", "--no-color"]
+            done = subprocess.run(command, cwd=scratch, stdout=subprocess.PIPE, text=True, check=False)
+            sys.stdout.write(done.stdout)
+            # it lives on
+            assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
+    logging.getLogger().removeHandler(errors)
+    if done.returncode or errors.said:
+        sys.exit("\n".join(["the gateway did not hold; what it said:", *errors.said]))
+    asked = [body for path, body in engine.seen if path.startswith("/v1/")]
+    return {"requests the engine saw": len(asked), "errors": 0}
