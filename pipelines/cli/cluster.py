@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import sys
-import tempfile
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import lost_in_trainjob, pod_environment, trainjob
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.storage.private import temporary_folder
 
 
 def _pods(whose: str) -> tuple[options.Row, ...]:
@@ -130,7 +130,7 @@ def compile_(given: argparse.Namespace) -> None:
     told = options.configured(given)
     from pipelines.adapt_llama import compile_pipeline
 
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         made = compile_pipeline(told, given.output or Path(folder, "pipeline.yaml"))
     if given.explain:
         from rich.table import Table

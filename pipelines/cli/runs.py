@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from pipelines.cli import options
 from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, UNKNOWN, Run, Step, word
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
+from zhllama.storage.private import temporary_folder
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
@@ -71,7 +71,7 @@ def submit(given: argparse.Namespace) -> None:
     from pipelines.local.plan import checked_arguments
 
     name = given.pipeline or f"adapt-llama-{given.size}"
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_pipeline(told, package)
         # before anybody is called

@@ -13,7 +13,6 @@ import operator
 import resource
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import duration
+from zhllama.storage.private import temporary_folder
 
 log = logging.getLogger("training")
 
@@ -67,7 +67,7 @@ class History:
             values = [Summary.Value(tag=tags[name], simple_value=value) for name, value in measured.items()]
             step, at = int(line["step"]), line.get("time", 0.0)
             events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
-        with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder, "events")
             with closing(RecordWriter(str(path))) as writer:
                 for event in events:
