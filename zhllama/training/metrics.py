@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from zhllama import storage
+from zhllama import storage, terminal
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import duration
 from zhllama.storage.private import temporary_folder
@@ -177,11 +177,10 @@ class MetricsCallback(TrainerCallback, ExitStack):
         if self._root is not None:
             self._uploader = self.enter_context(closing(MetricsUploader(self._root)))
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}")
-            bar = Progress(TextColumn("training"), *columns, console=Console(file=sys.stderr), transient=True)
+            bar = Progress(TextColumn("training"), *columns, console=terminal.console(sys.stderr), transient=True)
             self._bar = self.enter_context(bar)
             self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
 
