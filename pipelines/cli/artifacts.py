@@ -64,15 +64,18 @@ def add_to(commands: options.Commands) -> None:
     )
 
 
-def _reaching(given: argparse.Namespace, address: str, folder: bool = False) -> AbstractContextManager[str]:
-    """`folder`: a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
+def _reaching(
+    given: argparse.Namespace, address: str, folder: bool = False, attach: bool = True
+) -> AbstractContextManager[str]:
+    """`folder`: a prefix of S3 may be empty, but a folder that is not there is a slip of the pen. attach: while a run
+    goes on, too."""
     from pipelines.local.runner import s3_for
 
     if folder and address and not storage.is_s3(address) and not Path(storage.normalise(address)).is_dir():
         raise InputError(f"{address}: no such folder; give a store: a folder, or an s3:// prefix")
     if not address and not (given.work / "s3").is_dir():
         raise InputError(f"--work {given.work}: no run has been here; name a store, as s3://bucket/store")
-    return s3_for(given.work.absolute(), address)
+    return s3_for(given.work.absolute(), address, attach)
 
 
 def show(given: argparse.Namespace) -> None:
@@ -135,7 +138,8 @@ def gc(given: argparse.Namespace) -> None:
     from rich.table import Table
 
     older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
-    with _reaching(given, given.store, folder=True) as store:
+    # what a run is about to publish is named by nothing yet
+    with _reaching(given, given.store, folder=True, attach=given.dry_run) as store:
         found, damaged = inventory.unreferenced(store, older_than, now)
         freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)
     if given.json:

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines import inventory
 from pipelines.__main__ import main
+from pipelines.local.runner import s3_for
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK
 from zhllama.artifacts.cache import materialize
@@ -389,3 +390,20 @@ def test_control_characters_of_a_manifest_are_shown_and_not_printed(store, zhlla
         raw = [one for one in printed + said if one in "\x1b\r\x07\x9b\u202e"]
         assert raw == [], command
     assert json.loads(zhllama("show", made.reference, "--json")[1])["manifest"]["facts"]["summary"] == HOSTILE
+
+
+def test_ls_and_show_work_while_a_run_has_the_store(zhllama, tmp_path, monkeypatch):
+    for name in ("ZHLLAMA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    with s3_for(tmp_path / "work", "") as run_store:
+        made = publish(run_store, "pretrain", "a", "adapter")
+        # another shell knows nothing of the run's
+        monkeypatch.delenv("ZHLLAMA_S3_ENDPOINT")
+        storage.forget_client()
+        for command in (("ls",), ("show", made.reference), ("verify", made.reference), ("gc", "--dry-run")):
+            code, out, err = zhllama(*command, "--work", tmp_path / "work")
+            assert (code, err) == (0, ""), command
+            assert command[0] == "gc" or made.reference in out
+        code, _, err = zhllama("gc", "--work", tmp_path / "work")
+        assert code == 2
+        assert "in use by another command" in err
