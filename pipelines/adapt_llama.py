@@ -15,7 +15,6 @@ parameters; settings.py lists both. What KFP can set on a step is in steps.py, w
 from functools import partial
 from inspect import Parameter, Signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +37,7 @@ from pipelines.settings import GENERATED
 from pipelines.steps import Steps
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.storage.private import temporary_folder
 from zhllama.training.options import EACH_RUN
 
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
@@ -243,7 +243,7 @@ def compile_pipeline(told: Configuration, path: Path) -> list[tuple[str, str]]:
     made: list[tuple[str, str]] = []
     try:
         # kfp writes where it is told, bit by bit: a disk that is full must not leave half a pipeline
-        with TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             whole = Path(folder, "pipeline.yaml")
             compiler.Compiler().compile(adapt_llama(told, made), str(whole))
             storage.write_bytes(str(path), whole.read_bytes())

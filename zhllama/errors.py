@@ -5,6 +5,8 @@
 Everything else is a bug or a fault we did not foresee: a traceback and exit code 1.
 """
 
+from zhllama.terminal import visible
+
 EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_INPUT = 2
@@ -13,7 +15,7 @@ EXIT_CANCELLED = 143
 
 class _OneLine(Exception):
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
 
 
 class InputError(_OneLine):

@@ -11,6 +11,8 @@ import time
 from functools import cache
 from typing import Any, Self
 
+from zhllama import terminal
+
 log = logging.getLogger("progress")
 LINE_EVERY = 30.0
 SHOW_AFTER = 1.0
@@ -45,12 +47,11 @@ _drawing = threading.Lock()
 @cache
 def _rows() -> Any:
     """The one live display of all rows that are on the terminal now."""
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
-    return RichProgress(*columns, console=Console(stderr=True), transient=True)
+    return RichProgress(*columns, console=terminal.console(sys.stderr), transient=True)
 
 
 class Progress:

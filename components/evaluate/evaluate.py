@@ -13,6 +13,7 @@ from typing import Any
 from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
+from zhllama import terminal
 from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.reader import Artifact
@@ -63,9 +64,7 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     out.metrics = metrics_of(report)
     out.facts["summary"] = summary(report)
     if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(figures_table("Held-out figures", report["models"]))
+        terminal.console().print(figures_table("Held-out figures", report["models"]))
     return out.publish("report")
 
 

@@ -21,6 +21,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.storage.folders import require_space
+from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder, mixtures
 from zhllama.weights.meta_format import TOKENIZER
@@ -92,7 +93,7 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
         said = "%d tensors have rows that %d does not divide (%s): llama.cpp takes other types there"
         log.warning(said, len(odd), SUPER_BLOCK, odd[0])
     files: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         source = Path(folder, "source.gguf")
         with open(source, "wb") as stream:
             write_gguf(plan, plan.own_precision, stream)
@@ -110,7 +111,7 @@ def tokens_differing(plan: GgufModel) -> int:
     """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids."""
     encoder = plan.llama.encoder
     lines = probe_lines(encoder)
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder, "vocabulary.gguf")
         path.write_bytes(plan.header("f32", tensors=False))
         return encoder.differing(lines, encode(path, lines))

@@ -6,7 +6,6 @@ types as they are: it merges by score and from the left, so ties give the same i
 """
 
 import math
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from components.export_model.llama import Llama, open_llama
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
+from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.chat_template import Template, chosen, without_markers
@@ -127,7 +127,7 @@ class GgufModel:
             # raw_dtype says what the bytes are; of the dtype only uint8 is looked at, which would mean packed blocks
             given = tensor.name, tensor.shape, np.dtype(np.uint16), tensor.nbytes(precision)
             writer.add_tensor_info(*given, raw_dtype=kind)
-        with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder, "header.gguf")
             writer.write_header_to_file(path)
             writer.write_kv_data_to_file()

@@ -24,6 +24,7 @@ from zhllama.kubernetes.api import plain
 from zhllama.kubernetes.job_kinds import JobKind
 from zhllama.kubernetes.pod_state import containers, crash
 from zhllama.stage.log import mask
+from zhllama.terminal import visible
 
 log = logging.getLogger("launch")
 
@@ -206,7 +207,7 @@ class JobLogs:
     def say(self, line: str) -> None:
         with self._lock:
             self.kept.append(line)
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
     def finish(self, job_over: bool = True) -> None:
         """Waits for what the logs still have, some seconds at most. A job may be over before its containers are: they

@@ -5,7 +5,6 @@ other, so what differs is the rounding of the merged weights: on a small float16
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.adapters import merge_into
 from zhllama.progress import human
+from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.meta_format import EMBEDDING
@@ -63,7 +63,7 @@ def prove(model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, enc
     InputError when they differ by more than rounding can explain: then the merge is wrong, nothing is published, and
     trying again would give the same."""
     prompts = [torch.tensor([[encoder.bos, *encoder.encode(text)]]) for text in PROMPTS]
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         beside = _logits(_with_adapters(model, adapters, encoder.size, Path(folder)), prompts)
         merged = _logits(_load(open_artifact(out.root), Path(folder, "merged")), prompts)
     width = min(beside.shape[1], merged.shape[1])
@@ -90,7 +90,7 @@ def _most_different(
 ) -> tuple[str, float]:
     """The tensor that is furthest from peft's, and by how much of its length."""
     checkpoint = Checkpoint(open_artifact(out.root))
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         wanted = _with_adapters(model, adapters, pieces, Path(folder)).merge_and_unload().state_dict()
     found = {}
     for name in checkpoint.tensors.keys() & wanted.keys():

@@ -6,7 +6,6 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
+from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
@@ -63,7 +63,7 @@ def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder, Cha
     chat = chat_of(artifact, encoder)
     if context_length > positions:
         raise InputError(f"{where}: the model has {positions} positions; --context-length {context_length} is more")
-    with tempfile.TemporaryDirectory(prefix="zhllama-check-") as folder:
+    with temporary_folder() as folder:
         names = [name for name in artifact.names if name in TOKENIZER_FILES or is_template(name)]
         artifact.fetch(Path(folder), names)
         check_tokenizer(Path(folder), encoder, where, chat)

@@ -3,7 +3,6 @@ announced the tokenizer that the engine uses is held against SentencePiece: ids 
 
 import asyncio
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
+from zhllama.storage.private import temporary_folder
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import ids_of
 
@@ -87,7 +87,7 @@ def served(config: Serve, artifact: Artifact | None = None) -> Iterator[tuple[st
     # before the weights are read: a port that is taken is known at once
     with (
         listening(config.host, config.port) as listener,
-        tempfile.TemporaryDirectory(prefix="zhllama-serve-") as temporary,
+        temporary_folder() as temporary,
     ):
         folder = Path(temporary)
         if file is None:

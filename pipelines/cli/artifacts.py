@@ -20,6 +20,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.durations import read_duration
+from zhllama.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,15 +64,18 @@ def add_to(commands: options.Commands) -> None:
     )
 
 
-def _reaching(given: argparse.Namespace, address: str, folder: bool = False) -> AbstractContextManager[str]:
-    """`folder`: a prefix of S3 may be empty, but a folder that is not there is a slip of the pen."""
+def _reaching(
+    given: argparse.Namespace, address: str, folder: bool = False, attach: bool = True
+) -> AbstractContextManager[str]:
+    """`folder`: a prefix of S3 may be empty, but a folder that is not there is a slip of the pen. attach: while a run
+    goes on, too."""
     from pipelines.local.runner import s3_for
 
     if folder and address and not storage.is_s3(address) and not Path(storage.normalise(address)).is_dir():
         raise InputError(f"{address}: no such folder; give a store: a folder, or an s3:// prefix")
     if not address and not (given.work / "s3").is_dir():
         raise InputError(f"--work {given.work}: no run has been here; name a store, as s3://bucket/store")
-    return s3_for(given.work.absolute(), address)
+    return s3_for(given.work.absolute(), address, attach)
 
 
 def show(given: argparse.Namespace) -> None:
@@ -90,7 +94,7 @@ def show(given: argparse.Namespace) -> None:
             parts = {"reference": manifest.reference, "manifest": manifest, "lineage": ancestor}
             found = parts if given.json else shown(manifest, ancestor)
     if given.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False, default=asdict))
+        say(json.dumps(found, indent=1, ensure_ascii=False, default=asdict))
     else:
         options.console().print(found)
 
@@ -105,9 +109,9 @@ def list_(given: argparse.Namespace) -> None:
     chosen = [one for one in found if one.kind in kinds and given.stage in ("", one.stage)]
     console = options.console()
     if given.json:
-        print(json.dumps([inventory.as_json(one) for one in chosen], indent=1, ensure_ascii=False))
+        say(json.dumps([inventory.as_json(one) for one in chosen], indent=1, ensure_ascii=False))
     elif not chosen:
-        print(f"{store}: no artifact is here")
+        say(f"{store}: no artifact is here")
     else:
         for one in chosen:
             line = Text().append(f"{one.created[:16].replace('T', ' ')}  ", "dim")
@@ -117,7 +121,7 @@ def list_(given: argparse.Namespace) -> None:
             line.append("\n    " if console.is_terminal else "  ").append(one.reference, "cyan")
             console.print(line, soft_wrap=True)
     for wrong in damaged:
-        print(f"warning: {wrong}", file=sys.stderr)
+        say(f"warning: {wrong}", sys.stderr)
 
 
 def verify(given: argparse.Namespace) -> None:
@@ -125,23 +129,24 @@ def verify(given: argparse.Namespace) -> None:
         manifest = manifest_of(given.reference)
         damages = Artifact(manifest, verified=True).find_corruption()
     if damages:
-        print("\n".join(damages))
+        say("\n".join(damages))
         raise InputError(f"{given.reference}: {len(damages)} blocks are not as the manifest says; run its stage again")
-    print(f"{_size_of(manifest)}, every block is as the manifest says")
+    say(f"{_size_of(manifest)}, every block is as the manifest says")
 
 
 def gc(given: argparse.Namespace) -> None:
     from rich.table import Table
 
     older_than, now = read_duration(given.older_than, "--older-than"), datetime.now(UTC)
-    with _reaching(given, given.store, folder=True) as store:
+    # what a run is about to publish is named by nothing yet
+    with _reaching(given, given.store, folder=True, attach=given.dry_run) as store:
         found, damaged = inventory.unreferenced(store, older_than, now)
         freed = sum(one.bytes for one in found) if given.dry_run else inventory.free(found)
     if given.json:
         value = {"dry_run": given.dry_run, "bytes": freed, "unreferenced": [one.as_json() for one in found]}
-        print(json.dumps(value, indent=1))
+        say(json.dumps(value, indent=1))
     elif not found:
-        print(f"{store}: nothing to free that is older than {given.older_than}")
+        say(f"{store}: nothing to free that is older than {given.older_than}")
     else:
         table = Table("age", "size", "what", "where", box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.columns[0].justify = table.columns[1].justify = "right"
@@ -152,7 +157,7 @@ def gc(given: argparse.Namespace) -> None:
         places = "1 place" if len(found) == 1 else f"{len(found)} places"
         print(f"{'would free' if given.dry_run else 'freed'} {human(freed, 'B')} in {places}")
     for wrong in damaged:
-        print(f"warning: {wrong}", file=sys.stderr)
+        say(f"warning: {wrong}", sys.stderr)
 
 
 def copy(given: argparse.Namespace) -> None:
@@ -162,7 +167,7 @@ def copy(given: argparse.Namespace) -> None:
             copied = copy_artifact(artifact, given.target)
         except FileExistsError as error:
             raise InputError(f"{given.target}: another artifact is there; choose another place") from error
-    print(_size_of(copied))
+    say(_size_of(copied))
 
 
 def _size_of(manifest: Manifest) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import sys
-import tempfile
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from zhllama.kubernetes.names import check_value
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.pod_settings import PodSettings, pod_settings, required_nodes
 from zhllama.kubernetes.training_job import TrainingJob
+from zhllama.storage.private import temporary_folder
 
 
 def _pods(whose: str) -> tuple[options.Row, ...]:
@@ -143,7 +143,7 @@ def compile_(given: argparse.Namespace) -> None:
     told = options.configured(given)
     from pipelines.adapt_llama import compile_pipeline
 
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         made = compile_pipeline(told, given.output or Path(folder, "pipeline.yaml"))
     if given.explain:
         from rich.table import Table

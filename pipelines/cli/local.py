@@ -89,7 +89,7 @@ def chat(given: argparse.Namespace) -> None:
     from pipelines.local.runner import last_model, s3_for
 
     model = given.model or last_model(given.work)
-    with s3_for(given.work.absolute(), model):
+    with s3_for(given.work.absolute(), model, attach=True):
         environment = {"ZHLLAMA_CACHE": str(given.work.absolute() / "cache"), **os.environ}
         command = [sys.executable, "-m", "components.generate", "--model", model, "--interactive"]
         sys.exit(subprocess.run(command, env=environment).returncode)

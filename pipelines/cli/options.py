@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from zhllama import terminal
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_value
 from zhllama.kubernetes.pods import uid
@@ -122,9 +123,8 @@ def configured(
 
 def console() -> "Console":
     """Standard output. Where it is no terminal, lines are as long as they are: what reads them may be a program."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, soft_wrap=not sys.stdout.isatty())
+    here = sys.stdout.isatty()
+    return terminal.console(width=None if here else 10_000, highlight=False, soft_wrap=not here)
 
 
 def settings(pairs: Sequence[str], option: str = "--set") -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.cli import options
+from zhllama import terminal
 from zhllama.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,13 +70,12 @@ def plan(given: argparse.Namespace) -> None:
 
     kinds = list(gpus(given.gpus_file or FILE).values())
     if given.gpu == "list":
-        from rich.console import Console
         from rich.table import Table
 
         found = Table("kind", "device", "memory", "TFLOP/s", "MFU, assumed", box=None, padding=(0, 2, 0, 0))
         for gpu in kinds:
             found.add_row(gpu.name, gpu.device, gigabytes(gpu.memory), f"{gpu.tflops:,.0f}", f"{gpu.mfu:.0%}")
-        Console(highlight=False).print(found)
+        terminal.console(highlight=False).print(found)
         return
     told = options.configured(given)
     size, shape = told.size, told.shape
@@ -100,7 +100,6 @@ def plan(given: argparse.Namespace) -> None:
 
 
 def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: "list[Gpu]") -> None:
-    from rich.console import Console
 
     from pipelines.planner import estimate, remedies, table
 
@@ -122,7 +121,7 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
         lines = [line for stage in stages for line in warned[stage]]
         title = table.heading(plans, request.size.name)
         columns = {made.stage: table.figures(made) for made in plans}
-        table.show(Console(highlight=False), title, table.table(columns), notes, lines)
+        table.show(terminal.console(highlight=False), title, table.table(columns), notes, lines)
     short = [made for made in plans if not made.fits]
     if short:
         gpu = short[0].gpu
@@ -134,7 +133,6 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
 
 
 def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
-    from rich.console import Console
 
     from pipelines.planner import estimate, table
 
@@ -144,7 +142,9 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
     else:
         title = f"{request.size.name}: a pod of {made.gpus} {made.gpu.name}"
         notes = [f"vLLM takes {estimate.VLLM_SHARE:.0%} of a GPU unless told otherwise."]
-        table.show(Console(highlight=False), title, table.table({"serve": table.serving_figures(made)}), notes, [])
+        table.show(
+            terminal.console(highlight=False), title, table.table({"serve": table.serving_figures(made)}), notes, []
+        )
     if not made.fits:
         most = f"--concurrency {made.most}" if made.most else "more --gpus-per-node"
         raise InputError(
@@ -154,7 +154,6 @@ def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
 
 
 def check(given: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from pipelines.manifests.check.check import check as check_files
@@ -165,7 +164,7 @@ def check(given: argparse.Namespace) -> None:
     paths = [Path(file) for file in given.files or ["-"]]
     node = node_of(given.largest_node)
     found = check_files(paths, given.crds, node, given.pod_security, given.kubernetes, given.namespace)
-    console = Console(soft_wrap=True)
+    console = terminal.console(soft_wrap=True)
     for finding in found:
         wrong = finding.counts_at(given.level)
         line = Text(f"{finding.file}:{finding.line}: ")

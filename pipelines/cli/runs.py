@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from pipelines.cli import options
 from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, UNKNOWN, Run, Step, word
+from zhllama import terminal
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
+from zhllama.storage.private import temporary_folder
+from zhllama.terminal import say
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
@@ -71,7 +73,7 @@ def submit(given: argparse.Namespace) -> None:
     from pipelines.local.plan import checked_arguments
 
     name = given.pipeline or f"adapt-llama-{given.size}"
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         package = Path(folder) / "pipeline.yaml"
         compile_pipeline(told, package)
         # before anybody is called
@@ -98,14 +100,15 @@ def status(given: argparse.Namespace) -> None:
 def cancel(given: argparse.Namespace) -> None:
     with _connected(given) as kubeflow:
         run = kubeflow.cancel(given.run)
-    print(f"run {run.id}: {word(run.state)}" + ("" if run.over else "; `zhllama status --wait` follows it"))
+    say(f"run {run.id}: {word(run.state)}" + ("" if run.over else "; `zhllama status --wait` follows it"))
 
 
 def reap(given: argparse.Namespace) -> None:
     from zhllama.kubernetes.reaper import reap as reap_now
 
     lines = reap_now(given.namespace, given.older_than, given.dry_run)
-    print(*lines, sep="\n", end="\n" if lines else "")
+    for line in lines:
+        say(line)
     print(f"{len(lines)} orphaned training {'job' if len(lines) == 1 else 'jobs'}", file=sys.stderr)
 
 
@@ -117,13 +120,13 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
     try:
         for run in kubeflow.follow(run_id):
             if run.note and not run.over and not noted:
-                print(f"{datetime.now(UTC):%H:%M:%S} note: {run.note}", file=sys.stderr, flush=True)
+                say(f"{datetime.now(UTC):%H:%M:%S} note: {run.note}", sys.stderr)
                 noted = True
             for step in run.steps:
                 took = f" ({_took(step.ended - step.started)})" if step.started and step.ended else ""
                 line = f"{step.name}: {word(step.state)}{took}" + (f"; {step.said}" if step.said else "")
                 if step.state != NOT_RUN and shown.get(step.task) != line:
-                    print(f"{datetime.now(UTC):%H:%M:%S} {line}", file=sys.stderr, flush=True)
+                    say(f"{datetime.now(UTC):%H:%M:%S} {line}", sys.stderr)
                 shown[step.task] = line
     except KeyboardInterrupt:
         print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
@@ -153,11 +156,10 @@ def _last_words(run: Run) -> list[str]:
 
 def _show(run: Run, last_words: TextIO) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    print(f"{run.name} ({run.id})")
+    say(f"{run.name} ({run.id})")
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("step", "state", "began (UTC)", "took"):
         table.add_column(heading, justify="right" if heading == "took" else "left", no_wrap=True)
@@ -166,9 +168,9 @@ def _show(run: Run, last_words: TextIO) -> None:
         began, state = one.started, Text(word(one.state), COLOURS.get(one.state, ""))
         took = "" if one.state == UNKNOWN or began is None else _took((one.ended or datetime.now(UTC)) - began)
         table.add_row(one.name, state, f"{began:%Y-%m-%d %H:%M:%S}" if began else "", took)
-    Console().print(table)
+    terminal.console().print(table)
     for line in _last_words(run):
-        print(line, file=last_words)
+        say(line, last_words)
 
 
 def _took(time: timedelta) -> str:

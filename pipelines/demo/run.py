@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from pipelines.demo.material import Material, prepare_material
-from zhllama import storage
+from zhllama import storage, terminal
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
 from zhllama.stage.options import split_references
@@ -70,7 +70,7 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     from pipelines.local.runner import run_pipeline, s3_for
 
     started = time.monotonic()
-    console = Console(highlight=False)
+    console = terminal.console(highlight=False)
     work = work.absolute()
     for option, given in (("--text", text), ("--instructions", instructions)):
         for reference in split_references(given):

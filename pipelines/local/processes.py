@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from zhllama import storage
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
+from zhllama.storage.private import open_lock, write_private
 
 PATIENCE = 15.0
 """Seconds that an earlier run's processes have after SIGTERM."""
 BUSY = "another run is using this folder; wait for it, or choose another"
+
+
+class Busy(InputError):
+    """Another command has the folder."""
 
 
 def _fields(pid: str) -> list[str]:
@@ -70,7 +74,7 @@ class Ledger:
             send(int(pid), number)
 
     def _write(self) -> None:
-        storage.write_bytes(str(self._path), json.dumps(self._running).encode())
+        write_private(self._path, json.dumps(self._running).encode())
 
     def end_leftovers(self) -> None:
         """Ends what an earlier run that was killed left running."""
@@ -98,13 +102,11 @@ def alone_in(folder: Path, busy: str = BUSY) -> Iterator[Ledger]:
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(
-                held.enter_context(open(folder / ".lock", "a+", encoding="utf-8")), fcntl.LOCK_EX | fcntl.LOCK_NB
-            )
+            fcntl.flock(held.enter_context(open_lock(folder / ".lock")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             ledger = Ledger(folder / "running.json")
             ledger.end_leftovers()
         except BlockingIOError as error:
-            raise InputError(f"--work {folder}: {busy}") from error
+            raise Busy(f"--work {folder}: {busy}") from error
         except OSError as error:
             raise InputError(f"--work {folder}: {error.strerror}; choose another folder") from error
         yield ledger

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from pipelines.local.plan import State
+from zhllama import terminal
 from zhllama.stage.log import mask
+from zhllama.terminal import visible
 
 TAIL = 2000
 """Bytes from the end of a log that are looked at for its last line."""
@@ -47,7 +49,7 @@ def last_lines(log: Path, count: int) -> list[str]:
     with suppress(OSError), open(log, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL * count))
         lines = file.read().decode(errors="replace").splitlines()
-        return [mask(line.rstrip()) for line in lines if line.strip()][-count:]
+        return [visible(mask(line.rstrip())) for line in lines if line.strip()][-count:]
     return []
 
 
@@ -62,10 +64,9 @@ class RunTable:
 
     def __enter__(self) -> Self:
         if self._stream.isatty():
-            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=self._stream), get_renderable=self._table, refresh_per_second=4)
+            self._live = Live(console=terminal.console(self._stream), get_renderable=self._table, refresh_per_second=4)
             self._live.start()
         return self
 

@@ -41,16 +41,17 @@ SHOWN = 20
 
 
 @contextmanager
-def s3_for(work: Path, store: str) -> Iterator[str]:
+def s3_for(work: Path, store: str, attach: bool = False) -> Iterator[str]:
     """The store, reachable: an S3 server on this machine unless an endpoint is set or the store is elsewhere. While it
-    is open the environment names the server, for this process and its children."""
+    is open the environment names the server, for this process and its children. attach: the server of a run, where one
+    goes on."""
     store = store or f"s3://{BUCKET}/artifacts"
     endpoint = os.environ.get("ZHLLAMA_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL_S3")
     if endpoint or not f"{store}/".startswith(f"s3://{BUCKET}/"):
         yield store
         return
     before = dict(os.environ)
-    with LocalS3(work / "s3") as server:
+    with LocalS3(work / "s3", attach=attach) as server:
         try:
             os.environ.update(server.environment())
             for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):

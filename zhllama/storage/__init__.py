@@ -66,14 +66,20 @@ def committed(writer: Writer) -> Iterator[Writer]:
 
 def check_writable(uri: str) -> None:
     """Writes and deletes a small object under `uri`; InputError when that fails. The first thing a stage does."""
-    probe = join(normalise(uri), f".probe-{uuid.uuid4().hex}")
+    # always the same: what a killed command left goes with the next one's
+    probe = join(normalise(uri), ".probe")
     try:
         if is_s3(uri):
             # some servers would make an absent bucket at the first write; an account may write below a prefix without
             # any right on the bucket, which the write will tell
             with suppress(InputError):
                 s3.call(uri, "head_bucket")
-        write_bytes(probe, b"")
+        try:
+            write_bytes(probe, b"")
+        except (KeyboardInterrupt, SystemExit):
+            with suppress(Exception):
+                delete(probe)
+            raise
         delete(probe)
     except StorageFault as error:
         raise InputError(str(error)) from error

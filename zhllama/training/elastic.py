@@ -25,6 +25,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +35,8 @@ from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, S
 from zhllama.kubernetes.pods import DEADLINE_VARIABLE
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
+from zhllama.storage.private import open_lock, temporary_folder
+from zhllama.terminal import visible
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import allowed_cores
 
@@ -67,12 +70,15 @@ class Deadline:
 
     def __enter__(self) -> Self:
         if self._seconds:
-            place = Path(tempfile.gettempdir(), FIRST_START)
-            try:
-                started = float(place.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                started = time.time()
-                place.write_text(str(started), encoding="utf-8")
+            started = time.time()
+            # another user's file of that name is not believed, and a link not followed
+            with suppress(OSError), open_lock(Path(tempfile.gettempdir(), FIRST_START)) as file:
+                if os.fstat(file.fileno()).st_uid == os.geteuid():
+                    try:
+                        started = float(file.read())
+                    except ValueError:
+                        os.ftruncate(file.fileno(), 0)
+                        os.pwrite(file.fileno(), str(started).encode(), 0)
             left = self._seconds - (time.time() - started)
             if left <= 0:
                 raise StorageFault(self.line)
@@ -186,8 +192,11 @@ def _run_elastic(worker: Callable[[Run], None], run: Run, deadline: Deadline) ->
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as said:
+    with temporary_folder() as said:
         config = _launch_config(said)
+        # what a worker that is ended leaves goes with this folder
+        place = os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = said
         node = Node(Path(said), config.max_nodes, deadline)
         try:
             with node:
@@ -203,6 +212,7 @@ def _run_elastic(worker: Callable[[Run], None], run: Run, deadline: Deadline) ->
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.environ.pop("TMPDIR", None) if place is None else os.environ.update(TMPDIR=place)
 
 
 def _launch_config(folder: str) -> Any:
@@ -211,10 +221,11 @@ def _launch_config(folder: str) -> Any:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.run import config_from_args, determine_local_world_size, get_args_parser
 
-    arguments = ["worker"]
+    # its own folder for logs, which nobody reads, would stay in TMPDIR
+    arguments = [f"--log-dir={folder}", "worker"]
     if not any(name in os.environ for name in ("PET_MASTER_ADDR", "PET_RDZV_ENDPOINT", "PET_RDZV_BACKEND")):
         # nobody else to find: any free port will do
-        arguments = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4().hex}", "worker"]
+        arguments = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4().hex}", *arguments]
     try:
         settings = get_args_parser().parse_args(arguments)
         processes = determine_local_world_size(settings.nproc_per_node)
@@ -262,7 +273,7 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
         given = getattr(stopped, "code", EXIT_CANCELLED)
         os._exit(given if isinstance(given, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
-        print(mask(traceback.format_exc()), file=sys.stderr, flush=True)
+        print(visible(mask(traceback.format_exc())), file=sys.stderr, flush=True)
         code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]
     Path(said, f"rank-{rank}").write_text(" ".join(line.split()), encoding="utf-8")
     sys.exit(code)

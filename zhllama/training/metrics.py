@@ -13,7 +13,6 @@ import operator
 import resource
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,9 +24,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from zhllama import storage
+from zhllama import storage, terminal
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import duration
+from zhllama.storage.private import temporary_folder
 
 log = logging.getLogger("training")
 
@@ -67,7 +67,7 @@ class History:
             values = [Summary.Value(tag=tags[name], simple_value=value) for name, value in measured.items()]
             step, at = int(line["step"]), line.get("time", 0.0)
             events.append(Event(wall_time=at, step=step, summary=Summary(value=values)))
-        with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder, "events")
             with closing(RecordWriter(str(path))) as writer:
                 for event in events:
@@ -177,11 +177,10 @@ class MetricsCallback(TrainerCallback, ExitStack):
         if self._root is not None:
             self._uploader = self.enter_context(closing(MetricsUploader(self._root)))
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}")
-            bar = Progress(TextColumn("training"), *columns, console=Console(file=sys.stderr), transient=True)
+            bar = Progress(TextColumn("training"), *columns, console=terminal.console(sys.stderr), transient=True)
             self._bar = self.enter_context(bar)
             self._bar.add_task("training", total=state.max_steps, completed=state.global_step, shown="")
 

@@ -10,7 +10,6 @@ trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a p
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +31,7 @@ from zhllama.artifacts.hub_model import PREFIX, parse_address
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
+from zhllama.storage.private import temporary_folder
 from zhllama.training.inputs import EMBEDDINGS, LoraShape, TrainingInputs, lora_shape, opened_adapter
 from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
@@ -138,7 +138,7 @@ def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
     checkpoint = Checkpoint(model)
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         loaded = PackedLlama.from_pretrained(
             lay_out(checkpoint, Path(folder)), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
         )

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
+from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import BY_TEMPLATE, RECIPE
@@ -148,7 +148,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     if len(weights) != len(trained):
         raise ValueError(f"{len(trained)} tensors were trained, but the adapter would have {len(weights)}")
     half = {name: one.to(torch.float16).contiguous() for name, one in for_both_tables(model, weights).items()}
-    with tempfile.TemporaryDirectory(prefix="zhllama-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder, SAFE)
         save_file(half, path, metadata={"format": "pt"})
         tensors = read_back(path, half)

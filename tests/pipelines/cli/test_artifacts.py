@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import pytest
 
 from pipelines import inventory
 from pipelines.__main__ import main
+from pipelines.local.runner import s3_for
 from tests.faulty_proxy import Fault, FaultyProxy
 from zhllama import storage
 from zhllama.artifacts.blocks import BLOCK
+from zhllama.artifacts.cache import materialize
+from zhllama.artifacts.lineage import lineage
 from zhllama.artifacts.manifest import Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.errors import InputError
 from zhllama.stage import program
 
 
@@ -339,3 +344,82 @@ def test_a_folder_needs_no_server_and_no_settings(tmp_path):
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path.cwd())
         assert ended.returncode == 0, ended.stderr
         assert manifest.reference in ended.stdout
+
+
+# --- what others wrote ------------------------------------------------------------------------------------------------
+
+
+def of_another(private: Manifest, change: str) -> bytes:
+    """A manifest that says a private artifact's place for its own."""
+    value = json.loads(private.to_json(private.root))
+    if change == "its own":
+        return json.dumps(value).encode()
+    # one that agrees with itself, and whose files have those names and sizes
+    files = tuple(replace(file, sha256="", content="") for file in private.files)
+    mine = replace(private, files=files, blocks="", stage="mine", format=private.format)
+    mine = replace(mine, digest=mine.computed_digest())
+    return mine.to_json(private.root)
+
+
+@pytest.mark.parametrize("change", ["its own", "another"])
+@pytest.mark.parametrize("stage", ["pretrain", "launch_training"])
+def test_a_manifest_that_names_another_prefix_gets_nobody_to_read_it(s3_store, zhllama, tmp_path, change, stage):
+    private = publish(f"{s3_store}/private", "fetch_weights", "a", "hf-model")
+    attack = f"{s3_store}/attack"
+    reference = f"{attack}/{stage}/{'b' * 32}/manifest.json"
+    storage.write_bytes(reference, of_another(private, change))
+    before = [item.name for item in storage.listing(f"{s3_store}/private")]
+    for target in (f"{s3_store}/public/x", tmp_path / "public"):
+        code, out, err = zhllama("cp", reference, target)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+    assert storage.listing(f"{s3_store}/public") == []
+    assert not (tmp_path / "public").exists()
+    for command in (("show", reference), ("verify", reference), ("show", reference, "--json")):
+        assert zhllama(*command)[:2] == (2, "")
+    _, out, _ = zhllama("ls", attack, "--json")
+    assert "/private/" not in "".join(one["reference"] for one in json.loads(out))
+    zhllama("gc", attack, "--older-than", "0s")
+    assert [item.name for item in storage.listing(f"{s3_store}/private")] == before
+    with pytest.raises(InputError):
+        materialize(open_artifact(reference))
+    # an artifact that was made of it does not read it either
+    child = publish(attack, "merge", "c", "hf-model", model=Input(reference, private.digest))
+    assert lineage(child).inputs[0].state
+
+
+HOSTILE = "evil\x1b[2J\r\n\u202e\x9b1m\x07"
+
+
+def test_control_characters_of_a_manifest_are_shown_and_not_printed(store, zhllama):
+    out = ArtifactWriter(store, "stage", "a" * 32, {"note": HOSTILE, HOSTILE: 3}, {})
+    out.add_bytes("a.bin", b"1")
+    out.facts |= {"summary": HOSTILE, "title": [HOSTILE]}
+    made = out.publish(HOSTILE.replace("\n", ""))
+    storage.write_bytes(f"{store}/stage/{'b' * 32}/manifest.json", json.dumps({"kind": HOSTILE}).encode())
+    for command in (
+        ("show", made.reference), ("show", made.reference, "--json"), ("ls", store), ("ls", store, "--json"),
+        ("verify", made.reference), ("cp", made.reference, f"{store}/\x1b[31mcopy"), ("gc", store, "--dry-run"),
+        ("verify", f"{store}/stage/{'b' * 32}"), ("show", f"{store}/\x1b[2Jnothing"),
+    ):  # fmt: skip
+        _, printed, said = zhllama(*command)
+        raw = [one for one in printed + said if one in "\x1b\r\x07\x9b\u202e"]
+        assert raw == [], command
+    assert json.loads(zhllama("show", made.reference, "--json")[1])["manifest"]["facts"]["summary"] == HOSTILE
+
+
+def test_ls_and_show_work_while_a_run_has_the_store(zhllama, tmp_path, monkeypatch):
+    for name in ("ZHLLAMA_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    with s3_for(tmp_path / "work", "") as run_store:
+        made = publish(run_store, "pretrain", "a", "adapter")
+        # another shell knows nothing of the run's
+        monkeypatch.delenv("ZHLLAMA_S3_ENDPOINT")
+        storage.forget_client()
+        for command in (("ls",), ("show", made.reference), ("verify", made.reference), ("gc", "--dry-run")):
+            code, out, err = zhllama(*command, "--work", tmp_path / "work")
+            assert (code, err) == (0, ""), command
+            assert command[0] == "gc" or made.reference in out
+        code, _, err = zhllama("gc", "--work", tmp_path / "work")
+        assert code == 2
+        assert "in use by another command" in err

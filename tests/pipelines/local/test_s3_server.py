@@ -8,11 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from pipelines.local import s3_server as local_s3
-from pipelines.local.processes import started_at
+from pipelines.local.processes import alone_in, started_at
 from pipelines.local.s3_server import LocalS3
 from zhllama import storage
 from zhllama.errors import InputError
@@ -144,3 +148,50 @@ def test_ports_that_are_always_taken_are_one_line(tmp_path, monkeypatch):
             pass
     with LocalS3(tmp_path / "s3"):
         assert json.loads((tmp_path / "s3" / "running.json").read_text())
+
+
+class TestWhileAnotherCommandHasIt:
+    @pytest.fixture
+    def owner(self, tmp_path) -> Iterator[LocalS3]:
+        with ExitStack() as stack:
+            server = stack.enter_context(LocalS3(tmp_path / "s3"))
+            server.client().put_object(Bucket=server.bucket, Key="a", Body=b"kept")
+            yield server
+
+    def test_one_that_reads_uses_it_and_leaves_it_running(self, owner):
+        for _ in range(2):
+            with LocalS3(owner.folder, attach=True) as reader:
+                assert (reader.endpoint, reader.keys) == (owner.endpoint, owner.keys)
+                assert reader.client().get_object(Bucket=reader.bucket, Key="a")["Body"].read() == b"kept"
+        assert owner.client().get_object(Bucket=owner.bucket, Key="a")["Body"].read() == b"kept"
+
+    def test_its_end_waits_for_the_reader(self, owner):
+        ending = threading.Thread(target=owner.__exit__, args=(None, None, None))
+        with LocalS3(owner.folder, attach=True) as reader:
+            ending.start()
+            # the first that its end does
+            while (owner.folder / "server.json").exists():
+                pass
+            assert reader.client().get_object(Bucket=reader.bucket, Key="a")["Body"].read() == b"kept"
+        ending.join()
+        with pytest.raises(EndpointConnectionError):
+            reader.client().list_buckets()
+
+    def test_its_end_does_not_wait_for_ever(self, owner, monkeypatch):
+        monkeypatch.setattr(local_s3, "ATTACHED_TIMEOUT", 0.1)
+        with LocalS3(owner.folder, attach=True):
+            owner.__exit__(None, None, None)
+
+    def test_one_that_reads_starts_it_where_nobody_has_it(self, tmp_path):
+        with LocalS3(tmp_path / "s3", attach=True) as first, LocalS3(tmp_path / "s3", attach=True) as second:
+            assert first.endpoint == second.endpoint
+
+    def test_one_that_is_not_there_in_time_is_said_to_be_in_use(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(local_s3, "START_TIMEOUT", 0.1)
+        (tmp_path / "s3").mkdir()
+        with (
+            alone_in(tmp_path / "s3"),
+            pytest.raises(InputError, match="in use by another command"),
+            LocalS3(tmp_path / "s3", attach=True),
+        ):
+            pass
