@@ -9,7 +9,6 @@ StorageFault, a missing object FileNotFoundError.
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
