@@ -171,9 +171,14 @@ def get(uri: str, most: int) -> bytes:
 
 def size(uri: str) -> int:
     """Bytes of an object."""
-    found = call(uri, "head_object", Key=split_s3(uri)[1])
-    require_tag(current_session().client.meta.endpoint_url, found)
-    return int(found["ContentLength"])
+    bucket, key = split_s3(uri)
+
+    def asked(client: Any) -> int:
+        found = client.head_object(Bucket=bucket, Key=key)
+        require_tag(client.meta.endpoint_url, found)
+        return int(found["ContentLength"])
+
+    return by_boto3(uri, asked)
 
 
 def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
