@@ -20,7 +20,15 @@ from zhllama.errors import StorageFault, Truncated
 from zhllama.retries import Result, with_retries
 from zhllama.storage.addresses import split_s3, too_large
 from zhllama.storage.parallel import Take, room
-from zhllama.storage.s3_errors import AGAIN, code_and_status, kind_of, mapped, server_code, worth_reading_again
+from zhllama.storage.s3_errors import (
+    AGAIN,
+    code_and_status,
+    kind_of,
+    mapped,
+    require_tag,
+    server_code,
+    worth_reading_again,
+)
 from zhllama.storage.s3_session import Buffer, Session, current_session, forget_client
 
 CRC32C = "x-amz-checksum-crc32c"
@@ -164,7 +172,13 @@ def get(uri: str, most: int) -> bytes:
 def size(uri: str) -> int:
     """Bytes of an object."""
     bucket, key = split_s3(uri)
-    return by_boto3(uri, lambda client: int(client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
+
+    def asked(client: Any) -> int:
+        found = client.head_object(Bucket=bucket, Key=key)
+        require_tag(client.meta.endpoint_url, found)
+        return int(found["ContentLength"])
+
+    return by_boto3(uri, asked)
 
 
 def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:

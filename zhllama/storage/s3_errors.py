@@ -162,6 +162,13 @@ def elsewhere(endpoint: str, response: Any) -> InputError | None:
     return InputError(f"{endpoint}: {said}; write the S3 server's own address")
 
 
+def require_tag(endpoint: str, headers: Mapping[str, str]) -> None:
+    """InputError where an object's answer has no ETag, as each of S3's has: a login page says 200 to everything."""
+    if "ETag" not in headers:
+        said = "what answers there is no S3 server (a login page?)"
+        raise InputError(f"{endpoint}: {said}; write the S3 server's own address")
+
+
 @contextmanager
 def mapped(uri: str) -> Iterator[None]:
     """Turns botocore's exceptions into ours."""

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from zhllama.errors import InputError
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import patience
-from zhllama.storage.s3_errors import client_error, elsewhere
+from zhllama.storage.s3_errors import client_error, elsewhere, require_tag
 
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
@@ -120,6 +120,7 @@ class Session:
         response = self._http.send(prepared)
         if response.status_code >= 300:
             raise client_error(method, response, self.client.meta.endpoint_url)
+        require_tag(self.client.meta.endpoint_url, response.headers)
         return response
 
     def _refuse_strangers(self, response: Any, **_: Any) -> None:
