@@ -127,7 +127,7 @@ def _by_settings(told: Configuration, names: Mapping[str, tuple[str, ...]]) -> I
     except InputError as error:
         said = re.sub(r"--([a-z0-9]+(?:[-_][a-z0-9]+)*)", setting, str(error))
         # a word that is no option of a training can only be among those that are given as one text
-        texts = [one for one in names.get("arguments", ()) if one in told.given and "--set" not in said]
+        texts = [one for one in names.get("arguments", ()) if one in told.given and said.startswith("components.")]
         raise InputError(f"--set {texts[0]}: {said}" if texts else said) from error
 
 
