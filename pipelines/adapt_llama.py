@@ -32,7 +32,7 @@ from components.prepare_dataset.component import prepare_dataset
 from components.serve.component import deploy
 from components.train_tokenizer.component import train_tokenizer
 from pipelines.configuration import Configuration
-from pipelines.machines import as_json, check_machines, fixed_arguments, serving_machine, training_machine
+from pipelines.machines import as_json, check_given, fixed_arguments, serving_machine, training_machine
 from pipelines.settings import GENERATED
 from pipelines.steps import Steps
 from zhllama import storage
@@ -239,7 +239,7 @@ def compile_pipeline(told: Configuration, path: Path) -> list[tuple[str, str]]:
     InputError where the file cannot be written."""
     if path.suffix not in (".yaml", ".yml") or path.is_dir():
         raise InputError(f"{path}: kfp writes a pipeline with its settings as YAML alone; name a file as pipeline.yaml")
-    check_machines(told)
+    check_given(told)
     made: list[tuple[str, str]] = []
     try:
         # kfp writes where it is told, bit by bit: a disk that is full must not leave half a pipeline

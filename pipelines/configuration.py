@@ -202,7 +202,8 @@ def check_addresses(text: str, where: str) -> None:
         kind = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", part.strip())
         if kind and (kind[1] not in _KINDS or not part.strip().startswith(f"{kind[1]}://")):
             raise InputError(f"{where}: {part}: unknown kind of address; use s3://bucket/prefix, hf://name or a path")
-        if kind and kind[1] == "s3":
+        # shorter ones stand for a name, in examples; the store refuses them
+        if kind and kind[1] == "s3" and len(storage.split_s3(part.strip())[0]) not in (1, 2):
             try:
                 storage.normalise(part.strip())
             except InputError as error:

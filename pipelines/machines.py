@@ -12,21 +12,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from components.generate_instructions.options import GenerateInstructions
 from components.launch_training.command import parse_training
 from components.launch_training.command import training_arguments as launched_arguments
 from components.launch_training.options import LaunchTraining
+from components.prepare_dataset.options import PrepareDataset
 from components.serve.options import Serve
+from components.train_tokenizer.options import TrainTokenizer
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import Value, text_of
-from pipelines.settings import ADAPTER, MACHINE, OPTIONS, SERVED, compiled_options, of_all
+from pipelines.settings import ADAPTER, MACHINE, OPTIONS, SERVED, SETTINGS, compiled_options, of_all
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.stage.command_line import parse
-from zhllama.stage.options import described, option_of
+from zhllama.stage.options import StageOptions, described, option_of
 from zhllama.training.options import EACH_RUN, TrainingOptions
 
 _ANYWHERE = "s3://bucket/prefix"
+_ALONE: Mapping[Any, Mapping[str, str]] = {
+    TrainTokenizer: {"store": _ANYWHERE, "text": _ANYWHERE},
+    PrepareDataset: {"store": _ANYWHERE, "text": _ANYWHERE, "tokenizer": _ANYWHERE},
+    GenerateInstructions: {"store": _ANYWHERE, "base_url": "http://model/v1", "model": "one"},
+}
+"""Stages whose options are numbers and the like → what each takes one value beside."""
 
 
 def training_options(size: Size, training: str, values: Mapping[str, Value]) -> dict[str, Any]:
@@ -86,9 +95,15 @@ def planned_options(size: Size, stage: str, more: str, values: Mapping[str, Valu
     return parse_training(stage, training_arguments(size, stage, given, more, values))
 
 
-def check_machines(told: Configuration) -> None:
-    """InputError, by the names of `--set`, for what no job and no server can be made of: of those that this course has,
-    and of those that it leaves out where something was said of them."""
+def check_given(told: Configuration) -> None:
+    """InputError, by the names of `--set`, for what no job and no server can be made of, and for what a stage would not
+    take: of those that this course has, and of those that it leaves out where something was said of them."""
+    for name in sorted(told.given & SETTINGS.keys()):
+        stage, option = SETTINGS[name].option or (StageOptions, "")
+        if stage in _ALONE and told[name] not in (None, ""):
+            words = {**_ALONE[stage], option: text_of(told[name])}
+            with _by_settings(told, {option: (name,)}):
+                parse(stage, [f"{option_of(one)}={text}" for one, text in words.items()])
     shape = told.shape
     used = {name for name, runs in (("embeddings", shape.stage1), ("lora", shape.stage2), ("sft", shape.sft)) if runs}
     for training in OPTIONS:
@@ -110,7 +125,10 @@ def _by_settings(told: Configuration, names: Mapping[str, tuple[str, ...]]) -> I
     try:
         yield
     except InputError as error:
-        raise InputError(re.sub(r"--([a-z0-9]+(?:[-_][a-z0-9]+)*)", setting, str(error))) from error
+        said = re.sub(r"--([a-z0-9]+(?:[-_][a-z0-9]+)*)", setting, str(error))
+        # a word that is no option of a training can only be among those that are given as one text
+        texts = [one for one in names.get("arguments", ()) if one in told.given and said.startswith("components.")]
+        raise InputError(f"--set {texts[0]}: {said}" if texts else said) from error
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:

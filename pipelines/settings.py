@@ -49,6 +49,8 @@ class Setting:
     """Whether it is a reference to data (several, comma-separated)."""
     fields: tuple[str, ...] = ()
     """Fields of the size that it stands over: ("lora.steps",)."""
+    option: tuple[type, str] | None = None
+    """Of a stage, whose option it is."""
 
     def described(self) -> tuple[str, str]:
         """For people: when it is said (compile, or run: each run may say it), and what kind of value it has."""
@@ -93,7 +95,7 @@ class Settings(dict[str, Setting]):
             note = f"{of}: {note if note[1:2].isupper() else note[:1].lower() + note[1:]}"
         self[name] = Setting(
             name=name, group=self._heading, kind=str if choices else kind, note=note, default=reader, compiled=compiled,
-            choices=choices, address=address, fields=fields,
+            choices=choices, address=address, fields=fields, option=option,
         )  # fmt: skip
 
     compiled = functools.partialmethod(_add, compiled=True)

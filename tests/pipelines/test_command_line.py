@@ -178,18 +178,19 @@ def test_a_compiled_pipeline_has_what_it_was_told_where_kfp_takes_no_parameter(t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--run-as-user", "0"], "--run-as-user 0: write a number above 0 (root is refused), or none"),
-        (["--run-as-user", "nobody"], "--run-as-user nobody: write a number above 0"),
+        (["--run-as-user", "0"], "--run-as-user 0: write a number from 1 to 2147483647 (0, root, is refused), or none"),
+        (["--run-as-user", "nobody"], "--run-as-user nobody: write a number from 1"),
         (["--label", "team"], "--label team: write NAME=VALUE"),
-        (["--label", "team=a b"], "--label team=a b: letters, digits, - _ and . are allowed"),
-        (["--annotation", "a b=c"], "--annotation a b: in a key letters, digits, - _ and . are allowed"),
+        (["--label", "team=a b"], "--label: team: 'a b' must be empty, or letters, digits"),
+        (["--annotation", "a b=c"], "--annotation: key 'a b' must be letters, digits"),
         (["--digests", "/none"], "--digests /none: it cannot be read"),
         (
             ["--registry", "https://r.example.com/team"],
-            "--registry https://r.example.com/team: write a host and a path",
+            "--registry: 'https://r.example.com/team' is no registry; write a host and a path",
         ),
-        (["--registry", "r.example.com/Team"], "--registry r.example.com/Team: write a host and a path in lower case"),
-        (["--tag", "1.0+cpu"], "--tag 1.0+cpu: letters, digits, _ . and - are allowed in a tag"),
+        (["--registry", "r.example.com/Team"], "--registry: 'r.example.com/Team' is no registry"),
+        (["--registry", "Reg/x"], "--registry: 'Reg/x' is no registry; write a host and a path in lower case"),
+        (["--tag", "1.0+cpu"], "--tag: '1.0+cpu' is no tag: letters, digits, _ . and - are allowed"),
     ],
 )
 def test_what_a_cluster_would_refuse_is_refused_before_it_is_compiled(tmp_path, words, message):

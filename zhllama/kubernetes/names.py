@@ -73,7 +73,7 @@ def _gpu(text: str) -> str:
 
 def _quantity(value: Any) -> str:
     wrong = formats.quantity(value)
-    return f"is not a Kubernetes quantity ({wrong})" if wrong else formats.no_negative_quantity(value)
+    return "is not a Kubernetes quantity; write 500m, 8 or 64Gi" if wrong else formats.no_negative_quantity(value)
 
 
 _TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
@@ -132,7 +132,8 @@ def check_options(of: Any) -> None:
 
 def check_namespace(option: str, text: str) -> None:
     """InputError for what no namespace is called."""
-    check_value("namespace", text, option)
+    if wrong := formats.dns_label(text):
+        raise InputError(f"{option}: {text!r} {wrong}")
 
 
 def is_of_pods(key: str) -> bool:

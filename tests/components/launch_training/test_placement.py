@@ -53,7 +53,7 @@ def test_a_job_is_placed_labelled_and_let_out_as_the_platform_asks():
         ("tolerations", '{"key": "a"}', "--tolerations .*: write a list of tolerations"),
         ("tolerations", '[{"kee": "a"}]', "--tolerations: kee: 'a' is nothing that a toleration has; it has key"),
         ("tolerations", '[{"tolerationSeconds": "9"}]', "tolerationSeconds: '9' is nothing"),
-        ("tolerations", '[{"operator": "In"}]', "--tolerations: operator: 'In'; use Exists or Equal"),
+        ("tolerations", '[{"operator": "In"}]', "--tolerations: operator: 'In' must be one of Equal, Exists"),
         ("tolerations", '[{"effect": "Never"}]', "--tolerations: effect: 'Never'; use NoSchedule or"),
     ],
 )

@@ -66,13 +66,13 @@ def test_the_reaper_sleeps_until_its_image_has_a_registry():
 def test_keys_for_a_namespace_that_cannot_be_are_not_made():
     done = zhllama("dev-secrets", "--namespace", "My_Team")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "--namespace My_Team: lower-case letters" in done.stderr
+    assert "--namespace: 'My_Team' must be lower-case letters" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--namespace", "My_Team"], "--namespace My_Team: lower-case letters"),
+        (["--namespace", "My_Team"], "--namespace: 'My_Team' must be lower-case letters"),
         (["--without-namespace"], "--without-namespace: whose namespace is it?"),
         (["--components", "reaper,kue"], r"--components kue: there is no such component (did you mean kueue?)"),
     ],

@@ -215,11 +215,11 @@ def test_wrong_json_is_refused_with_how_to_write_it(option: str, text: str, mess
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": "Not_A_Name"}, "on a cluster lower-case letters"),
+        ({"name": "Not_A_Name"}, "'Not_A_Name' must be lower-case letters"),
         ({"model": "/data/model"}, "pods of a cluster read the model from S3"),
         ({"gpus": 0}, "--gpus 0: at least 1"),
-        ({"namespace": "Team_A"}, "--namespace Team_A: lower-case letters"),
-        ({"api_key_secret": "My Key"}, "--api-key-secret My Key: lower-case letters"),
+        ({"namespace": "Team_A"}, "--namespace: 'Team_A' must be lower-case letters"),
+        ({"api_key_secret": "My Key"}, "--api-key-secret: 'My Key' must be lower-case letters"),
         ({"labels": {"team": "a b"}}, "label team=a b: letters, digits"),
     ],
 )

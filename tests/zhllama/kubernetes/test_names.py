@@ -1,16 +1,19 @@
 """Names and labels that Kubernetes takes pass, others are refused with what is allowed."""
 
-from types import SimpleNamespace
+from functools import partial
+from typing import Any
 
 import pytest
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.names import check_keys, check_labels, check_names, check_namespace
+from zhllama.kubernetes.names import check_namespace, check_value
 
 
-def check_name(option: str, name: str) -> None:
-    check_names(SimpleNamespace(**{option.removeprefix("--"): name}), option.removeprefix("--"))
+def _check(name: str, option: str, value: Any) -> None:
+    check_value(name, value, option)
 
+
+check_name, check_labels, check_keys = (partial(_check, name) for name in ("s3_secret", "labels", "annotations"))
 
 TAKEN = [
     (check_namespace, "team-1"),
@@ -45,5 +48,5 @@ def test_what_kubernetes_takes_passes(check, value):
 
 @pytest.mark.parametrize(("check", "value"), REFUSED)
 def test_what_it_refuses_is_refused_with_what_is_allowed(check, value):
-    with pytest.raises(InputError, match=r"--option .*: .*(needed|allowed)"):
+    with pytest.raises(InputError, match=r"^--option: .*must (be|have)"):
         check("--option", value)

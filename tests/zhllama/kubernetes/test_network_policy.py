@@ -85,7 +85,7 @@ def test_s3_is_reached_on_its_own_port_too(endpoint, ports):
     [
         ({"ports": (0,)}, "--s3-port 0"),
         ({"cidrs": ("10.0.0.1/8",)}, "--s3-cidr 10.0.0.1/8: .*host bits"),
-        ({"namespaces": ("Mine",)}, "--s3-namespace Mine"),
+        ({"namespaces": ("Mine",)}, "--s3-namespace: 'Mine'"),
     ],
 )
 def test_what_is_no_place_is_refused(given, said):
