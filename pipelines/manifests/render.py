@@ -72,7 +72,7 @@ def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:
     def lines(dumper: Any, text: str) -> Any:
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if text.count("\n") > 1 else None)
 
-    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    plain: Any = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
     plain.add_representer(str, lines)
     return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
 
