@@ -65,10 +65,15 @@ def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = No
 
 
 def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:
-    """The objects as YAML documents, in their own order of fields, without anchors for what they share."""
+    """The objects as YAML documents, in their own order of fields, without anchors for what they share; a text of
+    several lines stands as such."""
     import yaml
 
-    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    def lines(dumper: Any, text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if text.count("\n") > 1 else None)
+
+    plain: Any = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    plain.add_representer(str, lines)
     return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
 
 

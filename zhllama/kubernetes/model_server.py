@@ -200,7 +200,7 @@ class ModelServer:
         return {
             "name": name,
             "image": self.vllm_image,
-            "command": ["sh", "-c", _START, "vllm"],
+            "command": ["sh", "-c", _START, "vllm"] if self.s3_secret else ["vllm", "serve"],
             "args": [
                 f"{self.root}/",
                 *("--load-format", "runai_streamer", "--served-model-name", self.name, "--port", str(PORT)),
