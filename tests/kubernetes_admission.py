@@ -39,6 +39,9 @@ def _schema(kind: str, api_version: str) -> Mapping[str, Any] | None:
     return None
 
 
+_ALWAYS = ("apiVersion", "kind", "metadata")
+
+
 def unknown_fields(thing: Object, at: Address) -> list[str]:
     """Their places; they are taken out, as a server drops them."""
     schema = _schema(at.kind, at.api_version)
@@ -59,10 +62,9 @@ def _pruned(value: Any, schema: Mapping[str, Any], place: str, open_top: bool) -
     for name in list(value):
         if properties and name in properties and not (open_top and name == "metadata"):
             yield from _pruned(value[name], properties[name], f"{place}.{name}".lstrip("."), False)
-        elif properties and not (open_top and name in ("apiVersion", "kind", "metadata")):
-            if not schema.get("additionalProperties"):
-                del value[name]
-                yield f"{place}.{name}".lstrip(".")
+        elif properties and not schema.get("additionalProperties") and not (open_top and name in _ALWAYS):
+            del value[name]
+            yield f"{place}.{name}".lstrip(".")
 
 
 def decoded(thing: Object, at: Address, strict: str) -> list[str]:
@@ -146,7 +148,7 @@ def faults(thing: Object) -> str:
 
 @functools.lru_cache(maxsize=1000)
 def _faults(kind: str, text: str) -> str:
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         found = check([Path(file.name)], crds=crds(kind) if kind else None, pod_security="privileged")

@@ -1,6 +1,6 @@
 """What a real API server says of a request before it looks at an object: its address, who asks, options, selectors.
 
-The words are those of tests/recordings/responses. What is not served here is answered 501, with why; nothing is guessed.
+The words are those of tests/recordings/responses. What is not served here is answered 501, with why.
 """
 
 import re
@@ -219,7 +219,8 @@ def true(value: str | None) -> bool:
 
 def acceptable(accept: str | None) -> None:
     """Objects are told as JSON."""
-    if accept is None or any(kind in accept for kind in ("*/*", "application/json")) and ";as=" not in accept:
+    known = accept is None or any(kind in accept for kind in ("*/*", "application/json"))
+    if accept is None or (known and ";as=" not in accept):
         return
     if any(kind in accept for kind in ("protobuf", "yaml", ";as=")):
         raise not_served(f"to answer as {accept}")

@@ -1,8 +1,8 @@
 """A small Kubernetes API server over real HTTP: objects by path in memory, and faults in front of its answers.
 
-It does create, update, merge patch, server-side apply, scale, get, list (in pages), watch (from a resourceVersion, with
-bookmarks), delete (uid, finalizers, propagation, what the object owns), pods' logs and forwarded ports, as a real server
-did (tests/recordings/responses, replayed by tests/test_kubernetes_server.py); what it cannot do it answers 501, with why.
+It does create, update, merge patch, server-side apply, scale, get, list (in pages), watch (from a resourceVersion,
+with bookmarks), delete (uid, finalizers, propagation, what the object owns), pods' logs and forwarded ports, as a real
+server did (tests/recordings/responses, replayed by tests/test_kubernetes_server.py); what it cannot do it answers 501.
 What a controller would do is done by the test: `server.on_apply = function(object)` runs in a thread of its own after
 each change of an object's spec, and moves things on with `set_status` and `set_pods`.
 """
