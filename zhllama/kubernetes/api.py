@@ -62,7 +62,9 @@ def passes(error: BaseException) -> bool:
     return isinstance(error, HTTPError)
 
 
-_LASTING = ("failed to create typed patch object", "request is too large", "field not declared in schema")
+_LASTING = (
+    "failed to create typed patch object", "request is too large", "field not declared in schema", "Invalid value",
+)  # fmt: skip
 
 
 SAY_AFTER, SAY_EVERY = 3, 60.0
@@ -100,8 +102,14 @@ def _asked(error: BaseException) -> float:
 
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
-    """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
-    return value_of(call(**options, _preload_content=False).data)
+    """The answer as JSON: the client's own classes refuse what a newer server leaves out. StorageFault for another: a
+    proxy's page, with 200."""
+    content = call(**options, _preload_content=False).data
+    try:
+        return value_of(content)
+    except ValueError as error:
+        start = " ".join(content[:80].decode(errors="replace").split())
+        raise StorageFault(f"no Kubernetes API answers there, but {start!r}; check KUBECONFIG and proxies") from error
 
 
 def delete_object(
