@@ -13,11 +13,12 @@ from components.pretrain.options import Pretrain
 from pipelines import sizes
 from pipelines.manifests import render
 from pipelines.manifests.check.check import check
+from tests.recordings import crds
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import pytorchjob
 from zhllama.stage.command_line import parse
 
-CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
+CRDS = crds()
 ROOT = Path(__file__).resolve().parents[3]
 ADDRESSES = {"model": "s3://bucket/model", "dataset": "s3://bucket/dataset", "store": "s3://bucket/store"}
 
@@ -51,9 +52,6 @@ def test_no_example_needs_prometheus_operator() -> None:
     assert not [name for name, text in render.examples().items() if "PodMonitor" in text]
 
 
-@pytest.mark.skipif(
-    not CRDS.is_dir(), reason="NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)"
-)
 def test_the_jobs_pass_the_check():
     found = check([render.FOLDER / "pytorchjob"], CRDS)
     assert [str(finding) for finding in found if finding.level == "error"] == []
