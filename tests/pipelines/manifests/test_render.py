@@ -13,12 +13,12 @@ from components.pretrain.options import Pretrain
 from pipelines import sizes
 from pipelines.manifests import render
 from pipelines.manifests.check.check import check
-from tests import recordings
+from tests.recordings import crds
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import pytorchjob
 from zhllama.stage.command_line import parse
 
-CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
+CRDS = crds()
 ROOT = Path(__file__).resolve().parents[3]
 ADDRESSES = {"model": "s3://bucket/model", "dataset": "s3://bucket/dataset", "store": "s3://bucket/store"}
 
@@ -52,9 +52,6 @@ def test_no_example_needs_prometheus_operator() -> None:
     assert not [name for name, text in render.examples().items() if "PodMonitor" in text]
 
 
-@pytest.mark.skipif(
-    not CRDS.is_dir(), reason="NOT CHECKED: no definitions of custom resources beside this repository (../shared/crds)"
-)
 def test_the_jobs_pass_the_check():
     found = check([render.FOLDER / "pytorchjob"], CRDS)
     assert [str(finding) for finding in found if finding.level == "error"] == []
@@ -294,7 +291,7 @@ def test_what_else_the_pods_have_is_said_by_options_or_at_once(tmp_path):
         (expression,) = terms["nodeSelectorTerms"][0]["matchExpressions"]
         assert expression == {"key": "gpu", "operator": "In", "values": ["h100", "h200"]}
     (tmp_path / "job.yaml").write_text(done.stdout)
-    assert [str(one) for one in check([tmp_path], recordings.crds()) if one.level == "error"] == []
+    assert [str(one) for one in check([tmp_path], CRDS) if one.level == "error"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Answers of a real API server, as the client judges them: what may pass is asked again, the rest is not."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from kubernetes.client.exceptions import ApiException
+
+from tests.recordings import exchanges
+from zhllama.errors import StorageFault
+from zhllama.kubernetes.api import call, passes, plain
+
+PASSING = {
+    "webhook/no-endpoints", "webhook/no-endpoints-pytorchjob", "webhook/no-service", "evict/budget",
+    "list/version-future",
+}  # fmt: skip
+"""A webhook that is away, a budget that is used up, a server that has not caught up."""
+
+
+def refusals():
+    """Id → the recorded answer as the client raises it."""
+    for name, one in exchanges().items():
+        answer = one["response"]
+        if answer["status"] >= 400:
+            lines = [line["line"] for line in answer.get("lines", ())]
+            error = ApiException(status=answer["status"])
+            error.body = json.dumps(answer.get("body") or (lines[0] if lines else answer.get("text")))
+            error.headers = {"Retry-After": "0"}
+            yield name, error
+
+
+def test_of_all_recorded_refusals_these_are_asked_again():
+    assert {name for name, error in refusals() if passes(error)} == PASSING
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "etcdserver: request timed out",
+        "etcdserver: leader changed",
+        "rpc error: code = Unavailable",
+        "context canceled",
+    ],
+)
+def test_other_500s_may_pass(words):
+    error = ApiException(status=500)
+    error.body = json.dumps({"kind": "Status", "message": words, "code": 500})
+    assert passes(error)
+
+
+@pytest.mark.parametrize("name", ["unknown/apply-crd", "large/etcd", "auth/expired-token", "quota/count-pytorchjobs"])
+def test_an_answer_that_stays_is_raised_at_once(name):
+    error = dict(refusals())[name]
+    asked = []
+
+    def request(**_):
+        asked.append(name)
+        raise error
+
+    with pytest.raises(ApiException):
+        call(request)
+    assert asked == [name]
+
+
+@pytest.mark.parametrize("content", [b"<html><title>Log in</title>", b"", b"ok"])
+def test_a_page_in_place_of_an_answer_is_said(content):
+    with pytest.raises(StorageFault, match=r"no Kubernetes API answers there, but .*; check KUBECONFIG and proxies"):
+        call(plain, call=lambda **_: SimpleNamespace(data=content))
