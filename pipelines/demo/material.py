@@ -28,7 +28,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from zhllama.artifacts.open import file_digest
 from zhllama.errors import InputError
+from zhllama.storage.private import own_folder
 
 log = logging.getLogger("demo")
 
@@ -90,12 +92,14 @@ def prepare_material(work: Path) -> Material:
 
 def fetch(requirement: str) -> Path:
     """The package's file, in the cache (XDG_CACHE_HOME/zhllama), fetched by pip when it is not there; hash checked."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zhllama"
+    cache = own_folder(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zhllama",
+        "point XDG_CACHE_HOME to a folder of your own",
+    )
     wanted = PACKAGES[requirement]
     cached = cache / f"{requirement}-{wanted[:16]}"
-    if not cached.exists():
+    if not cached.is_file() or file_digest(cached, hashlib.sha256()) != wanted:
         log.info("fetching %s", requirement)
-        cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             listed = Path(folder) / "requirements.txt"
             listed.write_text(f"{requirement} --hash=sha256:{wanted}\n")

@@ -39,6 +39,7 @@ from zhllama.storage.private import open_lock, temporary_folder
 from zhllama.terminal import visible
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import allowed_cores
+from zhllama.training.loopback import listen_on_loopback_alone
 
 log = logging.getLogger("training")
 
@@ -224,8 +225,9 @@ def _launch_config(folder: str) -> Any:
     # its own folder for logs, which nobody reads, would stay in TMPDIR
     arguments = [f"--log-dir={folder}", "worker"]
     if not any(name in os.environ for name in ("PET_MASTER_ADDR", "PET_RDZV_ENDPOINT", "PET_RDZV_BACKEND")):
-        # nobody else to find: any free port will do
-        arguments = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={uuid.uuid4().hex}", *arguments]
+        # nobody else to find: a file will do
+        place = f"--rdzv-endpoint={folder}/rendezvous"
+        arguments = ["--rdzv-backend=c10d", place, f"--rdzv-id={uuid.uuid4().hex}", *arguments]
     try:
         settings = get_args_parser().parse_args(arguments)
         processes = determine_local_world_size(settings.nproc_per_node)
@@ -237,6 +239,10 @@ def _launch_config(folder: str) -> Any:
         config, _, _ = config_from_args(settings)
     except (ValueError, AssertionError) as error:
         raise InputError(f"PET_* variables: {error}; set them as torchrun's options of the same names") from error
+    if config.rdzv_endpoint == f"{folder}/rendezvous":
+        config.rdzv_configs["store_type"] = "file"
+    if config.max_nodes == 1 or config.rdzv_endpoint.startswith("127.0.0.1:"):
+        listen_on_loopback_alone()
     config.logs_specs = DefaultLogsSpecs(log_dir=folder)
     if config.shutdown_timeout is None:
         config.shutdown_timeout = int(os.environ.get(SHUTDOWN_TIMEOUT) or DEFAULT_SHUTDOWN_TIMEOUT)

@@ -24,6 +24,7 @@ from zhllama.errors import InputError
 from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import peak_tflops
+from zhllama.training.loopback import listen_on_loopback_alone
 from zhllama.training.metrics import History, MetricsCallback, flops_per_token
 from zhllama.training.model import collate, trainable, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings
@@ -57,6 +58,7 @@ def start_processes(options: TrainingOptions) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
+        listen_on_loopback_alone()
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed

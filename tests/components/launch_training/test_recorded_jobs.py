@@ -4,6 +4,7 @@ tests/goldens/launcher.json has each course's lines, changes of the cluster and 
 """
 
 import io
+import json
 import re
 import threading
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from kubernetes.client.exceptions import ApiException
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests import golden
+from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import succeed
 from tests.components.launch_training.replay import Clock, Played, options_of
 from tests.kubernetes_server import Fault

@@ -1,5 +1,6 @@
 """How many pods there are is left to whom it belongs to: answers of a real API server, and deployments over a fake."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
